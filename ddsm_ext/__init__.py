@@ -1,0 +1,15 @@
+"""Denoising Diffusion Step-aware Models, with kernels that compute any width of one network."""
+
+from ddsm_ext._lazy import attach
+
+__version__ = "0.1.0"
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "SlimmableUNet": "models",
+        "Strategy": "sampling",
+        "UNetConfig": "models",
+        "ops": "ops",
+    },
+)

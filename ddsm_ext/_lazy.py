@@ -1,0 +1,30 @@
+"""Lazy package exports (PEP 562), so that `import ddsm_ext` and `ddsm --help` load no torch."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def attach(
+    package: str, names: Mapping[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """Return `__getattr__`, `__dir__` and `__all__` for a package that loads its names on first use.
+
+    Args:
+        package: the package's `__name__`.
+        names: exported name -> submodule that defines it; a name equal to its submodule is the
+            submodule itself.
+    """
+
+    def __getattr__(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        module = importlib.import_module(f"{package}.{names[name]}")
+        return module if names[name] == name else getattr(module, name)
+
+    def __dir__() -> list[str]:
+        return sorted(names)
+
+    return __getattr__, __dir__, sorted(names)
