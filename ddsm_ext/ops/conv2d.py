@@ -1,0 +1,190 @@
+"""Convolution with a prefix of a larger weight, over one or two sources."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddsm_ext.ops._arguments import (
+    autocast_dtype,
+    check_accumulate,
+    check_bias,
+    check_c_out,
+    check_flag,
+    check_int,
+    check_tensor,
+    check_weight_match,
+    shape_text,
+)
+
+_OP = "sliced_conv2d"
+
+
+def sliced_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    c_out: int,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    x2: Tensor | None = None,
+    c_in2_offset: int | None = None,
+    upsample: bool = False,
+    accumulate_grad: bool = False,
+) -> Tensor:
+    """Compute `conv2d(x, weight[:c_out, :c_in]) + bias[:c_out]` without copying the slice.
+
+    Args:
+        x: [N, c_in, H, W], float32, bfloat16 or float64, any strides.
+        weight: [c_out_max, c_in_max, k, k], x's dtype, or float32 with a 16-bit x.
+        bias: [c_out_max] of weight's dtype; None adds nothing.
+        c_out: active output channels.
+        stride: 1 or 2.
+        padding: zero rows and columns added on each side of the (upsampled) input, below k.
+        x2: [N, c_in2, H, W], a second source, as if concatenated to x along the channels; it
+            uses weight[:c_out, c_in2_offset : c_in2_offset + c_in2]. None: one source.
+        c_in2_offset: first weight input channel of x2; None: c_in (prefix of the concat).
+        upsample: enlarge the sources 2x (nearest neighbour) first.
+        accumulate_grad: backward adds the weight and bias gradients to `weight.grad` and
+            `bias.grad` itself and reports none to autograd (hooks do not see them). Under
+            torch.compile autograd accumulates them as usual.
+
+    Returns:
+        [N, c_out, H_out, W_out] of x's dtype with channels_last strides.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape, device, count or offset.
+    """
+    c_in2_offset = _check_arguments(
+        x, weight, bias, c_out, stride, padding, x2, c_in2_offset, upsample, accumulate_grad
+    )
+    dtype = autocast_dtype(x)
+    if dtype is not None:
+        x = x.to(dtype)
+        x2 = None if x2 is None else x2.to(dtype)
+    return sliced_conv2d_ref(
+        x,
+        weight,
+        bias,
+        c_out,
+        stride=stride,
+        padding=padding,
+        x2=x2,
+        c_in2_offset=c_in2_offset,
+        upsample=upsample,
+    )
+
+
+def sliced_conv2d_ref(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    c_out: int,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    x2: Tensor | None = None,
+    c_in2_offset: int | None = None,
+    upsample: bool = False,
+) -> Tensor:
+    """Plain-torch `sliced_conv2d`; the arguments mean the same and are not checked."""
+    c_in = x.shape[1]
+    w = weight[:c_out, :c_in]  # [c_out, c_in, k, k]
+    if x2 is not None:
+        offset = c_in if c_in2_offset is None else c_in2_offset
+        w = torch.cat([w, weight[:c_out, offset : offset + x2.shape[1]]], dim=1)
+        x = torch.cat([x, x2], dim=1)  # [N, c_in + c_in2, H, W]
+    if upsample:
+        x = F.interpolate(x, scale_factor=2, mode="nearest")  # [N, c_in, 2H, 2W]
+    b = None if bias is None else bias[:c_out].to(x.dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        y = F.conv2d(x, w.to(x.dtype), b, stride=stride, padding=padding)
+    return y.contiguous(memory_format=torch.channels_last)  # [N, c_out, H_out, W_out]
+
+
+def _check_arguments(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    c_out: Any,
+    stride: Any,
+    padding: Any,
+    x2: Any,
+    c_in2_offset: Any,
+    upsample: Any,
+    accumulate_grad: Any,
+) -> int:
+    """Check everything that the kernels rely on; return the second source's weight offset."""
+    check_tensor(_OP, "x", x, 4)
+    check_tensor(_OP, "weight", weight, 4)
+    check_weight_match(_OP, x, weight)
+    check_bias(_OP, bias, weight)
+    k = weight.shape[2]
+    if weight.shape[3] != k or k < 1:
+        raise ValueError(
+            f"{_OP}: weight has shape {shape_text(weight)}; need a square kernel "
+            "[c_out_max, c_in_max, k, k]"
+        )
+    check_c_out(_OP, c_out, weight)
+    if not 1 <= x.shape[1] <= weight.shape[1]:
+        raise ValueError(
+            f"{_OP}: x has {x.shape[1]} channels, weight has {weight.shape[1]} input channels; "
+            f"need 1 <= c_in <= {weight.shape[1]}"
+        )
+    check_flag(_OP, "upsample", upsample)
+    check_accumulate(_OP, accumulate_grad, weight, bias)
+    _check_window(x, k, stride, padding, upsample)
+    return _check_second_source(x, weight, x2, c_in2_offset)
+
+
+def _check_window(x: Tensor, k: int, stride: Any, padding: Any, upsample: bool) -> None:
+    check_int(_OP, "stride", stride)
+    if stride != 1 and stride != 2:
+        raise ValueError(f"{_OP}: stride is {stride}, need 1 or 2")
+    check_int(_OP, "padding", padding)
+    if not 0 <= padding < k:
+        raise ValueError(
+            f"{_OP}: padding is {padding}, weight has a {k}x{k} kernel; need 0 <= padding < {k}"
+        )
+    scale = 2 if upsample else 1
+    height, width = x.shape[2], x.shape[3]
+    if height < 1 or width < 1 or min(height, width) * scale + 2 * padding < k:
+        raise ValueError(
+            f"{_OP}: x has {height}x{width} pixels (upsample={upsample}, padding={padding}); "
+            f"need at least the {k}x{k} kernel"
+        )
+
+
+def _check_second_source(x: Tensor, weight: Tensor, x2: Any, c_in2_offset: Any) -> int:
+    c_in = x.shape[1]
+    if x2 is None:
+        if c_in2_offset is not None:
+            raise ValueError(
+                f"{_OP}: c_in2_offset is {c_in2_offset!r} but x2 is None; need both or neither"
+            )
+        return c_in
+    check_tensor(_OP, "x2", x2, 4)
+    if x2.dtype != x.dtype:
+        raise TypeError(f"{_OP}: x2 has dtype {x2.dtype}, x {x.dtype}; need the same dtype")
+    if x2.device != x.device:
+        raise ValueError(f"{_OP}: x2 is on {x2.device}, x on {x.device}; need the same device")
+    if x2.shape[0] != x.shape[0] or x2.shape[2:] != x.shape[2:] or x2.shape[1] < 1:
+        raise ValueError(
+            f"{_OP}: x2 has shape {shape_text(x2)}, x {shape_text(x)}; need the same N, H and W "
+            "and at least one channel"
+        )
+    if c_in2_offset is None:
+        c_in2_offset = c_in
+    check_int(_OP, "c_in2_offset", c_in2_offset)
+    last = weight.shape[1] - x2.shape[1]
+    if not c_in <= c_in2_offset <= last:
+        raise ValueError(
+            f"{_OP}: c_in2_offset is {c_in2_offset}, x has {c_in} and x2 {x2.shape[1]} channels, "
+            f"weight {weight.shape[1]} input channels; need {c_in} <= c_in2_offset <= {last}"
+        )
+    return c_in2_offset
