@@ -1,0 +1,193 @@
+"""Numbered run folders: `runs/00000-name` with config.json and env.json, made at once."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ddsm_ext.io.files import parse_json, read_json, sync_folder, to_json, write_json
+
+_RUN = re.compile(r"(\d{5,})-([A-Za-z0-9][A-Za-z0-9._-]*)")
+_PACKAGES = ("ddsm_ext", "torch", "numpy", "safetensors", "Pillow", "pymoo", "scikit-learn")
+
+
+def machine_info() -> dict[str, Any]:
+    """Machine, interpreter and package versions, read without importing any of the packages."""
+    versions = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "machine": platform.node(),
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "command": sys.argv,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, so that two processes never take the same run number."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def list_runs(root: str | Path) -> list[Path]:
+    """Run folders under `root` by rising number; none when `root` is missing."""
+    root = Path(root)
+    if not root.is_dir():
+        return []
+    runs = [(int(m[1]), p) for p in root.iterdir() if (m := _RUN.fullmatch(p.name)) and p.is_dir()]
+    return [path for _, path in sorted(runs)]
+
+
+def create_run(root: str | Path, name: str, config: Mapping[str, Any]) -> Path:
+    """Make the next run folder `root/00000-name` holding config.json and env.json.
+
+    Args:
+        root: folder of runs; made when missing.
+        name: letters, digits, `.`, `_`, `-`.
+        config: JSON object saved as config.json.
+
+    Returns:
+        The new folder.
+
+    Raises:
+        ValueError: the name has other characters.
+    """
+    if not _RUN.fullmatch(f"00000-{name}"):
+        raise ValueError(f"create_run: name is {name!r}; need letters, digits, '.', '_' or '-'")
+    root = Path(root)
+    root.mkdir(parents=True, exist_ok=True)
+    temp = Path(tempfile.mkdtemp(prefix=".new-", dir=root))
+    try:
+        temp.chmod(0o755)
+        write_json(temp / "config.json", dict(config))
+        write_json(temp / "env.json", machine_info())
+        with _locked(root):
+            runs = list_runs(root)
+            number = int(runs[-1].name.partition("-")[0]) + 1 if runs else 0
+            run = root / f"{number:05d}-{name}"
+            os.rename(temp, run)
+    except BaseException:
+        shutil.rmtree(temp, ignore_errors=True)
+        raise
+    sync_folder(root)
+    return run
+
+
+def run_config(run: str | Path) -> dict[str, Any]:
+    """Config that the run was made with.
+
+    Raises:
+        FileNotFoundError: the folder holds no config.json.
+        ValueError: it is no JSON object.
+    """
+    config = read_json(Path(run) / "config.json")
+    if not isinstance(config, dict):
+        raise ValueError(f"{Path(run) / 'config.json'}: not a JSON object; need a run's config")
+    return config
+
+
+def _without(config: Mapping[str, Any], dotted: Iterable[str]) -> Any:
+    """Plain JSON copy of `config` without the entries named like `train.steps`."""
+    plain = parse_json(to_json(dict(config)), "config")
+    for name in dotted:
+        *parents, last = name.split(".")
+        entry = plain
+        for parent in parents:
+            entry = entry.get(parent) if isinstance(entry, dict) else None
+        if isinstance(entry, dict):
+            entry.pop(last, None)
+    return plain
+
+
+def find_resumable(
+    root: str | Path,
+    config: Mapping[str, Any],
+    *,
+    name: str | None = None,
+    ignore: Iterable[str] = (),
+) -> Path | None:
+    """Newest run under `root` that was made with the same config, finished or not.
+
+    Args:
+        root: folder of runs.
+        config: JSON object to compare with each config.json.
+        name: only runs of this name; None takes any.
+        ignore: dotted entries that may differ, e.g. `train.steps`.
+
+    Returns:
+        The run folder, or None.
+    """
+    ignore = tuple(ignore)
+    wanted = _without(config, ignore)
+    for run in reversed(list_runs(root)):
+        if name is not None and run.name.partition("-")[2] != name:
+            continue
+        with contextlib.suppress(ValueError, FileNotFoundError):
+            if _without(run_config(run), ignore) == wanted:
+                return run
+    return None
+
+
+def newest_run(root: str | Path, name: str | None = None) -> Path | None:
+    """Run folder with the highest number (of this name, unless None), or None."""
+    runs = [r for r in list_runs(root) if name is None or r.name.partition("-")[2] == name]
+    return runs[-1] if runs else None
+
+
+def resolve_run(root: str | Path, selector: str | Path | None = None) -> Path:
+    """Run folder that a user names by path, number or name; the newest for None.
+
+    Args:
+        root: folder of runs.
+        selector: a folder with config.json, a run number (`3`, `00003`), a full folder name, or
+            a run name (the newest of that name).
+
+    Raises:
+        FileNotFoundError: nothing matches.
+    """
+    runs = list_runs(root)
+    if selector is None:
+        if not runs:
+            raise FileNotFoundError(f"{root}: holds no run; need a run folder such as 00000-name")
+        return runs[-1]
+    if (Path(selector) / "config.json").is_file():
+        return Path(selector)
+    text = str(selector)
+    for run in reversed(runs):
+        number, _, name = run.name.partition("-")
+        if text in (run.name, name) or (text.isdecimal() and int(text) == int(number)):
+            return run
+    known = ", ".join(run.name for run in runs[-5:]) or "none"
+    raise FileNotFoundError(
+        f"run {text!r}: not found under {root} (runs there: {known}); need a path, number or name"
+    )

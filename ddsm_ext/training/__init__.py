@@ -1,0 +1,19 @@
+"""Data, sandwich rule, averaged weights and the training loop; the network is a callable."""
+
+from __future__ import annotations
+
+from ddsm_ext._lazy import attach
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "DataConfig": "config",
+        "Ema": "ema",
+        "ImageDataset": "data",
+        "TrainConfig": "config",
+        "TrainResult": "loop",
+        "load_dataset": "data",
+        "sandwich_step": "sandwich",
+        "train": "loop",
+    },
+)
