@@ -1,0 +1,25 @@
+"""Search for the width of every denoising step: genome, cost, quality, NSGA-II, Pareto front."""
+
+from ddsm_ext._lazy import attach
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "CostTable": "cost_table",
+        "Front": "front",
+        "FrontPoint": "front",
+        "SearchConfig": "config",
+        "SearchStopped": "engine",
+        "Sensitivity": "sensitivity",
+        "StrategySpace": "genome",
+        "additive_quality": "objective",
+        "macs_table": "cost_table",
+        "measure_ms": "cost_table",
+        "measure_sensitivity": "sensitivity",
+        "paired_sample_error": "objective",
+        "search": "engine",
+        "solve_budget": "budget",
+        "solve_budget_segments": "budget",
+        "terminal_progress": "progress",
+    },
+)

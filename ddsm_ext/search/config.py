@@ -1,0 +1,182 @@
+"""`SearchConfig`: everything that decides a search for the width of every denoising step."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+COSTS = ("macs", "ms")
+STAGES = ("cheap", "full")
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Settings of a search.
+
+    The search minimises two objectives, quality (a score, lower is better) and cost. With both
+    stages every candidate gets the cheap quality, NSGA-II selects on it, and the full quality is
+    spent on the candidates that `full_per_generation` and `full_final` let through; the front is
+    then made of full qualities only. With one stage that quality alone selects and makes the front.
+
+    Args:
+        widths: widths that a step may have, each in (0, 1]; the full width 1.0 must be among them.
+        segments: most segments of constant width in a strategy, >= 1.
+        population: candidates kept from generation to generation, >= 2.
+        generations: generations selected on the first stage, the initial population included, >= 1.
+        refine_generations: further generations selected on the full quality, begun from the best
+            fully scored candidates; only with both stages.
+        refine_population: candidates in those; None means half of `population`, at least 4.
+        full_per_generation: full scores that one generation of the cheap stage may spend, >= 0.
+        full_final: full scores spent at the end on members of the cheap front without one, >= 0.
+        seed: seed of the search's random choices, >= 0.
+        objectives: ("quality", "macs") or ("quality", "ms").
+        stages: ("cheap", "full"), ("cheap",) or ("full",).
+        mutation_prob: probability that a child is mutated at all.
+        mutation_prob_gene: probability that a gene of a mutated child changes; None means
+            1.5 / number of genes (at most 0.5).
+        crossover_prob: probability that two parents are crossed rather than copied.
+        seed_budgets: fractions of the full width's cost at which the budget solver puts strategies
+            into the first population, when a sensitivity is given.
+        budget_macs: budget of the chosen strategy as a fraction of the full width's MACs, (0, 1].
+        budget_ms: budget of the chosen strategy in ms an image over all steps of the sampler.
+        budget_time: budget of the chosen strategy as a fraction of the full width's time, (0, 1].
+        max_quality_loss: most that the chosen strategy's quality may be above the full width's, in
+            the quality's own unit. None with no budget: no loss.
+
+    Raises:
+        ValueError: a value is outside the range named above, or two settings contradict each other.
+    """
+
+    widths: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
+    segments: int = 4
+    population: int = 32
+    generations: int = 20
+    refine_generations: int = 0
+    refine_population: int | None = None
+    full_per_generation: int = 3
+    full_final: int = 12
+    seed: int = 0
+    objectives: tuple[str, ...] = ("quality", "macs")
+    stages: tuple[str, ...] = ("cheap", "full")
+    mutation_prob: float = 1.0
+    mutation_prob_gene: float | None = None
+    crossover_prob: float = 0.9
+    seed_budgets: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    budget_macs: float | None = None
+    budget_ms: float | None = None
+    budget_time: float | None = None
+    max_quality_loss: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("widths", "objectives", "stages", "seed_budgets"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        self._check_widths()
+        for name, least in _LEAST.items():
+            _check_whole(name, getattr(self, name), least)
+        for name in ("mutation_prob", "mutation_prob_gene", "crossover_prob"):
+            _check_range(name, getattr(self, name), 0.0, 1.0, "0 <= {} <= 1", open_low=False)
+        for name in ("budget_macs", "budget_time"):
+            _check_range(name, getattr(self, name), 0.0, 1.0, "a fraction, 0 < {} <= 1")
+        _check_range("budget_ms", self.budget_ms, 0.0, float("inf"), "{} > 0 ms")
+        for budget in self.seed_budgets:
+            _check_range("seed_budgets", budget, 0.0, 1.0, "fractions, 0 < {} <= 1")
+        self._check_choices()
+
+    def _check_widths(self) -> None:
+        for width in self.widths:
+            _check_range("widths", width, 0.0, 1.0, "0 < {} <= 1")
+        if len(set(self.widths)) != len(self.widths) or 1.0 not in self.widths:
+            raise ValueError(
+                f"search.widths is {list(self.widths)}; needs different widths, 1.0 among them"
+            )
+        ordered = tuple(sorted((float(w) for w in self.widths), reverse=True))
+        object.__setattr__(self, "widths", ordered)
+
+    def _check_choices(self) -> None:
+        if self.objectives not in tuple(("quality", cost) for cost in COSTS):
+            raise ValueError(
+                f"search.objectives is {list(self.objectives)}; needs quality,macs or quality,ms"
+            )
+        if self.stages not in (STAGES, STAGES[:1], STAGES[1:]):
+            raise ValueError(
+                f"search.stages is {list(self.stages)}; needs cheap,full or cheap or full"
+            )
+        if self.refine_generations and self.stages != STAGES:
+            raise ValueError(
+                f"search.refine_generations is {self.refine_generations} with stages "
+                f"{list(self.stages)}; needs stages cheap,full"
+            )
+        given = [n for n in ("budget_macs", "budget_ms", "budget_time") if getattr(self, n)]
+        if len(given) > 1:
+            raise ValueError(f"search: {' and '.join(given)} are both set; needs one budget at most")
+        wanted = "macs" if self.budget_macs else "ms"
+        if given and self.cost != wanted:
+            raise ValueError(
+                f"search.{given[0]} is {getattr(self, given[0])} while search.objectives counts "
+                f"{self.cost}; needs objectives quality,{wanted}"
+            )
+        loss = self.max_quality_loss
+        if loss is not None and not 0.0 <= loss < float("inf"):
+            raise ValueError(f"search.max_quality_loss is {loss}; needs 0 or more")
+
+    @property
+    def cost(self) -> str:
+        """Unit of the cost objective: "macs" or "ms"."""
+        return self.objectives[1]
+
+    @property
+    def quality_stage(self) -> str:
+        """Stage whose quality makes the front: "full" where it is used, else "cheap"."""
+        return self.stages[-1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values ready for JSON."""
+        values = dataclasses.asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SearchConfig:
+        """Build a configuration from plain values; what they leave out has its default.
+
+        Raises:
+            ValueError: a key is unknown or a value is out of range.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            if name not in names:
+                close = difflib.get_close_matches(name, names, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(names)}"
+                raise ValueError(f"search: unknown key {name!r}; {hint}")
+        return cls(**values)
+
+
+_LEAST = {
+    "segments": 1,
+    "population": 2,
+    "generations": 1,
+    "refine_generations": 0,
+    "refine_population": 2,
+    "full_per_generation": 0,
+    "full_final": 0,
+    "seed": 0,
+}
+
+
+def _check_whole(name: str, value: Any, least: int) -> None:
+    if value is None and name == "refine_population":
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"search.{name} is {value!r}; needs a whole number >= {least}")
+
+
+def _check_range(
+    name: str, value: Any, low: float, high: float, needs: str, *, open_low: bool = True
+) -> None:
+    if value is None and name not in ("widths", "seed_budgets"):
+        return
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not (low < value or (value == low and not open_low)) or not value <= high:
+        short = name.removesuffix("s") if name in ("widths", "seed_budgets") else name
+        raise ValueError(f"search.{name} holds {value!r}; needs {needs.format(short)}")
