@@ -1,0 +1,57 @@
+// pybind11 module ddsm_ext._native: what is stateful and not an op (build and CPU information).
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
+#include "../cpu/isa.h"
+
+namespace py = pybind11;
+
+namespace {
+
+constexpr ddsm::Isa kIsas[] = {ddsm::Isa::kPortable, ddsm::Isa::kAvx2, ddsm::Isa::kAvx512};
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = DDSM_VERSION;
+  info["compiler"] = DDSM_COMPILER;
+  info["torch_target"] = DDSM_TORCH_TARGET;
+  info["cuda_toolkit"] = DDSM_CUDA_TOOLKIT;              // "" if built without
+  info["cuda_architectures"] = DDSM_CUDA_ARCHITECTURES;  // "" if built without
+  info["sanitizer"] = DDSM_SANITIZER;                    // "" if none
+  return info;
+}
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  for (ddsm::Isa isa : kIsas) {
+    if (ddsm::isa_available(isa)) names.emplace_back(ddsm::isa_name(isa));
+  }
+  return names;
+}
+
+void set_isa(const std::string& name) {
+  for (ddsm::Isa isa : kIsas) {
+    if (name == ddsm::isa_name(isa)) {
+      if (!ddsm::set_isa(isa)) {
+        throw py::value_error("set_isa: this build or CPU has no " + name);
+      }
+      return;
+    }
+  }
+  throw py::value_error("set_isa: isa is '" + name + "'; need portable, avx2 or avx512");
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+  m.doc() = "Build and CPU information of the compiled library.";
+  m.def("build_info", &build_info, "What this library was built from and for.");
+  m.def("active_isa", [] { return std::string(ddsm::isa_name(ddsm::active_isa())); },
+        "Name of the instruction set that the CPU kernels use.");
+  m.def("available_isas", &available_isas, "Instruction sets that this build and CPU both have.");
+  m.def("set_isa", &set_isa, py::arg("isa"),
+        "Force an instruction set for the whole process (for tests and comparisons).");
+}

@@ -1,0 +1,79 @@
+// What every binding needs of a torch::stable::Tensor: checked element type, checked layout.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdint>
+#include <optional>
+
+#include "ddsm/types.h"
+
+namespace ddsm::binding {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// The kernels' element type of a tensor; the Python layer has refused others by name already.
+inline DType dtype_of(const Tensor& tensor, const char* op) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return DType::kFloat32;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    case ScalarType::Double:
+      return DType::kFloat64;
+    default:
+      STD_TORCH_CHECK(false, op, ": dtype is not one of float32, bfloat16, float16, float64");
+  }
+  return DType::kFloat32;
+}
+
+// True if x [N, C, H, W] has its channels adjacent in memory and its pixels evenly spaced, as a
+// channels_last tensor or a channel slice of one has: element (n, c, h, w) lies at
+// ((n * H + h) * W + w) * pixel_stride + c.
+inline bool has_nhwc_pixels(const Tensor& x) {
+  const int64_t height = x.size(2), width = x.size(3);
+  if (x.numel() == 0) return true;
+  if (x.size(1) > 1 && x.stride(1) != 1) return false;
+  // A dimension of size 1 has no meaningful stride; find the pixel pitch from one that has.
+  int64_t pixel_stride = 0;
+  if (width > 1) pixel_stride = x.stride(3);
+  else if (height > 1) pixel_stride = x.stride(2);
+  else if (x.size(0) > 1) pixel_stride = x.stride(0);
+  else return true;
+  if (pixel_stride < x.size(1)) return false;
+  if (height > 1 && x.stride(2) != width * pixel_stride) return false;
+  return x.size(0) <= 1 || x.stride(0) == height * width * pixel_stride;
+}
+
+// Elements between neighbouring pixels of a tensor for which has_nhwc_pixels holds.
+inline int64_t pixel_stride_of(const Tensor& x) {
+  if (x.size(3) > 1) return x.stride(3);
+  if (x.size(2) > 1) return x.stride(2);
+  if (x.size(0) > 1) return x.stride(0);
+  return x.size(1);
+}
+
+// x itself where kernels can walk it as NHWC, else one channels_last copy of it.
+inline Tensor nhwc(const Tensor& x) {
+  if (has_nhwc_pixels(x)) return x;
+  return torch::stable::contiguous(x, torch::headeronly::MemoryFormat::ChannelsLast);
+}
+
+// An uninitialised channels_last tensor [n, c, h, w] with the dtype and device of `like`.
+inline Tensor empty_nhwc(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w) {
+  const int64_t sizes[4] = {n, c, h, w};
+  return torch::stable::empty({sizes, 4}, like.scalar_type(), std::nullopt, like.device(),
+                              std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
+}
+
+inline const void* data_or_null(const std::optional<Tensor>& tensor) {
+  return tensor.has_value() ? tensor->const_data_ptr() : nullptr;
+}
+
+}  // namespace ddsm::binding
