@@ -10,7 +10,7 @@ from typing import Any
 def attach(
     package: str, names: Mapping[str, str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """Return `__getattr__`, `__dir__` and `__all__` for a package that loads its names on first use.
+    """Return `__getattr__`, `__dir__` and `__all__` of a package that loads names on first use.
 
     Args:
         package: the package's `__name__`.
