@@ -1,0 +1,211 @@
+"""Step-aware sampling: DDPM ancestral sampling and DDIM with one width per noise level."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddsm_ext.diffusion.noise import as_seeds, normal
+from ddsm_ext.diffusion.schedule import NoiseSchedule
+from ddsm_ext.sampling.config import SamplerConfig
+from ddsm_ext.sampling.plan import Coefficients, Step, plan_coefficients, plan_steps
+from ddsm_ext.sampling.runner import Network, StepRunner
+from ddsm_ext.sampling.strategy import Strategy
+
+# Counter streams: x_T is (stream 0, step 0), the noise of the sampler's i-th step (stream 1, i).
+INITIAL_STREAM = 0
+STEP_STREAM = 1
+
+Progress = Callable[[int, int], None]
+Callback = Callable[[int, Tensor, Tensor], None]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all batches of one `sample` call share."""
+
+    net: Network
+    steps: list[Step]
+    coefficients: list[Coefficients]
+    timesteps: Tensor  # [steps] int64 on the device
+    shape: tuple[int, int, int]
+    clip: bool
+    dtype: torch.dtype
+    device: torch.device
+    callback: Callback | None
+
+
+@torch.inference_mode()
+def sample(
+    net: Network,
+    schedule: NoiseSchedule,
+    strategy: Strategy | float,
+    seeds: Tensor | Iterable[int],
+    shape: Sequence[int],
+    sampler: SamplerConfig | None = None,
+    *,
+    parameterisation: str = "epsilon",
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    progress: Progress | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Draw one image per seed; an image depends on its seed, not on its batch.
+
+    Args:
+        net: called as `net(x, t, width)`: x [n, C, H, W] channels_last, t [n] int64, width float,
+            returning [n, C, H, W]; put it into eval mode before. A `StepRunner` is told its shapes.
+        schedule: the noise schedule that the network was trained with.
+        strategy: width per noise level, or one width in (0, 1] for all steps.
+        seeds: [N] integers, one per image.
+        shape: (C, H, W) of an image.
+        sampler: kind and step count; None takes `SamplerConfig()`: DDPM with all timesteps.
+        parameterisation: what the network predicts: "epsilon", "x0" or "v".
+        batch_size: images that run together, at least 1.
+        device: where the network lives.
+        dtype: floating dtype of the network's input; the image itself stays in float32 (float64
+            for dtype float64).
+        progress: called after every step with (steps done, steps in all), over all batches.
+        callback: called in every step with (step index, x_t, predicted x0) of the running batch.
+
+    Returns:
+        [N, C, H, W] float32 on `device`, clipped to [-1, 1].
+
+    Raises:
+        ValueError: an argument does not fit, or the network's output has another shape.
+        FloatingPointError: the network's output is not finite; names the step and width.
+
+    Source: Ho et al. 2020, algorithm 2; Song et al. 2021, eq. 12.
+    """
+    sampler = sampler or SamplerConfig()
+    device = torch.device(device)
+    shape = _check_arguments(shape, batch_size, dtype)
+    seeds = as_seeds(seeds)
+    steps = plan_steps(schedule, strategy, sampler)
+    run = _Run(
+        net=net,
+        steps=steps,
+        coefficients=plan_coefficients(schedule, steps, sampler, parameterisation),
+        timesteps=torch.tensor([step.t for step in steps], dtype=torch.int64, device=device),
+        shape=shape,
+        clip=sampler.clip_denoised,
+        dtype=dtype,
+        device=device,
+        callback=callback,
+    )
+    images = torch.empty(
+        (seeds.numel(), *shape), dtype=torch.float32, device=device
+    )  # [N, C, H, W]
+    batches = range(0, seeds.numel(), batch_size)
+    for index, start in enumerate(batches):
+        done = index * len(steps)
+        report = _batch_progress(progress, done, len(batches) * len(steps))
+        batch_seeds = seeds[start : start + batch_size]
+        images[start : start + batch_size] = _sample_batch(run, batch_seeds, report)
+    return images
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Map images from [-1, 1] to uint8 0 .. 255: round((x + 1) · 127.5).
+
+    Args:
+        images: any shape, floating point; values outside [-1, 1] are clipped.
+
+    Raises:
+        TypeError: `images` is not floating point.
+    """
+    if not images.is_floating_point():
+        raise TypeError(f"to_uint8: images has dtype {images.dtype}; need floating point")
+    return ((images.float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
+
+
+def shard_seeds(seeds: Tensor | Iterable[int], rank: int, world_size: int) -> Tensor:
+    """Return the contiguous part of `seeds` that `rank` of `world_size` samples.
+
+    Parts differ in length by at most one, and joined in rank order they are `seeds`.
+
+    Raises:
+        ValueError: `rank` is outside [0, world_size).
+    """
+    if not 0 <= rank < world_size:
+        raise ValueError(
+            f"shard_seeds: rank is {rank} of {world_size}; need 0 <= rank < world_size"
+        )
+    seeds = as_seeds(seeds)
+    n = seeds.numel()
+    return seeds[n * rank // world_size : n * (rank + 1) // world_size]
+
+
+def _check_arguments(
+    shape: Sequence[int], batch_size: int, dtype: torch.dtype
+) -> tuple[int, int, int]:
+    dims = tuple(int(d) for d in shape)
+    if len(dims) != 3 or min(dims) < 1:
+        raise ValueError(f"sample: shape is {tuple(shape)}; need (C, H, W), each at least 1")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"sample: batch_size is {batch_size!r}; need an int >= 1")
+    if not dtype.is_floating_point:
+        raise ValueError(f"sample: dtype is {dtype}; need a floating dtype")
+    return dims
+
+
+def _batch_progress(progress: Progress | None, done: int, total: int) -> Callable[[int], None]:
+    if progress is None:
+        return lambda step_index: None
+    return lambda step_index: progress(done + step_index + 1, total)
+
+
+def _sample_batch(run: _Run, seeds: Tensor, report: Callable[[int], None]) -> Tensor:
+    """Run all steps for one batch of seeds; returns [n, C, H, W] clipped to [-1, 1]."""
+    n = seeds.numel()
+    state_dtype = torch.promote_types(run.dtype, torch.float32)
+    seeds = seeds.to(run.device)
+    if isinstance(run.net, StepRunner):
+        widths = sorted({step.width for step in run.steps}, reverse=True)
+        run.net.prepare(widths, (n, *run.shape), run.dtype, run.device)
+    x = _noise(run, seeds, 0, INITIAL_STREAM, state_dtype)  # [n, C, H, W]
+    # On a GPU a check per step would stall it: the first bad step is noted there, read at the end.
+    first_bad = torch.full((), len(run.steps), dtype=torch.int64, device=run.device)
+    on_cpu = run.device.type == "cpu"
+    for index, (step, coefficient) in enumerate(zip(run.steps, run.coefficients, strict=True)):
+        t = run.timesteps[index].expand(n)  # [n]
+        prediction = run.net(x.to(run.dtype), t, step.width)
+        if prediction.shape != x.shape:
+            raise ValueError(
+                f"sample: the network returned shape {tuple(prediction.shape)} at width "
+                f"{step.width}; need {tuple(x.shape)}"
+            )
+        bad = torch.where(torch.isfinite(prediction).all(), len(run.steps), index)
+        first_bad = torch.minimum(first_bad, bad)
+        if on_cpu:
+            _refuse_bad(run, int(first_bad))
+        prediction = prediction.to(state_dtype)
+        x0 = coefficient.x0_from_x * x + coefficient.x0_from_prediction * prediction
+        if run.clip:
+            x0 = x0.clamp_(-1.0, 1.0)
+        if run.callback is not None:
+            run.callback(index, x, x0)
+        x = coefficient.x * x + coefficient.x0 * x0
+        if coefficient.noise > 0.0:
+            x = x + coefficient.noise * _noise(run, seeds, index, STEP_STREAM, state_dtype)
+        report(index)
+    _refuse_bad(run, int(first_bad))
+    return x.clamp(-1.0, 1.0).to(torch.float32)
+
+
+def _noise(run: _Run, seeds: Tensor, index: int, stream: int, dtype: torch.dtype) -> Tensor:
+    z = normal(seeds, index, run.shape, stream=stream, dtype=dtype)  # [n, C, H, W]
+    return z.contiguous(memory_format=torch.channels_last)
+
+
+def _refuse_bad(run: _Run, index: int) -> None:
+    if index < len(run.steps):
+        step = run.steps[index]
+        raise FloatingPointError(
+            f"sample: the network's output is not finite in step {index + 1} of {len(run.steps)} "
+            f"(t = {step.t}) at width {step.width}; need finite values"
+        )

@@ -1,0 +1,304 @@
+"""A strategy: which width the network runs at each noise level. Floats only, imports no torch.
+
+The noise level is the log-SNR, the natural logarithm of alpha-bar / (1 - alpha-bar): high is clean
+(t small), low is noisy. Unlike a timestep it means the same for every sampler and step count.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+VERSION = 1
+_KEYS = ("version", "widths", "cuts", "origin")
+# A strategy of 1000 segments takes 50 kB; anything far larger is another file.
+_MAX_FILE_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """Piecewise-constant width over log-SNR.
+
+    `widths[i]` holds for cuts[i - 1] <= log-SNR < cuts[i]: a level equal to a cut belongs to the
+    segment above it, the cleaner one. The first segment reaches to -inf, the last to +inf.
+
+    Args:
+        widths: width of each segment from noisy to clean, each in (0, 1].
+        cuts: strictly increasing finite log-SNRs between the segments, len(widths) - 1 of them.
+        origin: where the strategy comes from, JSON-ready; not part of equality.
+
+    Raises:
+        TypeError: a width or cut is not a number, or `origin` is no mapping of JSON values.
+        ValueError: a width, a cut, their order or their number does not fit.
+    """
+
+    widths: tuple[float, ...]
+    cuts: tuple[float, ...] = ()
+    origin: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        widths = tuple(_number("width", w) for w in _listed("widths", self.widths))
+        cuts = tuple(_number("cut", c) for c in _listed("cuts", self.cuts))
+        if not widths or len(cuts) != len(widths) - 1:
+            raise ValueError(
+                f"Strategy: got {len(widths)} widths and {len(cuts)} cuts; "
+                "need one or more widths and one cut fewer"
+            )
+        for width in widths:
+            if not 0.0 < width <= 1.0:
+                raise ValueError(f"Strategy: a width is {width}; need 0 < width <= 1")
+        for cut in cuts:
+            if not math.isfinite(cut):
+                raise ValueError(f"Strategy: a cut is {cut}; need finite log-SNRs")
+        for low, high in zip(cuts, cuts[1:], strict=False):
+            if not low < high:
+                raise ValueError(
+                    f"Strategy: cut {low} is followed by {high}; need strictly increasing cuts"
+                )
+        object.__setattr__(self, "widths", widths)
+        object.__setattr__(self, "cuts", cuts)
+        object.__setattr__(self, "origin", _json_mapping(self.origin))
+
+    @classmethod
+    def constant(cls, width: float, origin: Mapping[str, Any] | None = None) -> Strategy:
+        """Return the strategy that runs every step at `width`."""
+        return cls(widths=(width,), origin=origin or {"kind": "constant"})
+
+    @classmethod
+    def from_timestep_widths(
+        cls,
+        widths: Sequence[float],
+        log_snrs: Sequence[float],
+        origin: Mapping[str, Any] | None = None,
+    ) -> Strategy:
+        """Return the strategy that gives `widths[t]` at noise level `log_snrs[t]` for every t.
+
+        Runs of equal width become one segment; a cut lies halfway (in log-SNR) between the two
+        timesteps that it separates.
+
+        Args:
+            widths: [T] width of each timestep, t = 0 the least noisy.
+            log_snrs: [T] strictly decreasing log-SNR of each timestep.
+            origin: where the widths come from; None records the number of timesteps.
+
+        Raises:
+            ValueError: the lengths differ, or `log_snrs` is not strictly decreasing.
+        """
+        widths = [float(w) for w in widths]
+        log_snrs = [float(v) for v in log_snrs]
+        if not widths or len(widths) != len(log_snrs):
+            raise ValueError(
+                f"from_timestep_widths: got {len(widths)} widths and {len(log_snrs)} log-SNRs; "
+                "need as many of each, at least one"
+            )
+        for t, (here, there) in enumerate(zip(log_snrs, log_snrs[1:], strict=False)):
+            if not there < here:
+                raise ValueError(
+                    f"from_timestep_widths: log-SNR is {here} at t = {t} and {there} at "
+                    f"t = {t + 1}; need it strictly decreasing"
+                )
+        segment_widths, cuts = [widths[-1]], []
+        for t in range(len(widths) - 2, -1, -1):  # from noisy to clean
+            if widths[t] != segment_widths[-1]:
+                cuts.append(_halfway(log_snrs[t + 1], log_snrs[t]))
+                segment_widths.append(widths[t])
+        if origin is None:
+            origin = {"kind": "timestep widths", "timesteps": len(widths)}
+        return cls(tuple(segment_widths), tuple(cuts), origin)
+
+    def width_at(self, log_snr: float) -> float:
+        """Return the width at `log_snr`; at a cut, the width of the cleaner segment.
+
+        Raises:
+            ValueError: `log_snr` is NaN.
+        """
+        if math.isnan(log_snr):
+            raise ValueError("Strategy.width_at: log_snr is nan; need a number")
+        return self.widths[bisect.bisect_right(self.cuts, log_snr)]
+
+    def widths_for(self, log_snrs: Iterable[float]) -> list[float]:
+        """Return the width at each of `log_snrs`, e.g. those of a sampler's steps."""
+        return [self.width_at(float(v)) for v in log_snrs]
+
+    def counts(self, log_snrs: Iterable[float]) -> dict[float, int]:
+        """Return width -> number of `log_snrs` that run at it, widest first."""
+        used = self.widths_for(log_snrs)
+        return {width: used.count(width) for width in sorted(set(used), reverse=True)}
+
+    def mean_cost(self, cost_by_width: Mapping[float, float], log_snrs: Iterable[float]) -> float:
+        """Return the mean cost of a step over `log_snrs`, in the unit of `cost_by_width`.
+
+        Args:
+            cost_by_width: cost of one step at each width (MACs, ms, ...).
+            log_snrs: noise levels of the sampler's steps, at least one.
+
+        Raises:
+            ValueError: a width has no cost, or there are no steps.
+        """
+        counts = self.counts(log_snrs)
+        steps = sum(counts.values())
+        if steps == 0:
+            raise ValueError("Strategy.mean_cost: got no log-SNRs; need one per sampling step")
+        return sum(n * _cost(cost_by_width, width) for width, n in counts.items()) / steps
+
+    def simplified(self) -> Strategy:
+        """Return an equal mapping with neighbouring segments of one width merged."""
+        widths, cuts = [self.widths[0]], []
+        for cut, width in zip(self.cuts, self.widths[1:], strict=True):
+            if width != widths[-1]:
+                cuts.append(cut)
+                widths.append(width)
+        return Strategy(tuple(widths), tuple(cuts), self.origin)
+
+    def to_json(self) -> str:
+        """Return the strategy as JSON text with version, widths, cuts and origin."""
+        content = {
+            "version": VERSION,
+            "widths": list(self.widths),
+            "cuts": list(self.cuts),
+            "origin": dict(self.origin),
+        }
+        return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "strategy") -> Strategy:
+        """Parse `to_json()` output strictly.
+
+        Args:
+            text: JSON text.
+            source: what to call the text in errors, e.g. its file name.
+
+        Raises:
+            ValueError: not JSON, a key missing, unknown or repeated, another version, or values
+                that `Strategy` refuses; one sentence that starts with `source`.
+        """
+        try:
+            content = json.loads(
+                text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant
+            )
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{source}: not a strategy in JSON: {_sentence(error)}") from None
+        if not isinstance(content, dict):
+            raise ValueError(
+                f"{source}: holds a JSON {type(content).__name__}; need an object with "
+                f"{', '.join(_KEYS)}"
+            )
+        missing = [key for key in _KEYS if key not in content]
+        unknown = [key for key in content if key not in _KEYS]
+        if "version" in content and content["version"] != VERSION:
+            raise ValueError(
+                f"{source}: version is {content['version']!r}; this program reads {VERSION}"
+            )
+        if missing or unknown:
+            wrong = f"lacks {missing[0]!r}" if missing else f"has an unknown key {unknown[0]!r}"
+            raise ValueError(f"{source}: {wrong}; need exactly {', '.join(_KEYS)}")
+        try:
+            return cls(content["widths"], content["cuts"], content["origin"])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{source}: {error}") from None
+
+    def save(self, path: str | Path) -> None:
+        """Write `to_json()` to `path`: all of it or nothing."""
+        # Imported here because only saving needs the file layer.
+        from ddsm_ext.io.files import write_atomic
+
+        write_atomic(Path(path), self.to_json().encode("utf-8"))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Strategy:
+        """Read a strategy that `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is no strategy; one sentence that names the file.
+        """
+        path = Path(path)
+        if not path.is_file():
+            what = "is a folder" if path.is_dir() else "does not exist"
+            raise FileNotFoundError(f"{path}: {what}; need a strategy file (JSON)")
+        with path.open("rb") as file:
+            data = file.read(_MAX_FILE_BYTES + 1)
+        if len(data) > _MAX_FILE_BYTES:
+            raise ValueError(f"{path}: is over {_MAX_FILE_BYTES} bytes; too large for a strategy")
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError:
+            raise ValueError(f"{path}: is no UTF-8 text; need a strategy in JSON") from None
+        return cls.from_json(text, source=str(path))
+
+
+def as_strategy(strategy: Strategy | float) -> Strategy:
+    """Return `strategy`, or the constant strategy of a width given as a number.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if isinstance(strategy, Strategy):
+        return strategy
+    if isinstance(strategy, (int, float)) and not isinstance(strategy, bool):
+        return Strategy.constant(strategy)
+    raise TypeError(f"strategy is {strategy!r}; need a Strategy or a width in (0, 1]")
+
+
+def _listed(name: str, values: object) -> list[Any] | tuple[Any, ...]:
+    if not isinstance(values, (list, tuple)):
+        raise TypeError(f"Strategy: {name} is {values!r}; need a list of numbers")
+    return values
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"Strategy: a {name} is {value!r}; need a number")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"Strategy: a {name} is beyond the range of a float") from None
+
+
+def _json_mapping(origin: object) -> dict[str, Any]:
+    """Return a deep copy of `origin` made of JSON values, so that saving cannot fail later."""
+    if not isinstance(origin, Mapping):
+        raise TypeError(f"Strategy: origin is {origin!r}; need a mapping of JSON values")
+    try:
+        return json.loads(json.dumps(dict(origin), allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(f"Strategy: origin is not JSON: {_sentence(error)}") from None
+
+
+def _halfway(low: float, high: float) -> float:
+    """Return a cut in (low, high]; `high` itself when no float lies between the two."""
+    middle = low + 0.5 * (high - low)
+    return middle if middle > low else high
+
+
+def _cost(cost_by_width: Mapping[float, float], width: float) -> float:
+    if width in cost_by_width:
+        return cost_by_width[width]
+    # A width read back from text or made by arithmetic may differ in its last bits.
+    for known, cost in cost_by_width.items():
+        if math.isclose(known, width, rel_tol=1e-9):
+            return cost
+    listed = ", ".join(str(known) for known in sorted(cost_by_width, reverse=True))
+    raise ValueError(f"Strategy.mean_cost: width {width} has no cost; costs are for {listed}")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        repeated = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"key {repeated!r} is given twice")
+    return result
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"it holds {name}, need finite numbers")
+
+
+def _sentence(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
