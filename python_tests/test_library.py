@@ -1,4 +1,4 @@
-"""Loading the compiled libraries: what is there is described, what is wrong is said in a sentence."""
+"""Loading the compiled libraries: what is there is described, what is wrong is one sentence."""
 
 import shutil
 import subprocess
@@ -71,8 +71,7 @@ def test_stale_library_names_both_versions(package_copy: Path) -> None:
 
 
 def test_damaged_library_is_one_sentence(package_copy: Path) -> None:
-    library = package_copy / "libddsm_cpu.so"
-    library.write_bytes(library.read_bytes()[:4096])
+    (package_copy / "libddsm_cpu.so").write_bytes(b"not an ELF file")
     error = import_copy(package_copy.parent)
     assert error.startswith("ImportError: ddsm_ext: the compiled library does not load (")
     assert "run `pip install .` again" in error
