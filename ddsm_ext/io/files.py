@@ -75,9 +75,7 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
     except ValueError as error:
         raise ValueError(f"JSON: {error}; need finite numbers and no cycles") from None
     except TypeError as error:
-        raise TypeError(
-            f"JSON: {error}; need dict, list, str, int, float, bool or None"
-        ) from None
+        raise TypeError(f"JSON: {error}; need dict, list, str, int, float, bool or None") from None
 
 
 def write_json(path: str | Path, value: Any) -> Path:

@@ -102,7 +102,7 @@ class TrainConfig(_Config):
     lr_final: float = 1.0  # factor on lr that a cosine reaches at the last step; 1: constant
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
-    grad_clip: float = 1.0  # largest norm of the summed gradients; inf: none
+    grad_clip: float | None = 1.0  # largest norm of the summed gradients; None: no clip
     ema_decay: float = 0.9999  # of the averaged weights
     ema_ramp: bool = True  # decay at step n is at most (1 + n) / (10 + n), for short runs
 
@@ -129,10 +129,11 @@ class TrainConfig(_Config):
         _check(self, "distill_weight", _is_number(self.distill_weight, 0), "a number >= 0")
         _check(self, "min_snr_gamma", _is_number(self.min_snr_gamma, 1e-3), "a number > 0")
         _check(self, "ema_decay", _is_number(self.ema_decay, 0, 1), "a number from 0 to 1")
-        clip_ok = _is_number(self.grad_clip, 0) or self.grad_clip == math.inf
-        _check(self, "grad_clip", clip_ok and self.grad_clip > 0, "a number > 0 or inf")
+        clip_ok = self.grad_clip is None or (_is_number(self.grad_clip, 0) and self.grad_clip > 0)
+        _check(self, "grad_clip", clip_ok, "None or a number > 0")
         pair = isinstance(self.betas, tuple) and len(self.betas) == 2
-        _check(self, "betas", pair and all(_is_number(b, 0, 0.99999) for b in self.betas), "two < 1")
+        betas_ok = pair and all(_is_number(beta, 0, 0.99999) for beta in self.betas)
+        _check(self, "betas", betas_ok, "two numbers in [0, 1)")
         _check(self, "optimizer", self.optimizer in ("adam", "adamw"), "'adam' or 'adamw'")
         _check(self, "autocast", self.autocast in ("none", "bf16"), "'none' or 'bf16'")
         weightings = ("uniform", "min_snr")

@@ -1,0 +1,290 @@
+"""Images in ZIP and tar archives, read in memory under caps; nothing is ever extracted."""
+
+from __future__ import annotations
+
+import bz2
+import io
+import lzma
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+from ddsm_ext.io.images import LabelledImage, ReadLimits, decode_image, is_image_name, label_of
+
+_CHUNK = 1 << 16
+_XZ_MEMORY_BYTES = 1 << 28  # a .xz header may ask for gigabytes; -9 needs 65 MiB
+
+# What zipfile, tarfile and the decompressors raise on damaged or hostile input.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    lzma.LZMAError,
+    zlib.error,
+    EOFError,
+    OSError,
+    ValueError,
+    OverflowError,
+    NotImplementedError,
+    RuntimeError,
+    KeyError,
+    IndexError,
+)
+
+
+class ArchiveError(ValueError):
+    """An archive that is damaged, hostile or beyond the limits."""
+
+
+def _open(path: Path, what: str) -> BinaryIO:
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file; need a {what}")
+    if not path.is_file():
+        raise ArchiveError(f"{path}: not a regular file; need a {what}")
+    return open(path, "rb")
+
+
+def _check_name(archive: Path, name: str) -> None:
+    """Refuse names that point outside; nothing is extracted, but no honest archive has them."""
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    if ".." in parts or name.startswith(("/", "\\")) or "\0" in name:
+        raise ArchiveError(
+            f"{archive}: entry {name!r} points outside the archive; need relative names"
+        )
+
+
+class _Budget:
+    """Counts entries and unpacked bytes of one archive against its limits."""
+
+    def __init__(self, archive: Path, limits: ReadLimits) -> None:
+        self.archive, self.limits = archive, limits
+        self.entries = 0
+        self.total_bytes = 0
+        self.packed_bytes = max(1, archive.stat().st_size)
+
+    def add_entry(self) -> None:
+        self.entries += 1
+        if self.entries > self.limits.max_entries:
+            raise ArchiveError(
+                f"{self.archive}: more than {self.limits.max_entries} entries; need fewer"
+            )
+
+    def add_bytes(self, count: int) -> None:
+        self.total_bytes += count
+        limits = self.limits
+        if self.total_bytes > limits.max_total_bytes:
+            raise ArchiveError(
+                f"{self.archive}: unpacks to more than {limits.max_total_bytes} bytes; need less"
+            )
+        ratio = self.total_bytes / self.packed_bytes
+        if self.total_bytes > limits.free_bytes and ratio > limits.max_ratio:
+            raise ArchiveError(
+                f"{self.archive}: unpacks to over {limits.max_ratio} times its size; need images"
+            )
+
+    def check_entry(self, name: str, unpacked: int) -> None:
+        if unpacked > self.limits.max_entry_bytes:
+            raise ArchiveError(
+                f"{self.archive}: entry {name!r} unpacks to {unpacked} bytes; "
+                f"need at most {self.limits.max_entry_bytes}"
+            )
+
+
+def zip_entries(path: str | Path, limits: ReadLimits | None = None) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the files in a ZIP, sorted by name.
+
+    Args:
+        path: ZIP file; stored, deflated, bzip2 or LZMA entries.
+        limits: None takes the defaults.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ArchiveError: damaged, encrypted, or beyond a limit.
+    """
+    path, limits = Path(path), limits or ReadLimits()
+    with _open(path, "ZIP archive") as file:
+        budget = _Budget(path, limits)
+        try:
+            with zipfile.ZipFile(file) as archive:
+                infos = sorted(archive.infolist(), key=lambda info: info.filename)
+                for info in infos:
+                    budget.add_entry()
+                    _check_name(path, info.filename)
+                for info in infos:
+                    if not info.is_dir():
+                        yield info.filename, _zip_entry(archive, info, budget)
+        except ArchiveError:
+            raise
+        except _DAMAGE as error:
+            raise _damage(path, error, "ZIP archive") from None
+
+
+def _damage(path: Path, error: BaseException, what: str) -> ArchiveError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return ArchiveError(f"{path}: {reason}; need a whole {what} of images")
+
+
+def _zip_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo, budget: _Budget) -> bytes:
+    """One entry, read up to the size that its header states."""
+    path, name = budget.archive, info.filename
+    if info.flag_bits & 0x1:
+        raise ArchiveError(f"{path}: entry {name!r} is encrypted; need plain entries")
+    budget.check_entry(name, info.file_size)
+    small = info.file_size <= budget.limits.free_bytes
+    if not small and info.file_size > budget.limits.max_ratio * max(1, info.compress_size):
+        raise ArchiveError(
+            f"{path}: entry {name!r} unpacks {info.compress_size} bytes to {info.file_size}; "
+            f"need at most {budget.limits.max_ratio} times"
+        )
+    budget.add_bytes(info.file_size)
+    with archive.open(info) as entry:
+        data = entry.read(info.file_size + 1)
+    if len(data) != info.file_size:
+        raise ArchiveError(
+            f"{path}: entry {name!r} is not of the {info.file_size} bytes it states; "
+            "need an undamaged archive"
+        )
+    return data
+
+
+class _Unpacked(io.RawIOBase):
+    """Unpacked bytes of a .gz, .bz2, .xz or plain file, every one counted in a budget."""
+
+    def __init__(self, file: BinaryIO, budget: _Budget) -> None:
+        self._file, self._budget = file, budget
+        self._magic = file.read(6)
+        file.seek(0)
+        self._pending = b""
+        self._decoder: Any = self._new_decoder()
+
+    def _new_decoder(self) -> Any:
+        if self._magic.startswith(b"\x1f\x8b"):
+            return zlib.decompressobj(wbits=31)
+        if self._magic.startswith(b"BZh"):
+            return bz2.BZ2Decompressor()
+        if self._magic.startswith(b"\xfd7zXZ\0"):
+            return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY_BYTES)
+        return None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read(len(buffer)) if self._decoder is None else self._next(len(buffer))
+        self._budget.add_bytes(len(data))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def _next(self, size: int) -> bytes:
+        while True:
+            if self._decoder.eof:  # a further stream may follow in the same file
+                self._pending = self._decoder.unused_data or self._pending
+                self._pending = (self._pending or self._file.read(_CHUNK)).lstrip(b"\0")
+                if not self._pending:
+                    return b""
+                self._decoder = self._new_decoder()
+            wants_input = not self._pending and getattr(self._decoder, "needs_input", True)
+            if wants_input:
+                self._pending = self._file.read(_CHUNK)
+            ended = wants_input and not self._pending
+            data = self._decoder.decompress(self._pending, size)
+            self._pending = getattr(self._decoder, "unconsumed_tail", b"")
+            if data:
+                return data
+            if ended and not self._decoder.eof:
+                raise EOFError("ends within its compressed data")
+
+
+def tar_entries(path: str | Path, limits: ReadLimits | None = None) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the regular files in a tar, in the archive's order.
+
+    Args:
+        path: .tar, .tar.gz, .tar.bz2 or .tar.xz, known by its content.
+        limits: None takes the defaults.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ArchiveError: damaged, with links or devices, or beyond a limit.
+    """
+    path, limits = Path(path), limits or ReadLimits()
+    with _open(path, "tar archive") as file:
+        budget = _Budget(path, limits)
+        try:
+            stream = io.BufferedReader(_Unpacked(file, budget), 1 << 20)
+            with tarfile.open(fileobj=stream, mode="r|") as archive:
+                yield from _tar_members(archive, budget)
+        except ArchiveError:
+            raise
+        except _DAMAGE as error:
+            raise _damage(path, error, "tar archive") from None
+
+
+def _tar_members(archive: tarfile.TarFile, budget: _Budget) -> Iterator[tuple[str, bytes]]:
+    for member in archive:
+        archive.members.clear()  # the list would grow with every member of a long archive
+        budget.add_entry()
+        _check_name(budget.archive, member.name)
+        if member.isdir():
+            continue
+        if not member.isreg() or member.issparse():
+            raise ArchiveError(
+                f"{budget.archive}: entry {member.name!r} is a link, device or sparse file; "
+                "need regular files"
+            )
+        budget.check_entry(member.name, member.size)
+        entry = archive.extractfile(member)  # a reader over the stream: writes no file
+        data = entry.read() if entry else b""
+        if len(data) != member.size:
+            raise EOFError(f"ends within entry {member.name!r}")
+        yield member.name, data
+
+
+def _images(
+    entries: Iterator[tuple[str, bytes]], path: Path, channels: int | None, limits: ReadLimits
+) -> Iterator[LabelledImage]:
+    found = False
+    for name, data in entries:
+        if is_image_name(name):
+            found = True
+            pixels = decode_image(data, f"{path}: {name}", channels=channels, limits=limits)
+            yield LabelledImage(pixels, label_of(name), name)
+    if not found:
+        raise ArchiveError(f"{path}: holds no image; need .png, .jpg, .jpeg or .webp entries")
+
+
+def images_from_zip(
+    path: str | Path, *, channels: int | None = None, limits: ReadLimits | None = None
+) -> Iterator[LabelledImage]:
+    """Images in a ZIP sorted by name; the class is the name of the folder that holds them.
+
+    Args:
+        path: ZIP file.
+        channels: 1, 3, or None for what each image has.
+        limits: None takes the defaults.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: damaged, encrypted, beyond a limit, or without images.
+    """
+    limits = limits or ReadLimits()
+    return _images(zip_entries(path, limits), Path(path), channels, limits)
+
+
+def images_from_tar(
+    path: str | Path, *, channels: int | None = None, limits: ReadLimits | None = None
+) -> Iterator[LabelledImage]:
+    """Images in a tar (.gz, .bz2 or .xz as well), in the archive's order; classes as in a ZIP.
+
+    Args:
+        path: tar file.
+        channels: 1, 3, or None for what each image has.
+        limits: None takes the defaults.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: damaged, with links or devices, beyond a limit, or without images.
+    """
+    limits = limits or ReadLimits()
+    return _images(tar_entries(path, limits), Path(path), channels, limits)

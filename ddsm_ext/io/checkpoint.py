@@ -1,0 +1,291 @@
+"""Checkpoints that are complete or not there: safetensors and JSON under a SHA-256 manifest."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddsm_ext.io.files import parse_json, sync_folder, to_json, write_synced
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MANIFEST = "MANIFEST.sha256"
+STATE = "state.json"
+_STEP = re.compile(r"step-(\d{6,})")
+_GROUP = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z][A-Za-z0-9_]*\.(?:safetensors|json))")
+_MANIFEST_MAX_BYTES = 1 << 16
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is incomplete, damaged or not of this project."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Content of one checkpoint folder."""
+
+    step: int
+    tensors: dict[str, dict[str, Tensor]]  # group ("model", "ema", "optim") -> name -> tensor
+    state: dict[str, Any]
+    path: Path
+
+
+def checkpoints_folder(run: str | Path) -> Path:
+    """Folder of a run's checkpoints."""
+    return Path(run) / "checkpoints"
+
+
+def list_checkpoints(run: str | Path) -> list[Path]:
+    """Checkpoint folders of a run by rising step, whole or not."""
+    folder = checkpoints_folder(run)
+    if not folder.is_dir():
+        return []
+    steps = [(int(m[1]), p) for p in folder.iterdir() if (m := _STEP.fullmatch(p.name))]
+    return [path for _, path in sorted(steps)]
+
+
+def _manifest(digests: Mapping[str, str]) -> bytes:
+    """Manifest text, also readable by `sha256sum -c`."""
+    return "".join(f"{digests[name]}  {name}\n" for name in sorted(digests)).encode()
+
+
+def _encode(tensors: Mapping[str, Tensor], group: str) -> bytes:
+    """safetensors file of tensors in any memory layout, on any device."""
+    import torch
+    from safetensors.torch import save
+
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(
+                f"save_checkpoint: {group}[{name!r}] is {type(tensor).__name__}; need a tensor"
+            )
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+
+
+def save_checkpoint(
+    run: str | Path,
+    step: int,
+    groups: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    keep: int = 2,
+) -> Path:
+    """Write `checkpoints/step-000500/` as a whole, then remove all but the newest `keep`.
+
+    The files go to a temporary folder, manifest last, which is renamed at once. Older checkpoints
+    go only after the new one was read back and verified.
+
+    Args:
+        run: run folder.
+        step: steps done.
+        groups: "model", "ema", "optim" ... -> name -> tensor; one .safetensors file each.
+        state: JSON object kept as state.json; gets the entry "step".
+        keep: how many checkpoints up to this step stay, this one included.
+
+    Returns:
+        The new checkpoint folder.
+
+    Raises:
+        ValueError: bad names or counts, or a whole checkpoint of this step holds something else.
+        OSError: the disk is full or not writable; older checkpoints are untouched.
+    """
+    if step < 0 or keep < 1:
+        raise ValueError(f"save_checkpoint: step {step}, keep {keep}; need >= 0 and >= 1")
+    for group in groups:
+        if not _GROUP.fullmatch(group) or group == "state":
+            raise ValueError(f"save_checkpoint: group is {group!r}; need a name like 'model'")
+    parent = checkpoints_folder(run)
+    parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(parent)
+    text = to_json({**state, "step": step}, indent=2) + "\n"
+    temp = parent / f".new-step-{step:06d}-{os.getpid()}-{secrets.token_hex(4)}"
+    temp.mkdir()
+    try:
+        manifest = _write_files(temp, groups, text.encode())
+        _verify(temp)
+        target = _publish(temp, parent / f"step-{step:06d}", manifest)
+    except BaseException:
+        shutil.rmtree(temp, ignore_errors=True)
+        raise
+    _rotate(run, step, keep)
+    return target
+
+
+def _write_files(temp: Path, groups: Mapping[str, Mapping[str, Tensor]], state: bytes) -> bytes:
+    """Write every file and fsync it, the manifest last; hashing overlaps with the disk."""
+    digests = {}
+    with ThreadPoolExecutor(1) as hasher:
+        for name, data in _encoded(groups, state):
+            digest = hasher.submit(hashlib.sha256, data)
+            write_synced(temp / name, data)
+            digests[name] = digest.result().hexdigest()
+    manifest = _manifest(digests)
+    write_synced(temp / MANIFEST, manifest)
+    sync_folder(temp)
+    return manifest
+
+
+def _encoded(
+    groups: Mapping[str, Mapping[str, Tensor]], state: bytes
+) -> Iterable[tuple[str, bytes]]:
+    for group, tensors in groups.items():
+        yield f"{group}.safetensors", _encode(tensors, group)
+    yield STATE, state
+
+
+def _publish(temp: Path, target: Path, manifest: bytes) -> Path:
+    """Rename the finished folder; a damaged one of the same step makes way, a whole one stays."""
+    if target.exists():
+        try:
+            _verify(target)
+        except CheckpointError:
+            os.rename(target, target.with_name(f".old-{target.name}-{secrets.token_hex(4)}"))
+        else:
+            if (target / MANIFEST).read_bytes() != manifest:
+                raise ValueError(
+                    f"{target}: already holds another checkpoint of this step; need a new run"
+                )
+            shutil.rmtree(temp)
+            return target
+    os.rename(temp, target)
+    sync_folder(target.parent)
+    return target
+
+
+def _remove_leftovers(parent: Path) -> None:
+    """Remove what interrupted saves and removals left; hidden folders are never read."""
+    for path in parent.iterdir():
+        if path.name.startswith((".new-step-", ".old-step-")):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _rotate(run: str | Path, step: int, keep: int) -> None:
+    """Remove old checkpoints; each is renamed first, so that a half-removed one is never seen."""
+    done = [path for path in list_checkpoints(run) if int(path.name.partition("-")[2]) <= step]
+    for path in done[:-keep]:
+        hidden = path.with_name(f".old-{path.name}-{secrets.token_hex(4)}")
+        with contextlib.suppress(OSError):
+            os.rename(path, hidden)
+            shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _read_manifest(path: Path) -> dict[str, str]:
+    try:
+        with open(path / MANIFEST, "rb") as file:
+            content = file.read(_MANIFEST_MAX_BYTES)
+    except OSError:
+        raise CheckpointError(f"{path}: has no {MANIFEST}; need a complete checkpoint") from None
+    lines = content.decode("latin-1").split("\n")
+    matches = [_LINE.fullmatch(line) for line in lines[:-1]]
+    digests = {match[2]: match[1] for match in matches if match}
+    if _manifest(digests) != content or STATE not in digests:
+        raise CheckpointError(f"{path}: {MANIFEST} is damaged; need a complete checkpoint")
+    return digests
+
+
+def _read_checked(path: Path, name: str, digest: str) -> bytes:
+    try:
+        data = (path / name).read_bytes()
+    except OSError:
+        raise CheckpointError(f"{path}: {name} is missing; need a complete checkpoint") from None
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise CheckpointError(
+            f"{path}: {name} does not match its SHA-256 in {MANIFEST}; need an undamaged checkpoint"
+        )
+    return data
+
+
+def _verify(path: Path) -> None:
+    """Read every file back and compare with the manifest."""
+    for name, digest in _read_manifest(path).items():
+        _hash_checked(path, name, digest)
+
+
+def _hash_checked(path: Path, name: str, digest: str) -> None:
+    """Like `_read_checked`, without holding the file in memory."""
+    try:
+        with open(path / name, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        raise CheckpointError(f"{path}: {name} is missing; need a complete checkpoint") from None
+    if found != digest:
+        raise CheckpointError(
+            f"{path}: {name} does not match its SHA-256 in {MANIFEST}; need an undamaged checkpoint"
+        )
+
+
+def load_checkpoint(path: str | Path, groups: Iterable[str] | None = None) -> Checkpoint:
+    """Read a checkpoint folder; what is returned is what was verified.
+
+    Args:
+        path: a `step-...` folder.
+        groups: which tensor files to load; None loads all.
+
+    Returns:
+        Tensors on the CPU, and state.json.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        CheckpointError: incomplete, damaged, or without a wanted group.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such folder; need a checkpoint such as step-000500")
+    digests = _read_manifest(path)
+    stored = [name.partition(".")[0] for name in digests if name.endswith(".safetensors")]
+    wanted = stored if groups is None else list(groups)
+    for group in wanted:
+        if group not in stored:
+            raise CheckpointError(
+                f"{path}: holds no {group}.safetensors (has {', '.join(stored)}); need that file"
+            )
+    state = parse_json(_read_checked(path, STATE, digests[STATE]), str(path / STATE))
+    if not isinstance(state, dict) or type(state.get("step")) is not int:
+        raise CheckpointError(f"{path}: {STATE} has no step; need a checkpoint of this project")
+    tensors = {group: _load_group(path, group, digests) for group in wanted}
+    return Checkpoint(state["step"], tensors, state, path)
+
+
+def _load_group(path: Path, group: str, digests: Mapping[str, str]) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    name = f"{group}.safetensors"
+    try:
+        return load(_read_checked(path, name, digests[name]))
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: {name}: {error}; need a safetensors file") from None
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=3)
+
+
+def newest_complete(
+    run: str | Path, *, on_damage: Callable[[str], None] | None = None
+) -> Path | None:
+    """Newest checkpoint of a run whose every file matches the manifest, or None.
+
+    Args:
+        run: run folder.
+        on_damage: called with one sentence for each damaged one passed over; None warns.
+    """
+    for path in reversed(list_checkpoints(run)):
+        try:
+            _verify(path)
+        except CheckpointError as error:
+            (on_damage or _warn)(f"{error}; taking the next older one")
+            continue
+        return path
+    return None
