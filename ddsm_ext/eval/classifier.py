@@ -1,0 +1,353 @@
+"""A small image classifier whose last hidden layer serves as a feature extractor.
+
+Inception's weights download at run time and know no 8x8 digits, so scores on small data sets use a
+classifier trained on the data set itself; the score then carries the classifier's name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+FORMAT_VERSION = 1
+_METADATA_KEY = "ddsm_classifier"
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """Shape of the network and recipe of its training.
+
+    Args:
+        image_size: height and width H = W of the images in pixels.
+        image_channels: 1 or 3.
+        classes: number of classes.
+        channels: channels of the first stage; every further stage doubles them up to `features`.
+        features: number of features D that the extractor returns.
+        epochs, batch_images, lr, weight_decay, seed: the training (AdamW, cosine lr to zero).
+    """
+
+    image_size: int
+    image_channels: int
+    classes: int
+    channels: int = 32
+    features: int = 64
+    epochs: int = 20
+    batch_images: int = 64
+    lr: float = 2e-3
+    weight_decay: float = 1e-2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.image_channels not in (1, 3):
+            raise ValueError(
+                f"ClassifierConfig: image_channels is {self.image_channels}; need 1 or 3"
+            )
+        lowest = {"image_size": 4, "classes": 2}
+        for name in ("image_size", "classes", "channels", "features", "epochs", "batch_images"):
+            low = lowest.get(name, 1)
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < low:
+                raise ValueError(f"ClassifierConfig: {name} is {value!r}; need an int >= {low}")
+
+
+class SmallClassifier(nn.Module):
+    """3x3 convolutions with ReLU, halving down to 4x4, global mean -> features -> logits.
+
+    There is no batch normalisation, so a row depends on its own image only.
+    """
+
+    def __init__(self, config: ClassifierConfig) -> None:
+        super().__init__()
+        self.config = config
+        layers: list[nn.Module] = []
+        c_in, c_out = config.image_channels, config.channels
+        layers.append(nn.Conv2d(c_in, c_out, 3, padding=1))
+        size = config.image_size
+        while True:
+            c_in, c_out = c_out, min(2 * c_out, config.features)
+            layers.append(nn.Conv2d(c_in, c_out, 3, stride=2, padding=1))
+            size = (size + 1) // 2
+            if size <= 4:
+                break
+        layers.append(nn.Conv2d(c_out, config.features, 3, padding=1))
+        self.convs = nn.ModuleList(layers)
+        self.head = nn.Linear(config.features, config.classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the features [N, D] of uint8 images [N, C, H, W]."""
+        x = images.to(self.head.weight.dtype) / 127.5 - 1  # [N, C, H, W] in [-1, 1]
+        for conv in self.convs:
+            x = F.relu(conv(x))
+        return x.mean(dim=(2, 3))  # [N, D]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits [N, classes] of uint8 images [N, C, H, W]."""
+        return self.head(self.features(images))
+
+
+@dataclass(frozen=True)
+class TrainedClassifier:
+    """A trained network, its recipe, and what it was trained and measured on."""
+
+    network: SmallClassifier
+    config: ClassifierConfig
+    data_name: str
+    data_digest: str
+    train_images: int
+    held_out_images: int
+    held_out_accuracy: float
+    train_accuracy: float
+
+    def metadata(self) -> dict[str, Any]:
+        """Return everything but the weights as JSON-ready values."""
+        return {
+            "version": FORMAT_VERSION,
+            "config": asdict(self.config),
+            "data_name": self.data_name,
+            "data_digest": self.data_digest,
+            "train_images": self.train_images,
+            "held_out_images": self.held_out_images,
+            "held_out_accuracy": self.held_out_accuracy,
+            "train_accuracy": self.train_accuracy,
+        }
+
+
+def data_digest(images: np.ndarray, labels: np.ndarray) -> str:
+    """Return the SHA-256 of images (uint8) and labels (int64), shapes included."""
+    digest = hashlib.sha256()
+    for array in (images, labels.astype("<i8")):
+        digest.update(repr(array.shape).encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def train_classifier(
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    data_name: str,
+    held_out_fraction: float = 0.2,
+    config: ClassifierConfig | None = None,
+    progress: Any = None,
+) -> TrainedClassifier:
+    """Train a SmallClassifier on one CPU thread, so that the same call gives the same bytes.
+
+    Args:
+        images: uint8 [N, C, H, W] with H = W and C 1 or 3.
+        labels: integers [N] from 0 to classes - 1.
+        data_name: what the images are; part of the extractor's name.
+        held_out_fraction: share of images, chosen by the seed, that training never sees.
+        config: the recipe; None derives it from the images.
+        progress: callable (epoch, epochs, loss) called after every epoch, or None.
+
+    Returns:
+        The network in eval mode with its accuracy on the held-out images.
+
+    Raises:
+        TypeError: images that are not uint8, labels that are not integers.
+        ValueError: shapes that do not fit or too few images.
+    """
+    classes = _check_labelled(images, labels)
+    if config is None:
+        config = ClassifierConfig(
+            image_size=images.shape[2], image_channels=images.shape[1], classes=classes
+        )
+    shape = (config.image_channels, config.image_size, config.image_size)
+    if images.shape[1:] != shape or classes > config.classes:
+        raise ValueError(
+            f"train_classifier: images are {images.shape[1:]} with {classes} classes, the config "
+            f"says {shape} with {config.classes}; need equal ones"
+        )
+    order = np.random.default_rng(config.seed).permutation(len(images))
+    held_out = int(len(images) * held_out_fraction)
+    if not 1 <= held_out < len(images) - 1:
+        raise ValueError(
+            f"train_classifier: {len(images)} images with held_out_fraction {held_out_fraction} "
+            f"leave {held_out} held out; need at least one there and two for training"
+        )
+    x, y = torch.from_numpy(images[order]), torch.from_numpy(labels[order].astype(np.int64))
+    with _one_thread():
+        network = _fit(config, x[held_out:], y[held_out:], progress)
+        held_out_accuracy = accuracy(network, x[:held_out], y[:held_out])
+        train_accuracy = accuracy(network, x[held_out:], y[held_out:])
+    return TrainedClassifier(
+        network=network,
+        config=config,
+        data_name=data_name,
+        data_digest=data_digest(images, labels),
+        train_images=len(images) - held_out,
+        held_out_images=held_out,
+        held_out_accuracy=held_out_accuracy,
+        train_accuracy=train_accuracy,
+    )
+
+
+def _check_labelled(images: np.ndarray, labels: np.ndarray) -> int:
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+        kind = getattr(images, "dtype", type(images).__name__)
+        raise TypeError(f"train_classifier: images are {kind}; need a uint8 array [N, C, H, W]")
+    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu":
+        kind = getattr(labels, "dtype", type(labels).__name__)
+        raise TypeError(f"train_classifier: labels are {kind}; need an integer array [N]")
+    if images.ndim != 4 or images.shape[2] != images.shape[3] or images.shape[1] not in (1, 3):
+        raise ValueError(
+            f"train_classifier: images have shape {images.shape}; "
+            "need [N, C, H, W] with C 1 or 3 and H = W"
+        )
+    if labels.shape != (len(images),) or len(images) == 0 or labels.min() < 0:
+        raise ValueError(
+            f"train_classifier: labels have shape {labels.shape} for {len(images)} images; "
+            "need one class number >= 0 an image"
+        )
+    classes = int(labels.max()) + 1
+    if classes < 2:
+        raise ValueError("train_classifier: all labels are 0; need at least two classes")
+    return classes
+
+
+def _fit(config: ClassifierConfig, x: Tensor, y: Tensor, progress: Any) -> SmallClassifier:
+    generator = torch.Generator().manual_seed(config.seed)
+    network = SmallClassifier(config)
+    for parameter in network.parameters():
+        if parameter.ndim > 1:
+            nn.init.kaiming_normal_(parameter, nonlinearity="relu", generator=generator)
+        else:
+            nn.init.zeros_(parameter)
+    steps_an_epoch = -(-len(x) // config.batch_images)
+    optimiser = torch.optim.AdamW(
+        network.parameters(), lr=config.lr, weight_decay=config.weight_decay
+    )
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.epochs * steps_an_epoch)
+    for epoch in range(config.epochs):
+        order = torch.randperm(len(x), generator=generator)
+        total = 0.0
+        for batch in order.split(config.batch_images):
+            loss = F.cross_entropy(network(x[batch]), y[batch])
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            decay.step()
+            total += float(loss.detach()) * len(batch)
+        if progress is not None:
+            progress(epoch + 1, config.epochs, total / len(x))
+    return network.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def accuracy(network: SmallClassifier, images: Tensor, labels: Tensor) -> float:
+    """Return the share of uint8 images [N, C, H, W] whose largest logit is their label [N]."""
+    hits = sum(
+        int((network(x).argmax(dim=1) == y).sum())
+        for x, y in zip(images.split(512), labels.split(512), strict=True)
+    )
+    return hits / len(images)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums in a fixed order: more threads split a reduction in another way on every machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def save_classifier(trained: TrainedClassifier, path: str | Path) -> str:
+    """Write weights and metadata as one safetensors file, atomically; return its SHA-256."""
+    from safetensors.torch import save
+
+    from ddsm_ext.io.files import write_atomic
+
+    tensors = {name: t.contiguous() for name, t in trained.network.state_dict().items()}
+    data = save(tensors, metadata={_METADATA_KEY: json.dumps(trained.metadata(), sort_keys=True)})
+    write_atomic(Path(path), data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def load_classifier(path: str | Path) -> tuple[TrainedClassifier, str]:
+    """Read a file of `save_classifier`.
+
+    Returns:
+        The classifier in eval mode and the file's SHA-256.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a safetensors file, no classifier in it, or weights that do not fit.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"classifier {path}: no such file; need a .safetensors classifier")
+    data = path.read_bytes()
+    metadata, tensors = _read_safetensors(path, data)
+    try:
+        values = json.loads(metadata[_METADATA_KEY])
+        if values.pop("version") != FORMAT_VERSION:
+            raise ValueError
+        config = ClassifierConfig(**values.pop("config"))
+        network = SmallClassifier(config)
+        trained = TrainedClassifier(network=network, config=config, **values)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"classifier {path}: its metadata are no classifier of format {FORMAT_VERSION}; need "
+            "a file written by ddsm_ext.eval.classifier.save_classifier"
+        ) from error
+    expected = {name: t.shape for name, t in network.state_dict().items()}
+    got = {name: t.shape for name, t in tensors.items()}
+    if got != expected or not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
+        raise ValueError(
+            f"classifier {path}: its weights do not fit its own metadata; need an intact file"
+        )
+    network.load_state_dict(tensors)
+    network.eval().requires_grad_(False)
+    return replace(trained, network=network), hashlib.sha256(data).hexdigest()
+
+
+def _read_safetensors(path: Path, data: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        tensors = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(
+            f"classifier {path}: not a safetensors file; need one written by save_classifier"
+        ) from error
+    return header.get("__metadata__") or {}, tensors
+
+
+def digits_arrays() -> tuple[np.ndarray, np.ndarray]:
+    """Return scikit-learn's digits: images uint8 [1797, 1, 8, 8] (0..255) and labels [1797]."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]  # [1797, 1, 8, 8]
+    return images, digits.target.astype(np.int64)
+
+
+def build_digits_classifier(path: str | Path, progress: Any = None) -> TrainedClassifier:
+    """Train the 'digits-classifier' extractor and write it to path.
+
+    Args:
+        path: the .safetensors file to write.
+        progress: as in `train_classifier`.
+
+    Returns:
+        The trained classifier; training it again gives the same bytes on the same machine.
+    """
+    images, labels = digits_arrays()
+    trained = train_classifier(images, labels, data_name="digits", progress=progress)
+    save_classifier(trained, path)
+    return trained
