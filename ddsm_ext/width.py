@@ -1,0 +1,55 @@
+"""Width -> active channels: the project's one rounding rule. Imports nothing."""
+
+
+def check_width(width: float) -> float:
+    """Return `width` as a float after checking that it lies in (0, 1].
+
+    Args:
+        width: fraction of the channels to keep; any real number type.
+
+    Raises:
+        TypeError: `width` is no real number (text, None, a bool, a complex number).
+        ValueError: `width` is outside (0, 1] or NaN.
+    """
+    if isinstance(width, (bool, str, bytes)):
+        raise TypeError(f"width is {width!r}; need a number with 0 < width <= 1")
+    try:
+        value = float(width)
+    except (TypeError, ValueError):
+        raise TypeError(f"width is {width!r}; need a number with 0 < width <= 1") from None
+    if not 0.0 < value <= 1.0:
+        raise ValueError(f"width is {value:g}; need 0 < width <= 1")
+    return value
+
+
+def active_channels(c_max: int, width: float, multiple: int = 8) -> int:
+    """Nearest multiple of `multiple` to `c_max * width`, never more than 10 % below it.
+
+    The result is at least one `multiple` and at most `c_max`; width 1 is always all of `c_max`.
+
+    Args:
+        c_max: allocated channels.
+        width: fraction of the channels to keep, 0 < width <= 1.
+        multiple: channels are kept in steps of this many.
+
+    Returns:
+        Active channels, 1 <= c <= c_max.
+
+    Raises:
+        TypeError, ValueError: an argument is no number or out of range.
+
+    Source: `make_divisible` of MobileNet (TensorFlow slim) as DDSM's reference code applies it to
+        `c_max * width`.
+    """
+    value = check_width(width)
+    if c_max < 1 or multiple < 1:
+        raise ValueError(
+            f"active_channels: c_max is {c_max}, multiple is {multiple}; need both >= 1"
+        )
+    if value == 1.0:
+        return c_max
+    wanted = c_max * value
+    rounded = max(multiple, int(wanted + multiple / 2) // multiple * multiple)
+    if rounded < 0.9 * wanted:
+        rounded += multiple
+    return min(rounded, c_max)
