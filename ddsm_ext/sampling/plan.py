@@ -54,7 +54,7 @@ def plan_timesteps(timesteps: int, sampler: SamplerConfig) -> list[int]:
         sampler: its `steps` and `spacing` choose among 0 .. T - 1.
 
     Raises:
-        ValueError: more steps than T, or a quadratic spacing that would repeat a timestep.
+        ValueError: more steps than T.
     """
     count = timesteps if sampler.steps is None else sampler.steps
     if count > timesteps:
@@ -76,13 +76,9 @@ def plan_timesteps(timesteps: int, sampler: SamplerConfig) -> list[int]:
         square = (count - 1) ** 2
         chosen = [(2 * i * i * last + square) // (2 * square) for i in range(count)]
         # The first squares lie closer than 1 when steps > sqrt(T): move repeats up to the next.
+        # Squares are convex, so that the last one stays T - 1.
         for i in range(1, count):
             chosen[i] = max(chosen[i], chosen[i - 1] + 1)
-        if chosen[-1] > last:
-            raise ValueError(
-                f"plan_timesteps: {count} quadratic steps do not fit into {timesteps} timesteps; "
-                "need fewer steps or spacing 'linspace'"
-            )
     return chosen[::-1]
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddsm_ext.diffusion.noise import as_seeds, normal
 from ddsm_ext.diffusion.schedule import NoiseSchedule
@@ -18,6 +20,8 @@ from ddsm_ext.sampling.strategy import Strategy
 # Counter streams: x_T is (stream 0, step 0), the noise of the sampler's i-th step (stream 1, i).
 INITIAL_STREAM = 0
 STEP_STREAM = 1
+# 2**18 elements take 2 MB in each of Philox's int64 tensors, which stays in a core's cache.
+_NOISE_CHUNK_ELEMENTS = 2**18
 
 Progress = Callable[[int, int], None]
 Callback = Callable[[int, Tensor, Tensor], None]
@@ -38,7 +42,6 @@ class _Run:
     callback: Callback | None
 
 
-@torch.inference_mode()
 def sample(
     net: Network,
     schedule: NoiseSchedule,
@@ -58,7 +61,7 @@ def sample(
 
     Args:
         net: called as `net(x, t, width)`: x [n, C, H, W] channels_last, t [n] int64, width float,
-            returning [n, C, H, W]; put it into eval mode before. A `StepRunner` is told its shapes.
+            returning [n, C, H, W]; a module runs in eval mode. A `StepRunner` is told its shapes.
         schedule: the noise schedule that the network was trained with.
         strategy: width per noise level, or one width in (0, 1] for all steps.
         seeds: [N] integers, one per image.
@@ -76,8 +79,8 @@ def sample(
         [N, C, H, W] float32 on `device`, clipped to [-1, 1].
 
     Raises:
-        ValueError: an argument does not fit, or the network's output has another shape.
-        FloatingPointError: the network's output is not finite; names the step and width.
+        ValueError: an argument does not fit, or the network's output has another shape or is not
+            finite (the error names the step and width).
 
     Source: Ho et al. 2020, algorithm 2; Song et al. 2021, eq. 12.
     """
@@ -97,15 +100,15 @@ def sample(
         device=device,
         callback=callback,
     )
-    images = torch.empty(
-        (seeds.numel(), *shape), dtype=torch.float32, device=device
-    )  # [N, C, H, W]
-    batches = range(0, seeds.numel(), batch_size)
-    for index, start in enumerate(batches):
-        done = index * len(steps)
-        report = _batch_progress(progress, done, len(batches) * len(steps))
-        batch_seeds = seeds[start : start + batch_size]
-        images[start : start + batch_size] = _sample_batch(run, batch_seeds, report)
+    # Made outside inference mode, so that the caller may use the images under autograd.
+    images = torch.empty((len(seeds), *shape), dtype=torch.float32, device=device)  # [N, C, H, W]
+    batches = range(0, len(seeds), batch_size)
+    with torch.inference_mode(), _eval_mode(net):
+        for index, start in enumerate(batches):
+            done = index * len(steps)
+            report = _batch_progress(progress, done, len(batches) * len(steps))
+            batch_seeds = seeds[start : start + batch_size]
+            images[start : start + batch_size] = _sample_batch(run, batch_seeds, report)
     return images
 
 
@@ -153,6 +156,19 @@ def _check_arguments(
     return dims
 
 
+@contextlib.contextmanager
+def _eval_mode(net: Network) -> Iterator[None]:
+    """Put a module into eval mode (dropout would break a seed's image) and restore it after."""
+    training = [m for m in net.modules() if m.training] if isinstance(net, nn.Module) else []
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def _batch_progress(progress: Progress | None, done: int, total: int) -> Callable[[int], None]:
     if progress is None:
         return lambda step_index: None
@@ -161,16 +177,17 @@ def _batch_progress(progress: Progress | None, done: int, total: int) -> Callabl
 
 def _sample_batch(run: _Run, seeds: Tensor, report: Callable[[int], None]) -> Tensor:
     """Run all steps for one batch of seeds; returns [n, C, H, W] clipped to [-1, 1]."""
-    n = seeds.numel()
+    n, count = len(seeds), len(run.steps)
     state_dtype = torch.promote_types(run.dtype, torch.float32)
     seeds = seeds.to(run.device)
     if isinstance(run.net, StepRunner):
         widths = sorted({step.width for step in run.steps}, reverse=True)
         run.net.prepare(widths, (n, *run.shape), run.dtype, run.device)
-    x = _noise(run, seeds, 0, INITIAL_STREAM, state_dtype)  # [n, C, H, W]
+    x = normal(seeds, 0, run.shape, stream=INITIAL_STREAM, dtype=state_dtype)  # [n, C, H, W]
+    x = x.contiguous(memory_format=torch.channels_last)
+    step_noise = _step_noise(run, seeds, state_dtype)
     # On a GPU a check per step would stall it: the first bad step is noted there, read at the end.
-    first_bad = torch.full((), len(run.steps), dtype=torch.int64, device=run.device)
-    on_cpu = run.device.type == "cpu"
+    first_bad = torch.full((), count, dtype=torch.int64, device=run.device)
     for index, (step, coefficient) in enumerate(zip(run.steps, run.coefficients, strict=True)):
         t = run.timesteps[index].expand(n)  # [n]
         prediction = run.net(x.to(run.dtype), t, step.width)
@@ -179,33 +196,49 @@ def _sample_batch(run: _Run, seeds: Tensor, report: Callable[[int], None]) -> Te
                 f"sample: the network returned shape {tuple(prediction.shape)} at width "
                 f"{step.width}; need {tuple(x.shape)}"
             )
-        bad = torch.where(torch.isfinite(prediction).all(), len(run.steps), index)
+        bad = torch.where(torch.isfinite(prediction).all(), count, index)
         first_bad = torch.minimum(first_bad, bad)
-        if on_cpu:
+        if run.device.type == "cpu":
             _refuse_bad(run, int(first_bad))
         prediction = prediction.to(state_dtype)
-        x0 = coefficient.x0_from_x * x + coefficient.x0_from_prediction * prediction
+        x0 = (coefficient.x0_from_x * x).add_(prediction, alpha=coefficient.x0_from_prediction)
         if run.clip:
-            x0 = x0.clamp_(-1.0, 1.0)
+            x0.clamp_(-1.0, 1.0)
         if run.callback is not None:
             run.callback(index, x, x0)
-        x = coefficient.x * x + coefficient.x0 * x0
+        x = (coefficient.x * x).add_(x0, alpha=coefficient.x0)
         if coefficient.noise > 0.0:
-            x = x + coefficient.noise * _noise(run, seeds, index, STEP_STREAM, state_dtype)
+            x.add_(next(step_noise), alpha=coefficient.noise)
         report(index)
     _refuse_bad(run, int(first_bad))
     return x.clamp(-1.0, 1.0).to(torch.float32)
 
 
-def _noise(run: _Run, seeds: Tensor, index: int, stream: int, dtype: torch.dtype) -> Tensor:
-    z = normal(seeds, index, run.shape, stream=stream, dtype=dtype)  # [n, C, H, W]
-    return z.contiguous(memory_format=torch.channels_last)
+def _step_noise(run: _Run, seeds: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Yield the noise [n, C, H, W] of every step that adds some, several steps computed at once.
+
+    Philox is about 200 small tensor operations whatever the size: at 8x8 pixels a call per step
+    would cost more than its arithmetic.
+    """
+    noisy = [i for i, coefficient in enumerate(run.coefficients) if coefficient.noise > 0.0]
+    n = len(seeds)
+    chunk = max(1, _NOISE_CHUNK_ELEMENTS // max(1, n * math.prod(run.shape)))
+    for start in range(0, len(noisy), chunk):
+        indices = torch.tensor(noisy[start : start + chunk], device=run.device)  # [k]
+        z = normal(
+            seeds.repeat(len(indices)),
+            indices.repeat_interleave(n),
+            run.shape,
+            stream=STEP_STREAM,
+            dtype=dtype,
+        )  # [k n, C, H, W]
+        yield from z.contiguous(memory_format=torch.channels_last).split(n)
 
 
 def _refuse_bad(run: _Run, index: int) -> None:
     if index < len(run.steps):
         step = run.steps[index]
-        raise FloatingPointError(
+        raise ValueError(
             f"sample: the network's output is not finite in step {index + 1} of {len(run.steps)} "
             f"(t = {step.t}) at width {step.width}; need finite values"
         )

@@ -7,8 +7,10 @@ The noise level is the log-SNR, the natural logarithm of alpha-bar / (1 - alpha-
 from __future__ import annotations
 
 import bisect
+import itertools
 import json
 import math
+import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +57,7 @@ class Strategy:
         for cut in cuts:
             if not math.isfinite(cut):
                 raise ValueError(f"Strategy: a cut is {cut}; need finite log-SNRs")
-        for low, high in zip(cuts, cuts[1:], strict=False):
+        for low, high in itertools.pairwise(cuts):
             if not low < high:
                 raise ValueError(
                     f"Strategy: cut {low} is followed by {high}; need strictly increasing cuts"
@@ -89,14 +91,14 @@ class Strategy:
         Raises:
             ValueError: the lengths differ, or `log_snrs` is not strictly decreasing.
         """
-        widths = [float(w) for w in widths]
-        log_snrs = [float(v) for v in log_snrs]
+        widths = [_number("width", w) for w in widths]
+        log_snrs = [_number("log-SNR", v) for v in log_snrs]
         if not widths or len(widths) != len(log_snrs):
             raise ValueError(
                 f"from_timestep_widths: got {len(widths)} widths and {len(log_snrs)} log-SNRs; "
                 "need as many of each, at least one"
             )
-        for t, (here, there) in enumerate(zip(log_snrs, log_snrs[1:], strict=False)):
+        for t, (here, there) in enumerate(itertools.pairwise(log_snrs)):
             if not there < here:
                 raise ValueError(
                     f"from_timestep_widths: log-SNR is {here} at t = {t} and {there} at "
@@ -190,10 +192,9 @@ class Strategy:
             )
         missing = [key for key in _KEYS if key not in content]
         unknown = [key for key in content if key not in _KEYS]
-        if "version" in content and content["version"] != VERSION:
-            raise ValueError(
-                f"{source}: version is {content['version']!r}; this program reads {VERSION}"
-            )
+        version = content.get("version", VERSION)
+        if isinstance(version, bool) or version != VERSION:
+            raise ValueError(f"{source}: version is {version!r}; this program reads {VERSION}")
         if missing or unknown:
             wrong = f"lacks {missing[0]!r}" if missing else f"has an unknown key {unknown[0]!r}"
             raise ValueError(f"{source}: {wrong}; need exactly {', '.join(_KEYS)}")
@@ -240,19 +241,19 @@ def as_strategy(strategy: Strategy | float) -> Strategy:
     """
     if isinstance(strategy, Strategy):
         return strategy
-    if isinstance(strategy, (int, float)) and not isinstance(strategy, bool):
-        return Strategy.constant(strategy)
+    if isinstance(strategy, numbers.Real) and not isinstance(strategy, bool):
+        return Strategy.constant(float(strategy))
     raise TypeError(f"strategy is {strategy!r}; need a Strategy or a width in (0, 1]")
 
 
-def _listed(name: str, values: object) -> list[Any] | tuple[Any, ...]:
-    if not isinstance(values, (list, tuple)):
+def _listed(name: str, values: object) -> tuple[Any, ...]:
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
         raise TypeError(f"Strategy: {name} is {values!r}; need a list of numbers")
-    return values
+    return tuple(values)
 
 
 def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"Strategy: a {name} is {value!r}; need a number")
     try:
         return float(value)
@@ -290,8 +291,8 @@ def _cost(cost_by_width: Mapping[float, float], width: float) -> float:
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        seen: set[str] = set()
-        repeated = next(key for key, _ in pairs if key in seen or seen.add(key))
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"key {repeated!r} is given twice")
     return result
 
