@@ -10,7 +10,7 @@ import secrets
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,17 +123,24 @@ def save_checkpoint(
 
 
 def _write_files(temp: Path, groups: Mapping[str, Mapping[str, Tensor]], state: bytes) -> bytes:
-    """Write every file and fsync it, the manifest last; hashing overlaps with the disk."""
-    digests = {}
-    with ThreadPoolExecutor(1) as hasher:
+    """Write every file and fsync it, the manifest last; encoding and hashing overlap the disk."""
+    digests: dict[str, Future[str]] = {}
+    written: list[Future[None]] = []
+    with ThreadPoolExecutor(2) as pool:
         for name, data in _encoded(groups, state):
-            digest = hasher.submit(hashlib.sha256, data)
-            write_synced(temp / name, data)
-            digests[name] = digest.result().hexdigest()
-    manifest = _manifest(digests)
+            if written:
+                written[-1].result()  # at most two encoded files in memory
+            written.append(pool.submit(write_synced, temp / name, data))
+            digests[name] = pool.submit(_digest, data)
+        written[-1].result()
+    manifest = _manifest({name: digest.result() for name, digest in digests.items()})
     write_synced(temp / MANIFEST, manifest)
     sync_folder(temp)
     return manifest
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _encoded(
@@ -199,7 +206,7 @@ def _read_checked(path: Path, name: str, digest: str) -> bytes:
         data = (path / name).read_bytes()
     except OSError:
         raise CheckpointError(f"{path}: {name} is missing; need a complete checkpoint") from None
-    if hashlib.sha256(data).hexdigest() != digest:
+    if _digest(data) != digest:
         raise CheckpointError(
             f"{path}: {name} does not match its SHA-256 in {MANIFEST}; need an undamaged checkpoint"
         )

@@ -106,11 +106,13 @@ def _call(function: Any, arguments: Any) -> Any:
 
 _MARK = object()
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_ARGUMENTS = frozenset(
+_NUMBERS = frozenset(
     ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT")
-    + ("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")
-    + ("SHORT_BINBYTES", "BINBYTES", "BINBYTES8")
 )
+_STRINGS = frozenset(
+    ("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "SHORT_BINBYTES", "BINBYTES")
+)
+_BUFFERS = frozenset(("BINBYTES8", "BYTEARRAY8"))
 _PYTHON2_STRINGS = frozenset(("STRING", "BINSTRING", "SHORT_BINSTRING"))
 
 
@@ -138,10 +140,12 @@ class _Machine:
         return items
 
     def step(self, opcode: str, argument: Any) -> None:
-        if opcode in _ARGUMENTS:
+        if opcode in _NUMBERS or opcode in _STRINGS:
             self.stack.append(argument)
         elif opcode in _PYTHON2_STRINGS:
             self.stack.append(argument.encode("latin-1"))
+        elif opcode in _BUFFERS:
+            self.stack.append(bytes(argument))
         elif opcode in _CONSTANTS:
             self.stack.append(_CONSTANTS[opcode])
         elif opcode in _HANDLERS:
