@@ -110,7 +110,9 @@ class SearchConfig:
             )
         given = [n for n in ("budget_macs", "budget_ms", "budget_time") if getattr(self, n)]
         if len(given) > 1:
-            raise ValueError(f"search: {' and '.join(given)} are both set; needs one budget at most")
+            raise ValueError(
+                f"search: {' and '.join(given)} are both set; needs one budget at most"
+            )
         wanted = "macs" if self.budget_macs else "ms"
         if given and self.cost != wanted:
             raise ValueError(

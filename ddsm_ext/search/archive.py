@@ -1,0 +1,139 @@
+"""The archive of a search: every evaluation, on disk before the next one begins.
+
+`archive.jsonl` has a header line that says what its scores are scores of, then one line an
+evaluation. A search replays its random choices from the seed and looks the scores up here, so a
+resumed search repeats no evaluation and ends as an uninterrupted one would.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ddsm_ext.io.files import append_jsonl, read_jsonl
+from ddsm_ext.search.genome import Genome, StrategySpace
+
+VERSION = 1
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value, in hexadecimal; keys in any order give the same."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Archive:
+    """Scores by genome and stage, backed by `archive.jsonl`. Use as a context manager.
+
+    Args:
+        path: the file; made when missing. One search at a time holds it.
+        identity: what the scores depend on (checkpoint digest, sampler, widths, seed, ...), plain
+            JSON values.
+        space: the strategies searched.
+
+    Raises:
+        ValueError: the file belongs to a search with another identity (the sentence names the
+            first difference), another search holds it, or a line is not an evaluation.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any], space: StrategySpace) -> None:
+        self.path = path
+        self.space = space
+        self.identity = json.loads(json.dumps(dict(identity), sort_keys=True, allow_nan=False))
+        self._scores: dict[tuple[Genome, str], float] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            self._claim()
+            self._read()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let another search use the file."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def __len__(self) -> int:
+        return len(self._scores)
+
+    def get(self, genome: Genome, stage: str) -> float | None:
+        """Return the score of a genome at a stage; None if not evaluated, inf if it failed."""
+        return self._scores.get((genome, stage))
+
+    def add(self, genome: Genome, stage: str, score: float, row: Mapping[str, Any]) -> None:
+        """Store a score and write its line, fsynced.
+
+        Args:
+            genome: what was evaluated.
+            stage: "cheap" or "full".
+            score: its quality; one that is not finite is stored as a failure.
+            row: further values of the line, plain JSON.
+        """
+        value = float(score) if math.isfinite(score) else None
+        line = {"kind": "evaluation", "stage": stage, "genome": self.space.to_row(genome)}
+        append_jsonl(self.path, {**line, **row, "score": value, "failed": value is None})
+        self._scores[genome, stage] = math.inf if value is None else value
+
+    def _claim(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(
+                f"{self.path}: another search is using it; needs to end first"
+            ) from None
+
+    def _read(self) -> None:
+        rows = read_jsonl(self.path, missing_ok=True)
+        if not rows:
+            header = {"kind": "header", "version": VERSION, "identity": self.identity}
+            append_jsonl(self.path, {**header, "digest": digest(self.identity)})
+            return
+        self._check_header(rows[0])
+        for number, row in enumerate(rows[1:], 2):
+            try:
+                genome = self.space.from_row(row["genome"])
+                score = math.inf if row["failed"] else float(row["score"])
+                self._scores[genome, str(row["stage"])] = score
+            except (KeyError, TypeError, ValueError):
+                raise ValueError(
+                    f"{self.path}: row {number} is no evaluation of this search; needs genome, "
+                    "stage and score"
+                ) from None
+
+    def _check_header(self, header: dict[str, Any]) -> None:
+        if header.get("kind") != "header" or not isinstance(header.get("identity"), dict):
+            raise ValueError(f"{self.path}: has no header line; needs an archive of a search")
+        if header.get("version") != VERSION:
+            raise ValueError(
+                f"{self.path}: version is {header.get('version')!r}; this program reads {VERSION}"
+            )
+        if header.get("digest") != digest(header["identity"]):
+            raise ValueError(f"{self.path}: the header is damaged; needs an archive of a search")
+        theirs = header["identity"]
+        for name in sorted({*theirs, *self.identity}):
+            if theirs.get(name) != self.identity.get(name):
+                was, now = _short(theirs.get(name)), _short(self.identity.get(name))
+                raise ValueError(
+                    f"{self.path}: was made with {name} {was}, this search has {now}; "
+                    "needs the same, or another run folder"
+                )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:60]}... (digest {digest(value)[:12]})"

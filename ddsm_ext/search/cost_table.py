@@ -1,0 +1,218 @@
+"""Cost of one image and step at each width: MACs by arithmetic, or ms measured on this machine."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ddsm_ext.io.files import read_json, write_json
+from ddsm_ext.io.run_dir import machine_info
+from ddsm_ext.models.config import UNetConfig
+from ddsm_ext.models.macs import unet_macs
+
+VERSION = 1
+# What makes a time measured elsewhere another quantity; the date is not among them
+_MUST_MATCH = ("machine", "cpu", "gpu", "device", "torch", "threads", "batch", "dtype", "network")
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """Width -> cost of one image and step.
+
+    Args:
+        unit: "macs" or "ms".
+        costs: width -> cost; positive and finite.
+        conditions: where and how it was measured (machine, cpu, gpu, device, torch, threads,
+            batch, dtype, network, date); empty for MACs.
+        spread: width -> min, median and interquartile range in ms, and the rounds; empty for MACs.
+    """
+
+    unit: str
+    costs: dict[float, float]
+    conditions: dict[str, Any] = field(default_factory=dict)
+    spread: dict[float, dict[str, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.unit not in ("macs", "ms"):
+            raise ValueError(f"cost table: unit is {self.unit!r}; needs macs or ms")
+        for width, cost in self.costs.items():
+            if not (0 < width <= 1 and math.isfinite(cost) and cost > 0):
+                raise ValueError(
+                    f"cost table: width {width} costs {cost}; needs a width in (0, 1], a cost > 0"
+                )
+        if not self.costs:
+            raise ValueError("cost table: has no widths; needs at least one")
+
+    def save(self, path: str | Path) -> None:
+        """Write the table as JSON, all of it or nothing."""
+        rows = [
+            {"width": width, "cost": cost, **self.spread.get(width, {})}
+            for width, cost in sorted(self.costs.items(), reverse=True)
+        ]
+        content = {"version": VERSION, "unit": self.unit, "conditions": self.conditions}
+        write_json(path, {**content, "rows": rows})
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, expect: Mapping[str, Any] | None = None, force: bool = False
+    ) -> CostTable:
+        """Read a table that `save` wrote.
+
+        Args:
+            path: the file.
+            expect: conditions that a table in ms must have been measured under, e.g.
+                `conditions(...)` of this run; None checks nothing.
+            force: take a table from other conditions all the same.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no cost table, or one from another machine or configuration.
+        """
+        content = read_json(path)
+        try:
+            if content["version"] != VERSION:
+                raise ValueError(f"version is {content['version']!r}; this program reads {VERSION}")
+            rows = content["rows"]
+            names = ("min_ms", "median_ms", "iqr_ms", "rounds")
+            table = cls(
+                unit=content["unit"],
+                costs={float(row["width"]): float(row["cost"]) for row in rows},
+                conditions=dict(content["conditions"]),
+                spread={
+                    float(row["width"]): {name: row[name] for name in names}
+                    for row in rows
+                    if names[0] in row
+                },
+            )
+        except KeyError as error:
+            raise ValueError(f"{path}: lacks {error}; needs a cost table") from None
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}; needs a cost table") from None
+        if expect is not None and table.unit == "ms" and not force:
+            _check_conditions(path, table.conditions, expect)
+        return table
+
+
+def _check_conditions(
+    path: str | Path, found: Mapping[str, Any], expect: Mapping[str, Any]
+) -> None:
+    for name in _MUST_MATCH:
+        if name in expect and found.get(name) != expect[name]:
+            raise ValueError(
+                f"{path}: was measured with {name} {json.dumps(found.get(name))}, this run has "
+                f"{json.dumps(expect[name])}; needs a new measurement, or force"
+            )
+
+
+def macs_table(
+    config: UNetConfig, widths: Sequence[float], *, attention_products: bool = True
+) -> CostTable:
+    """Return the MACs of one image and step at each width.
+
+    Args:
+        config: the network.
+        widths: widths to list.
+        attention_products: count the two products of each attention layer too.
+    """
+    costs = {
+        float(w): float(unet_macs(config, w, attention_products=attention_products)) for w in widths
+    }
+    return CostTable("macs", costs)
+
+
+def conditions(*, batch: int, dtype: str, device: str, network: str) -> dict[str, Any]:
+    """Return what a time measured now depends on: this machine, its torch and the arguments.
+
+    Args:
+        batch: images a step runs at once.
+        dtype: name of the computation's type, e.g. "float32".
+        device: "cpu" or "cuda".
+        network: digest or text that names the network's configuration.
+    """
+    import torch
+
+    host = machine_info()
+    gpu = torch.cuda.get_device_name() if device.startswith("cuda") else None
+    return {
+        "machine": host["machine"],
+        "cpu": host["cpu"],
+        "gpu": gpu,
+        "device": device,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "batch": batch,
+        "dtype": dtype,
+        "network": network,
+    }
+
+
+def measure_ms(
+    run_step: Callable[[float], object],
+    widths: Sequence[float],
+    *,
+    batch: int,
+    conditions: Mapping[str, Any] | None = None,
+    rounds: int = 15,
+    warmup_rounds: int = 3,
+    clock: Callable[[], float] = time.perf_counter,
+    progress: Callable[[int, int], None] | None = None,
+) -> CostTable:
+    """Measure the ms of one image and step at each width: median over interleaved rounds.
+
+    Every round runs each width once, begun from another width each time, so that drift of clock
+    speed or temperature touches all widths alike.
+
+    Args:
+        run_step: runs one step of `batch` images at a width and returns when it is finished (on a
+            GPU it synchronises).
+        widths: widths to measure.
+        batch: images a call of `run_step` handles.
+        conditions: where it is measured, from `conditions(...)`; None stores none.
+        rounds: measured rounds, >= 1.
+        warmup_rounds: rounds before them that are not measured.
+        clock: time in seconds.
+        progress: called with (rounds done, rounds in all); None for silence.
+
+    Raises:
+        ValueError: no widths, no rounds or no images.
+    """
+    if not widths or rounds < 1 or warmup_rounds < 0 or batch < 1:
+        raise ValueError(
+            f"measure_ms: {len(widths)} widths, {rounds} rounds, {warmup_rounds} to warm up, batch "
+            f"{batch}; needs at least 1 width, 1 round, 0 to warm up, batch 1"
+        )
+    times: dict[float, list[float]] = {float(w): [] for w in widths}
+    order = list(times)
+    for number in range(warmup_rounds + rounds):
+        shift = number % len(order)
+        for width in order[shift:] + order[:shift]:
+            start = clock()
+            run_step(width)
+            elapsed = clock() - start
+            if number >= warmup_rounds:
+                times[width].append(1000.0 * elapsed / batch)
+        if progress is not None:
+            progress(number + 1, warmup_rounds + rounds)
+    stamp = {"date": datetime.now(UTC).isoformat(timespec="seconds")}
+    spread = {width: _spread(values) for width, values in times.items()}
+    costs = {width: values["median_ms"] for width, values in spread.items()}
+    return CostTable("ms", costs, {**(conditions or {}), **stamp}, spread)
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    quarters = (
+        statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [0.0] * 3
+    )
+    return {
+        "min_ms": min(values),
+        "median_ms": statistics.median(values),
+        "iqr_ms": quarters[2] - quarters[0],
+        "rounds": len(values),
+    }

@@ -1,0 +1,77 @@
+"""pymoo's NSGA-II on genomes through ask and tell; the caller owns evaluation and files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from pymoo.algorithms.moo.nsga2 import NSGA2
+from pymoo.core.evaluator import Evaluator
+from pymoo.core.population import Population
+from pymoo.core.problem import Problem
+from pymoo.core.termination import NoTermination
+from pymoo.problems.static import StaticProblem
+
+from ddsm_ext.search.genome import Genome, StrategySpace
+from ddsm_ext.search.operators import SameStrategy, SegmentCrossover, SegmentMutation
+from ddsm_ext.search.pareto import Point
+
+
+class Evolution:
+    """NSGA-II over the strategies of a space; everything it does follows from its arguments.
+
+    Args:
+        space: the strategies.
+        initial: first population, of different genomes; may exceed `population`.
+        population: candidates kept from generation to generation.
+        seed: seed of every random choice.
+        crossover_prob: probability that two parents are crossed.
+        mutation_prob: probability that a child is mutated.
+        mutation_prob_gene: probability that a gene of a mutated child changes; None for the
+            default of `SegmentMutation`.
+    """
+
+    def __init__(
+        self,
+        space: StrategySpace,
+        initial: Sequence[Genome],
+        population: int,
+        seed: int,
+        *,
+        crossover_prob: float,
+        mutation_prob: float,
+        mutation_prob_gene: float | None,
+    ) -> None:
+        self.space = space
+        # bounds are those of the genes: cuts in [0, 1], then width indices
+        upper = [1.0] * space.n_cuts + [len(space.widths) - 1.0] * space.segments
+        # one constraint, so that a failed evaluation loses to every other one
+        self._problem = Problem(
+            n_var=space.n_genes, n_obj=2, n_ieq_constr=1, xl=np.zeros(space.n_genes), xu=upper
+        )
+        self._algorithm = NSGA2(
+            pop_size=population,
+            sampling=np.stack([space.encode(genome) for genome in initial]),
+            crossover=SegmentCrossover(space, prob=crossover_prob),
+            mutation=SegmentMutation(space, prob=mutation_prob, prob_var=mutation_prob_gene),
+            eliminate_duplicates=SameStrategy(space),
+        )
+        self._algorithm.setup(self._problem, termination=NoTermination(), seed=seed, verbose=False)
+        self._asked: Population | None = None
+
+    def ask(self) -> list[Genome]:
+        """Return the genomes of the next generation; none when the space has no new ones near."""
+        asked = self._algorithm.ask()
+        self._asked = asked
+        if asked is None or len(asked) == 0:
+            return []
+        return [self.space.decode(x) for x in asked.get("X")]
+
+    def tell(self, points: Sequence[Point]) -> None:
+        """Give the (quality, cost) of the genomes that `ask` returned; inf marks a failure."""
+        failed = np.array([[0.0 if math.isfinite(q) else 1.0] for q, _ in points])
+        values = np.array([[q if math.isfinite(q) else 0.0, c] for q, c in points])
+        static = StaticProblem(self._problem, F=values, G=failed)
+        Evaluator().eval(static, self._asked)
+        self._algorithm.tell(infills=self._asked)

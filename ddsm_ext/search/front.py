@@ -1,0 +1,231 @@
+"""The Pareto front of a search, and the choice of one strategy from it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ddsm_ext.io.files import read_json, write_json
+from ddsm_ext.sampling.strategy import Strategy
+
+VERSION = 1
+# A budget of 0.5 takes a strategy of exactly half the cost, whatever the order of its sum
+_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """One strategy of the front.
+
+    Args:
+        strategy: the strategy.
+        cost: cost of an image over all steps, in the front's unit.
+        cost_relative: that cost as a fraction of the full width's.
+        quality: score that made the front, lower is better.
+        cheap: cheap quality; None if not evaluated.
+        full: full quality; None if not evaluated.
+        generation: generation that first evaluated it.
+    """
+
+    strategy: Strategy
+    cost: float
+    cost_relative: float
+    quality: float
+    cheap: float | None
+    full: float | None
+    generation: int
+
+
+@dataclass(frozen=True)
+class Front:
+    """Whole Pareto front by rising cost.
+
+    Args:
+        points: non-dominated strategies, by rising cost and so by falling (better) quality.
+        constants: the constant-width strategies, widest first, for comparison.
+        cost_unit: unit of the costs: "macs" or "ms", an image over all steps of the sampler.
+        quality_name: what the quality is, for people to read.
+        chosen: the strategy chosen under the search's own budget; None if nothing was within it.
+    """
+
+    points: tuple[FrontPoint, ...]
+    constants: tuple[FrontPoint, ...]
+    cost_unit: str
+    quality_name: str
+    chosen: FrontPoint | None = None
+
+    @property
+    def full_cost(self) -> float:
+        """Cost of the full width at every step, in the front's unit."""
+        return self.constants[0].cost
+
+    @property
+    def full_quality(self) -> float:
+        """Quality of the full width at every step."""
+        return self.constants[0].quality
+
+    def pick(
+        self,
+        *,
+        max_cost: float | None = None,
+        budget_macs: float | None = None,
+        budget_ms: float | None = None,
+        max_quality_loss: float | None = None,
+    ) -> FrontPoint:
+        """Return the best strategy within a budget, or the cheapest within a loss of quality.
+
+        Args:
+            max_cost: most cost as a fraction of the full width's, in the front's unit.
+            budget_macs: the same for a front in MACs, refused for one in ms.
+            budget_ms: most ms an image over all steps, for a front in ms.
+            max_quality_loss: most that the quality may be above the full width's, in its own unit.
+                With a budget too, the best within the budget must also keep to it. None with no
+                budget means 0: the cheapest that is not worse than the full width.
+
+        Raises:
+            ValueError: nothing on the front is within the limits, or they do not fit together.
+        """
+        limit, text = self._limit(max_cost, budget_macs, budget_ms)
+        loss = max_quality_loss
+        if loss is None and limit is None:
+            loss = 0.0
+        if loss is not None and not loss >= 0:
+            raise ValueError(f"pick: max_quality_loss is {loss}; needs 0 or more")
+        if limit is None:
+            assert loss is not None
+            return self._cheapest(loss)
+        within = [p for p in self.points if p.cost <= limit * (1 + _TOLERANCE)]
+        if not within:
+            cheapest = self.points[0]
+            raise ValueError(
+                f"pick: the budget is {text}, the cheapest strategy costs {self._cost(cheapest)}; "
+                "needs at least that"
+            )
+        best = within[-1]
+        if loss is not None and best.quality > self.full_quality + loss:
+            raise ValueError(
+                f"pick: the best strategy within {text} loses "
+                f"{best.quality - self.full_quality:.6g} of quality, max_quality_loss is {loss:g}; "
+                "needs a larger budget or loss"
+            )
+        return best
+
+    def _cheapest(self, loss: float) -> FrontPoint:
+        within = [p for p in self.points if p.quality <= self.full_quality + loss]
+        if not within:
+            best = self.points[-1]
+            raise ValueError(
+                f"pick: the best strategy loses {best.quality - self.full_quality:.6g} of quality, "
+                f"max_quality_loss is {loss:g}; needs at least that"
+            )
+        return within[0]
+
+    def _limit(
+        self, max_cost: float | None, budget_macs: float | None, budget_ms: float | None
+    ) -> tuple[float | None, str]:
+        names = ("max_cost", "budget_macs", "budget_ms")
+        given = [
+            (n, v)
+            for n, v in zip(names, (max_cost, budget_macs, budget_ms), strict=True)
+            if v is not None
+        ]
+        if len(given) > 1:
+            raise ValueError(f"pick: {given[0][0]} and {given[1][0]} are both set; needs one")
+        if not given:
+            return None, ""
+        name, value = given[0]
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"pick: {name} is {value}; needs a number above 0")
+        if name != "max_cost" and name != f"budget_{self.cost_unit}":
+            raise ValueError(f"pick: {name} is set, the front's costs are in {self.cost_unit}")
+        if name == "budget_ms":
+            return value, f"{value:g} ms an image"
+        return value * self.full_cost, f"{value:g} of the full width's {_NAMES[self.cost_unit]}"
+
+    def _cost(self, point: FrontPoint) -> str:
+        absolute = f", {point.cost:.6g} ms an image" if self.cost_unit == "ms" else ""
+        return f"{point.cost_relative:.6g} of the full width's {_NAMES[self.cost_unit]}{absolute}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values ready for JSON."""
+        return {
+            "version": VERSION,
+            "cost_unit": self.cost_unit,
+            "quality_name": self.quality_name,
+            "full_cost": self.full_cost,
+            "full_quality": self.full_quality,
+            "chosen": _to_row(self.chosen) if self.chosen else None,
+            "constants": [{"width": p.strategy.widths[0], **_to_row(p)} for p in self.constants],
+            "points": [_to_row(p) for p in self.points],
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], source: str = "front") -> Front:
+        """Build a front from `to_dict`'s values.
+
+        Raises:
+            ValueError: a key is missing or has a wrong value; the sentence begins with `source`.
+        """
+        try:
+            if values["version"] != VERSION:
+                raise ValueError(f"version is {values['version']!r}; this program reads {VERSION}")
+            points = tuple(_from_row(row) for row in values["points"])
+            constants = tuple(_from_row(row) for row in values["constants"])
+            if not points or not constants:
+                raise ValueError("it holds no strategies")
+            chosen = _from_row(values["chosen"]) if values["chosen"] is not None else None
+            unit, name = str(values["cost_unit"]), str(values["quality_name"])
+            return cls(points, constants, unit, name, chosen)
+        except KeyError as error:
+            raise ValueError(f"{source}: lacks {error}; needs a front.json of a search") from None
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{source}: {error}; needs a front.json of a search") from None
+
+    def save(self, path: str | Path) -> None:
+        """Write the front as JSON, all of it or nothing."""
+        write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Front:
+        """Read a front that `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is no front.
+        """
+        return cls.from_dict(read_json(path), str(path))
+
+
+_NAMES = {"macs": "MACs", "ms": "time"}
+
+
+def _to_row(point: FrontPoint) -> dict[str, Any]:
+    strategy = point.strategy
+    return {
+        "cost": point.cost,
+        "cost_relative": point.cost_relative,
+        "quality": point.quality,
+        "cheap": point.cheap,
+        "full": point.full,
+        "generation": point.generation,
+        "strategy": {
+            "widths": list(strategy.widths),
+            "cuts": list(strategy.cuts),
+            "origin": dict(strategy.origin),
+        },
+    }
+
+
+def _from_row(row: dict[str, Any]) -> FrontPoint:
+    strategy = row["strategy"]
+    return FrontPoint(
+        strategy=Strategy(strategy["widths"], strategy["cuts"], strategy["origin"]),
+        cost=float(row["cost"]),
+        cost_relative=float(row["cost_relative"]),
+        quality=float(row["quality"]),
+        cheap=row["cheap"],
+        full=row["full"],
+        generation=int(row["generation"]),
+    )

@@ -1,0 +1,202 @@
+"""The segment genome: cut points along the noise axis and a width for each segment.
+
+A strategy is piecewise constant over log-SNR. On the steps of one sampler all cuts between two
+neighbouring noise levels mean the same, so the axis of the genome is the rank of the level:
+position u in [0, 1] is the boundary before level round(u L) of L levels, from most noise (lowest
+log-SNR) to least. A `Genome` is the canonical form: boundaries that strictly increase inside
+(0, L), with different widths on both sides; two strategies that compute the same have the same
+genome. A vector for the genetic operators has a fixed number of genes, [cuts (segments - 1) |
+widths (segments)], and holds its spare segments as cuts with the same width on both sides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ddsm_ext.sampling.strategy import Strategy
+
+
+@dataclass(frozen=True, order=True)
+class Genome:
+    """Canonical strategy on the levels of one sampler.
+
+    Args:
+        boundaries: first level of every segment but the first, strictly increasing, in [1, L - 1].
+        widths: index of the width of every segment; neighbours differ.
+    """
+
+    boundaries: tuple[int, ...]
+    widths: tuple[int, ...]
+
+    @property
+    def key(self) -> str:
+        """Text that names the genome, e.g. "2 470:1 734:0" for widths 2, 1, 0."""
+        rest = [f"{b}:{w}" for b, w in zip(self.boundaries, self.widths[1:], strict=True)]
+        return " ".join([str(self.widths[0]), *rest])
+
+
+class StrategySpace:
+    """All strategies of at most `segments` segments on the steps of one sampler.
+
+    Args:
+        log_snrs: log-SNR of every step of the sampler, in any order; equal ones count each time.
+        widths: widths to choose from; indices in genomes refer to this order.
+        segments: most segments of a strategy, >= 1.
+
+    Raises:
+        ValueError: no steps, a log-SNR that is not finite, or no segment.
+    """
+
+    def __init__(self, log_snrs: Sequence[float], widths: Sequence[float], segments: int) -> None:
+        values = np.asarray([float(v) for v in log_snrs], dtype=np.float64)  # [S]
+        if values.size == 0 or not np.isfinite(values).all():
+            raise ValueError(
+                f"search: log_snrs has {values.size} values, "
+                f"{int((~np.isfinite(values)).sum())} not finite; needs one finite log-SNR a step"
+            )
+        if segments < 1:
+            raise ValueError(f"search: segments is {segments}; needs 1 or more")
+        levels, counts = np.unique(values, return_counts=True)
+        self.levels = levels  # [L], ascending
+        self.counts = counts  # [L], steps at each level
+        self.widths = tuple(float(w) for w in widths)
+        self.segments = min(int(segments), len(levels))
+        # steps below each boundary, [L + 1]
+        self._steps_below = np.concatenate(([0], np.cumsum(counts)))
+
+    @property
+    def steps(self) -> int:
+        """Number of steps of the sampler."""
+        return int(self._steps_below[-1])
+
+    @property
+    def n_cuts(self) -> int:
+        """Number of cut genes."""
+        return self.segments - 1
+
+    @property
+    def n_genes(self) -> int:
+        """Number of genes of a vector: cuts, then widths."""
+        return 2 * self.segments - 1
+
+    def canonical(self, boundaries: Sequence[int], widths: Sequence[int]) -> Genome:
+        """Return the genome of segments given by any non-decreasing boundaries in [0, L]."""
+        edges = [0, *(int(b) for b in boundaries), len(self.levels)]
+        kept: list[tuple[int, int]] = []
+        for start, end, width in zip(edges[:-1], edges[1:], widths, strict=True):
+            if end > start and (not kept or kept[-1][1] != int(width)):
+                kept.append((start, int(width)))
+        return Genome(tuple(b for b, _ in kept[1:]), tuple(w for _, w in kept))
+
+    def decode(self, vector: Sequence[float] | np.ndarray) -> Genome:
+        """Return the genome of a vector; cuts are sorted, widths stay in their order.
+
+        Args:
+            vector: [n_genes] cuts in [0, 1], then width indices.
+        """
+        genes = np.asarray(vector, dtype=np.float64)
+        cuts = np.sort(np.clip(genes[: self.n_cuts], 0.0, 1.0))
+        boundaries = np.rint(cuts * len(self.levels)).astype(np.int64)
+        widths = np.clip(np.rint(genes[self.n_cuts :]), 0, len(self.widths) - 1).astype(np.int64)
+        return self.canonical(boundaries.tolist(), widths.tolist())
+
+    def encode(self, genome: Genome) -> np.ndarray:
+        """Return a vector of the genome; spare cuts halve the longest segment again and again.
+
+        Returns:
+            [n_genes] float64.
+
+        Raises:
+            ValueError: the genome has more segments than the space.
+        """
+        if len(genome.widths) > self.segments:
+            raise ValueError(
+                f"search: a strategy has {len(genome.widths)} segments; "
+                f"needs at most {self.segments}"
+            )
+        edges = [0.0, *(b / len(self.levels) for b in genome.boundaries), 1.0]
+        widths = list(genome.widths)
+        while len(widths) < self.segments:
+            i = int(np.argmax(np.diff(edges)))
+            edges.insert(i + 1, 0.5 * (edges[i] + edges[i + 1]))
+            widths.insert(i, widths[i])
+        return np.array([*edges[1:-1], *widths], dtype=np.float64)
+
+    def constant(self, width_index: int) -> Genome:
+        """Return the genome with one width everywhere."""
+        return Genome((), (int(width_index),))
+
+    def from_levels(self, choice: Sequence[int]) -> Genome:
+        """Return the genome of a width index for every level.
+
+        Args:
+            choice: [L] width indices, from most noise to least.
+
+        Raises:
+            ValueError: it has more segments than the space.
+        """
+        genome = self.canonical(range(1, len(self.levels)), choice)
+        if len(genome.widths) > self.segments:
+            raise ValueError(
+                f"search: a strategy has {len(genome.widths)} segments; "
+                f"needs at most {self.segments}"
+            )
+        return genome
+
+    def from_strategy(self, strategy: Strategy) -> Genome:
+        """Return the genome of a strategy.
+
+        Raises:
+            ValueError: it uses a width that the space lacks, or has too many segments.
+        """
+        choice = []
+        for width in strategy.widths_for(self.levels.tolist()):
+            near = [i for i, w in enumerate(self.widths) if math.isclose(w, width, rel_tol=1e-9)]
+            if not near:
+                raise ValueError(
+                    f"search: a strategy uses width {width:g}; needs one of {list(self.widths)}"
+                )
+            choice.append(near[0])
+        return self.from_levels(choice)
+
+    def strategy(self, genome: Genome, origin: Mapping[str, Any] | None = None) -> Strategy:
+        """Return the `Strategy` of a genome; each cut lies midway between its two levels.
+
+        Args:
+            genome: a genome of this space.
+            origin: where the strategy comes from, stored in it; None stores nothing.
+        """
+        cuts = [
+            _halfway(float(self.levels[b - 1]), float(self.levels[b])) for b in genome.boundaries
+        ]
+        widths = [self.widths[i] for i in genome.widths]
+        return Strategy(cuts=tuple(cuts), widths=tuple(widths), origin=dict(origin or {}))
+
+    def width_counts(self, genome: Genome) -> np.ndarray:
+        """Return [W] int64, how many steps of the sampler run at each width."""
+        edges = [0, *genome.boundaries, len(self.levels)]
+        counts = np.zeros(len(self.widths), dtype=np.int64)
+        for start, end, width in zip(edges[:-1], edges[1:], genome.widths, strict=True):
+            counts[width] += self._steps_below[end] - self._steps_below[start]
+        return counts
+
+    def to_row(self, genome: Genome) -> dict[str, Any]:
+        """Return plain values for JSON: boundaries by rank of level, widths as fractions."""
+        widths = [self.widths[i] for i in genome.widths]
+        return {"boundaries": list(genome.boundaries), "widths": widths}
+
+    def from_row(self, row: Mapping[str, Any]) -> Genome:
+        """Return the genome of `to_row`'s values."""
+        index = {w: i for i, w in enumerate(self.widths)}
+        return Genome(tuple(row["boundaries"]), tuple(index[w] for w in row["widths"]))
+
+
+def _halfway(low: float, high: float) -> float:
+    """Return a cut in (low, high]; a level equal to a cut belongs to the cleaner segment."""
+    middle = low + 0.5 * (high - low)
+    return middle if middle > low else high

@@ -1,0 +1,158 @@
+"""The two objectives: what a strategy costs on a sampler's steps, and quality callables for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ddsm_ext.sampling.strategy import Strategy
+from ddsm_ext.search.config import SearchConfig
+from ddsm_ext.search.cost_table import CostTable
+from ddsm_ext.search.genome import Genome, StrategySpace
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Quality = Callable[[Strategy], float]
+
+
+class StepCost:
+    """Cost of a strategy over all steps of a sampler: sum over steps of the cost of its width.
+
+    Args:
+        table: width -> cost of one image and step, in MACs or ms; positive, finite.
+        space: the strategies and steps.
+
+    Raises:
+        ValueError: the table lacks a width or holds a cost that is not positive and finite.
+    """
+
+    def __init__(self, table: Mapping[float, float], space: StrategySpace) -> None:
+        self.per_width = np.array([_lookup(table, w) for w in space.widths], dtype=np.float64)
+        self.full_step = _lookup(table, 1.0)
+        self.space = space
+
+    @property
+    def full(self) -> float:
+        """Cost of the full width at every step, for one image."""
+        return self.full_step * self.space.steps
+
+    def __call__(self, genome: Genome) -> float:
+        """Return the cost of an image, in the table's unit."""
+        return float(self.space.width_counts(genome) @ self.per_width)
+
+    def relative(self, genome: Genome) -> float:
+        """Return the cost as a fraction of the full width's."""
+        return self(genome) / self.full
+
+
+def _lookup(table: Mapping[float, float], width: float) -> float:
+    for known, cost in table.items():
+        if math.isclose(known, width, rel_tol=1e-9):
+            if not (math.isfinite(cost) and cost > 0):
+                raise ValueError(f"search: the cost of width {width:g} is {cost}; needs > 0")
+            return float(cost)
+    listed = ", ".join(f"{w:g}" for w in table)
+    raise ValueError(f"search: the cost table has no width {width:g}; it has {listed}")
+
+
+def cost_per_width(
+    config: SearchConfig, table: CostTable | Mapping[float, float]
+) -> dict[float, float]:
+    """Return width -> cost of a table, in the unit that the configuration counts.
+
+    Raises:
+        ValueError: the table is in the other unit.
+    """
+    if isinstance(table, CostTable):
+        if table.unit != config.cost:
+            raise ValueError(
+                f"search: the cost table is in {table.unit}, objectives counts {config.cost}; "
+                "needs the same"
+            )
+        table = table.costs
+    return {float(w): float(c) for w, c in table.items()}
+
+
+def budget_cost(config: SearchConfig, cost: StepCost) -> float | None:
+    """Return the budget of the chosen strategy in the costs' unit, an image; None for none."""
+    fraction = config.budget_macs if config.cost == "macs" else config.budget_time
+    return config.budget_ms if fraction is None else fraction * cost.full
+
+
+def check_budget(config: SearchConfig, cost: StepCost) -> None:
+    """Refuse a budget that no strategy meets.
+
+    Raises:
+        ValueError: the budget is below the cheapest strategy.
+    """
+    budget = budget_cost(config, cost)
+    cheapest = float(cost.per_width.min()) * cost.space.steps
+    if budget is not None and budget < cheapest * (1 - 1e-9):
+        unit = "MACs" if config.cost == "macs" else "ms"
+        raise ValueError(
+            f"search: the budget is {budget:.6g} {unit} an image ({budget / cost.full:.4g} of the "
+            f"full width's), the cheapest strategy costs {cheapest:.6g} "
+            f"({cheapest / cost.full:.4g}); needs at least that"
+        )
+
+
+def additive_quality(
+    errors: np.ndarray, widths: Sequence[float], log_snrs: Sequence[float]
+) -> Quality:
+    """quality(strategy) = mean over steps s of errors[s, width of s]; the cheapest proxy.
+
+    Args:
+        errors: [S, W] error of every step and width, e.g. `Sensitivity.for_steps`.
+        widths: [W] widths of the columns.
+        log_snrs: [S] log-SNR of every step.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    table = np.asarray(errors, dtype=np.float64)
+    if table.shape != (len(log_snrs), len(widths)):
+        raise ValueError(
+            f"additive_quality: errors has shape {list(table.shape)}; needs "
+            f"[{len(log_snrs)}, {len(widths)}]"
+        )
+    index = {float(w): i for i, w in enumerate(widths)}
+    rows = np.arange(len(log_snrs))
+
+    def quality(strategy: Strategy) -> float:
+        columns = [index[w] for w in strategy.widths_for(log_snrs)]
+        return float(table[rows, columns].mean())
+
+    return quality
+
+
+def paired_sample_error(
+    sample: Callable[[Strategy], Tensor], reference: Tensor | None = None
+) -> Quality:
+    """quality(strategy) = mean squared difference to the full width's images from the same noise.
+
+    Args:
+        sample: strategy -> images [N, C, H, W], from the same seeds at every call.
+        reference: the full width's images; None means `sample(Strategy.constant(1.0))`, made once.
+
+    Raises:
+        ValueError: a sample has another shape than the reference (when the quality is called).
+    """
+    kept: list[Any] = [] if reference is None else [reference]
+
+    def quality(strategy: Strategy) -> float:
+        if not kept:
+            kept.append(sample(Strategy.constant(1.0)))
+        images, full = sample(strategy), kept[0]
+        if images.shape != full.shape:
+            raise ValueError(
+                f"paired_sample_error: a sample has shape {list(images.shape)}; needs the "
+                f"reference's {list(full.shape)}"
+            )
+        # float64: differences of nearly equal images
+        return float((images.double() - full.double()).square().mean())
+
+    return quality

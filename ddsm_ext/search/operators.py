@@ -1,0 +1,161 @@
+"""NSGA-II operators for the segment genome: mutation, crossover, equality.
+
+pymoo's `prob` is the chance that an individual is mutated at all and `prob_var` that each of its
+genes is; both are set here, and a gene that is chosen does change.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from pymoo.core.crossover import Crossover
+from pymoo.core.duplicate import DuplicateElimination
+from pymoo.core.mutation import Mutation
+
+from ddsm_ext.search.genome import Genome, StrategySpace
+
+# Longest shift of a cut by one mutation, as a fraction of the axis
+_LONGEST_SHIFT = 0.5
+# Share of width mutations that go to a neighbouring width; the others go to any other width
+_NEIGHBOUR_SHARE = 0.7
+
+
+class SegmentMutation(Mutation):
+    """Shift each cut and change each width with probability `prob_var`.
+
+    A shift's length is log-uniform from one level to half of the axis, so that coarse and fine
+    moves are equally likely at any number of steps.
+
+    Args:
+        space: the strategies searched.
+        prob: probability that an individual is mutated.
+        prob_var: probability that a gene of it is; None means 1.5 / genes, at most 0.5.
+    """
+
+    def __init__(self, space: StrategySpace, prob: float = 1.0, prob_var: float | None = None):
+        rate = min(0.5, 1.5 / space.n_genes) if prob_var is None else prob_var
+        super().__init__(prob=prob, prob_var=rate)
+        self.space = space
+        self.rate = rate
+
+    def mutate(self, X: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """Return mutated copies of vectors.
+
+        Args:
+            X: [N, n_genes] vectors.
+            random: source of randomness.
+        """
+        cuts = self.space.n_cuts
+        chosen = random.random(X.shape) < self.rate  # [N, n_genes]
+        child = X.copy()
+        shifted = _shift(X[:, :cuts], len(self.space.levels), random)
+        child[:, :cuts] = np.where(chosen[:, :cuts], shifted, X[:, :cuts])
+        other = _other_width(X[:, cuts:], len(self.space.widths), random)
+        child[:, cuts:] = np.where(chosen[:, cuts:], other, X[:, cuts:])
+        child[:, :cuts] = np.sort(child[:, :cuts], axis=1)
+        return child
+
+    def _do(self, problem: Any, X: np.ndarray, *args: Any, **kwargs: Any) -> np.ndarray:
+        return self.mutate(np.asarray(X, dtype=np.float64), kwargs["random_state"])
+
+
+def _shift(cuts: np.ndarray, levels: int, random: np.random.Generator) -> np.ndarray:
+    """Move every cut by a log-uniform length of at least one level, reflected at the ends."""
+    shortest = min(1.0 / levels, _LONGEST_SHIFT)
+    length = shortest * (_LONGEST_SHIFT / shortest) ** random.random(cuts.shape)
+    moved = cuts + length * np.where(random.random(cuts.shape) < 0.5, -1.0, 1.0)
+    moved = np.where(moved < 0.0, cuts + length, moved)
+    return np.where(moved > 1.0, cuts - length, moved)
+
+
+def _other_width(widths: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+    """Change every width index to another one, mostly a neighbour."""
+    if count == 1:
+        return widths
+    step = np.where(random.random(widths.shape) < 0.5, -1.0, 1.0)
+    neighbour = widths + step
+    neighbour = np.where((neighbour < 0) | (neighbour > count - 1), widths - step, neighbour)
+    # 1 .. count - 1 places on, so never the same width
+    anywhere = np.mod(widths + random.integers(1, count, widths.shape), count)
+    return np.where(random.random(widths.shape) < _NEIGHBOUR_SHARE, neighbour, anywhere)
+
+
+class SegmentCrossover(Crossover):
+    """Exchange what two parents do on both sides of one noise level.
+
+    Each child is one parent below a random level and the other above it; if that makes too many
+    segments, its shortest ones join a neighbour. Parents with the same sequence of widths have
+    their boundaries blended instead, since an exchange would only return cuts they already have.
+
+    Args:
+        space: the strategies searched.
+        prob: probability that two parents are crossed rather than copied.
+    """
+
+    def __init__(self, space: StrategySpace, prob: float = 0.9):
+        super().__init__(2, 2, prob=prob)
+        self.space = space
+
+    def _do(self, problem: Any, X: np.ndarray, *args: Any, **kwargs: Any) -> np.ndarray:
+        random = kwargs["random_state"]
+        children = np.empty_like(X, dtype=np.float64)  # [2, N, n_genes]
+        for i in range(X.shape[1]):
+            a, b = self.space.decode(X[0, i]), self.space.decode(X[1, i])
+            for j, child in enumerate(self.cross(a, b, random)):
+                children[j, i] = self.space.encode(child)
+        return children
+
+    def cross(self, a: Genome, b: Genome, random: np.random.Generator) -> tuple[Genome, Genome]:
+        """Return the two children of two parents."""
+        if a.widths == b.widths:
+            share = random.random(len(a.boundaries))
+            return self._blend(a, b, share), self._blend(b, a, share)
+        level = int(random.integers(1, max(2, len(self.space.levels))))
+        return self._splice(a, b, level), self._splice(b, a, level)
+
+    def _blend(self, a: Genome, b: Genome, share: np.ndarray) -> Genome:
+        mixed = np.asarray(a.boundaries) * (1 - share) + np.asarray(b.boundaries) * share
+        return self.space.canonical(np.sort(np.rint(mixed)).astype(np.int64).tolist(), a.widths)
+
+    def _splice(self, low: Genome, high: Genome, level: int) -> Genome:
+        """`low` below the level, `high` from it on."""
+        first = [b for b in low.boundaries if b < level]
+        last = [b for b in high.boundaries if b > level]
+        widths = [
+            *low.widths[: len(first) + 1],
+            *high.widths[len(high.widths) - len(last) - 1 :],
+        ]
+        genome = self.space.canonical([*first, level, *last], widths)
+        while len(genome.widths) > self.space.segments:
+            genome = self._without_shortest(genome)
+        return genome
+
+    def _without_shortest(self, genome: Genome) -> Genome:
+        """Give the shortest segment to the longer of its neighbours."""
+        edges = [0, *genome.boundaries, len(self.space.levels)]
+        lengths = np.diff(edges)
+        i = int(np.argmin(lengths))
+        left = lengths[i - 1] if i > 0 else -1
+        right = lengths[i + 1] if i + 1 < len(lengths) else -1
+        boundaries = list(genome.boundaries)
+        widths = list(genome.widths)
+        del widths[i], boundaries[i - 1 if left >= right else i]
+        return self.space.canonical(boundaries, widths)
+
+
+class SameStrategy(DuplicateElimination):
+    """Two vectors are equal when they decode to the same genome."""
+
+    def __init__(self, space: StrategySpace):
+        super().__init__()
+        self.space = space
+
+    def _do(self, pop: Any, other: Any, is_duplicate: np.ndarray) -> np.ndarray:
+        known = set() if other is None else {self.space.decode(x) for x in other.get("X")}
+        for i, x in enumerate(pop.get("X")):
+            genome = self.space.decode(x)
+            is_duplicate[i] = genome in known
+            if other is None:
+                known.add(genome)
+        return is_duplicate

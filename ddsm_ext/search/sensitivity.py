@@ -1,0 +1,196 @@
+"""Sensitivity: how far each width's prediction is from the full width's, by noise level.
+
+One pass over a batch of images: at each noise level the images get noise, the full width predicts
+once, and every other width predicts from the very same input, so that the difference shows the
+width alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ddsm_ext.io.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+VERSION = 1
+Network = Callable[["Tensor", "Tensor", float], "Tensor"]
+AddNoise = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Mean squared difference to the full width's prediction, by noise level and width.
+
+    Args:
+        log_snrs: [B] noise levels, ascending (most noise first).
+        widths: [W] widths of the columns.
+        errors: [B, W] float64, finite, >= 0.
+        images: how many images it was measured on.
+    """
+
+    log_snrs: tuple[float, ...]
+    widths: tuple[float, ...]
+    errors: np.ndarray
+    images: int
+
+    def __post_init__(self) -> None:
+        values = np.asarray(self.errors, dtype=np.float64)
+        levels = np.asarray(self.log_snrs, dtype=np.float64)
+        if values.shape != (len(levels), len(self.widths)) or values.size == 0:
+            raise ValueError(
+                f"sensitivity: errors has shape {list(values.shape)}; needs "
+                f"[{len(levels)}, {len(self.widths)}]"
+            )
+        if not np.isfinite(values).all() or (values < 0).any():
+            raise ValueError("sensitivity: an error is negative or not finite; needs numbers >= 0")
+        if not np.isfinite(levels).all() or (np.diff(levels) <= 0).any():
+            raise ValueError("sensitivity: log_snrs are not ascending; needs ascending numbers")
+        object.__setattr__(self, "errors", values)
+
+    def for_steps(
+        self,
+        log_snrs: Sequence[float],
+        widths: Sequence[float] | None = None,
+        weights: Sequence[float] | None = None,
+    ) -> np.ndarray:
+        """Return the error of every step and width, linear in log-SNR between measured levels.
+
+        Args:
+            log_snrs: [S] noise level of each step; beyond the measured ones the nearest counts.
+            widths: columns wanted, each measured; None means all.
+            weights: [S] factor of each step's error; None means 1.
+
+        Returns:
+            [S, W] float64.
+
+        Raises:
+            ValueError: a width was not measured, or the weights do not fit.
+        """
+        columns = [self._column(w) for w in (self.widths if widths is None else widths)]
+        at = np.asarray(log_snrs, dtype=np.float64)  # [S]
+        found = [np.interp(at, self.log_snrs, self.errors[:, c]) for c in columns]
+        table = np.stack(found, axis=1)  # [S, W]
+        if weights is None:
+            return table
+        factor = np.asarray(weights, dtype=np.float64)
+        if factor.shape != at.shape or not np.isfinite(factor).all() or (factor < 0).any():
+            raise ValueError(
+                f"sensitivity: weights has shape {list(factor.shape)}; needs {len(at)} numbers >= 0"
+            )
+        return table * factor[:, None]
+
+    def _column(self, width: float) -> int:
+        for i, known in enumerate(self.widths):
+            if math.isclose(known, width, rel_tol=1e-9):
+                return i
+        raise ValueError(
+            f"sensitivity: width {width:g} was not measured; needs one of {list(self.widths)}"
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON, all of it or nothing."""
+        columns = {repr(w): self.errors[:, i].tolist() for i, w in enumerate(self.widths)}
+        content: dict[str, Any] = {"version": VERSION, "images": self.images}
+        write_json(path, {**content, "log_snrs": list(self.log_snrs), "errors": columns})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Sensitivity:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no sensitivity.
+        """
+        content = read_json(path)
+        try:
+            if content["version"] != VERSION:
+                raise ValueError(f"version is {content['version']!r}; this program reads {VERSION}")
+            columns = content["errors"]
+            return cls(
+                tuple(float(v) for v in content["log_snrs"]),
+                tuple(float(w) for w in columns),
+                np.array(list(columns.values()), dtype=np.float64).T,
+                int(content["images"]),
+            )
+        except KeyError as error:
+            raise ValueError(f"{path}: lacks {error}; needs a sensitivity file") from None
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}; needs a sensitivity file") from None
+
+
+def measure_sensitivity(
+    net: Network,
+    images: Tensor,
+    *,
+    add_noise: AddNoise,
+    timesteps: Sequence[float],
+    log_snrs: Sequence[float],
+    widths: Sequence[float],
+    noise: Tensor | Callable[[int], Tensor],
+    batch_size: int = 64,
+    progress: Callable[[int, int], None] | None = None,
+) -> Sensitivity:
+    """e[b, w] = mean over images and pixels of (net(x_t, t, w) - net(x_t, t, 1))^2 at t = t_b.
+
+    Args:
+        net: the network, (x [N, C, H, W], t [N], width) -> prediction [N, C, H, W].
+        images: [N, C, H, W] floating point, on the network's device.
+        add_noise: (x0, noise, t) -> x_t.
+        timesteps: [B] one timestep a noise level, in any order; whole numbers are passed as int64.
+        log_snrs: [B] log-SNR of each.
+        widths: widths to measure; the full width's error is 0 by definition.
+        noise: [N, C, H, W] for all levels, or level index -> such a tensor.
+        batch_size: images run at once.
+        progress: called with (levels done, levels in all); None for silence.
+
+    Raises:
+        ValueError: there are no images, the lengths differ, or a prediction is not finite.
+    """
+    import torch
+
+    if len(images) == 0 or len(timesteps) != len(log_snrs) or not timesteps or batch_size < 1:
+        raise ValueError(
+            f"measure_sensitivity: {len(images)} images, {len(timesteps)} timesteps, "
+            f"{len(log_snrs)} log_snrs, batch_size {batch_size}; needs images, one log-SNR a "
+            "timestep, batch_size >= 1"
+        )
+    rows = []
+    with torch.no_grad():
+        for level, timestep in enumerate(timesteps):
+            level_noise = noise(level) if callable(noise) else noise
+            total = np.zeros(len(widths))
+            for start in range(0, len(images), batch_size):
+                x0 = images[start : start + batch_size]  # [n, C, H, W]
+                t = torch.full((len(x0),), timestep, device=x0.device)
+                x_t = add_noise(x0, level_noise[start : start + batch_size], t)
+                total += _squared_differences(net, x_t, t, widths)
+            rows.append(total / images.numel())
+            if not np.isfinite(rows[-1]).all():
+                raise ValueError(
+                    f"measure_sensitivity: a prediction at timestep {timestep} is not finite; "
+                    "needs a trained network"
+                )
+            if progress is not None:
+                progress(level + 1, len(timesteps))
+    order = np.argsort(np.asarray(log_snrs, dtype=np.float64), kind="stable")
+    return Sensitivity(
+        tuple(float(log_snrs[i]) for i in order),
+        tuple(float(w) for w in widths),
+        np.stack(rows)[order],
+        len(images),
+    )
+
+
+def _squared_differences(net: Network, x: Tensor, t: Tensor, widths: Sequence[float]) -> np.ndarray:
+    """Sums over images and pixels of the squared difference to the full width, [W]."""
+    full = net(x, t, 1.0).double()
+    sums = [0.0 if w == 1.0 else (net(x, t, w).double() - full).square().sum() for w in widths]
+    return np.array([float(s) for s in sums])
