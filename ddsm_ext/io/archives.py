@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import bz2
 import io
+import itertools
 import lzma
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -241,12 +242,38 @@ def _tar_members(archive: tarfile.TarFile, budget: _Budget) -> Iterator[tuple[st
         yield member.name, data
 
 
+def archive_images(path: str | Path, limits: ReadLimits | None = None) -> list[str]:
+    """Sorted names of the images in a ZIP or tar, without decoding them.
+
+    Args:
+        path: archive; a ZIP by its suffix, else a tar.
+        limits: None takes the defaults.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ArchiveError: damaged, beyond a limit, without images, or with one name twice.
+    """
+    is_zip = Path(path).suffix.lower() == ".zip"
+    entries = zip_entries(path, limits) if is_zip else tar_entries(path, limits)
+    names = sorted(name for name, _ in entries if is_image_name(name))
+    if not names:
+        raise ArchiveError(f"{path}: holds no image; need .png, .jpg, .jpeg or .webp entries")
+    for first, second in itertools.pairwise(names):
+        if first == second:
+            raise ArchiveError(f"{path}: entry {first!r} occurs twice; need distinct names")
+    return names
+
+
 def _images(
-    entries: Iterator[tuple[str, bytes]], path: Path, channels: int | None, limits: ReadLimits
+    entries: Iterator[tuple[str, bytes]],
+    path: Path,
+    channels: int | None,
+    names: Container[str] | None,
+    limits: ReadLimits,
 ) -> Iterator[LabelledImage]:
     found = False
     for name, data in entries:
-        if is_image_name(name):
+        if is_image_name(name) and (names is None or name in names):
             found = True
             pixels = decode_image(data, f"{path}: {name}", channels=channels, limits=limits)
             yield LabelledImage(pixels, label_of(name), name)
@@ -255,13 +282,18 @@ def _images(
 
 
 def images_from_zip(
-    path: str | Path, *, channels: int | None = None, limits: ReadLimits | None = None
+    path: str | Path,
+    *,
+    channels: int | None = None,
+    names: Container[str] | None = None,
+    limits: ReadLimits | None = None,
 ) -> Iterator[LabelledImage]:
     """Images in a ZIP sorted by name; the class is the name of the folder that holds them.
 
     Args:
         path: ZIP file.
         channels: 1, 3, or None for what each image has.
+        names: entries to read; None reads all images.
         limits: None takes the defaults.
 
     Raises:
@@ -269,17 +301,22 @@ def images_from_zip(
         ValueError: damaged, encrypted, beyond a limit, or without images.
     """
     limits = limits or ReadLimits()
-    return _images(zip_entries(path, limits), Path(path), channels, limits)
+    return _images(zip_entries(path, limits), Path(path), channels, names, limits)
 
 
 def images_from_tar(
-    path: str | Path, *, channels: int | None = None, limits: ReadLimits | None = None
+    path: str | Path,
+    *,
+    channels: int | None = None,
+    names: Container[str] | None = None,
+    limits: ReadLimits | None = None,
 ) -> Iterator[LabelledImage]:
     """Images in a tar (.gz, .bz2 or .xz as well), in the archive's order; classes as in a ZIP.
 
     Args:
         path: tar file.
         channels: 1, 3, or None for what each image has.
+        names: entries to read; None reads all images.
         limits: None takes the defaults.
 
     Raises:
@@ -287,4 +324,4 @@ def images_from_tar(
         ValueError: damaged, with links or devices, beyond a limit, or without images.
     """
     limits = limits or ReadLimits()
-    return _images(tar_entries(path, limits), Path(path), channels, limits)
+    return _images(tar_entries(path, limits), Path(path), channels, names, limits)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -166,13 +166,18 @@ def image_files(folder: str | Path) -> list[str]:
 
 
 def images_from_folder(
-    folder: str | Path, *, channels: int | None = None, limits: ReadLimits | None = None
+    folder: str | Path,
+    *,
+    channels: int | None = None,
+    names: Container[str] | None = None,
+    limits: ReadLimits | None = None,
 ) -> Iterator[LabelledImage]:
     """Images in and below a folder, sorted by path; the class is the name of the sub-folder.
 
     Args:
         folder: root; hidden files and other suffixes are passed over, linked folders not entered.
         channels: 1, 3, or None for what each file has.
+        names: paths inside the folder to read; None reads all images.
         limits: None takes the defaults.
 
     Raises:
@@ -180,6 +185,8 @@ def images_from_folder(
         ValueError: an image is damaged or too large.
     """
     for name in image_files(folder):
+        if names is not None and name not in names:
+            continue
         pixels = read_image(Path(folder) / name, channels=channels, limits=limits)
         yield LabelledImage(pixels, label_of(name), name)
 
