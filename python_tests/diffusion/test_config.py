@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from ddsm_ext.diffusion.config import DiffusionConfig
+
+
+def test_round_trip_and_defaults() -> None:
+    config = DiffusionConfig(schedule="cosine", timesteps=64, parameterisation="v")
+    assert DiffusionConfig.from_dict(config.to_dict()) == config
+    assert DiffusionConfig.from_dict({}) == DiffusionConfig()
+    assert DiffusionConfig().to_dict() == {
+        "schedule": "linear",
+        "timesteps": 1000,
+        "beta_start": 1e-4,
+        "beta_end": 0.02,
+        "parameterisation": "epsilon",
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "text"),
+    [
+        ({"schedule": "cosin"}, ValueError, "did you mean 'cosine'"),
+        ({"schedule": 3}, ValueError, "need one of 'linear', 'cosine'"),
+        ({"parameterisation": "eps"}, ValueError, "need one of 'epsilon', 'x0', 'v'"),
+        ({"timesteps": 1}, ValueError, "timesteps is 1; need at least 2"),
+        ({"timesteps": 10.0}, TypeError, "timesteps is 10.0"),
+        ({"timesteps": True}, TypeError, "timesteps is True"),
+        ({"beta_start": float("nan")}, ValueError, "beta_start is nan"),
+        ({"beta_start": 0.0}, ValueError, "beta_start is 0.0"),
+        ({"beta_end": 1.0}, ValueError, "beta_end is 1.0"),
+        ({"beta_end": "x"}, TypeError, "beta_end is 'x'"),
+        ({"beta_start": 0.5, "beta_end": 0.1}, ValueError, "need beta_start <= beta_end"),
+        ({"timestep": 10}, ValueError, "no setting 'timestep'; did you mean 'timesteps'"),
+    ],
+)
+def test_bad_settings(settings: dict, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text.replace("(", r"\(")) as caught:
+        DiffusionConfig.from_dict(settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_configs_and_strategies_import_no_torch() -> None:
+    code = (
+        "import sys\n"
+        "import ddsm_ext.diffusion.config, ddsm_ext.sampling.config, ddsm_ext.sampling.strategy\n"
+        "from ddsm_ext.sampling import Strategy, SamplerConfig\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
