@@ -1,0 +1,153 @@
+"""Convolution, linear layer and group norm that compute with a prefix of their parameters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ddsm_ext.ops.conv2d import sliced_conv2d
+from ddsm_ext.ops.group_norm import sliced_group_norm
+from ddsm_ext.ops.linear import sliced_linear
+
+# DDPM starts the last layer of every residual branch and of the network almost at zero.
+LAST_LAYER_GAIN = 1e-5
+
+
+class SlicedConv2d(nn.Module):
+    """Convolution with `weight[:c_out, :c_in]`, over one source or over an unjoined concat of two.
+
+    Args:
+        c_in: allocated channels of the first source.
+        c_out: allocated output channels.
+        kernel: side of the kernel; the padding keeps the size at stride 1.
+        c_skip: allocated channels of a second source; 0 means there is none.
+        per_source: the second source takes the weights behind all of the first source's
+            (True), or behind its active ones (False).
+        stride: 1 or 2.
+        upsample: enlarge the input 2x (nearest neighbour) first.
+        gain: factor on the Xavier-uniform initial weights.
+        generator: source of the initial weights; None means torch's default generator.
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int,
+        *,
+        c_skip: int = 0,
+        per_source: bool = True,
+        stride: int = 1,
+        upsample: bool = False,
+        gain: float = 1.0,
+        generator: Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(c_out, c_in + c_skip, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(c_out))
+        self.stride = stride
+        self.padding = kernel // 2
+        self.upsample = upsample
+        self.skip_offset = c_in if per_source else None
+        nn.init.xavier_uniform_(self.weight, gain=gain, generator=generator)
+
+    def forward(
+        self, x: Tensor, c_out: int, *, x2: Tensor | None = None, accumulate_grad: bool = False
+    ) -> Tensor:
+        """Convolve.
+
+        Args:
+            x: [N, c_in, H, W], active channels of the first source.
+            c_out: active output channels.
+            x2: [N, c_skip, H, W], active channels of the second source; None means one source.
+            accumulate_grad: backward adds weight gradients to `p.grad` itself.
+
+        Returns:
+            [N, c_out, H', W'], channels_last.
+        """
+        return sliced_conv2d(
+            x,
+            self.weight,
+            self.bias,
+            c_out,
+            stride=self.stride,
+            padding=self.padding,
+            x2=x2,
+            c_in2_offset=None if x2 is None else self.skip_offset,
+            upsample=self.upsample,
+            accumulate_grad=accumulate_grad,
+        )
+
+
+class SlicedLinear(nn.Module):
+    """Linear layer with `weight[:c_out, :c_in]`, Xavier-uniform initial weights, zero bias."""
+
+    def __init__(self, c_in: int, c_out: int, *, generator: Generator | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(c_out, c_in))
+        self.bias = nn.Parameter(torch.zeros(c_out))
+        nn.init.xavier_uniform_(self.weight, generator=generator)
+
+    def forward(self, x: Tensor, c_out: int, *, accumulate_grad: bool = False) -> Tensor:
+        """Map [..., c_in] to [..., c_out]."""
+        return sliced_linear(x, self.weight, self.bias, c_out, accumulate_grad=accumulate_grad)
+
+
+class SlicedGroupNorm(nn.Module):
+    """Group norm with sliced scale and shift, followed by SiLU on request.
+
+    Args:
+        c: allocated channels of the first source.
+        groups: group count at full width.
+        c_skip: allocated channels of a second source; 0 means there is none.
+        per_source: where the second source's scale and shift begin, as in `SlicedConv2d`.
+        fixed_groups: keep the group count at every width instead of the channels a group.
+        silu: apply SiLU to the result.
+    """
+
+    def __init__(
+        self,
+        c: int,
+        groups: int,
+        *,
+        c_skip: int = 0,
+        per_source: bool = True,
+        fixed_groups: bool = False,
+        silu: bool = False,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(c + c_skip))
+        self.bias = nn.Parameter(torch.zeros(c + c_skip))
+        self.groups = groups
+        self.channels_per_group = None if fixed_groups else (c + c_skip) // groups
+        self.silu = silu
+        self.skip_offset = c if per_source else None
+
+    def _group_count(self, c: int) -> int:
+        return self.groups if self.channels_per_group is None else c // self.channels_per_group
+
+    def forward(self, x: Tensor, *, accumulate_grad: bool = False) -> Tensor:
+        """Normalise one source [N, c, H, W]."""
+        return sliced_group_norm(
+            x,
+            self.weight,
+            self.bias,
+            self._group_count(x.shape[1]),
+            silu=self.silu,
+            accumulate_grad=accumulate_grad,
+        )
+
+    def forward_joined(
+        self, x: Tensor, x2: Tensor, *, accumulate_grad: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Normalise the concat of [N, c, H, W] and [N, c_skip, H, W]; return its two parts."""
+        return sliced_group_norm(
+            x,
+            self.weight,
+            self.bias,
+            self._group_count(x.shape[1] + x2.shape[1]),
+            x2=x2,
+            c2_offset=self.skip_offset,
+            silu=self.silu,
+            accumulate_grad=accumulate_grad,
+        )
