@@ -217,7 +217,8 @@ def _check_labelled(images: np.ndarray, labels: np.ndarray) -> int:
 
 def _fit(config: ClassifierConfig, x: Tensor, y: Tensor, progress: Any) -> SmallClassifier:
     generator = torch.Generator().manual_seed(config.seed)
-    network = SmallClassifier(config)
+    with torch.random.fork_rng(devices=[]):  # the layers' own initialisation draws globally
+        network = SmallClassifier(config)
     for parameter in network.parameters():
         if parameter.ndim > 1:
             nn.init.kaiming_normal_(parameter, nonlinearity="relu", generator=generator)
@@ -296,7 +297,8 @@ def load_classifier(path: str | Path) -> tuple[TrainedClassifier, str]:
         if values.pop("version") != FORMAT_VERSION:
             raise ValueError
         config = ClassifierConfig(**values.pop("config"))
-        network = SmallClassifier(config)
+        with torch.random.fork_rng(devices=[]):
+            network = SmallClassifier(config)
         trained = TrainedClassifier(network=network, config=config, **values)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(

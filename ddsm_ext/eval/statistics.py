@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,10 @@ from ddsm_ext.io.files import write_atomic
 # a small archive from unpacking into all of the memory.
 _MAX_FEATURES = 16384
 _MAX_ENTRY_BYTES = 8 * _MAX_FEATURES**2 + 4096
+
+
+class _StatisticsError(ValueError):
+    """A refusal that already is a full sentence."""
 
 
 @dataclass(frozen=True)
@@ -120,35 +123,26 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
             entries = {info.filename: info.file_size for info in archive.infolist()}
         for name, size in entries.items():
             if size > _MAX_ENTRY_BYTES:
-                raise ValueError(
+                raise _StatisticsError(
                     f"statistics {path}: entry {name!r} unpacks to {size} bytes; "
                     f"need at most {_MAX_ENTRY_BYTES}"
                 )
         with np.load(path, allow_pickle=False) as archive:
             # Keys beside the wanted ones (ADM adds mu_s, sigma_s) are listed but never read.
-            return {key: archive[key] if key in wanted else np.empty(0) for key in archive.files}
-    except ValueError as error:
-        if str(error).startswith("statistics "):
-            raise
+            arrays = {key: archive[key] if key in wanted else np.empty(0) for key in archive.files}
+    except _StatisticsError:
+        raise
+    except Exception as error:
+        # Foreign bytes make zipfile, zlib and numpy's header parser raise a dozen types.
         raise ValueError(
-            f"statistics {path}: its arrays cannot be read as plain numbers; "
+            f"statistics {path}: not a readable .npz of plain numbers; "
             "need a .npz with mu and sigma, without Python objects"
         ) from error
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        OSError,
-        EOFError,
-        KeyError,
-        MemoryError,
-        NotImplementedError,
-        RuntimeError,
-        SyntaxError,
-        UnicodeError,
-    ) as error:
-        raise ValueError(
-            f"statistics {path}: not a readable .npz archive; need a .npz with mu and sigma"
-        ) from error
+    for key, value in arrays.items():
+        # numpy hands out an entry that is no array as its bytes
+        if not isinstance(value, np.ndarray):
+            raise ValueError(f"statistics {path}: entry {key!r} is no array; need arrays only")
+    return arrays
 
 
 def _check_moments(path: Path, mu: np.ndarray, sigma: np.ndarray) -> None:

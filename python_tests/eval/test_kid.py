@@ -1,0 +1,68 @@
+"""Kernel distance against its definition, written out over pairs."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from ddsm_ext.eval.kid import kernel_distance
+
+
+def features(n: int, dim: int = 6, seed: int = 0, shift: float = 0.0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((n, dim)) + shift
+
+
+def test_equals_the_sum_over_pairs_when_one_subset_is_the_whole_set() -> None:
+    x, y = features(12, seed=1), features(12, seed=2, shift=0.7)
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> float:
+        return (float(a @ b) / 6 + 1) ** 3
+
+    within = sum(kernel(a, b) for a, b in itertools.permutations(x, 2)) / (12 * 11)
+    within += sum(kernel(a, b) for a, b in itertools.permutations(y, 2)) / (12 * 11)
+    cross = sum(kernel(a, b) for a in x for b in y) / 144
+    got = kernel_distance(x, y, subsets=3, subset_size=12)
+    assert got.mean == pytest.approx(within - 2 * cross, rel=1e-12)
+    assert got.std == pytest.approx(0.0, abs=1e-12)
+
+
+def test_identical_sets_of_two_rows_have_a_closed_form() -> None:
+    # X = Y = {a, b}: within = 2 k(a,b), cross = (k(a,a) + k(b,b) + 2 k(a,b)) / 4.
+    a, b = np.array([1.0, 0.0]), np.array([0.0, 2.0])
+    x = np.stack([a, b])
+    k_aa, k_bb, k_ab = 1.5**3, 3.0**3, 1.0
+    expected = 2 * k_ab - (k_aa + k_bb + 2 * k_ab) / 2
+    assert kernel_distance(x, x, subsets=2, subset_size=2).mean == pytest.approx(expected)
+
+
+def test_equal_distributions_score_about_zero_and_shifted_ones_more() -> None:
+    x = features(2000, seed=1)
+    same = kernel_distance(x, features(2000, seed=2), subsets=20, subset_size=500)
+    other = kernel_distance(x, features(2000, seed=2, shift=0.5), subsets=20, subset_size=500)
+    assert abs(same.mean) < 3 * same.std
+    assert other.mean > 20 * abs(same.mean)
+
+
+def test_seed_decides_the_subsets() -> None:
+    x, y = features(50, seed=1), features(60, seed=2)
+    first = kernel_distance(x, y, subsets=5, subset_size=20, seed=1)
+    assert first == kernel_distance(torch.from_numpy(x), y, subsets=5, subset_size=20, seed=1)
+    assert first.mean != kernel_distance(x, y, subsets=5, subset_size=20, seed=2).mean
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "options", "message"),
+    [
+        (features(50), features(50, 5), {}, "6 and 5 features"),
+        (features(50), features(40), {"subset_size": 41}, "subset_size is 41"),
+        (features(50), features(40), {"subset_size": 1}, "subset_size is 1"),
+        (features(50), features(40), {"subset_size": 10, "subsets": 0}, "subsets is 0"),
+        (np.full((50, 6), np.inf), features(40), {"subset_size": 10}, "finite"),
+    ],
+)
+def test_wrong_arguments_are_refused(x, y, options, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kernel_distance(x, y, **options)

@@ -1,0 +1,137 @@
+"""Scores: right quantities, right names, and what they depend on beside them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from ddsm_ext.eval.classifier import digits_arrays
+from ddsm_ext.eval.features import make_extractor
+from ddsm_ext.eval.frechet import frechet_distance
+from ddsm_ext.eval.metrics import (
+    evaluate,
+    frechet_to_reference,
+    paired_error,
+    reference_statistics,
+    score_names,
+)
+from ddsm_ext.eval.statistics import ReferenceStatistics, load_statistics, save_statistics
+
+
+class Pixels:
+    """Raw pixels as features: their moments are known from numpy alone."""
+
+    name, dim, digest = "pixels", 64, "00" * 32
+
+    def __call__(self, images) -> torch.Tensor:
+        return torch.as_tensor(images).flatten(1).float()
+
+
+@pytest.fixture(scope="module")
+def digits() -> np.ndarray:
+    return digits_arrays()[0]
+
+
+def batches(images: np.ndarray, size: int) -> list[np.ndarray]:
+    return [images[i : i + size] for i in range(0, len(images), size)]
+
+
+def test_scores_of_pixels_agree_with_numpy(digits: np.ndarray) -> None:
+    first, second = digits[:900], digits[900:]
+    reference = reference_statistics(batches(second, 100), Pixels())
+    got = evaluate(batches(first, 77), reference, Pixels(), kid_subset_size=200, kid_subsets=3)
+    flat = [x.reshape(len(x), 64).astype(float) for x in (first, second)]
+    expected = frechet_distance(
+        flat[0].mean(axis=0), np.cov(flat[0].T), flat[1].mean(axis=0), np.cov(flat[1].T)
+    )
+    # Corner pixels never vary: the root of a singular matrix turns 1e-16 into 1e-8.
+    assert got["frechet_distance"] == pytest.approx(expected, rel=1e-7)
+    assert frechet_to_reference(first, reference, Pixels()) == pytest.approx(expected, rel=1e-7)
+    assert (got["n_images"], got["n_reference"]) == (900, 897)
+    assert (got["features"], got["features_digest"], got["seed"]) == ("pixels", "00" * 32, 2020)
+    assert (got["kid_subsets"], got["kid_subset_size"]) == (3, 200)
+    json.dumps(got, allow_nan=False)
+
+
+def test_score_does_not_depend_on_the_batch_size(digits: np.ndarray) -> None:
+    extractor = make_extractor("digits-classifier")
+    reference = reference_statistics(digits[:900], extractor)
+    scores = [
+        frechet_to_reference(batches(digits[900:], n), reference, extractor) for n in (1797, 100)
+    ]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-5)
+
+
+def test_more_noise_scores_worse(digits: np.ndarray) -> None:
+    extractor = make_extractor("digits-classifier")
+    reference = reference_statistics(digits[:900], extractor)
+    rng = np.random.default_rng(0)
+    scores = []
+    for level in (0, 30, 80, 200):
+        noisy = digits[900:] + rng.normal(0, level, digits[900:].shape)
+        images = noisy.round().clip(0, 255).astype(np.uint8)
+        scores.append(evaluate(images, reference, extractor, kid_subsets=5))
+    for key in ("frechet_distance", "kernel_distance"):
+        values = [score[key] for score in scores]
+        assert values == sorted(values)
+        assert values[-1] > 5 * values[0]
+
+
+def test_a_small_set_lowers_the_subset_size(digits: np.ndarray) -> None:
+    reference = reference_statistics(digits[:300], Pixels())
+    got = evaluate(digits[:50], reference, Pixels(), kid_subsets=2)
+    assert got["kid_subset_size"] == 50
+
+
+def test_without_reference_rows_there_is_no_kernel_distance(tmp_path, digits: np.ndarray) -> None:
+    reference = reference_statistics(digits[:300], Pixels(), keep_rows=0)
+    bare = ReferenceStatistics(reference.mu, reference.sigma)
+    got = evaluate(digits[300:600], bare, Pixels())
+    assert got["kernel_distance"] is None
+    assert got["n_reference"] is None
+    saved = load_statistics(save_statistics(tmp_path / "r.npz", reference))
+    assert evaluate(digits[300:600], saved, Pixels())["frechet_distance"] == got["frechet_distance"]
+
+
+def test_kept_rows_are_the_first_ones(digits: np.ndarray) -> None:
+    reference = reference_statistics(batches(digits[:300], 70), Pixels(), keep_rows=100)
+    assert reference.n == 300
+    assert np.array_equal(reference.rows, Pixels()(digits[:100]).numpy())
+
+
+def test_only_inceptions_distance_is_called_fid() -> None:
+    assert score_names("inception-v3") == ("fid", "kid")
+    for name in ("digits-classifier", "classifier-inception", "pixels", "inceptionish", None):
+        assert score_names(name) == ("frechet_distance", "kernel_distance")
+
+
+def test_progress_counts_images(digits: np.ndarray) -> None:
+    seen: list[int] = []
+    reference_statistics(batches(digits[:250], 100), Pixels(), progress=seen.append)
+    assert seen == [100, 100, 50]
+
+
+def test_a_reference_of_other_features_is_refused(digits: np.ndarray) -> None:
+    pixels = reference_statistics(digits[:300], Pixels())
+    with pytest.raises(ValueError, match=r"pixels.*digits-classifier.*same extractor"):
+        evaluate(digits[:300], pixels, make_extractor("digits-classifier"))
+    with pytest.raises(ValueError, match="3 features"):
+        evaluate(digits[:300], ReferenceStatistics(np.zeros(3), np.eye(3)), Pixels())
+    with pytest.raises(ValueError, match="at least 2"):
+        evaluate(digits[:1], pixels, Pixels())
+    with pytest.raises(ValueError, match="at least 2"):
+        evaluate(iter([]), pixels, Pixels())
+
+
+def test_paired_error_is_the_mean_square() -> None:
+    a, b = torch.zeros(2, 1, 2, 2), torch.full((2, 1, 2, 2), 0.5)
+    b[0, 0, 0, 0] = -1.0
+    assert paired_error(a, b) == pytest.approx((7 * 0.25 + 1.0) / 8)
+    assert paired_error(a, a) == 0.0
+    with pytest.raises(ValueError, match="equal, non-empty"):
+        paired_error(a, b[:1])
+    with pytest.raises(ValueError, match="finite"):
+        paired_error(a, torch.full_like(a, torch.inf))

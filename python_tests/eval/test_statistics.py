@@ -1,0 +1,162 @@
+"""Statistics files: what other programs write is read, what they must not do is refused."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+
+from ddsm_ext.eval.statistics import ReferenceStatistics, load_statistics, save_statistics
+
+
+def statistics(dim: int = 5, **extra) -> ReferenceStatistics:
+    x = np.random.default_rng(0).standard_normal((50, dim))
+    return ReferenceStatistics(x.mean(axis=0), np.cov(x, rowvar=False), **extra)
+
+
+def test_round_trip_keeps_every_field(tmp_path) -> None:
+    rows = np.random.default_rng(1).standard_normal((7, 5)).astype(np.float32)
+    written = statistics(n=50, features="digits-classifier", digest="ab12", rows=rows)
+    again = load_statistics(save_statistics(tmp_path / "ref.npz", written))
+    assert np.array_equal(again.mu, written.mu)
+    assert np.array_equal(again.sigma, written.sigma)
+    assert (again.n, again.features, again.digest) == (50, "digits-classifier", "ab12")
+    assert np.array_equal(again.rows, rows)
+    assert again.dim == 5
+
+
+def test_files_of_adm_and_edm_are_read(tmp_path) -> None:
+    """ADM: mu, sigma, mu_s, sigma_s; EDM: mu, sigma. Neither says n or the extractor."""
+    path, expected = tmp_path / "adm.npz", statistics()
+    np.savez(
+        path, mu=expected.mu.astype(np.float32), sigma=expected.sigma, mu_s=[1.0], sigma_s=[[1.0]]
+    )
+    read = load_statistics(path)
+    assert read.mu.dtype == read.sigma.dtype == np.float64
+    assert np.allclose(read.mu, expected.mu, atol=1e-6)
+    assert (read.n, read.features, read.digest, read.rows) == (None, None, None, None)
+
+
+def test_written_files_are_read_by_plain_numpy(tmp_path) -> None:
+    path = save_statistics(tmp_path / "ref.npz", statistics(n=50, features="x"))
+    with np.load(path, allow_pickle=False) as archive:
+        assert sorted(archive.files) == ["features", "mu", "n", "sigma"]
+        assert archive["sigma"].shape == (5, 5)
+
+
+class Evil:
+    """Unpickling this would write a file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=True)
+    return buffer.getvalue()
+
+
+def archive(**entries: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as target:
+        for name, data in entries.items():
+            target.writestr(f"{name}.npy", data)
+    return buffer.getvalue()
+
+
+def huge_header() -> bytes:
+    """An array header that claims 32 TB, with no data behind it."""
+    text = b"{'descr': '<f8', 'fortran_order': False, 'shape': (2000000, 2000000), }"
+    text += b" " * (118 - len(text) - 1) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+def evil_files(trace: str) -> dict[str, bytes]:
+    objects = np.array([Evil(trace)], dtype=object)
+    good = npy(np.zeros(2))
+    return {
+        "object-array": archive(mu=npy(objects), sigma=npy(np.eye(2))),
+        "pickle": pickle.dumps(Evil(trace)),
+        "plain-npy": npy(np.zeros(3)),
+        "object-npy": npy(objects),
+        "entry-is-pickle": archive(mu=pickle.dumps(Evil(trace)), sigma=npy(np.eye(2))),
+        "noise": np.random.default_rng(0).bytes(500),
+        "empty": b"",
+        "huge-header": archive(mu=good, sigma=huge_header()),
+        "truncated-entry": archive(mu=good[:-4], sigma=npy(np.eye(2))),
+        "code-in-header": archive(mu=good.replace(b"'<f8'", b"open("), sigma=npy(np.eye(2))),
+    }
+
+
+@pytest.mark.parametrize("kind", sorted(evil_files("")))
+def test_hostile_files_are_refused_and_not_executed(tmp_path, kind: str) -> None:
+    trace, path = tmp_path / "executed", tmp_path / "evil.npz"
+    path.write_bytes(evil_files(str(trace))[kind])
+    with pytest.raises(ValueError, match=r"statistics .*evil\.npz.*need"):
+        load_statistics(path)
+    assert not trace.exists()
+
+
+def test_every_truncation_is_refused(tmp_path) -> None:
+    path = save_statistics(tmp_path / "ref.npz", statistics(n=50))
+    data = path.read_bytes()
+    for size in np.linspace(0, len(data) - 1, 50).astype(int):
+        path.write_bytes(data[:size])
+        with pytest.raises(ValueError, match="statistics"):
+            load_statistics(path)
+
+
+def test_an_archive_that_unpacks_too_large_is_refused_unread(tmp_path) -> None:
+    path = tmp_path / "bomb.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as target:
+        target.writestr("mu.npy", npy(np.zeros(2)))
+    data = bytearray(path.read_bytes())
+    # The uncompressed size in the central directory: 24 bytes after its signature.
+    at = data.index(b"PK\x01\x02") + 24
+    data[at : at + 4] = (0xFFFFFFF0).to_bytes(4, "little")
+    path.write_bytes(bytes(data))
+    with pytest.raises(ValueError, match="unpacks to 4294967280 bytes"):
+        load_statistics(path)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"arr_0": np.zeros((2, 8, 8, 3), np.uint8)}, "holds arr_0, not mu and sigma"),
+        ({"mu": np.zeros(3)}, "not sigma"),
+        ({"mu": np.zeros(3), "sigma": np.eye(4)}, r"\(3,\), sigma \(4, 4\)"),
+        ({"mu": np.zeros((3, 1)), "sigma": np.eye(3)}, r"\(3, 1\)"),
+        ({"mu": np.zeros(0), "sigma": np.zeros((0, 0))}, "1 <= D"),
+        ({"mu": np.zeros(3, int), "sigma": np.eye(3)}, "int64"),
+        ({"mu": np.array(["a"]), "sigma": np.eye(1)}, "floats"),
+        ({"mu": np.full(3, np.nan), "sigma": np.eye(3)}, "finite"),
+        ({"mu": np.zeros(3), "sigma": np.eye(3), "n": np.zeros(2, int)}, "n is int64"),
+        ({"mu": np.zeros(3), "sigma": np.eye(3), "features": np.zeros(())}, "features is float64"),
+        ({"mu": np.zeros(3), "sigma": np.eye(3), "rows": np.zeros((4, 2))}, r"\[M, 3\]"),
+    ],
+)
+def test_wrong_contents_are_named(tmp_path, arrays, message: str) -> None:
+    path = tmp_path / "ref.npz"
+    np.savez(path, **arrays)
+    with pytest.raises(ValueError, match=message):
+        load_statistics(path)
+
+
+def test_a_refused_write_keeps_what_was_there(tmp_path) -> None:
+    path = save_statistics(tmp_path / "ref.npz", statistics())
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="finite"):
+        save_statistics(path, ReferenceStatistics(np.full(3, np.inf), np.eye(3)))
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["ref.npz"]
+    with pytest.raises(ValueError, match=r"\.npz"):
+        save_statistics(tmp_path / "ref.txt", statistics())
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        load_statistics(tmp_path / "absent.npz")
