@@ -1,0 +1,129 @@
+"""Which images a step sees: an endless shuffled stream, a pure function of (seed, step, rank)."""
+
+from __future__ import annotations
+
+import functools
+import signal
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ddsm_ext.diffusion.noise import generator
+from ddsm_ext.training.data import ImageDataset
+from ddsm_ext.training.streams import Stream
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(count: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(count, generator=generator(seed, Stream.ORDER, epoch))  # [N]
+
+
+def batch_indices(
+    count: int, batch_size: int, seed: int, step: int, *, rank: int = 0, world_size: int = 1
+) -> Tensor:
+    """Images of one step and rank: a window of the stream of all epochs' permutations.
+
+    Every image comes once an epoch; a batch may end one epoch and begin the next.
+
+    Args:
+        count: images in the data set.
+        batch_size: images a step and rank.
+        seed: the run's seed.
+        step: 0-based step.
+        rank: this process.
+        world_size: processes in all.
+
+    Returns:
+        int64 [batch_size].
+    """
+    start = (step * world_size + rank) * batch_size
+    pieces = []
+    while batch_size > 0:
+        epoch, offset = divmod(start, count)
+        piece = _permutation(count, seed, epoch)[offset : offset + batch_size]
+        pieces.append(piece)
+        start += len(piece)
+        batch_size -= len(piece)
+    return torch.cat(pieces)
+
+
+class _StepSampler(Sampler):
+    """Yields the steps that are still to do."""
+
+    def __init__(self, first: int, last: int) -> None:
+        self._steps = range(first, last)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._steps)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+
+class StepBatches(Dataset):
+    """Batch of a step by its number, so that any loader process makes the same one.
+
+    Args:
+        dataset: images uint8 [N, C, H, W].
+        batch_size: images a step and rank.
+        seed: the run's seed.
+        rank: this process.
+        world_size: processes in all.
+    """
+
+    def __init__(
+        self, dataset: ImageDataset, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self._images = torch.from_numpy(dataset.images)  # [N, C, H, W]
+        self._flips = dataset.flips
+        self._batch_size, self._seed = batch_size, seed
+        self._rank, self._world_size = rank, world_size
+
+    def __getitem__(self, step: int) -> Tensor:
+        """Images of `step`, mirrored at random where the data set allows, uint8 [B, C, H, W]."""
+        indices = batch_indices(
+            len(self._images),
+            self._batch_size,
+            self._seed,
+            step,
+            rank=self._rank,
+            world_size=self._world_size,
+        )
+        images = self._images[indices]  # [B, C, H, W]
+        if self._flips:
+            stream = generator(self._seed, Stream.FLIP, self._rank, step)
+            mirrored = torch.rand(len(images), generator=stream) < 0.5  # [B]
+            images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+        return images
+
+
+def _leave_signals_to_main(_worker: int) -> None:
+    """Ctrl-C reaches the whole process group; only the main process may act on it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def step_loader(batches: StepBatches, first: int, last: int, workers: int) -> Iterator[Tensor]:
+    """Batches of the steps `first` to `last - 1`, made here or by loader processes.
+
+    Args:
+        batches: what makes a batch of a step.
+        first: first step.
+        last: one past the last step.
+        workers: loader processes; 0 makes the batches in this one.
+    """
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=_StepSampler(first, last),
+        num_workers=workers,
+        worker_init_fn=_leave_signals_to_main,
+        generator=torch.Generator(),  # else the loader draws from the global stream
+    )
+    return iter(loader)
+
+
+def to_unit_range(images: Tensor, device: torch.device) -> Tensor:
+    """uint8 images [B, C, H, W] to float32 in [-1, 1] on `device`."""
+    return images.to(device, non_blocking=True).float().div_(127.5).sub_(1.0)

@@ -1,0 +1,281 @@
+"""The training loop: steps, log, checkpoints, sample grids; the same call resumes a run."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import nn
+from tqdm import tqdm
+
+from ddsm_ext.diffusion.schedule import NoiseSchedule
+from ddsm_ext.io.files import append_jsonl
+from ddsm_ext.io.images import save_png
+from ddsm_ext.training.batches import StepBatches, step_loader, to_unit_range
+from ddsm_ext.training.config import TrainConfig
+from ddsm_ext.training.data import ImageDataset
+from ddsm_ext.training.ema import Ema
+from ddsm_ext.training.interrupt import StopRequest
+from ddsm_ext.training.sandwich import Sandwich, StepResult, make_optimizer
+from ddsm_ext.training.state import Snapshot, TrainState, Window
+
+SampleGrid = Callable[[nn.Module, float], NDArray[np.uint8]]  # (net, width) -> [H, W, C]
+
+
+class NonFiniteError(ValueError):
+    """Training stopped because losses or gradients stayed inf or NaN; no weight took them up."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a call of `train` ended."""
+
+    step: int  # steps done, earlier calls included
+    finished: bool  # all steps are done
+    interrupted: bool  # a signal asked to stop; everything is saved
+    checkpoint: Path  # newest checkpoint
+    seconds: float  # of this call
+    last_row: dict[str, Any]  # newest row of the log of this call; may be empty
+
+
+@dataclass
+class _Run:
+    """One call of `train`."""
+
+    net: nn.Module
+    config: TrainConfig
+    run_dir: Path
+    device: torch.device
+    sandwich: Sandwich
+    snapshot: Snapshot
+    sample_grid: SampleGrid | None
+    rank: int
+    state: TrainState
+    board: Any = None  # TensorBoard writer
+    last_row: dict[str, Any] = field(default_factory=dict)
+    row_started: float = 0.0
+    row_steps: int = 0
+
+    def take_step(self, images: torch.Tensor, stop_wanted: bool) -> StepResult:
+        """One step on uint8 images [B, C, H, W]; raises after too many non-finite ones."""
+        state, step = self.state, self.state.step
+        decay = self.config.ema_decay_at(step)
+        result = self.sandwich.step(
+            to_unit_range(images, self.device),
+            step,
+            stop_wanted=stop_wanted,
+            on_applied=lambda: self.snapshot.ema.update(self.net, decay),
+        )
+        state.step += 1
+        if result.applied:
+            state.bad_in_row = 0
+            state.window.add(_figures(result))
+        else:
+            state.bad_in_row += 1
+            state.window.skipped += 1
+            if state.bad_in_row >= self.config.max_bad_steps:
+                self.write_row()
+                raise NonFiniteError(self._bad_message(result))
+        self.row_steps += 1
+        return result
+
+    def _bad_message(self, result: StepResult) -> str:
+        state = self.state
+        losses = ", ".join(f"{width:g}: {loss:.3g}" for width, loss in result.losses.items())
+        return (
+            f"train: gradient norm {result.grad_norm:.3g} and losses {{{losses}}} at step "
+            f"{state.step - 1}, not finite in {state.bad_in_row} steps in a row; need finite ones "
+            "(a lower lr, a longer warm-up or autocast='none'); no weight was changed by them and "
+            "the last checkpoint is kept"
+        )
+
+    def write_row(self) -> None:
+        """Append the means since the last row to log.jsonl, and to TensorBoard if it is there."""
+        state, now = self.state, time.perf_counter()
+        world_size = self.sandwich.world_size
+        images = self.row_steps * self.config.batch_size * world_size
+        row = {
+            "step": state.step,
+            **state.window.means(),
+            "lr": self.config.lr_at(max(0, state.step - 1)),
+            "images_per_s": round(images / max(1e-9, now - self.row_started), 2),
+            "skipped": state.window.skipped,
+        }
+        state.window, self.row_started, self.row_steps = Window(), now, 0
+        self.last_row = row
+        if self.rank == 0:
+            append_jsonl(self.run_dir / "log.jsonl", row)
+        if self.board is not None:
+            for name, value in row.items():
+                if name != "step" and value is not None:
+                    self.board.add_scalar(name, value, state.step)
+
+    def save(self) -> Path:
+        """Checkpoint by rank 0; the others wait for it."""
+        path = self.run_dir / "checkpoints" / f"step-{self.state.step:06d}"
+        if self.rank == 0:
+            path = self.snapshot.save(self.state)
+        if self.sandwich.world_size > 1:
+            dist.barrier()
+        return path
+
+    def draw_samples(self, stop: StopRequest) -> None:
+        """One grid per width from the averaged weights; a wanted stop comes first.
+
+        Every rank draws its share of the widths: one alone would keep the others waiting until
+        their collective times out.
+        """
+        if self.sample_grid is None:
+            return
+        with self.snapshot.ema.applied_to(self.net), torch.no_grad():
+            for width in self.config.widths[self.rank :: self.sandwich.world_size]:
+                if stop.wanted:
+                    return
+                grid = self.sample_grid(self.net, width)
+                save_png(
+                    self.run_dir / "samples" / f"step-{self.state.step:06d}-w{width}.png", grid
+                )
+
+
+def _figures(result: StepResult) -> dict[str, float]:
+    losses = result.losses
+    return {
+        "loss": sum(losses.values()) / len(losses),
+        **{f"loss_w{width}": losses[width] for width in sorted(losses, reverse=True)},
+        "grad_norm": result.grad_norm,
+    }
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def train(
+    net: nn.Module,
+    dataset: ImageDataset,
+    schedule: NoiseSchedule,
+    config: TrainConfig,
+    run_dir: str | Path,
+    *,
+    parameterisation: str = "epsilon",
+    device: torch.device | str = "cpu",
+    sample_grid: SampleGrid | None = None,
+    on_damage: Callable[[str], None] | None = None,
+    progress: bool | None = None,
+) -> TrainResult:
+    """Train a slimmable network by the sandwich rule until `config.steps` steps are done.
+
+    The run resumes from its newest complete checkpoint; weights, average, optimiser and log then
+    equal those of an uninterrupted run bit for bit. Under torchrun every rank calls this with an
+    initialised process group. The global random generator of torch is reseeded every step.
+
+    Args:
+        net: called as (x [N, C, H, W], t [N], width) -> [N, C, H, W]; moved to `device`.
+        dataset: images uint8 [N, C, H, W].
+        schedule: noise schedule.
+        config: training settings.
+        run_dir: run folder; gets log.jsonl, checkpoints/ and samples/.
+        parameterisation: what the network predicts: "epsilon", "x0" or "v".
+        device: where to train.
+        sample_grid: makes a picture [H, W, 1 or 3] of samples at a width, from fixed seeds; None
+            draws none.
+        on_damage: called with one sentence for a damaged checkpoint passed over; None warns.
+        progress: show a bar; None shows it on a terminal only.
+
+    Returns:
+        Where and why training ended.
+
+    Raises:
+        NonFiniteError: losses or gradients were not finite `config.max_bad_steps` times in a row.
+        ValueError: the run's checkpoint belongs to other data, settings or another network.
+    """
+    started = time.perf_counter()
+    rank, world_size = _ranks()
+    run_dir, device = Path(run_dir), torch.device(device)
+    net.to(device).train()
+    if world_size > 1:
+        for tensor in net.state_dict().values():
+            dist.broadcast(tensor, 0)
+    optimizer = make_optimizer(net, config)
+    identity = {
+        "data": dataset.digest,
+        "betas": [float(schedule.betas[0]), float(schedule.betas[-1]), schedule.timesteps],
+        "parameterisation": parameterisation,
+        "world_size": world_size,
+    }
+    snapshot = Snapshot(run_dir, net, Ema(net), optimizer, config, identity)
+    state = snapshot.restore(on_damage, cut_log=rank == 0)
+    sandwich = Sandwich(net, optimizer, schedule, config, parameterisation, rank, world_size)
+    run = _Run(net, config, run_dir, device, sandwich, snapshot, sample_grid, rank, state)
+    batches = StepBatches(dataset, config.batch_size, config.seed, rank, world_size)
+    shown = progress if progress is not None else sys.stderr.isatty()
+    with StopRequest() as stop, _tensorboard(run), contextlib.ExitStack() as stack:
+        bar = stack.enter_context(
+            tqdm(
+                total=config.steps,
+                initial=state.step,
+                desc="training",
+                unit="step",
+                disable=not shown or rank != 0,
+            )
+        )
+        checkpoint, interrupted = _loop(run, batches, stop, bar)
+    finished = state.step >= config.steps
+    seconds = time.perf_counter() - started
+    return TrainResult(state.step, finished, interrupted, checkpoint, seconds, run.last_row)
+
+
+def _loop(run: _Run, batches: StepBatches, stop: StopRequest, bar: tqdm) -> tuple[Path, bool]:
+    """Steps until done or stopped; returns the newest checkpoint and whether it was stopped."""
+    config, state = run.config, run.state
+    checkpoint = run.run_dir / "checkpoints" / f"step-{state.step:06d}"
+    run.row_started = time.perf_counter()
+    if state.step >= config.steps:
+        return checkpoint, False
+    for images in step_loader(batches, state.step, config.steps, config.workers):
+        result = run.take_step(images, stop.wanted)
+        bar.update()
+        last = state.step >= config.steps
+        if _due(state.step, config.log_every) or last:
+            run.write_row()
+            if (loss := run.last_row.get("loss")) is not None:
+                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        if _due(state.step, config.checkpoint_every) or last or result.stop_wanted:
+            checkpoint = run.save()
+        if result.stop_wanted:
+            return checkpoint, True
+        if _due(state.step, config.sample_every) or last:
+            run.draw_samples(stop)
+    return checkpoint, stop.wanted
+
+
+def _ranks() -> tuple[int, int]:
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+@contextlib.contextmanager
+def _tensorboard(run: _Run) -> Iterator[None]:
+    """TensorBoard writer for the time of training, where the package is installed."""
+    if run.rank != 0 or importlib.util.find_spec("tensorboard") is None:
+        yield
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    folder = run.run_dir / "tensorboard"
+    run.board = SummaryWriter(str(folder), purge_step=run.state.step + 1)
+    try:
+        yield
+    finally:
+        run.board.close()

@@ -1,0 +1,209 @@
+"""Everything a resumed run needs, as flat tensors and JSON scalars; no code, no pickle."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddsm_ext.io.checkpoint import Checkpoint, load_checkpoint, newest_complete, save_checkpoint
+from ddsm_ext.io.files import read_jsonl, to_json, write_atomic
+from ddsm_ext.training.config import TrainConfig
+from ddsm_ext.training.ema import Ema, copy_tensors
+
+# Settings that may differ between the parts of one run: they change no weight of a given step.
+_FREE_SETTINGS = frozenset(
+    ("steps", "workers", "log_every", "sample_every", "checkpoint_every", "keep", "max_bad_steps")
+)
+
+
+@dataclass
+class Window:
+    """Sums since the last row of the log; saved, so that a resumed run logs the same rows."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    skipped: int = 0
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Take the figures of one step."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def means(self) -> dict[str, float | None]:
+        """Mean of each figure over the steps that had it; None where it is not finite."""
+        means = {name: self.sums[name] / self.counts[name] for name in sorted(self.sums)}
+        return {name: m if math.isfinite(m) else None for name, m in means.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {"sums": self.sums, "counts": self.counts, "skipped": self.skipped}
+
+
+@dataclass
+class TrainState:
+    """Mutable state of a run beside the tensors."""
+
+    step: int = 0  # steps done
+    bad_in_row: int = 0  # non-finite steps up to now
+    window: Window = field(default_factory=Window)
+
+
+def optimizer_tensors(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Optimiser state as `exp_avg.<parameter>`, `exp_avg_sq.<parameter>`, `step.<parameter>`."""
+    tensors = {}
+    for name, parameter in net.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{key}.{name}"] = torch.as_tensor(value)
+    return tensors
+
+
+def load_optimizer(
+    net: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
+    """Restore what `optimizer_tensors` gave, in each parameter's device and memory layout.
+
+    Raises:
+        ValueError: a tensor belongs to no parameter or has another shape.
+    """
+    parameters = dict(net.named_parameters())
+    states: dict[str, dict[str, Tensor]] = {}
+    for full_name, tensor in tensors.items():
+        key, _, name = full_name.partition(".")
+        parameter = parameters.get(name)
+        if parameter is None or tensor.shape not in (parameter.shape, torch.Size([])):
+            raise ValueError(
+                f"checkpoint: optim {full_name!r} {list(tensor.shape)} fits no parameter of the "
+                "network; need a checkpoint of this network"
+            )
+        own = torch.empty_like(parameter) if tensor.shape == parameter.shape else tensor.clone()
+        states.setdefault(name, {})[key] = own.detach().to(parameter.device).copy_(tensor)
+    for name, state in states.items():
+        optimizer.state[parameters[name]] = state
+
+
+@dataclass
+class Snapshot:
+    """Saves and restores one run: network, average, optimiser and figures."""
+
+    run_dir: Path
+    net: nn.Module
+    ema: Ema
+    optimizer: torch.optim.Optimizer
+    config: TrainConfig
+    identity: dict[str, Any]  # data digest, timesteps, parameterisation: must agree on resume
+
+    def save(self, state: TrainState) -> Path:
+        """Write a checkpoint of `state.step`; weights that are not finite are never written.
+
+        Raises:
+            ValueError: a weight or its average is not finite.
+        """
+        groups = {
+            "model": self.net.state_dict(),
+            "ema": self.ema.tensors,
+            "optim": optimizer_tensors(self.net, self.optimizer),
+        }
+        for group, tensors in groups.items():
+            for name, tensor in tensors.items():
+                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                    raise ValueError(
+                        f"train: {group} {name!r} is not finite at step {state.step}; need finite "
+                        "weights, so no checkpoint was written and the last one is kept"
+                    )
+        about = {
+            "train": self.config.to_dict(),
+            "identity": self.identity,
+            "bad_in_row": state.bad_in_row,
+            "window": state.window.to_dict(),
+            "torch": torch.__version__,
+        }
+        return save_checkpoint(self.run_dir, state.step, groups, about, self.config.keep)
+
+    def restore(
+        self, on_damage: Callable[[str], None] | None = None, *, cut_log: bool = True
+    ) -> TrainState:
+        """Load the newest complete checkpoint, if there is one, and cut the log back to it.
+
+        Args:
+            on_damage: called with one sentence for a damaged checkpoint passed over; None warns.
+            cut_log: whether this process, of all ranks, rewrites the log.
+
+        Raises:
+            ValueError: the checkpoint is of other data, settings or another network.
+        """
+        path = newest_complete(self.run_dir, on_damage=on_damage)
+        if path is None:
+            if cut_log:
+                _cut_log(self.run_dir / "log.jsonl", 0)
+            return TrainState()
+        checkpoint = load_checkpoint(path)
+        self._check_same_run(checkpoint)
+        tensors = checkpoint.tensors
+        copy_tensors(tensors["model"], self.net.state_dict(), "model")
+        self.ema.load(tensors["ema"])
+        load_optimizer(self.net, self.optimizer, tensors["optim"])
+        if cut_log:
+            _cut_log(self.run_dir / "log.jsonl", checkpoint.step)
+        window = Window(**checkpoint.state["window"])
+        return TrainState(checkpoint.step, checkpoint.state["bad_in_row"], window)
+
+    def _check_same_run(self, checkpoint: Checkpoint) -> None:
+        saved = checkpoint.state
+        for group in ("model", "ema", "optim"):
+            if group not in checkpoint.tensors:
+                raise ValueError(f"{checkpoint.path}: holds no {group}; need a training checkpoint")
+        for name, value in self.identity.items():
+            found = saved.get("identity", {}).get(name)
+            if found != value:
+                raise ValueError(
+                    f"{checkpoint.path}: was trained with {name} {found!r}, now it is {value!r}; "
+                    "need the same to resume"
+                )
+        for name, value in self.config.to_dict().items():
+            found = saved.get("train", {}).get(name)
+            if name not in _FREE_SETTINGS and found != value:
+                raise ValueError(
+                    f"{checkpoint.path}: was trained with {name}={found!r}, now it is {value!r}; "
+                    "need the same to resume, or a new run"
+                )
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Drop rows after `step`: a killed run may have logged beyond its last checkpoint."""
+    if not path.exists():
+        return
+    rows = read_jsonl(path)
+    kept = [row for row in rows if isinstance(row.get("step"), int) and row["step"] <= step]
+    if len(kept) != len(rows):
+        write_atomic(path, "".join(to_json(row) + "\n" for row in kept).encode())
+
+
+def load_trained(run_dir: str | Path, net: nn.Module, *, averaged: bool = True) -> int:
+    """Put the weights of a run's newest complete checkpoint into a network.
+
+    Args:
+        run_dir: run folder.
+        net: network of the same configuration, on any device.
+        averaged: take the averaged weights instead of the last ones.
+
+    Returns:
+        Steps that the weights were trained for.
+
+    Raises:
+        FileNotFoundError: the run has no complete checkpoint.
+        ValueError: it belongs to another network.
+    """
+    path = newest_complete(run_dir)
+    if path is None:
+        raise FileNotFoundError(f"{run_dir}: holds no complete checkpoint; need a trained run")
+    group = "ema" if averaged else "model"
+    checkpoint = load_checkpoint(path, [group])
+    copy_tensors(checkpoint.tensors[group], net.state_dict(), group)
+    return checkpoint.step
