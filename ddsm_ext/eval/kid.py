@@ -35,8 +35,8 @@ def kernel_distance(
     """Squared MMD, k(x, y) = (gamma x.y + coef0)^degree, unbiased, over random subsets, in fp64.
 
     The subsets are drawn as torch-fidelity draws them (one RandomState; first set, then second), so
-    equal features and an equal seed give its figure. It computes in the features' own dtype: given
-    fp32 rows its rounding, not ours, is what remains between the two.
+    equal fp64 features and an equal seed give its figure. It computes in the features' own dtype,
+    which for fp32 rows costs it 1e-4 relative (measured at 1500 x 200); here all sums are fp64.
 
     Args:
         features1, features2: [N1, D] and [N2, D] tensors or arrays of floats.
