@@ -1,0 +1,219 @@
+"""Puts the parts together: networks, data, schedules, extractors and samplers of a configuration."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddsm_ext.cli.config import RunConfig
+from ddsm_ext.cli.console import follow, progress_bar, say
+from ddsm_ext.cli.suggest import did_you_mean
+from ddsm_ext.diffusion.schedule import NoiseSchedule, make_schedule
+from ddsm_ext.models.macs import unet_macs
+from ddsm_ext.sampling.plan import plan_steps
+from ddsm_ext.sampling.samplers import sample, to_uint8
+from ddsm_ext.sampling.strategy import Strategy
+
+CLASSIFIER_FILE = "classifier.safetensors"
+
+
+def build_network(config: RunConfig, device: torch.device) -> Any:
+    """Return a freshly initialised network; its weights derive from train.seed."""
+    from ddsm_ext.models.unet import SlimmableUNet
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        return SlimmableUNet(config.model).to(device)
+
+
+def load_network(run: Path, config: RunConfig, device: torch.device, weights: str = "ema") -> Any:
+    """Return the network of a run's newest whole checkpoint, in eval mode.
+
+    Args:
+        run: the run folder.
+        config: its configuration.
+        device: where to put it.
+        weights: "ema" (averaged over training) or "model" (the last step's).
+
+    Raises:
+        FileNotFoundError: the run has no whole checkpoint yet.
+        ValueError: the checkpoint lacks these weights or holds another network's.
+    """
+    from ddsm_ext.io.checkpoint import load_checkpoint, newest_complete
+
+    newest = newest_complete(run)
+    if newest is None:
+        raise FileNotFoundError(f"{run}: has no whole checkpoint; needs ddsm train first")
+    checkpoint = load_checkpoint(newest)
+    groups = checkpoint.tensors
+    if weights not in groups:
+        raise ValueError(f"{newest}: has no {weights} weights{did_you_mean(weights, groups)}")
+    network = build_network(config, torch.device("cpu"))
+    load_weights(network, groups[weights], str(newest))
+    return network.to(device).eval()
+
+
+def load_weights(network: Any, tensors: dict[str, Tensor], where: str) -> None:
+    """Put tensors into a network, after checking that names and shapes agree.
+
+    Raises:
+        ValueError: a tensor is missing, unexpected or of another shape.
+    """
+    wanted = network.state_dict()
+    for name, tensor in wanted.items():
+        if name not in tensors:
+            raise ValueError(f"{where}: lacks the tensor {name}; needs a checkpoint of this model")
+        if tensors[name].shape != tensor.shape:
+            raise ValueError(
+                f"{where}: {name} has shape {list(tensors[name].shape)}; "
+                f"this model needs {list(tensor.shape)}"
+            )
+    extra = [name for name in tensors if name not in wanted]
+    if extra:
+        raise ValueError(f"{where}: holds {extra[0]}, which this model does not have")
+    network.load_state_dict(tensors)
+
+
+def load_images(config: RunConfig) -> Any:
+    """Return the run's data set at the model's image size and channels."""
+    import dataclasses
+
+    from ddsm_ext.training.data import load_dataset
+
+    data = dataclasses.replace(
+        config.data,
+        image_size=config.data.image_size or config.model.image_size,
+        channels=config.data.channels or config.model.image_channels,
+    )
+    return load_dataset(data)
+
+
+def image_batches(dataset: Any, limit: int | None = None, batch: int = 512) -> Any:
+    """Yield uint8 [n, C, H, W] tensors of a data set, in order."""
+    count = len(dataset) if limit is None else min(limit, len(dataset))
+    for start in range(0, count, batch):
+        yield torch.from_numpy(dataset.images[start : min(start + batch, count)])  # [n, C, H, W]
+
+
+def macs_per_width(config: RunConfig) -> dict[float, int]:
+    """Return width -> MACs of one image and step, attention products included."""
+    return {width: unet_macs(config.model, width) for width in config.model.widths}
+
+
+@dataclass
+class Sampler:
+    """A network with everything that sampling from it needs.
+
+    Args:
+        network: called as network(x, t, width).
+        config: the run's configuration; its sampler section decides kind and steps.
+        device: where the network is.
+        batch_size: images that run together.
+    """
+
+    network: Any
+    config: RunConfig
+    device: torch.device
+    batch_size: int
+    schedule: NoiseSchedule = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.schedule = make_schedule(self.config.diffusion)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        model = self.config.model
+        return (model.image_channels, model.image_size, model.image_size)
+
+    def images(
+        self,
+        strategy: Strategy | float,
+        seeds: list[int],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Return float images [N, C, H, W] in [-1, 1], one a seed."""
+        return sample(
+            self.network,
+            self.schedule,
+            strategy,
+            seeds,
+            self.shape,
+            self.config.sampler,
+            parameterisation=self.config.diffusion.parameterisation,
+            batch_size=self.batch_size,
+            device=self.device,
+            progress=progress,
+        )
+
+    def timed_images(
+        self, strategy: Strategy | float, seeds: list[int], title: str
+    ) -> tuple[Tensor, float]:
+        """Return uint8 images [N, C, H, W] and the ms an image that they took, with a bar."""
+        self.images(strategy, seeds[:1])  # first calls allocate and choose kernels
+        with progress_bar(title, None, "step") as bar:
+            started = time.perf_counter()
+            images = self.images(strategy, seeds, follow(bar))
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            seconds = time.perf_counter() - started
+        return to_uint8(images).cpu(), 1e3 * seconds / len(seeds)
+
+    def macs_per_image(self, strategy: Strategy | float) -> int:
+        """Return the MACs of one image over all steps of the sampler."""
+        macs = {
+            step.width: 0 for step in plan_steps(self.schedule, strategy, self.config.sampler)
+        }
+        macs = {width: unet_macs(self.config.model, width) for width in macs}
+        steps = plan_steps(self.schedule, strategy, self.config.sampler)
+        return sum(macs[step.width] for step in steps)
+
+
+def make_extractor_for(config: RunConfig, run: Path | None, dataset: Any) -> Any:
+    """Return the feature extractor that the eval section names.
+
+    "classifier" trains a small classifier on the labelled images of the run's own data set, once,
+    and keeps it in the run folder.
+
+    Args:
+        config: the configuration.
+        run: folder to keep a classifier in; None keeps none.
+        dataset: the run's data set.
+
+    Raises:
+        ValueError: the name is unknown, or "classifier" is asked for images without labels.
+    """
+    from ddsm_ext.eval.features import make_extractor
+
+    name = config.eval.features
+    if name != "classifier":
+        return make_extractor(name)
+    if dataset.labels is None or run is None:
+        raise ValueError(
+            "eval.features is classifier, which needs labelled images; use classifier:<file> or "
+            "inception:<file>"
+        )
+    path = run / CLASSIFIER_FILE
+    if not path.exists():
+        from ddsm_ext.eval.classifier import save_classifier, train_classifier
+
+        say("training the classifier whose features score the samples")
+        trained = train_classifier(dataset.images, dataset.labels, data_name=dataset.name)
+        save_classifier(trained, path)
+    return make_extractor(f"classifier:{path}")
+
+
+def reference_for(config: RunConfig, extractor: Any, dataset: Any) -> Any:
+    """Return the statistics that samples are compared with: a file's, or the data set's."""
+    from ddsm_ext.eval.metrics import reference_statistics
+    from ddsm_ext.eval.statistics import load_statistics
+
+    if config.eval.reference is not None:
+        return load_statistics(config.eval.reference)
+    return reference_statistics(image_batches(dataset), extractor)

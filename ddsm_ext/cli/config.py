@@ -1,0 +1,262 @@
+"""`RunConfig`: everything that decides a run, resolved from a preset, a file and `--set` options."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ddsm_ext.cli.presets import RUN_PRESETS
+from ddsm_ext.cli.suggest import did_you_mean
+
+# section -> (module, class); read when a run is resolved, so that `--help` stays quick
+SECTIONS: dict[str, tuple[str, str]] = {
+    "model": ("ddsm_ext.models.config", "UNetConfig"),
+    "diffusion": ("ddsm_ext.diffusion.config", "DiffusionConfig"),
+    "data": ("ddsm_ext.training.config", "DataConfig"),
+    "train": ("ddsm_ext.training.config", "TrainConfig"),
+    "sampler": ("ddsm_ext.sampling.config", "SamplerConfig"),
+    "search": ("ddsm_ext.search.config", "SearchConfig"),
+    "eval": ("ddsm_ext.cli.eval_config", "EvalConfig"),
+}
+
+
+def section_class(section: str) -> type:
+    """Return the frozen dataclass of one section of the configuration."""
+    module, name = SECTIONS[section]
+    return getattr(import_module(module), name)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The configuration of a run; each section is the frozen dataclass of the part that it sets."""
+
+    model: Any
+    diffusion: Any
+    data: Any
+    train: Any
+    sampler: Any
+    search: Any
+    eval: Any
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain nested dicts and lists, ready for JSON."""
+        return {name: _plain(dataclasses.asdict(getattr(self, name))) for name in SECTIONS}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], where: str = "config") -> RunConfig:
+        """Build a configuration from nested dicts; what they leave out has its default.
+
+        Args:
+            values: section -> key -> value.
+            where: what to call the source in an error, e.g. a file name.
+
+        Raises:
+            ValueError: a section or key is unknown, or a value is refused by its section.
+            TypeError: a value has the wrong type.
+        """
+        if not isinstance(values, dict):
+            raise TypeError(
+                f"{where}: holds a {type(values).__name__}, needs an object of sections"
+            )
+        for name in values:
+            if name not in SECTIONS:
+                raise ValueError(f"{where}: unknown section {name!r}{did_you_mean(name, SECTIONS)}")
+        return cls(**{name: build_section(name, values.get(name, {}), where) for name in SECTIONS})
+
+
+def build_section(section: str, values: dict[str, Any], where: str = "config") -> Any:
+    """Build one section's dataclass from a dict, with every value brought to its field's type.
+
+    Args:
+        section: a key of `SECTIONS`.
+        values: field name -> value, as JSON gives it.
+        where: what to call the source in an error.
+    """
+    cls = section_class(section)
+    if not isinstance(values, dict):
+        raise TypeError(f"{where}: {section} is {values!r}, needs an object of keys and values")
+    hints = typing.get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls) if field.init]
+    for name in values:
+        if name not in names:
+            raise ValueError(f"{where}: unknown key {section}.{name}{did_you_mean(name, names)}")
+    return cls(**{k: coerce(v, hints[k], f"{where}: {section}.{k}") for k, v in values.items()})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def coerce(value: Any, hint: Any, where: str) -> Any:
+    """Bring a JSON value to the type of a dataclass field.
+
+    Args:
+        value: a JSON value; a string with commas serves as a list.
+        hint: the field's type.
+        where: what to call the value in an error.
+
+    Raises:
+        TypeError: the value has no reading as that type.
+    """
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return coerce(value, next(a for a in args if a is not type(None)), where)
+    if origin is typing.Literal:
+        if value not in args:
+            hint_text = did_you_mean(str(value), [str(a) for a in args])
+            raise ValueError(f"{where} is {value!r}; needs one of {list(args)}{hint_text}")
+        return value
+    if origin is tuple:
+        items = value.split(",") if isinstance(value, str) else value
+        items = [items] if isinstance(items, int | float) else items
+        if not isinstance(items, list | tuple):
+            raise TypeError(f"{where} is {value!r}; needs a list such as 1,2,2")
+        return tuple(
+            coerce(parse_value(i) if isinstance(i, str) else i, args[0], where) for i in items
+        )
+    return _coerce_scalar(value, hint, where)
+
+
+def _coerce_scalar(value: Any, hint: Any, where: str) -> Any:
+    if hint is bool:
+        if isinstance(value, bool):
+            return value
+        raise TypeError(f"{where} is {value!r}; needs true or false")
+    if hint is int:
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+            raise TypeError(f"{where} is {value!r}; needs a whole number")
+        return int(value)
+    if hint is float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{where} is {value!r}; needs a number")
+        return float(value)
+    if hint is str:
+        if isinstance(value, dict | list) or value is None:
+            raise TypeError(f"{where} is {value!r}; needs a text")
+        return str(value)
+    return Path(str(value)) if hint is Path else value
+
+
+def parse_value(text: str) -> Any:
+    """Read the value of a `--set` option: JSON where it is JSON (`0.5`, `[1,2]`), else the text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {"True": True, "False": False, "None": None}.get(text, text)
+
+
+def preset_values(name: str) -> dict[str, Any]:
+    """Return the nested values of a run preset.
+
+    Raises:
+        ValueError: there is no preset of that name.
+    """
+    if name not in RUN_PRESETS:
+        raise ValueError(f"--preset: unknown preset {name!r}{did_you_mean(name, RUN_PRESETS)}")
+    from ddsm_ext.models.config import preset
+
+    values = {section: dict(items) for section, items in RUN_PRESETS[name].items()}
+    model = dict(preset(values.get("model", {}).pop("preset", name)).to_dict())
+    model.update(values.get("model", {}))
+    values["model"] = _plain(model)
+    return values
+
+
+def merge(base: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Return `base` with the sections of `more` laid over it, key by key."""
+    result = {name: dict(items) for name, items in base.items()}
+    for name, items in more.items():
+        if isinstance(items, dict):
+            result[name] = {**result.get(name, {}), **items}
+        else:
+            result[name] = items
+    return result
+
+
+def read_config_file(path: str | Path) -> dict[str, Any]:
+    """Read a JSON configuration file into nested dicts.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not JSON or not an object.
+    """
+    from ddsm_ext.io.files import read_json
+
+    values = read_json(Path(path))
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: holds a {type(values).__name__}, needs an object of sections")
+    return values
+
+
+def parse_settings(settings: list[str]) -> dict[str, Any]:
+    """Read `section.key=value` options into nested dicts.
+
+    Raises:
+        ValueError: one has no `=`, or its section is unknown.
+    """
+    values: dict[str, dict[str, Any]] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        section, dot, key = name.strip().partition(".")
+        if not equals or not dot or not key:
+            raise ValueError(f"--set {setting}: needs section.key=value, e.g. train.steps=2000")
+        if section not in SECTIONS:
+            raise ValueError(
+                f"--set {setting}: unknown section {section!r}{did_you_mean(section, SECTIONS)}"
+            )
+        values.setdefault(section, {})[key] = parse_value(text.strip())
+    return values
+
+
+def resolve(
+    preset: str | None,
+    config_file: str | None,
+    settings: list[str],
+    base: dict[str, Any] | None = None,
+) -> RunConfig:
+    """Lay preset, file and `--set` options over each other, in that order, and check the result.
+
+    Args:
+        preset: name of a run preset; None leaves the defaults of the sections.
+        config_file: JSON file of sections; None reads none.
+        settings: `section.key=value` options.
+        base: values under all of them, e.g. those of an existing run; None means none.
+    """
+    values: dict[str, Any] = dict(base or {})
+    where = "config"
+    if preset is not None:
+        values = merge(values, preset_values(preset))
+    if config_file is not None:
+        values, where = merge(values, read_config_file(config_file)), config_file
+        RunConfig.from_dict(values, where)
+    return RunConfig.from_dict(merge(values, parse_settings(settings)), "--set")
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, with_preset: bool = True) -> None:
+    """Add `--preset`, `--config` and `--set` to a command's parser."""
+    if with_preset:
+        names = ", ".join(RUN_PRESETS)
+        parser.add_argument("--preset", metavar="NAME", help=f"start from {names}")
+    parser.add_argument(
+        "--config", metavar="FILE", help="JSON file of sections laid over the preset"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="one setting, e.g. train.steps=2000 (repeatable)",
+    )

@@ -1,0 +1,86 @@
+"""Score samples against real images: Fréchet distance and kernel distance (KID), JSON on stdout.
+
+Scores what `--strategy` names (default: the full width and the run's chosen strategy), or the
+images of a folder or ZIP (`--images`), and keeps the scores of a run in its metrics.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from ddsm_ext.cli import runs
+from ddsm_ext.cli.console import say, table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `ddsm eval`."""
+    runs.add_run_argument(parser)
+    parser.add_argument(
+        "--strategy",
+        action="append",
+        default=None,
+        metavar="WIDTH|FILE",
+        help="what to score (repeatable)",
+    )
+    parser.add_argument("--seeds", help="seeds of the samples, e.g. 0-1999 (default: eval.images)")
+    parser.add_argument("--features", metavar="NAME", help="feature extractor (default: the run's)")
+    parser.add_argument("--images", metavar="PATH", help="score the images of a folder or ZIP")
+    parser.add_argument("--save-statistics", metavar="FILE", help="also write the data's mu, sigma")
+    runs.add_sampler_arguments(parser)
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE",
+                        help="another setting of the run, e.g. eval.images=5000")
+    runs.add_device_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run `ddsm eval`."""
+    seeds = runs.parse_seeds(args.seeds) if args.seeds else None
+    folder = runs.find_run(args)
+    if args.features:
+        args.set = [*args.set, f"eval.features={args.features}"]
+    config = runs.run_settings(folder, args)
+    if seeds is None:
+        first = config.eval.first_seed
+        seeds = list(range(first, first + config.eval.images))
+    if len(seeds) < 2:
+        raise ValueError(f"--seeds names {len(seeds)} image; needs at least 2")
+    texts = args.strategy or ["1", *([] if not _has_strategy(folder) else [None])]
+    chosen = [runs.read_strategy(text, folder, config) for text in texts]
+    device = runs.choose_device(args.device)
+
+    from ddsm_ext.cli.scoring import Scorer, save_scores, score_folder
+
+    scorer = Scorer.for_run(folder, config, device)
+    if args.save_statistics:
+        from ddsm_ext.eval.statistics import save_statistics
+
+        save_statistics(Path(args.save_statistics), scorer.reference)
+    if args.images:
+        print(json.dumps(score_folder(scorer, args.images), indent=2))
+        return 0
+    rows = [scorer.score(name, strategy, seeds) for name, strategy in chosen]
+    metrics = save_scores(folder, scorer, rows)
+    runs.note_command(folder)
+    say(scores_table(rows))
+    print(json.dumps({**metrics, "rows": rows}, indent=2))
+    return 0
+
+
+def _has_strategy(folder: Path) -> bool:
+    return (folder / "search" / "strategy.json").exists()
+
+
+def scores_table(rows: list[dict[str, Any]]) -> str:
+    """Return scores as an aligned table."""
+    head = ("sampler", "seeds", "images", "Fréchet", "KID x 1000", "MMACs/image", "ms/image")
+    cells = []
+    for row in rows:
+        kid = "-" if row["kid"] is None else f"{1e3 * row['kid']:.3g}"
+        cells.append(
+            (row["label"], row["seeds"], str(row["images"]), f"{row['frechet']:.4g}", kid,
+             f"{row['macs_per_image'] / 1e6:.4g}", f"{row['ms_per_image']:.3g}")
+        )
+    return table(head, cells)

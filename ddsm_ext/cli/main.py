@@ -1,0 +1,180 @@
+"""Entry point of `ddsm`: finds the command, parses its arguments, turns errors into sentences.
+
+A command is one file of this package with `add_arguments(parser)` and `run(args) -> int`, imported
+when it is asked for; none of them imports torch before `run`, so every `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import linecache
+import os
+import signal
+import sys
+import traceback
+from types import TracebackType
+from typing import NoReturn
+
+from ddsm_ext import __version__
+from ddsm_ext.cli.suggest import did_you_mean
+
+# command -> (module of this package, one line of help)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "quickstart": ("quickstart", "train, search, sample, score and report on small real images"),
+    "checks": ("checks", "versions, libraries, processor or GPU, and a self-test of every op"),
+    "train": ("train", "train one network that works at every width"),
+    "search": ("search", "search the width of each denoising step; writes the Pareto front"),
+    "sample": ("sample", "make images with a strategy or a constant width"),
+    "eval": ("evaluate", "score a strategy, a width or a folder of images; JSON on stdout"),
+    "report": ("report", "write report.html of a run folder"),
+    "bench": ("bench", "time the ops, and the whole network at each width, on this machine"),
+    "convert": ("convert", "import an official DDSM checkpoint or search result"),
+    "export": ("export", "write one width as a plain dense network"),
+}
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+class UsageError(ValueError):
+    """A command line that cannot be understood; its text is the sentence to print."""
+
+
+class Parser(argparse.ArgumentParser):
+    """`argparse.ArgumentParser` that raises `UsageError` instead of printing the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{self.prog}: {message}")
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS)) + 2
+    rows = [f"  {name:<{width}}{text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: ddsm COMMAND [options]",
+            "",
+            "Denoising Diffusion Step-aware Models: one network, a width for every denoising step.",
+            "",
+            "commands:",
+            *rows,
+            "",
+            "options:",
+            "  -h, --help   this text; `ddsm COMMAND --help` explains a command",
+            "  --version    the version",
+            "",
+            "Start with `ddsm quickstart`.",
+        ]
+    )
+
+
+def parse_command(name: str, arguments: list[str]) -> argparse.Namespace:
+    """Import the command's file and parse its arguments.
+
+    Args:
+        name: a key of `COMMANDS`.
+        arguments: what follows the command's name on the command line.
+
+    Returns:
+        the parsed arguments, with `run`, the command's function, among them.
+
+    Raises:
+        UsageError: an option is unknown, misspelt or badly formed.
+    """
+    module_name, text = COMMANDS[name]
+    module = importlib.import_module(f"ddsm_ext.cli.{module_name}")
+    parser = Parser(
+        prog=f"ddsm {name}",
+        description=module.__doc__ or text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module.add_arguments(parser)
+    known = [option for action in parser._actions for option in action.option_strings]
+    for argument in arguments:
+        option = argument.split("=", 1)[0]
+        if option.startswith("--") and option != "--" and option not in known:
+            raise UsageError(f"ddsm {name}: unknown option {option}{did_you_mean(option, known)}")
+    parsed, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        raise UsageError(f"ddsm {name}: unexpected argument {unknown[0]!r}; see ddsm {name} --help")
+    parsed.run = module.run
+    return parsed
+
+
+def _raised_on_purpose(error: BaseException) -> bool:
+    """Whether a `raise` statement made this error (a refusal), rather than a slip in the code."""
+    trace: TracebackType | None = error.__traceback__
+    if trace is None:
+        return False
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    line = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
+    return line.lstrip().startswith("raise ")
+
+
+def _is_refusal(error: Exception) -> bool:
+    if isinstance(error, UsageError | OSError):
+        return True
+    return isinstance(error, ValueError | TypeError) and _raised_on_purpose(error)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
+def _interrupt(signum: int, frame: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the second one ends the process at once
+    raise KeyboardInterrupt
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0
+    if arguments[0] in ("--version", "-V"):
+        print(f"ddsm {__version__}")
+        return 0
+    name = arguments[0]
+    if name not in COMMANDS:
+        kind = "option" if name.startswith("-") else "command"
+        known = ["--help", "--version"] if kind == "option" else list(COMMANDS)
+        raise UsageError(f"ddsm: unknown {kind} {name}{did_you_mean(name, known)}")
+    parsed = parse_command(name, arguments[1:])
+    return int(parsed.run(parsed) or 0)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one `ddsm` command.
+
+    Args:
+        argv: the arguments after `ddsm`; None means those of this process.
+
+    Returns:
+        the exit code: 0 done, 1 a check failed, 2 refused (one sentence on stderr), 130 interrupted.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        signal.signal(signal.SIGTERM, _interrupt)
+        return _dispatch(arguments)
+    except KeyboardInterrupt:
+        print("ddsm: stopped; the same command continues where it was saved", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # the reader of our output has gone (`ddsm ... | head`): nothing is left to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if not _is_refusal(error):
+            traceback.print_exc()
+            return 1
+        text = _sentence(error)
+        print(text if text.startswith("ddsm") else f"ddsm: {text}", file=sys.stderr)
+        return EXIT_USER_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""Complete settings of a run by name; the model of a preset is `models.config.preset(name)`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+RUN_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    # The 1797 real 8x8 digits of scikit-learn: minutes on two processor cores.
+    "digits": {
+        "diffusion": {"schedule": "cosine", "parameterisation": "v"},
+        "data": {"source": "digits", "split": "all"},
+        "train": {
+            "steps": 3000,
+            "batch_size": 64,
+            "lr": 2e-3,
+            "lr_final": 0.0,
+            "ema_decay": 0.998,
+            "distill_weight": 0.5,
+            "sample_every": 1000,
+        },
+        "sampler": {"kind": "ddim", "steps": 50},
+        "search": {"population": 24, "generations": 12, "budget_macs": 0.55},
+        "eval": {"features": "digits-classifier", "images": 1797},
+    },
+    # The settings of the DDSM paper (arXiv 2310.03337, appendix), in one process.
+    "cifar10": {
+        "data": {"source": "cifar10"},
+        "train": {
+            "steps": 450_000,
+            "batch_size": 256,
+            "lr": 4e-4,
+            "warmup_steps": 5000,
+            "ema_decay": 0.9999,
+            "sample_every": 5000,
+            "checkpoint_every": 5000,
+            "log_every": 100,
+        },
+        "sampler": {"kind": "ddim", "steps": 100},
+        "eval": {"features": "classifier", "images": 10_000},
+    },
+    "celeba64": {
+        "data": {"source": "celeba64"},
+        "train": {
+            "steps": 450_000,
+            "batch_size": 128,
+            "lr": 2e-4,
+            "warmup_steps": 5000,
+            "ema_decay": 0.9999,
+            "sample_every": 5000,
+            "checkpoint_every": 5000,
+            "log_every": 100,
+        },
+        "sampler": {"kind": "ddim", "steps": 100},
+        "eval": {"features": "classifier", "images": 10_000},
+    },
+    "imagenet64": {
+        "diffusion": {"schedule": "cosine"},
+        "data": {"source": "imagenet64"},
+        "train": {
+            "steps": 1_000_000,
+            "batch_size": 256,
+            "lr": 1e-4,
+            "warmup_steps": 5000,
+            "ema_decay": 0.9999,
+            "sample_every": 5000,
+            "checkpoint_every": 5000,
+            "log_every": 100,
+        },
+        "sampler": {"kind": "ddim", "steps": 100},
+        "eval": {"features": "classifier", "images": 10_000},
+    },
+}

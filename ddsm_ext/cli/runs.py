@@ -1,0 +1,182 @@
+"""Options that name a run, seeds, a strategy or a device, and how they are read."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddsm_ext.cli.config import RunConfig, merge, parse_settings, read_config_file
+
+if TYPE_CHECKING:
+    from ddsm_ext.sampling.strategy import Strategy
+
+MAX_SEEDS = 10_000_000
+
+
+def add_run_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--run` and `--root`."""
+    parser.add_argument(
+        "--run", metavar="RUN", help="run folder, its number or name (default: the newest)"
+    )
+    parser.add_argument(
+        "--root", default="runs", metavar="FOLDER", help="where run folders are (default: runs)"
+    )
+
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--device`."""
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="DEVICE",
+        help="cpu, cuda or cuda:N (default: cuda where there is one)",
+    )
+
+
+def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--sampler` and `--steps`, which override the run's sampler."""
+    parser.add_argument("--sampler", metavar="KIND", help="ddpm or ddim (default: the run's)")
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="denoising steps an image (default: the run's)"
+    )
+
+
+def find_run(args: argparse.Namespace) -> Path:
+    """Return the run folder that `--run` names.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    from ddsm_ext.io.run_dir import resolve_run
+
+    return resolve_run(args.root, args.run)
+
+
+def run_settings(run: Path, args: argparse.Namespace) -> RunConfig:
+    """Return a run's configuration with `--config`, `--set`, `--sampler` and `--steps` laid over it.
+
+    The network and the diffusion process belong to the weights: they cannot be changed here.
+
+    Raises:
+        ValueError: the options change the network or the process, or are refused by a section.
+    """
+    from ddsm_ext.io.run_dir import run_config
+
+    saved = run_config(run)
+    values = {name: saved[name] for name in saved if name not in ("kind", "name")}
+    changes: dict[str, Any] = {}
+    if getattr(args, "config", None):
+        changes = read_config_file(args.config)
+    changes = merge(changes, parse_settings(getattr(args, "set", [])))
+    sampler: dict[str, Any] = {}
+    if getattr(args, "sampler", None) is not None:
+        sampler["kind"] = args.sampler
+        if args.sampler == "ddpm":
+            sampler["eta"] = 0.0  # belongs to ddim
+    if getattr(args, "steps", None) is not None:
+        sampler["steps"] = args.steps
+    changes = merge(changes, {"sampler": sampler})
+    before = RunConfig.from_dict(values, str(run / "config.json"))
+    after = RunConfig.from_dict(merge(values, changes), "--set")
+    for section in ("model", "diffusion"):
+        if getattr(before, section) != getattr(after, section):
+            raise ValueError(
+                f"--set changes {section}, which the weights of {run} were trained with; "
+                "needs a new ddsm train"
+            )
+    return after
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Read seeds such as `7`, `0-63` or `0-7,100,200-203`.
+
+    Raises:
+        ValueError: the text is something else, or names more than ten million seeds.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ValueError(f"--seeds is {text!r}; needs numbers and ranges such as 0-63 or 1,5,9")
+        low, high = int(first), int(last) if dash else int(first)
+        if high < low:
+            raise ValueError(f"--seeds is {text!r}; needs ranges from low to high")
+        if high >= 2**63 or len(seeds) + high - low >= MAX_SEEDS:
+            raise ValueError(f"--seeds is {text!r}; needs at most {MAX_SEEDS} seeds below 2^63")
+        seeds.extend(range(low, high + 1))
+    return seeds
+
+
+def seeds_text(seeds: list[int]) -> str:
+    """Return seeds as text, ranges where they are consecutive."""
+    ranges: list[tuple[int, int]] = []
+    for seed in seeds:
+        if ranges and seed == ranges[-1][1] + 1:
+            ranges[-1] = (ranges[-1][0], seed)
+        else:
+            ranges.append((seed, seed))
+    return ",".join(f"{a}-{b}" if b > a else f"{a}" for a, b in ranges)
+
+
+def read_strategy(text: str | None, run: Path, config: RunConfig) -> tuple[str, Strategy]:
+    """Read `--strategy`: a width, a strategy file, or None.
+
+    Args:
+        text: the option; None takes the run's own search/strategy.json, else the full width.
+        run: the run folder.
+        config: its configuration; every width must be usable by its network.
+
+    Returns:
+        a name for the strategy, and the strategy.
+
+    Raises:
+        ValueError: the width or the file is refused.
+        FileNotFoundError: there is no such file.
+    """
+    from ddsm_ext.sampling.strategy import Strategy
+
+    chosen = run / "search" / "strategy.json"
+    if text is None:
+        text = str(chosen) if chosen.exists() else "1"
+    try:
+        width = float(text)
+    except ValueError:
+        strategy = Strategy.load(Path(text))
+        for used in strategy.widths:
+            config.model.check_width(used)
+        return Path(text).stem, strategy
+    width = config.model.check_width(width)
+    return f"width-{width:g}", Strategy.constant(width)
+
+
+def choose_device(name: str) -> Any:
+    """Return the `torch.device` of `--device`.
+
+    Raises:
+        ValueError: the name is unknown or this machine has no such device.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+        raise ValueError(f"--device is {name!r}; needs auto, cpu, cuda or cuda:N")
+    if kind == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(index or 0) >= count:
+            raise ValueError(f"--device is {name!r}, this machine has {count} CUDA devices; use cpu")
+    return torch.device(name)
+
+
+def note_command(run: Path) -> None:
+    """Append the command line of this process to the run's commands.jsonl."""
+    from ddsm_ext.io.files import append_jsonl
+
+    words = ["ddsm", *sys.argv[1:]] if Path(sys.argv[0]).name != "pytest" else ["ddsm"]
+    row = {"command": shlex.join(words), "time": datetime.now(UTC).isoformat(timespec="seconds")}
+    append_jsonl(run / "commands.jsonl", row)

@@ -1,0 +1,148 @@
+"""Scores strategies of a run and keeps the scores in its metrics.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddsm_ext.cli.compose import (
+    Sampler,
+    image_batches,
+    load_images,
+    load_network,
+    make_extractor_for,
+    reference_for,
+)
+from ddsm_ext.cli.config import RunConfig
+from ddsm_ext.cli.console import progress_bar
+from ddsm_ext.cli.runs import seeds_text
+from ddsm_ext.io.files import read_json, write_json
+from ddsm_ext.sampling.strategy import Strategy
+
+
+@dataclass
+class Scorer:
+    """A sampler, an extractor and the reference that the samples are compared with.
+
+    Args:
+        sampler: what makes the samples.
+        extractor: images -> features.
+        reference: statistics of the real images.
+        reference_name: name of the real images, to print beside a score.
+    """
+
+    sampler: Sampler
+    extractor: Any
+    reference: Any
+    reference_name: str
+
+    @classmethod
+    def for_run(cls, run: Path, config: RunConfig, device: torch.device) -> Scorer:
+        """Return the scorer of a run's newest checkpoint."""
+        network = load_network(run, config, device)
+        dataset = load_images(config)
+        extractor = make_extractor_for(config, run, dataset)
+        reference = reference_for(config, extractor, dataset)
+        name = config.eval.reference or dataset.name
+        sampler = Sampler(network, config, device, config.eval.batch_size)
+        return cls(sampler, extractor, reference, name)
+
+    def distances(self, images: Tensor) -> dict[str, Any]:
+        """Return the Fréchet and the kernel distance of uint8 images [N, C, H, W]."""
+        from ddsm_ext.eval.metrics import evaluate, score_names
+
+        settings = self.sampler.config.eval
+        scores = evaluate(
+            images,
+            self.reference,
+            self.extractor,
+            kid_subsets=settings.kid_subsets,
+            kid_subset_size=settings.kid_subset_size,
+        )
+        frechet_key, kid_key = score_names(self.extractor.name)
+        return {
+            "frechet": scores[frechet_key],
+            "kid": scores[kid_key],
+            "kid_std": scores[f"{kid_key}_std"],
+            "images": scores["n_images"],
+        }
+
+    def frechet(self, images: Tensor) -> float:
+        """Return the Fréchet distance alone, for a search."""
+        from ddsm_ext.eval.metrics import frechet_to_reference
+
+        return frechet_to_reference(images, self.reference, self.extractor)
+
+    def score(self, name: str, strategy: Strategy, seeds: list[int]) -> dict[str, Any]:
+        """Sample with a strategy and return its row of metrics.json."""
+        images, ms = self.sampler.timed_images(strategy, seeds, f"sampling {name}")
+        constant = len(strategy.widths) == 1
+        full = constant and strategy.widths[0] == 1.0
+        return {
+            "label": "full width" if full else name.replace("-", " ") if constant else name,
+            "kind": "full" if full else "width" if constant else "strategy",
+            "widths": list(strategy.widths),
+            "cuts": list(strategy.cuts),
+            "seeds": seeds_text(seeds),
+            **self.distances(images),
+            "macs_per_image": self.sampler.macs_per_image(strategy),
+            "ms_per_image": ms,
+        }
+
+    def context(self) -> dict[str, Any]:
+        """Return what every score of this scorer depends on."""
+        features = {
+            "name": self.extractor.name,
+            "dimension": self.extractor.dim,
+            "digest": self.extractor.digest,
+        }
+        accuracy = getattr(self.extractor, "held_out_accuracy", None)
+        if accuracy is not None:
+            features["held_out_accuracy"] = accuracy
+        return {
+            "features": features,
+            "reference": {"name": self.reference_name, "images": self.reference.n},
+            "sampler": self.sampler.config.sampler.to_dict(),
+        }
+
+
+def save_scores(run: Path, scorer: Scorer, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Add rows to metrics.json; older rows of other features, samplers or data are dropped.
+
+    Returns:
+        the context of the scores, without the rows.
+    """
+    path = run / "metrics.json"
+    context = scorer.context()
+    kept = []
+    if path.exists():
+        saved = read_json(path)
+        if all(saved.get(key) == value for key, value in context.items()):
+            new = {(row["label"], row["seeds"]) for row in rows}
+            kept = [row for row in saved["rows"] if (row["label"], row["seeds"]) not in new]
+    order = {"full": 0, "strategy": 1, "width": 2}
+    every = sorted([*kept, *rows], key=lambda row: (order[row["kind"]], -row["macs_per_image"]))
+    write_json(path, {**context, "rows": every})
+    return context
+
+
+def score_folder(scorer: Scorer, path: str) -> dict[str, Any]:
+    """Score the images of a folder, ZIP or archive; returns a JSON-ready result."""
+    from ddsm_ext.training.config import DataConfig
+    from ddsm_ext.training.data import load_dataset
+
+    model = scorer.sampler.config.model
+    dataset = load_dataset(
+        DataConfig(
+            source=path, image_size=model.image_size, channels=model.image_channels, split="all"
+        )
+    )
+    with progress_bar("reading", len(dataset), "image"):
+        images = torch.cat(list(image_batches(dataset)))  # [N, C, H, W]
+    context = scorer.context()
+    context.pop("sampler")
+    return {**context, "source": path, **scorer.distances(images)}

@@ -1,0 +1,85 @@
+"""Search the width of each denoising step: a Pareto front of quality against cost.
+
+Writes search/front.json (the whole front), search/strategy.json (the chosen strategy) and the cost
+of each width on this machine. An interrupted search continues with the same command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+from ddsm_ext.cli import runs
+from ddsm_ext.cli.config import RunConfig
+from ddsm_ext.cli.console import say
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `ddsm search`."""
+    runs.add_run_argument(parser)
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument(
+        "--budget-macs",
+        type=float,
+        metavar="SHARE",
+        help="most MACs of the chosen strategy, as a share of the full width's, e.g. 0.5",
+    )
+    budget.add_argument(
+        "--budget-ms",
+        type=float,
+        metavar="MS",
+        help="most milliseconds an image of the chosen strategy, measured on this machine",
+    )
+    budget.add_argument(
+        "--max-quality-loss",
+        type=float,
+        metavar="X",
+        help="choose the cheapest strategy that scores at most X worse than the full width",
+    )
+    runs.add_sampler_arguments(parser)
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE",
+                        help="another setting, e.g. search.generations=20")
+    runs.add_device_argument(parser)
+    parser.add_argument("-n", "--dry-run", action="store_true", help="say what would be done, stop")
+
+
+def with_budget(config: RunConfig, args: argparse.Namespace) -> RunConfig:
+    """Return the configuration with the budget of the command line in place of its own."""
+    changes: dict[str, object] = {}
+    if args.budget_macs is not None:
+        changes = {"budget_macs": args.budget_macs, "objectives": ("quality", "macs")}
+    elif args.budget_ms is not None:
+        changes = {"budget_ms": args.budget_ms, "objectives": ("quality", "ms")}
+    elif args.max_quality_loss is not None:
+        changes = {"max_quality_loss": args.max_quality_loss}
+    else:
+        return config
+    none = dict.fromkeys(("budget_macs", "budget_ms", "budget_time", "max_quality_loss"))
+    search = dataclasses.replace(config.search, **{**none, **changes})
+    return dataclasses.replace(config, search=search)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run `ddsm search`."""
+    folder = runs.find_run(args)
+    config = with_budget(runs.run_settings(folder, args), args)
+    if args.dry_run:
+        from ddsm_ext.cli.estimate import describe_search
+
+        print(describe_search(config))
+        return 0
+    device = runs.choose_device(args.device)
+
+    from ddsm_ext.cli.scoring import Scorer
+    from ddsm_ext.cli.searching import search_run
+
+    scorer = Scorer.for_run(folder, config, device)
+    runs.note_command(folder)
+    chosen = search_run(folder, scorer)
+    unit = "MACs" if config.search.cost == "macs" else "time"
+    say(
+        f"chosen: {100 * chosen.cost_relative:.1f} % of the full width's {unit}, "
+        f"score {chosen.quality:.4g}"
+    )
+    print(folder / "search" / "strategy.json")
+    return 0

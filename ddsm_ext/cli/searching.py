@@ -1,0 +1,181 @@
+"""Composes a search: costs of the widths, sensitivity, the two qualities, and what is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddsm_ext.cli.compose import macs_per_width
+from ddsm_ext.cli.console import follow, progress_bar, say
+from ddsm_ext.cli.scoring import Scorer
+from ddsm_ext.diffusion.noise import normal
+from ddsm_ext.diffusion.process import add_noise
+from ddsm_ext.io.files import write_json
+from ddsm_ext.sampling.plan import plan_log_snrs, plan_steps
+from ddsm_ext.sampling.samplers import to_uint8
+from ddsm_ext.sampling.strategy import Strategy
+from ddsm_ext.search.cost_table import CostTable, conditions, macs_table, measure_ms
+from ddsm_ext.search.engine import search
+from ddsm_ext.search.objective import additive_quality
+from ddsm_ext.search.progress import terminal_progress
+from ddsm_ext.search.sensitivity import Sensitivity, measure_sensitivity
+
+SENSITIVITY_IMAGES = 256
+SENSITIVITY_LEVELS = 24
+SENSITIVITY_STREAM = 2  # sampling itself draws from the streams 0 and 1
+# Seeds of a search's samples begin here: a strategy is chosen on other noise than it is scored on.
+SEARCH_FIRST_SEED = 1_000_000
+
+
+def measure_costs(scorer: Scorer) -> tuple[CostTable, CostTable]:
+    """Return the MACs and the measured ms of one image and step at each width."""
+    sampler = scorer.sampler
+    config, device = sampler.config, sampler.device
+    widths = config.search.widths
+    batch = config.eval.batch_size
+    x = torch.randn(batch, *sampler.shape, device=device)  # [N, C, H, W]
+    x = x.contiguous(memory_format=torch.channels_last)
+    t = torch.zeros(batch, dtype=torch.int64, device=device)  # [N]
+
+    @torch.inference_mode()
+    def run_step(width: float) -> None:
+        sampler.network(x, t, width)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    where = conditions(
+        batch=batch,
+        dtype="float32",
+        device=device.type,
+        network=f"ch {config.model.ch}, image {config.model.image_size}",
+    )
+    with progress_bar("timing each width", None, "round") as bar:
+        ms = measure_ms(
+            run_step, widths, batch=batch, conditions=where, rounds=9, progress=follow(bar)
+        )
+    return macs_table(config.model, widths), ms
+
+
+def save_costs(run: Path, macs: CostTable, ms: CostTable) -> None:
+    """Write search/cost_table.json (ms with its conditions) and search/costs.json (both)."""
+    ms.save(run / "search" / "cost_table.json")
+    rows = [{"width": w, "macs": cost, "ms": ms.costs[w]} for w, cost in macs.costs.items()]
+    shared = {"batch_size": ms.conditions["batch"], "threads": ms.conditions["threads"]}
+    write_json(run / "search" / "costs.json", {**shared, "rows": rows})
+
+
+def sensitivity_of(scorer: Scorer, images: Tensor) -> Sensitivity:
+    """Measure the error of each width at noise levels spread over the schedule.
+
+    Args:
+        scorer: whose network and schedule to use.
+        images: float [N, C, H, W] in [-1, 1].
+    """
+    sampler = scorer.sampler
+    schedule = sampler.schedule
+    count, last = SENSITIVITY_LEVELS, schedule.timesteps - 1
+    timesteps = sorted({round(last * i / (count - 1)) for i in range(count)})
+    seeds = range(SEARCH_FIRST_SEED, SEARCH_FIRST_SEED + len(images))
+
+    def noise(level: int) -> Tensor:
+        return normal(seeds, level, sampler.shape, stream=SENSITIVITY_STREAM, device=sampler.device)
+
+    with progress_bar("sensitivity", count, "level") as bar:
+        return measure_sensitivity(
+            sampler.network,
+            images.to(sampler.device),
+            add_noise=lambda x0, noise, t: add_noise(x0, noise, t, schedule),
+            timesteps=timesteps,
+            log_snrs=[float(schedule.log_snr(t)) for t in timesteps],
+            widths=sampler.config.search.widths,
+            noise=noise,
+            progress=follow(bar),
+        )
+
+
+def sampled_frechet(scorer: Scorer) -> Callable[[Strategy], float]:
+    """Return the full quality: Fréchet distance of samples from the search's own seeds."""
+    count = scorer.sampler.config.eval.search_images
+    seeds = list(range(SEARCH_FIRST_SEED, SEARCH_FIRST_SEED + count))
+
+    def quality(strategy: Strategy) -> float:
+        return scorer.frechet(to_uint8(scorer.sampler.images(strategy, seeds)).cpu())
+
+    return quality
+
+
+def search_run(run: Path, scorer: Scorer) -> Any:
+    """Search a run's strategies and write every file of its search folder.
+
+    Args:
+        run: the run folder.
+        scorer: its scorer.
+
+    Returns:
+        the chosen point of the front.
+    """
+    from ddsm_ext.cli.compose import image_batches, load_images
+    config = scorer.sampler.config
+    macs, ms = measure_costs(scorer)
+    save_costs(run, macs, ms)
+    dataset = load_images(config)
+    images = torch.cat(list(image_batches(dataset, SENSITIVITY_IMAGES))).float() / 127.5 - 1.0
+    measured = sensitivity_of(scorer, images)
+    measured.save(run / "search" / "sensitivity.json")
+    log_snrs = plan_log_snrs(scorer.sampler.schedule, config.sampler)
+    errors = measured.for_steps(log_snrs, config.search.widths)
+    say(f"searching: {config.search.generations} generations of {config.search.population}")
+    front = search(
+        config.search,
+        cost_table=macs if config.search.cost == "macs" else ms,
+        log_snrs=log_snrs,
+        run_dir=run,
+        quality_cheap=additive_quality(errors, config.search.widths, log_snrs),
+        quality_full=sampled_frechet(scorer),
+        errors=errors,
+        identity=_identity(scorer),
+        quality_name="Fréchet distance",
+        progress=terminal_progress(),
+    )
+    assert front.chosen is not None
+    save_steps(run, scorer, front.chosen.strategy)
+    return front.chosen
+
+
+def _identity(scorer: Scorer) -> dict[str, Any]:
+    """Everything beside the search's settings that decides what a score comes out as."""
+    config = scorer.sampler.config
+    return {
+        "weights": weights_digest(scorer.sampler.network),
+        "sampler": config.sampler.to_dict(),
+        "features": scorer.extractor.digest,
+        "reference": scorer.reference_name,
+        "images": config.eval.search_images,
+    }
+
+
+def weights_digest(network: Any) -> str:
+    """Return the SHA-256 of a network's weights."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_steps(run: Path, scorer: Scorer, strategy: Strategy) -> None:
+    """Write search/steps.json: timestep, log-SNR and width of each step of the run's sampler."""
+    steps = plan_steps(scorer.sampler.schedule, strategy, scorer.sampler.config.sampler)
+    content = {
+        "timesteps": [step.t for step in steps],
+        "log_snr": [step.log_snr for step in steps],
+        "widths": [step.width for step in steps],
+        "macs": {f"{w:g}": cost for w, cost in macs_per_width(scorer.sampler.config).items()},
+    }
+    write_json(run / "search" / "steps.json", content)

@@ -1,0 +1,304 @@
+"""The report's matplotlib figures; each takes plain numbers and returns a `Figure`."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, MaxNLocator
+
+P = ParamSpec("P")
+INK, MUTED, GRID = "#1f2933", "#66727f", "#e4e8ec"
+ACCENT, ACCENT_2, FAINT = "#c2410c", "#1d4ed8", "#b8c2cc"
+
+_STYLE: dict[str, Any] = {
+    "font.size": 10,
+    "font.family": "DejaVu Sans",
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": GRID,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "svg.hashsalt": "ddsm",  # the same numbers give the same bytes
+}
+
+
+def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    @functools.wraps(draw)
+    def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with matplotlib.rc_context(_STYLE):
+            return draw(*args, **kwargs)
+
+    return styled
+
+
+def width_colour(width: float) -> tuple[float, float, float, float]:
+    """Colour of a width, the same in every figure: dark for the full width, light for narrow ones."""
+    return matplotlib.colormaps["viridis"](0.85 * (1.0 - width))
+
+
+def _figure(rows: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(7.6, height), layout="constrained")
+    axes = [figure.add_subplot(rows, columns, i + 1) for i in range(rows * columns)]
+    return figure, axes
+
+
+def to_svg_uri(figure: Figure) -> str:
+    """Return the figure as an SVG `data:` URI for an `<img>` (sharp on any screen, no request)."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, dpi=150)
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def smoothed(values: Sequence[float], weight: float) -> np.ndarray:
+    """Exponential moving average of `values`, corrected for its start."""
+    out, mean, norm = [], 0.0, 0.0
+    for value in values:
+        mean = weight * mean + (1.0 - weight) * value
+        norm = weight * norm + (1.0 - weight)
+        out.append(mean / norm)
+    return np.asarray(out)
+
+
+@_styled
+def loss_figure(losses: Mapping[float, tuple[Sequence[int], Sequence[float]]]) -> Figure:
+    """Training loss over the step, one line a width.
+
+    Args:
+        losses: width -> (steps, losses) of the logged steps at which that width was trained.
+    """
+    figure, (axes,) = _figure(1, 1, 3.3)
+    for width in sorted(losses, reverse=True):
+        steps, values = losses[width]
+        weight = 0.0 if len(values) < 10 else 1.0 - 1.0 / max(3.0, len(values) / 25.0)
+        axes.plot(steps, smoothed(values, weight), color=width_colour(width), label=f"{width:g}")
+    axes.set_yscale("log")
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+    axes.set_xlabel("training step")
+    axes.set_ylabel("loss (smoothed)")
+    axes.legend(title="width", ncols=2)
+    return figure
+
+
+@_styled
+def sensitivity_figure(
+    log_snrs: Sequence[float], by_width: Mapping[float, Sequence[float]]
+) -> Figure:
+    """Harm done by each width at each noise level.
+
+    Args:
+        log_snrs: noise levels, log-SNR.
+        by_width: width -> error against the full width at these levels.
+    """
+    figure, (axes,) = _figure(1, 1, 3.3)
+    for width in sorted(by_width, reverse=True):
+        values = np.asarray(by_width[width], dtype=float)
+        if not (values > 0).any():
+            continue  # the full width's own error is zero, which a log axis cannot show
+        axes.plot(
+            log_snrs,
+            np.where(values > 0, values, np.nan),
+            "o-",
+            ms=3,
+            color=width_colour(width),
+            label=f"{width:g}",
+        )
+    axes.set_yscale("log")
+    _noise_axis(axes)
+    axes.set_ylabel("error against the full width")
+    axes.legend(title="width", ncols=2)
+    return figure
+
+
+def _noise_axis(axes: Axes) -> None:
+    axes.set_xlabel("log-SNR   (pure noise ← → clean image; sampling runs left to right)")
+
+
+@_styled
+def pareto_figure(
+    evaluations: Sequence[tuple[int, float, float]],
+    front: Sequence[tuple[float, float]],
+    constants: Mapping[float, tuple[float, float]],
+    chosen: tuple[float, float] | None,
+    cost_label: str,
+    quality_label: str,
+) -> Figure:
+    """All evaluated strategies, cost against quality, with the Pareto front.
+
+    Args:
+        evaluations: (generation, cost, quality) of every strategy scored.
+        front: (cost, quality) of the strategies that no other one beats in both.
+        constants: width -> (cost, quality) of a constant width.
+        chosen: (cost, quality) of the chosen strategy; None marks none.
+        cost_label: x axis.
+        quality_label: y axis (lower is better).
+    """
+    figure, (axes,) = _figure(1, 1, 4.0)
+    if evaluations:
+        data = np.asarray(evaluations, dtype=float)
+        points = axes.scatter(
+            data[:, 1],
+            data[:, 2],
+            c=data[:, 0],
+            cmap="Blues",
+            vmin=-3,
+            s=16,
+            edgecolors="none",
+            label="evaluated",
+        )
+        if data[:, 0].max() > data[:, 0].min():
+            bar = figure.colorbar(points, ax=axes, pad=0.01, boundaries=None)
+            bar.ax.set_ylim(data[:, 0].min(), data[:, 0].max())
+            bar.set_label("generation")
+            bar.outline.set_visible(False)
+    if front:
+        line = np.asarray(sorted(front), dtype=float)
+        axes.plot(line[:, 0], line[:, 1], "-o", ms=3.5, color=INK, lw=1.2, label="Pareto front")
+    for width, (cost, quality) in sorted(constants.items()):
+        axes.scatter([cost], [quality], marker="s", s=44, color=width_colour(width), zorder=4)
+        axes.annotate(f"{width:g}", (cost, quality), (6, 6), textcoords="offset points")
+    if constants:
+        axes.scatter([], [], marker="s", s=44, color=MUTED, label="constant width")
+    if chosen is not None:
+        axes.scatter(
+            *[[v] for v in chosen],
+            marker="*",
+            s=230,
+            color=ACCENT,
+            zorder=5,
+            edgecolors="white",
+            label="chosen",
+        )
+    values = [q for _, _, q in evaluations] + [q for _, q in front]
+    positive = [v for v in values if v > 0]
+    if positive and len(positive) == len(values) and max(positive) > 20 * min(positive):
+        axes.set_yscale("log")
+    axes.set_xlabel(cost_label)
+    axes.set_ylabel(quality_label)
+    axes.legend()
+    return figure
+
+
+@_styled
+def hypervolume_figure(generations: Sequence[int], hypervolumes: Sequence[float]) -> Figure:
+    """Hypervolume of the front over the generations (it grows while the search still finds better)."""
+    figure, (axes,) = _figure(1, 1, 2.5)
+    axes.plot(generations, hypervolumes, "o-", ms=4, color=ACCENT_2)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("generation")
+    axes.set_ylabel("hypervolume")
+    return figure
+
+
+@_styled
+def strategy_figure(
+    timesteps: Sequence[float], log_snrs: Sequence[float], widths: Sequence[float]
+) -> Figure:
+    """Chosen width of every sampling step, over t and over log-SNR.
+
+    Args:
+        timesteps: t of each step, in any order.
+        log_snrs: noise level of each step.
+        widths: width of each step.
+    """
+    figure, axes = _figure(2, 1, 4.4)
+    for panel, xs in zip(axes, (timesteps, log_snrs), strict=True):
+        order = np.argsort(xs)
+        x, w = np.asarray(xs, dtype=float)[order], np.asarray(widths, dtype=float)[order]
+        panel.step(x, w, where="mid", color=MUTED, lw=1.2)
+        panel.scatter(x, w, c=[width_colour(v) for v in w], s=22, zorder=3)
+        panel.set_ylim(0, 1.08)
+        panel.set_yticks(sorted({0.0, 1.0, *w}))
+        panel.set_ylabel("width")
+    axes[0].invert_xaxis()
+    axes[0].set_xlabel("t   (pure noise ← → clean image; sampling runs left to right)")
+    _noise_axis(axes[1])
+    return figure
+
+
+@_styled
+def cost_figure(widths: Sequence[float], macs: Sequence[float], ms: Sequence[float]) -> Figure:
+    """MACs and measured time of a step at each width, as shares of the widest one.
+
+    Args:
+        widths: the widths.
+        macs: multiply-accumulates an image and step.
+        ms: measured milliseconds an image and step; empty when nothing was measured.
+    """
+    figure, (axes,) = _figure(1, 1, 2.9)
+    order = np.argsort(widths)[::-1]
+    x = np.arange(len(order))
+    pairs = [
+        (macs, "MACs", ACCENT_2, lambda v: f"{v / 1e6:.3g} M"),
+        (ms, "time measured", ACCENT, lambda v: f"{v:.3g} ms"),
+    ]
+    pairs = [pair for pair in pairs if len(pair[0])]
+    bar_width = 0.8 / max(1, len(pairs))
+    for i, (values, label, colour, text) in enumerate(pairs):
+        sorted_values = np.asarray(values, dtype=float)[order]
+        share = 100.0 * sorted_values / sorted_values[0]
+        place = x + (i - (len(pairs) - 1) / 2) * bar_width
+        bars = axes.bar(place, share, bar_width * 0.94, color=colour, label=label)
+        axes.bar_label(bars, [text(v) for v in sorted_values], fontsize=8, padding=2, color=INK)
+    axes.set_xticks(x, [f"{widths[i]:g}" for i in order])
+    axes.set_xlabel("width")
+    axes.set_ylabel("% of the full width")
+    axes.set_ylim(0, 118)
+    axes.grid(axis="x", visible=False)
+    axes.legend()
+    return figure
+
+
+@_styled
+def quality_figure(
+    full_scores: Sequence[float], others: Sequence[tuple[str, float]], label: str
+) -> Figure:
+    """Scores beside each other: the full width's seeds with their spread, the strategy, narrow widths.
+
+    Args:
+        full_scores: the full width's score of each seed range.
+        others: (name, score) of everything else.
+        label: name of the score, with its direction.
+    """
+    figure, (axes,) = _figure(1, 1, 1.1 + 0.36 * (len(others) + 1))
+    names = ["full width", *[name for name, _ in others]]
+    if full_scores:
+        low, high = min(full_scores), max(full_scores)
+        axes.axvspan(low, high, color=FAINT, alpha=0.45, lw=0)
+        axes.scatter(full_scores, [0] * len(full_scores), color=width_colour(1.0), s=36, zorder=3)
+    for row, (name, score) in enumerate(others, start=1):
+        colour = ACCENT if "strategy" in name else MUTED
+        axes.scatter([score], [row], color=colour, s=44, zorder=3)
+    for row, value in enumerate(
+        [np.mean(full_scores) if full_scores else np.nan, *[s for _, s in others]]
+    ):
+        if np.isfinite(value):
+            axes.annotate(
+                f"{value:.3g}",
+                (value, row),
+                (0, 7),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+            )
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.7)
+    axes.set_xlabel(label)
+    return figure

@@ -1,0 +1,181 @@
+"""Writes small run folders with realistic content, for the report's tests."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+WIDTHS = (1.0, 0.75, 0.5, 0.25)
+MACS = {1.0: 6_100_000, 0.75: 3_500_000, 0.5: 1_600_000, 0.25: 430_000}
+MS = {1.0: 0.21, 0.75: 0.14, 0.5: 0.081, 0.25: 0.044}
+
+
+def _json(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def _jsonl(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def make_run(root: Path, name: str = "00000-quickstart", parts: str = "all") -> Path:
+    """Make a run folder.
+
+    Args:
+        root: folder to make it in.
+        name: its name.
+        parts: "all", "trained" (no search, no scores) or "new" (configuration only).
+    """
+    run = root / name
+    config = {
+        "model": {"image_size": 8, "image_channels": 1, "ch": 32, "widths": list(WIDTHS)},
+        "data": {"source": "digits"},
+        "train": {"steps": 2000},
+    }
+    _json(run / "config.json", config)
+    if parts == "new":
+        return run
+    _json(
+        run / "env.json",
+        {
+            "machine": "test-machine",
+            "cpu": "Some CPU",
+            "cores": 2,
+            "python": "3.11.2",
+            "versions": {"torch": "2.13.0"},
+        },
+    )
+    _jsonl(run / "commands.jsonl", [{"command": "ddsm quickstart"}])
+    _write_log(run)
+    if parts == "all":
+        _write_search(run)
+        _write_metrics(run)
+        _write_samples(run)
+    return run
+
+
+def _write_log(run: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = []
+    for step in range(10, 2001, 10):
+        row = {"step": step, "loss": 1.0, "lr": 1e-3}
+        for i, width in enumerate(WIDTHS):
+            if width in (1.0, 0.25) or step % 20 == 10 * (i % 2):
+                noise = math.exp(0.15 * rng.standard_normal())
+                row[f"loss_w{width}"] = (0.1 + 0.02 * i + 0.9 * math.exp(-step / 200)) * noise
+        rows.append(row)
+    _jsonl(run / "log.jsonl", rows)
+
+
+def _write_search(run: Path) -> None:
+    rng = np.random.default_rng(1)
+    log_snrs = np.linspace(-8, 8, 21).tolist()
+    errors = {
+        str(w): [1e-6 if w == 1 else (1 - w) * 0.02 * math.exp(0.25 * s) + 1e-5 for s in log_snrs]
+        for w in WIDTHS
+    }
+    _json(run / "search/sensitivity.json", {"log_snrs": log_snrs, "errors": errors})
+    archive, history = [], []
+    for generation in range(10):
+        for _ in range(24):
+            cost = rng.uniform(0.1, 1.0)
+            quality = 0.5 + 0.6 * (1 - cost) ** 2 + rng.exponential(0.8 / (generation + 1))
+            archive.append({"generation": generation, "cost": cost * 3e8, "quality": quality})
+        history.append(
+            {"generation": generation, "hypervolume": 1 - 0.5 * math.exp(-generation / 2)}
+        )
+    _jsonl(run / "search/archive.jsonl", archive)
+    _json(run / "search/history.json", history)
+    best, points = math.inf, []
+    for row in sorted(archive, key=lambda r: r["cost"]):
+        if row["quality"] < best:
+            best = row["quality"]
+            points.append({"cost": row["cost"], "quality": row["quality"]})
+    constants = [{"width": w, "cost": MACS[w] * 50, "quality": 0.5 + (1 - w) ** 2} for w in WIDTHS]
+    _json(
+        run / "search/front.json",
+        {
+            "points": points,
+            "chosen": points[len(points) // 2],
+            "constants": constants,
+            "cost_unit": "macs",
+            "quality_name": "Fréchet distance",
+        },
+    )
+    timesteps = list(range(999, -1, -20))
+    _json(
+        run / "search/steps.json",
+        {
+            "timesteps": timesteps,
+            "log_snr": [10 - 0.019 * t for t in timesteps],
+            "widths": [
+                0.25 if t > 850 else 0.5 if t > 400 else 0.75 if t > 150 else 1.0 for t in timesteps
+            ],
+        },
+    )
+    _json(
+        run / "search/costs.json",
+        {
+            "batch_size": 256,
+            "threads": 2,
+            "rows": [{"width": w, "macs": MACS[w], "ms": MS[w]} for w in WIDTHS],
+        },
+    )
+
+
+def _write_metrics(run: Path) -> None:
+    def row(label: str, kind: str, seeds: str, frechet: float, share: float) -> dict:
+        return {
+            "label": label,
+            "kind": kind,
+            "seeds": seeds,
+            "images": 1024,
+            "frechet": frechet,
+            "kid": frechet / 900,
+            "macs_per_image": 3.05e8 * share,
+            "ms_per_image": 10.5 * share,
+        }
+
+    rows = [
+        row("full width", "full", f"{k * 1024}-{k * 1024 + 1023}", f, 1.0)
+        for k, f in enumerate((4.1, 4.5, 4.3))
+    ]
+    rows += [
+        row("strategy", "strategy", "0-1023", 4.38, 0.5),
+        row("width 0.5", "width", "0-1023", 6.2, 0.26),
+        row("width 0.25", "width", "0-1023", 14.2, 0.07),
+    ]
+    _json(
+        run / "metrics.json",
+        {
+            "features": {"name": "digits-classifier", "dimension": 64, "held_out_accuracy": 0.982},
+            "reference": {"name": "digits", "images": 1797},
+            "sampler": {"kind": "ddim", "steps": 50, "eta": 0.0},
+            "rows": rows,
+        },
+    )
+
+
+def _write_samples(run: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    digits = (load_digits().images * 255 / 16).astype(np.uint8)
+    rows = []
+    for i, label in enumerate(["real images", "width 1", "width 0.5", "strategy"]):
+        strip = np.concatenate(
+            list(np.pad(digits[16 * i : 16 * i + 16], ((0, 0), (1, 1), (1, 1)))), 1
+        )
+        buffer = io.BytesIO()
+        Image.fromarray(strip).save(buffer, format="PNG")
+        path = run / "samples/compare" / f"row-{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(buffer.getvalue())
+        rows.append({"label": label, "file": path.name})
+    _json(run / "samples/compare/index.json", {"seeds": "0-15", "rows": rows})

@@ -1,0 +1,130 @@
+"""The report: self-contained, escaped, complete where data are there and honest where not."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from report.make_run import make_run
+
+from ddsm_ext.report import build_report
+from ddsm_ext.report.sections import SECTIONS
+
+VOID = {"img", "meta", "br", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Collects what the tests ask about; fails on tags that do not close."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self.references: list[str] = []
+        self.text = ""
+        self.tags: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.tags.append(tag)
+        self.references += [v or "" for k, v in attrs if k in ("src", "href", "action", "data")]
+        if tag == "img":
+            self.images.append(values)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def build(tmp_path: Path, parts: str) -> tuple[Page, str]:
+    html = build_report(make_run(tmp_path, parts=parts)).read_text(encoding="utf-8")
+    return Page(html), html
+
+
+def test_a_full_run_shows_every_section_with_pictures(tmp_path: Path) -> None:
+    page, _ = build(tmp_path, "all")
+    for _, title, _ in SECTIONS:
+        assert title in page.text
+    assert "yet" not in page.text
+    assert len(page.images) >= 11  # 4 rows of samples, 7 figures
+    assert all(image.get("alt") for image in page.images)
+
+
+def test_the_headline_is_worked_out_from_the_scores(tmp_path: Path) -> None:
+    # make_run: the strategy has half the MACs and time, 4.38 against 4.1, 4.5 and 4.3
+    page, _ = build(tmp_path, "all")
+    assert "50 %" in page.text
+    assert "4.38 against 4.3" in page.text
+    assert "within the full width's spread over 3 seeds" in page.text
+    assert "realised saving 1.00" in page.text
+
+
+def test_the_page_makes_no_request(tmp_path: Path) -> None:
+    page, html = build(tmp_path, "all")
+    assert all(r.startswith(("data:image/", "#")) for r in page.references)
+    assert not {"script", "link", "iframe", "object", "embed", "form"} & set(page.tags)
+    assert "@import" not in html
+    assert not re.search(r"url\((?!data:)", html)
+
+
+@pytest.mark.parametrize("parts", ["trained", "new"])
+def test_absent_data_are_named_and_left_out(tmp_path: Path, parts: str) -> None:
+    page, _ = build(tmp_path, parts)
+    assert "No strategy yet" in page.text
+    assert "No scores yet" in page.text
+    assert ("No training log yet" in page.text) == (parts == "new")
+
+
+def test_text_from_files_is_escaped(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    evil = "<script>alert('x')</script>\"><img src=http://e.example/>"
+    config = json.loads((run / "config.json").read_text())
+    config["data"]["source"] = evil
+    (run / "config.json").write_text(json.dumps(config))
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["rows"][-1]["label"] = evil
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    index = json.loads((run / "samples/compare/index.json").read_text())
+    index["rows"][0]["label"] = evil
+    (run / "samples/compare/index.json").write_text(json.dumps(index))
+    page = Page(build_report(run).read_text(encoding="utf-8"))
+    assert "script" not in page.tags
+    assert all(r.startswith(("data:image/", "#")) for r in page.references)
+
+
+def test_a_sample_file_outside_the_run_is_not_read(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(b"secret")
+    index = {"seeds": "0", "rows": [{"label": "x", "file": "../../../secret.png"}]}
+    (run / "samples/compare/index.json").write_text(json.dumps(index))
+    assert "c2VjcmV0" not in build_report(run).read_text()  # base64 of "secret"
+
+
+def test_the_same_files_give_the_same_page(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    first = build_report(run).read_bytes()
+    assert build_report(run).read_bytes() == first
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
+        build_report(tmp_path)
+    with pytest.raises(FileNotFoundError, match="needs a run folder"):
+        build_report(tmp_path / "missing")
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    (run / "metrics.json").write_text('{"rows": [')
+    with pytest.raises(ValueError, match=r"metrics\.json"):
+        build_report(run)
