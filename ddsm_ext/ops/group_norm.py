@@ -9,7 +9,7 @@ from torch import Tensor
 def _check(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, x2: Tensor | None, c2_offset: int | None
 ) -> tuple[int, int]:
-    """Checks the arguments of `sliced_group_norm`; returns (c2, c2_offset), (0, c) with one source."""
+    """Checks the arguments of `sliced_group_norm`; gives (c2, c2_offset)."""
     for name, tensor in (("x", x), ("weight", weight), ("bias", bias), ("x2", x2)):
         if tensor is None and name == "x2":
             continue
@@ -142,7 +142,7 @@ def sliced_group_norm(
         eps: added to the (biased) variance.
         silu: act is SiLU, u * sigmoid(u); False: the identity.
         accumulate_grad: backward adds dL/dgamma and dL/dbeta to the prefixes of `weight.grad` and
-            `bias.grad` (made when None; both must be leaves) and autograd sees no gradient for them.
+            `bias.grad` (made when None; both must be leaves) and autograd sees none.
 
     Returns:
         y [N, c, H, W], or (y, y2) with y2 [N, c2, H, W]; dtype of x, channels_last.

@@ -1,0 +1,188 @@
+// sliced_group_norm and its backward on the CPU: checks, allocates, fills Args, calls the kernels.
+#include "ddsm/group_norm.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "tensor.h"
+
+namespace {
+
+using ddsm::GroupNormArgs;
+using ddsm::GroupNormSource;
+using ddsm::binding::ScalarType;
+using ddsm::binding::Tensor;
+using torch::headeronly::IntHeaderOnlyArrayRef;
+
+// What the Python layer has checked already, for callers of the raw op: memory safety depends on it.
+void check(const Tensor& x, const std::optional<Tensor>& x2, const Tensor& weight,
+           const Tensor& bias, int64_t groups, int64_t c2_offset) {
+  STD_TORCH_CHECK(x.dim() == 4, "sliced_group_norm: x has ", x.dim(), " dimensions; need 4");
+  STD_TORCH_CHECK(weight.dim() == 1 && bias.dim() == 1 && weight.size(0) == bias.size(0) &&
+                      weight.scalar_type() == bias.scalar_type() && weight.is_contiguous() &&
+                      bias.is_contiguous(),
+                  "sliced_group_norm: weight and bias differ or are not contiguous; need "
+                  "contiguous [c_max] of one dtype");
+  STD_TORCH_CHECK(weight.scalar_type() == x.scalar_type() ||
+                      weight.scalar_type() == ScalarType::Float,
+                  "sliced_group_norm: weight's dtype is neither x's nor float32");
+  const int64_t c_max = weight.size(0);
+  int64_t c = x.size(1);
+  STD_TORCH_CHECK(c >= 1 && c <= c_max, "sliced_group_norm: x has ", c, " channels, weight ", c_max,
+                  "; need 1 <= channels <= ", c_max);
+  if (x2.has_value()) {
+    STD_TORCH_CHECK(x2->dim() == 4 && x2->scalar_type() == x.scalar_type() &&
+                        x2->size(0) == x.size(0) && x2->size(2) == x.size(2) &&
+                        x2->size(3) == x.size(3),
+                    "sliced_group_norm: x2 does not match x; need the same dtype, N, H and W");
+    STD_TORCH_CHECK(x2->size(1) >= 1 && c2_offset >= c && c2_offset <= c_max - x2->size(1),
+                    "sliced_group_norm: x2 has ", x2->size(1), " channels at c2_offset ", c2_offset,
+                    ", weight ", c_max, "; need ", c, " <= c2_offset <= ", c_max, " - c2");
+    c += x2->size(1);
+  }
+  STD_TORCH_CHECK(groups >= 1 && c % groups == 0, "sliced_group_norm: groups is ", groups,
+                  ", the input has ", c, " channels; need groups >= 1 that divide them");
+}
+
+GroupNormArgs args_of(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t groups,
+                      bool silu) {
+  GroupNormArgs args{};
+  args.dtype = ddsm::binding::dtype_of(x, "sliced_group_norm");
+  STD_TORCH_CHECK(args.dtype != ddsm::DType::kFloat16,
+                  "sliced_group_norm: x is float16; the CPU kernel needs float32, bfloat16 or "
+                  "float64");
+  args.param_dtype = ddsm::binding::dtype_of(weight, "sliced_group_norm");
+  args.n = x.size(0);
+  args.pixels = x.size(2) * x.size(3);
+  args.groups = groups;
+  args.weight = weight.const_data_ptr();
+  args.bias = bias.const_data_ptr();
+  args.silu = silu;
+  return args;
+}
+
+Tensor empty_scratch(int64_t bytes, const Tensor& like) {
+  return torch::stable::empty(IntHeaderOnlyArrayRef(&bytes, 1), ScalarType::Byte, std::nullopt,
+                              like.device());
+}
+
+// Statistics [N, groups] that belong to x.
+Tensor empty_statistics(const Tensor& x, int64_t groups) {
+  const int64_t sizes[2] = {x.size(0), groups};
+  const bool is_double = x.scalar_type() == ScalarType::Double;
+  return torch::stable::empty(IntHeaderOnlyArrayRef(sizes, 2),
+                              is_double ? ScalarType::Double : ScalarType::Float, std::nullopt,
+                              x.device());
+}
+
+Tensor empty_source(const Tensor& like, const std::optional<Tensor>& of) {
+  const int64_t none = 0;
+  if (!of.has_value()) {
+    return torch::stable::empty(IntHeaderOnlyArrayRef(&none, 1), like.scalar_type(), std::nullopt,
+                                like.device());
+  }
+  return ddsm::binding::empty_nhwc(like, of->size(0), of->size(1), of->size(2), of->size(3));
+}
+
+void add_source(GroupNormArgs& args, const Tensor& x, int64_t param_offset) {
+  GroupNormSource& source = args.sources[args.source_count++];
+  source.c = x.size(1);
+  source.param_offset = param_offset;
+  source.x = x.const_data_ptr();
+  source.x_pixel_stride = ddsm::binding::pixel_stride_of(x);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> sliced_group_norm(
+    const Tensor& x_any, const std::optional<Tensor>& x2_any, const Tensor& weight,
+    const Tensor& bias, int64_t groups, int64_t c2_offset, double eps, bool silu) {
+  check(x_any, x2_any, weight, bias, groups, c2_offset);
+  const Tensor x = ddsm::binding::nhwc(x_any);
+  const Tensor x2 = x2_any.has_value() ? ddsm::binding::nhwc(*x2_any) : x;
+  Tensor y = empty_source(x, x_any), y2 = empty_source(x, x2_any);
+  Tensor mean = empty_statistics(x, groups), rstd = empty_statistics(x, groups);
+  GroupNormArgs args = args_of(x, weight, bias, groups, silu);
+  args.eps = eps;
+  add_source(args, x, 0);
+  args.sources[0].y = y.mutable_data_ptr();
+  if (x2_any.has_value()) {
+    add_source(args, x2, c2_offset);
+    args.sources[1].y = y2.mutable_data_ptr();
+  }
+  args.mean = mean.mutable_data_ptr();
+  args.rstd = rstd.mutable_data_ptr();
+  Tensor scratch = empty_scratch(ddsm::group_norm_scratch_bytes(args), x);
+  args.scratch = scratch.mutable_data_ptr();
+  ddsm::group_norm_forward(args);
+  return {y, y2, mean, rstd};
+}
+
+void check_backward(const Tensor& grad_y, const Tensor& x, const char* name) {
+  STD_TORCH_CHECK(grad_y.dim() == 4 && grad_y.scalar_type() == x.scalar_type() &&
+                      grad_y.size(0) == x.size(0) && grad_y.size(1) == x.size(1) &&
+                      grad_y.size(2) == x.size(2) && grad_y.size(3) == x.size(3),
+                  "sliced_group_norm_backward: ", name, " does not match its source; need the "
+                  "same dtype and shape");
+}
+
+void check_statistics(const Tensor& statistics, const Tensor& x, int64_t groups) {
+  const bool is_double = x.scalar_type() == ScalarType::Double;
+  STD_TORCH_CHECK(statistics.is_contiguous() && statistics.dim() == 2 &&
+                      statistics.size(0) == x.size(0) && statistics.size(1) == groups &&
+                      statistics.scalar_type() ==
+                          (is_double ? ScalarType::Double : ScalarType::Float),
+                  "sliced_group_norm_backward: mean or rstd is not what the forward gave");
+}
+
+void* grad_param_data(const std::optional<Tensor>& grad, const Tensor& param) {
+  if (!grad.has_value()) return nullptr;
+  STD_TORCH_CHECK(grad->is_contiguous() && grad->dim() == 1 && grad->size(0) == param.size(0) &&
+                      grad->scalar_type() == param.scalar_type(),
+                  "sliced_group_norm_backward: a parameter's gradient does not match it; need a "
+                  "contiguous [c_max] of its dtype");
+  return grad->mutable_data_ptr();
+}
+
+std::tuple<Tensor, Tensor> sliced_group_norm_backward(
+    const Tensor& grad_y_any, const std::optional<Tensor>& grad_y2_any, const Tensor& x_any,
+    const std::optional<Tensor>& x2_any, const Tensor& weight, const Tensor& bias,
+    const Tensor& mean, const Tensor& rstd, int64_t groups, int64_t c2_offset, bool silu,
+    const std::optional<Tensor>& grad_weight, const std::optional<Tensor>& grad_bias) {
+  check(x_any, x2_any, weight, bias, groups, c2_offset);
+  check_backward(grad_y_any, x_any, "grad_y");
+  STD_TORCH_CHECK(x2_any.has_value() == grad_y2_any.has_value(),
+                  "sliced_group_norm_backward: only one of x2 and grad_y2 is given; need both or "
+                  "none");
+  if (x2_any.has_value()) check_backward(*grad_y2_any, *x2_any, "grad_y2");
+  check_statistics(mean, x_any, groups);
+  check_statistics(rstd, x_any, groups);
+  const Tensor x = ddsm::binding::nhwc(x_any), grad_y = ddsm::binding::nhwc(grad_y_any);
+  const Tensor x2 = x2_any.has_value() ? ddsm::binding::nhwc(*x2_any) : x;
+  const Tensor grad_y2 = grad_y2_any.has_value() ? ddsm::binding::nhwc(*grad_y2_any) : grad_y;
+  Tensor grad_x = empty_source(x, x_any), grad_x2 = empty_source(x, x2_any);
+  GroupNormArgs args = args_of(x, weight, bias, groups, silu);
+  auto add_grads = [&](const Tensor& source, int64_t offset, const Tensor& grad, Tensor& result) {
+    add_source(args, source, offset);
+    GroupNormSource& added = args.sources[args.source_count - 1];
+    added.grad_y = grad.const_data_ptr();
+    added.grad_y_pixel_stride = ddsm::binding::pixel_stride_of(grad);
+    added.grad_x = result.mutable_data_ptr();
+  };
+  add_grads(x, 0, grad_y, grad_x);
+  if (x2_any.has_value()) add_grads(x2, c2_offset, grad_y2, grad_x2);
+  args.mean = const_cast<void*>(mean.const_data_ptr());
+  args.rstd = const_cast<void*>(rstd.const_data_ptr());
+  args.grad_weight = grad_param_data(grad_weight, weight);
+  args.grad_bias = grad_param_data(grad_bias, bias);
+  Tensor scratch = empty_scratch(ddsm::group_norm_scratch_bytes(args), x);
+  args.scratch = scratch.mutable_data_ptr();
+  ddsm::group_norm_backward(args);
+  return {grad_x, grad_x2};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(ddsm_ext, CPU, m) {
+  m.impl("sliced_group_norm", TORCH_BOX(&sliced_group_norm));
+  m.impl("sliced_group_norm_backward", TORCH_BOX(&sliced_group_norm_backward));
+}

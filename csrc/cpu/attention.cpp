@@ -1,0 +1,31 @@
+// Chooses the instruction-set variant of the attention kernels.
+#include "ddsm/attention.h"
+
+#include "isa.h"
+
+namespace ddsm {
+
+DDSM_DECLARE_VARIANTS(int64_t, attention_forward_scratch_bytes, const AttentionArgs& args)
+DDSM_DECLARE_VARIANTS(int64_t, attention_backward_scratch_bytes, const AttentionArgs& args)
+DDSM_DECLARE_VARIANTS(void, attention_forward, const AttentionArgs& args)
+DDSM_DECLARE_VARIANTS(void, attention_backward, const AttentionArgs& args)
+
+int64_t attention_forward_scratch_bytes(const AttentionArgs& args) {
+  return DDSM_CALL_VARIANT(attention_forward_scratch_bytes, args);
+}
+
+int64_t attention_backward_scratch_bytes(const AttentionArgs& args) {
+  return DDSM_CALL_VARIANT(attention_backward_scratch_bytes, args);
+}
+
+void attention_forward(const AttentionArgs& args) {
+  if (args.n * args.heads * args.t_q == 0) return;
+  DDSM_CALL_VARIANT(attention_forward, args);
+}
+
+void attention_backward(const AttentionArgs& args) {
+  if (args.n * args.heads == 0) return;
+  DDSM_CALL_VARIANT(attention_backward, args);
+}
+
+}  // namespace ddsm

@@ -1,0 +1,46 @@
+// How the group norm kernels split the work and lay out their scratch memory.
+#pragma once
+
+#include <cstdint>
+
+#include "ddsm/group_norm.h"
+
+namespace ddsm {
+
+// Pixels whose per-channel sums are taken in the compute type before they are merged in double:
+// short enough for fp32 sums, long enough to make the merging (1/64 of the elements) invisible.
+// Fixed, so that results do not depend on the number of threads.
+constexpr int64_t kGroupNormBlockPixels = 64;
+
+// Values a channel that the last pass reads, as rows of [channels] an image.
+enum GroupNormCoefficient : int {
+  kCoefMean = 0,
+  kCoefScale,     // rstd * gamma
+  kCoefBeta,
+  kCoefRstd,      // backward only, as the ones below
+  kCoefGamma,
+  kCoefGradMean,  // rstd * mean over the group of (gamma * du)
+  kCoefGradSlope, // rstd * mean over the group of (gamma * du * xhat)
+  kCoefCount
+};
+
+// Scratch: two doubles a (image, block, channel), two a (image, channel), then the coefficients
+// (as doubles' space, used as the compute type).
+struct GroupNormLayout {
+  int64_t channels, blocks;
+  int64_t partials, sums, coefficients;  // first byte of each part
+  int64_t bytes;
+
+  explicit GroupNormLayout(const GroupNormArgs& args) {
+    channels = 0;
+    for (int64_t s = 0; s < args.source_count; ++s) channels += args.sources[s].c;
+    blocks = (args.pixels + kGroupNormBlockPixels - 1) / kGroupNormBlockPixels;
+    const int64_t per_image = channels * static_cast<int64_t>(sizeof(double));
+    partials = 0;
+    sums = partials + args.n * blocks * 2 * per_image;
+    coefficients = sums + args.n * 2 * per_image;
+    bytes = coefficients + args.n * kCoefCount * per_image;
+  }
+};
+
+}  // namespace ddsm

@@ -1,0 +1,157 @@
+// Vectors of one instruction set for *_kernel.cpp files: loads, stores and exp, no intrinsics.
+// Elements in memory (float, double, Bf16) are computed on as float, float's or double's lanes.
+#pragma once
+
+#include <cstdint>
+
+#include "ddsm/types.h"
+
+namespace ddsm::DDSM_ISA {
+
+#if defined(DDSM_ISA_avx512)
+constexpr int kVectorBytes = 64;
+#elif defined(DDSM_ISA_avx2)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+struct Bf16 {
+  uint16_t bits;
+};
+
+// The type that an element type is computed in, and its integer of the same size.
+template <class T>
+struct ComputeOf {
+  using Type = T;
+};
+template <>
+struct ComputeOf<Bf16> {
+  using Type = float;
+};
+template <class T>
+using Compute = typename ComputeOf<T>::Type;
+
+template <class C>
+struct Lanes;
+template <>
+struct Lanes<float> {
+  static constexpr int kCount = kVectorBytes / 4;
+  typedef float Vec __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t Int __attribute__((vector_size(kVectorBytes)));
+  typedef float InMemory __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+};
+template <>
+struct Lanes<double> {
+  static constexpr int kCount = kVectorBytes / 8;
+  typedef double Vec __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t Int __attribute__((vector_size(kVectorBytes)));
+  typedef double InMemory __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
+};
+template <class C>
+using Vec = typename Lanes<C>::Vec;
+
+typedef uint32_t Bf16Wide __attribute__((vector_size(kVectorBytes)));
+typedef uint16_t Bf16InMemory __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
+
+static inline float to_compute(float x) { return x; }
+static inline double to_compute(double x) { return x; }
+static inline float to_compute(Bf16 x) {
+  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+  float result;
+  __builtin_memcpy(&result, &bits, sizeof(result));
+  return result;
+}
+
+static inline void from_compute(float x, float* out) { *out = x; }
+static inline void from_compute(double x, double* out) { *out = x; }
+static inline void from_compute(float x, Bf16* out) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, sizeof(bits));
+  // Round to nearest even; a NaN must not be rounded up into an infinity or zero.
+  out->bits = x != x ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+template <class C>
+static inline Vec<C> broadcast(C x) {
+  return x - Vec<C>{};
+}
+
+static inline Vec<float> load(const float* p) {
+  return *reinterpret_cast<const Lanes<float>::InMemory*>(p);
+}
+static inline Vec<double> load(const double* p) {
+  return *reinterpret_cast<const Lanes<double>::InMemory*>(p);
+}
+static inline Vec<float> load(const Bf16* p) {
+  const Bf16InMemory half = *reinterpret_cast<const Bf16InMemory*>(p);
+  return (Vec<float>)(__builtin_convertvector(half, Bf16Wide) << 16);
+}
+
+static inline void store(float* p, Vec<float> v) {
+  *reinterpret_cast<Lanes<float>::InMemory*>(p) = v;
+}
+static inline void store(double* p, Vec<double> v) {
+  *reinterpret_cast<Lanes<double>::InMemory*>(p) = v;
+}
+static inline void store(Bf16* p, Vec<float> v) {
+  const Bf16Wide bits = (Bf16Wide)v;
+  const Bf16Wide rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const Bf16Wide is_nan = (Bf16Wide)(v != v);
+  const Bf16Wide kept = (rounded & ~is_nan) | (is_nan & 0x7fc0);
+  *reinterpret_cast<Bf16InMemory*>(p) = __builtin_convertvector(kept, Bf16InMemory);
+}
+
+// The first `count` elements at p, zeros in the other lanes.
+template <class T>
+static inline Vec<Compute<T>> load_first(const T* p, int64_t count) {
+  Compute<T> lanes[Lanes<Compute<T>>::kCount] = {};
+  for (int64_t i = 0; i < count; ++i) lanes[i] = to_compute(p[i]);
+  return load(lanes);
+}
+
+template <class T>
+static inline void store_first(T* p, Vec<Compute<T>> v, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) from_compute(v[i], p + i);
+}
+
+// e^x to about 1 ulp; x is clamped to the range in which e^x is a normal number; NaN stays NaN.
+// x = n ln 2 + r with |r| <= ln 2 / 2; adding 1.5 * 2^23 leaves n in the low bits of the sum.
+static inline Vec<float> exp(Vec<float> x) {
+  const Vec<float> high = broadcast(88.3f), low = broadcast(-87.3f);
+  x = x > high ? high : x;
+  x = x < low ? low : x;
+  const float magic = 12582912.0f;
+  const Vec<float> shifted = x * 1.44269504f + magic;
+  const Vec<float> n = shifted - magic;
+  // ln 2 in two parts, the first short enough for n * 0.693359375 to be exact.
+  const Vec<float> r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  // Minimax polynomial of (e^r - 1 - r) / r^2; relative error of e^r 1.1e-8.
+  Vec<float> q = r * 1.392625e-3f + 8.363233e-3f;
+  q = q * r + 4.1666552e-2f;
+  q = q * r + 1.6666576e-1f;
+  q = q * r + 0.5f;
+  const Vec<float> p = (q * r) * r + r + 1.0f;
+  return p * (Vec<float>)(((Lanes<float>::Int)shifted + 127) << 23);
+}
+
+static inline Vec<double> exp(Vec<double> x) {
+  const Vec<double> high = broadcast(709.0), low = broadcast(-708.0);
+  x = x > high ? high : x;
+  x = x < low ? low : x;
+  const double magic = 6755399441055744.0;
+  const Vec<double> shifted = x * 1.4426950408889634 + magic;
+  const Vec<double> n = shifted - magic;
+  const Vec<double> r = (x - n * 0.6931471803691238) - n * 1.9082149292705877e-10;
+  // Taylor series; the first term left out is below 4e-18 for |r| <= ln 2 / 2.
+  constexpr double kInverseFactorials[] = {
+      1.0 / 6227020800.0, 1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0, 1.0 / 362880.0,
+      1.0 / 40320.0,      1.0 / 5040.0,      1.0 / 720.0,      1.0 / 120.0,     1.0 / 24.0,
+      1.0 / 6.0,          0.5};
+  Vec<double> q = broadcast(kInverseFactorials[0]);
+  for (int i = 1; i < 12; ++i) q = q * r + kInverseFactorials[i];
+  const Vec<double> p = (q * r) * r + r + 1.0;
+  return p * (Vec<double>)(((Lanes<double>::Int)shifted + 1023) << 52);
+}
+
+}  // namespace ddsm::DDSM_ISA

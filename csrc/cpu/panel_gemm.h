@@ -1,0 +1,113 @@
+// Small matrix products C = A B on scratch memory, for kernels that pack their operands:
+// A [m, k] row-major, B in panels [columns / kPanel][k][kPanel] (zero-padded), C row-major.
+// m and C's columns are padded to whole tiles, so that there is no remainder code.
+#pragma once
+
+#include "lanes.h"
+
+namespace ddsm::DDSM_ISA {
+
+// Accumulator tile: kTileRows x 2 vectors, chosen to fill the vector registers
+// (28 of 32 with AVX-512, 12 of 16 else, leaving room for two of B and one broadcast of A).
+#if defined(DDSM_ISA_avx512)
+constexpr int kTileRows = 14;
+#else
+constexpr int kTileRows = 6;
+#endif
+template <class C>
+constexpr int64_t kPanel = 2 * Lanes<C>::kCount;
+
+// Depth of one pass over B: a panel of it stays in the first-level cache, and sums start afresh, so
+// that a long fp32 product rounds like one of this depth.
+constexpr int64_t kDepth = 64;
+
+static inline int64_t round_up(int64_t x, int64_t multiple) {
+  return (x + multiple - 1) / multiple * multiple;
+}
+
+template <class C>
+static inline void gemm_tile(const C* a, int64_t a_stride, const C* b, int64_t k, C* c,
+                             int64_t c_stride, bool accumulate) {
+  constexpr int64_t kLanes = Lanes<C>::kCount;
+  Vec<C> sum[kTileRows][2];
+#pragma GCC unroll 16
+  for (int i = 0; i < kTileRows; ++i) sum[i][0] = sum[i][1] = Vec<C>{};
+  for (int64_t p = 0; p < k; ++p) {
+    const Vec<C> b0 = load(b + p * kPanel<C>), b1 = load(b + p * kPanel<C> + kLanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < kTileRows; ++i) {
+      const Vec<C> x = broadcast(a[i * a_stride + p]);
+      sum[i][0] += x * b0;
+      sum[i][1] += x * b1;
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kTileRows; ++i) {
+    if (accumulate) {
+      sum[i][0] += load(c + i * c_stride);
+      sum[i][1] += load(c + i * c_stride + kLanes);
+    }
+    store(c + i * c_stride, sum[i][0]);
+    store(c + i * c_stride + kLanes, sum[i][1]);
+  }
+}
+
+// C [m, columns] = A [m, k] B; m is a multiple of kTileRows, columns of kPanel.
+template <class C>
+__attribute__((noinline)) static void gemm(const C* a, int64_t a_stride, const C* b, int64_t m, int64_t columns, int64_t k,
+                 C* c, int64_t c_stride) {
+  for (int64_t from = 0; from < k; from += kDepth) {
+    const int64_t depth = k - from < kDepth ? k - from : kDepth;
+    for (int64_t j = 0; j < columns; j += kPanel<C>) {
+      const C* panel = b + j * k + from * kPanel<C>;
+      for (int64_t i = 0; i < m; i += kTileRows) {
+        gemm_tile(a + i * a_stride + from, a_stride, panel, depth, c + i * c_stride + j, c_stride,
+                  from > 0);
+      }
+    }
+  }
+}
+
+// rows [count, width] (row stride in elements) * factor -> dense C rows, zero rows up to `padded`.
+template <class T, class C>
+__attribute__((noinline)) static void copy_rows(const T* rows, int64_t stride, int64_t count, int64_t width, C factor,
+                      int64_t padded, C* out) {
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t j = 0; j < width; ++j) out[i * width + j] = to_compute(rows[i * stride + j]) * factor;
+  }
+  for (int64_t j = count * width; j < padded * width; ++j) out[j] = 0;
+}
+
+// B[k][column] = rows[k][column]: panels whose depth runs over the rows.
+template <class T, class C>
+__attribute__((noinline)) static void pack_rows(const T* rows, int64_t stride, int64_t count, int64_t width, C* out) {
+  for (int64_t j = 0; j < width; j += kPanel<C>) {
+    const int64_t used = width - j < kPanel<C> ? width - j : kPanel<C>;
+    for (int64_t k = 0; k < count; ++k, out += kPanel<C>) {
+      const T* row = rows + k * stride + j;
+      if (used == kPanel<C>) {
+        for (int64_t i = 0; i < kPanel<C>; ++i) out[i] = to_compute(row[i]);
+      } else {
+        for (int64_t i = 0; i < kPanel<C>; ++i) out[i] = i < used ? to_compute(row[i]) : C(0);
+      }
+    }
+  }
+}
+
+// B[k][column] = rows[column][k]: panels whose columns are the rows.
+template <class T, class C>
+__attribute__((noinline)) static void pack_transposed(const T* rows, int64_t stride, int64_t count, int64_t width, C* out) {
+  for (int64_t j = 0; j < count; j += kPanel<C>) {
+    const int64_t used = count - j < kPanel<C> ? count - j : kPanel<C>;
+    for (int64_t k = 0; k < width; ++k) {
+      for (int64_t i = used; i < kPanel<C>; ++i) out[k * kPanel<C> + i] = 0;
+    }
+    for (int64_t i = 0; i < used; ++i) {
+      const T* row = rows + (j + i) * stride;
+      for (int64_t k = 0; k < width; ++k) out[k * kPanel<C> + i] = to_compute(row[k]);
+    }
+    out += width * kPanel<C>;
+  }
+}
+
+}  // namespace ddsm::DDSM_ISA
