@@ -1,0 +1,85 @@
+// Matrix products whose A rows are found through pixel geometry ("indirection"): convolution,
+// its two gradients and linear layers are all
+//
+//   y[pixel, lane] = bias[lane] + sum over sources, taps, channels of
+//                    source[pixel * step + tap offset, channel] * weight[lane, depth, tap]
+//
+// so no padded, enlarged or concatenated input exists anywhere. Terms: a LANE is a column of y
+// (an output channel; in the gradient of x an input channel), the DEPTH is what is summed over, a
+// PANEL is kPanelLanes lanes of weights packed as [depth][lanes], a TILE is kTileRows pixels of y.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "ddsm/types.h"
+
+namespace ddsm {
+
+// One input pixel per output pixel. Taps that read the same pixel (under nearest upsampling) are
+// one GemmTap whose weights add up.
+struct GemmTap {
+  int64_t dy, dx;   // input pixel = output grid position * step + (dy, dx); outside: zero
+  int32_t n_raw;    // kernel elements r * k + s that share this pixel
+  int32_t raw[4];
+};
+
+// Output pixels that share one tap list: all of them, or one residue class modulo 2.
+struct GemmPhase {
+  int64_t rows, cols;                          // grid of output pixels in an image
+  int64_t y_offset, y_row_stride, y_col_stride;  // elements, within an image of y
+  int64_t step;                                // input pixels moved per grid position
+  int32_t n_taps;
+  const GemmTap* taps;
+};
+
+// A channels-innermost image batch; channel stride 1. Elements: the compute type.
+struct GemmSource {
+  const void* data;
+  int64_t n_stride, h_stride, w_stride;
+  int64_t height, width, channels;
+  int64_t depth_offset;  // where its channels start along the weight's depth
+};
+
+// element(lane, depth, r, s) = data[lane * lane_stride + depth * depth_stride + r * .. + s * ..]
+struct GemmWeight {
+  void* data;  // read by gemm_multiply, added to by gemm_accumulate
+  int64_t lane_stride, depth_stride, r_stride, s_stride;
+  int32_t kernel;  // k of the k x k kernel
+};
+
+// compute kFloat32 goes with weights and y in float32 or bfloat16, kFloat64 with float64 only.
+struct GemmProblem {
+  DType compute, weight_dtype, y_dtype;
+  int32_t n_sources;
+  GemmSource sources[2];
+  GemmWeight weight;
+  const void* bias;  // [lanes] of weight_dtype, null: zero (gemm_multiply only)
+  void* y;           // written by gemm_multiply; the gradient (compute type) in gemm_accumulate
+  int64_t images, y_n_stride, lanes;
+};
+
+// A rectangle of the work. gemm_multiply: pixels of the phase x panels of lanes. gemm_accumulate:
+// all pixels; first = tiles of kTileRows lanes, second = panels of depth over all sources.
+struct GemmRange {
+  int64_t first_begin, first_end, second_begin, second_end;
+};
+
+struct GemmTileShape {
+  int64_t rows, lanes;
+};
+
+// y of one phase, in parallel on torch's pool; false: no memory for the workspace.
+bool gemm_multiply(const GemmProblem& problem, const GemmPhase& phase);
+
+// weight[lane, depth, tap] += sum over pixels of y[pixel, lane] * source[pixel + tap, depth]; the
+// result does not depend on the number of threads. False: no memory for the workspace.
+bool gemm_accumulate(const GemmProblem& problem, const GemmPhase& phase);
+
+// bias[lane] += sum over pixels of y[pixel, lane], all pixels of [images, rows, cols].
+void gemm_accumulate_bias(const GemmProblem& problem, const GemmPhase& phase, void* bias);
+
+// A buffer of the calling thread, aligned to 64 bytes and kept for its next call; null: no memory.
+void* gemm_workspace(size_t bytes);
+
+}  // namespace ddsm

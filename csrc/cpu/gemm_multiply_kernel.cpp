@@ -1,0 +1,265 @@
+// y = bias + taps of the sources x weights, one rectangle of pixels x panels (see gemm.h).
+#include "gemm_pack.h"
+#include "gemm_tile.h"
+
+namespace ddsm::DDSM_ISA {
+namespace {
+
+// Depth multiplied between two visits to the partial sums: a panel piece of 256 x 64 bytes stays
+// in a 32 KB L1. Sums of at most this many products are also what keeps rounding errors small.
+constexpr int64_t kDepthBlock = kVectorBytes == 64 ? 192 : 256;
+constexpr int64_t kPanelBytes = 256 << 10;  // packed panels kept at a time (half of a 512 KB L2)
+constexpr int64_t kPixelBytes = 160 << 10;  // input pixels walked at a time
+constexpr int64_t kMostPixels = 384;
+
+// A stretch of depth within one tap.
+struct Segment {
+  int64_t table_row;  // source * n_taps + tap
+  int64_t channel, length;
+};
+
+template <class T, class TY>
+struct TileCall {
+  const T* const* table;  // column of the tile's first pixel
+  int64_t table_stride;
+  const Segment* segments;
+  int64_t n_segments;
+  const T* panel;  // at the first segment's depth
+  T* partial;      // [rows][kPanel] sums of earlier depth blocks
+  bool first, last;
+  const T* bias;   // [kPanel]
+  TY* const* y;    // [rows]
+  int64_t lane, lanes;
+};
+
+template <class T, class TY, int kRows, int kVectors>
+__attribute__((noinline)) void multiply_tile(const TileCall<T, TY>& call) {
+  typedef typename Lanes<T>::Vector Vector;
+  constexpr int kVector = Lanes<T>::kVector, kPanel = Lanes<T>::kPanel;
+  Vector sum[kRows][kVectors];
+  for (int i = 0; i < kRows; ++i) {
+    for (int v = 0; v < kVectors; ++v) sum[i][v] = Vector{};
+  }
+  const T* panel = call.panel;
+  for (int64_t q = 0; q < call.n_segments; ++q) {
+    const Segment& segment = call.segments[q];
+    const T* const* column = call.table + segment.table_row * call.table_stride;
+    const int64_t length = segment.length;
+    const T* a[kRows];  // ends of the rows: counting up to zero saves the register of a bound
+    for (int i = 0; i < kRows; ++i) a[i] = column[i] + segment.channel + length;
+    for (int64_t c = -length; c != 0; ++c, panel += kPanel) {
+      Vector b[kVectors];
+      for (int v = 0; v < kVectors; ++v) {
+        b[v] = *reinterpret_cast<const Vector*>(panel + v * kVector);
+      }
+      for (int i = 0; i < kRows; ++i) {
+        for (int v = 0; v < kVectors; ++v) sum[i][v] += a[i][c] * b[v];
+      }
+    }
+  }
+  if (!call.first) {
+    for (int i = 0; i < kRows; ++i) {
+      for (int v = 0; v < kVectors; ++v) {
+        sum[i][v] += *reinterpret_cast<const Vector*>(call.partial + i * kPanel + v * kVector);
+      }
+    }
+  }
+  if (!call.last) {
+    for (int i = 0; i < kRows; ++i) {
+      for (int v = 0; v < kVectors; ++v) {
+        *reinterpret_cast<Vector*>(call.partial + i * kPanel + v * kVector) = sum[i][v];
+      }
+    }
+    return;
+  }
+  for (int i = 0; i < kRows; ++i) {
+    for (int v = 0; v < kVectors; ++v) {
+      sum[i][v] += *reinterpret_cast<const Vector*>(call.bias + v * kVector);
+    }
+  }
+  for (int i = 0; i < kRows; ++i) {
+    TY* to = call.y[i] + call.lane;
+    for (int v = 0; v < kVectors; ++v) {
+      if (sizeof(TY) == sizeof(T) && (v + 1) * kVector <= call.lanes) {
+        *reinterpret_cast<Vector*>(to + v * kVector) = sum[i][v];
+        continue;
+      }
+      T values[kVector];
+      *reinterpret_cast<Vector*>(values) = sum[i][v];
+      const int64_t valid = smaller(kVector, call.lanes - v * kVector);
+      for (int64_t q = 0; q < valid; ++q) store_as(values[q], to + v * kVector + q);
+    }
+  }
+}
+
+template <class T, class TY, int kVectors, int kRows = kTileRows>
+DDSM_INLINE void multiply_rows(int64_t rows, const TileCall<T, TY>& call) {
+  if constexpr (kRows == 1) {
+    multiply_tile<T, TY, 1, kVectors>(call);
+  } else if (rows == kRows) {
+    multiply_tile<T, TY, kRows, kVectors>(call);
+  } else {
+    multiply_rows<T, TY, kVectors, kRows - 1>(rows, call);
+  }
+}
+
+// Everything a chunk of work needs beside its problem.
+template <class T, class TY>
+struct Scratch {
+  int64_t depth, pixels, panels;  // of a panel; at a time; at a time
+  T *zero_row, *staged, *packed, *partial;
+  const T** table;
+  TY** y;
+  Segment* segments;
+  int64_t* block_begin;  // first segment of each depth block
+  int64_t n_blocks;
+};
+
+template <class T, class TY>
+Scratch<T, TY> carve(const GemmProblem& problem, const GemmPhase& phase, Arena& arena) {
+  constexpr int64_t kPanel = Lanes<T>::kPanel;
+  const int64_t channels = total_channels(problem);
+  const int64_t rows = phase.n_taps * problem.n_sources;
+  Scratch<T, TY> s;
+  s.depth = phase.n_taps * channels;
+  const int64_t wanted = kPixelBytes / (channels * static_cast<int64_t>(sizeof(T)));
+  s.pixels = larger(4, smaller(wanted, kMostPixels) / kTileRows) * kTileRows;
+  const int64_t panel_bytes = larger(1, s.depth) * kPanel * static_cast<int64_t>(sizeof(T));
+  s.panels = smaller(larger(1, kPanelBytes / panel_bytes), ceil_div(problem.lanes, kPanel));
+  s.n_blocks = larger(1, ceil_div(s.depth, kDepthBlock));
+  s.zero_row = arena.take<T>(most_channels(problem));
+  s.staged = arena.take<T>(kPackDepth * problem.weight.kernel * problem.weight.kernel * kPanel);
+  s.packed = arena.take<T>(s.panels * s.depth * kPanel);
+  s.partial = arena.take<T>(s.pixels * kPanel);
+  s.table = arena.take<const T*>(rows * s.pixels);
+  s.y = arena.take<TY*>(s.pixels);
+  s.segments = arena.take<Segment>(rows + s.n_blocks);
+  s.block_begin = arena.take<int64_t>(s.n_blocks + 1);
+  return s;
+}
+
+// Cuts the depth into n_blocks even blocks, at tap boundaries where they fall inside one.
+template <class T, class TY>
+void cut_depth(const GemmProblem& problem, const GemmPhase& phase, Scratch<T, TY>& scratch) {
+  const int64_t block = ceil_div(scratch.depth, scratch.n_blocks);
+  int64_t n_segments = 0, blocks = 0, room = 0;
+  for (int s = 0; s < problem.n_sources; ++s) {
+    for (int t = 0; t < phase.n_taps; ++t) {
+      for (int64_t c = 0; c < problem.sources[s].channels;) {
+        if (room == 0) {
+          scratch.block_begin[blocks++] = n_segments;
+          room = block;
+        }
+        const int64_t length = smaller(room, problem.sources[s].channels - c);
+        scratch.segments[n_segments++] = {s * phase.n_taps + t, c, length};
+        c += length;
+        room -= length;
+      }
+    }
+  }
+  if (blocks == 0) scratch.block_begin[blocks++] = 0;
+  scratch.n_blocks = blocks;
+  scratch.block_begin[blocks] = n_segments;
+}
+
+// All depth blocks of one panel over the `count` pixels in the table.
+template <class T, class TY>
+void multiply_panel(const Scratch<T, TY>& scratch, const T* panel, const T* bias, int64_t lane,
+                    int64_t lanes, int64_t count) {
+  constexpr int64_t kPanel = Lanes<T>::kPanel;
+  for (int64_t block = 0; block < scratch.n_blocks; ++block) {
+    const int64_t begin = scratch.block_begin[block], end = scratch.block_begin[block + 1];
+    TileCall<T, TY> call;
+    call.table_stride = scratch.pixels;
+    call.segments = scratch.segments + begin;
+    call.n_segments = end - begin;
+    call.panel = panel;
+    call.first = block == 0;
+    call.last = block + 1 == scratch.n_blocks;
+    call.bias = bias;
+    call.lane = lane;
+    call.lanes = lanes;
+    for (int64_t p = 0; p < count; p += kTileRows) {
+      call.table = scratch.table + p;
+      call.partial = scratch.partial + p * kPanel;
+      call.y = scratch.y + p;
+      const int64_t rows = smaller(kTileRows, count - p);
+      if (lanes <= Lanes<T>::kVector) {
+        multiply_rows<T, TY, 1>(rows, call);
+      } else {
+        multiply_rows<T, TY, kPanelVectors>(rows, call);
+      }
+    }
+    for (int64_t q = begin; q < end; ++q) panel += scratch.segments[q].length * kPanel;
+  }
+}
+
+template <class T, class TW, class TY>
+void multiply_range(const GemmProblem& problem, const GemmPhase& phase, const GemmRange& range,
+                    void* workspace) {
+  constexpr int64_t kPanel = Lanes<T>::kPanel;
+  Arena arena{static_cast<char*>(workspace), 0};
+  Scratch<T, TY> scratch = carve<T, TY>(problem, phase, arena);
+  cut_depth(problem, phase, scratch);
+  const int64_t zero_count = most_channels(problem);
+  for (int64_t c = 0; c < zero_count; ++c) scratch.zero_row[c] = T(0);
+  for (int64_t group = range.second_begin; group < range.second_end; group += scratch.panels) {
+    const int64_t panels = smaller(scratch.panels, range.second_end - group);
+    for (int64_t q = 0; q < panels; ++q) {
+      const int64_t lane = (group + q) * kPanel;
+      pack_panel<T, TW>(problem, phase, lane, smaller(kPanel, problem.lanes - lane),
+                        scratch.staged, scratch.packed + q * scratch.depth * kPanel);
+    }
+    for (int64_t p = range.first_begin; p < range.first_end; p += scratch.pixels) {
+      const int64_t count = smaller(scratch.pixels, range.first_end - p);
+      build_table(problem, phase, p, count, scratch.zero_row, scratch.table, scratch.pixels);
+      locate_pixels(problem, phase, p, count, scratch.y);
+      for (int64_t q = 0; q < panels; ++q) {
+        const int64_t lane = (group + q) * kPanel;
+        const int64_t lanes = smaller(kPanel, problem.lanes - lane);
+        T bias[kPanel];
+        for (int64_t v = 0; v < kPanel; ++v) {
+          const bool present = problem.bias && v < lanes;
+          bias[v] = present ? to_compute(static_cast<const TW*>(problem.bias)[lane + v]) : T(0);
+        }
+        multiply_panel(scratch, scratch.packed + q * scratch.depth * kPanel, bias, lane, lanes,
+                       count);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+GemmTileShape gemm_tile_shape(DType compute) {
+  return {kTileRows, compute == DType::kFloat64 ? Lanes<double>::kPanel : Lanes<float>::kPanel};
+}
+
+size_t gemm_multiply_workspace(const GemmProblem& problem, const GemmPhase& phase) {
+  Arena arena{nullptr, 0};
+  if (problem.compute == DType::kFloat64) {
+    carve<double, double>(problem, phase, arena);
+  } else {
+    carve<float, float>(problem, phase, arena);
+  }
+  return arena.used;
+}
+
+void gemm_multiply_range(const GemmProblem& problem, const GemmPhase& phase,
+                         const GemmRange& range, void* workspace) {
+  const bool narrow_weight = problem.weight_dtype == DType::kBFloat16;
+  const bool narrow_y = problem.y_dtype == DType::kBFloat16;
+  if (problem.compute == DType::kFloat64) {
+    multiply_range<double, double, double>(problem, phase, range, workspace);
+  } else if (narrow_weight && narrow_y) {
+    multiply_range<float, BFloat16, BFloat16>(problem, phase, range, workspace);
+  } else if (narrow_weight) {
+    multiply_range<float, BFloat16, float>(problem, phase, range, workspace);
+  } else if (narrow_y) {
+    multiply_range<float, float, BFloat16>(problem, phase, range, workspace);
+  } else {
+    multiply_range<float, float, float>(problem, phase, range, workspace);
+  }
+}
+
+}  // namespace ddsm::DDSM_ISA

@@ -1,0 +1,154 @@
+// What the GEMM kernels of one instruction set share: vector types, tile sizes, element
+// conversion, the indirection table. Only for *_kernel.cpp; see isa.h.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "gemm.h"
+#include "isa.h"
+
+#define DDSM_INLINE inline __attribute__((always_inline))
+
+namespace ddsm::DDSM_ISA {
+
+// 12 row pointers, the panel pointer, the counter and its end just fit 16 general registers; the
+// accumulators then take 24 of 32 (AVX-512) or 12 of 16 (AVX2) vector registers.
+#if defined(DDSM_ISA_avx512)
+constexpr int kVectorBytes = 64, kTileRows = 12;
+#elif defined(DDSM_ISA_avx2)
+constexpr int kVectorBytes = 32, kTileRows = 6;
+#else
+constexpr int kVectorBytes = 16, kTileRows = 4;
+#endif
+constexpr int kPanelVectors = 2;
+
+template <class T>
+struct Lanes {
+  typedef T Vector __attribute__((vector_size(kVectorBytes), aligned(sizeof(T)), may_alias));
+  static constexpr int kVector = kVectorBytes / static_cast<int>(sizeof(T));
+  static constexpr int kPanel = kVector * kPanelVectors;
+};
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+DDSM_INLINE float to_compute(float value) { return value; }
+DDSM_INLINE double to_compute(double value) { return value; }
+DDSM_INLINE float to_compute(BFloat16 value) {
+  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof(result));
+  return result;
+}
+
+DDSM_INLINE void store_as(float value, float* place) { *place = value; }
+DDSM_INLINE void store_as(double value, double* place) { *place = value; }
+// Round to nearest even; NaN stays NaN.
+DDSM_INLINE void store_as(float value, BFloat16* place) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  place->bits = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+}
+
+// Hands out pieces of a workspace; with a null base it only adds up what is needed.
+struct Arena {
+  char* base;
+  size_t used;
+
+  template <class T>
+  T* take(int64_t count) {
+    T* piece = base ? reinterpret_cast<T*>(base + used) : nullptr;
+    used += (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
+    return piece;
+  }
+};
+
+DDSM_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+DDSM_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+DDSM_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+static inline int64_t total_channels(const GemmProblem& problem) {
+  int64_t channels = 0;
+  for (int s = 0; s < problem.n_sources; ++s) channels += problem.sources[s].channels;
+  return channels;
+}
+
+static inline int64_t most_channels(const GemmProblem& problem) {
+  int64_t channels = 0;
+  for (int s = 0; s < problem.n_sources; ++s) {
+    channels = larger(channels, problem.sources[s].channels);
+  }
+  return channels;
+}
+
+// A position in a phase's pixels, counted over images, rows and columns.
+struct PixelCursor {
+  int64_t n, i, j;
+};
+
+static inline PixelCursor pixel_at(const GemmPhase& phase, int64_t pixel) {
+  const int64_t per_image = phase.rows * phase.cols;
+  const int64_t within = pixel % per_image;
+  return {pixel / per_image, within / phase.cols, within % phase.cols};
+}
+
+DDSM_INLINE void next_row(const GemmPhase& phase, PixelCursor& at) {
+  at.j = 0;
+  if (++at.i == phase.rows) {
+    at.i = 0;
+    ++at.n;
+  }
+}
+
+// table[(source * n_taps + tap) * table_stride + q] = the source row that pixel first + q sees
+// through the tap, or zero_row outside the image.
+template <class T>
+static void build_table(const GemmProblem& problem, const GemmPhase& phase, int64_t first,
+                        int64_t count, const T* zero_row, const T** table, int64_t table_stride) {
+  const PixelCursor start = pixel_at(phase, first);
+  for (int s = 0; s < problem.n_sources; ++s) {
+    const GemmSource& source = problem.sources[s];
+    for (int t = 0; t < phase.n_taps; ++t) {
+      const GemmTap& tap = phase.taps[t];
+      const T** row = table + (s * phase.n_taps + t) * table_stride;
+      PixelCursor at = start;
+      for (int64_t filled = 0; filled < count;) {
+        const int64_t run = smaller(phase.cols - at.j, count - filled);
+        const int64_t y = at.i * phase.step + tap.dy;
+        if (y < 0 || y >= source.height) {
+          for (int64_t q = 0; q < run; ++q) row[filled + q] = zero_row;
+        } else {
+          const T* base = static_cast<const T*>(source.data) + at.n * source.n_stride +
+                          y * source.h_stride;
+          for (int64_t q = 0; q < run; ++q) {
+            const int64_t x = (at.j + q) * phase.step + tap.dx;
+            row[filled + q] = x >= 0 && x < source.width ? base + x * source.w_stride : zero_row;
+          }
+        }
+        filled += run;
+        next_row(phase, at);
+      }
+    }
+  }
+}
+
+// rows[q] = where pixel first + q of y lies.
+template <class T>
+static void locate_pixels(const GemmProblem& problem, const GemmPhase& phase, int64_t first,
+                          int64_t count, T** rows) {
+  PixelCursor at = pixel_at(phase, first);
+  for (int64_t filled = 0; filled < count;) {
+    const int64_t run = smaller(phase.cols - at.j, count - filled);
+    T* base = static_cast<T*>(problem.y) + at.n * problem.y_n_stride + phase.y_offset +
+              at.i * phase.y_row_stride + at.j * phase.y_col_stride;
+    for (int64_t q = 0; q < run; ++q) rows[filled + q] = base + q * phase.y_col_stride;
+    filled += run;
+    next_row(phase, at);
+  }
+}
+
+}  // namespace ddsm::DDSM_ISA

@@ -1,0 +1,90 @@
+// sliced_linear for few rows: dot products along the weight rows, which stay where they are.
+#include "ddsm/linear.h"
+#include "gemm_tile.h"
+
+namespace ddsm::DDSM_ISA {
+namespace {
+
+// 3 weight rows x 4 rows of x: 12 accumulators, 3 weight vectors and 1 of x fill 16 registers.
+constexpr int kWeightRows = 3, kRows = 4;
+
+template <class T>
+DDSM_INLINE typename Lanes<T>::Vector load_vector(const T* from) {
+  return *reinterpret_cast<const typename Lanes<T>::Vector*>(from);
+}
+
+DDSM_INLINE Lanes<float>::Vector load_vector(const BFloat16* from) {
+  constexpr int kVector = Lanes<float>::kVector;
+  typedef uint16_t Halves __attribute__((vector_size(kVector * 2), aligned(2), may_alias));
+  typedef uint32_t Words __attribute__((vector_size(kVector * 4)));
+  const Words words = __builtin_convertvector(*reinterpret_cast<const Halves*>(from), Words) << 16;
+  Lanes<float>::Vector result;
+  __builtin_memcpy(&result, &words, sizeof(result));
+  return result;
+}
+
+// y[m0.., o0..] for up to kRows x kWeightRows elements; missing ones repeat the last and are
+// not stored.
+template <class T, class TW, class TY>
+void dot_tile(const LinearForwardArgs& args, int64_t m0, int64_t o0, int64_t o_end) {
+  typedef typename Lanes<T>::Vector Vector;
+  constexpr int kVector = Lanes<T>::kVector;
+  const T* x[kRows];
+  const TW* w[kWeightRows];
+  for (int i = 0; i < kRows; ++i) {
+    x[i] = static_cast<const T*>(args.x) + smaller(m0 + i, args.rows - 1) * args.x_row_stride;
+  }
+  for (int j = 0; j < kWeightRows; ++j) {
+    w[j] = static_cast<const TW*>(args.weight.data) +
+           smaller(o0 + j, o_end - 1) * args.weight.out_stride;
+  }
+  Vector sum[kRows][kWeightRows];
+  for (int i = 0; i < kRows; ++i) {
+    for (int j = 0; j < kWeightRows; ++j) sum[i][j] = Vector{};
+  }
+  int64_t c = 0;
+  for (; c + kVector <= args.c_in; c += kVector) {
+    Vector wv[kWeightRows];
+    for (int j = 0; j < kWeightRows; ++j) wv[j] = load_vector(w[j] + c);
+    for (int i = 0; i < kRows; ++i) {
+      const Vector xv = load_vector(x[i] + c);
+      for (int j = 0; j < kWeightRows; ++j) sum[i][j] += xv * wv[j];
+    }
+  }
+  const TW* bias = static_cast<const TW*>(args.bias);
+  for (int i = 0; i < kRows && m0 + i < args.rows; ++i) {
+    for (int j = 0; j < kWeightRows && o0 + j < o_end; ++j) {
+      T parts[kVector];
+      *reinterpret_cast<Vector*>(parts) = sum[i][j];
+      T total = T(0);
+      for (int64_t q = c; q < args.c_in; ++q) total += x[i][q] * to_compute(w[j][q]);
+      for (int v = 0; v < kVector; ++v) total += parts[v];
+      if (bias) total += to_compute(bias[o0 + j]);
+      store_as(total, static_cast<TY*>(args.y) + (m0 + i) * args.c_out + o0 + j);
+    }
+  }
+}
+
+template <class T, class TW, class TY>
+void dot_range(const LinearForwardArgs& args, int64_t begin, int64_t end) {
+  for (int64_t o = begin; o < end; o += kWeightRows) {
+    for (int64_t m = 0; m < args.rows; m += kRows) dot_tile<T, TW, TY>(args, m, o, end);
+  }
+}
+
+}  // namespace
+
+void linear_dot(const LinearForwardArgs& args, int64_t begin, int64_t end) {
+  const bool narrow_weight = args.weight.dtype == DType::kBFloat16;
+  if (args.y_dtype == DType::kFloat64) {
+    dot_range<double, double, double>(args, begin, end);
+  } else if (args.y_dtype == DType::kFloat32) {
+    dot_range<float, float, float>(args, begin, end);
+  } else if (narrow_weight) {
+    dot_range<float, BFloat16, BFloat16>(args, begin, end);
+  } else {
+    dot_range<float, float, BFloat16>(args, begin, end);
+  }
+}
+
+}  // namespace ddsm::DDSM_ISA
