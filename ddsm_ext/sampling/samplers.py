@@ -217,7 +217,7 @@ def _sample_batch(run: _Run, seeds: Tensor, report: Callable[[int], None]) -> Te
 def _step_noise(run: _Run, seeds: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
     """Yield the noise [n, C, H, W] of every step that adds some, several steps computed at once.
 
-    Philox is about 200 small tensor operations whatever the size: at 8x8 pixels a call per step
+    Philox is over 100 small tensor operations whatever the size: at 8x8 pixels a call per step
     would cost more than its arithmetic.
     """
     noisy = [i for i, coefficient in enumerate(run.coefficients) if coefficient.noise > 0.0]

@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import numbers
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -194,9 +195,13 @@ class Strategy:
         unknown = [key for key in content if key not in _KEYS]
         version = content.get("version", VERSION)
         if isinstance(version, bool) or version != VERSION:
-            raise ValueError(f"{source}: version is {version!r}; this program reads {VERSION}")
+            raise ValueError(
+                f"{source}: version is {_shown(version)}; this program reads {VERSION}"
+            )
         if missing or unknown:
-            wrong = f"lacks {missing[0]!r}" if missing else f"has an unknown key {unknown[0]!r}"
+            wrong = (
+                f"lacks {missing[0]!r}" if missing else f"has an unknown key {_shown(unknown[0])}"
+            )
             raise ValueError(f"{source}: {wrong}; need exactly {', '.join(_KEYS)}")
         try:
             return cls(content["widths"], content["cuts"], content["origin"])
@@ -243,18 +248,18 @@ def as_strategy(strategy: Strategy | float) -> Strategy:
         return strategy
     if isinstance(strategy, numbers.Real) and not isinstance(strategy, bool):
         return Strategy.constant(float(strategy))
-    raise TypeError(f"strategy is {strategy!r}; need a Strategy or a width in (0, 1]")
+    raise TypeError(f"strategy is {_shown(strategy)}; need a Strategy or a width in (0, 1]")
 
 
 def _listed(name: str, values: object) -> tuple[Any, ...]:
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
-        raise TypeError(f"Strategy: {name} is {values!r}; need a list of numbers")
+        raise TypeError(f"Strategy: {name} is {_shown(values)}; need a list of numbers")
     return tuple(values)
 
 
 def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"Strategy: a {name} is {value!r}; need a number")
+        raise TypeError(f"Strategy: a {name} is {_shown(value)}; need a number")
     try:
         return float(value)
     except OverflowError:
@@ -264,7 +269,7 @@ def _number(name: str, value: object) -> float:
 def _json_mapping(origin: object) -> dict[str, Any]:
     """Return a deep copy of `origin` made of JSON values, so that saving cannot fail later."""
     if not isinstance(origin, Mapping):
-        raise TypeError(f"Strategy: origin is {origin!r}; need a mapping of JSON values")
+        raise TypeError(f"Strategy: origin is {_shown(origin)}; need a mapping of JSON values")
     try:
         return json.loads(json.dumps(dict(origin), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
@@ -293,12 +298,17 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         keys = [key for key, _ in pairs]
         repeated = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"key {repeated!r} is given twice")
+        raise ValueError(f"key {_shown(repeated)} is given twice")
     return result
 
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"it holds {name}, need finite numbers")
+
+
+def _shown(value: object) -> str:
+    """`repr` cut to a line: a damaged file may hold megabytes where a number belongs."""
+    return reprlib.repr(value)
 
 
 def _sentence(error: BaseException) -> str:
