@@ -161,7 +161,7 @@ def changed(**values: object) -> str:
         ("1" * 5000, "not a strategy in JSON"),
         (changed(cuts="drop"), "lacks 'cuts'"),
         (changed(version="drop"), "lacks 'version'"),
-        (changed(width=1), "has unknown key 'width'"),
+        (changed(width=1), "has an unknown key 'width'"),
         (changed(version=2), "version is 2; this program reads 1"),
         (changed(version="1"), "version is '1'; this program reads 1"),
         (changed(version=True), "version is True; this program reads 1"),
