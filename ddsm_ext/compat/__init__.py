@@ -1,0 +1,17 @@
+"""Weights, configurations and strategies of other code bases."""
+
+from ddsm_ext._lazy import attach
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "load_official_ddsm": "official_ddsm",
+        "load_official_strategy": "official_strategy",
+        "official_config": "official_ddsm",
+        "official_names": "official_ddsm",
+        "official_state_dict_shapes": "official_ddsm",
+        "parse_official_flags": "official_strategy",
+        "parse_official_strategy": "official_strategy",
+        "to_official_state_dict": "official_ddsm",
+    },
+)

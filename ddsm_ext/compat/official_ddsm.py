@@ -1,0 +1,223 @@
+"""Weights of the reference DDSM code (github.com/EnVision-Research/DDSM, commit 9e15f46).
+
+Its network is `SlimmableUNet` with a fixed group count and one weight prefix over a concat; its
+parameter names map one to one to ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddsm_ext.compat.weights_file import (
+    check_names_and_shapes,
+    pick_state_dict,
+    read_weights_file,
+)
+from ddsm_ext.models.config import UNetConfig, check_keys
+from ddsm_ext.models.layout import unet_layers
+from ddsm_ext.models.unet import SlimmableUNet
+from ddsm_ext.nn.sinusoidal import sinusoidal_embedding
+
+# The reference's flags and their defaults (main.py); groups is 16 in slimmable_model_g16.py.
+DEFAULTS: dict[str, Any] = {
+    "T": 1000,
+    "ch": 128,
+    "ch_mult": [1, 2, 2, 2],
+    "attn": [1],
+    "num_res_blocks": 2,
+    "groups": 32,
+    "image_size": 32,
+    "dropout": 0.1,
+}
+CHECKPOINT_GROUPS = ("ema_model", "net_model")
+TIME_TABLE = "time_embedding.timembedding.0.weight"
+_OUR_TABLE = "time_embedding.table"
+_WIDTHS = (1.0, 0.75, 0.5, 0.25)
+
+_WHOLE = {
+    "time_embedding.linear1": "time_embedding.timembedding.1",
+    "time_embedding.linear2": "time_embedding.timembedding.3",
+    "head": "head",
+    "tail.norm": "tail.0",
+    "tail.conv": "tail.2",
+}
+_PARTS = {"down": "downblocks", "middle": "middleblocks", "up": "upblocks"}
+_IN_BLOCK = {
+    "norm1": "block1.0",
+    "conv1": "block1.2",
+    "time": "temb_proj.1",
+    "norm2": "block2.0",
+    "conv2": "block2.3",
+    "shortcut": "shortcut",
+    "attention.norm": "attn.group_norm",
+    "attention.q": "attn.proj_q",
+    "attention.k": "attn.proj_k",
+    "attention.v": "attn.proj_v",
+    "attention.out": "attn.proj",
+    "conv": "main",
+}
+
+
+def official_config(config: Mapping[str, Any]) -> UNetConfig:
+    """Return the `UNetConfig` that equals a network of the reference code.
+
+    Args:
+        config: any of T, ch, ch_mult, attn, num_res_blocks, groups, image_size and dropout;
+            missing ones take the reference's defaults.
+
+    Raises:
+        TypeError, ValueError: a key is unknown (with a suggestion) or a value cannot work.
+    """
+    if not isinstance(config, Mapping):
+        raise TypeError(
+            f"official DDSM config is {type(config).__name__}; need a mapping with keys "
+            f"{', '.join(DEFAULTS)}"
+        )
+    check_keys("official DDSM config", config, list(DEFAULTS))
+    values = {**DEFAULTS, **config}
+    steps = values.pop("T")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"official DDSM config: T is {steps!r}; need a number of steps >= 1")
+    full = UNetConfig(
+        **values,
+        norm="fixed_groups",
+        concat_slicing="prefix",
+        widths=(1.0,),
+        time_table_rows=steps,
+    )
+    return dataclasses.replace(full, widths=tuple(w for w in _WIDTHS if _runs(full, w)))
+
+
+def _runs(config: UNetConfig, width: float) -> bool:
+    try:
+        config.check_width(width)
+    except ValueError:
+        return False
+    return True
+
+
+def official_names(config: UNetConfig) -> dict[str, str]:
+    """Map each name in our state dict to the reference's, in execution order."""
+    names = {_OUR_TABLE: TIME_TABLE} if config.time_table_rows else {}
+    for layer in unet_layers(config):
+        name = _WHOLE.get(layer.name)
+        if name is None:
+            part, index, inner = layer.name.split(".", 2)
+            name = f"{_PARTS[part]}.{index}.{_IN_BLOCK[inner]}"
+        for suffix in ("weight", "bias"):
+            names[f"{layer.name}.{suffix}"] = f"{name}.{suffix}"
+    return names
+
+
+def official_state_dict_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return every parameter name of the reference's network and its shape.
+
+    Args:
+        config: as for `official_config`.
+
+    Returns:
+        name -> shape, the frozen time table included.
+    """
+    unet = official_config(config)
+    names = official_names(unet)
+    shapes: dict[str, tuple[int, ...]] = {TIME_TABLE: (unet.time_table_rows, unet.ch)}
+    for layer in unet_layers(unet):
+        shapes[names[f"{layer.name}.weight"]] = layer.weight_shape
+        shapes[names[f"{layer.name}.bias"]] = layer.weight_shape[:1]
+    return shapes
+
+
+def load_official_ddsm(
+    path_or_state_dict: str | os.PathLike[str] | Mapping[str, Any],
+    config: Mapping[str, Any],
+    *,
+    group: str = "ema_model",
+) -> SlimmableUNet:
+    """Return a network equal to the reference's at every width that the reference can run.
+
+    Args:
+        path_or_state_dict: a .pt or .safetensors file or its content: a state dict, or a checkpoint
+            with `ema_model` and `net_model`.
+        config: as for `official_config`.
+        group: which network of a checkpoint to take; the reference evaluates "ema_model".
+
+    Returns:
+        The network in evaluation mode on the CPU, in the dtype of the weights.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        TypeError, ValueError: one sentence with the file or name, what it is and what is needed.
+    """
+    unet = official_config(config)
+    if group not in CHECKPOINT_GROUPS:
+        raise ValueError(f"group is {group!r}; need {' or '.join(map(repr, CHECKPOINT_GROUPS))}")
+    if isinstance(path_or_state_dict, (str, os.PathLike)):
+        source = os.fspath(path_or_state_dict)
+        content = read_weights_file(path_or_state_dict)
+    elif isinstance(path_or_state_dict, Mapping):
+        source, content = "official DDSM state dict", path_or_state_dict
+    else:
+        raise TypeError(
+            f"load_official_ddsm: got {type(path_or_state_dict).__name__}; need a path or a "
+            "state dict"
+        )
+    state = pick_state_dict(source, content, CHECKPOINT_GROUPS, group)
+    shapes = official_state_dict_shapes(config)
+    # The table is a constant that the network computes as the reference does.
+    check_names_and_shapes(source, state, shapes, optional=(TIME_TABLE,))
+    return _build(unet, state)
+
+
+def _build(config: UNetConfig, state: Mapping[str, Tensor]) -> SlimmableUNet:
+    dtypes = {tensor.dtype for name, tensor in state.items() if name != TIME_TABLE}
+    dtype = next(iter(dtypes)) if len(dtypes) == 1 else torch.float32
+    # Initial values are overwritten: a private generator leaves the caller's random state alone.
+    net = SlimmableUNet(config, generator=torch.Generator()).to(dtype)
+    ours = {
+        our: state[official].to(dtype)
+        for our, official in official_names(config).items()
+        if official in state
+    }
+    net.load_state_dict(ours, strict=False)
+    return net.eval()
+
+
+def to_official_state_dict(net: SlimmableUNet) -> dict[str, Tensor]:
+    """Return the weights under the reference's names, as its `load_state_dict` takes them.
+
+    Args:
+        net: a network whose slicing equals the reference's.
+
+    Returns:
+        Detached tensors that share memory with `net`; the frozen time table is included, of 1000
+        steps where `net` keeps none.
+
+    Raises:
+        TypeError: `net` is no `SlimmableUNet`.
+        ValueError: the network slices differently, so the reference would compute something else.
+    """
+    if not isinstance(net, SlimmableUNet):
+        raise TypeError(f"to_official_state_dict: got {type(net).__name__}; need a SlimmableUNet")
+    config = net.config
+    needs = {"norm": "fixed_groups", "concat_slicing": "prefix", "image_channels": 3,
+             "head_channels": None}  # fmt: skip
+    for name, needed in needs.items():
+        value = getattr(config, name)
+        if value != needed:
+            raise ValueError(
+                f"to_official_state_dict: {name} is {value!r}; the reference's network needs "
+                f"{needed!r}"
+            )
+    ours = {name: tensor.detach() for name, tensor in net.state_dict().items()}
+    state = {official: ours[our] for our, official in official_names(config).items()}
+    if TIME_TABLE not in state:
+        table = sinusoidal_embedding(torch.arange(DEFAULTS["T"]), config.ch)  # [T, ch]
+        weight = net.head.weight
+        state = {TIME_TABLE: table.to(device=weight.device, dtype=weight.dtype), **state}
+    return state
