@@ -190,17 +190,33 @@ class _Labels:
     parent_state: np.ndarray
     parent_label: np.ndarray
 
+    def select(self, index: np.ndarray) -> _Labels:
+        """Return the labels at an index or under a mask."""
+        columns = (self.cost, self.error, self.parent_state, self.parent_label)
+        return _Labels(*(column[index] for column in columns))
 
-def _pareto(parts: list[_Labels], keep: np.ndarray) -> _Labels:
-    cost = np.concatenate([p.cost for p in parts])[keep]
-    error = np.concatenate([p.error for p in parts])[keep]
-    state = np.concatenate([p.parent_state for p in parts])[keep]
-    label = np.concatenate([p.parent_label for p in parts])[keep]
-    order = np.lexsort((error, cost))
-    error = error[order]
-    before = np.concatenate(([np.inf], np.minimum.accumulate(error)[:-1]))
-    order = order[error < before]
-    return _Labels(cost[order], error[error < before], state[order], label[order])
+
+def _extend(
+    states: Sequence[_Labels | None], origins: Sequence[int], cost: float, error: float
+) -> _Labels | None:
+    """Labels of all origins with one more step; None when no origin has any."""
+    alive = [(origin, states[origin]) for origin in origins]
+    parts = [(origin, labels) for origin, labels in alive if labels is not None]
+    if not parts:
+        return None
+    return _Labels(
+        np.concatenate([labels.cost for _, labels in parts]) + cost,
+        np.concatenate([labels.error for _, labels in parts]) + error,
+        np.concatenate([np.full(len(labels.cost), origin) for origin, labels in parts]),
+        np.concatenate([np.arange(len(labels.cost)) for _, labels in parts]),
+    )
+
+
+def _pareto(labels: _Labels) -> _Labels:
+    """The labels that no other one dominates, by rising cost."""
+    labels = labels.select(np.lexsort((labels.error, labels.cost)))
+    before = np.concatenate(([np.inf], np.minimum.accumulate(labels.error)[:-1]))
+    return labels.select(labels.error < before)
 
 
 def _search(
@@ -213,30 +229,25 @@ def _search(
     cheap = problem.completions(c)  # [S + 1, W, layers]
     margin = _RELATIVE_TOLERANCE * max(abs(best.error) + multiplier * budget, 1e-300)
     limit = best.error + multiplier * budget - margin
-    none = np.zeros(0, dtype=np.int64)
-    history: list[list[_Labels]] = []
+    pairs = [divmod(state, problem.layers) for state in range(widths * problem.layers)]
+    origins = [_origins(problem, w, layer) for w, layer in pairs]
+    zero = np.zeros(1, dtype=np.int64)
+    history: list[list[_Labels | None]] = []
     for s in range(steps):
-        states: list[_Labels] = []
-        for state in range(widths * problem.layers):
-            w, layer = divmod(state, problem.layers)
-            parts = []
-            if s == 0 and layer == problem.layers - 1:
-                zero = np.zeros(1, dtype=np.int64)
-                parts = [_Labels(c[0, w : w + 1], e[0, w : w + 1], zero, zero)]
-            for origin in _origins(problem, w, layer) if s else []:
-                old = history[-1][origin]
-                rank = np.arange(len(old.cost))
-                parts.append(
-                    _Labels(
-                        old.cost + c[s, w], old.error + e[s, w], np.full_like(rank, origin), rank
-                    )
-                )
-            cost = np.concatenate([p.cost for p in parts]) if parts else np.zeros(0)
-            error = np.concatenate([p.error for p in parts]) if parts else np.zeros(0)
-            keep = cost + cheap[s + 1, w, layer] <= budget
-            keep &= error + multiplier * cost + bound[s + 1, w, layer] < limit
-            empty = _Labels(cost[:0], error[:0], none, none)
-            states.append(_pareto(parts, keep) if keep.any() else empty)
+        states: list[_Labels | None] = []
+        for state, (w, layer) in enumerate(pairs):
+            if s > 0:
+                labels = _extend(history[-1], origins[state], c[s, w], e[s, w])
+            elif layer == problem.layers - 1:
+                labels = _Labels(c[0, w : w + 1], e[0, w : w + 1], zero, zero)
+            else:
+                labels = None
+            if labels is not None:
+                keep = labels.cost + cheap[s + 1, w, layer] <= budget
+                reduced = labels.error + multiplier * labels.cost
+                keep &= reduced + bound[s + 1, w, layer] < limit
+                labels = _pareto(labels.select(keep)) if keep.any() else None
+            states.append(labels)
         history.append(states)
     return _backtrack(problem, history, best)
 
@@ -253,11 +264,12 @@ def _origins(problem: _Problem, width: int, layer: int) -> list[int]:
 
 
 def _backtrack(
-    problem: _Problem, history: list[list[_Labels]], best: BudgetSolution
+    problem: _Problem, history: Sequence[Sequence[_Labels | None]], best: BudgetSolution
 ) -> BudgetSolution | None:
     ends = [
         (float(labels.error[i]), float(labels.cost[i]), state, i)
         for state, labels in enumerate(history[-1])
+        if labels is not None
         for i in range(len(labels.cost))
     ]
     if not ends or min(ends)[0] >= best.error:
@@ -267,5 +279,6 @@ def _backtrack(
     for states in reversed(history):
         choice.append(state // problem.layers)
         labels = states[state]
+        assert labels is not None
         state, label = int(labels.parent_state[label]), int(labels.parent_label[label])
     return problem.solution(choice[::-1])

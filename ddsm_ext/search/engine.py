@@ -75,7 +75,8 @@ def search(
         quality_cheap: strategy -> cheap score, lower is better; needed by the stage "cheap".
         quality_full: strategy -> full score, lower is better; needed by the stage "full".
         errors: [S, W] sensitivity of every step and width (in the order of `config.widths`), from
-            which the first population gets strategies at `config.seed_budgets`; None for none.
+            which the first population gets the best strategies at `config.seed_budgets` and at
+            the budget; None for none.
         identity: what the scores depend on beside the arguments here: checkpoint digest, sampler,
             names of the qualities; plain JSON. None for nothing.
         quality_name: what to call the front's quality in front.json; None names the stage.
@@ -108,17 +109,25 @@ def search(
         "seed": config.seed,
         "widths": list(config.widths),
     }
-    seeds: list[Genome] = []
     if errors is not None:
-        level_errors = errors_by_level(space, log_snrs, errors)
-        seeds = budget_genomes(space, cost, level_errors, config.seed_budgets)
+        errors = errors_by_level(space, log_snrs, errors)
+        identity["errors"] = digest(errors.tolist())
     folder = Path(run_dir) / "search"
     with Archive(folder / "archive.jsonl", identity, space) as archive:
         run = _Run(config, space, cost, archive, qualities, folder)
         run.origin = {**origin, "seed": config.seed}
         run.quality_name = quality_name or f"{config.quality_stage} quality"
         run.progress, run.should_stop = progress, should_stop
-        return run.execute(seeds)
+        return run.execute([] if errors is None else _seeds(config, space, cost, errors))
+
+
+def _seeds(
+    config: SearchConfig, space: StrategySpace, cost: StepCost, level_errors: np.ndarray
+) -> list[Genome]:
+    """Best strategies under the sensitivity at the configured budgets and the search's own."""
+    budget = budget_cost(config, cost)
+    own = [] if budget is None else [min(1.0, budget / cost.full)]
+    return budget_genomes(space, cost, level_errors, [*config.seed_budgets, *own])
 
 
 class _Run:
@@ -143,6 +152,7 @@ class _Run:
         self.scored: dict[str, dict[Genome, float]] = {"cheap": {}, "full": {}}
         self.generation = 0
         self.expected = 0
+        self.news = False
         self.meters: dict[str, HypervolumeMeter] = {}
         self.history: list[dict[str, Any]] = []
 
@@ -163,9 +173,9 @@ class _Run:
             size = config.refine_population or max(4, config.population // 2)
             start = self._best_scored(size)
             self._evolve("full", start, config.refine_generations, size)
+        self.generation = max(0, self.generation - 1)
         if len(config.stages) == 2:
             self._score_finalists()
-        self.generation = max(0, self.generation - 1)
         front = self._front()
         self._write(front)
         if front.chosen is None:
@@ -295,6 +305,7 @@ class _Run:
             "seconds": round(seconds, 6),
         }
         self.archive.add(genome, stage, score, row)
+        self.news = True
         return score if math.isfinite(score) else math.inf
 
     def _known(self, genome: Genome, stage: str) -> float | None:
@@ -324,7 +335,9 @@ class _Run:
                 "fronts": {s: [list(p) for p in points] for s, points in fronts.items()},
             }
         )
-        self._write(self._front())
+        # a replay from the archive must not put an earlier front in place of a later one
+        if self.news:
+            self._write(self._front())
         self.generation += 1
 
     def _write(self, front: Front) -> None:

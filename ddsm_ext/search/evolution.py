@@ -44,6 +44,7 @@ class Evolution:
         mutation_prob_gene: float | None,
     ) -> None:
         self.space = space
+        self._seen: set[Genome] = set()
         # bounds are those of the genes: cuts in [0, 1], then width indices
         upper = [1.0] * space.n_cuts + [len(space.widths) - 1.0] * space.segments
         # one constraint, so that a failed evaluation loses to every other one
@@ -55,18 +56,20 @@ class Evolution:
             sampling=np.stack([space.encode(genome) for genome in initial]),
             crossover=SegmentCrossover(space, prob=crossover_prob),
             mutation=SegmentMutation(space, prob=mutation_prob, prob_var=mutation_prob_gene),
-            eliminate_duplicates=SameStrategy(space),
+            eliminate_duplicates=SameStrategy(space, self._seen),
         )
         self._algorithm.setup(self._problem, termination=NoTermination(), seed=seed, verbose=False)
         self._asked: Population | None = None
 
     def ask(self) -> list[Genome]:
-        """Return the genomes of the next generation; none when the space has no new ones near."""
+        """Return the next generation, genomes never returned before; none when there are no more."""
         asked = self._algorithm.ask()
         self._asked = asked
         if asked is None or len(asked) == 0:
             return []
-        return [self.space.decode(x) for x in asked.get("X")]
+        genomes = [self.space.decode(x) for x in asked.get("X")]
+        self._seen.update(genomes)
+        return genomes
 
     def tell(self, points: Sequence[Point]) -> None:
         """Give the (quality, cost) of the genomes that `ask` returned; inf marks a failure."""

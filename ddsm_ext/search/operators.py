@@ -145,14 +145,23 @@ class SegmentCrossover(Crossover):
 
 
 class SameStrategy(DuplicateElimination):
-    """Two vectors are equal when they decode to the same genome."""
+    """Two vectors are equal when they decode to the same genome.
 
-    def __init__(self, space: StrategySpace):
+    Args:
+        space: the strategies searched.
+        seen: genomes that count as known already, e.g. all that were ever proposed; the caller may
+            add to the set.
+    """
+
+    def __init__(self, space: StrategySpace, seen: set[Genome]):
         super().__init__()
         self.space = space
+        self.seen = seen
 
     def _do(self, pop: Any, other: Any, is_duplicate: np.ndarray) -> np.ndarray:
-        known = set() if other is None else {self.space.decode(x) for x in other.get("X")}
+        known = set(self.seen)
+        if other is not None:
+            known |= {self.space.decode(x) for x in other.get("X")}
         for i, x in enumerate(pop.get("X")):
             genome = self.space.decode(x)
             is_duplicate[i] = genome in known
