@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <cmath>
 #include <tuple>
 
 #include "tensor.h"
@@ -54,7 +55,9 @@ void check(const Tensor& q, const Tensor& k, const Tensor& v) {
                   q.size(3), " and T_k ", k.size(2), "; need at least 1 of each");
 }
 
-AttentionArgs args_of(const Tensor& q, const Tensor& k, const Tensor& v, double scale) {
+// No scale stands for d^-0.5: computed here, so that torch.compile keeps d symbolic.
+AttentionArgs args_of(const Tensor& q, const Tensor& k, const Tensor& v,
+                      std::optional<double> scale) {
   AttentionArgs args{};
   args.dtype = ddsm::binding::dtype_of(q, "sliced_attention");
   STD_TORCH_CHECK(args.dtype != ddsm::DType::kFloat16,
@@ -65,7 +68,7 @@ AttentionArgs args_of(const Tensor& q, const Tensor& k, const Tensor& v, double 
   args.t_q = q.size(2);
   args.t_k = k.size(2);
   args.d = q.size(3);
-  args.scale = scale;
+  args.scale = scale.has_value() ? *scale : 1 / std::sqrt(static_cast<double>(args.d));
   args.q = strided(q);
   args.k = strided(k);
   args.v = strided(v);
@@ -81,7 +84,7 @@ Tensor empty_scratch(int64_t bytes, const Tensor& like) {
 }
 
 std::tuple<Tensor, Tensor> sliced_attention(const Tensor& q_any, const Tensor& k_any,
-                                            const Tensor& v_any, double scale) {
+                                            const Tensor& v_any, std::optional<double> scale) {
   check(q_any, k_any, v_any);
   const Tensor q = adjacent(q_any), k = adjacent(k_any), v = adjacent(v_any);
   Tensor out = empty_by_position(q, q.size(2));
@@ -108,7 +111,7 @@ void check_like(const Tensor& tensor, const Tensor& q, const char* name) {
 
 std::tuple<Tensor, Tensor, Tensor> sliced_attention_backward(
     const Tensor& grad_out_any, const Tensor& q_any, const Tensor& k_any, const Tensor& v_any,
-    const Tensor& out_any, const Tensor& lse, double scale) {
+    const Tensor& out_any, const Tensor& lse, std::optional<double> scale) {
   check(q_any, k_any, v_any);
   check_like(grad_out_any, q_any, "grad_out");
   check_like(out_any, q_any, "out");

@@ -20,10 +20,8 @@ void check(const Tensor& x, const std::optional<Tensor>& x2, const Tensor& weigh
            const Tensor& bias, int64_t groups, int64_t c2_offset) {
   STD_TORCH_CHECK(x.dim() == 4, "sliced_group_norm: x has ", x.dim(), " dimensions; need 4");
   STD_TORCH_CHECK(weight.dim() == 1 && bias.dim() == 1 && weight.size(0) == bias.size(0) &&
-                      weight.scalar_type() == bias.scalar_type() && weight.is_contiguous() &&
-                      bias.is_contiguous(),
-                  "sliced_group_norm: weight and bias differ or are not contiguous; need "
-                  "contiguous [c_max] of one dtype");
+                      weight.scalar_type() == bias.scalar_type(),
+                  "sliced_group_norm: weight and bias differ; need [c_max] of one dtype");
   STD_TORCH_CHECK(weight.scalar_type() == x.scalar_type() ||
                       weight.scalar_type() == ScalarType::Float,
                   "sliced_group_norm: weight's dtype is neither x's nor float32");
@@ -94,9 +92,11 @@ void add_source(GroupNormArgs& args, const Tensor& x, int64_t param_offset) {
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> sliced_group_norm(
-    const Tensor& x_any, const std::optional<Tensor>& x2_any, const Tensor& weight,
-    const Tensor& bias, int64_t groups, int64_t c2_offset, double eps, bool silu) {
-  check(x_any, x2_any, weight, bias, groups, c2_offset);
+    const Tensor& x_any, const std::optional<Tensor>& x2_any, const Tensor& weight_any,
+    const Tensor& bias_any, int64_t groups, int64_t c2_offset, double eps, bool silu) {
+  check(x_any, x2_any, weight_any, bias_any, groups, c2_offset);
+  const Tensor weight = torch::stable::contiguous(weight_any);
+  const Tensor bias = torch::stable::contiguous(bias_any);
   const Tensor x = ddsm::binding::nhwc(x_any);
   const Tensor x2 = x2_any.has_value() ? ddsm::binding::nhwc(*x2_any) : x;
   Tensor y = empty_source(x, x_any), y2 = empty_source(x, x2_any);
@@ -145,11 +145,13 @@ void* grad_param_data(const std::optional<Tensor>& grad, const Tensor& param) {
 
 std::tuple<Tensor, Tensor> sliced_group_norm_backward(
     const Tensor& grad_y_any, const std::optional<Tensor>& grad_y2_any, const Tensor& x_any,
-    const std::optional<Tensor>& x2_any, const Tensor& weight, const Tensor& bias,
+    const std::optional<Tensor>& x2_any, const Tensor& weight_any, const Tensor& bias_any,
     const Tensor& mean, const Tensor& rstd, int64_t groups, int64_t c2_offset, bool silu,
     const std::optional<Tensor>& grad_weight, const std::optional<Tensor>& grad_bias) {
-  check(x_any, x2_any, weight, bias, groups, c2_offset);
+  check(x_any, x2_any, weight_any, bias_any, groups, c2_offset);
   check_backward(grad_y_any, x_any, "grad_y");
+  const Tensor weight = torch::stable::contiguous(weight_any);
+  const Tensor bias = torch::stable::contiguous(bias_any);
   STD_TORCH_CHECK(x2_any.has_value() == grad_y2_any.has_value(),
                   "sliced_group_norm_backward: only one of x2 and grad_y2 is given; need both or "
                   "none");

@@ -24,8 +24,8 @@ STABLE_TORCH_LIBRARY(ddsm_ext, m) {
       "sliced_group_norm_backward(Tensor grad_y, Tensor? grad_y2, Tensor x, Tensor? x2, "
       "Tensor weight, Tensor bias, Tensor mean, Tensor rstd, SymInt groups, SymInt c2_offset, "
       "bool silu, Tensor(a!)? grad_weight, Tensor(b!)? grad_bias) -> (Tensor, Tensor)");
-  m.def("sliced_attention(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
+  m.def("sliced_attention(Tensor q, Tensor k, Tensor v, float? scale) -> (Tensor, Tensor)");
   m.def(
       "sliced_attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, "
-      "Tensor lse, float scale) -> (Tensor, Tensor, Tensor)");
+      "Tensor lse, float? scale) -> (Tensor, Tensor, Tensor)");
 }

@@ -23,6 +23,22 @@ _DTYPES = {
 }
 
 
+def _missing_kernel(op: str, device_type: str, needs_grad: bool) -> str | None:
+    """Return the first op without a compiled kernel among those that a call needs."""
+    needed = (op, *(_BACKWARD[op] if needs_grad else ()))
+    return next((name for name in needed if not _library.has_kernel(name, device_type)), None)
+
+
+# (op, device type, gradient needed) -> op without kernel or None: a plain table, so that
+# torch.compile can trace the choice.
+_MISSING = {
+    (op, device_type, needs_grad): _missing_kernel(op, device_type, needs_grad)
+    for op in _BACKWARD
+    for device_type in _DTYPES
+    for needs_grad in (False, True)
+}
+
+
 def runs_native(op: str, x: Tensor, *, needs_grad: bool) -> bool:
     """True if compiled kernels of `op` serve x's device and dtype; warns once where they do not.
 
@@ -31,15 +47,16 @@ def runs_native(op: str, x: Tensor, *, needs_grad: bool) -> bool:
         x: the input that decides device and dtype.
         needs_grad: whether the backward kernels are needed too.
     """
-    return _runs_native(op, x.device.type, x.dtype, needs_grad)
+    device_type = x.device.type
+    missing = _MISSING.get((op, device_type, needs_grad), op)
+    if missing is None and x.dtype in _DTYPES[device_type]:
+        return True
+    if not torch.compiler.is_compiling():
+        _warn_once(op, missing, device_type, x.dtype)
+    return False
 
 
 @cache
-def _runs_native(op: str, device_type: str, dtype: torch.dtype, needs_grad: bool) -> bool:
-    needed = (op, *(_BACKWARD[op] if needs_grad else ()))
-    missing = [name for name in needed if not _library.has_kernel(name, device_type)]
-    if not missing and dtype in _DTYPES.get(device_type, ()):
-        return True
-    what = f"{missing[0]} has no kernel" if missing else f"{op} has no {dtype} kernel"
+def _warn_once(op: str, missing: str | None, device_type: str, dtype: torch.dtype) -> None:
+    what = f"{op} has no {dtype} kernel" if missing is None else f"{missing} has no kernel"
     warnings.warn(f"ddsm_ext: {what} for {device_type}; plain torch runs instead", stacklevel=4)
-    return False

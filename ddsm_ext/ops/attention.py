@@ -2,46 +2,44 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import register_flop_formula
+
+from ddsm_ext.ops._arguments import autocast_dtype, check_tensor, shape_text
+from ddsm_ext.ops._dispatch import runs_native
+
+_OP = "sliced_attention"
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> float:
-    """Checks the arguments of `sliced_attention`; returns the scale."""
+def _check(q: Any, k: Any, v: Any, scale: Any) -> None:
+    """Check everything that the kernels rely on."""
     for name, tensor in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(
-                f"sliced_attention: {name} is {type(tensor).__name__}, need a torch.Tensor"
-            )
-        if not tensor.is_floating_point():
-            raise TypeError(f"sliced_attention: {name} is {tensor.dtype}, need a floating dtype")
-        if tensor.dim() != 4:
-            raise ValueError(
-                f"sliced_attention: {name} has shape {tuple(tensor.shape)}; need [N, heads, T, d]"
-            )
+        check_tensor(_OP, name, tensor, 4)
         if tensor.dtype != q.dtype:
-            raise TypeError(
-                f"sliced_attention: {name} is {tensor.dtype}, q {q.dtype}; need one dtype"
-            )
+            raise TypeError(f"{_OP}: {name} has dtype {tensor.dtype}, q {q.dtype}; need one dtype")
         if tensor.device != q.device:
             raise ValueError(
-                f"sliced_attention: {name} is on {tensor.device}, q on {q.device}; need one device"
+                f"{_OP}: {name} is on {tensor.device}, q on {q.device}; need one device"
             )
     if k.shape != v.shape or k.shape[:2] != q.shape[:2] or k.shape[3] != q.shape[3]:
         raise ValueError(
-            f"sliced_attention: q has shape {tuple(q.shape)}, k {tuple(k.shape)}, "
-            f"v {tuple(v.shape)}; need [N, heads, T_q, d], [N, heads, T_k, d] twice"
+            f"{_OP}: q has shape {shape_text(q)}, k {shape_text(k)}, v {shape_text(v)}; "
+            "need [N, heads, T_q, d], [N, heads, T_k, d], [N, heads, T_k, d]"
         )
     if q.shape[3] < 1 or k.shape[2] < 1:
         raise ValueError(
-            f"sliced_attention: the head size is {q.shape[3]} and T_k {k.shape[2]}; "
-            "need at least 1 of each"
+            f"{_OP}: the head size is {q.shape[3]} and T_k {k.shape[2]}; need at least 1 of each"
         )
     if scale is None:
-        return q.shape[3] ** -0.5
+        return
     if isinstance(scale, bool) or not isinstance(scale, (int, float)):
-        raise TypeError(f"sliced_attention: scale is {scale!r}, need a float or None")
-    return float(scale)
+        raise TypeError(f"{_OP}: scale is {scale!r}, need a float or None")
+    if not -float("inf") < scale < float("inf"):
+        raise ValueError(f"{_OP}: scale is {scale!r}, need a finite number")
 
 
 def sliced_attention_ref(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
@@ -66,5 +64,79 @@ def sliced_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = N
 
     Source: Vaswani et al. 2017, "Attention Is All You Need", eq. 1.
     """
-    scale = _check(q, k, v, scale)
-    return sliced_attention_ref(q, k, v, scale=scale)
+    _check(q, k, v, scale)
+    dtype = autocast_dtype(q)
+    if dtype is not None:
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    scale = None if scale is None else float(scale)
+    needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    if not runs_native(_OP, q, needs_grad=needs_grad):
+        return sliced_attention_ref(q, k, v, scale=scale)
+    if needs_grad and not torch.compiler.is_compiling():
+        out, _ = _Attention.apply(q, k, v, scale)
+    else:
+        out, _ = torch.ops.ddsm_ext.sliced_attention(q, k, v, scale)
+    return out
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, ctx.scale = inputs
+    out, lse = output
+    ctx.mark_non_differentiable(lse)
+    ctx.save_for_backward(q, k, v, out, lse)
+
+
+def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+    grads = torch.ops.ddsm_ext.sliced_attention_backward(grad_out, *ctx.saved_tensors, ctx.scale)
+    return *grads, None
+
+
+class _Attention(torch.autograd.Function):
+    """Eager autograd around the raw op: a fifth of register_autograd's cost a call."""
+
+    @staticmethod
+    def forward(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
+        return torch.ops.ddsm_ext.sliced_attention(q, k, v, scale)
+
+    setup_context = staticmethod(_setup_context)
+    backward = staticmethod(once_differentiable(_backward))
+
+
+torch.library.register_autograd(
+    "ddsm_ext::sliced_attention", _backward, setup_context=_setup_context
+)
+
+
+def _empty_by_position(like: Tensor) -> Tensor:
+    n, heads, t, d = like.shape
+    return like.new_empty((n, t, heads, d)).transpose(1, 2)  # [N, heads, T, d]
+
+
+@torch.library.register_fake("ddsm_ext::sliced_attention")
+def _fake(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
+    statistics = torch.promote_types(q.dtype, torch.float32)
+    return _empty_by_position(q), q.new_empty(q.shape[:3], dtype=statistics)  # lse [N, heads, T_q]
+
+
+@torch.library.register_fake("ddsm_ext::sliced_attention_backward")
+def _fake_backward(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_by_position(q), _empty_by_position(k), _empty_by_position(v)
+
+
+def _product_flops(q_shape: Any, k_shape: Any) -> int:
+    n, heads, t_q, d = q_shape
+    return 2 * n * heads * t_q * k_shape[2] * d
+
+
+@register_flop_formula(torch.ops.ddsm_ext.sliced_attention)
+def _flops(q_shape: Any, k_shape: Any, *rest: Any, **more: Any) -> int:
+    """FLOPs (2 x MACs) of q k^T and P v."""
+    return 2 * _product_flops(q_shape, k_shape)
+
+
+@register_flop_formula(torch.ops.ddsm_ext.sliced_attention_backward)
+def _flops_backward(grad_shape: Any, q_shape: Any, k_shape: Any, *rest: Any, **more: Any) -> int:
+    """FLOPs (2 x MACs) of q k^T again, do v^T, P^T do, dS k and dS^T q."""
+    return 5 * _product_flops(q_shape, k_shape)
