@@ -46,7 +46,7 @@ def _libraries() -> bool:
     for name, value in native.build_info().items():
         print(f"  {name:<14}{', '.join(map(str, value)) if isinstance(value, list) else value}")
     isas = ", ".join(native.available_isas())
-    print(f"  {'processor':<14}kernels run on {native.active_isa()} (this build and CPU have {isas})")
+    print(f"  {'processor':<14}kernels use {native.active_isa()} (build and CPU have {isas})")
     reason = _library.cuda_missing_reason
     print(f"  {'CUDA kernels':<14}{'loaded' if not reason else 'not loaded: ' + reason}")
     return True
@@ -109,9 +109,12 @@ def _cases() -> dict[str, Callable[..., Any]]:
         return conv2d.sliced_conv2d, conv2d.sliced_conv2d_ref, inputs, {"c_out": 40, "padding": 1}
 
     def dense(t: Callable[..., Any]) -> Any:
-        return linear.sliced_linear, linear.sliced_linear_ref, [t(5, 24), t(64, 48), t(64)], {
-            "c_out": 40
-        }
+        return (
+            linear.sliced_linear,
+            linear.sliced_linear_ref,
+            [t(5, 24), t(64, 48), t(64)],
+            {"c_out": 40},
+        )
 
     def norm(t: Callable[..., Any]) -> Any:
         inputs = [t(2, 24, 7, 7), t(48), t(48)]

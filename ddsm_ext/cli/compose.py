@@ -1,7 +1,8 @@
-"""Puts the parts together: networks, data, schedules, extractors and samplers of a configuration."""
+"""Puts the parts together: network, data, schedule, extractor and sampler of a configuration."""
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -101,6 +102,15 @@ def image_batches(dataset: Any, limit: int | None = None, batch: int = 512) -> A
         yield torch.from_numpy(dataset.images[start : min(start + batch, count)])  # [n, C, H, W]
 
 
+def weights_digest(network: Any) -> str:
+    """Return the SHA-256 of a network's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def macs_per_width(config: RunConfig) -> dict[float, int]:
     """Return width -> MACs of one image and step, attention products included."""
     return {width: unet_macs(config.model, width) for width in config.model.widths}
@@ -167,9 +177,7 @@ class Sampler:
 
     def macs_per_image(self, strategy: Strategy | float) -> int:
         """Return the MACs of one image over all steps of the sampler."""
-        macs = {
-            step.width: 0 for step in plan_steps(self.schedule, strategy, self.config.sampler)
-        }
+        macs = {step.width: 0 for step in plan_steps(self.schedule, strategy, self.config.sampler)}
         macs = {width: unet_macs(self.config.model, width) for width in macs}
         steps = plan_steps(self.schedule, strategy, self.config.sampler)
         return sum(macs[step.width] for step in steps)

@@ -1,4 +1,4 @@
-"""`RunConfig`: everything that decides a run, resolved from a preset, a file and `--set` options."""
+"""`RunConfig`: all that decides a run, resolved from a preset, a file and `--set` options."""
 
 from __future__ import annotations
 
@@ -68,7 +68,17 @@ class RunConfig:
         for name in values:
             if name not in SECTIONS:
                 raise ValueError(f"{where}: unknown section {name!r}{did_you_mean(name, SECTIONS)}")
-        return cls(**{name: build_section(name, values.get(name, {}), where) for name in SECTIONS})
+        sections = {"model": build_section("model", values.get("model", {}), where)}
+        widths = list(sections["model"].widths)
+        for name in SECTIONS:
+            section = dict(values.get(name, {}))
+            if name in ("train", "search"):
+                section.setdefault("widths", widths)
+            if name != "model":
+                sections[name] = build_section(name, section, where)
+        for width in {*sections["train"].widths, *sections["search"].widths}:
+            sections["model"].check_width(width)
+        return cls(**sections)
 
 
 def build_section(section: str, values: dict[str, Any], where: str = "config") -> Any:
@@ -82,6 +92,8 @@ def build_section(section: str, values: dict[str, Any], where: str = "config") -
     cls = section_class(section)
     if not isinstance(values, dict):
         raise TypeError(f"{where}: {section} is {values!r}, needs an object of keys and values")
+    if section == "model" and "image_size" not in values:
+        raise ValueError(f"{where}: model.image_size is missing; needs it, or a --preset")
     hints = typing.get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls) if field.init]
     for name in values:

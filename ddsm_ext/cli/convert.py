@@ -1,7 +1,7 @@
 """Import what the official DDSM code wrote: a checkpoint, or the result of its search.
 
-    ddsm convert ckpt.pt                   a checkpoint, into a new run folder
-    ddsm convert search.txt --out s.json   widths of the 1000 timesteps, into a strategy file
+ddsm convert ckpt.pt                   a checkpoint, into a new run folder
+ddsm convert search.txt --out s.json   widths of the 1000 timesteps, into a strategy file
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `ddsm convert`."""
     parser.add_argument("source", help="official checkpoint (.pt) or search result (.txt)")
     parser.add_argument("--out", metavar="FILE", help="strategy file to write (search results)")
-    parser.add_argument("--root", default="runs", metavar="FOLDER", help="where the run folder goes")
+    parser.add_argument("--root", default="runs", metavar="FOLDER", help="where its run goes")
     parser.add_argument("--name", default="official", help="name of the run (default: official)")
     parser.add_argument("--groups", type=int, default=32, help="groups of its GroupNorm: 32 or 16")
     parser.add_argument("--weights", default="ema", help="ema (default) or net")

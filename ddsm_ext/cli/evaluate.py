@@ -30,8 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", metavar="PATH", help="score the images of a folder or ZIP")
     parser.add_argument("--save-statistics", metavar="FILE", help="also write the data's mu, sigma")
     runs.add_sampler_arguments(parser)
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE",
-                        help="another setting of the run, e.g. eval.images=5000")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="another setting of the run, e.g. eval.images=5000",
+    )
     runs.add_device_argument(parser)
 
 
@@ -80,7 +85,14 @@ def scores_table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         kid = "-" if row["kid"] is None else f"{1e3 * row['kid']:.3g}"
         cells.append(
-            (row["label"], row["seeds"], str(row["images"]), f"{row['frechet']:.4g}", kid,
-             f"{row['macs_per_image'] / 1e6:.4g}", f"{row['ms_per_image']:.3g}")
+            (
+                row["label"],
+                row["seeds"],
+                str(row["images"]),
+                f"{row['frechet']:.4g}",
+                kid,
+                f"{row['macs_per_image'] / 1e6:.4g}",
+                f"{row['ms_per_image']:.3g}",
+            )
         )
     return table(head, cells)

@@ -13,11 +13,15 @@ import os
 import signal
 import sys
 import traceback
+import warnings
+from collections.abc import Callable
 from types import TracebackType
 from typing import NoReturn
 
 from ddsm_ext import __version__
 from ddsm_ext.cli.suggest import did_you_mean
+
+Command = Callable[[argparse.Namespace], int]
 
 # command -> (module of this package, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -69,7 +73,7 @@ def _usage() -> str:
     )
 
 
-def parse_command(name: str, arguments: list[str]) -> argparse.Namespace:
+def parse_command(name: str, arguments: list[str]) -> tuple[Command, argparse.Namespace]:
     """Import the command's file and parse its arguments.
 
     Args:
@@ -77,7 +81,7 @@ def parse_command(name: str, arguments: list[str]) -> argparse.Namespace:
         arguments: what follows the command's name on the command line.
 
     Returns:
-        the parsed arguments, with `run`, the command's function, among them.
+        the command's function and its arguments.
 
     Raises:
         UsageError: an option is unknown, misspelt or badly formed.
@@ -99,8 +103,7 @@ def parse_command(name: str, arguments: list[str]) -> argparse.Namespace:
     parsed, unknown = parser.parse_known_args(arguments)
     if unknown:
         raise UsageError(f"ddsm {name}: unexpected argument {unknown[0]!r}; see ddsm {name} --help")
-    parsed.run = module.run
-    return parsed
+    return module.run, parsed
 
 
 def _raised_on_purpose(error: BaseException) -> bool:
@@ -131,6 +134,10 @@ def _interrupt(signum: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
+def _show_warning(message: Warning | str, category: type[Warning], *where: object) -> None:
+    print(f"ddsm: warning: {message}", file=sys.stderr)
+
+
 def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())
@@ -143,8 +150,8 @@ def _dispatch(arguments: list[str]) -> int:
         kind = "option" if name.startswith("-") else "command"
         known = ["--help", "--version"] if kind == "option" else list(COMMANDS)
         raise UsageError(f"ddsm: unknown {kind} {name}{did_you_mean(name, known)}")
-    parsed = parse_command(name, arguments[1:])
-    return int(parsed.run(parsed) or 0)
+    command, parsed = parse_command(name, arguments[1:])
+    return command(parsed)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -154,9 +161,10 @@ def main(argv: list[str] | None = None) -> int:
         argv: the arguments after `ddsm`; None means those of this process.
 
     Returns:
-        the exit code: 0 done, 1 a check failed, 2 refused (one sentence on stderr), 130 interrupted.
+        the exit code: 0 done, 1 a check failed, 2 refused with one sentence, 130 interrupted.
     """
     arguments = sys.argv[1:] if argv is None else argv
+    warnings.showwarning = _show_warning
     try:
         signal.signal(signal.SIGTERM, _interrupt)
         return _dispatch(arguments)

@@ -16,9 +16,9 @@ RUN_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "lr_final": 0.0,
             "ema_decay": 0.998,
             "distill_weight": 0.5,
-            "sample_every": 1000,
+            "sample_every": 0,
         },
-        "sampler": {"kind": "ddim", "steps": 50},
+        "sampler": {"kind": "ddim", "steps": 25},
         "search": {"population": 24, "generations": 12, "budget_macs": 0.55},
         "eval": {"features": "digits-classifier", "images": 1797},
     },
@@ -69,4 +69,12 @@ RUN_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "sampler": {"kind": "ddim", "steps": 100},
         "eval": {"features": "classifier", "images": 10_000},
     },
+}
+
+# What `ddsm quickstart --fast` changes in the preset "digits".
+QUICKSTART_FAST: dict[str, dict[str, Any]] = {
+    "train": {"steps": 300},
+    "sampler": {"steps": 10},
+    "search": {"population": 12, "generations": 4, "full_per_generation": 1, "full_final": 4},
+    "eval": {"images": 512, "search_images": 256},
 }

@@ -57,7 +57,7 @@ def find_run(args: argparse.Namespace) -> Path:
 
 
 def run_settings(run: Path, args: argparse.Namespace) -> RunConfig:
-    """Return a run's configuration with `--config`, `--set`, `--sampler` and `--steps` laid over it.
+    """Return a run's configuration with `--config`, `--set`, `--sampler`, `--steps` laid over it.
 
     The network and the diffusion process belong to the weights: they cannot be changed here.
 
@@ -169,7 +169,7 @@ def choose_device(name: str) -> Any:
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(index or 0) >= count:
-            raise ValueError(f"--device is {name!r}, this machine has {count} CUDA devices; use cpu")
+            raise ValueError(f"--device is {name!r}, there are {count} CUDA devices; use cpu")
     return torch.device(name)
 
 

@@ -16,6 +16,7 @@ from ddsm_ext.cli.compose import (
     load_network,
     make_extractor_for,
     reference_for,
+    weights_digest,
 )
 from ddsm_ext.cli.config import RunConfig
 from ddsm_ext.cli.console import progress_bar
@@ -41,10 +42,12 @@ class Scorer:
     reference_name: str
 
     @classmethod
-    def for_run(cls, run: Path, config: RunConfig, device: torch.device) -> Scorer:
-        """Return the scorer of a run's newest checkpoint."""
+    def for_run(
+        cls, run: Path, config: RunConfig, device: torch.device, dataset: Any = None
+    ) -> Scorer:
+        """Return the scorer of a run's newest checkpoint; without a data set it reads the run's."""
         network = load_network(run, config, device)
-        dataset = load_images(config)
+        dataset = load_images(config) if dataset is None else dataset
         extractor = make_extractor_for(config, run, dataset)
         reference = reference_for(config, extractor, dataset)
         name = config.eval.reference or dataset.name
@@ -107,7 +110,31 @@ class Scorer:
             "features": features,
             "reference": {"name": self.reference_name, "images": self.reference.n},
             "sampler": self.sampler.config.sampler.to_dict(),
+            "weights": weights_digest(self.sampler.network),
         }
+
+
+def _saved(run: Path, context: dict[str, Any]) -> dict[str, Any]:
+    """Return metrics.json if its scores depend on the same things, else an empty one."""
+    path = run / "metrics.json"
+    if path.exists():
+        saved = read_json(path)
+        if all(saved.get(key) == value for key, value in context.items()):
+            return dict(saved)
+    return {**context, "rows": []}
+
+
+def scored(run: Path, scorer: Scorer, strategy: Strategy, seeds: list[int]) -> bool:
+    """Whether metrics.json has this strategy's score for these seeds and these weights."""
+    wanted = (list(strategy.widths), list(strategy.cuts), seeds_text(seeds))
+    rows = _saved(run, scorer.context())["rows"]
+    return any((row["widths"], row["cuts"], row["seeds"]) == wanted for row in rows)
+
+
+def save_timing(run: Path, timing: dict[str, Any]) -> None:
+    """Put times that were measured side by side into metrics.json."""
+    path = run / "metrics.json"
+    write_json(path, {**read_json(path), "timing": timing})
 
 
 def save_scores(run: Path, scorer: Scorer, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -116,17 +143,13 @@ def save_scores(run: Path, scorer: Scorer, rows: list[dict[str, Any]]) -> dict[s
     Returns:
         the context of the scores, without the rows.
     """
-    path = run / "metrics.json"
     context = scorer.context()
-    kept = []
-    if path.exists():
-        saved = read_json(path)
-        if all(saved.get(key) == value for key, value in context.items()):
-            new = {(row["label"], row["seeds"]) for row in rows}
-            kept = [row for row in saved["rows"] if (row["label"], row["seeds"]) not in new]
+    saved = _saved(run, context)
+    new = {(row["label"], row["seeds"]) for row in rows}
+    kept = [row for row in saved["rows"] if (row["label"], row["seeds"]) not in new]
     order = {"full": 0, "strategy": 1, "width": 2}
     every = sorted([*kept, *rows], key=lambda row: (order[row["kind"]], -row["macs_per_image"]))
-    write_json(path, {**context, "rows": every})
+    write_json(run / "metrics.json", {**saved, "rows": every})
     return context
 
 

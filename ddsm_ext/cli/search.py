@@ -37,8 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="choose the cheapest strategy that scores at most X worse than the full width",
     )
     runs.add_sampler_arguments(parser)
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE",
-                        help="another setting, e.g. search.generations=20")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="another setting, e.g. search.generations=20",
+    )
     runs.add_device_argument(parser)
     parser.add_argument("-n", "--dry-run", action="store_true", help="say what would be done, stop")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddsm_ext.cli.compose import macs_per_width
+from ddsm_ext.cli.compose import image_batches, load_images, macs_per_width, weights_digest
+from ddsm_ext.cli.config import RunConfig
 from ddsm_ext.cli.console import follow, progress_bar, say
 from ddsm_ext.cli.scoring import Scorer
 from ddsm_ext.diffusion.noise import normal
 from ddsm_ext.diffusion.process import add_noise
-from ddsm_ext.io.files import write_json
+from ddsm_ext.io.files import read_jsonl, write_json
 from ddsm_ext.sampling.plan import plan_log_snrs, plan_steps
 from ddsm_ext.sampling.samplers import to_uint8
 from ddsm_ext.sampling.strategy import Strategy
@@ -31,8 +33,12 @@ SENSITIVITY_STREAM = 2  # sampling itself draws from the streams 0 and 1
 SEARCH_FIRST_SEED = 1_000_000
 
 
-def measure_costs(scorer: Scorer) -> tuple[CostTable, CostTable]:
-    """Return the MACs and the measured ms of one image and step at each width."""
+def measure_costs(run: Path, scorer: Scorer) -> tuple[CostTable, CostTable]:
+    """Return the MACs and the ms of one image and step at each width.
+
+    Times measured before for this run, under the same conditions, are taken again: a search in ms
+    continues only with the costs that it began with.
+    """
     sampler = scorer.sampler
     config, device = sampler.config, sampler.device
     widths = config.search.widths
@@ -53,6 +59,12 @@ def measure_costs(scorer: Scorer) -> tuple[CostTable, CostTable]:
         device=device.type,
         network=f"ch {config.model.ch}, image {config.model.image_size}",
     )
+    path = run / "search" / "cost_table.json"
+    if path.exists():
+        with contextlib.suppress(ValueError):
+            known = CostTable.load(path, expect=where)
+            if set(known.costs) == set(widths):
+                return macs_table(config.model, widths), known
     with progress_bar("timing each width", None, "round") as bar:
         ms = measure_ms(
             run_step, widths, batch=batch, conditions=where, rounds=9, progress=follow(bar)
@@ -108,21 +120,22 @@ def sampled_frechet(scorer: Scorer) -> Callable[[Strategy], float]:
     return quality
 
 
-def search_run(run: Path, scorer: Scorer) -> Any:
+def search_run(run: Path, scorer: Scorer, dataset: Any = None) -> Any:
     """Search a run's strategies and write every file of its search folder.
 
     Args:
         run: the run folder.
         scorer: its scorer.
+        dataset: its images; None reads them.
 
     Returns:
         the chosen point of the front.
     """
-    from ddsm_ext.cli.compose import image_batches, load_images
     config = scorer.sampler.config
-    macs, ms = measure_costs(scorer)
+    set_aside_other(run, {**_identity(scorer), "cost": config.search.cost, **_choices(config)})
+    macs, ms = measure_costs(run, scorer)
     save_costs(run, macs, ms)
-    dataset = load_images(config)
+    dataset = load_images(config) if dataset is None else dataset
     images = torch.cat(list(image_batches(dataset, SENSITIVITY_IMAGES))).float() / 127.5 - 1.0
     measured = sensitivity_of(scorer, images)
     measured.save(run / "search" / "sensitivity.json")
@@ -158,15 +171,31 @@ def _identity(scorer: Scorer) -> dict[str, Any]:
     }
 
 
-def weights_digest(network: Any) -> str:
-    """Return the SHA-256 of a network's weights."""
-    import hashlib
+def _choices(config: RunConfig) -> dict[str, Any]:
+    return {"seed": config.search.seed, "widths": list(config.search.widths)}
 
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+
+def set_aside_other(run: Path, identity: dict[str, Any]) -> None:
+    """Rename search/ to search-00000/ and so on if it holds another search's evaluations.
+
+    Another search: other weights, another sampler, costs in another unit, another seed.
+
+    Args:
+        run: the run folder.
+        identity: what the scores of the search to come depend on.
+    """
+    archive = run / "search" / "archive.jsonl"
+    rows = read_jsonl(archive, missing_ok=True)
+    if not rows:
+        return
+    found = rows[0].get("identity", {})
+    if all(found.get(key) == value for key, value in identity.items()):
+        return
+    number = 0
+    while (run / f"search-{number:05d}").exists():
+        number += 1
+    say(f"keeping the earlier search, which is another one, as {run}/search-{number:05d}")
+    (run / "search").rename(run / f"search-{number:05d}")
 
 
 def save_steps(run: Path, scorer: Scorer, strategy: Strategy) -> None:

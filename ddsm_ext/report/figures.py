@@ -49,7 +49,7 @@ def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def width_colour(width: float) -> tuple[float, float, float, float]:
-    """Colour of a width, the same in every figure: dark for the full width, light for narrow ones."""
+    """Colour of a width, the same in every figure: dark for the full width, light for narrow."""
     return matplotlib.colormaps["viridis"](0.85 * (1.0 - width))
 
 
@@ -198,7 +198,7 @@ def pareto_figure(
 
 @_styled
 def hypervolume_figure(generations: Sequence[int], hypervolumes: Sequence[float]) -> Figure:
-    """Hypervolume of the front over the generations (it grows while the search still finds better)."""
+    """Hypervolume of the front by generation; it grows while the search still finds better."""
     figure, (axes,) = _figure(1, 1, 2.5)
     axes.plot(generations, hypervolumes, "o-", ms=4, color=ACCENT_2)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -270,7 +270,7 @@ def cost_figure(widths: Sequence[float], macs: Sequence[float], ms: Sequence[flo
 def quality_figure(
     full_scores: Sequence[float], others: Sequence[tuple[str, float]], label: str
 ) -> Figure:
-    """Scores beside each other: the full width's seeds with their spread, the strategy, narrow widths.
+    """Scores beside each other: the full width's seeds with their spread, and everything else.
 
     Args:
         full_scores: the full width's score of each seed range.

@@ -17,7 +17,8 @@ p { margin: 8px 0; max-width: 70ch; }
 .muted, figcaption, .none { color: var(--muted); font-size: .92rem; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(215px, 1fr)); gap: 14px;
   margin: 22px 0 6px; }
-.card { border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; background: var(--soft); }
+.card { border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px;
+  background: var(--soft); }
 .card .name { font-size: .88rem; color: var(--muted); }
 .card .figure { font-size: 1.55rem; font-weight: 650; color: var(--accent); line-height: 1.3; }
 .card .remark { font-size: .85rem; color: var(--muted); line-height: 1.4; }
@@ -38,7 +39,8 @@ table.data th:first-child, table.data td:first-child, .samples th { text-align: 
 table.data th { color: var(--muted); font-weight: 500; }
 table.facts th, table.facts td { text-align: left; white-space: normal; vertical-align: top; }
 table.facts th { width: 11em; }
-pre { background: var(--soft); border: 1px solid var(--line); border-radius: 8px; padding: 12px 14px;
+pre { background: var(--soft); border: 1px solid var(--line); border-radius: 8px;
+  padding: 12px 14px;
   overflow-x: auto; font-size: .84rem; line-height: 1.45; }
 details summary { cursor: pointer; color: var(--muted); margin: 10px 0; }
 nav { margin: 18px 0 0; font-size: .92rem; } nav a { margin-right: 14px; color: var(--muted);
@@ -67,7 +69,8 @@ def cards(rows: Iterable[tuple[str, str, str]]) -> str:
     """Return the headline boxes from (name, figure, remark) texts."""
     boxes = [
         f'<div class="card"><div class="name">{escape(name)}</div>'
-        f'<div class="figure">{escape(figure)}</div><div class="remark">{escape(remark)}</div></div>'
+        f'<div class="figure">{escape(figure)}</div>'
+        f'<div class="remark">{escape(remark)}</div></div>'
         for name, figure, remark in rows
     ]
     return f'<div class="cards">{"".join(boxes)}</div>'

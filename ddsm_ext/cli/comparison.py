@@ -1,0 +1,86 @@
+"""Pictures and times of strategies side by side, from the same noise and in the same minutes."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ddsm_ext.cli.compose import Sampler
+from ddsm_ext.cli.console import progress_bar
+from ddsm_ext.cli.runs import seeds_text
+from ddsm_ext.io.files import write_json
+from ddsm_ext.io.images import image_grid, save_png
+from ddsm_ext.sampling.samplers import to_uint8
+from ddsm_ext.sampling.strategy import Strategy
+
+COLUMNS = 16
+
+
+def write_comparison(
+    run: Path, sampler: Sampler, dataset: Any, strategies: dict[str, Strategy]
+) -> None:
+    """Write samples/compare: a row of real images, then one row a strategy from the same seeds.
+
+    Args:
+        run: the run folder.
+        sampler: what makes the samples.
+        dataset: the real images.
+        strategies: label -> strategy.
+    """
+    folder = run / "samples" / "compare"
+    seeds = list(range(COLUMNS))
+    real = np.random.default_rng(0).choice(len(dataset), COLUMNS, replace=len(dataset) < COLUMNS)
+    pictures = {"real images": dataset.images[np.sort(real)]}
+    with progress_bar("samples side by side", len(strategies), "row") as bar:
+        for label, strategy in strategies.items():
+            pictures[label] = to_uint8(sampler.images(strategy, seeds)).cpu().numpy()
+            bar.update()
+    rows = []
+    for number, (label, images) in enumerate(pictures.items()):
+        strip = image_grid(images.transpose(0, 2, 3, 1), COLUMNS)  # [N, H, W, C] -> [h, w, C]
+        file = f"row-{number}.png"
+        save_png(folder / file, strip)
+        rows.append({"label": label, "file": file})
+    write_json(folder / "index.json", {"seeds": seeds_text(seeds), "rows": rows})
+
+
+def interleaved_ms(
+    sampler: Sampler, strategies: dict[str, Strategy], images: int, rounds: int = 3
+) -> dict[str, Any]:
+    """Measure the ms an image of each strategy, taking turns so that all meet the same machine.
+
+    Args:
+        sampler: what makes the samples.
+        strategies: name -> strategy.
+        images: images of one turn.
+        rounds: turns of each; the median counts.
+
+    Returns:
+        "ms_per_image" by name, and what it depends on.
+    """
+    seeds = list(range(images))
+    times: dict[str, list[float]] = {name: [] for name in strategies}
+    with progress_bar("timing", (rounds + 1) * len(strategies), "turn") as bar:
+        for turn in range(rounds + 1):
+            for name, strategy in strategies.items():
+                started = time.perf_counter()
+                # the first turn warms up on a few images only
+                sampler.images(strategy, seeds if turn else seeds[:8])
+                if sampler.device.type == "cuda":
+                    torch.cuda.synchronize(sampler.device)
+                if turn:
+                    times[name].append(1e3 * (time.perf_counter() - started) / images)
+                bar.update()
+    return {
+        "ms_per_image": {name: statistics.median(values) for name, values in times.items()},
+        "images": images,
+        "batch_size": sampler.batch_size,
+        "rounds": rounds,
+        "threads": torch.get_num_threads(),
+        "device": str(sampler.device),
+    }

@@ -1,0 +1,120 @@
+"""Train one network that works at every width, on the digits or on your own images.
+
+    ddsm train                                   the 8x8 digits that come with scikit-learn
+    ddsm train --preset cifar10 --data PATH      a folder, ZIP or CIFAR-10 archive of images
+    ddsm train --preset digits --set train.steps=5000
+
+Ctrl-C saves and stops; the same command continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ddsm_ext.cli import runs
+from ddsm_ext.cli.config import RunConfig, add_config_arguments, resolve
+from ddsm_ext.cli.console import say
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `ddsm train`."""
+    add_config_arguments(parser)
+    parser.add_argument("--data", metavar="PATH", help="folder, ZIP or CIFAR-10 archive of images")
+    parser.add_argument(
+        "--root", default="runs", metavar="FOLDER", help="where run folders go (default: runs)"
+    )
+    parser.add_argument("--name", help="name of the run (default: that of preset or data)")
+    parser.add_argument("--new", action="store_true", help="start another run of the same settings")
+    runs.add_device_argument(parser)
+    parser.add_argument("-n", "--dry-run", action="store_true", help="say what would be done, stop")
+
+
+def settings(args: argparse.Namespace) -> RunConfig:
+    """Return the configuration that the options of `ddsm train` describe."""
+    preset = args.preset
+    if preset is None and args.config is None:
+        preset = "digits"
+    extra = [] if args.data is None else [f"data.source={args.data}"]
+    return resolve(preset, args.config, [*extra, *args.set])
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run `ddsm train`."""
+    config = settings(args)
+    if args.dry_run:
+        from ddsm_ext.cli.estimate import describe_training
+
+        print(describe_training(config))
+        return 0
+    device = runs.choose_device(args.device)
+    name = args.name or args.preset or Path(config.data.source).stem or "run"
+
+    from ddsm_ext.cli.compose import load_images
+
+    dataset = load_images(config)
+    folder = open_run(args.root, name, config, new=args.new)
+    runs.note_command(folder)
+    result = train_run(folder, config, dataset, device)
+    print(folder)
+    if result.interrupted:
+        say(f"stopped at step {result.step} of {config.train.steps}; the same command continues")
+        return 130
+    say(f"trained to step {result.step} in {result.seconds:.0f} s")
+    return 0
+
+
+def open_run(root: str, name: str, config: RunConfig, *, new: bool = False) -> Path:
+    """Return the run folder of this configuration: the newest with the same one, else a new one.
+
+    Args:
+        root: folder of runs.
+        name: name of a new run.
+        config: the configuration; `train.steps` may have grown since the run was made.
+        new: make a new run in any case.
+    """
+    from ddsm_ext.io.run_dir import create_run, find_resumable
+
+    values = config.to_dict()
+    found = None if new else find_resumable(root, values, name=name)
+    if found is not None:
+        say(f"continuing {found}")
+        return found
+    return create_run(root, name, values)
+
+
+def train_run(folder: Path, config: RunConfig, dataset: Any, device: Any) -> Any:
+    """Train a run to its last step, or until it is stopped.
+
+    Args:
+        folder: the run folder.
+        config: its configuration.
+        dataset: its images.
+        device: the `torch.device`.
+
+    Returns:
+        the `TrainResult`.
+    """
+    import numpy as np
+
+    from ddsm_ext.cli.compose import Sampler, build_network
+    from ddsm_ext.diffusion.schedule import make_schedule
+    from ddsm_ext.io.images import image_grid
+    from ddsm_ext.sampling.samplers import to_uint8
+    from ddsm_ext.training.loop import train
+
+    def sample_grid(net: Any, width: float) -> Any:
+        images = Sampler(net, config, device, 64).images(width, list(range(64)))
+        return image_grid(np.asarray(to_uint8(images).cpu()).transpose(0, 2, 3, 1))
+
+    return train(
+        build_network(config, device),
+        dataset,
+        make_schedule(config.diffusion),
+        config.train,
+        folder,
+        parameterisation=config.diffusion.parameterisation,
+        device=device,
+        sample_grid=sample_grid,
+    )
