@@ -106,3 +106,10 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 def shape_text(value: Tensor) -> str:
     """Return a tensor's shape as `[2, 3]`."""
     return "[" + ", ".join(str(size) for size in value.shape) + "]"
+
+
+def grad_buffer(parameter: Tensor) -> Tensor:
+    """Return `parameter.grad`, made of zeros where there is none yet."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
