@@ -1,0 +1,14 @@
+"""Timing of the ops and of whole network steps against PyTorch slicing and dense weights."""
+
+from ddsm_ext._lazy import attach
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "format_table": "table",
+        "format_unet_step": "table",
+        "interleaved": "timing",
+        "run_ops": "ops_table",
+        "run_unet_step": "unet_step",
+    },
+)

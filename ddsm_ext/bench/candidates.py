@@ -1,0 +1,183 @@
+"""What is compared for one op and shape: PyTorch slicing, dense pre-sliced weights, and ours.
+
+`slicing` does what the reference code does: contiguous NCHW activations, `torch.cat` of two
+sources, `weight[:c_out, :c_in]` in every call. `dense` has the slice copied beforehand, in NCHW and in
+channels_last (`dense_cl`). `ours` calls this package's op on channels_last activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddsm_ext.bench.shapes import AttentionShape, ConvShape, LinearShape, NormShape, Shape
+from ddsm_ext.ops import sliced_attention, sliced_conv2d, sliced_group_norm, sliced_linear
+
+OPS = ("conv2d", "linear", "group_norm", "attention")
+CANDIDATES = ("slicing", "dense", "dense_cl", "ours")
+# A group norm over two sources returns its two parts.
+Output = Tensor | tuple[Tensor, Tensor]
+Call = Callable[[], Output]
+
+
+def candidates(shape: Shape, batch: int, dtype: torch.dtype, seed: int = 0) -> dict[str, Call]:
+    """Return name -> call of the same function on the same values, without gradients.
+
+    Args:
+        shape: what to compute.
+        batch: images.
+        dtype: type of activations and weights.
+        seed: seed of the random values.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*size: int, scale: float = 1.0) -> Tensor:
+        return (torch.randn(*size, generator=generator) * scale).to(dtype)
+
+    if isinstance(shape, ConvShape):
+        return _conv2d(shape, batch, normal)
+    if isinstance(shape, LinearShape):
+        return _linear(shape, batch, normal)
+    if isinstance(shape, NormShape):
+        return _group_norm(shape, batch, normal)
+    return _attention(shape, batch, normal)
+
+
+def _channels_last(*tensors: Tensor) -> list[Tensor]:
+    return [tensor.contiguous(memory_format=torch.channels_last) for tensor in tensors]
+
+
+def _sources(c: int, c2: int, batch: int, size: int, normal: Callable[..., Tensor]) -> list[Tensor]:
+    return [normal(batch, channels, size, size) for channels in (c, c2) if channels]
+
+
+def _conv2d(shape: ConvShape, batch: int, normal: Callable[..., Tensor]) -> dict[str, Call]:
+    k, c_in, c_out = shape.kernel, shape.c_in + shape.c_in2, shape.c_out
+    fan_in = c_in * k * k
+    weight = normal(shape.c_out_max, shape.c_in_max, k, k, scale=fan_in**-0.5)
+    bias = normal(shape.c_out_max)
+    sources = _sources(shape.c_in, shape.c_in2, batch, shape.in_size, normal)
+    sources_cl = _channels_last(*sources)
+    dense_weight, dense_bias = weight[:c_out, :c_in].contiguous(), bias[:c_out].contiguous()
+    dense_weight_cl = _channels_last(dense_weight)[0]
+    second = sources_cl[1] if shape.c_in2 else None
+
+    def conv(parts: list[Tensor], w: Tensor, b: Tensor) -> Tensor:
+        x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]  # [N, c_in, H, W]
+        if shape.upsample:
+            x = F.interpolate(x, scale_factor=2, mode="nearest")
+        return F.conv2d(x, w, b, stride=shape.stride, padding=k // 2)
+
+    return {
+        "slicing": lambda: conv(sources, weight[:c_out, :c_in], bias[:c_out]),
+        "dense": lambda: conv(sources, dense_weight, dense_bias),
+        "dense_cl": lambda: conv(sources_cl, dense_weight_cl, dense_bias),
+        "ours": lambda: sliced_conv2d(
+            sources_cl[0],
+            weight,
+            bias,
+            c_out,
+            stride=shape.stride,
+            padding=k // 2,
+            x2=second,
+            upsample=shape.upsample,
+        ),
+    }
+
+
+def _linear(shape: LinearShape, batch: int, normal: Callable[..., Tensor]) -> dict[str, Call]:
+    weight = normal(shape.c_out_max, shape.c_in_max, scale=shape.c_in**-0.5)
+    bias, x = normal(shape.c_out_max), normal(batch, shape.c_in)
+    c_in, c_out = shape.c_in, shape.c_out
+    dense_weight, dense_bias = weight[:c_out, :c_in].contiguous(), bias[:c_out].contiguous()
+    return {
+        "slicing": lambda: F.linear(x, weight[:c_out, :c_in], bias[:c_out]),
+        "dense": lambda: F.linear(x, dense_weight, dense_bias),
+        "ours": lambda: sliced_linear(x, weight, bias, c_out),
+    }
+
+
+def _group_norm(shape: NormShape, batch: int, normal: Callable[..., Tensor]) -> dict[str, Call]:
+    c = shape.c + shape.c2
+    weight, bias = normal(shape.c_max), normal(shape.c_max)
+    sources = _sources(shape.c, shape.c2, batch, shape.size, normal)
+    sources_cl = _channels_last(*sources)
+    dense_weight, dense_bias = weight[:c].contiguous(), bias[:c].contiguous()
+
+    def norm(parts: list[Tensor], w: Tensor, b: Tensor) -> Tensor:
+        x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]  # [N, c, H, W]
+        y = F.group_norm(x, shape.groups, w, b)
+        return F.silu(y) if shape.silu else y
+
+    def ours() -> Output:
+        second = sources_cl[1] if shape.c2 else None
+        return sliced_group_norm(
+            sources_cl[0], weight, bias, shape.groups, x2=second, silu=shape.silu
+        )
+
+    return {
+        "slicing": lambda: norm(sources, weight[:c], bias[:c]),
+        "dense": lambda: norm(sources, dense_weight, dense_bias),
+        "dense_cl": lambda: norm(sources_cl, dense_weight, dense_bias),
+        "ours": ours,
+    }
+
+
+def _attention(shape: AttentionShape, batch: int, normal: Callable[..., Tensor]) -> dict[str, Call]:
+    size = (batch, shape.tokens, shape.heads, shape.head_size)
+    q, k, v = (normal(*size).transpose(1, 2) for _ in range(3))  # [N, heads, T, d]
+
+    def bmm() -> Tensor:
+        scores = torch.matmul(q, k.transpose(2, 3)) * shape.head_size**-0.5  # [N, heads, T, T]
+        return torch.matmul(scores.softmax(dim=-1), v)
+
+    return {
+        "slicing": bmm,
+        "dense": lambda: F.scaled_dot_product_attention(q, k, v),
+        "ours": lambda: sliced_attention(q, k, v),
+    }
+
+
+def relative_error(got: Output, expected: Output) -> float:
+    """max |got - expected| / max |expected|; two tensors count as joined along the channels."""
+    a, b = ((torch.cat(x, dim=1) if isinstance(x, tuple) else x).double() for x in (got, expected))
+    return float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
+
+
+# Largest relative difference between candidates: Winograd arithmetic in fp32, 8 bits in bf16.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2}
+
+
+def check_agreement(what: str, outputs: Mapping[str, Output], dtype: torch.dtype) -> float:
+    """Return the largest relative error of the candidates against slicing.
+
+    Raises:
+        ValueError: a candidate computes something else, so its time means nothing.
+    """
+    errors = {
+        name: relative_error(output, outputs["slicing"])
+        for name, output in outputs.items()
+        if name != "slicing"
+    }
+    worst = max(errors, key=lambda name: errors[name])
+    if not errors[worst] <= TOLERANCE[dtype]:
+        raise ValueError(
+            f"{what}: {worst} differs from slicing by {errors[worst]:.2g}; "
+            f"need at most {TOLERANCE[dtype]:g} before it is timed"
+        )
+    return errors["ours"]
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """Return the dtype of "float32" or "bfloat16".
+
+    Raises:
+        ValueError: another name.
+    """
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if name not in names:
+        raise ValueError(f"bench: dtype is {name!r}; need float32 or bfloat16")
+    return names[name]

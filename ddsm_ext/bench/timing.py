@@ -1,0 +1,106 @@
+"""The timing rules that every benchmark shares. No torch.
+
+Candidates run interleaved, round by round and begun from another one each time, so that clock
+speed, temperature and other load touch them alike; ratios are medians of the ratios within a round.
+With one thread the clock is the thread's CPU time, which other processes do not lengthen by waiting
+for a core (they still share caches and memory).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one call in each round, in the rounds' order."""
+
+    rounds_ms: tuple[float, ...]
+
+    @property
+    def median_ms(self) -> float:
+        """Median over the rounds."""
+        return statistics.median(self.rounds_ms)
+
+    @property
+    def min_ms(self) -> float:
+        """Fastest round."""
+        return min(self.rounds_ms)
+
+
+def clock_of(threads: int) -> tuple[Callable[[], float], str]:
+    """Return the clock in seconds for work on so many threads, and its name.
+
+    Args:
+        threads: 1 gives the calling thread's CPU time; more give wall time.
+    """
+    if threads == 1:
+        return time.thread_time, "thread CPU time"
+    return time.perf_counter, "wall time"
+
+
+def interleaved(
+    calls: Mapping[Key, Callable[[], object]],
+    *,
+    rounds: int,
+    warmup_rounds: int = 1,
+    min_sample_ms: float = 5.0,
+    clock: Callable[[], float] = time.perf_counter,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[Key, Timing]:
+    """Time calls against each other.
+
+    Args:
+        calls: name -> call without arguments that returns when its work is finished.
+        rounds: measured rounds; each runs every call.
+        warmup_rounds: rounds before them that are not measured, at least 1.
+        min_sample_ms: a call shorter than this is repeated within a round until it lasts so long.
+        clock: time in seconds.
+        progress: called with (rounds done, rounds in all); None for silence.
+
+    Returns:
+        name -> Timing of one call.
+
+    Raises:
+        ValueError: no calls, no rounds, or no round to warm up.
+    """
+    if not calls or rounds < 1 or warmup_rounds < 1:
+        raise ValueError(
+            f"interleaved: {len(calls)} calls, {rounds} rounds, {warmup_rounds} to warm up; "
+            "need at least 1 of each"
+        )
+    names = list(calls)
+    repeats = dict.fromkeys(names, 1)
+    times: dict[Key, list[float]] = {name: [] for name in names}
+    for number in range(warmup_rounds + rounds):
+        shift = number % len(names)
+        for name in names[shift:] + names[:shift]:
+            sample_ms = _sample_ms(calls[name], repeats[name], clock)
+            if number >= warmup_rounds:
+                times[name].append(sample_ms / repeats[name])
+            elif number == warmup_rounds - 1:
+                one_ms = max(sample_ms / repeats[name], 1e-3)
+                repeats[name] = max(1, math.ceil(min_sample_ms / one_ms))
+        if progress is not None:
+            progress(number + 1, warmup_rounds + rounds)
+    return {name: Timing(tuple(values)) for name, values in times.items()}
+
+
+def _sample_ms(call: Callable[[], object], repeats: int, clock: Callable[[], float]) -> float:
+    start = clock()
+    for _ in range(repeats):
+        call()
+    return 1000.0 * (clock() - start)
+
+
+def ratio(slower: Timing, faster: Timing) -> float:
+    """Return the median over the rounds of slower / faster, above 1 where `faster` is faster."""
+    pairs = zip(slower.rounds_ms, faster.rounds_ms, strict=True)
+    return statistics.median(a / max(b, 1e-9) for a, b in pairs)
