@@ -62,7 +62,7 @@ class Evolution:
         self._asked: Population | None = None
 
     def ask(self) -> list[Genome]:
-        """Return the next generation, genomes never returned before; none when there are no more."""
+        """Return the next generation: genomes never returned before, none when they run out."""
         asked = self._algorithm.ask()
         self._asked = asked
         if asked is None or len(asked) == 0:

@@ -1,0 +1,62 @@
+"""The configuration refuses what a search could not use, by name, and needs no torch to be read."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from ddsm_ext.search.config import SearchConfig
+
+
+def test_round_trip_and_order_of_widths():
+    config = SearchConfig(widths=(0.5, 1.0), budget_macs=0.5, segments=3)
+    assert config.widths == (1.0, 0.5)
+    assert SearchConfig.from_dict(config.to_dict()) == config
+    assert config.cost == "macs"
+    assert config.quality_stage == "full"
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"widths": (0.5, 0.25)}, r"widths is \[0.5, 0.25\]; needs different widths, 1.0 among"),
+        ({"widths": (1.0, 1.5)}, r"widths holds 1.5; needs 0 < width <= 1"),
+        ({"widths": (1.0, None)}, r"widths holds None"),
+        ({"segments": 0}, r"segments is 0; needs a whole number >= 1"),
+        ({"population": 2.5}, r"population is 2.5"),
+        ({"generations": True}, r"generations is True"),
+        ({"seed": -1}, r"seed is -1"),
+        ({"objectives": ("quality", "joules")}, r"needs quality,macs or quality,ms"),
+        ({"stages": ("full", "cheap")}, r"needs cheap,full or cheap or full"),
+        ({"stages": ("full",), "refine_generations": 1}, r"needs stages cheap,full"),
+        ({"mutation_prob": 1.2}, r"mutation_prob holds 1.2; needs 0 <= mutation_prob <= 1"),
+        ({"budget_macs": 0.0}, r"budget_macs holds 0.0; needs a fraction"),
+        ({"budget_macs": float("nan")}, r"budget_macs holds nan"),
+        ({"budget_macs": 50}, r"budget_macs holds 50"),
+        ({"budget_ms": 3.0}, r"needs objectives quality,ms"),
+        (
+            {"objectives": ("quality", "ms"), "budget_ms": 3.0, "budget_time": 0.5},
+            r"budget_ms and budget_time are both set",
+        ),
+        ({"seed_budgets": (0.5, 2.0)}, r"seed_budgets holds 2.0"),
+        ({"max_quality_loss": -1.0}, r"max_quality_loss is -1.0; needs 0 or more"),
+    ],
+)
+def test_refusals(values, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        SearchConfig(**values)
+
+
+def test_unknown_keys_get_a_suggestion():
+    with pytest.raises(ValueError, match="unknown key 'segment'; did you mean segments"):
+        SearchConfig.from_dict({"segment": 3})
+
+
+def test_reading_it_imports_no_torch():
+    code = (
+        "import sys; from ddsm_ext.search.config import SearchConfig; SearchConfig();"
+        "assert not {'torch', 'numpy', 'pymoo'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,130 @@
+"""Measured with a clock that the test turns; refused when it comes from elsewhere."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ddsm_ext.models.config import preset
+from ddsm_ext.search.cost_table import CostTable, conditions, macs_table, measure_ms
+
+
+class Clock:
+    """A clock that only runs while a step does."""
+
+    def __init__(self, seconds):
+        self.now, self.seconds, self.calls = 0.0, seconds, []
+
+    def __call__(self):
+        return self.now
+
+    def step(self, width):
+        self.now += self.seconds(width, len(self.calls))
+        self.calls.append(width)
+
+
+def test_median_of_interleaved_rounds():
+    # 8 images a step; call number n of a width costs n ms more, so medians are known
+    clock = Clock(lambda width, n: (100 * width + n) / 1000)
+    table = measure_ms(
+        clock.step, (1.0, 0.5), batch=8, rounds=3, warmup_rounds=1, clock=clock, conditions={"a": 1}
+    )
+    # rounds begin at each width in turn: 1 .5 | .5 1 | 1 .5 | .5 1
+    assert clock.calls == [1.0, 0.5, 0.5, 1.0, 1.0, 0.5, 0.5, 1.0]
+    assert table.costs[1.0] == pytest.approx((100 + 4) / 8)
+    assert table.costs[0.5] == pytest.approx((50 + 5) / 8)
+    assert table.spread[1.0]["min_ms"] == pytest.approx((100 + 3) / 8)
+    assert table.spread[0.5]["iqr_ms"] == pytest.approx(2 / 8)
+    assert table.spread[0.5]["rounds"] == 3
+    assert table.unit == "ms"
+    assert table.conditions["a"] == 1
+    assert table.conditions["date"].endswith("+00:00")
+
+
+def test_an_outlier_does_not_move_the_median():
+    clock = Clock(lambda width, n: 5.0 if n == 7 else 0.010)
+    table = measure_ms(clock.step, (1.0,), batch=1, rounds=9, warmup_rounds=0, clock=clock)
+    assert table.costs[1.0] == pytest.approx(10.0)
+
+
+def test_progress_and_refusals():
+    clock, told = Clock(lambda width, n: 0.001), []
+    measure_ms(
+        clock.step,
+        (1.0,),
+        batch=1,
+        rounds=2,
+        warmup_rounds=1,
+        clock=clock,
+        progress=lambda done, total: told.append((done, total)),
+    )
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    for bad in ({"widths": ()}, {"rounds": 0}, {"batch": 0}):
+        with pytest.raises(ValueError, match="needs at least 1 width"):
+            measure_ms(clock.step, **{"widths": (1.0,), "batch": 1, **bad})
+    with pytest.raises(ValueError, match="needs a width in"):
+        # a clock that stands still measures nothing
+        measure_ms(lambda width: None, (1.0,), batch=1, clock=lambda: 0.0)
+
+
+def test_saved_and_loaded(tmp_path):
+    clock = Clock(lambda width, n: width / 100)
+    where = conditions(batch=4, dtype="float32", device="cpu", network="abc")
+    assert {"machine", "cpu", "gpu", "torch", "threads", "batch", "dtype"} <= set(where)
+    table = measure_ms(clock.step, (1.0, 0.5), batch=4, clock=clock, conditions=where)
+    path = tmp_path / "cost_table.json"
+    table.save(path)
+    assert CostTable.load(path, expect=where) == table
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("machine", "other"),
+        ("torch", "2.10.0"),
+        ("threads", 99),
+        ("batch", 1),
+        ("dtype", "bfloat16"),
+        ("gpu", "H200"),
+        ("network", "def"),
+    ],
+)
+def test_another_machine_or_configuration_is_refused_by_name(tmp_path, name, value):
+    where = conditions(batch=4, dtype="float32", device="cpu", network="abc")
+    path = tmp_path / "cost_table.json"
+    table = CostTable("ms", {1.0: 2.0, 0.5: 1.0}, where)
+    table.save(path)
+    with pytest.raises(ValueError, match=f"measured with {name} .*; needs a new measurement"):
+        CostTable.load(path, expect={**where, name: value})
+    assert CostTable.load(path, expect={**where, name: value}, force=True) == table
+
+
+def test_damaged_files_are_refused_by_name(tmp_path):
+    path = tmp_path / "table.json"
+    good = {"version": 1, "unit": "ms", "conditions": {}, "rows": [{"width": 1.0, "cost": 2.0}]}
+    for change in (
+        {"version": 7},
+        {"unit": "s"},
+        {"rows": []},
+        {"rows": [{"width": 1.0}]},
+        {"rows": [{"width": 1.0, "cost": -1}]},
+        {"rows": [{"width": 1.0, "cost": "x"}]},
+        {"rows": None},
+    ):
+        path.write_text(json.dumps({**good, **change}))
+        with pytest.raises(ValueError, match=r"table\.json: "):
+            CostTable.load(path)
+    path.write_text("[]")
+    with pytest.raises(ValueError, match=r"table\.json: "):
+        CostTable.load(path)
+    with pytest.raises(FileNotFoundError):
+        CostTable.load(tmp_path / "none.json")
+
+
+def test_macs_of_the_cifar10_network():
+    # shared/design/1-ddsm.md, MMACs a step at the four widths, with the attention products
+    table = macs_table(preset("cifar10"), (1.0, 0.75, 0.5, 0.25))
+    assert table.unit == "macs"
+    assert table.costs[1.0] / 1e6 == pytest.approx(6221.9, rel=0.01)
+    assert table.costs[0.5] / 1e6 == pytest.approx(1599.2, rel=0.02)

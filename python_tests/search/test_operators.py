@@ -1,0 +1,118 @@
+"""Mutation changes genes at the configured rate; crossover keeps to segments; equality is exact."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from pymoo.core.population import Population
+from pymoo.core.problem import Problem
+from search.synthetic import WIDTHS, genome_of, log_snrs
+
+from ddsm_ext.search.genome import StrategySpace
+from ddsm_ext.search.operators import SameStrategy, SegmentCrossover, SegmentMutation
+from ddsm_ext.search.population import random_genomes
+
+SPACE = StrategySpace(log_snrs(200), WIDTHS, 4)
+PROBLEM = Problem(n_var=SPACE.n_genes, n_obj=2, xl=0.0, xu=3.0)
+
+
+def parents(count: int) -> np.ndarray:
+    random = np.random.default_rng(0)
+    cuts = np.sort(random.random((count, SPACE.n_cuts)), axis=1)
+    return np.hstack([cuts, random.integers(0, 4, (count, SPACE.segments))])
+
+
+def mutated(x: np.ndarray, prob: float, prob_var: float | None) -> np.ndarray:
+    operator = SegmentMutation(SPACE, prob=prob, prob_var=prob_var)
+    population = Population.new("X", x.copy())
+    return operator.do(PROBLEM, population, random_state=np.random.default_rng(1)).get("X")
+
+
+@pytest.mark.parametrize(("prob", "prob_var"), [(1.0, 0.1), (1.0, 0.4), (0.5, 0.25), (1.0, None)])
+def test_rate_is_per_individual_times_per_gene(prob, prob_var):
+    x = parents(4000)
+    child = mutated(x, prob, prob_var)
+    cuts = SPACE.n_cuts
+    # cuts are sorted again after a mutation, so count those that no parent's cut equals
+    new_cuts = (child[:, :cuts, None] != x[:, None, :cuts]).all(axis=2)
+    new_widths = child[:, cuts:] != x[:, cuts:]
+    gene_rate = min(0.5, 1.5 / 7) if prob_var is None else prob_var
+    for changed in (new_cuts, new_widths):
+        # five standard deviations of a binomial share, individuals counted as the units
+        spread = 5 * np.sqrt(0.25 / 4000)
+        assert changed.mean() == pytest.approx(prob * gene_rate, abs=spread)
+    whole = np.hstack([new_cuts, new_widths]).any(axis=1).mean()
+    assert whole == pytest.approx(prob * (1 - (1 - gene_rate) ** 7), abs=5 * np.sqrt(0.25 / 4000))
+
+
+def test_rates_of_zero_and_one():
+    x = parents(200)
+    assert (mutated(x, 1.0, 0.0) == x).all()
+    assert (mutated(x, 0.0, 1.0) == x).all()
+    child = mutated(x, 1.0, 1.0)
+    assert (child[:, SPACE.n_cuts :] != x[:, SPACE.n_cuts :]).all()
+    assert child[:, : SPACE.n_cuts].min() >= 0
+    assert child[:, : SPACE.n_cuts].max() <= 1
+    assert (np.diff(child[:, : SPACE.n_cuts]) >= 0).all()
+    assert set(np.unique(child[:, SPACE.n_cuts :])) == {0.0, 1.0, 2.0, 3.0}
+
+
+def test_a_shift_is_one_level_or_more():
+    space = StrategySpace(log_snrs(50), WIDTHS, 2)
+    x = np.tile([0.4, 0.0, 1.0], (500, 1))
+    child = SegmentMutation(space, prob_var=1.0).mutate(x, np.random.default_rng(2))
+    moved = np.abs(np.rint(50 * child[:, 0]) - 20)
+    assert moved.min() == 1
+    assert moved.max() >= 20
+
+
+def test_a_single_width_stays():
+    space = StrategySpace(log_snrs(50), (1.0,), 2)
+    child = SegmentMutation(space, prob_var=1.0).mutate(
+        np.array([[0.4, 0, 0]]), np.random.default_rng(0)
+    )
+    assert child[0, 1:].tolist() == [0, 0]
+
+
+def test_children_join_two_parents_at_one_level():
+    a = genome_of(SPACE, (120, 2), (80, 0))
+    b = genome_of(SPACE, (60, 3), (140, 1))
+    random = np.random.default_rng(0)
+    steps = {g: np.repeat(g.widths, np.diff([0, *g.boundaries, 200])) for g in (a, b)}
+    for _ in range(50):
+        first, second = SegmentCrossover(SPACE).cross(a, b, random)
+        one, two = (np.repeat(g.widths, np.diff([0, *g.boundaries, 200])) for g in (first, second))
+        level = next(i for i in range(1, 201) if (one[i:] == steps[b][i:]).all())
+        assert (one[:level] == steps[a][:level]).all()
+        assert ((two == steps[b]) | (two == steps[a])).all()
+
+
+def test_children_have_at_most_the_segments():
+    random = np.random.default_rng(0)
+    genomes = random_genomes(SPACE, 60, [], random)
+    for a, b in zip(genomes[::2], genomes[1::2], strict=True):
+        for child in SegmentCrossover(SPACE).cross(a, b, random):
+            assert len(child.widths) <= 4
+            assert SPACE.decode(SPACE.encode(child)) == child
+            assert set(child.widths) <= {*a.widths, *b.widths}
+
+
+def test_parents_of_one_pattern_blend_their_boundaries():
+    a, b = genome_of(SPACE, (40, 2), (160, 0)), genome_of(SPACE, (120, 2), (80, 0))
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        for child in SegmentCrossover(SPACE).cross(a, b, random):
+            assert child.widths == (2, 0)
+            assert 40 <= child.boundaries[0] <= 120
+
+
+def test_duplicates_are_equal_strategies():
+    same = [0.2, 0.5, 0.8, 1, 1, 0, 0], [0.1, 0.5, 0.9, 1, 1, 0, 0], [0.5, 0.5, 0.5, 1, 3, 2, 0]
+    other = [0.2, 0.5, 0.8, 1, 1, 0, 2]
+    kept = SameStrategy(SPACE, set()).do(Population.new("X", np.array([*same, other])))
+    assert [SPACE.decode(x).key for x in kept.get("X")] == ["1 100:0", "1 100:0 160:2"]
+    seen = {SPACE.decode(other)}
+    kept = SameStrategy(SPACE, seen).do(Population.new("X", np.array([*same, other])))
+    assert len(kept) == 1
+    known = Population.new("X", np.array([same[1]]))
+    assert len(SameStrategy(SPACE, set()).do(Population.new("X", np.array([*same])), known)) == 0
