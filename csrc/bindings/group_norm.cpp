@@ -5,103 +5,40 @@
 
 #include <tuple>
 
-#include "tensor.h"
+#include "group_norm_args.h"
 
 namespace {
 
 using ddsm::GroupNormArgs;
 using ddsm::GroupNormSource;
+using ddsm::binding::add_source;
+using ddsm::binding::check_group_norm;
+using ddsm::binding::empty_scratch;
+using ddsm::binding::empty_source;
+using ddsm::binding::empty_statistics;
 using ddsm::binding::ScalarType;
 using ddsm::binding::Tensor;
-using torch::headeronly::IntHeaderOnlyArrayRef;
 
-// What the Python layer has checked already, for callers of the raw op: memory safety depends on it.
-void check(const Tensor& x, const std::optional<Tensor>& x2, const Tensor& weight,
-           const Tensor& bias, int64_t groups, int64_t c2_offset) {
-  STD_TORCH_CHECK(x.dim() == 4, "sliced_group_norm: x has ", x.dim(), " dimensions; need 4");
-  STD_TORCH_CHECK(weight.dim() == 1 && bias.dim() == 1 && weight.size(0) == bias.size(0) &&
-                      weight.scalar_type() == bias.scalar_type(),
-                  "sliced_group_norm: weight and bias differ; need [c_max] of one dtype");
-  STD_TORCH_CHECK(weight.scalar_type() == x.scalar_type() ||
-                      weight.scalar_type() == ScalarType::Float,
-                  "sliced_group_norm: weight's dtype is neither x's nor float32");
-  const int64_t c_max = weight.size(0);
-  int64_t c = x.size(1);
-  STD_TORCH_CHECK(c >= 1 && c <= c_max, "sliced_group_norm: x has ", c, " channels, weight ", c_max,
-                  "; need 1 <= channels <= ", c_max);
-  if (x2.has_value()) {
-    STD_TORCH_CHECK(x2->dim() == 4 && x2->scalar_type() == x.scalar_type() &&
-                        x2->size(0) == x.size(0) && x2->size(2) == x.size(2) &&
-                        x2->size(3) == x.size(3),
-                    "sliced_group_norm: x2 does not match x; need the same dtype, N, H and W");
-    STD_TORCH_CHECK(x2->size(1) >= 1 && c2_offset >= c && c2_offset <= c_max - x2->size(1),
-                    "sliced_group_norm: x2 has ", x2->size(1), " channels at c2_offset ", c2_offset,
-                    ", weight ", c_max, "; need ", c, " <= c2_offset <= ", c_max, " - c2");
-    c += x2->size(1);
-  }
-  STD_TORCH_CHECK(groups >= 1 && c % groups == 0, "sliced_group_norm: groups is ", groups,
-                  ", the input has ", c, " channels; need groups >= 1 that divide them");
-}
-
-GroupNormArgs args_of(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t groups,
-                      bool silu) {
-  GroupNormArgs args{};
-  args.dtype = ddsm::binding::dtype_of(x, "sliced_group_norm");
+GroupNormArgs cpu_args(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t groups,
+                       bool silu) {
+  const GroupNormArgs args = ddsm::binding::group_norm_args(x, weight, bias, groups, silu);
   STD_TORCH_CHECK(args.dtype != ddsm::DType::kFloat16,
                   "sliced_group_norm: x is float16; the CPU kernel needs float32, bfloat16 or "
                   "float64");
-  args.param_dtype = ddsm::binding::dtype_of(weight, "sliced_group_norm");
-  args.n = x.size(0);
-  args.pixels = x.size(2) * x.size(3);
-  args.groups = groups;
-  args.weight = weight.const_data_ptr();
-  args.bias = bias.const_data_ptr();
-  args.silu = silu;
   return args;
-}
-
-Tensor empty_scratch(int64_t bytes, const Tensor& like) {
-  return torch::stable::empty(IntHeaderOnlyArrayRef(&bytes, 1), ScalarType::Byte, std::nullopt,
-                              like.device());
-}
-
-// Statistics [N, groups] that belong to x.
-Tensor empty_statistics(const Tensor& x, int64_t groups) {
-  const int64_t sizes[2] = {x.size(0), groups};
-  const bool is_double = x.scalar_type() == ScalarType::Double;
-  return torch::stable::empty(IntHeaderOnlyArrayRef(sizes, 2),
-                              is_double ? ScalarType::Double : ScalarType::Float, std::nullopt,
-                              x.device());
-}
-
-Tensor empty_source(const Tensor& like, const std::optional<Tensor>& of) {
-  const int64_t none = 0;
-  if (!of.has_value()) {
-    return torch::stable::empty(IntHeaderOnlyArrayRef(&none, 1), like.scalar_type(), std::nullopt,
-                                like.device());
-  }
-  return ddsm::binding::empty_nhwc(like, of->size(0), of->size(1), of->size(2), of->size(3));
-}
-
-void add_source(GroupNormArgs& args, const Tensor& x, int64_t param_offset) {
-  GroupNormSource& source = args.sources[args.source_count++];
-  source.c = x.size(1);
-  source.param_offset = param_offset;
-  source.x = x.const_data_ptr();
-  source.x_pixel_stride = ddsm::binding::pixel_stride_of(x);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> sliced_group_norm(
     const Tensor& x_any, const std::optional<Tensor>& x2_any, const Tensor& weight_any,
     const Tensor& bias_any, int64_t groups, int64_t c2_offset, double eps, bool silu) {
-  check(x_any, x2_any, weight_any, bias_any, groups, c2_offset);
+  check_group_norm(x_any, x2_any, weight_any, bias_any, groups, c2_offset);
   const Tensor weight = torch::stable::contiguous(weight_any);
   const Tensor bias = torch::stable::contiguous(bias_any);
   const Tensor x = ddsm::binding::nhwc(x_any);
   const Tensor x2 = x2_any.has_value() ? ddsm::binding::nhwc(*x2_any) : x;
   Tensor y = empty_source(x, x_any), y2 = empty_source(x, x2_any);
   Tensor mean = empty_statistics(x, groups), rstd = empty_statistics(x, groups);
-  GroupNormArgs args = args_of(x, weight, bias, groups, silu);
+  GroupNormArgs args = cpu_args(x, weight, bias, groups, silu);
   args.eps = eps;
   add_source(args, x, 0);
   args.sources[0].y = y.mutable_data_ptr();
@@ -148,7 +85,7 @@ std::tuple<Tensor, Tensor> sliced_group_norm_backward(
     const std::optional<Tensor>& x2_any, const Tensor& weight_any, const Tensor& bias_any,
     const Tensor& mean, const Tensor& rstd, int64_t groups, int64_t c2_offset, bool silu,
     const std::optional<Tensor>& grad_weight, const std::optional<Tensor>& grad_bias) {
-  check(x_any, x2_any, weight_any, bias_any, groups, c2_offset);
+  check_group_norm(x_any, x2_any, weight_any, bias_any, groups, c2_offset);
   check_backward(grad_y_any, x_any, "grad_y");
   const Tensor weight = torch::stable::contiguous(weight_any);
   const Tensor bias = torch::stable::contiguous(bias_any);
@@ -162,7 +99,7 @@ std::tuple<Tensor, Tensor> sliced_group_norm_backward(
   const Tensor x2 = x2_any.has_value() ? ddsm::binding::nhwc(*x2_any) : x;
   const Tensor grad_y2 = grad_y2_any.has_value() ? ddsm::binding::nhwc(*grad_y2_any) : grad_y;
   Tensor grad_x = empty_source(x, x_any), grad_x2 = empty_source(x, x2_any);
-  GroupNormArgs args = args_of(x, weight, bias, groups, silu);
+  GroupNormArgs args = cpu_args(x, weight, bias, groups, silu);
   auto add_grads = [&](const Tensor& source, int64_t offset, const Tensor& grad, Tensor& result) {
     add_source(args, source, offset);
     GroupNormSource& added = args.sources[args.source_count - 1];

@@ -1,0 +1,92 @@
+// What the CPU and the CUDA binding of sliced_group_norm share: checks, outputs, Args.
+#pragma once
+
+#include "ddsm/group_norm.h"
+#include "tensor.h"
+
+namespace ddsm::binding {
+
+using torch::headeronly::IntHeaderOnlyArrayRef;
+
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  return a.is_cpu() == b.is_cpu() && a.get_device_index() == b.get_device_index();
+}
+
+// What the Python layer has checked already, for callers of the raw op: memory safety depends on it.
+inline void check_group_norm(const Tensor& x, const std::optional<Tensor>& x2,
+                             const Tensor& weight, const Tensor& bias, int64_t groups,
+                             int64_t c2_offset) {
+  STD_TORCH_CHECK(x.dim() == 4, "sliced_group_norm: x has ", x.dim(), " dimensions; need 4");
+  STD_TORCH_CHECK(weight.dim() == 1 && bias.dim() == 1 && weight.size(0) == bias.size(0) &&
+                      weight.scalar_type() == bias.scalar_type(),
+                  "sliced_group_norm: weight and bias differ; need [c_max] of one dtype");
+  STD_TORCH_CHECK(weight.scalar_type() == x.scalar_type() ||
+                      weight.scalar_type() == ScalarType::Float,
+                  "sliced_group_norm: weight's dtype is neither x's nor float32");
+  STD_TORCH_CHECK(same_device(weight, x) && same_device(bias, x) &&
+                      (!x2.has_value() || same_device(*x2, x)),
+                  "sliced_group_norm: the tensors are on different devices; need one");
+  const int64_t c_max = weight.size(0);
+  int64_t c = x.size(1);
+  STD_TORCH_CHECK(c >= 1 && c <= c_max, "sliced_group_norm: x has ", c, " channels, weight ", c_max,
+                  "; need 1 <= channels <= ", c_max);
+  if (x2.has_value()) {
+    STD_TORCH_CHECK(x2->dim() == 4 && x2->scalar_type() == x.scalar_type() &&
+                        x2->size(0) == x.size(0) && x2->size(2) == x.size(2) &&
+                        x2->size(3) == x.size(3),
+                    "sliced_group_norm: x2 does not match x; need the same dtype, N, H and W");
+    STD_TORCH_CHECK(x2->size(1) >= 1 && c2_offset >= c && c2_offset <= c_max - x2->size(1),
+                    "sliced_group_norm: x2 has ", x2->size(1), " channels at c2_offset ", c2_offset,
+                    ", weight ", c_max, "; need ", c, " <= c2_offset <= ", c_max, " - c2");
+    c += x2->size(1);
+  }
+  STD_TORCH_CHECK(groups >= 1 && c % groups == 0, "sliced_group_norm: groups is ", groups,
+                  ", the input has ", c, " channels; need groups >= 1 that divide them");
+}
+
+inline GroupNormArgs group_norm_args(const Tensor& x, const Tensor& weight, const Tensor& bias,
+                                     int64_t groups, bool silu) {
+  GroupNormArgs args{};
+  args.dtype = dtype_of(x, "sliced_group_norm");
+  args.param_dtype = dtype_of(weight, "sliced_group_norm");
+  args.n = x.size(0);
+  args.pixels = x.size(2) * x.size(3);
+  args.groups = groups;
+  args.weight = weight.const_data_ptr();
+  args.bias = bias.const_data_ptr();
+  args.silu = silu;
+  return args;
+}
+
+inline Tensor empty_scratch(int64_t bytes, const Tensor& like) {
+  return torch::stable::empty(IntHeaderOnlyArrayRef(&bytes, 1), ScalarType::Byte, std::nullopt,
+                              like.device());
+}
+
+// Statistics [N, groups] that belong to x.
+inline Tensor empty_statistics(const Tensor& x, int64_t groups) {
+  const int64_t sizes[2] = {x.size(0), groups};
+  const bool is_double = x.scalar_type() == ScalarType::Double;
+  return torch::stable::empty(IntHeaderOnlyArrayRef(sizes, 2),
+                              is_double ? ScalarType::Double : ScalarType::Float, std::nullopt,
+                              x.device());
+}
+
+inline Tensor empty_source(const Tensor& like, const std::optional<Tensor>& of) {
+  const int64_t none = 0;
+  if (!of.has_value()) {
+    return torch::stable::empty(IntHeaderOnlyArrayRef(&none, 1), like.scalar_type(), std::nullopt,
+                                like.device());
+  }
+  return empty_nhwc(like, of->size(0), of->size(1), of->size(2), of->size(3));
+}
+
+inline void add_source(GroupNormArgs& args, const Tensor& x, int64_t param_offset) {
+  GroupNormSource& source = args.sources[args.source_count++];
+  source.c = x.size(1);
+  source.param_offset = param_offset;
+  source.x = x.const_data_ptr();
+  source.x_pixel_stride = pixel_stride_of(x);
+}
+
+}  // namespace ddsm::binding
