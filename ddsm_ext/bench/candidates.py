@@ -1,8 +1,8 @@
 """What is compared for one op and shape: PyTorch slicing, dense pre-sliced weights, and ours.
 
 `slicing` does what the reference code does: contiguous NCHW activations, `torch.cat` of two
-sources, `weight[:c_out, :c_in]` in every call. `dense` has the slice copied beforehand, in NCHW and in
-channels_last (`dense_cl`). `ours` calls this package's op on channels_last activations.
+sources, `weight[:c_out, :c_in]` in every call. `dense` has the slice copied beforehand, in NCHW
+and in channels_last (`dense_cl`). `ours` calls this package's op on channels_last activations.
 """
 
 from __future__ import annotations

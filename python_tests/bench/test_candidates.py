@@ -1,0 +1,70 @@
+"""Candidates compute one function, and a wrong one is noticed before it is timed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ddsm_ext.bench.candidates import OPS, candidates, check_agreement, dtype_of, relative_error
+from ddsm_ext.bench.shapes import ConvShape, NormShape, op_shapes
+from ddsm_ext.models import UNetConfig
+
+SMALL = UNetConfig(
+    image_size=8,
+    ch=64,
+    ch_mult=(1, 2),
+    attn=(1,),
+    num_res_blocks=1,
+    groups=16,
+    norm="fixed_groups",
+    concat_slicing="prefix",
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("op", OPS)
+def test_candidates_agree_at_every_shape(op: str, dtype: torch.dtype) -> None:
+    for width in (1.0, 0.5):
+        for shape in op_shapes(SMALL, width, op):
+            with torch.no_grad():
+                outputs = {name: call() for name, call in candidates(shape, 2, dtype).items()}
+            assert {"slicing", "dense", "ours"} <= set(outputs)
+            assert check_agreement(str(shape), outputs, dtype) >= 0
+
+
+def test_slicing_is_torch_on_a_slice() -> None:
+    shape = ConvShape(8, 4, 6, 24, 16, 3, 1, False, 8)
+    calls = candidates(shape, 2, torch.float32, seed=3)
+    generator = torch.Generator().manual_seed(3)
+
+    def normal(*size: int) -> torch.Tensor:
+        return torch.randn(*size, generator=generator)
+
+    weight, bias = normal(16, 24, 3, 3) * (12 * 9) ** -0.5, normal(16)
+    x = torch.cat([normal(2, 8, 8, 8), normal(2, 4, 8, 8)], dim=1)
+    expected = F.conv2d(x, weight[:6, :12], bias[:6], padding=1)
+    assert torch.equal(calls["slicing"](), expected)
+
+
+def test_two_sources_of_a_norm_are_compared_as_one() -> None:
+    with torch.no_grad():
+        calls = candidates(NormShape(8, 4, 16, 4, 4, True), 2, torch.float32)
+        ours = calls["ours"]()
+    assert isinstance(ours, tuple)
+    assert relative_error(ours, calls["slicing"]()) < 1e-5
+
+
+def test_a_wrong_candidate_is_refused() -> None:
+    good = torch.ones(2, 3)
+    assert check_agreement("x", {"slicing": good, "ours": good}, torch.float32) == 0
+    with pytest.raises(ValueError, match=r"conv: ours differs from slicing by 0\.1"):
+        check_agreement("conv", {"slicing": good, "ours": good * 1.1}, torch.float32)
+    with pytest.raises(ValueError, match="ours differs"):
+        check_agreement("conv", {"slicing": good, "ours": good * torch.nan}, torch.float32)
+
+
+def test_dtypes_by_name() -> None:
+    assert dtype_of("bfloat16") is torch.bfloat16
+    with pytest.raises(ValueError, match="'float16'"):
+        dtype_of("float16")

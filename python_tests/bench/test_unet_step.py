@@ -1,0 +1,117 @@
+"""The U-Net step benchmark: equal outputs first, the published savings from published figures."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from ddsm_ext.bench.shapes import REFERENCE_CIFAR10
+from ddsm_ext.bench.slicing_unet import SlicingUNet
+from ddsm_ext.bench.table import format_table, format_unet_step
+from ddsm_ext.bench.unet_step import (
+    PUBLISHED_CIFAR10_STEPS,
+    random_network,
+    run_unet_step,
+    share_saved,
+)
+from ddsm_ext.models import SlimmableUNet, UNetConfig
+from ddsm_ext.models.macs import unet_macs
+
+SMALL = UNetConfig(
+    image_size=8,
+    ch=64,
+    ch_mult=(1, 2),
+    attn=(1,),
+    num_res_blocks=1,
+    groups=16,
+    norm="fixed_groups",
+    concat_slicing="prefix",
+    time_table_rows=1000,
+)
+
+
+def test_published_strategy_saves_the_published_share() -> None:
+    """The paper: 12.14 to 6.20 GFLOPs a step, 0.93 to 0.59 s an image; realised saving 0.75."""
+    assert sum(PUBLISHED_CIFAR10_STEPS.values()) == 1000
+    published = {1.0: 6070.0, 0.75: 3420.0, 0.5: 1520.0, 0.25: 382.5}
+    assert share_saved(PUBLISHED_CIFAR10_STEPS, published) == pytest.approx(
+        1 - 6.20 / 12.14, abs=0.001
+    )
+    ours = {
+        w: unet_macs(REFERENCE_CIFAR10, w, attention_products=False, elementwise=True)
+        for w in PUBLISHED_CIFAR10_STEPS
+    }
+    assert share_saved(PUBLISHED_CIFAR10_STEPS, ours) == pytest.approx(1 - 6.20 / 12.14, abs=0.001)
+
+
+def test_share_saved_in_closed_form() -> None:
+    assert share_saved({1.0: 1, 0.5: 3}, {1.0: 4.0, 0.5: 1.0}) == pytest.approx(1 - 7 / 16)
+    assert share_saved({1.0: 5}, {1.0: 2.0}) == 0.0
+
+
+@pytest.mark.parametrize("width", [1.0, 0.5, 0.25])
+def test_slicing_baseline_equals_the_exported_dense_network(width: float) -> None:
+    net = random_network(SMALL).double()
+    x = torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    t = torch.tensor([0, 500, 999])
+    with torch.no_grad():
+        got, expected = SlicingUNet(net)(x, t, width), net.export_subnet(width)(x, t)
+    assert float((got - expected).abs().max()) <= 1e-9 * float(expected.abs().max())
+    assert float(expected.std()) > 0.05  # a silent output would hide a wrong branch
+
+
+def test_slicing_baseline_needs_the_references_slicing() -> None:
+    config = UNetConfig(image_size=8, ch=32, ch_mult=(1, 2), groups=8)
+    with pytest.raises(ValueError, match="'source'"):
+        SlicingUNet(SlimmableUNet(config))
+
+
+def test_result_is_complete_and_json_ready() -> None:
+    threads = torch.get_num_threads()
+    result = run_unet_step((1.0, 0.75, 0.5, 0.25), 2, "float32", True, config=SMALL)
+    assert torch.get_num_threads() == threads
+    assert [row["width"] for row in result["rows"]] == [1.0, 0.75, 0.5, 0.25]
+    for row in result["rows"]:
+        assert row["macs"] == unet_macs(SMALL, row["width"])
+        assert row["error"] < 1e-4
+        assert row["ours_min_ms"] <= row["ours_ms"]
+    strategy = result["strategy"]
+    assert set(strategy["realised_saving"]) == {"slicing", "dense", "dense_cl", "ours"}
+    for name, realised in strategy["realised_saving"].items():
+        times = {row["width"]: row[f"{name}_ms"] for row in result["rows"]}
+        assert realised == pytest.approx(
+            share_saved(PUBLISHED_CIFAR10_STEPS, times) / strategy["macs_saved"]
+        )
+    assert UNetConfig.from_dict(json.loads(json.dumps(result))["conditions"]["network"]) == SMALL
+    text = format_unet_step(result)
+    assert "batch 2, float32, 1 threads" in text
+    assert text.count("realised saving") == 4
+
+
+def test_without_all_four_widths_there_is_no_strategy() -> None:
+    result = run_unet_step([0.5], 1, quick=True, config=SMALL)
+    assert result["strategy"] is None
+    assert "realised" not in format_unet_step(result)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"widths": []}, "empty"),
+        ({"widths": [0.3]}, "width 0.3"),
+        ({"batch": 0}, "batch is 0"),
+        ({"dtype": "half"}, "'half'"),
+        ({"threads": -1}, "threads is -1"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run_unet_step(**{"config": SMALL, "quick": True, **arguments})
+
+
+def test_tables_of_no_rows_and_missing_values() -> None:
+    assert format_table([]) == "(no rows)"
+    text = format_table([{"op": "linear", "width": 0.5, "dense_cl_ms": None, "ours_ms": 123.4}])
+    assert text.splitlines()[-1].split() == ["linear", "0.5", "-", "123"]
