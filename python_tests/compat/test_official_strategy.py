@@ -1,0 +1,113 @@
+"""search.txt and flag files: the published strategy, other forms, refusals without execution."""
+
+from __future__ import annotations
+
+import builtins
+from pathlib import Path
+
+import pytest
+
+from ddsm_ext.compat.official_ddsm import official_config
+from ddsm_ext.compat.official_strategy import (
+    load_official_strategy,
+    parse_official_flags,
+    parse_official_strategy,
+)
+from ddsm_ext.diffusion.config import DiffusionConfig
+from ddsm_ext.diffusion.schedule import make_schedule
+
+# The published CIFAR-10 strategy of eval/search.txt between its long constant runs: t 0-265 is 1,
+# 266-428 is 0.75, 470-999 is 0.5; counts 1.0: 274, 0.75: 181, 0.5: 534, 0.25: 11.
+MIXTURE = (
+    "0.5, 0.75, 0.75, 0.75, 0.75, 0.25, 0.75, 0.25, 1, 0.25, 1, 0.5, 1, 0.5, 1, 0.25, 0.25, 0.25, "
+    "0.25, 0.75, 0.75, 0.75, 0.75, 0.75, 0.75, 0.75, 0.75, 0.25, 0.75, 1, 1, 1, 0.25, 1, 0.75, "
+    "0.25, 0.75, 0.25, 0.75, 0.5, 0.75"
+)
+PUBLISHED = "[" + "1, " * 266 + "0.75, " * 163 + MIXTURE + ", 0.5" * 530 + "]"
+
+
+def test_published_strategy() -> None:
+    widths = parse_official_strategy(PUBLISHED)
+    assert len(widths) == 1000
+    assert {w: widths.count(w) for w in set(widths)} == {1.0: 274, 0.75: 181, 0.5: 534, 0.25: 11}
+    assert all(isinstance(w, float) for w in widths)
+
+
+def test_published_strategy_over_log_snr(tmp_path: Path) -> None:
+    path = tmp_path / "search.txt"
+    path.write_text(PUBLISHED)
+    schedule = make_schedule(DiffusionConfig())
+    for source in (path, str(path), PUBLISHED):
+        strategy = load_official_strategy(source)
+        assert strategy.widths_for(schedule.log_snrs.tolist()) == parse_official_strategy(PUBLISHED)
+        assert strategy.origin["file"] == "search.txt"
+    # 100 evenly spaced steps meet the same noise levels, so the same widths.
+    assert strategy.width_at(schedule.log_snr(100.0)) == 1.0
+    assert strategy.width_at(schedule.log_snr(999.0)) == 0.5
+
+
+def test_several_searches_in_one_file() -> None:
+    """The reference appends without a line break."""
+    text = "[1, 0.5][0.25, 0.25]\n[1, 1]"
+    assert parse_official_strategy(text, index=1) == [0.25, 0.25]
+    assert parse_official_strategy(text, index=-1) == [1.0, 1.0]
+    with pytest.raises(ValueError, match="holds 3 strategies; need an index"):
+        parse_official_strategy(text)
+    with pytest.raises(ValueError, match="holds 3 strategies, index is 3"):
+        parse_official_strategy(text, index=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "found ''; need lists of widths"),
+        ("1, 1", "found '1, 1'"),
+        ("[1, 0.5", r"found '\[1, 0.5'"),
+        ("[]", "the list is empty"),
+        ("[1, 1.5]", "the width at t=1 is 1.5; need 0 < width <= 1"),
+        ("[0.0]", "the width at t=0 is 0.0"),
+        ("[True]", "the width at t=0 is True"),
+        ("['1']", "the width at t=0 is '1'"),
+        ("[1, print('x')]", "is no list of numbers"),
+        ("[__import__('os').mkdir('x')]", "is no list of numbers"),
+        ("[" + "-" * 100_000 + "1]", "need widths like"),
+        ("[1e999]", "the width at t=0 is inf"),
+    ],
+)
+def test_bad_text(text: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builtins, "eval", None)
+    with pytest.raises(ValueError, match=message) as caught:
+        parse_official_strategy(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        load_official_strategy(tmp_path / "none.txt")
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="is no UTF-8 text"):
+        load_official_strategy(tmp_path / "bytes.txt")
+    (tmp_path / "large.txt").write_bytes(b"[1]" * 2**21)
+    with pytest.raises(ValueError, match="need at most"):
+        load_official_strategy(tmp_path / "large.txt")
+
+
+def test_length_must_match_a_given_schedule() -> None:
+    with pytest.raises(ValueError, match="has 3 widths, the schedule 1000 timesteps"):
+        load_official_strategy("[1, 1, 0.5]", diffusion=DiffusionConfig())
+    assert load_official_strategy("[1, 1, 0.5]").widths == (0.5, 1.0)
+
+
+def test_flags_of_the_reference() -> None:
+    # Lines of config/slimmable_CIFAR10.txt.
+    text = (
+        "--T=1000\n--attn=1\n--batch_size=256\n--ch=128\n--ch_mult=1\n--ch_mult=2\n--ch_mult=2\n"
+        "--ch_mult=2\n--dropout=0.1\n--noeval\n--img_size=32\n--num_res_blocks=2\n--parallel\n"
+    )
+    config = parse_official_flags(text)
+    assert official_config(config) == official_config({})
+    assert parse_official_flags(text + "--slimmable_g16\n")["groups"] == 16
+    with pytest.raises(ValueError, match="flag file:1: --ch is 'x'; need an integer"):
+        parse_official_flags("--ch=x")
+    with pytest.raises(ValueError, match="flag file:2: found 'hello'; need lines like --ch=128"):
+        parse_official_flags("\nhello")
