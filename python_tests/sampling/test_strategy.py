@@ -99,6 +99,11 @@ def test_timestep_widths_come_back(per_timestep: list[float], data: st.DataObjec
     assert strategy.simplified() == strategy
 
 
+def test_a_cut_lies_halfway_between_two_timesteps() -> None:
+    strategy = Strategy.from_timestep_widths([1.0, 1.0, 0.5, 0.25], [5.0, 3.0, 2.0, -1.0])
+    assert strategy == Strategy(widths=(0.25, 0.5, 1.0), cuts=(0.5, 2.5))
+
+
 def test_neighbouring_floats_still_separate() -> None:
     high = 1.0
     low = math.nextafter(high, 0.0)
