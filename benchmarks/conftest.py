@@ -1,0 +1,115 @@
+"""Options and parameters that the op benchmarks share; the rules are in `ddsm_ext.bench`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from ddsm_ext.bench.candidates import CANDIDATES, candidates, check_agreement, dtype_of
+from ddsm_ext.bench.conditions import conditions, using_threads
+from ddsm_ext.bench.shapes import REFERENCE_CIFAR10, WIDTHS, Shape, op_shapes
+from ddsm_ext.bench.timing import Timing, clock_of, interleaved, ratio
+
+ROUNDS = 9
+MIN_SAMPLE_MS = 5.0
+SHAPES_A_WIDTH = 3
+RATIOS = pytest.StashKey[list[tuple["Case", dict[str, Timing]]]]()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op at one layer shape, batch and dtype."""
+
+    op: str
+    width: float
+    shape: Shape
+    batch: int
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.op} w={self.width:g} {self.shape} B={self.batch} {self.dtype}"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("ddsm benchmarks")
+    group.addoption("--batch", type=int, action="append", help="images (repeatable, default 8)")
+    group.addoption("--dtype", default="float32", choices=("float32", "bfloat16"))
+    group.addoption("--threads", type=int, default=1, help="torch threads")
+    group.addoption("--all-shapes", action="store_true", help="not only the costliest ones")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case" not in metafunc.fixturenames:
+        return
+    config = metafunc.config
+    cases = []
+    for width in WIDTHS:
+        shapes = op_shapes(REFERENCE_CIFAR10, width, metafunc.module.OP)
+        costliest = sorted(shapes, key=lambda shape: -shape.macs * shapes[shape])
+        chosen = costliest if config.getoption("--all-shapes") else costliest[:SHAPES_A_WIDTH]
+        for shape in chosen:
+            for batch in config.getoption("--batch") or [8]:
+                dtype = config.getoption("--dtype")
+                cases.append(Case(metafunc.module.OP, width, shape, batch, dtype))
+    parameters = []
+    clock, _ = clock_of(config.getoption("--threads"))
+    for case in cases:
+        mark = pytest.mark.benchmark(group=str(case), timer=clock)
+        for name in CANDIDATES:
+            if name in candidates(case.shape, 1, torch.float32):
+                parameters.append(pytest.param(case, name, marks=mark, id=f"{case}-{name}"))
+    metafunc.parametrize(("case", "candidate"), parameters)
+
+
+@pytest.fixture(autouse=True)
+def _threads_without_gradients(request: pytest.FixtureRequest) -> Iterator[None]:
+    with using_threads(request.config.getoption("--threads")), torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def time_candidate(benchmark: Any, request: pytest.FixtureRequest) -> Any:
+    """A function (case, candidate) that checks all candidates, then times the one."""
+    threads = request.config.getoption("--threads")
+    clock, clock_name = clock_of(threads)
+
+    def run(case: Case, candidate: str) -> None:
+        kind = dtype_of(case.dtype)
+        calls = candidates(case.shape, case.batch, kind)
+        error = check_agreement(str(case), {n: call() for n, call in calls.items()}, kind)
+        benchmark.extra_info.update(
+            conditions(batch=case.batch, dtype=case.dtype, threads=threads, clock=clock_name)
+        )
+        benchmark.extra_info |= {"macs": case.shape.macs, "error": error}
+        if candidate == "ours":
+            times = interleaved(calls, rounds=ROUNDS, min_sample_ms=MIN_SAMPLE_MS, clock=clock)
+            request.config.stash.setdefault(RATIOS, []).append((case, times))
+            for name, timing in times.items():
+                benchmark.extra_info[f"{name}_ms"] = timing.median_ms
+                benchmark.extra_info[f"{name}_min_ms"] = timing.min_ms
+                benchmark.extra_info[f"ratio_{name}"] = ratio(timing, times["ours"])
+        one = interleaved({"it": calls[candidate]}, rounds=1, min_sample_ms=0.0, clock=clock)["it"]
+        iterations = max(1, math.ceil(MIN_SAMPLE_MS / max(one.median_ms, 1e-3)))
+        benchmark.pedantic(calls[candidate], rounds=ROUNDS, iterations=iterations, warmup_rounds=1)
+
+    return run
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    rows = config.stash.get(RATIOS, [])
+    if rows:
+        terminalreporter.write_sep("-", "slicing / ours and dense / ours, interleaved")
+    for case, times in rows:
+        dense = min(
+            (times[name] for name in ("dense", "dense_cl") if name in times),
+            key=lambda timing: timing.median_ms,
+        )
+        terminalreporter.write_line(
+            f"{case!s:<56} slicing {ratio(times['slicing'], times['ours']):5.2f}x  "
+            f"dense {ratio(dense, times['ours']):5.2f}x  ours {times['ours'].median_ms:.3g} ms"
+        )
