@@ -133,6 +133,25 @@ class SearchConfig:
         """Stage whose quality makes the front: "full" where it is used, else "cheap"."""
         return self.stages[-1]
 
+    @property
+    def refine_size(self) -> int:
+        """Candidates in a refining generation."""
+        return self.refine_population or max(4, self.population // 2)
+
+    def most_evaluations(self, initial: int | None = None) -> dict[str, int]:
+        """Return the most evaluations of each stage that the search can make.
+
+        Args:
+            initial: size of the first population; None means `population`.
+        """
+        first = self.population if initial is None else initial
+        main = first + (self.generations - 1) * self.population
+        if len(self.stages) == 1:
+            return {self.stages[0]: main}
+        refined = self.refine_generations * self.refine_size
+        promoted = self.generations * self.full_per_generation + self.full_final
+        return {"cheap": main + refined, "full": len(self.widths) + promoted + refined}
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values ready for JSON."""
         values = dataclasses.asdict(self)

@@ -165,17 +165,18 @@ class _Run:
         missing = config.population - len(initial)
         if missing > 0:
             initial += random_genomes(self.space, missing, initial, random)
-        self.expected = self._expect(len(initial))
+        self.expected = sum(config.most_evaluations(len(initial)).values())
         for stage in config.stages:
             self._measure_constants(stage, constants)
         self._evolve(config.stages[0], initial, config.generations, config.population)
         if config.refine_generations:
-            size = config.refine_population or max(4, config.population // 2)
+            size = config.refine_size
             start = self._best_scored(size)
             self._evolve("full", start, config.refine_generations, size)
         self.generation = max(0, self.generation - 1)
         if len(config.stages) == 2:
             self._score_finalists()
+            self.history[-1] = self._history_row(self.history[-1]["stage"])
         front = self._front()
         self._write(front)
         if front.chosen is None:
@@ -185,15 +186,6 @@ class _Run:
         self.expected = self._count()
         self._report(config.quality_stage)
         return front
-
-    def _expect(self, initial: int) -> int:
-        config = self.config
-        total = initial + (config.generations - 1) * config.population
-        if len(config.stages) == 2:
-            size = config.refine_population or max(4, config.population // 2)
-            total += len(config.widths) + config.generations * config.full_per_generation
-            total += config.full_final + 2 * config.refine_generations * size
-        return total
 
     def _measure_constants(self, stage: str, constants: Sequence[Genome]) -> None:
         """Score the constant widths and fix the hypervolume's reference point from them."""
@@ -323,22 +315,23 @@ class _Run:
             self.progress(SearchProgress(*state, stage, volume))
 
     def _end_generation(self, stage: str) -> None:
-        fronts = {s: [self._point(g, s) for g in self._front_genomes(s)] for s in self.meters}
-        volumes = {s: meter(fronts[s]) for s, meter in self.meters.items()}
-        self.history.append(
-            {
-                "generation": self.generation,
-                "stage": stage,
-                "evaluations": {s: len(self.scored[s]) for s in self.meters},
-                "hypervolume": volumes[stage],
-                "hypervolumes": volumes,
-                "fronts": {s: [list(p) for p in points] for s, points in fronts.items()},
-            }
-        )
+        self.history.append(self._history_row(stage))
         # a replay from the archive must not put an earlier front in place of a later one
         if self.news:
             self._write(self._front())
         self.generation += 1
+
+    def _history_row(self, stage: str) -> dict[str, Any]:
+        fronts = {s: [self._point(g, s) for g in self._front_genomes(s)] for s in self.meters}
+        volumes = {s: meter(fronts[s]) for s, meter in self.meters.items()}
+        return {
+            "generation": self.generation,
+            "stage": stage,
+            "evaluations": {s: len(self.scored[s]) for s in self.meters},
+            "hypervolume": volumes[self.config.quality_stage],
+            "hypervolumes": volumes,
+            "fronts": {s: [list(p) for p in points] for s, points in fronts.items()},
+        }
 
     def _write(self, front: Front) -> None:
         references = {

@@ -82,7 +82,7 @@ def random_genomes(
         known: strategies not to repeat.
         random: source of randomness.
     """
-    seen, made = set(known), []
+    seen, made = set(known), list[Genome]()
     for _ in range(_TRIES * count):
         if len(made) == count:
             break

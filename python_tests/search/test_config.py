@@ -18,6 +18,17 @@ def test_round_trip_and_order_of_widths():
     assert config.quality_stage == "full"
 
 
+def test_most_evaluations():
+    config = SearchConfig(population=10, generations=4, full_per_generation=2, full_final=5)
+    assert config.most_evaluations() == {"cheap": 40, "full": 4 + 8 + 5}
+    assert config.most_evaluations(13) == {"cheap": 43, "full": 17}
+    assert SearchConfig(population=10, generations=4, stages=("full",)).most_evaluations() == {
+        "full": 40
+    }
+    refined = SearchConfig(population=10, generations=4, refine_generations=3)
+    assert refined.most_evaluations() == {"cheap": 40 + 15, "full": 4 + 12 + 12 + 15}
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [

@@ -126,5 +126,5 @@ def test_macs_of_the_cifar10_network():
     # shared/design/1-ddsm.md, MMACs a step at the four widths, with the attention products
     table = macs_table(preset("cifar10"), (1.0, 0.75, 0.5, 0.25))
     assert table.unit == "macs"
-    assert table.costs[1.0] / 1e6 == pytest.approx(6221.9, rel=0.01)
-    assert table.costs[0.5] / 1e6 == pytest.approx(1599.2, rel=0.02)
+    published = (6221.9, 3532.6, 1599.2, 421.7)
+    assert [cost / 1e6 for cost in table.costs.values()] == pytest.approx(published, abs=0.05)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from search.synthetic import COSTS, WIDTHS, genome_of, log_snrs
 
@@ -25,6 +25,7 @@ def vectors(space: StrategySpace):
 SPACE = StrategySpace(log_snrs(37), WIDTHS, 4)
 
 
+@settings(deadline=None)
 @given(vectors(SPACE))
 def test_decoding_is_canonical(vector):
     genome = SPACE.decode(vector)
@@ -36,12 +37,14 @@ def test_decoding_is_canonical(vector):
     assert SPACE.from_row(SPACE.to_row(genome)) == genome
 
 
+@settings(deadline=None)
 @given(vectors(SPACE), vectors(SPACE))
 def test_equal_genomes_are_equal_strategies(a, b):
     strategies = [SPACE.strategy(SPACE.decode(v)).widths_for(log_snrs(37)) for v in (a, b)]
     assert (SPACE.decode(a) == SPACE.decode(b)) == (strategies[0] == strategies[1])
 
 
+@settings(deadline=None)
 @given(vectors(SPACE))
 def test_a_strategy_gives_its_genome_back(vector):
     genome = SPACE.decode(vector)

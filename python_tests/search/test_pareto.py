@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddsm_ext.search.pareto import HypervolumeMeter, nondominated, spread_choice
@@ -11,6 +11,7 @@ from ddsm_ext.search.pareto import HypervolumeMeter, nondominated, spread_choice
 POINTS = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), min_size=1, max_size=25)
 
 
+@settings(deadline=None)
 @given(POINTS)
 def test_nondominated_is_the_definition(points):
     front = [points[i] for i in nondominated(points)]
