@@ -68,6 +68,8 @@ class RunConfig:
         for name in values:
             if name not in SECTIONS:
                 raise ValueError(f"{where}: unknown section {name!r}{did_you_mean(name, SECTIONS)}")
+            if not isinstance(values[name], dict):
+                raise TypeError(f"{where}: {name} is {values[name]!r}; needs an object of keys")
         sections = {"model": build_section("model", values.get("model", {}), where)}
         widths = list(sections["model"].widths)
         for name in SECTIONS:
@@ -90,8 +92,6 @@ def build_section(section: str, values: dict[str, Any], where: str = "config") -
         where: what to call the source in an error.
     """
     cls = section_class(section)
-    if not isinstance(values, dict):
-        raise TypeError(f"{where}: {section} is {values!r}, needs an object of keys and values")
     if section == "model" and "image_size" not in values:
         raise ValueError(f"{where}: model.image_size is missing; needs it, or a --preset")
     hints = typing.get_type_hints(cls)

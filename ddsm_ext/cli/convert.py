@@ -1,7 +1,7 @@
 """Import what the official DDSM code wrote: a checkpoint, or the result of its search.
 
-ddsm convert ckpt.pt                   a checkpoint, into a new run folder
-ddsm convert search.txt --out s.json   widths of the 1000 timesteps, into a strategy file
+ddsm convert ckpt.pt --flags flagfile.txt     a checkpoint, into a new run folder
+ddsm convert search.txt --out s.json          widths of the timesteps, into a strategy file
 """
 
 from __future__ import annotations
@@ -11,19 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from ddsm_ext.cli import runs
-from ddsm_ext.cli.config import RunConfig, add_config_arguments, resolve
+from ddsm_ext.cli.config import RunConfig, merge, parse_settings, preset_values
 from ddsm_ext.cli.console import say
+from ddsm_ext.cli.suggest import did_you_mean
+
+STRATEGY_ENDINGS = (".txt", ".json")
+# sections that the checkpoint and its flags decide
+FIXED_SECTIONS = ("model", "diffusion")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `ddsm convert`."""
     parser.add_argument("source", help="official checkpoint (.pt) or search result (.txt)")
     parser.add_argument("--out", metavar="FILE", help="strategy file to write (search results)")
+    parser.add_argument("--flags", metavar="FILE", help="flag file that the checkpoint came with")
+    parser.add_argument("--groups", type=int, help="groups of its GroupNorm: 32 (default) or 16")
+    parser.add_argument("--group", default="ema_model", help="ema_model (default) or net_model")
     parser.add_argument("--root", default="runs", metavar="FOLDER", help="where its run goes")
     parser.add_argument("--name", default="official", help="name of the run (default: official)")
-    parser.add_argument("--groups", type=int, default=32, help="groups of its GroupNorm: 32 or 16")
-    parser.add_argument("--weights", default="ema", help="ema (default) or net")
-    add_config_arguments(parser)
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE",
+                        help="a setting of the run, e.g. data.source=cifar.zip")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,28 +38,18 @@ def run(args: argparse.Namespace) -> int:
     source = Path(args.source)
     if not source.is_file():
         raise FileNotFoundError(f"{source}: no such file; needs an official .pt or search.txt")
-    if source.suffix.lower() in (".txt", ".json"):
-        return _convert_search(source, Path(args.out or f"{source.stem}-strategy.json"), args)
+    if args.group not in ("ema_model", "net_model"):
+        known = ("ema_model", "net_model")
+        raise ValueError(f"--group is {args.group!r}{did_you_mean(args.group, known)}")
+    if source.suffix.lower() in STRATEGY_ENDINGS:
+        return _convert_search(source, Path(args.out or f"{source.stem}-strategy.json"))
     return _convert_checkpoint(source, args)
 
 
-def official_config(args: argparse.Namespace) -> RunConfig:
-    """Return the configuration of an official network: reference slicing and groups."""
-    reference = {
-        "model": {
-            "norm": "fixed_groups",
-            "concat_slicing": "prefix",
-            "groups": args.groups,
-        }
-    }
-    settings = [f"model.{key}={value}" for key, value in reference["model"].items()]
-    return resolve(args.preset or "cifar10", args.config, [*settings, *args.set])
+def _convert_search(source: Path, out: Path) -> int:
+    from ddsm_ext.compat.official_strategy import load_official_strategy
 
-
-def _convert_search(source: Path, out: Path, args: argparse.Namespace) -> int:
-    from ddsm_ext.compat.official_ddsm import load_search_result
-
-    strategy = load_search_result(source)
+    strategy = load_official_strategy(source)
     strategy.save(out)
     say(f"{len(strategy.widths)} segments of constant width")
     print(out)
@@ -64,26 +61,48 @@ def _convert_checkpoint(source: Path, args: argparse.Namespace) -> int:
     from ddsm_ext.io.checkpoint import save_checkpoint
     from ddsm_ext.io.run_dir import create_run
 
-    config = official_config(args)
-    network = load_official_ddsm(source, reference_keys(config))
+    flags = official_flags(args)
+    network = load_official_ddsm(source, flags, group=args.group)
+    config = official_run(network.config, int(flags.get("T", 1000)), args.set)
     tensors: dict[str, Any] = {k: v.contiguous() for k, v in network.state_dict().items()}
     folder = create_run(args.root, args.name, config.to_dict())
     runs.note_command(folder)
     save_checkpoint(folder, 0, {"model": tensors, "ema": tensors}, {"source": source.name})
-    say(f"{sum(t.numel() for t in tensors.values()):,} parameters")
+    say(f"{sum(t.numel() for t in tensors.values()):,} parameters, widths {config.model.widths}")
     print(folder)
     return 0
 
 
-def reference_keys(config: RunConfig) -> dict[str, Any]:
-    """Return the configuration under the names that the official code uses."""
-    model = config.model
-    return {
-        "T": config.diffusion.timesteps,
-        "ch": model.ch,
-        "ch_mult": list(model.ch_mult),
-        "attn": list(model.attn),
-        "num_res_blocks": model.num_res_blocks,
-        "groups": model.groups,
-        "image_size": model.image_size,
-    }
+def official_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the official network's settings, from its flag file and `--groups`."""
+    from ddsm_ext.compat.official_strategy import parse_official_flags, read_text
+
+    flags: dict[str, Any] = {}
+    if args.flags is not None:
+        flags = parse_official_flags(read_text(args.flags), source=args.flags)
+    if args.groups is not None:
+        flags["groups"] = args.groups
+    return flags
+
+
+def official_run(model: Any, timesteps: int, settings: list[str]) -> RunConfig:
+    """Return a run's configuration around an official network.
+
+    Args:
+        model: its `UNetConfig`.
+        timesteps: T of its diffusion process.
+        settings: `section.key=value` options for the other sections.
+
+    Raises:
+        ValueError: a setting belongs to the network or its process.
+    """
+    changes = parse_settings(settings)
+    for section in FIXED_SECTIONS:
+        if section in changes:
+            raise ValueError(f"--set changes {section}, which the checkpoint decides; use --flags")
+    values = preset_values("cifar10")
+    values["model"] = model.to_dict()
+    values["diffusion"] = {"schedule": "linear", "timesteps": timesteps}
+    # published scores were made without clipping: the reference's clip has no effect
+    values["sampler"] = {"kind": "ddpm", "clip_denoised": False}
+    return RunConfig.from_dict(merge(values, changes), "--set")

@@ -1,0 +1,103 @@
+"""Run configuration: layers in their order, types of values, presets that all resolve."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ddsm_ext.cli.config import RunConfig, coerce, parse_value, resolve
+from ddsm_ext.cli.presets import QUICKSTART_FAST, RUN_PRESETS
+
+
+@pytest.mark.parametrize("name", RUN_PRESETS)
+def test_presets_resolve_and_survive_json(name: str) -> None:
+    config = resolve(name, None, [])
+    assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert config.train.widths == config.model.widths == config.search.widths
+
+
+def test_the_papers_network_and_training() -> None:
+    # arXiv 2310.03337, table of CIFAR-10 settings
+    config = resolve("cifar10", None, [])
+    assert (config.model.ch, config.model.ch_mult, config.model.attn) == (128, (1, 2, 2, 2), (1,))
+    assert (config.train.steps, config.train.batch_size, config.train.lr) == (450_000, 256, 4e-4)
+    assert config.diffusion.schedule == "linear"
+
+
+def test_set_wins_over_file_wins_over_preset(tmp_path: Path) -> None:
+    file = tmp_path / "c.json"
+    file.write_text(json.dumps({"train": {"steps": 7, "batch_size": 9}}))
+    config = resolve("digits", str(file), ["train.steps=8"])
+    assert (config.train.steps, config.train.batch_size) == (8, 9)
+
+
+def test_widths_of_the_model_reach_training_and_search() -> None:
+    config = resolve("digits", None, ["model.widths=1,0.5"])
+    assert config.train.widths == config.search.widths == (1.0, 0.5)
+
+
+def test_the_quickstart_changes_only_known_settings() -> None:
+    for section, values in QUICKSTART_FAST.items():
+        for key, value in values.items():
+            resolve("digits", None, [f"{section}.{key}={value}"])
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1", 1), ("0.5", 0.5), ("true", True), ("None", None), ("[1, 2]", [1, 2]), ("a b", "a b")],
+)
+def test_values_of_set(text: str, value: object) -> None:
+    assert parse_value(text) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "expected"),
+    [
+        ("1,2,2", tuple[int, ...], (1, 2, 2)),
+        ([1, 2], tuple[int, ...], (1, 2)),
+        (0.5, tuple[float, ...], (0.5,)),
+        (3.0, int, 3),
+        (3, float, 3.0),
+        (None, int | None, None),
+        (4, int | None, 4),
+        (7, str, "7"),
+    ],
+)
+def test_values_take_their_fields_type(value: object, hint: object, expected: object) -> None:
+    result = coerce(value, hint, "x")
+    assert result == expected
+    assert type(result) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [("x", int), (1.5, int), (True, int), ("x", float), (1, bool), (None, str), ({}, tuple[int])],
+)
+def test_values_of_another_type_are_refused(value: object, hint: object) -> None:
+    with pytest.raises(TypeError, match=r"^x is .*; needs"):
+        coerce(value, hint, "x")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("[]", "needs an object of sections"),
+        ('{"trian": {}}', "did you mean train?"),
+        ('{"train": 3}', "train is 3"),
+        ('{"train": {"stepz": 3}}', "did you mean steps?"),
+        ('{"train": {', "not JSON"),
+    ],
+)
+def test_bad_files_are_named(content: str, expected: str, tmp_path: Path) -> None:
+    file = tmp_path / "bad.json"
+    file.write_text(content)
+    with pytest.raises((ValueError, TypeError), match=r"bad\.json") as caught:
+        resolve("digits", str(file), [])
+    assert expected in str(caught.value)
+
+
+def test_a_file_needs_a_model() -> None:
+    with pytest.raises(ValueError, match="image_size is missing"):
+        resolve(None, None, [])
