@@ -56,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
     chosen = [runs.read_strategy(text, folder, config) for text in texts]
     device = runs.choose_device(args.device)
 
-    from ddsm_ext.cli.scoring import Scorer, save_scores, score_folder
+    from ddsm_ext.cli.comparison import interleaved_ms, write_comparison
+    from ddsm_ext.cli.scoring import Scorer, save_scores, save_timing, score_folder
 
     scorer = Scorer.for_run(folder, config, device)
     if args.save_statistics:
@@ -68,10 +69,22 @@ def run(args: argparse.Namespace) -> int:
         return 0
     rows = [scorer.score(name, strategy, seeds) for name, strategy in chosen]
     metrics = save_scores(folder, scorer, rows)
+    both = _full_and_strategy(rows, [strategy for _, strategy in chosen])
+    if both:
+        save_timing(folder, interleaved_ms(scorer.sampler, both, config.eval.batch_size))
+    labels = [row["label"] for row in rows]
+    pictures = dict(zip(labels, [strategy for _, strategy in chosen], strict=True))
+    write_comparison(folder, scorer.sampler, scorer.dataset, pictures)
     runs.note_command(folder)
     say(scores_table(rows))
     print(json.dumps({**metrics, "rows": rows}, indent=2))
     return 0
+
+
+def _full_and_strategy(rows: list[dict[str, Any]], strategies: list[Any]) -> dict[str, Any]:
+    found = {row["kind"]: what for row, what in zip(rows, strategies, strict=True)}
+    both = ("full", "strategy")
+    return {kind: found[kind] for kind in both} if all(kind in found for kind in both) else {}
 
 
 def _has_strategy(folder: Path) -> bool:

@@ -68,9 +68,9 @@ def run(args: argparse.Namespace) -> int:
 
     scorer = Scorer.for_run(folder, config, device, dataset)
     with stage("2/4 searching the width of each denoising step"):
-        chosen = search_run(folder, scorer, dataset)
+        chosen = search_run(folder, scorer)
     with stage("3/4 sampling and scoring"):
-        _score(folder, scorer, dataset, chosen.strategy)
+        _score(folder, scorer, chosen.strategy)
     with stage("4/4 report"):
         _report(folder, time.perf_counter() - started)
     return 0
@@ -80,7 +80,7 @@ def _widths(config: RunConfig) -> str:
     return ", ".join(f"{width:g}" for width in config.model.widths)
 
 
-def _score(folder: Path, scorer: Any, dataset: Any, strategy: Any) -> None:
+def _score(folder: Path, scorer: Any, strategy: Any) -> None:
     """Score the full width with three ranges of seeds, the strategy and the other widths."""
     from ddsm_ext.cli.comparison import interleaved_ms, write_comparison
     from ddsm_ext.cli.scoring import save_scores, save_timing, scored
@@ -100,7 +100,7 @@ def _score(folder: Path, scorer: Any, dataset: Any, strategy: Any) -> None:
     both = {"full": full, "strategy": strategy}
     save_timing(folder, interleaved_ms(scorer.sampler, both, config.eval.batch_size))
     write_comparison(
-        folder, scorer.sampler, dataset, {"full width": full, "strategy": strategy, **narrow}
+        folder, scorer.sampler, scorer.dataset, {"full width": full, "strategy": strategy, **narrow}
     )
 
 

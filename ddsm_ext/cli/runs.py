@@ -131,7 +131,7 @@ def read_strategy(text: str | None, run: Path, config: RunConfig) -> tuple[str, 
         config: its configuration; every width must be usable by its network.
 
     Returns:
-        a name for the strategy, and the strategy.
+        its name ("full width", "width 0.5" or the file's), and the strategy.
 
     Raises:
         ValueError: the width or the file is refused.
@@ -150,7 +150,7 @@ def read_strategy(text: str | None, run: Path, config: RunConfig) -> tuple[str, 
             config.model.check_width(used)
         return Path(text).stem, strategy
     width = config.model.check_width(width)
-    return f"width-{width:g}", Strategy.constant(width)
+    return "full width" if width == 1.0 else f"width {width:g}", Strategy.constant(width)
 
 
 def choose_device(name: str) -> Any:

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     sampler = Sampler(network, config, device, args.batch_size)
     images, ms = sampler.timed_images(strategy, seeds, f"sampling {name}")
     steps = config.sampler.steps or config.diffusion.timesteps
-    label = f"{name}-{config.sampler.kind}-{steps}"
+    label = f"{name.replace(' ', '-')}-{config.sampler.kind}-{steps}"
     out = Path(args.out) if args.out else folder / "samples" / label
     grid = write_images(images, seeds, out)
     runs.note_command(folder)

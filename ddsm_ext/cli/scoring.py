@@ -33,12 +33,14 @@ class Scorer:
         sampler: what makes the samples.
         extractor: images -> features.
         reference: statistics of the real images.
+        dataset: the run's images.
         reference_name: name of the real images, to print beside a score.
     """
 
     sampler: Sampler
     extractor: Any
     reference: Any
+    dataset: Any
     reference_name: str
 
     @classmethod
@@ -52,7 +54,7 @@ class Scorer:
         reference = reference_for(config, extractor, dataset)
         name = config.eval.reference or dataset.name
         sampler = Sampler(network, config, device, config.eval.batch_size)
-        return cls(sampler, extractor, reference, name)
+        return cls(sampler, extractor, reference, dataset, name)
 
     def distances(self, images: Tensor) -> dict[str, Any]:
         """Return the Fréchet and the kernel distance of uint8 images [N, C, H, W]."""
@@ -83,11 +85,13 @@ class Scorer:
     def score(self, name: str, strategy: Strategy, seeds: list[int]) -> dict[str, Any]:
         """Sample with a strategy and return its row of metrics.json."""
         images, ms = self.sampler.timed_images(strategy, seeds, f"sampling {name}")
-        constant = len(strategy.widths) == 1
-        full = constant and strategy.widths[0] == 1.0
+        # a searched strategy may turn out constant: what counts is what was asked for
+        kind = {"full width": "full"}.get(
+            name, "width" if name.startswith("width ") else "strategy"
+        )
         return {
-            "label": "full width" if full else name.replace("-", " ") if constant else name,
-            "kind": "full" if full else "width" if constant else "strategy",
+            "label": name,
+            "kind": kind,
             "widths": list(strategy.widths),
             "cuts": list(strategy.cuts),
             "seeds": seeds_text(seeds),

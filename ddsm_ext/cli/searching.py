@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddsm_ext.cli.compose import image_batches, load_images, macs_per_width, weights_digest
+from ddsm_ext.cli.compose import image_batches, macs_per_width, weights_digest
 from ddsm_ext.cli.config import RunConfig
 from ddsm_ext.cli.console import follow, progress_bar, say
 from ddsm_ext.cli.scoring import Scorer
@@ -120,13 +120,12 @@ def sampled_frechet(scorer: Scorer) -> Callable[[Strategy], float]:
     return quality
 
 
-def search_run(run: Path, scorer: Scorer, dataset: Any = None) -> Any:
+def search_run(run: Path, scorer: Scorer) -> Any:
     """Search a run's strategies and write every file of its search folder.
 
     Args:
         run: the run folder.
         scorer: its scorer.
-        dataset: its images; None reads them.
 
     Returns:
         the chosen point of the front.
@@ -135,8 +134,9 @@ def search_run(run: Path, scorer: Scorer, dataset: Any = None) -> Any:
     set_aside_other(run, {**_identity(scorer), "cost": config.search.cost, **_choices(config)})
     macs, ms = measure_costs(run, scorer)
     save_costs(run, macs, ms)
-    dataset = load_images(config) if dataset is None else dataset
-    images = torch.cat(list(image_batches(dataset, SENSITIVITY_IMAGES))).float() / 127.5 - 1.0
+    images = (
+        torch.cat(list(image_batches(scorer.dataset, SENSITIVITY_IMAGES))).float() / 127.5 - 1.0
+    )
     measured = sensitivity_of(scorer, images)
     measured.save(run / "search" / "sensitivity.json")
     log_snrs = plan_log_snrs(scorer.sampler.schedule, config.sampler)

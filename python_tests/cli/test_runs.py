@@ -50,7 +50,7 @@ def test_what_the_weights_depend_on_cannot(folder: Path, setting: str) -> None:
 def test_strategies_are_widths_or_files(folder: Path) -> None:
     config = runs.run_settings(folder, options())
     name, strategy = runs.read_strategy("0.5", folder, config)
-    assert (name, strategy.widths) == ("width-0.5", (0.5,))
+    assert (name, strategy.widths) == ("width 0.5", (0.5,))
     assert runs.read_strategy(None, folder, config)[1].widths == (1.0,)
     with pytest.raises(FileNotFoundError, match=r"nothing\.json"):
         runs.read_strategy("nothing.json", folder, config)

@@ -1,0 +1,177 @@
+"""The whole way, tiny: train, search, sample, eval, report, export; and its interruptions."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cli.test_main import PACKAGE_ROOT
+from PIL import Image
+
+from ddsm_ext.cli.main import main
+from ddsm_ext.sampling.strategy import Strategy
+
+TINY = [
+    "model.ch=8", "model.groups=4", "model.widths=1,0.5", "train.steps=3", "train.batch_size=8",
+    "train.log_every=1", "sampler.steps=4", "search.population=4", "search.generations=2",
+    "search.full_final=1", "search.budget_macs=0.6", "eval.images=32", "eval.search_images=8",
+    "eval.batch_size=32",
+]  # fmt: skip
+
+
+def sets(values: list[str]) -> list[str]:
+    return [word for value in values for word in ("--set", value)]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("work")
+    assert main(["train", "--root", str(folder), *sets(TINY)]) == 0
+    return folder / "00000-digits"
+
+
+@pytest.fixture(scope="module")
+def searched(trained: Path) -> Path:
+    assert main(["search", "--run", str(trained)]) == 0
+    return trained
+
+
+def test_training_writes_a_run_and_the_same_command_continues(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = (trained / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log] == [1, 2, 3]
+    assert main(["train", "--root", str(trained.parent), *sets(TINY)]) == 0
+    assert "continuing" in capsys.readouterr().err
+    assert (trained / "log.jsonl").read_text().splitlines() == log
+    assert len(list(trained.parent.iterdir())) == 1
+
+
+def test_search_chooses_within_the_budget(searched: Path) -> None:
+    strategy = Strategy.load(searched / "search" / "strategy.json")
+    assert strategy.origin["cost_relative"] <= 0.6
+    costs = json.loads((searched / "search" / "costs.json").read_text())
+    assert {row["width"] for row in costs["rows"]} == {1.0, 0.5}
+    assert all(row["ms"] > 0 and row["macs"] > 0 for row in costs["rows"])
+    steps = json.loads((searched / "search" / "steps.json").read_text())
+    assert steps["timesteps"] == sorted(steps["timesteps"], reverse=True)
+    assert len(steps["widths"]) == 4
+
+
+def test_the_same_search_repeats_no_evaluation(searched: Path) -> None:
+    archive = searched / "search" / "archive.jsonl"
+    before = archive.read_bytes()
+    assert main(["search", "--run", str(searched)]) == 0
+    assert archive.read_bytes() == before
+
+
+def test_a_seed_is_an_image_in_any_batch(searched: Path, tmp_path: Path) -> None:
+    common = ["sample", "--run", str(searched), "--strategy", "1"]
+    assert main([*common, "--seeds", "0-4", "--out", str(tmp_path / "a")]) == 0
+    assert main([*common, "--seeds", "3", "--out", str(tmp_path / "b"), "--batch-size", "1"]) == 0
+    with (
+        Image.open(tmp_path / "a/seed-000003.png") as a,
+        Image.open(tmp_path / "b/seed-000003.png") as b,
+    ):
+        assert a.size == (8, 8)
+        worst = max(abs(x - y) for x, y in zip(a.tobytes(), b.tobytes(), strict=True))
+    assert worst <= 1
+    assert (tmp_path / "a/grid.png").exists()
+
+
+def test_eval_prints_json_and_the_report_shows_it(
+    searched: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["eval", "--run", str(searched)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [row["kind"] for row in result["rows"]] == ["full", "strategy"]
+    assert all(row["images"] == 32 and row["frechet"] > 0 for row in result["rows"])
+    full, chosen = (row["macs_per_image"] for row in result["rows"])
+    assert chosen <= 0.6 * full
+    assert main(["report", "--run", str(searched)]) == 0
+    html = Path(capsys.readouterr().out.strip()).read_text()
+    assert "MACs saved" in html
+    assert "No samples yet" not in html
+
+
+def test_export_equals_the_network_at_that_width(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    arguments = ["export", "--run", str(trained), "--width", "0.5", "--out", str(tmp_path / "e")]
+    assert main(arguments) == 0
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "e/model.safetensors", "pt") as file:
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    assert max(max(shape) for shape in shapes if len(shape) == 4) <= 16
+    assert json.loads((tmp_path / "e/config.json").read_text())["width"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (["train", *sets(TINY)], "steps of 8 images"),
+        (["search"], "candidates: 4 x 2 generations"),
+        (["sample", "--seeds", "0-9"], "for 10 images"),
+    ],
+)
+def test_dry_runs_estimate_and_write_nothing(
+    trained: Path, command: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(trained.parent.rglob("*"))
+    root = ["--root", str(trained.parent)]
+    assert main([*command, *root, "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    for part in (expected, "parameters:", "MMACs", "memory: about", "time: about"):
+        assert part in text
+    assert sorted(trained.parent.rglob("*")) == before
+
+
+def test_refusals_of_a_run(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = ["--run", str(trained)]
+    for arguments, expected in (
+        (["sample", *run, "--strategy", "0"], "width"),
+        (["sample", *run, "--strategy", str(trained / "config.json")], "config.json"),
+        (["sample", *run, "--steps", "5000"], "steps is 5000"),
+        (["sample", *run, "--sampler", "ddmp"], "ddpm"),
+        (["search", *run, "--budget-macs", "0.01"], "budget"),
+        (["eval", *run, "--features", "inception"], "inception"),
+        (["export", *run, "--width", "3"], "3"),
+    ):
+        capsys.readouterr()
+        assert main(arguments) == 2, arguments
+        text = capsys.readouterr().err
+        assert expected in text
+        assert "Traceback" not in text
+
+
+@pytest.mark.slow
+def test_quickstart_is_interrupted_and_continues(tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "ddsm_ext.cli.main", "quickstart", "--fast",
+        *sets([*TINY, "train.steps=400"]),
+    ]  # fmt: skip
+    environment = {"PYTHONPATH": PACKAGE_ROOT, "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE)
+    log = tmp_path / "runs/00000-quickstart/log.jsonl"
+    deadline = time.monotonic() + 120
+    while not log.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"the same command continues" in errors
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert "continuing" in done.stderr
+    assert "MACs saved" in done.stdout
+    assert (tmp_path / "runs/00000-quickstart/report.html").exists()
+    assert len(list((tmp_path / "runs").iterdir())) == 1
