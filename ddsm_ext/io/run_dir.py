@@ -164,7 +164,7 @@ def newest_run(root: str | Path, name: str | None = None) -> Path | None:
     return runs[-1] if runs else None
 
 
-def resolve_run(root: str | Path, selector: str | Path | None = None) -> Path:
+def resolve_run(root: str | Path, selector: str | Path | int | None = None) -> Path:
     """Run folder that a user names by path, number or name; the newest for None.
 
     Args:
@@ -180,9 +180,9 @@ def resolve_run(root: str | Path, selector: str | Path | None = None) -> Path:
         if not runs:
             raise FileNotFoundError(f"{root}: holds no run; need a run folder such as 00000-name")
         return runs[-1]
-    if (Path(selector) / "config.json").is_file():
-        return Path(selector)
     text = str(selector)
+    if (Path(text) / "config.json").is_file():
+        return Path(text)
     for run in reversed(runs):
         number, _, name = run.name.partition("-")
         if text in (run.name, name) or (text.isdecimal() and int(text) == int(number)):

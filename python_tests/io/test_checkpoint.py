@@ -1,0 +1,372 @@
+"""Checkpoints: whole or not there, and every damage is seen."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from ddsm_ext.io.checkpoint import (
+    MANIFEST,
+    CheckpointError,
+    list_checkpoints,
+    load_checkpoint,
+    newest_complete,
+    save_checkpoint,
+)
+
+
+def groups(seed: int, size: int = 50) -> dict[str, dict[str, torch.Tensor]]:
+    stream = torch.Generator().manual_seed(seed)
+    return {
+        "model": {"a.weight": torch.randn(size, 3, generator=stream), "b": torch.tensor(seed)},
+        "ema": {"a.weight": torch.randn(size, 3, generator=stream)},
+        "optim": {"exp_avg.a.weight": torch.randn(size, 3, generator=stream)},
+    }
+
+
+def assert_equal(found, expected):
+    assert found.keys() == expected.keys()
+    for group, tensors in expected.items():
+        assert found[group].keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            assert found[group][name].dtype == tensor.dtype
+            assert torch.equal(found[group][name], tensor)
+
+
+def names(run) -> list[str]:
+    return [path.name for path in list_checkpoints(run)]
+
+
+def test_layout_and_round_trip(tmp_path):
+    path = save_checkpoint(tmp_path, 500, groups(1), {"note": "é", "x": 0.1})
+    assert path == tmp_path / "checkpoints" / "step-000500"
+    assert sorted(os.listdir(path)) == [
+        MANIFEST,
+        "ema.safetensors",
+        "model.safetensors",
+        "optim.safetensors",
+        "state.json",
+    ]
+    checkpoint = load_checkpoint(path)
+    assert_equal(checkpoint.tensors, groups(1))
+    assert checkpoint.step == 500
+    assert checkpoint.state == {"note": "é", "x": 0.1, "step": 500}
+    assert load_checkpoint(path, ["ema"]).tensors.keys() == {"ema"}
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="needs sha256sum")
+def test_manifest_agrees_with_sha256sum(tmp_path):
+    path = save_checkpoint(tmp_path, 1, groups(1), {})
+    check = subprocess.run(
+        ["sha256sum", "--strict", "-c", MANIFEST], cwd=path, capture_output=True, check=True
+    )
+    assert check.stdout.count(b": OK") == 4
+
+
+def test_any_layout_and_dtype(tmp_path):
+    model = {
+        "channels_last": torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last),
+        "transposed": torch.randn(3, 5).T,
+        "slice": torch.randn(8, 8)[:3, :5],
+        "empty": torch.empty(0, 3),
+        "bf16": torch.randn(3).bfloat16(),
+        "parameter": torch.nn.Parameter(torch.randn(2)),
+    }
+    path = save_checkpoint(tmp_path, 1, {"model": model}, {})
+    plain = {name: tensor.detach() for name, tensor in model.items()}
+    assert_equal(load_checkpoint(path).tensors, {"model": plain})
+
+
+def test_keep(tmp_path):
+    for step in range(1, 6):
+        save_checkpoint(tmp_path, step, groups(step), {}, keep=2)
+    assert names(tmp_path) == ["step-000004", "step-000005"]
+    assert not [n for n in os.listdir(tmp_path / "checkpoints") if n.startswith(".")]
+
+
+def test_old_ones_stay_until_the_new_one_is_verified(tmp_path, monkeypatch):
+    from ddsm_ext.io import checkpoint
+
+    save_checkpoint(tmp_path, 1, groups(1), {}, keep=1)
+    write = checkpoint.write_synced
+
+    def write_damaged(path, data):
+        write(path, b"\0" + bytes(data)[1:] if path.name.startswith("ema") else data)
+
+    monkeypatch.setattr(checkpoint, "write_synced", write_damaged)
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        save_checkpoint(tmp_path, 2, groups(2), {}, keep=1)
+    assert os.listdir(tmp_path / "checkpoints") == ["step-000001"]
+
+
+def test_full_disk_keeps_old_ones(tmp_path, monkeypatch):
+    from ddsm_ext.io import checkpoint
+
+    save_checkpoint(tmp_path, 1, groups(1), {}, keep=1)
+
+    def fail(path, data):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(checkpoint, "write_synced", fail)
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(tmp_path, 2, groups(2), {}, keep=1)
+    assert os.listdir(tmp_path / "checkpoints") == ["step-000001"]
+
+
+def test_newest_complete_passes_over_damaged_ones_with_a_sentence(tmp_path):
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, step, groups(step), {}, keep=3)
+    folder = tmp_path / "checkpoints"
+    (folder / "step-000003" / "ema.safetensors").unlink()
+    data = bytearray((folder / "step-000002" / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (folder / "step-000002" / "model.safetensors").write_bytes(data)
+    said: list[str] = []
+    assert newest_complete(tmp_path, on_damage=said.append) == folder / "step-000001"
+    assert "step-000003: ema.safetensors is missing" in said[0]
+    assert "step-000002: model.safetensors does not match its SHA-256" in said[1]
+    with pytest.warns(UserWarning, match="taking the next older one"):
+        newest_complete(tmp_path)
+
+
+def test_none_without_checkpoints(tmp_path):
+    assert newest_complete(tmp_path) is None
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        load_checkpoint(tmp_path / "checkpoints" / "step-000001")
+
+
+def test_a_damaged_one_of_the_same_step_is_replaced(tmp_path):
+    save_checkpoint(tmp_path, 1, groups(1), {})
+    damaged = save_checkpoint(tmp_path, 2, groups(2), {})
+    (damaged / MANIFEST).unlink()
+    save_checkpoint(tmp_path, 2, groups(5), {})
+    assert_equal(load_checkpoint(damaged).tensors, groups(5))
+
+
+def test_a_whole_one_of_the_same_step_is_never_replaced(tmp_path):
+    path = save_checkpoint(tmp_path, 2, groups(2), {})
+    assert save_checkpoint(tmp_path, 2, groups(2), {}) == path
+    with pytest.raises(ValueError, match="already holds another checkpoint"):
+        save_checkpoint(tmp_path, 2, groups(3), {})
+    assert_equal(load_checkpoint(path).tensors, groups(2))
+    assert os.listdir(tmp_path / "checkpoints") == ["step-000002"]
+
+
+def test_later_damaged_ones_do_not_push_out_whole_ones(tmp_path):
+    save_checkpoint(tmp_path, 1, groups(1), {})
+    (save_checkpoint(tmp_path, 9, groups(9), {}) / MANIFEST).unlink()
+    save_checkpoint(tmp_path, 2, groups(2), {}, keep=2)
+    assert names(tmp_path) == ["step-000001", "step-000002", "step-000009"]
+
+
+@pytest.mark.parametrize(
+    ("step", "tensors", "keep"),
+    [(-1, {}, 1), (1, {}, 0), (1, {"../x": {}}, 1), (1, {"state": {}}, 1)],
+)
+def test_bad_arguments(tmp_path, step, tensors, keep):
+    with pytest.raises(ValueError, match="save_checkpoint: "):
+        save_checkpoint(tmp_path, step, tensors, {}, keep=keep)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_state_without_json_form_writes_nothing(tmp_path):
+    with pytest.raises(ValueError, match="finite"):
+        save_checkpoint(tmp_path, 1, groups(1), {"loss": float("nan")})
+    with pytest.raises(TypeError, match=r"model\['x'\] is list; need a tensor"):
+        save_checkpoint(tmp_path, 1, {"model": {"x": [1]}}, {})
+    assert os.listdir(tmp_path / "checkpoints") == []
+
+
+def test_wanted_group_is_missing(tmp_path):
+    path = save_checkpoint(tmp_path, 1, {"model": {}}, {})
+    with pytest.raises(CheckpointError, match=r"holds no ema\.safetensors \(has model\)"):
+        load_checkpoint(path, ["ema"])
+
+
+def test_every_truncation_is_seen(tmp_path):
+    """50 lengths of every file, and the file's absence."""
+    good = save_checkpoint(tmp_path, 1, groups(1, size=5), {"x": 1})
+    draw = random.Random(0)
+    for name in sorted(os.listdir(good)):
+        content = (good / name).read_bytes()
+        lengths = {draw.randrange(len(content)) for _ in range(200)}
+        for length in sorted(lengths)[:25] + sorted(lengths)[-25:]:
+            (good / name).write_bytes(content[:length])
+            assert newest_complete(tmp_path, on_damage=lambda _: None) is None
+            with pytest.raises(CheckpointError):
+                load_checkpoint(good)
+        (good / name).write_bytes(content)
+    assert newest_complete(tmp_path) == good
+
+
+def test_a_thousand_bit_flips_are_seen(tmp_path):
+    good = save_checkpoint(tmp_path, 1, groups(1, size=5), {"x": 1})
+    files = sorted(os.listdir(good))
+    contents = {name: (good / name).read_bytes() for name in files}
+    draw = random.Random(1)
+    for count in range(1000):
+        name = files[count % len(files)]
+        data = bytearray(contents[name])
+        bit = draw.randrange(8 * len(data))
+        data[bit // 8] ^= 1 << (bit % 8)
+        (good / name).write_bytes(data)
+        with pytest.raises(CheckpointError):
+            load_checkpoint(good)
+        assert newest_complete(tmp_path, on_damage=lambda _: None) is None
+        (good / name).write_bytes(contents[name])
+    assert newest_complete(tmp_path) == good
+
+
+def test_files_of_others_are_refused_by_name(tmp_path):
+    """A manifest that is right about files that are no checkpoint."""
+    import hashlib
+
+    path = save_checkpoint(tmp_path, 1, {"model": {}}, {})
+    for name, content, message in (
+        ("model.safetensors", b"\x80\x04cos\nsystem\n.", "model.safetensors"),
+        ("state.json", b"[1]", "has no step"),
+        ("state.json", b"{", "not JSON"),
+    ):
+        kept = (path / name).read_bytes(), (path / MANIFEST).read_bytes()
+        (path / name).write_bytes(content)
+        digest, old = (hashlib.sha256(c).hexdigest().encode() for c in (content, kept[0]))
+        (path / MANIFEST).write_bytes(kept[1].replace(old, digest))
+        with pytest.raises(ValueError, match=message):
+            load_checkpoint(path)
+        (path / name).write_bytes(kept[0])
+        (path / MANIFEST).write_bytes(kept[1])
+
+
+# Imports torch once; each line on stdin starts a saving process, whose number goes to stdout.
+_SAVERS = """
+import os, sys, torch
+from ddsm_ext.io.checkpoint import load_checkpoint, newest_complete, save_checkpoint
+
+def save_for_ever(run, report):
+    path = newest_complete(run)
+    step = load_checkpoint(path, []).step if path else 0
+    while True:
+        step += 1
+        tensors = {f"t{i}": torch.full((40_000,), float(step)) for i in range(3)}
+        save_checkpoint(run, step, {"model": tensors, "ema": tensors}, {"value": step}, keep=2)
+        os.write(report, b"%d " % step)
+
+torch.set_num_threads(1)
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        report = os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        save_for_ever(sys.argv[1], report)
+    print(child, flush=True)
+    os.waitpid(child, 0)
+    print("dead", flush=True)
+"""
+
+
+def _kill_savers(folder, kills: int, draw: random.Random) -> None:
+    """kill -9 a saving process at random moments; what it reported as saved must be there."""
+    run, report = folder / "run", folder / "report"
+    command = [sys.executable, "-c", _SAVERS, str(run), str(report)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as savers:
+        for _ in range(kills):
+            report.write_text("")
+            savers.stdin.write("go\n")
+            savers.stdin.flush()
+            child = int(savers.stdout.readline())
+            time.sleep(draw.random() * 0.2)
+            os.kill(child, signal.SIGKILL)
+            assert savers.stdout.readline() == "dead\n"
+            _check_after_kill(run, [int(step) for step in report.read_text().split()])
+        savers.stdin.close()
+
+
+def _check_after_kill(run, reported: list[int]) -> None:
+    path = newest_complete(run, on_damage=lambda text: pytest.fail(text))
+    if path is None:
+        assert not reported
+        return
+    checkpoint = load_checkpoint(path)
+    assert checkpoint.step >= max(reported, default=0)
+    for group in ("model", "ema"):
+        for tensor in checkpoint.tensors[group].values():
+            assert bool((tensor == checkpoint.step).all())
+
+
+def test_kills_leave_the_newest_complete_one(tmp_path):
+    _kill_savers(tmp_path, 20, random.Random(2))
+
+
+@pytest.mark.slow
+def test_two_hundred_kills_leave_the_newest_complete_one(tmp_path):
+    _kill_savers(tmp_path, 200, random.Random(3))
+
+
+def test_an_interrupted_save_at_every_system_call_is_harmless(tmp_path, monkeypatch):
+    """Stops a save before each of its file operations, 20 and more of them."""
+    from ddsm_ext.io import checkpoint
+
+    class Stop(BaseException):
+        pass
+
+    real = {name: getattr(os, name) for name in ("open", "write", "fsync", "rename")}
+    for stop_at in range(200):
+        calls = 0
+
+        def counted(name, stop_at=stop_at):
+            def call(*args, **kwargs):
+                nonlocal calls
+                calls += 1
+                if calls > stop_at:
+                    raise Stop
+                return real[name](*args, **kwargs)
+
+            return call
+
+        run = tmp_path / str(stop_at)
+        save_checkpoint(run, 1, groups(1), {}, keep=1)
+        with monkeypatch.context() as patch:
+            for name in real:
+                patch.setattr(os, name, counted(name))
+            patch.setattr(
+                checkpoint.shutil, "rmtree", lambda *a, **k: None
+            )  # a kill cleans nothing
+            try:
+                save_checkpoint(run, 2, groups(2), {}, keep=1)
+                done = True
+            except Stop:
+                done = False
+        path = newest_complete(run, on_damage=lambda text: pytest.fail(text))
+        assert path is not None
+        step = load_checkpoint(path).step
+        assert step in ((2,) if done else (1, 2))
+        assert_equal(load_checkpoint(path).tensors, groups(step))
+        save_checkpoint(run, 3, groups(3), {}, keep=1)
+        assert os.listdir(run / "checkpoints") == ["step-000003"]
+        if done:
+            assert stop_at >= 20
+            return
+    pytest.fail("the save never finished")
+
+
+def test_144_megabytes_cost_little_beyond_the_raw_write(tmp_path):
+    """The promise is 0.5 s; CPU time is what a busy machine cannot distort."""
+    model = {f"p{i}": torch.ones(4_000_000) * i for i in range(9)}
+    cpu = time.process_time()
+    save_checkpoint(tmp_path, 1, {"model": model}, {})
+    cpu = time.process_time() - cpu
+    raw = torch.cat(list(model.values())).numpy().tobytes()
+    start = time.process_time()
+    with open(tmp_path / "raw", "wb") as file:
+        file.write(raw)
+        file.flush()
+        os.fsync(file.fileno())
+    assert cpu - (time.process_time() - start) <= 1.5  # encode, hash and read back, no disk

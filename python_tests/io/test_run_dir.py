@@ -1,0 +1,81 @@
+"""Numbered run folders."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from ddsm_ext.io.files import read_json
+from ddsm_ext.io.run_dir import create_run, find_resumable, list_runs, newest_run, resolve_run
+
+
+def test_runs_are_numbered_and_hold_config_and_environment(tmp_path):
+    first = create_run(tmp_path / "runs", "digits", {"a": 1})
+    second = create_run(tmp_path / "runs", "other", {"a": 2})
+    assert [first.name, second.name] == ["00000-digits", "00001-other"]
+    assert read_json(first / "config.json") == {"a": 1}
+    assert read_json(first / "env.json")["versions"]["torch"]
+    assert list_runs(tmp_path / "runs") == [first, second]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [first.name, second.name]
+
+
+def test_numbers_go_on_after_the_highest(tmp_path):
+    (tmp_path / "00041-x").mkdir()
+    (tmp_path / "notes").mkdir()
+    assert create_run(tmp_path, "y", {}).name == "00042-y"
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../x", "a b", ".hidden", "é"])
+def test_bad_names_are_refused(tmp_path, name):
+    with pytest.raises(ValueError, match="create_run: name is"):
+        create_run(tmp_path / "runs", name, {})
+    assert not (tmp_path / "runs").exists()
+
+
+def test_config_without_json_form_leaves_nothing(tmp_path):
+    with pytest.raises(TypeError):
+        create_run(tmp_path, "x", {"a": object()})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_find_resumable_compares_whole_configs(tmp_path):
+    config = {"train": {"steps": 10, "widths": (1.0, 0.5)}}
+    create_run(tmp_path, "a", config)
+    newest = create_run(tmp_path, "a", config)
+    create_run(tmp_path, "a", {"train": {"steps": 20, "widths": [1.0, 0.5]}})
+    assert find_resumable(tmp_path, config) == newest
+    assert find_resumable(tmp_path, config, name="b") is None
+    longer = {"train": {"steps": 30, "widths": [1.0, 0.5]}}
+    assert find_resumable(tmp_path, longer) is None
+    assert find_resumable(tmp_path, longer, ignore=["train.steps"]).name == "00002-a"
+    assert find_resumable(tmp_path / "none", config) is None
+
+
+def test_find_resumable_passes_over_damaged_configs(tmp_path):
+    run = create_run(tmp_path, "a", {"x": 1})
+    (create_run(tmp_path, "a", {"x": 1}) / "config.json").write_text("{")
+    assert find_resumable(tmp_path, {"x": 1}) == run
+
+
+def test_resolve_run(tmp_path):
+    first, second = create_run(tmp_path, "a", {}), create_run(tmp_path, "b", {})
+    assert resolve_run(tmp_path) == newest_run(tmp_path) == second
+    for selector in (0, "0", "00000", "a", "00000-a", first):
+        assert resolve_run(tmp_path, selector) == first
+    with pytest.raises(FileNotFoundError, match="00000-a, 00001-b"):
+        resolve_run(tmp_path, "c")
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        resolve_run(tmp_path / "none")
+
+
+def test_processes_never_share_a_number(tmp_path):
+    code = (
+        "import sys; from ddsm_ext.io.run_dir import create_run\n"
+        "for i in range(10): create_run(sys.argv[1], sys.argv[2], {})"
+    )
+    jobs = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name]) for name in "abc"]
+    assert [job.wait() for job in jobs] == [0, 0, 0]
+    numbers = sorted(int(run.name[:5]) for run in list_runs(tmp_path))
+    assert numbers == list(range(30))

@@ -1,0 +1,359 @@
+"""Training end to end on a toy network: exact resume, NaN guard, interrupts, files."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from training.toy_net import ToyNet, toy_data
+
+from ddsm_ext.diffusion.config import DiffusionConfig
+from ddsm_ext.diffusion.schedule import make_schedule
+from ddsm_ext.io.checkpoint import list_checkpoints, load_checkpoint, newest_complete
+from ddsm_ext.io.files import read_jsonl
+from ddsm_ext.io.images import read_image
+from ddsm_ext.training.config import DataConfig, TrainConfig
+from ddsm_ext.training.data import load_dataset
+from ddsm_ext.training.loop import NonFiniteError, train
+from ddsm_ext.training.state import load_trained
+
+SCHEDULE = make_schedule(DiffusionConfig(timesteps=50))
+
+
+def config(**changes) -> TrainConfig:
+    settings = {"steps": 24, "batch_size": 5, "log_every": 4, "checkpoint_every": 6, "seed": 3}
+    return TrainConfig(**{**settings, "warmup_steps": 4, "lr": 1e-2, **changes})
+
+
+def run_train(run_dir, cfg, net=None, **options):
+    return train(net or ToyNet(), toy_data(), SCHEDULE, cfg, run_dir, progress=False, **options)
+
+
+def assert_same_run(first, second):
+    """Weights, average, optimiser bit for bit; log but for the speed."""
+    one, two = (load_checkpoint(newest_complete(run)) for run in (first, second))
+    assert one.step == two.step
+    assert one.tensors.keys() == two.tensors.keys() == {"model", "ema", "optim"}
+    for group, tensors in one.tensors.items():
+        assert tensors.keys() == two.tensors[group].keys()
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, two.tensors[group][name]), (group, name)
+    rows = [read_jsonl(run / "log.jsonl") for run in (first, second)]
+    for row in (*rows[0], *rows[1]):
+        del row["images_per_s"]
+    assert rows[0] == rows[1]
+    steps = [row["step"] for row in rows[0]]
+    assert steps == sorted(set(steps))
+
+
+class StopAt(ToyNet):
+    """Sends a signal to the own process within a step, as Ctrl-C does."""
+
+    def __init__(self, step: int, number: int = signal.SIGINT) -> None:
+        super().__init__()
+        self.stop_call, self.number, self.seen = 3 * step + 2, number, 0
+
+    def forward(self, x, t, width):
+        self.seen += self.training
+        if self.seen == self.stop_call:
+            os.kill(os.getpid(), self.number)
+        return super().forward(x, t, width)
+
+
+def test_loss_falls_and_files_are_written(tmp_path):
+    cfg = config(steps=100, batch_size=16, log_every=20, lr=3e-2)
+    digits, noisy = load_dataset(DataConfig()), make_schedule(DiffusionConfig())
+    result = train(ToyNet(), digits, noisy, cfg, tmp_path, progress=False)
+    assert (result.step, result.finished, result.interrupted) == (100, True, False)
+    rows = read_jsonl(tmp_path / "log.jsonl")
+    assert [row["step"] for row in rows] == [20, 40, 60, 80, 100]
+    assert result.last_row == rows[-1]
+    assert rows[-1]["loss"] < 0.75 * rows[0]["loss"]
+    wanted = {"loss", "loss_w1.0", "loss_w0.75", "loss_w0.5", "loss_w0.25", "grad_norm", "lr"}
+    assert wanted | {"images_per_s"} <= rows[-1].keys()
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-000096", "step-000100"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"shared_noise": False, "middle_widths": 2},
+        {"distill_weight": 0.5, "loss_weighting": "min_snr", "lr_final": 0.1},
+        {"autocast": "bf16", "optimizer": "adamw", "weight_decay": 0.01, "ema_ramp": False},
+    ],
+)
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, changes):
+    cfg = config(**changes)
+    run_train(tmp_path / "whole", cfg)
+    for step in (5, 9, 17):
+        result = run_train(tmp_path / "parts", cfg, StopAt(step))
+        if result.finished:
+            break
+        assert result.interrupted
+        assert result.checkpoint == newest_complete(tmp_path / "parts")
+    assert run_train(tmp_path / "parts", cfg, ToyNet(seed=99)).finished
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_loader_processes_change_nothing(tmp_path, workers):
+    run_train(tmp_path / "none", config(steps=12))
+    assert run_train(tmp_path / "some", config(steps=12, workers=workers), StopAt(5)).interrupted
+    run_train(tmp_path / "some", config(steps=12, workers=workers))
+    assert_same_run(tmp_path / "none", tmp_path / "some")
+
+
+_TRAIN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+import torch
+torch.set_num_threads(1)
+from training.test_loop import config, run_train
+result = run_train(Path(sys.argv[1]), config(**eval_free(sys.argv[3])))
+print(result.interrupted, result.finished)
+""".replace("eval_free", "__import__('json').loads")
+
+
+def start_training(run_dir, **changes) -> subprocess.Popen:
+    tests = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    command = [sys.executable, "-c", _TRAIN, str(run_dir), tests, json.dumps(changes)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_log(run_dir, job, rows: int = 1) -> None:
+    log = run_dir / "log.jsonl"
+    while job.poll() is None and (not log.exists() or log.read_bytes().count(b"\n") < rows):
+        time.sleep(0.005)
+
+
+def _kill_and_resume(tmp_path, kills: int, seed: int) -> None:
+    draw, steps = random.Random(seed), 60 * kills
+    changes = {"steps": steps, "checkpoint_every": 7}
+    for count in range(kills):
+        job = start_training(tmp_path / "killed", **changes)
+        wait_for_log(tmp_path / "killed", job, rows=1 + count)
+        time.sleep(draw.random() * 0.1)
+        job.kill()
+        job.communicate()
+    run_train(tmp_path / "killed", config(**changes))
+    run_train(tmp_path / "whole", config(**changes))
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_kill_and_resume_equals_uninterrupted(tmp_path):
+    _kill_and_resume(tmp_path, 2, seed=1)
+
+
+@pytest.mark.slow
+def test_many_kills_and_resumes_equal_uninterrupted(tmp_path):
+    _kill_and_resume(tmp_path, 20, seed=2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_first_signal_saves_and_returns(tmp_path, number):
+    job = start_training(tmp_path, steps=100_000, checkpoint_every=100_000)
+    wait_for_log(tmp_path, job)
+    job.send_signal(number)
+    out, err = job.communicate(timeout=60)
+    assert job.returncode == 0, err
+    assert out.split() == ["True", "False"]
+    assert "finishing the step and saving" in err
+    assert newest_complete(tmp_path) is not None
+
+
+def test_second_signal_aborts(tmp_path):
+    class Twice(ToyNet):
+        def forward(self, x, t, width):
+            os.kill(os.getpid(), signal.SIGINT)
+            return super().forward(x, t, width)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_train(tmp_path, config(), Twice())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_outside_the_main_thread(tmp_path):
+    done = []
+    job = threading.Thread(target=lambda: done.append(run_train(tmp_path, config(steps=2))))
+    job.start()
+    job.join()
+    assert done[0].finished
+
+
+class Poisoned(ToyNet):
+    """Returns or backpropagates non-finite values in given steps."""
+
+    def __init__(self, steps, value: float, where: str) -> None:
+        super().__init__()
+        self.steps, self.value, self.where, self.seen = set(steps), value, where, 0
+
+    def forward(self, x, t, width):
+        y = super().forward(x, t, width)
+        step = self.seen // 3
+        self.seen += self.training
+        if step not in self.steps:
+            return y
+        if self.where == "loss":
+            return y * self.value
+        y.register_hook(lambda gradient: gradient * self.value)
+        return y
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_non_finite_steps_change_no_parameter(tmp_path, where, value):
+    """Steps 6 to 9 are bad: the checkpoint of step 10 must equal that of step 6."""
+    cfg = config(steps=10, checkpoint_every=1, keep=10)
+    run_train(tmp_path, cfg, Poisoned(range(6, 10), value, where))
+    before, after = (
+        load_checkpoint(tmp_path / "checkpoints" / f"step-{step:06d}").tensors for step in (6, 10)
+    )
+    changed = 0
+    for group in before:
+        for name, tensor in before[group].items():
+            if not name.endswith("calls"):  # a counter of the toy, no parameter
+                changed += not torch.equal(tensor, after[group][name])
+                assert torch.isfinite(after[group][name]).all()
+    assert changed == 0
+    assert read_jsonl(tmp_path / "log.jsonl")[-1]["skipped"] == 2
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_five_in_a_row_stop_and_keep_the_last_good_checkpoint(tmp_path, where):
+    cfg = config(steps=30, checkpoint_every=6)
+    net = Poisoned(range(13, 30), float("nan"), where)
+    with pytest.raises(NonFiniteError, match=r"5 steps in a row.*last checkpoint is kept") as error:
+        run_train(tmp_path, cfg, net)
+    assert "step 17" in str(error.value)
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-000006", "step-000012"]
+    assert read_jsonl(tmp_path / "log.jsonl")[-1]["step"] == 18
+    assert run_train(tmp_path, cfg).finished  # a good network goes on from there
+    run_train(tmp_path / "whole", cfg)
+    assert_same_run(tmp_path, tmp_path / "whole")
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    cfg = config(steps=6, checkpoint_every=6)
+    run_train(tmp_path, cfg)
+
+    class Broken(ToyNet):
+        def forward(self, x, t, width):
+            y = super().forward(x, t, width)
+            with torch.no_grad():
+                self.calls.fill_(0)
+                self.first.weight.data.view(-1)[0] = float("inf")
+            return y
+
+    with pytest.raises(ValueError, match="not finite"):
+        run_train(tmp_path, config(steps=7, max_bad_steps=2, checkpoint_every=1), Broken())
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-000006"]
+
+
+def test_finished_run_is_left_alone(tmp_path):
+    run_train(tmp_path, config(steps=6))
+    log = (tmp_path / "log.jsonl").read_bytes()
+    net = ToyNet(seed=7)
+    result = run_train(tmp_path, config(steps=6), net)
+    assert (result.step, result.finished) == (6, True)
+    assert net.widths == []
+    assert (tmp_path / "log.jsonl").read_bytes() == log
+    saved = load_checkpoint(result.checkpoint).tensors["model"]
+    assert all(torch.equal(saved[name], t) for name, t in net.state_dict().items())
+
+
+def test_more_steps_go_on(tmp_path):
+    run_train(tmp_path / "parts", config(steps=12))
+    run_train(tmp_path / "parts", config(steps=24))
+    run_train(tmp_path / "whole", config(steps=24))
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"lr": 1e-3}, "with lr=0.01, now it is 0.001"), ({"batch_size": 6}, "batch_size=5")],
+)
+def test_other_settings_do_not_resume(tmp_path, changes, message):
+    run_train(tmp_path, config(steps=6))
+    with pytest.raises(ValueError, match=message):
+        run_train(tmp_path, config(**changes))
+
+
+def test_other_data_or_network_does_not_resume(tmp_path):
+    run_train(tmp_path, config(steps=6))
+    with pytest.raises(ValueError, match="was trained with data"):
+        train(ToyNet(), toy_data(38), SCHEDULE, config(), tmp_path)
+    other = ToyNet()
+    other.extra = torch.nn.Parameter(torch.zeros(2))
+    with pytest.raises(ValueError, match="model lacks 'extra'"):
+        run_train(tmp_path, config(), other)
+    with pytest.raises(ValueError, match="parameterisation 'epsilon', now it is 'v'"):
+        run_train(tmp_path, config(), parameterisation="v")
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-000006"]
+
+
+def test_damaged_newest_checkpoint_falls_back_with_a_sentence(tmp_path):
+    run_train(tmp_path, config(steps=12))
+    (tmp_path / "checkpoints" / "step-000012" / "optim.safetensors").write_bytes(b"")
+    said = []
+    assert run_train(tmp_path, config(steps=24), on_damage=said.append).finished
+    assert "optim.safetensors does not match" in said[0]
+    run_train(tmp_path / "whole", config(steps=24))
+    assert_same_run(tmp_path, tmp_path / "whole")
+
+
+def test_sample_grids_show_the_averaged_weights_of_each_width(tmp_path):
+    seen = []
+
+    def grid(net, width):
+        seen.append((width, net.training, net.first.weight.detach().clone()))
+        return np.full((4, 5, 1), int(width * 100), np.uint8)
+
+    net = ToyNet()
+    run_train(tmp_path, config(steps=12, sample_every=6, checkpoint_every=6), net, sample_grid=grid)
+    names = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    widths = ("0.25", "0.5", "0.75", "1.0")
+    assert names == [f"step-{s:06d}-w{w}.png" for s in (6, 12) for w in widths]
+    assert read_image(tmp_path / "samples" / "step-000012-w0.75.png")[0, 0, 0] == 75
+    checkpoint = load_checkpoint(newest_complete(tmp_path))
+    for width, training, weight in seen[4:]:
+        assert width in (1.0, 0.75, 0.5, 0.25)
+        assert not training
+        assert torch.equal(weight, checkpoint.tensors["ema"]["first.weight"])
+    assert torch.equal(net.first.weight, checkpoint.tensors["model"]["first.weight"])
+    assert net.training
+
+
+def test_sampling_changes_no_weight(tmp_path):
+    def grid(net, width):
+        torch.manual_seed(0)
+        net(torch.randn(1, 1, 6, 6), torch.zeros(1), width)
+        return np.zeros((4, 4, 3), np.uint8)
+
+    run_train(tmp_path / "with", config(sample_every=5), sample_grid=grid)
+    run_train(tmp_path / "without", config())
+    assert_same_run(tmp_path / "with", tmp_path / "without")
+
+
+def test_load_trained(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
+        load_trained(tmp_path, ToyNet())
+    run_train(tmp_path, config(steps=6))
+    tensors = load_checkpoint(newest_complete(tmp_path)).tensors
+    for averaged, group in ((True, "ema"), (False, "model")):
+        net = ToyNet(seed=5)
+        assert load_trained(tmp_path, net, averaged=averaged) == 6
+        assert torch.equal(net.last.weight, tensors[group]["last.weight"])
+    wide = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="need a checkpoint of this network"):
+        load_trained(tmp_path, wide)
