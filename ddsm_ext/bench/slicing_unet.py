@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddsm_ext.models.layout import Block, unet_blocks
-from ddsm_ext.models.unet import SlimmableUNet, active_counts
+from ddsm_ext.models.unet import SlimmableUNet
 
 
 class SlicingUNet:
@@ -30,10 +30,11 @@ class SlicingUNet:
             )
         self.config = config
         self._tensors = net.state_dict(keep_vars=True)
+        self._counts_of: dict[float, list[tuple[int, int]]] = {}
 
     def __call__(self, x: Tensor, t: Tensor, width: float) -> Tensor:
         """Predict from images x [N, C, H, W] at integer timesteps t [N]; returns [N, C, H, W]."""
-        (c_head, c_time), *counts = active_counts(self.config, self.config.check_width(width))
+        (c_head, c_time), *counts = self._counts(width)
         embedding = F.embedding(t, self._tensors["time_embedding.table"])  # [N, ch]
         time = F.silu(self._linear("time_embedding.linear1", embedding, c_time))
         time = F.silu(self._linear("time_embedding.linear2", time, c_time))  # [N, c_time]
@@ -45,6 +46,19 @@ class SlicingUNet:
                 skips.append(h)
         h = F.silu(self._norm("tail.norm", h))
         return self._conv("tail.conv", h, self.config.image_channels, padding=1)
+
+    def _counts(self, width: float) -> list[tuple[int, int]]:
+        """(head, time), then (c_out, c_qkv) of each block; worked out once a width."""
+        if width not in self._counts_of:
+            active = self.config.active
+            self._counts_of[width] = [
+                (active(self.config.ch, width), active(4 * self.config.ch, width, "linear")),
+                *(
+                    (active(block.c_out, width), active(block.c_out, width, "qkv"))
+                    for block in unet_blocks(self.config)
+                ),
+            ]
+        return self._counts_of[width]
 
     def _block(
         self, block: Block, h: Tensor, time: Tensor, c_out: int, c_qkv: int, skips: list[Tensor]
