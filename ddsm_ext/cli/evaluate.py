@@ -93,10 +93,10 @@ def _has_strategy(folder: Path) -> bool:
 
 def scores_table(rows: list[dict[str, Any]]) -> str:
     """Return scores as an aligned table."""
-    head = ("sampler", "seeds", "images", "Fréchet", "KID x 1000", "MMACs/image", "ms/image")
+    head = ("sampler", "seeds", "images", "Fréchet", "KID", "MMACs/image", "ms/image")
     cells = []
     for row in rows:
-        kid = "-" if row["kid"] is None else f"{1e3 * row['kid']:.3g}"
+        kid = "-" if row["kid"] is None else f"{row['kid']:.3g}"
         cells.append(
             (
                 row["label"],

@@ -95,7 +95,7 @@ def _score(folder: Path, scorer: Any, strategy: Any) -> None:
     for name, what, k in jobs:
         first = config.eval.first_seed + k * count
         seeds = list(range(first, first + count))
-        if not scored(folder, scorer, what, seeds):
+        if not scored(folder, scorer, name, what, seeds):
             save_scores(folder, scorer, [scorer.score(name, what, seeds)])
     both = {"full": full, "strategy": strategy}
     save_timing(folder, interleaved_ms(scorer.sampler, both, config.eval.batch_size))

@@ -128,11 +128,11 @@ def _saved(run: Path, context: dict[str, Any]) -> dict[str, Any]:
     return {**context, "rows": []}
 
 
-def scored(run: Path, scorer: Scorer, strategy: Strategy, seeds: list[int]) -> bool:
+def scored(run: Path, scorer: Scorer, name: str, strategy: Strategy, seeds: list[int]) -> bool:
     """Whether metrics.json has this strategy's score for these seeds and these weights."""
-    wanted = (list(strategy.widths), list(strategy.cuts), seeds_text(seeds))
+    wanted = (name, list(strategy.widths), list(strategy.cuts), seeds_text(seeds))
     rows = _saved(run, scorer.context())["rows"]
-    return any((row["widths"], row["cuts"], row["seeds"]) == wanted for row in rows)
+    return any((row["label"], row["widths"], row["cuts"], row["seeds"]) == wanted for row in rows)
 
 
 def save_timing(run: Path, timing: dict[str, Any]) -> None:

@@ -54,7 +54,7 @@ def width_colour(width: float) -> tuple[float, float, float, float]:
 
 
 def _figure(rows: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(7.6, height), layout="constrained")
+    figure = Figure(figsize=(6.8, height), layout="constrained")
     axes = [figure.add_subplot(rows, columns, i + 1) for i in range(rows * columns)]
     return figure, axes
 

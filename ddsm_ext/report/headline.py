@@ -48,12 +48,12 @@ class Headline:
         scores = ", ".join(f"{score:.3g}" for score in self.full_scores)
         inside = "within" if self.within_spread else "outside"
         n = len(self.full_scores)
-        quality = f"{self.strategy_score:.3g} against {self.full_mean:.3g}"
+        quality = f"{self.strategy_score:.3g} vs {self.full_mean:.3g}"
         against = (
-            f"Fréchet distance, lower is better; {inside} the full width's spread over "
-            f"{n} seeds ({scores})"
+            f"Fréchet distance, strategy vs full width (lower is better); {inside} the full width's "
+            f"spread over {n} seeds ({scores})"
             if n > 1
-            else "Fréchet distance, lower is better; full width measured once"
+            else "Fréchet distance, strategy vs full width (lower is better), each measured once"
         )
         return [
             ("MACs saved", macs, "a sampled image, beside the full width at every step"),

@@ -60,14 +60,14 @@ def quality(files: RunFiles) -> str:
         "Each dot of the full width is another range of seeds; the band is their spread, the "
         "least difference that means anything.",
     )
-    head = ("sampler", "seeds", "images", "Fréchet", "KID x 1000", "M MACs an image", "ms an image")
+    head = ("sampler", "seeds", "images", "Fréchet", "KID", "MMACs/image", "ms/image")
     cells = [
         (
             str(r.get("label", "")),
             str(r.get("seeds", "")),
             str(r.get("images", "")),
             _number(r.get("frechet"), 1.0, 4),
-            _number(r.get("kid"), 1e3, 3),
+            _number(r.get("kid"), 1.0, 3),
             _number(r.get("macs_per_image"), 1e-6, 4),
             _number(r.get("ms_per_image"), 1.0, 3),
         )

@@ -15,8 +15,7 @@ h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 4px; }
 h2 { font-size: 1.2rem; margin: 44px 0 8px; padding-top: 16px; border-top: 1px solid var(--line); }
 p { margin: 8px 0; max-width: 70ch; }
 .muted, figcaption, .none { color: var(--muted); font-size: .92rem; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(215px, 1fr)); gap: 14px;
-  margin: 22px 0 6px; }
+.cards { display: grid; grid-template-columns: repeat(3, 1fr); gap: 14px; margin: 22px 0 6px; }
 .card { border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px;
   background: var(--soft); }
 .card .name { font-size: .88rem; color: var(--muted); }
@@ -45,6 +44,7 @@ pre { background: var(--soft); border: 1px solid var(--line); border-radius: 8px
 details summary { cursor: pointer; color: var(--muted); margin: 10px 0; }
 nav { margin: 18px 0 0; font-size: .92rem; } nav a { margin-right: 14px; color: var(--muted);
   white-space: nowrap; display: inline-block; }
+@media (max-width: 700px) { .cards { grid-template-columns: 1fr; } }
 @media (max-width: 560px) { main { padding: 18px 14px 48px; } h1 { font-size: 1.4rem; } }
 """
 
