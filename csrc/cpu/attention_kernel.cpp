@@ -1,11 +1,14 @@
-// Softmax attention, forward and backward, by blocks of queries (forward, dq) or keys (dk, dv):
-// only a block's rows of the score matrix exist at a time.
+// Softmax attention, forward and backward, by blocks of queries: only a block's rows of the score
+// matrix exist at a time.
 //
 // Per (image, head) the operands are packed once into panels of the compute type; then every
 // block is a few products by the one microkernel of panel_gemm.h. With S = scale q k^T,
 // P = exp(S - lse), delta = rowsum(do * o):
 //   dv = P^T do,  dS = P * (do v^T - delta),  dq = scale dS k,  dk = scale dS^T q.
-// Each output row is computed by one block: no atomics, and results do not depend on threads.
+// Backward, one thread a head: dk and dv are summed over the query blocks, five products. Several
+// threads a head: query blocks give dq; parts of the keys, walking over the query blocks and
+// computing their scores again, give dk and dv: seven products, no atomics. Both sum in the same
+// order, so results do not depend on threads.
 #include "ddsm/attention.h"
 
 #include <math.h>
@@ -20,10 +23,13 @@ namespace {
 // second-level cache of 512 KB.
 constexpr int64_t kBlockRows = 56 / kTileRows * kTileRows;
 
+// Keys of a part, where several threads share the dk and dv of a head; a multiple of every panel.
+constexpr int64_t kKeyPart = 64;
+
 inline double log_of(double x) { return ::log(x); }
 inline float log_of(float x) { return ::logf(x); }
 inline int64_t blocks_of(int64_t rows) { return (rows + kBlockRows - 1) / kBlockRows; }
-inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // s [padded] holds `count` scores: turns them into exp(s - max), returns their sum and the max.
 template <class C>
@@ -108,10 +114,10 @@ struct Attention {
     C* sums = scores + kBlockRows * t_k_padded;      // [rows, d_padded]
     C* q = sums + kBlockRows * d_padded;             // [rows, d]
     const int64_t from = block * kBlockRows;
-    const int64_t count = t_q - from < kBlockRows ? t_q - from : kBlockRows;
+    const int64_t count = smaller(t_q - from, kBlockRows);
     const int64_t rows = round_up(count, kTileRows);
     copy_block(args.q, head, from, count, static_cast<C>(args.scale), q);
-    gemm(q, d, packed.k_columns, rows, t_k_padded, d, scores, t_k_padded);
+    gemm(q, d, packed.k_columns, d, rows, t_k_padded, d, scores, t_k_padded);
     C factors[kBlockRows];
     for (int64_t i = 0; i < count; ++i) {
       C max;
@@ -119,7 +125,7 @@ struct Attention {
       factors[i] = static_cast<C>(1 / sum);
       lse(head)[from + i] = static_cast<C>(max + log_of(sum));
     }
-    gemm(scores, t_k_padded, packed.v, rows, d_padded, t_k, sums, d_padded);
+    gemm(scores, t_k_padded, packed.v, t_k, rows, d_padded, t_k, sums, d_padded);
     for (int64_t i = 0; i < count; ++i) {
       store_row(sums + i * d_padded, factors[i], row(args.out, head, from + i));
     }
@@ -128,129 +134,152 @@ struct Attention {
   // ---- backward --------------------------------------------------------------------------------
 
   struct BackwardPacked {
-    C *lse, *delta;                                  // [t_q_padded]
-    C *q_columns, *grad_columns;                     // q^T, do^T: [t_q_padded / panel][d][panel]
-    C *k_columns, *v_columns;                        // k^T, v^T: [t_k_padded / panel][d][panel]
-    C *q, *grad;                                     // [d_padded / panel][t_q][panel]
-    C* k;                                            // [d_padded / panel][t_k][panel]
+    C* delta;                   // [t_q], padded to whole panels like all parts
+    C *k_columns, *v_columns;   // k^T, v^T: [t_k_padded / panel][d][panel]
+    C *q, *grad_out;            // [d_padded / panel][t_q][panel]
+    C* k;                       // [d_padded / panel][t_k][panel]
   };
   int64_t backward_packed_size() const {
-    return 2 * t_q_padded + 2 * (t_q_padded + t_k_padded) * d + d_padded * (2 * t_q + t_k);
+    return t_q_padded + 2 * t_k_padded * d + d_padded * (2 * t_q + t_k);
   }
-  int64_t backward_block_size() const {
-    return kBlockRows * (2 * larger(t_q_padded, t_k_padded) + d_padded + 2 * d);
-  }
-
-  BackwardPacked backward_packed(C* next) const {
-    auto take = [&](int64_t count) {
-      C* part = next;
-      next += count;
-      return part;
-    };
+  BackwardPacked backward_packed(C* scratch) const {
     BackwardPacked packed;
-    packed.lse = take(t_q_padded);
-    packed.delta = take(t_q_padded);
-    packed.q_columns = take(t_q_padded * d);
-    packed.grad_columns = take(t_q_padded * d);
-    packed.k_columns = take(t_k_padded * d);
-    packed.v_columns = take(t_k_padded * d);
-    packed.q = take(d_padded * t_q);
-    packed.grad = take(d_padded * t_q);
-    packed.k = take(d_padded * t_k);
+    packed.delta = scratch;
+    packed.k_columns = packed.delta + t_q_padded;
+    packed.v_columns = packed.k_columns + t_k_padded * d;
+    packed.q = packed.v_columns + t_k_padded * d;
+    packed.grad_out = packed.q + d_padded * t_q;
+    packed.k = packed.grad_out + d_padded * t_q;
     return packed;
   }
 
   void backward_pack(int64_t head, C* scratch) const {
     const BackwardPacked packed = backward_packed(scratch);
-    const T *q = row(args.q, head, 0), *k = row(args.k, head, 0), *v = row(args.v, head, 0);
-    const T* grad = row(args.grad_out, head, 0);
-    pack_transposed(q, args.q.t_stride, t_q, d, packed.q_columns);
-    pack_transposed(grad, args.grad_out.t_stride, t_q, d, packed.grad_columns);
+    const T *k = row(args.k, head, 0), *v = row(args.v, head, 0);
     pack_transposed(k, args.k.t_stride, t_k, d, packed.k_columns);
     pack_transposed(v, args.v.t_stride, t_k, d, packed.v_columns);
-    pack_rows(q, args.q.t_stride, t_q, d, packed.q);
-    pack_rows(grad, args.grad_out.t_stride, t_q, d, packed.grad);
     pack_rows(k, args.k.t_stride, t_k, d, packed.k);
-    for (int64_t t = 0; t < t_q_padded; ++t) {
-      packed.lse[t] = t < t_q ? lse(head)[t] : 0;
+    pack_rows(row(args.q, head, 0), args.q.t_stride, t_q, d, packed.q);
+    pack_rows(row(args.grad_out, head, 0), args.grad_out.t_stride, t_q, d, packed.grad_out);
+    for (int64_t t = 0; t < t_q; ++t) {
+      const T *o = row(args.out, head, t), *g = row(args.grad_out, head, t);
       double delta = 0;
-      if (t < t_q) {
-        const T *o = row(args.out, head, t), *g = row(args.grad_out, head, t);
-        for (int64_t i = 0; i < d; ++i) {
-          delta += static_cast<double>(to_compute(o[i])) * to_compute(g[i]);
-        }
+      for (int64_t i = 0; i < d; ++i) {
+        delta += static_cast<double>(to_compute(o[i])) * to_compute(g[i]);
       }
       packed.delta[t] = static_cast<C>(delta);
     }
   }
 
-  // scores -> P and dP -> dS in place, `count` elements of a row.
+  // Work memory of a query block against keys: all of them, or a part of kKeyPart.
+  struct BackwardWork {
+    C *scores, *grads;     // [rows, key columns], and slack that a transposed read may touch
+    C *q, *grad_out;       // [rows, d]
+    C* grad_q;             // [rows, d_padded]
+    C *grad_k, *grad_v;    // [key rows, d_padded]
+  };
+  int64_t key_rows() const { return round_up(t_k_padded, kTileRows); }
+  int64_t backward_block_size() const {
+    return 2 * (kBlockRows * t_k_padded + kPanel<C>) + kBlockRows * (2 * d + d_padded) +
+           2 * key_rows() * d_padded;
+  }
+  BackwardWork backward_work(C* scratch) const {
+    BackwardWork work;
+    work.scores = scratch;
+    work.grads = work.scores + kBlockRows * t_k_padded + kPanel<C>;
+    work.grad_q = work.grads + kBlockRows * t_k_padded + kPanel<C>;
+    work.grad_k = work.grad_q + kBlockRows * d_padded;
+    work.grad_v = work.grad_k + key_rows() * d_padded;
+    work.q = work.grad_v + key_rows() * d_padded;
+    work.grad_out = work.q + kBlockRows * d;
+    return work;
+  }
+
+  // scores -> P and grads = do v^T -> dS, in place.
   static void grad_scores(C* scores, C* grads, int64_t padded, C lse, C delta) {
     for (int64_t i = 0; i < padded; i += kLanes) {
       const Vec<C> p = exp(load(scores + i) - lse);
+      store(scores + i, p);
       store(grads + i, p * (load(grads + i) - delta));
     }
   }
-  static void grad_scores(C* scores, C* grads, int64_t padded, const C* lse, const C* delta) {
-    for (int64_t i = 0; i < padded; i += kLanes) {
-      const Vec<C> p = exp(load(scores + i) - load(lse + i));
-      store(scores + i, p);
-      store(grads + i, p * (load(grads + i) - load(delta + i)));
+
+  // P and dS of the queries [from, from + count) against the keys [first_key, + columns).
+  void block_scores(int64_t head, int64_t from, int64_t count, int64_t first_key, int64_t columns,
+                    const BackwardPacked& packed, const BackwardWork& work) const {
+    const int64_t rows = round_up(count, kTileRows);
+    copy_block(args.q, head, from, count, static_cast<C>(args.scale), work.q);
+    copy_block(args.grad_out, head, from, count, 1, work.grad_out);
+    gemm(work.q, d, packed.k_columns + first_key * d, d, rows, columns, d, work.scores, columns);
+    gemm(work.grad_out, d, packed.v_columns + first_key * d, d, rows, columns, d, work.grads,
+         columns);
+    for (int64_t i = 0; i < count; ++i) {
+      grad_scores(work.scores + i * columns, work.grads + i * columns, columns,
+                  lse(head)[from + i], packed.delta[from + i]);
     }
+  }
+
+  void block_grad_q(int64_t head, int64_t from, int64_t count, const BackwardPacked& packed,
+                    const BackwardWork& work) const {
+    gemm(work.grads, t_k_padded, packed.k, t_k, round_up(count, kTileRows), d_padded, t_k,
+         work.grad_q, d_padded);
+    for (int64_t i = 0; i < count; ++i) {
+      store_row(work.grad_q + i * d_padded, static_cast<C>(args.scale),
+                row(args.grad_q, head, from + i));
+    }
+  }
+
+  // Adds the queries [from, from + count) to dk and dv; the first ones overwrite. The tiles' last
+  // rows may be beyond the scores' columns: they hold values of no meaning, which are never stored.
+  void block_grad_kv(int64_t from, int64_t count, int64_t columns, const BackwardPacked& packed,
+                     const BackwardWork& work) const {
+    const int64_t rows = round_up(columns, kTileRows), at = from * kPanel<C>;
+    gemm<Order::kColumns>(work.scores, columns, packed.grad_out + at, t_q, rows, d_padded, count,
+                          work.grad_v, d_padded, from > 0);
+    gemm<Order::kColumns>(work.grads, columns, packed.q + at, t_q, rows, d_padded, count,
+                          work.grad_k, d_padded, from > 0);
+  }
+
+  void store_grad_kv(int64_t head, int64_t first_key, int64_t count,
+                     const BackwardWork& work) const {
+    for (int64_t i = 0; i < count; ++i) {
+      store_row(work.grad_v + i * d_padded, 1, row(args.grad_v, head, first_key + i));
+      store_row(work.grad_k + i * d_padded, static_cast<C>(args.scale),
+                row(args.grad_k, head, first_key + i));
+    }
+  }
+
+  void backward_head(int64_t head, C* packed_scratch, C* scratch) const {
+    const BackwardPacked packed = backward_packed(packed_scratch);
+    const BackwardWork work = backward_work(scratch);
+    for (int64_t from = 0; from < t_q; from += kBlockRows) {
+      const int64_t count = smaller(t_q - from, kBlockRows);
+      block_scores(head, from, count, 0, t_k_padded, packed, work);
+      block_grad_q(head, from, count, packed, work);
+      block_grad_kv(from, count, t_k_padded, packed, work);
+    }
+    store_grad_kv(head, 0, t_k, work);
   }
 
   void backward_query_block(int64_t head, int64_t block, C* packed_scratch, C* scratch) const {
     const BackwardPacked packed = backward_packed(packed_scratch);
-    C* scores = scratch;                          // [rows, t_k_padded]
-    C* grads = scores + kBlockRows * t_k_padded;  // [rows, t_k_padded]
-    C* result = grads + kBlockRows * t_k_padded;  // [rows, d_padded]
-    C* q = result + kBlockRows * d_padded;        // [rows, d]
-    C* grad_out = q + kBlockRows * d;             // [rows, d]
-    const int64_t from = block * kBlockRows;
-    const int64_t count = t_q - from < kBlockRows ? t_q - from : kBlockRows;
-    const int64_t rows = round_up(count, kTileRows);
-    const C scale = static_cast<C>(args.scale);
-    copy_block(args.q, head, from, count, scale, q);
-    copy_block(args.grad_out, head, from, count, 1, grad_out);
-    gemm(q, d, packed.k_columns, rows, t_k_padded, d, scores, t_k_padded);
-    gemm(grad_out, d, packed.v_columns, rows, t_k_padded, d, grads, t_k_padded);
-    for (int64_t i = 0; i < count; ++i) {
-      grad_scores(scores + i * t_k_padded, grads + i * t_k_padded, t_k_padded,
-                  packed.lse[from + i], packed.delta[from + i]);
-    }
-    gemm(grads, t_k_padded, packed.k, rows, d_padded, t_k, result, d_padded);
-    for (int64_t i = 0; i < count; ++i) {
-      store_row(result + i * d_padded, scale, row(args.grad_q, head, from + i));
-    }
+    const BackwardWork work = backward_work(scratch);
+    const int64_t from = block * kBlockRows, count = smaller(t_q - from, kBlockRows);
+    block_scores(head, from, count, 0, t_k_padded, packed, work);
+    block_grad_q(head, from, count, packed, work);
   }
 
-  void backward_key_block(int64_t head, int64_t block, C* packed_scratch, C* scratch) const {
+  void backward_key_part(int64_t head, int64_t part, C* packed_scratch, C* scratch) const {
     const BackwardPacked packed = backward_packed(packed_scratch);
-    C* scores = scratch;                          // [rows, t_q_padded], rows are keys
-    C* grads = scores + kBlockRows * t_q_padded;  // [rows, t_q_padded]
-    C* result = grads + kBlockRows * t_q_padded;  // [rows, d_padded]
-    C* k = result + kBlockRows * d_padded;        // [rows, d]
-    C* v = k + kBlockRows * d;                    // [rows, d]
-    const int64_t from = block * kBlockRows;
-    const int64_t count = t_k - from < kBlockRows ? t_k - from : kBlockRows;
-    const int64_t rows = round_up(count, kTileRows);
-    const C scale = static_cast<C>(args.scale);
-    copy_block(args.k, head, from, count, scale, k);
-    copy_block(args.v, head, from, count, 1, v);
-    gemm(k, d, packed.q_columns, rows, t_q_padded, d, scores, t_q_padded);
-    gemm(v, d, packed.grad_columns, rows, t_q_padded, d, grads, t_q_padded);
-    for (int64_t i = 0; i < count; ++i) {
-      grad_scores(scores + i * t_q_padded, grads + i * t_q_padded, t_q_padded, packed.lse,
-                  packed.delta);
+    const BackwardWork work = backward_work(scratch);
+    const int64_t first_key = part * kKeyPart;
+    const int64_t columns = smaller(t_k_padded - first_key, kKeyPart);
+    for (int64_t from = 0; from < t_q; from += kBlockRows) {
+      const int64_t count = smaller(t_q - from, kBlockRows);
+      block_scores(head, from, count, first_key, columns, packed, work);
+      block_grad_kv(from, count, columns, packed, work);
     }
-    gemm(scores, t_q_padded, packed.grad, rows, d_padded, t_q, result, d_padded);
-    for (int64_t i = 0; i < count; ++i) {
-      store_row(result + i * d_padded, 1, row(args.grad_v, head, from + i));
-    }
-    gemm(grads, t_q_padded, packed.q, rows, d_padded, t_q, result, d_padded);
-    for (int64_t i = 0; i < count; ++i) {
-      store_row(result + i * d_padded, scale, row(args.grad_k, head, from + i));
-    }
+    store_grad_kv(head, first_key, smaller(t_k - first_key, columns), work);
   }
 
   // ---- schedule --------------------------------------------------------------------------------
@@ -265,10 +294,11 @@ struct Attention {
     return (packed_count * packed_size + args.slots * block_size) * sizeof(C);
   }
 
-  // pack(head, packed) for every head, then compute(head, block, packed, scratch) for its blocks.
-  template <class Pack, class Compute>
-  void run(int64_t blocks, int64_t packed_size, int64_t block_size, const Pack& pack,
-           const Compute& compute) const {
+  // pack(head, packed) for every head, and then the work of a head, which two functions can do:
+  // whole(head, packed, scratch), or part(head, index, packed, scratch) for each of its `parts`.
+  template <class Pack, class Whole, class Part>
+  void run(int64_t parts, int64_t packed_size, int64_t block_size, const Pack& pack,
+           const Whole& whole, const Part& part) const {
     const int64_t heads = args.n * args.heads, slots = args.slots;
     const bool whole_heads = by_head();
     C* const packed = static_cast<C*>(args.scratch);
@@ -284,35 +314,53 @@ struct Attention {
     if (whole_heads) {
       for_each_in_slot(heads, [&](int64_t slot, int64_t head) {
         pack(head, packed + slot * packed_size);
-        for (int64_t b = 0; b < blocks; ++b) {
-          compute(head, b, packed + slot * packed_size, scratch + slot * block_size);
-        }
+        whole(head, packed + slot * packed_size, scratch + slot * block_size);
       });
       return;
     }
     for_each_in_slot(heads, [&](int64_t, int64_t head) { pack(head, packed + head * packed_size); });
-    for_each_in_slot(heads * blocks, [&](int64_t slot, int64_t unit) {
-      const int64_t head = unit / blocks;
-      compute(head, unit % blocks, packed + head * packed_size, scratch + slot * block_size);
+    for_each_in_slot(heads * parts, [&](int64_t slot, int64_t unit) {
+      const int64_t head = unit / parts;
+      part(head, unit % parts, packed + head * packed_size, scratch + slot * block_size);
     });
   }
 
   void forward() const {
-    run(blocks_of(t_q), forward_packed_size(), forward_block_size(),
+    const int64_t blocks = blocks_of(t_q);
+    const auto block = [&](int64_t head, int64_t index, C* packed, C* scratch) {
+      forward_block(head, index, packed, scratch);
+    };
+    run(blocks, forward_packed_size(), forward_block_size(),
         [&](int64_t head, C* packed) { forward_pack(head, packed); },
-        [&](int64_t head, int64_t block, C* packed, C* scratch) {
-          forward_block(head, block, packed, scratch);
-        });
+        [&](int64_t head, C* packed, C* scratch) {
+          for (int64_t index = 0; index < blocks; ++index) block(head, index, packed, scratch);
+        },
+        block);
   }
 
   void backward() const {
-    const int64_t query_blocks = blocks_of(t_q);
-    run(query_blocks + blocks_of(t_k), backward_packed_size(), backward_block_size(),
+    const int64_t blocks = blocks_of(t_q), key_parts = (t_k + kKeyPart - 1) / kKeyPart;
+    if (t_q == 0) return zero_grad_kv();
+    run(blocks + key_parts, backward_packed_size(), backward_block_size(),
         [&](int64_t head, C* packed) { backward_pack(head, packed); },
-        [&](int64_t head, int64_t block, C* packed, C* scratch) {
-          if (block < query_blocks) backward_query_block(head, block, packed, scratch);
-          else backward_key_block(head, block - query_blocks, packed, scratch);
+        [&](int64_t head, C* packed, C* scratch) { backward_head(head, packed, scratch); },
+        [&](int64_t head, int64_t index, C* packed, C* scratch) {
+          if (index < blocks) backward_query_block(head, index, packed, scratch);
+          else backward_key_part(head, index - blocks, packed, scratch);
         });
+  }
+
+  // No query: nothing was read.
+  void zero_grad_kv() const {
+    for (int64_t head = 0; head < args.n * args.heads; ++head) {
+      for (int64_t t = 0; t < t_k; ++t) {
+        T *k = row(args.grad_k, head, t), *v = row(args.grad_v, head, t);
+        for (int64_t i = 0; i < d; ++i) {
+          from_compute(C(0), k + i);
+          from_compute(C(0), v + i);
+        }
+      }
+    }
   }
 };
 

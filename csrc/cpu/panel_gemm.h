@@ -1,6 +1,6 @@
 // Small matrix products C = A B on scratch memory, for kernels that pack their operands:
-// A [m, k] row-major, B in panels [columns / kPanel][k][kPanel] (zero-padded), C row-major.
-// m and C's columns are padded to whole tiles, so that there is no remainder code.
+// A [m, k] by rows or by columns, B in panels [columns / kPanel][depth][kPanel] (zero-padded),
+// C row-major. m and C's columns are padded to whole tiles, so that there is no remainder code.
 #pragma once
 
 #include "lanes.h"
@@ -25,7 +25,10 @@ static inline int64_t round_up(int64_t x, int64_t multiple) {
   return (x + multiple - 1) / multiple * multiple;
 }
 
-template <class C>
+// How A [m, k] lies in memory: element (i, p) at i * stride + p, or at p * stride + i.
+enum class Order { kRows, kColumns };
+
+template <Order order, class C>
 static inline void gemm_tile(const C* a, int64_t a_stride, const C* b, int64_t k, C* c,
                              int64_t c_stride, bool accumulate) {
   constexpr int64_t kLanes = Lanes<C>::kCount;
@@ -36,7 +39,8 @@ static inline void gemm_tile(const C* a, int64_t a_stride, const C* b, int64_t k
     const Vec<C> b0 = load(b + p * kPanel<C>), b1 = load(b + p * kPanel<C> + kLanes);
 #pragma GCC unroll 16
     for (int i = 0; i < kTileRows; ++i) {
-      const Vec<C> x = broadcast(a[i * a_stride + p]);
+      const Vec<C> x =
+          broadcast(order == Order::kRows ? a[i * a_stride + p] : a[p * a_stride + i]);
       sum[i][0] += x * b0;
       sum[i][1] += x * b1;
     }
@@ -52,17 +56,20 @@ static inline void gemm_tile(const C* a, int64_t a_stride, const C* b, int64_t k
   }
 }
 
-// C [m, columns] = A [m, k] B; m is a multiple of kTileRows, columns of kPanel.
-template <class C>
-__attribute__((noinline)) static void gemm(const C* a, int64_t a_stride, const C* b, int64_t m, int64_t columns, int64_t k,
-                 C* c, int64_t c_stride) {
+// C [m, columns] = (accumulate: +=) A [m, k] B; m is a multiple of kTileRows, columns of kPanel.
+// b_depth: depth of B's panels, of which the k from b on are used.
+template <Order order = Order::kRows, class C>
+__attribute__((noinline)) static void gemm(const C* a, int64_t a_stride, const C* b,
+                                           int64_t b_depth, int64_t m, int64_t columns, int64_t k,
+                                           C* c, int64_t c_stride, bool accumulate = false) {
   for (int64_t from = 0; from < k; from += kDepth) {
     const int64_t depth = k - from < kDepth ? k - from : kDepth;
     for (int64_t j = 0; j < columns; j += kPanel<C>) {
-      const C* panel = b + j * k + from * kPanel<C>;
+      const C* panel = b + j * b_depth + from * kPanel<C>;
       for (int64_t i = 0; i < m; i += kTileRows) {
-        gemm_tile(a + i * a_stride + from, a_stride, panel, depth, c + i * c_stride + j, c_stride,
-                  from > 0);
+        const C* tile = order == Order::kRows ? a + i * a_stride + from : a + from * a_stride + i;
+        gemm_tile<order>(tile, a_stride, panel, depth, c + i * c_stride + j, c_stride,
+                         accumulate || from > 0);
       }
     }
   }
