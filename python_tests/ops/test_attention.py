@@ -1,0 +1,282 @@
+"""sliced_attention against fp64 and PyTorch: values, gradients, locality, refusals."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from ops.op_checks import (
+    FORWARD_RATIO,
+    GRADIENT_RATIO,
+    ISAS,
+    check_error,
+    check_op,
+    check_repeatable,
+    compiled_graphs,
+    forced_isa,
+    normal,
+    run_fuzz,
+    seeded,
+    threads,
+)
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from ddsm_ext.ops import sliced_attention, sliced_attention_ref
+
+# (n, heads, t_q, t_k, d): every head size of the promise, blocks and panels that do not divide.
+SHAPES = [
+    (2, 3, 64, 64, 1),
+    (2, 2, 130, 130, 3),
+    (1, 3, 256, 256, 8),
+    (2, 1, 100, 100, 59),
+    (1, 2, 70, 33, 111),
+    (1, 1, 256, 256, 256),
+    (1, 1, 7, 1100, 16),
+]
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def qkv(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
+    n, heads, t_q, t_k, d = shape
+    generator = seeded(seed)
+    return [normal(generator, n, heads, t, d, dtype=dtype) for t in (t_q, t_k, t_k)]
+
+
+def leaf(x: Tensor) -> Tensor:
+    return x.detach().clone().requires_grad_()
+
+
+def gradients(attention: Any, inputs: list[Tensor], grad: Tensor) -> list[Tensor]:
+    leaves = [leaf(tensor) for tensor in inputs]
+    attention(*leaves).backward(grad.to(leaves[0].dtype))
+    return [tensor.grad for tensor in leaves]  # type: ignore[misc]
+
+
+def exact_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The definition, in fp64."""
+    q, k, v = q.double(), k.double(), v.double()
+    return torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, dim=-1) @ v
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_as_exact_as_torch(isa: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    inputs = qkv(shape, dtype)
+    grad = normal(seeded(1), *inputs[0].shape, dtype=dtype)
+    with forced_isa(isa):
+        ours = sliced_attention(*inputs)
+        our_grads = gradients(sliced_attention, inputs, grad)
+    torchs = F.scaled_dot_product_attention(*inputs)
+    check_error(ours, torchs, exact_attention(*inputs), FORWARD_RATIO)
+    torch_grads = gradients(F.scaled_dot_product_attention, inputs, grad)
+    exact_grads = gradients(exact_attention, [tensor.double() for tensor in inputs], grad)
+    for triple in zip(our_grads, torch_grads, exact_grads, strict=True):
+        check_error(*triple, GRADIENT_RATIO)
+    _, heads, t_q, _, d = shape
+    assert ours.stride() == (t_q * heads * d, d, heads * d, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_strides_do_not_change_a_bit(dtype: torch.dtype) -> None:
+    inputs = qkv((2, 3, 20, 20, 12), dtype)
+    grad = normal(seeded(1), *inputs[0].shape, dtype=dtype)
+    fused = torch.cat([x.transpose(1, 2) for x in inputs], dim=-1)  # [N, T, heads, 3 d]
+    layouts = {
+        "contiguous": inputs,
+        "by position": [x.transpose(1, 2).contiguous().transpose(1, 2) for x in inputs],
+        "slices of qkv": [x.transpose(1, 2) for x in fused.split(12, dim=-1)],
+        "channels first": [x.transpose(2, 3).contiguous().transpose(2, 3) for x in inputs],
+    }
+    results = {}
+    for name, tensors in layouts.items():
+        leaves = [x.detach().requires_grad_() for x in tensors]
+        out = sliced_attention(*leaves)
+        out.backward(grad if name == "contiguous" else grad.transpose(2, 3).contiguous().mT)
+        results[name] = [out, *(x.grad for x in leaves)]
+    for tensors in results.values():
+        for ours, expected in zip(tensors, results["contiguous"], strict=True):
+            assert torch.equal(ours, expected)  # type: ignore[arg-type]
+
+
+def test_neighbours_of_a_slice_are_not_read() -> None:
+    wide = torch.full((2, 20, 3, 40), float("nan"))
+    inputs = qkv((2, 3, 20, 20, 11), torch.float32)
+    views = []
+    for i, x in enumerate(inputs):
+        wide[..., 12 * i : 12 * i + 11] = x.transpose(1, 2)
+        views.append(wide[..., 12 * i : 12 * i + 11].transpose(1, 2).requires_grad_())
+    out = sliced_attention(*views)
+    grads = torch.autograd.grad(out.square().sum(), views)
+    assert torch.equal(out, sliced_attention(*inputs))
+    assert all(torch.isfinite(grad).all() for grad in grads)
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 4, 4, 8), (2, 0, 4, 4, 8), (2, 2, 0, 4, 8)], ids=str)
+def test_empty_output_and_zero_gradients(shape: tuple[int, ...]) -> None:
+    inputs = [leaf(x) for x in qkv(shape, torch.float32)]
+    out = sliced_attention(*inputs)
+    assert out.shape == inputs[0].shape
+    out.sum().backward()
+    for tensor in inputs:
+        assert tensor.grad is not None
+        assert not tensor.grad.any()
+
+
+def test_large_scores_do_not_overflow() -> None:
+    q, k, v = qkv((1, 1, 8, 40, 16), torch.float32)
+    ours = sliced_attention(q * 1000, k * 1000, v)
+    exact = exact_attention(q * 1000, k * 1000, v)
+    check_error(ours, F.scaled_dot_product_attention(q * 1000, k * 1000, v), exact, FORWARD_RATIO)
+
+
+def test_nan_stays_in_its_row() -> None:
+    q, k, v = qkv((1, 1, 8, 40, 16), torch.float32)
+    q[0, 0, 3, 5] = float("nan")
+    out = sliced_attention(q, k, v)
+    assert out[0, 0, 3].isnan().all()
+    assert out[0, 0, :3].isfinite().all()
+    assert out[0, 0, 4:].isfinite().all()
+
+
+def test_scale() -> None:
+    q, k, v = qkv((1, 2, 5, 6, 16), torch.float32)
+    for scale in (None, 1.0, 0, -0.5):
+        torch.testing.assert_close(
+            sliced_attention(q, k, v, scale=scale), sliced_attention_ref(q, k, v, scale=scale)
+        )
+    assert torch.equal(sliced_attention(q, k, v), sliced_attention(q, k, v, scale=0.25))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_gradcheck(seed: int) -> None:
+    shape = (1 + seed % 2, 1 + seed % 3, 3 + seed, 12 - seed, 1 + seed % 5)
+    inputs = [x.requires_grad_() for x in qkv(shape, torch.float64, seed)]
+    assert torch.autograd.gradcheck(sliced_attention, inputs)
+
+
+def test_opcheck() -> None:
+    samples, backward = [], []
+    for dtype, shape, scale in itertools.product(
+        DTYPES, [(2, 2, 5, 5, 8), (1, 3, 4, 7, 3), (2, 1, 9, 2, 1)], (None, 0.3)
+    ):
+        inputs = qkv(shape, dtype)
+        out, lse = torch.ops.ddsm_ext.sliced_attention(*inputs, scale)
+        backward.append((torch.ones_like(out), *inputs, out, lse, scale))
+        samples.append((*(x.clone().requires_grad_() for x in inputs), scale))
+    check_op(torch.ops.ddsm_ext.sliced_attention.default, samples)
+    check_op(torch.ops.ddsm_ext.sliced_attention_backward.default, backward)
+
+
+def test_eleven_head_sizes_compile_to_two_graphs() -> None:
+    calls = [
+        tuple(x.requires_grad_() for x in qkv((2, 2, 16, 16, d), torch.float32))
+        for d in range(8, 96, 8)
+    ]
+    assert compiled_graphs(sliced_attention, calls, backward=True) <= 2
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_repeatable(dtype: torch.dtype) -> None:
+    inputs = [x.requires_grad_() for x in qkv((3, 1, 150, 150, 40), dtype)]
+    grad = normal(seeded(1), *inputs[0].shape, dtype=dtype)
+
+    def backward() -> list[Tensor]:
+        out = sliced_attention(*inputs)
+        return [out, *torch.autograd.grad(out, inputs, grad)]
+
+    for count in (1, 2):
+        with threads(count):
+            check_repeatable(lambda: [sliced_attention(*inputs)], 250)
+            check_repeatable(backward, 50)
+    # One thread walks over whole heads, two share three heads: other loops, the same sums.
+    with threads(1):
+        one = backward()
+    with threads(2):
+        assert all(torch.equal(a, b) for a, b in zip(one, backward(), strict=True))
+
+
+def test_autocast_computes_in_its_dtype() -> None:
+    inputs = qkv((1, 2, 5, 6, 16), torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = sliced_attention(*inputs)
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, sliced_attention(*(x.bfloat16() for x in inputs)))
+
+
+def test_flops_are_twice_the_products() -> None:
+    inputs = [x.requires_grad_() for x in qkv((2, 3, 16, 24, 8), torch.float32)]
+    product = 2 * (2 * 3 * 16 * 24 * 8)
+    with FlopCounterMode(display=False) as counter:
+        out = sliced_attention(*inputs)
+    assert counter.get_total_flops() == 2 * product
+    with FlopCounterMode(display=False) as counter:
+        out.sum().backward()
+    assert counter.get_total_flops() == 5 * product
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"q": None}, TypeError, "q is NoneType"),
+        ({"q": torch.zeros(2, 3, 4)}, ValueError, "q has shape"),
+        ({"k": torch.zeros(2, 3, 4, 8, dtype=torch.bfloat16)}, TypeError, "k has dtype"),
+        ({"k": torch.zeros(2, 3, 5, 8)}, ValueError, r"k \[2, 3, 5, 8\]"),
+        ({"q": torch.zeros(2, 3, 4, 7)}, ValueError, r"q has shape \[2, 3, 4, 7\]"),
+        ({"k": torch.zeros(2, 3, 0, 8), "v": torch.zeros(2, 3, 0, 8)}, ValueError, "T_k 0"),
+        ({"scale": "1"}, TypeError, "scale is '1'"),
+        ({"scale": float("nan")}, ValueError, "scale is nan"),
+    ],
+)
+def test_refusals_name_the_values(change: dict[str, Any], error: type, text: str) -> None:
+    arguments: dict[str, Any] = {name: torch.zeros(2, 3, 4, 8) for name in "qkv"}
+    with pytest.raises(error, match=f"^sliced_attention: .*{text}"):
+        sliced_attention(**{**arguments, **change})
+
+
+# ---- bad arguments, in a process of their own --------------------------------------------------
+
+SIZES = st.integers(0, 5)
+TENSORS = st.builds(
+    lambda shape, dtype, step: torch.ones([s * step for s in shape]).to(dtype)[
+        tuple(slice(None, None, step) for _ in shape)
+    ],
+    st.lists(SIZES, min_size=0, max_size=5) | st.tuples(SIZES, SIZES, SIZES, SIZES),
+    st.sampled_from([torch.float32] * 6 + [torch.bfloat16, torch.float64, torch.int64, torch.bool]),
+    st.sampled_from([1, 1, 2]),
+)
+HEADS = st.builds(lambda t, d: torch.ones(2, 1, t, d), st.integers(0, 3), st.integers(0, 3))
+ODD = st.sampled_from([None, "1", 1.5, True, -(2**63), 2**62, float("nan"), [], object()])
+QKV = HEADS | HEADS | HEADS | TENSORS | ODD
+
+
+@given(q=QKV, k=QKV, same_v=st.booleans(), v=QKV, scale=st.none() | st.floats() | ODD)
+def _bad_arguments(q: Any, k: Any, same_v: bool, v: Any, scale: Any) -> None:
+    tensors = [
+        x.detach().requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x
+        for x in (q, k, k if same_v else v)
+    ]
+    try:
+        out = sliced_attention(*tensors, scale=scale)
+    except (TypeError, ValueError) as error:
+        assert str(error).startswith("sliced_attention: "), error  # noqa: PT017
+        return
+    assert out.shape == q.shape
+    out.sum().backward()
+
+
+def fuzz(examples: int) -> None:
+    quiet = list(HealthCheck)
+    settings(max_examples=examples, deadline=None, database=None, suppress_health_check=quiet)(
+        _bad_arguments
+    )()
+
+
+def test_bad_arguments_raise_and_never_crash() -> None:
+    run_fuzz("ops.test_attention", "fuzz", 2000)
