@@ -46,10 +46,10 @@ def active_channels(c_max: int, width: float, multiple: int = 8) -> int:
         raise ValueError(
             f"active_channels: c_max is {c_max}, multiple is {multiple}; need both >= 1"
         )
-    if value == 1.0:
+    if c_max % multiple and value == 1.0:
         return c_max
     wanted = c_max * value
-    rounded = max(multiple, int(wanted + multiple / 2) // multiple * multiple)
-    if rounded < 0.9 * wanted:
-        rounded += multiple
-    return min(rounded, c_max)
+    nearest = int(wanted + multiple / 2) // multiple * multiple
+    lowest = -int(-0.9 * wanted // multiple) * multiple  # first multiple at or above 90 %
+    # max and min instead of branches: they need no graph of their own under torch.compile.
+    return min(max(nearest, lowest, multiple), c_max)

@@ -104,6 +104,8 @@ class DenseUNet(nn.Module):
 
 
 class _TimeEmbedding(nn.Module):
+    table: Tensor | None
+
     def __init__(self, config: UNetConfig, c_time: int) -> None:
         super().__init__()
         self.ch = config.ch

@@ -13,20 +13,30 @@ from ddsm_ext.models.layout import Block, Layer, unet_blocks, unet_layers
 from ddsm_ext.nn.blocks import OutputBlock, ResampleBlock, ResidualBlock
 from ddsm_ext.nn.embedding import TimeEmbedding
 from ddsm_ext.nn.layers import SlicedConv2d
+from ddsm_ext.width import check_width
+
+Counts = tuple[tuple[int, int], ...]
 
 
-@lru_cache(maxsize=256)
-def active_counts(config: UNetConfig, width: float) -> tuple[tuple[int, int], ...]:
-    """Active channels at a checked `width`: (head, time), then (c_out, c_qkv) for each block."""
+def active_counts(config: UNetConfig, blocks: tuple[Block, ...], width: float) -> Counts:
+    """Active channels at `width`: (head, time embedding), then (c_out, c_qkv) for each block.
+
+    Raises:
+        TypeError, ValueError: the config cannot run at `width`.
+    """
+    width = config.check_width(width)
     first = (config.active(config.ch, width), config.active(4 * config.ch, width, "linear"))
-    blocks = (
+    rest = (
         (
             config.active(block.c_out, width),
             config.active(block.c_out, width, "qkv") if block.attention else 0,
         )
-        for block in unet_blocks(config)
+        for block in blocks
     )
-    return (first, *blocks)
+    return (first, *rest)
+
+
+_cached_counts = lru_cache(maxsize=256)(active_counts)
 
 
 class SlimmableUNet(nn.Module):
@@ -45,19 +55,20 @@ class SlimmableUNet(nn.Module):
         if not isinstance(config, UNetConfig):
             raise TypeError(f"SlimmableUNet: config is {type(config).__name__}; need a UNetConfig")
         self.config = config
+        self.layout = unet_blocks(config)
         fixed_groups = config.norm == "fixed_groups"
         self.time_embedding = TimeEmbedding(
             config.ch, 4 * config.ch, table_rows=config.time_table_rows, generator=generator
         )
         self.head = SlicedConv2d(config.image_channels, config.ch, 3, generator=generator)
         parts: dict[str, list[nn.Module]] = {"down": [], "middle": [], "up": []}
-        for block in unet_blocks(config):
+        for block in self.layout:
             parts[block.name.split(".")[0]].append(_build_block(config, block, generator))
         self.down = nn.ModuleList(parts["down"])
         self.middle = nn.ModuleList(parts["middle"])
         self.up = nn.ModuleList(parts["up"])
         self.tail = OutputBlock(
-            unet_blocks(config)[-1].c_out,
+            self.layout[-1].c_out,
             config.image_channels,
             groups=config.groups,
             fixed_groups=fixed_groups,
@@ -82,7 +93,10 @@ class SlimmableUNet(nn.Module):
         Raises:
             TypeError, ValueError: an argument that cannot be used, in one sentence.
         """
-        counts = active_counts(self.config, self.config.check_width(width))
+        width = check_width(width)
+        # Dynamo warns at a cache; it runs the arithmetic once a graph anyway.
+        count = active_counts if torch.compiler.is_compiling() else _cached_counts
+        counts = count(self.config, self.layout, width)
         x, t = check_inputs("SlimmableUNet", self.config, x, t, self.head.weight)
         return self.forward_counts(x, t, counts, accumulate_grad=accumulate_grad)
 
@@ -90,7 +104,7 @@ class SlimmableUNet(nn.Module):
         self,
         x: Tensor,
         t: Tensor,
-        counts: tuple[tuple[int, int], ...],
+        counts: Counts,
         *,
         accumulate_grad: bool = False,
     ) -> Tensor:
@@ -101,9 +115,7 @@ class SlimmableUNet(nn.Module):
         h = self.head(x, c_head, accumulate_grad=accumulate_grad)  # [N, c_head, H, W]
         skips = [h]
         modules = (*self.down, *self.middle, *self.up)
-        for block, module, (c_out, c_qkv) in zip(
-            unet_blocks(self.config), modules, block_counts, strict=True
-        ):
+        for block, module, (c_out, c_qkv) in zip(self.layout, modules, block_counts, strict=True):
             if block.kind != "residual":
                 h = module(h, accumulate_grad=accumulate_grad)
             else:

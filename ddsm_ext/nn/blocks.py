@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
@@ -95,7 +97,7 @@ class ResidualBlock(nn.Module):
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
-        joined = {"c_skip": c_skip, "per_source": per_source}
+        joined: dict[str, Any] = {"c_skip": c_skip, "per_source": per_source}
         self.dropout = dropout
         self.norm1 = SlicedGroupNorm(c_in, groups, fixed_groups=fixed_groups, silu=True, **joined)
         self.conv1 = SlicedConv2d(c_in, c_out, 3, generator=generator, **joined)

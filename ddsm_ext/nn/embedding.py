@@ -20,6 +20,8 @@ class TimeEmbedding(nn.Module):
         generator: source of the initial weights; None means torch's default generator.
     """
 
+    table: Tensor | None
+
     def __init__(
         self, ch: int, c_time: int, *, table_rows: int = 0, generator: Generator | None = None
     ) -> None:

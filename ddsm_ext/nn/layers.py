@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Generator, Tensor, nn
 
@@ -123,31 +125,25 @@ class SlicedGroupNorm(nn.Module):
         self.silu = silu
         self.skip_offset = c if per_source else None
 
-    def _group_count(self, c: int) -> int:
-        return self.groups if self.channels_per_group is None else c // self.channels_per_group
-
-    def forward(self, x: Tensor, *, accumulate_grad: bool = False) -> Tensor:
-        """Normalise one source [N, c, H, W]."""
+    def _run(self, x: Tensor, x2: Tensor | None, accumulate_grad: bool) -> Any:
+        c = x.shape[1] if x2 is None else x.shape[1] + x2.shape[1]
         return sliced_group_norm(
             x,
             self.weight,
             self.bias,
-            self._group_count(x.shape[1]),
+            c // self.channels_per_group if self.channels_per_group else self.groups,
+            x2=x2,
+            c2_offset=None if x2 is None else self.skip_offset,
             silu=self.silu,
             accumulate_grad=accumulate_grad,
         )
+
+    def forward(self, x: Tensor, *, accumulate_grad: bool = False) -> Tensor:
+        """Normalise one source [N, c, H, W]."""
+        return self._run(x, None, accumulate_grad)
 
     def forward_joined(
         self, x: Tensor, x2: Tensor, *, accumulate_grad: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Normalise the concat of [N, c, H, W] and [N, c_skip, H, W]; return its two parts."""
-        return sliced_group_norm(
-            x,
-            self.weight,
-            self.bias,
-            self._group_count(x.shape[1] + x2.shape[1]),
-            x2=x2,
-            c2_offset=self.skip_offset,
-            silu=self.silu,
-            accumulate_grad=accumulate_grad,
-        )
+        return self._run(x, x2, accumulate_grad)

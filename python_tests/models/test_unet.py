@@ -243,3 +243,34 @@ def test_bad_argument(arguments: dict[str, object], error: type[Exception], mess
 def test_config_must_be_a_config() -> None:
     with pytest.raises(TypeError, match="config is dict; need a UNetConfig"):
         SlimmableUNet({"image_size": 8})  # type: ignore[arg-type]
+
+
+def test_compiles_as_two_graphs_for_eleven_widths() -> None:
+    config = dataclasses.replace(SMALL, ch_mult=(1,), attn=())
+    net, (x, t) = build(config, torch.float32).eval(), inputs(config, torch.float32)
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    compiled = torch.compile(net, backend=backend, fullgraph=True)
+    with torch.no_grad():
+        # 0.2 keeps 2 of 8 slices; one slice would be a third graph (a size of 1 is special).
+        for width in (1.0, 0.9, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2):
+            torch.testing.assert_close(compiled(x, t, width), net(x, t, width))
+    assert len(graphs) <= 2
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["weights", "autocast"])
+def test_bfloat16_errs_no_more_than_the_dense_network(autocast: bool) -> None:
+    exact_net, (x, t) = build(SMALL), inputs(SMALL)
+    exact = exact_net(x, t, 0.5)
+    net = build(SMALL, torch.float32 if autocast else torch.bfloat16)
+    images = x.float() if autocast else x.bfloat16()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        outputs = net(images, t, 0.5), net.export_subnet(0.5)(images, t)
+    ours, dense = ((y.double() - exact).norm() for y in outputs)
+    assert outputs[0].dtype == torch.bfloat16
+    assert ours <= 2 * dense
