@@ -50,8 +50,8 @@ class Headline:
         n = len(self.full_scores)
         quality = f"{self.strategy_score:.3g} vs {self.full_mean:.3g}"
         against = (
-            f"Fréchet distance, strategy vs full width (lower is better); {inside} the full width's "
-            f"spread over {n} seeds ({scores})"
+            f"Fréchet distance, strategy vs full width (lower is better); {inside} the full "
+            f"width's spread over {n} seeds ({scores})"
             if n > 1
             else "Fréchet distance, strategy vs full width (lower is better), each measured once"
         )
