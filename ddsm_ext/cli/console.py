@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,7 +58,7 @@ def stage(title: str) -> Iterator[None]:
     say(f"{title}: {time.perf_counter() - started:.1f} s")
 
 
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """Return rows of text as aligned columns, the first to the left, the others to the right."""
     columns = list(zip(head, *rows, strict=True))
     sizes = [max(len(cell) for cell in column) for column in columns]

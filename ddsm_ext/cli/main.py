@@ -16,7 +16,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from types import TracebackType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from ddsm_ext import __version__
 from ddsm_ext.cli.suggest import did_you_mean
@@ -134,7 +134,14 @@ def _interrupt(signum: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *where: object) -> None:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     print(f"ddsm: warning: {message}", file=sys.stderr)
 
 

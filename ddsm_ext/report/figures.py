@@ -18,7 +18,7 @@ P = ParamSpec("P")
 INK, MUTED, GRID = "#1f2933", "#66727f", "#e4e8ec"
 ACCENT, ACCENT_2, FAINT = "#c2410c", "#1d4ed8", "#b8c2cc"
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.size": 10,
     "font.family": "DejaVu Sans",
     "axes.edgecolor": MUTED,
@@ -178,7 +178,8 @@ def pareto_figure(
         axes.scatter([], [], marker="s", s=44, color=MUTED, label="constant width")
     if chosen is not None:
         axes.scatter(
-            *[[v] for v in chosen],
+            [chosen[0]],
+            [chosen[1]],
             marker="*",
             s=230,
             color=ACCENT,

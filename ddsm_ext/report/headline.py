@@ -78,7 +78,7 @@ def headline(metrics: dict[str, Any]) -> Headline | None:
         return None
     timing = metrics.get("timing", {}).get("ms_per_image", {})
     if timing:  # measured side by side, which counts more than times minutes apart
-        time_saved = 1.0 - float(timing["strategy"]) / float(timing["full"])
+        time_saved: float | None = 1.0 - float(timing["strategy"]) / float(timing["full"])
     else:
         time_saved = _saved(full, chosen, "ms_per_image")
     return Headline(
