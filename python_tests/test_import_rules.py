@@ -19,6 +19,7 @@ PACKAGE = ROOT / "ddsm_ext"
 ALLOWED: dict[str, tuple[str, ...]] = {
     "": ("models", "sampling", "ops"),  # ddsm_ext/__init__.py: lazy names only
     "_lazy": (),
+    "settings": (),
     "width": (),
     "_library": (),
     "ops": ("_library",),
@@ -39,10 +40,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "bench": ("",),  # measures the composed network; only the command line imports it
     "cli": ("",),
 }
-ALWAYS = ("_lazy", "width")
+ALWAYS = ("_lazy", "settings", "width")
 
 # Areas that load no torch, directly or through what they import at module level.
-TORCH_FREE = ("", "_lazy", "width", "models.config", "models.layout", "models.macs",
+TORCH_FREE = ("", "_lazy", "settings", "width", "models.config", "models.layout", "models.macs",
               "training.config", "diffusion.config", "search.config", "cli.main")  # fmt: skip
 
 # The exception's class may be named, to catch what torch.load raises; nothing may be unpickled.

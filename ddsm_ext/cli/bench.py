@@ -14,7 +14,7 @@ import json
 from typing import Any
 
 from ddsm_ext.cli.console import follow, progress_bar, say
-from ddsm_ext.cli.suggest import did_you_mean
+from ddsm_ext.settings import did_you_mean
 
 OPS = ("conv2d", "linear", "group_norm", "attention")
 

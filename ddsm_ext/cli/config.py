@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ddsm_ext.cli.presets import RUN_PRESETS
-from ddsm_ext.cli.suggest import did_you_mean
+from ddsm_ext.settings import did_you_mean
 
 # section -> (module, class); read when a run is resolved, so that `--help` stays quick
 SECTIONS: dict[str, tuple[str, str]] = {
@@ -47,7 +47,7 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain nested dicts and lists, ready for JSON."""
-        return {name: _plain(dataclasses.asdict(getattr(self, name))) for name in SECTIONS}
+        return {name: getattr(self, name).to_dict() for name in SECTIONS}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str = "config") -> RunConfig:
@@ -100,14 +100,6 @@ def build_section(section: str, values: dict[str, Any], where: str = "config") -
         if name not in names:
             raise ValueError(f"{where}: unknown key {section}.{name}{did_you_mean(name, names)}")
     return cls(**{k: coerce(v, hints[k], f"{where}: {section}.{k}") for k, v in values.items()})
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
 
 
 def coerce(value: Any, hint: Any, where: str) -> Any:
@@ -183,7 +175,7 @@ def preset_values(name: str) -> dict[str, Any]:
     values = {section: dict(items) for section, items in RUN_PRESETS[name].items()}
     model = dict(preset(values.get("model", {}).pop("preset", name)).to_dict())
     model.update(values.get("model", {}))
-    values["model"] = _plain(model)
+    values["model"] = model
     return values
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from ddsm_ext.cli import runs
 from ddsm_ext.cli.config import RunConfig, merge, parse_settings, preset_values
 from ddsm_ext.cli.console import say
-from ddsm_ext.cli.suggest import did_you_mean
+from ddsm_ext.settings import did_you_mean
 
 STRATEGY_ENDINGS = (".txt", ".json")
 # sections that the checkpoint and its flags decide

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ddsm_ext.settings import Settings, is_int
+
 
 @dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(Settings):
     """How samples are scored.
 
     Args:
@@ -41,7 +43,4 @@ class EvalConfig:
             ("kid_subsets", 1),
             ("kid_subset_size", 2),
         ):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"eval.{name} is {getattr(self, name)}; needs a whole number >= {least}"
-                )
+            self._check(name, is_int(getattr(self, name), least), f"an int >= {least}")

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import NoReturn, TextIO
 
 from ddsm_ext import __version__
-from ddsm_ext.cli.suggest import did_you_mean
+from ddsm_ext.settings import did_you_mean
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -36,6 +36,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("convert", "import an official DDSM checkpoint or search result"),
     "export": ("export", "write one width as a plain dense network"),
 }
+
+# What this package raises for users; a library that is missing or too old is an ImportError.
+REFUSALS = (ValueError, TypeError, ImportError, FloatingPointError)
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -120,7 +123,7 @@ def _raised_on_purpose(error: BaseException) -> bool:
 def _is_refusal(error: Exception) -> bool:
     if isinstance(error, UsageError | OSError):
         return True
-    return isinstance(error, ValueError | TypeError) and _raised_on_purpose(error)
+    return isinstance(error, REFUSALS) and _raised_on_purpose(error)
 
 
 def _sentence(error: Exception) -> str:

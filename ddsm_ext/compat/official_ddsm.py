@@ -19,10 +19,11 @@ from ddsm_ext.compat.weights_file import (
     pick_state_dict,
     read_weights_file,
 )
-from ddsm_ext.models.config import UNetConfig, check_keys
+from ddsm_ext.models.config import UNetConfig
 from ddsm_ext.models.layout import unet_layers
 from ddsm_ext.models.unet import SlimmableUNet
 from ddsm_ext.nn.sinusoidal import sinusoidal_embedding
+from ddsm_ext.settings import check_keys
 
 # The reference's flags and their defaults (main.py); groups is 16 in slimmable_model_g16.py.
 DEFAULTS: dict[str, Any] = {

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ddsm_ext.diffusion.config import PARAMETERISATIONS, check_choice
+from ddsm_ext.diffusion.config import PARAMETERISATIONS
 from ddsm_ext.diffusion.process import check_batch, per_image
 from ddsm_ext.diffusion.schedule import NoiseSchedule
+from ddsm_ext.settings import check_choice
 
 
 def training_target(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ddsm_ext.diffusion.config import check_choice
 from ddsm_ext.diffusion.schedule import NoiseSchedule
+from ddsm_ext.settings import check_choice
 
 VARIANCES = ("fixed_large", "fixed_small")
 

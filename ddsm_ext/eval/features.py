@@ -116,7 +116,7 @@ def _suggestion(kind: str) -> str:
         "inception": "inception:<path>",
     }
     close = difflib.get_close_matches(kind, known, n=1, cutoff=0.5)
-    meant = f", did you mean {known[close[0]]!r}" if close else ""
+    meant = f", did you mean {known[close[0]]}" if close else ""
     return f"{meant}; need one of {', '.join(known.values())}"
 
 

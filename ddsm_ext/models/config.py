@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from ddsm_ext.settings import Settings, did_you_mean
 from ddsm_ext.width import active_channels, check_width
 
 NORMS = ("channels_per_group", "fixed_groups")
@@ -20,7 +18,7 @@ _REFERENCE_MULTIPLES = {"conv": 8, "linear": 16, "qkv": 1}
 
 
 @dataclass(frozen=True)
-class UNetConfig:
+class UNetConfig(Settings):
     """Shape of a slimmable DDPM U-Net and the rules by which a width slices it.
 
     Args:
@@ -67,8 +65,8 @@ class UNetConfig:
             _check_int("head_channels", self.head_channels, 1)
         for name, lowest in (("ch_mult", 1), ("attn", 0)):
             object.__setattr__(self, name, _int_tuple(name, getattr(self, name), lowest))
-        _check_choice("norm", self.norm, NORMS)
-        _check_choice("concat_slicing", self.concat_slicing, CONCAT_SLICINGS)
+        self._check_choice("norm", NORMS)
+        self._check_choice("concat_slicing", CONCAT_SLICINGS)
         self._check_structure()
         object.__setattr__(self, "widths", self._checked_widths())
 
@@ -195,35 +193,6 @@ class UNetConfig:
         above = [value for value in usable if value > width][:1]
         return below + above
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, tuples as lists; `from_dict` reads them back."""
-        values = dataclasses.asdict(self)
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> UNetConfig:
-        """Build a config from plain values, lists allowed for tuples.
-
-        Raises:
-            TypeError: `values` is no mapping or lacks image_size.
-            ValueError: a key is unknown (with a suggestion), or a field cannot work.
-        """
-        if not isinstance(values, Mapping):
-            raise TypeError(f"UNetConfig: got {type(values).__name__}; need a mapping of fields")
-        check_keys("UNetConfig", values, [field.name for field in dataclasses.fields(cls)])
-        if "image_size" not in values:
-            raise TypeError("UNetConfig: image_size is missing; need the side of the images")
-        return cls(**values)
-
-
-def check_keys(owner: str, values: Mapping[str, Any], known: list[str]) -> None:
-    """Refuse a key that is not in `known`, naming the nearest known one."""
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"need one of {', '.join(known)}"
-            raise ValueError(f"{owner}: unknown key {key!r}; {hint}")
-
 
 def _check_int(name: str, value: object, lowest: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
@@ -238,15 +207,6 @@ def _int_tuple(name: str, values: object, lowest: int) -> tuple[int, ...]:
     for value in values:
         _check_int(name, value, lowest)
     return tuple(values)
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
-        hint = f", did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"UNetConfig: {name} is {value!r}; need {' or '.join(map(repr, choices))}{hint}"
-        )
 
 
 PRESETS: dict[str, UNetConfig] = {
@@ -271,7 +231,5 @@ def preset(name: str) -> UNetConfig:
         ValueError: the name is unknown, with the nearest known one.
     """
     if name not in PRESETS:
-        near = difflib.get_close_matches(str(name), list(PRESETS), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"need one of {', '.join(PRESETS)}"
-        raise ValueError(f"unknown preset {name!r}; {hint}")
+        raise ValueError(f"unknown preset {name!r}{did_you_mean(name, PRESETS)}")
     return PRESETS[name]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
-from ddsm_ext.diffusion.config import check_choice, check_keys
+from ddsm_ext.settings import Settings, is_number
 
 KINDS = ("ddpm", "ddim")
 VARIANCES = ("fixed_large", "fixed_small")
@@ -15,7 +12,7 @@ SPACINGS = ("linspace", "leading", "trailing", "quadratic")
 
 
 @dataclass(frozen=True)
-class SamplerConfig:
+class SamplerConfig(Settings):
     """Which sampler runs over which timesteps.
 
     Args:
@@ -44,37 +41,18 @@ class SamplerConfig:
     spacing: str = "linspace"
 
     def __post_init__(self) -> None:
-        check_choice("SamplerConfig: kind", self.kind, KINDS)
-        check_choice("SamplerConfig: variance", self.variance, VARIANCES)
-        check_choice("SamplerConfig: spacing", self.spacing, SPACINGS)
+        self._check_choice("kind", KINDS)
+        self._check_choice("variance", VARIANCES)
+        self._check_choice("spacing", SPACINGS)
         if self.steps is not None:
-            if isinstance(self.steps, bool) or not isinstance(self.steps, int):
-                raise TypeError(f"SamplerConfig: steps is {self.steps!r}; need an int >= 1 or None")
-            if self.steps < 1:
-                raise ValueError(f"SamplerConfig: steps is {self.steps}; need at least 1")
-        if isinstance(self.eta, bool) or not isinstance(self.eta, (int, float)):
-            raise TypeError(f"SamplerConfig: eta is {self.eta!r}; need a number in [0, 1]")
-        if not (math.isfinite(self.eta) and 0.0 <= self.eta <= 1.0):
-            raise ValueError(f"SamplerConfig: eta is {self.eta}; need 0 <= eta <= 1")
+            whole = isinstance(self.steps, int) and not isinstance(self.steps, bool)
+            self._check_type("steps", whole, "an int >= 1 or None")
+            self._check("steps", self.steps >= 1, "at least 1")
+        number = isinstance(self.eta, int | float) and not isinstance(self.eta, bool)
+        self._check_type("eta", number, "a number in [0, 1]")
+        self._check("eta", is_number(self.eta, 0, 1), "0 <= eta <= 1")
         if self.kind == "ddpm" and self.eta != 0.0:
             raise ValueError(
                 f"SamplerConfig: eta is {self.eta} with kind 'ddpm'; eta belongs to kind 'ddim'"
             )
-        if not isinstance(self.clip_denoised, bool):
-            raise TypeError(
-                f"SamplerConfig: clip_denoised is {self.clip_denoised!r}; need True or False"
-            )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the settings as a JSON-ready dict."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> SamplerConfig:
-        """Build a config from `to_dict()` output; missing keys take their defaults.
-
-        Raises:
-            ValueError: for an unknown key, with the closest known one.
-        """
-        check_keys("SamplerConfig", values, tuple(f.name for f in fields(cls)))
-        return cls(**values)
+        self._check_type("clip_denoised", isinstance(self.clip_denoised, bool), "True or False")

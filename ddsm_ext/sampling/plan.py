@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ddsm_ext.diffusion.config import PARAMETERISATIONS, check_choice
+from ddsm_ext.diffusion.config import PARAMETERISATIONS
 from ddsm_ext.diffusion.schedule import NoiseSchedule
 from ddsm_ext.sampling.config import SamplerConfig
 from ddsm_ext.sampling.strategy import Strategy, as_strategy
+from ddsm_ext.settings import check_choice
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 from dataclasses import dataclass
 from typing import Any
+
+from ddsm_ext.settings import Settings
 
 COSTS = ("macs", "ms")
 STAGES = ("cheap", "full")
 
 
 @dataclass(frozen=True)
-class SearchConfig:
+class SearchConfig(Settings):
     """Settings of a search.
 
     The search minimises two objectives, quality (a score, lower is better) and cost. With both
@@ -151,26 +151,6 @@ class SearchConfig:
         refined = self.refine_generations * self.refine_size
         promoted = self.generations * self.full_per_generation + self.full_final
         return {"cheap": main + refined, "full": len(self.widths) + promoted + refined}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values ready for JSON."""
-        values = dataclasses.asdict(self)
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> SearchConfig:
-        """Build a configuration from plain values; what they leave out has its default.
-
-        Raises:
-            ValueError: a key is unknown or a value is out of range.
-        """
-        names = [field.name for field in dataclasses.fields(cls)]
-        for name in values:
-            if name not in names:
-                close = difflib.get_close_matches(name, names, n=1)
-                hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(names)}"
-                raise ValueError(f"search: unknown key {name!r}; {hint}")
-        return cls(**values)
 
 
 _LEAST = {

@@ -2,55 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from dataclasses import dataclass
 
-
-class _Config:
-    """Dict round trip shared by the frozen settings below."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON object; tuples become lists."""
-        values = asdict(self)  # type: ignore[call-overload]
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Settings of a JSON object.
-
-        Raises:
-            ValueError: a key is unknown, or a value is out of range.
-        """
-        known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
-        for key in values:
-            if key not in known:
-                close = difflib.get_close_matches(str(key), known, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"need one of {', '.join(known)}"
-                raise ValueError(f"{cls.__name__}: unknown setting {key!r}; {hint}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-
-
-def _check(config: object, name: str, ok: bool, need: str) -> None:
-    if not ok:
-        value = getattr(config, name)
-        raise ValueError(f"{type(config).__name__}: {name} is {value!r}; need {need}")
-
-
-def _is_int(value: object, low: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
-
-
-def _is_number(value: object, low: float, high: float = math.inf) -> bool:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    return math.isfinite(value) and low <= value <= high
+from ddsm_ext.settings import Settings, is_int, is_number
 
 
 @dataclass(frozen=True)
-class DataConfig(_Config):
+class DataConfig(Settings):
     """Which images, and how they become [C, image_size, image_size] uint8."""
 
     source: str = "digits"  # "digits", or a path: image folder, .zip, .tar[.gz|.xz|.bz2], CIFAR-10
@@ -65,15 +24,15 @@ class DataConfig(_Config):
 
     def __post_init__(self) -> None:
         size, channels = self.image_size, self.channels
-        _check(self, "source", isinstance(self.source, str) and bool(self.source), "a name or path")
-        _check(self, "image_size", size is None or _is_int(size, 4), "None or an int >= 4")
-        _check(self, "channels", channels in (None, 1, 3), "None, 1 or 3")
-        _check(self, "split", self.split in ("train", "test", "all"), "'train', 'test' or 'all'")
-        _check(self, "held_out", _is_number(self.held_out, 0, 0.9), "a fraction from 0 to 0.9")
-        _check(self, "split_seed", _is_int(self.split_seed, 0), "an int >= 0")
-        _check(self, "flip", self.flip in (None, True, False), "None, True or False")
-        _check(self, "limit", self.limit is None or _is_int(self.limit, 1), "None or an int >= 1")
-        _check(self, "cache", self.cache is None or isinstance(self.cache, str), "None or a path")
+        self._check("source", isinstance(self.source, str) and bool(self.source), "a name or path")
+        self._check("image_size", size is None or is_int(size, 4), "None or an int >= 4")
+        self._check("channels", channels in (None, 1, 3), "None, 1 or 3")
+        self._check_choice("split", ("train", "test", "all"))
+        self._check("held_out", is_number(self.held_out, 0, 0.9), "a fraction from 0 to 0.9")
+        self._check("split_seed", is_int(self.split_seed, 0), "an int >= 0")
+        self._check("flip", self.flip in (None, True, False), "None, True or False")
+        self._check("limit", self.limit is None or is_int(self.limit, 1), "None or an int >= 1")
+        self._check("cache", self.cache is None or isinstance(self.cache, str), "None or a path")
 
     @property
     def flips(self) -> bool:
@@ -82,7 +41,7 @@ class DataConfig(_Config):
 
 
 @dataclass(frozen=True)
-class TrainConfig(_Config):
+class TrainConfig(Settings):
     """One training run: sandwich rule, optimiser, averaging and what is written when."""
 
     steps: int = 2000  # optimiser steps
@@ -118,26 +77,25 @@ class TrainConfig(_Config):
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "checkpoint_every", "keep", "log_every"):
-            _check(self, name, _is_int(getattr(self, name), 1), "an int >= 1")
+            self._check(name, is_int(getattr(self, name), 1), "an int >= 1")
         for name in ("seed", "middle_widths", "warmup_steps", "workers", "sample_every"):
-            _check(self, name, _is_int(getattr(self, name), 0), "an int >= 0")
-        _check(self, "max_bad_steps", _is_int(self.max_bad_steps, 1), "an int >= 1")
+            self._check(name, is_int(getattr(self, name), 0), "an int >= 0")
+        self._check("max_bad_steps", is_int(self.max_bad_steps, 1), "an int >= 1")
         object.__setattr__(self, "widths", self._sorted_widths())
-        _check(self, "lr", _is_number(self.lr, 0) and self.lr > 0, "a number > 0")
-        _check(self, "lr_final", _is_number(self.lr_final, 0, 1), "a number from 0 to 1")
-        _check(self, "weight_decay", _is_number(self.weight_decay, 0), "a number >= 0")
-        _check(self, "distill_weight", _is_number(self.distill_weight, 0), "a number >= 0")
-        _check(self, "min_snr_gamma", _is_number(self.min_snr_gamma, 1e-3), "a number > 0")
-        _check(self, "ema_decay", _is_number(self.ema_decay, 0, 1), "a number from 0 to 1")
-        clip_ok = self.grad_clip is None or (_is_number(self.grad_clip, 0) and self.grad_clip > 0)
-        _check(self, "grad_clip", clip_ok, "None or a number > 0")
+        self._check("lr", is_number(self.lr, 0) and self.lr > 0, "a number > 0")
+        self._check("lr_final", is_number(self.lr_final, 0, 1), "a number from 0 to 1")
+        self._check("weight_decay", is_number(self.weight_decay, 0), "a number >= 0")
+        self._check("distill_weight", is_number(self.distill_weight, 0), "a number >= 0")
+        self._check("min_snr_gamma", is_number(self.min_snr_gamma, 1e-3), "a number > 0")
+        self._check("ema_decay", is_number(self.ema_decay, 0, 1), "a number from 0 to 1")
+        clip_ok = self.grad_clip is None or (is_number(self.grad_clip, 0) and self.grad_clip > 0)
+        self._check("grad_clip", clip_ok, "None or a number > 0")
         pair = isinstance(self.betas, tuple) and len(self.betas) == 2
-        betas_ok = pair and all(_is_number(beta, 0, 0.99999) for beta in self.betas)
-        _check(self, "betas", betas_ok, "two numbers in [0, 1)")
-        _check(self, "optimizer", self.optimizer in ("adam", "adamw"), "'adam' or 'adamw'")
-        _check(self, "autocast", self.autocast in ("none", "bf16"), "'none' or 'bf16'")
-        weightings = ("uniform", "min_snr")
-        _check(self, "loss_weighting", self.loss_weighting in weightings, "'uniform' or 'min_snr'")
+        betas_ok = pair and all(is_number(beta, 0, 0.99999) for beta in self.betas)
+        self._check("betas", betas_ok, "two numbers in [0, 1)")
+        self._check_choice("optimizer", ("adam", "adamw"))
+        self._check_choice("autocast", ("none", "bf16"))
+        self._check_choice("loss_weighting", ("uniform", "min_snr"))
         if self.distill_weight and not self.shared_noise:
             raise ValueError(
                 f"TrainConfig: distill_weight is {self.distill_weight} with shared_noise False; "
@@ -146,9 +104,9 @@ class TrainConfig(_Config):
 
     def _sorted_widths(self) -> tuple[float, ...]:
         widths = self.widths
-        ok = isinstance(widths, tuple) and widths and all(_is_number(w, 0, 1) for w in widths)
-        _check(self, "widths", bool(ok) and min(widths) > 0, "one or more numbers in (0, 1]")
-        _check(self, "widths", len(set(widths)) == len(widths), "each width once")
+        ok = isinstance(widths, tuple) and widths and all(is_number(w, 0, 1) for w in widths)
+        self._check("widths", bool(ok) and min(widths) > 0, "one or more numbers in (0, 1]")
+        self._check("widths", len(set(widths)) == len(widths), "each width once")
         return tuple(sorted((float(w) for w in widths), reverse=True))
 
     def lr_at(self, step: int) -> float:

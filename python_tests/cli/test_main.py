@@ -87,7 +87,7 @@ def test_version(tmp_path: Path) -> None:
         (["train", "--set", "train.step=5"], "did you mean steps?"),
         (["train", "--set", "trian.steps=5"], "did you mean train?"),
         (["train", "--set", "model.chh=5"], "did you mean ch?"),
-        (["train", "--set", "diffusion.schedule=cosin"], "did you mean 'cosine'?"),
+        (["train", "--set", "diffusion.schedule=cosin"], "did you mean cosine?"),
         (["zzz"], "known: quickstart"),
     ],
 )

@@ -237,8 +237,8 @@ def test_wrong_state_dict(change: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"ch_mults": [1]}, "unknown key 'ch_mults'; did you mean 'ch_mult'"),
-        ({"img_size": 32}, "unknown key 'img_size'; did you mean 'image_size'"),
+        ({"ch_mults": [1]}, "unknown key 'ch_mults'; did you mean ch_mult"),
+        ({"img_size": 32}, "unknown key 'img_size'; did you mean image_size"),
         ({"T": 0}, "T is 0; need a number of steps >= 1"),
         ({"groups": 24}, "ch is 128, groups is 24"),
     ],

@@ -51,7 +51,7 @@ def test_v_is_the_derivative_by_angle() -> None:
 
 def test_bad_arguments() -> None:
     x0, noise, x_t = batch()
-    with pytest.raises(ValueError, match="did you mean 'epsilon'"):
+    with pytest.raises(ValueError, match="did you mean epsilon"):
         training_target(x0, noise, T, SCHEDULE, "epsilom")
     with pytest.raises(ValueError, match=r"prediction has shape \(4, 2, 3, 3\)"):
         predict_x0(noise[:4], x_t, T, SCHEDULE, "v")

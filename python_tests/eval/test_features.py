@@ -66,8 +66,8 @@ def test_wrong_images_are_named(images, error, message: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("digit-classifier", "did you mean 'digits-classifier'"),
-        ("inceptoin:x", "did you mean 'inception:<path>'"),
+        ("digit-classifier", "did you mean digits-classifier"),
+        ("inceptoin:x", "did you mean inception:<path>"),
         ("classifier", "need one of"),
         ("", "need one of"),
         ("digits-classifier:x", "need one of"),

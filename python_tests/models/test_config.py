@@ -82,15 +82,15 @@ def test_unusable_width_is_one_sentence(
         ({"ch_mult": 2}, TypeError, "ch_mult is 2; need a sequence of integers"),
         ({"attn": [4]}, ValueError, "attn names level 4, ch_mult has 4 levels; need levels from 0"),
         ({"dropout": 1.0}, ValueError, "dropout is 1.0; need 0 <= dropout < 1"),
-        ({"norm": "fixed_group"}, ValueError, "did you mean 'fixed_groups'?"),
-        ({"concat_slicing": "sources"}, ValueError, "did you mean 'source'?"),
+        ({"norm": "fixed_group"}, ValueError, "did you mean fixed_groups?"),
+        ({"concat_slicing": "sources"}, ValueError, "did you mean source?"),
         ({"widths": [1.0, 1]}, ValueError, "repeats a width"),
         ({"widths": [2]}, ValueError, "width is 2; need 0 < width <= 1"),
         ({"widths": []}, ValueError, "widths is empty"),
         ({"widths": "1.0"}, TypeError, "widths is '1.0'; need a sequence of numbers"),
         ({"widths": [0.3], **REFERENCE}, ValueError, "near usable widths: 0.25, 0.5"),
         ({"head_channels": 48}, ValueError, "head_channels is 48, an attention layer has 256"),
-        ({"ch_mul": [1]}, ValueError, "unknown key 'ch_mul'; did you mean 'ch_mult'?"),
+        ({"ch_mul": [1]}, ValueError, "unknown key 'ch_mul'; did you mean ch_mult?"),
         ({"num_res_blocks": True}, TypeError, "num_res_blocks is True; need an integer >= 1"),
     ],
 )
@@ -116,5 +116,5 @@ def test_presets_survive_json(name: str) -> None:
 
 
 def test_unknown_preset_gets_a_suggestion() -> None:
-    with pytest.raises(ValueError, match="unknown preset 'cifar'; did you mean 'cifar10'"):
+    with pytest.raises(ValueError, match="unknown preset 'cifar'; did you mean cifar10"):
         preset("cifar")

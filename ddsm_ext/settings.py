@@ -1,0 +1,104 @@
+"""What all frozen settings share: dict round trip, checks in one sentence, "did you mean".
+
+Imports no torch, so that `ddsm --help` and `--dry-run` stay quick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """Return `; did you mean X?`, or `; known: A, B` where nothing is close, to end an error.
+
+    Args:
+        name: what was given.
+        known: the names that would have been right.
+    """
+    choices = list(known)
+    close = difflib.get_close_matches(str(name).lower(), choices, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; known: {', '.join(choices)}" if choices else ""
+
+
+def check_keys(owner: str, values: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Refuse a key outside `known`.
+
+    Raises:
+        ValueError: naming the owner, the key and the closest known one.
+    """
+    names = list(known)
+    for key in values:
+        if key not in names:
+            raise ValueError(f"{owner}: unknown key {key!r}{did_you_mean(key, names)}")
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
+    """Return `value` if it is one of `choices`.
+
+    Raises:
+        ValueError: naming the argument, the value, the choices and the closest one.
+    """
+    names = list(choices)
+    if isinstance(value, str) and value in names:
+        return value
+    close = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise ValueError(f"{name} is {value!r}; need one of {', '.join(map(repr, names))}{hint}")
+
+
+def is_int(value: object, least: int) -> bool:
+    """True for an int (no bool) of at least `least`."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def is_number(value: object, low: float, high: float = math.inf) -> bool:
+    """True for a finite number (no bool) with low <= value <= high."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return math.isfinite(value) and low <= value <= high
+
+
+class Settings:
+    """Base of the frozen settings: plain dicts in and out, and checks that name the field."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as a JSON-ready dict; tuples become lists."""
+        values = dataclasses.asdict(self)  # type: ignore[call-overload]
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build the settings from `to_dict()` output; missing keys take their defaults.
+
+        Raises:
+            TypeError: `values` is no mapping, or lacks a key that has no default.
+            ValueError: a key is unknown (with the closest known one), or a value is refused.
+        """
+        if not isinstance(values, Mapping):
+            raise TypeError(f"{cls.__name__}: got {type(values).__name__}; need a mapping of keys")
+        fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+        check_keys(cls.__name__, values, [field.name for field in fields])
+        for field in fields:
+            required = field.default is field.default_factory is dataclasses.MISSING
+            if required and field.name not in values:
+                raise TypeError(f"{cls.__name__}: {field.name} is missing; it has no default")
+        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+
+    def _check(self, name: str, ok: bool, need: str) -> None:
+        if not ok:
+            value = getattr(self, name)
+            raise ValueError(f"{type(self).__name__}: {name} is {value!r}; need {need}")
+
+    def _check_type(self, name: str, ok: bool, need: str) -> None:
+        if not ok:
+            value = getattr(self, name)
+            raise TypeError(f"{type(self).__name__}: {name} is {value!r}; need {need}")
+
+    def _check_choice(self, name: str, choices: Iterable[str]) -> None:
+        check_choice(f"{type(self).__name__}: {name}", getattr(self, name), choices)
