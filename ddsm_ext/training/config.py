@@ -19,7 +19,7 @@ class DataConfig(Settings):
     held_out: float = 0.0  # fraction kept for "test" where the source has no test part of its own
     split_seed: int = 0  # which images are held out
     flip: bool | None = None  # random horizontal flips; None: all but digits
-    limit: int | None = None  # first images only; None: all
+    limit: int | None = None  # random sub-set of so many, drawn by split_seed; None: all
     cache: str | None = None  # folder of decoded images, named by content; None: decode every time
 
     def __post_init__(self) -> None:
