@@ -224,7 +224,7 @@ def tar_entries(path: str | Path, limits: ReadLimits | None = None) -> Iterator[
 
 def _tar_members(archive: tarfile.TarFile, budget: _Budget) -> Iterator[tuple[str, bytes]]:
     for member in archive:
-        archive.members.clear()  # the list would grow with every member of a long archive
+        archive.members.clear()  # type: ignore[attr-defined]  # else it grows with every member
         budget.add_entry()
         _check_name(budget.archive, member.name)
         if member.isdir():

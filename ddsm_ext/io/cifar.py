@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -152,14 +153,14 @@ def _binary_batch(data: bytes, name: str) -> _Batch:
     return _pixels(records[:, 1:]), _labels(records[:, 0].tolist(), len(records), name)
 
 
-def _labels(labels: object, count: int, name: str) -> NDArray[np.int64]:
-    ok = isinstance(labels, list) and len(labels) == count
-    if not ok or any(type(n) is not int or not 0 <= n < _CLASSES for n in labels):
+def _labels(labels: Any, count: int, name: str) -> NDArray[np.int64]:
+    whole = isinstance(labels, list) and len(labels) == count
+    if not whole or any(type(n) is not int or not 0 <= n < _CLASSES for n in labels):
         raise ValueError(f"{name}: labels are malformed; need {count} ints from 0 to 9")
     return np.array(labels, dtype=np.int64)
 
 
-def _entry(batch: object, key: str) -> object:
+def _entry(batch: Any, key: str) -> Any:
     """Entry of a pickled dict whose keys are bytes (Python 2) or str."""
     if not isinstance(batch, dict):
         return None

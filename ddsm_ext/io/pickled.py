@@ -54,7 +54,7 @@ class _DType:
         self.order = order
 
     def numpy(self) -> np.dtype[Any]:
-        return np.dtype(self.code).newbyteorder("<" if self.order in "|=" else self.order)
+        return np.dtype(self.code).newbyteorder(">" if self.order == ">" else "<")
 
 
 @dataclass

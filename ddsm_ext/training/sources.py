@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +39,7 @@ class RawImages:
         """Write as safetensors, with the digest of the pixels beside them."""
         from safetensors.numpy import save
 
-        arrays = {"images": np.ascontiguousarray(self.images)}
+        arrays: dict[str, NDArray[Any]] = {"images": np.ascontiguousarray(self.images)}
         if self.labels is not None:
             arrays["labels"] = self.labels
         about = {"classes": list(self.class_names), "has_test_part": self.has_test_part}
@@ -64,7 +65,7 @@ class RawImages:
         return None
 
 
-def _sha256(arrays: dict[str, NDArray[np.uint8]]) -> str:
+def _sha256(arrays: dict[str, NDArray[Any]]) -> str:
     digest = hashlib.sha256()
     for name in sorted(arrays):
         digest.update(f"{name} {arrays[name].dtype} {list(arrays[name].shape)}\n".encode())
@@ -182,10 +183,10 @@ def read_path(config: DataConfig) -> RawImages:
     kind = None if is_zip else cifar_kind(path)
     if kind is not None:
         return _read_cifar(path, kind, config)
-    if path.is_dir():
-        names, read = image_files(path), images_from_folder
-    else:
-        names, read = archive_images(path), images_from_zip if is_zip else images_from_tar
+    read: Callable[..., Iterator[LabelledImage]] = images_from_folder
+    if not path.is_dir():
+        read = images_from_zip if is_zip else images_from_tar
+    names = image_files(path) if path.is_dir() else archive_images(path)
     wanted, has_test_part = _names_of_split(names, config)
     return _read_named(path, names, wanted, read, config, has_test_part)
 
