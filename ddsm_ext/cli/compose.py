@@ -14,12 +14,12 @@ from torch import Tensor
 
 from ddsm_ext.cli.config import RunConfig
 from ddsm_ext.cli.console import follow, progress_bar, say
-from ddsm_ext.cli.suggest import did_you_mean
 from ddsm_ext.diffusion.schedule import NoiseSchedule, make_schedule
 from ddsm_ext.models.macs import unet_macs
 from ddsm_ext.sampling.plan import plan_steps
 from ddsm_ext.sampling.samplers import sample, to_uint8
 from ddsm_ext.sampling.strategy import Strategy
+from ddsm_ext.settings import did_you_mean
 
 CLASSIFIER_FILE = "classifier.safetensors"
 

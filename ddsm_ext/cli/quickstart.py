@@ -71,8 +71,11 @@ def run(args: argparse.Namespace) -> int:
         chosen = search_run(folder, scorer)
     with stage("3/4 sampling and scoring"):
         _score(folder, scorer, chosen.strategy)
+    from ddsm_ext.report.page import build_report
+
     with stage("4/4 report"):
-        _report(folder, time.perf_counter() - started)
+        report = build_report(folder)
+    _print_headline(report, time.perf_counter() - started)
     return 0
 
 
@@ -104,14 +107,12 @@ def _score(folder: Path, scorer: Any, strategy: Any) -> None:
     )
 
 
-def _report(folder: Path, seconds: float) -> None:
+def _print_headline(report: Path, seconds: float) -> None:
     from ddsm_ext.io.files import read_json
     from ddsm_ext.report.headline import headline
-    from ddsm_ext.report.page import build_report
 
-    path = build_report(folder)
-    result = headline(read_json(folder / "metrics.json"))
+    result = headline(read_json(report.parent / "metrics.json"))
     assert result is not None
-    print(f"\nreport: {path}   ({seconds / 60:.1f} min)")
+    print(f"\nreport: {report}   ({seconds / 60:.1f} min)")
     for name, figure, remark in result.lines():
         print(f"  {name:<11} {figure:<22} {remark}")
