@@ -10,7 +10,7 @@ DDSM_DECLARE_VARIANTS(void, group_norm_forward, const GroupNormArgs& args)
 DDSM_DECLARE_VARIANTS(void, group_norm_backward, const GroupNormArgs& args)
 
 int64_t group_norm_scratch_bytes(const GroupNormArgs& args) {
-  return GroupNormLayout(args).bytes;
+  return group_norm_layout(args).bytes;
 }
 
 void group_norm_forward(const GroupNormArgs& args) {

@@ -52,7 +52,7 @@ struct GroupNorm {
   const GroupNormArgs& args;
   const GroupNormLayout layout;
 
-  explicit GroupNorm(const GroupNormArgs& a) : args(a), layout(a) {}
+  explicit GroupNorm(const GroupNormArgs& a) : args(a), layout(group_norm_layout(a)) {}
 
   double* partials(int64_t n, int64_t block) const {
     return reinterpret_cast<double*>(static_cast<char*>(args.scratch) + layout.partials) +

@@ -30,17 +30,18 @@ struct GroupNormLayout {
   int64_t channels, blocks;
   int64_t partials, sums, coefficients;  // first byte of each part
   int64_t bytes;
-
-  explicit GroupNormLayout(const GroupNormArgs& args) {
-    channels = 0;
-    for (int64_t s = 0; s < args.source_count; ++s) channels += args.sources[s].c;
-    blocks = (args.pixels + kGroupNormBlockPixels - 1) / kGroupNormBlockPixels;
-    const int64_t per_image = channels * static_cast<int64_t>(sizeof(double));
-    partials = 0;
-    sums = partials + args.n * blocks * 2 * per_image;
-    coefficients = sums + args.n * 2 * per_image;
-    bytes = coefficients + args.n * kCoefCount * per_image;
-  }
 };
+
+// Static: each instruction-set variant keeps its own copy (see isa.h).
+static inline GroupNormLayout group_norm_layout(const GroupNormArgs& args) {
+  GroupNormLayout layout = {};
+  for (int64_t s = 0; s < args.source_count; ++s) layout.channels += args.sources[s].c;
+  layout.blocks = (args.pixels + kGroupNormBlockPixels - 1) / kGroupNormBlockPixels;
+  const int64_t per_image = layout.channels * static_cast<int64_t>(sizeof(double));
+  layout.sums = args.n * layout.blocks * 2 * per_image;
+  layout.coefficients = layout.sums + args.n * 2 * per_image;
+  layout.bytes = layout.coefficients + args.n * kCoefCount * per_image;
+  return layout;
+}
 
 }  // namespace ddsm
