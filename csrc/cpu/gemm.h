@@ -57,6 +57,7 @@ struct GemmProblem {
   const void* bias;  // [lanes] of weight_dtype, null: zero (gemm_multiply only)
   void* y;           // written by gemm_multiply; the gradient (compute type) in gemm_accumulate
   int64_t images, y_n_stride, lanes;
+  int64_t longest_sum;  // products added one after another before a new sum begins; 0: what is fast
 };
 
 // A rectangle of the work. gemm_multiply: pixels of the phase x panels of lanes. gemm_accumulate:

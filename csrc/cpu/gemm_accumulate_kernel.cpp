@@ -66,7 +66,9 @@ Scratch<T> carve(const GemmProblem& problem, const GemmPhase& phase, const GemmR
   s.lane_tiles = range.first_end - range.first_begin;
   const int64_t lanes = s.lane_tiles * kTileRows;
   const int64_t element = sizeof(T);
-  s.pixels = larger(32, smaller(kMostPixels, kLaneBytes / (lanes * element)));
+  // All lanes count, not this range's: the order of summation must not depend on the threads.
+  const int64_t all_lanes = ceil_div(problem.lanes, kTileRows) * kTileRows;
+  s.pixels = larger(32, smaller(kMostPixels, kLaneBytes / (all_lanes * element)));
   const int64_t panel_bytes = phase.n_taps * lanes * kPanel * element;
   s.panels = larger(1, smaller(range.second_end - range.second_begin, kPartialBytes / panel_bytes));
   s.zero_row = arena.take<T>(most_channels(problem));
@@ -180,7 +182,7 @@ void accumulate_range(const GemmProblem& problem, const GemmPhase& phase, const 
   }
 }
 
-// Blocks of kMostPixels are summed on their own first, which keeps rounding errors small.
+// One row a pixel is all the work there is, so memory is the limit and sums in double cost nothing.
 template <class T, class TW>
 void accumulate_bias_range(const GemmProblem& problem, const GemmPhase& phase, int64_t first_lane,
                            int64_t lanes, TW* bias) {
@@ -189,23 +191,21 @@ void accumulate_bias_range(const GemmProblem& problem, const GemmPhase& phase, i
   T* y[kMostPixels];
   for (int64_t lane = first_lane; lane < first_lane + lanes; lane += kPanel) {
     const int64_t valid = smaller(kPanel, first_lane + lanes - lane);
-    T total[kPanel] = {};
+    double total[kPanel] = {};
     for (int64_t first = 0; first < all_pixels; first += kMostPixels) {
       const int64_t pixels = smaller(kMostPixels, all_pixels - first);
       locate_pixels(problem, phase, first, pixels, y);
-      T block[kPanel] = {};
       for (int64_t p = 0; p < pixels; ++p) {
         const T* row = y[p] + lane;
         if (valid == kPanel) {
-          for (int64_t v = 0; v < kPanel; ++v) block[v] += row[v];
+          for (int64_t v = 0; v < kPanel; ++v) total[v] += row[v];
         } else {
-          for (int64_t v = 0; v < valid; ++v) block[v] += row[v];
+          for (int64_t v = 0; v < valid; ++v) total[v] += row[v];
         }
       }
-      for (int64_t v = 0; v < kPanel; ++v) total[v] += block[v];
     }
     for (int64_t v = 0; v < valid; ++v) {
-      store_as(to_compute(bias[lane + v]) + total[v], bias + lane + v);
+      store_as(static_cast<T>(to_compute(bias[lane + v]) + total[v]), bias + lane + v);
     }
   }
 }

@@ -1,5 +1,5 @@
-// sliced_linear and its gradients: rows are the pixels of the GEMM core (gemm.h); few rows take
-// dot products along the weight rows, which needs no packing.
+// sliced_linear and its gradients: rows are the pixels of the GEMM core (gemm.h); few rows or
+// lanes take dot products along the weight rows, which needs no packing.
 #include "ddsm/linear.h"
 
 #include <algorithm>
@@ -15,6 +15,10 @@ namespace {
 
 // Packing a panel costs about 0.3 cycles an element, a dot product with 16 rows as much as it saves.
 constexpr int64_t kDotRows = 16;
+// So few lanes would leave most of a panel empty.
+constexpr int64_t kDotLanes = 4;
+// PyTorch's matrix products of this size keep several short sums; one long sum has 2.6x their error.
+constexpr int64_t kLongestSum = 32;
 constexpr int64_t kMacsPerThread = 200000;
 
 constexpr GemmTap kCentre{0, 0, 1, {0}};
@@ -38,7 +42,8 @@ GemmProblem row_problem(const void* source, int64_t rows, int64_t depth, int64_t
 }  // namespace
 
 bool linear_forward(const LinearForwardArgs& args) {
-  if (args.rows <= kDotRows && args.weight.in_stride == 1) {
+  const bool narrow = args.rows <= kDotRows || args.c_out <= kDotLanes;
+  if (narrow && args.weight.in_stride == 1) {
     const int64_t macs = std::max<int64_t>(1, args.rows * args.c_in);
     const int64_t grain = std::max<int64_t>(1, kMacsPerThread / macs);
     parallel_for(0, args.c_out, grain, [&](int64_t begin, int64_t end) {
@@ -52,6 +57,7 @@ bool linear_forward(const LinearForwardArgs& args) {
   problem.y_dtype = args.y_dtype;
   problem.weight = {args.weight.data, args.weight.out_stride, args.weight.in_stride, 0, 0, 1};
   problem.bias = args.bias;
+  problem.longest_sum = kLongestSum;
   problem.y = args.y;
   problem.lanes = args.c_out;
   return gemm_multiply(problem, row_phase(args.rows, args.c_out));
