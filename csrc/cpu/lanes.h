@@ -115,6 +115,29 @@ static inline void store_first(T* p, Vec<Compute<T>> v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) from_compute(v[i], p + i);
 }
 
+// Rows become columns, in place: log2(lanes) perfect shuffles of all rows, each of which rotates
+// the bits of an element's (row, lane) number by one.
+template <class C>
+static inline void transpose(Vec<C> (&rows)[Lanes<C>::kCount]) {
+  constexpr int kLanes = Lanes<C>::kCount;
+  typename Lanes<C>::Int low = {}, high = {};
+  for (int i = 0; i < kLanes; ++i) {
+    low[i] = i / 2 + i % 2 * kLanes;
+    high[i] = low[i] + kLanes / 2;
+  }
+#pragma GCC unroll 4
+  for (int round = 1; round < kLanes; round *= 2) {
+    Vec<C> shuffled[kLanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes / 2; ++i) {
+      shuffled[2 * i] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], low);
+      shuffled[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], high);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) rows[i] = shuffled[i];
+  }
+}
+
 // e^x to about 1 ulp; x is clamped to the range in which e^x is a normal number; NaN stays NaN.
 // x = n ln 2 + r with |r| <= ln 2 / 2; adding 1.5 * 2^23 leaves n in the low bits of the sum.
 static inline Vec<float> exp(Vec<float> x) {

@@ -19,7 +19,7 @@ constexpr int64_t kPanel = 2 * Lanes<C>::kCount;
 
 // Depth of one pass over B: a panel of it stays in the first-level cache, and sums start afresh, so
 // that a long fp32 product rounds like one of this depth.
-constexpr int64_t kDepth = 64;
+constexpr int64_t kDepth = 128;
 
 static inline int64_t round_up(int64_t x, int64_t multiple) {
   return (x + multiple - 1) / multiple * multiple;
@@ -87,15 +87,24 @@ __attribute__((noinline)) static void copy_rows(const T* rows, int64_t stride, i
 
 // B[k][column] = rows[k][column]: panels whose depth runs over the rows.
 template <class T, class C>
-__attribute__((noinline)) static void pack_rows(const T* rows, int64_t stride, int64_t count, int64_t width, C* out) {
-  for (int64_t j = 0; j < width; j += kPanel<C>) {
-    const int64_t used = width - j < kPanel<C> ? width - j : kPanel<C>;
-    for (int64_t k = 0; k < count; ++k, out += kPanel<C>) {
-      const T* row = rows + k * stride + j;
-      if (used == kPanel<C>) {
-        for (int64_t i = 0; i < kPanel<C>; ++i) out[i] = to_compute(row[i]);
-      } else {
-        for (int64_t i = 0; i < kPanel<C>; ++i) out[i] = i < used ? to_compute(row[i]) : C(0);
+__attribute__((noinline)) static void pack_rows(const T* rows, int64_t stride, int64_t count,
+                                                int64_t width, C* out) {
+  constexpr int64_t kLanes = Lanes<C>::kCount;
+  // A few rows at a time: rows 1 KB apart share few cache sets, and so do the panels.
+  constexpr int64_t kRows = 8;
+  for (int64_t from = 0; from < count; from += kRows) {
+    const int64_t to = count - from < kRows ? count : from + kRows;
+    for (int64_t j = 0; j < width; j += kPanel<C>) {
+      const int64_t used = width - j < kPanel<C> ? width - j : kPanel<C>;
+      for (int64_t k = from; k < to; ++k) {
+        const T* row = rows + k * stride + j;
+        C* packed = out + j * count + k * kPanel<C>;
+        if (used == kPanel<C>) {
+          store(packed, load(row));
+          store(packed + kLanes, load(row + kLanes));
+        } else {
+          for (int64_t i = 0; i < kPanel<C>; ++i) packed[i] = i < used ? to_compute(row[i]) : C(0);
+        }
       }
     }
   }
@@ -103,17 +112,28 @@ __attribute__((noinline)) static void pack_rows(const T* rows, int64_t stride, i
 
 // B[k][column] = rows[column][k]: panels whose columns are the rows.
 template <class T, class C>
-__attribute__((noinline)) static void pack_transposed(const T* rows, int64_t stride, int64_t count, int64_t width, C* out) {
-  for (int64_t j = 0; j < count; j += kPanel<C>) {
+__attribute__((noinline)) static void pack_transposed(const T* rows, int64_t stride, int64_t count,
+                                                      int64_t width, C* out) {
+  constexpr int64_t kLanes = Lanes<C>::kCount;
+  for (int64_t j = 0; j < count; j += kPanel<C>, out += width * kPanel<C>) {
     const int64_t used = count - j < kPanel<C> ? count - j : kPanel<C>;
-    for (int64_t k = 0; k < width; ++k) {
-      for (int64_t i = used; i < kPanel<C>; ++i) out[k * kPanel<C> + i] = 0;
-    }
-    for (int64_t i = 0; i < used; ++i) {
+    for (int64_t i = 0; i < kPanel<C>; i += kLanes) {
       const T* row = rows + (j + i) * stride;
-      for (int64_t k = 0; k < width; ++k) out[k * kPanel<C> + i] = to_compute(row[k]);
+      int64_t k = 0;
+      for (; i + kLanes <= used && k + kLanes <= width; k += kLanes) {
+        Vec<C> tile[kLanes];
+#pragma GCC unroll 16
+        for (int64_t r = 0; r < kLanes; ++r) tile[r] = load(row + r * stride + k);
+        transpose<C>(tile);
+#pragma GCC unroll 16
+        for (int64_t r = 0; r < kLanes; ++r) store(out + (k + r) * kPanel<C> + i, tile[r]);
+      }
+      for (; k < width; ++k) {
+        for (int64_t r = 0; r < kLanes; ++r) {
+          out[k * kPanel<C> + i + r] = i + r < used ? to_compute(row[r * stride + k]) : C(0);
+        }
+      }
     }
-    out += width * kPanel<C>;
   }
 }
 
