@@ -113,3 +113,12 @@ def grad_buffer(parameter: Tensor) -> Tensor:
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return parameter.grad
+
+
+def call_kernel(op: torch._ops.OpOverload, *args: Any) -> Any:
+    """Call a raw op past the autograd layer that register_autograd gave it.
+
+    Only for calls that need no gradient: on a 4x4 image the layer took 22 of 31 us.
+    """
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
