@@ -12,9 +12,8 @@ namespace {
 
 using ddsm::AttentionArgs;
 using ddsm::AttentionTensor;
-using ddsm::binding::ScalarType;
+using ddsm::binding::empty_scratch;
 using ddsm::binding::Tensor;
-using torch::headeronly::IntHeaderOnlyArrayRef;
 
 // Multiply-adds below which another thread costs more than it brings.
 constexpr int64_t kMacsPerSlot = 1 << 19;
@@ -26,12 +25,10 @@ Tensor adjacent(const Tensor& tensor) {
 }
 
 // [n, heads, t, d] with the memory of [n, t, heads, d], as the next projection reads it.
-Tensor empty_by_position(const Tensor& like, int64_t t) {
-  const int64_t sizes[4] = {like.size(0), t, like.size(1), like.size(3)};
-  return torch::stable::transpose(
-      torch::stable::empty(IntHeaderOnlyArrayRef(sizes, 4), like.scalar_type(), std::nullopt,
-                           like.device()),
-      1, 2);
+Tensor empty_by_position(const Tensor& like) {
+  const int64_t n = like.size(0), heads = like.size(1), t = like.size(2), d = like.size(3);
+  const int64_t sizes[4] = {n, heads, t, d}, strides[4] = {t * heads * d, d, heads * d, 1};
+  return ddsm::binding::empty_strided(like, like.scalar_type(), sizes, strides, 4);
 }
 
 AttentionTensor strided(const Tensor& tensor) {
@@ -78,21 +75,14 @@ AttentionArgs args_of(const Tensor& q, const Tensor& k, const Tensor& v,
   return args;
 }
 
-Tensor empty_scratch(int64_t bytes, const Tensor& like) {
-  return torch::stable::empty(IntHeaderOnlyArrayRef(&bytes, 1), ScalarType::Byte, std::nullopt,
-                              like.device());
-}
-
 std::tuple<Tensor, Tensor> sliced_attention(const Tensor& q_any, const Tensor& k_any,
                                             const Tensor& v_any, std::optional<double> scale) {
   check(q_any, k_any, v_any);
   const Tensor q = adjacent(q_any), k = adjacent(k_any), v = adjacent(v_any);
-  Tensor out = empty_by_position(q, q.size(2));
+  Tensor out = empty_by_position(q);
   const int64_t sizes[3] = {q.size(0), q.size(1), q.size(2)};
-  const bool is_double = q.scalar_type() == ScalarType::Double;
-  Tensor lse = torch::stable::empty(IntHeaderOnlyArrayRef(sizes, 3),
-                                    is_double ? ScalarType::Double : ScalarType::Float,
-                                    std::nullopt, q.device());
+  const int64_t strides[3] = {sizes[1] * sizes[2], sizes[2], 1};
+  Tensor lse = ddsm::binding::empty_strided(q, ddsm::binding::statistics_type(q), sizes, strides, 3);
   AttentionArgs args = args_of(q, k, v, scale);
   args.out = strided(out);
   args.lse = lse.mutable_data_ptr();
@@ -115,16 +105,15 @@ std::tuple<Tensor, Tensor, Tensor> sliced_attention_backward(
   check(q_any, k_any, v_any);
   check_like(grad_out_any, q_any, "grad_out");
   check_like(out_any, q_any, "out");
-  const bool is_double = q_any.scalar_type() == ScalarType::Double;
   STD_TORCH_CHECK(lse.dim() == 3 && lse.is_contiguous() && lse.size(0) == q_any.size(0) &&
                       lse.size(1) == q_any.size(1) && lse.size(2) == q_any.size(2) &&
-                      lse.scalar_type() == (is_double ? ScalarType::Double : ScalarType::Float),
+                      lse.scalar_type() == ddsm::binding::statistics_type(q_any),
                   "sliced_attention_backward: lse is not what the forward gave");
   const Tensor q = adjacent(q_any), k = adjacent(k_any), v = adjacent(v_any);
   const Tensor grad_out = adjacent(grad_out_any), out = adjacent(out_any);
-  Tensor grad_q = empty_by_position(q, q.size(2));
-  Tensor grad_k = empty_by_position(k, k.size(2));
-  Tensor grad_v = empty_by_position(v, v.size(2));
+  Tensor grad_q = empty_by_position(q);
+  Tensor grad_k = empty_by_position(k);
+  Tensor grad_v = empty_by_position(v);
   AttentionArgs args = args_of(q, k, v, scale);
   args.grad_out = strided(grad_out);
   args.out = strided(out);

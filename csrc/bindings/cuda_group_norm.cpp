@@ -20,8 +20,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sliced_group_norm_cuda(
     const Tensor& bias_any, int64_t groups, int64_t c2_offset, double eps, bool silu) {
   ddsm::binding::check_group_norm(x_any, x2_any, weight_any, bias_any, groups, c2_offset);
   const torch::stable::accelerator::DeviceGuard guard(x_any.get_device_index());
-  const Tensor weight = torch::stable::contiguous(weight_any);
-  const Tensor bias = torch::stable::contiguous(bias_any);
+  const Tensor weight = ddsm::binding::dense_param(weight_any);
+  const Tensor bias = ddsm::binding::dense_param(bias_any);
   const Tensor x = ddsm::binding::nhwc(x_any);
   const Tensor x2 = x2_any.has_value() ? ddsm::binding::nhwc(*x2_any) : x;
   Tensor y = empty_source(x, x_any), y2 = empty_source(x, x2_any);

@@ -16,7 +16,6 @@ using ddsm::binding::check_group_norm;
 using ddsm::binding::empty_scratch;
 using ddsm::binding::empty_source;
 using ddsm::binding::empty_statistics;
-using ddsm::binding::ScalarType;
 using ddsm::binding::Tensor;
 
 GroupNormArgs cpu_args(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t groups,
@@ -32,8 +31,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sliced_group_norm(
     const Tensor& x_any, const std::optional<Tensor>& x2_any, const Tensor& weight_any,
     const Tensor& bias_any, int64_t groups, int64_t c2_offset, double eps, bool silu) {
   check_group_norm(x_any, x2_any, weight_any, bias_any, groups, c2_offset);
-  const Tensor weight = torch::stable::contiguous(weight_any);
-  const Tensor bias = torch::stable::contiguous(bias_any);
+  const Tensor weight = ddsm::binding::dense_param(weight_any);
+  const Tensor bias = ddsm::binding::dense_param(bias_any);
   const Tensor x = ddsm::binding::nhwc(x_any);
   const Tensor x2 = x2_any.has_value() ? ddsm::binding::nhwc(*x2_any) : x;
   Tensor y = empty_source(x, x_any), y2 = empty_source(x, x2_any);
@@ -63,11 +62,9 @@ void check_backward(const Tensor& grad_y, const Tensor& x, const char* name) {
 }
 
 void check_statistics(const Tensor& statistics, const Tensor& x, int64_t groups) {
-  const bool is_double = x.scalar_type() == ScalarType::Double;
   STD_TORCH_CHECK(statistics.is_contiguous() && statistics.dim() == 2 &&
                       statistics.size(0) == x.size(0) && statistics.size(1) == groups &&
-                      statistics.scalar_type() ==
-                          (is_double ? ScalarType::Double : ScalarType::Float),
+                      statistics.scalar_type() == ddsm::binding::statistics_type(x),
                   "sliced_group_norm_backward: mean or rstd is not what the forward gave");
 }
 
@@ -87,8 +84,8 @@ std::tuple<Tensor, Tensor> sliced_group_norm_backward(
     const std::optional<Tensor>& grad_weight, const std::optional<Tensor>& grad_bias) {
   check_group_norm(x_any, x2_any, weight_any, bias_any, groups, c2_offset);
   check_backward(grad_y_any, x_any, "grad_y");
-  const Tensor weight = torch::stable::contiguous(weight_any);
-  const Tensor bias = torch::stable::contiguous(bias_any);
+  const Tensor weight = ddsm::binding::dense_param(weight_any);
+  const Tensor bias = ddsm::binding::dense_param(bias_any);
   STD_TORCH_CHECK(x2_any.has_value() == grad_y2_any.has_value(),
                   "sliced_group_norm_backward: only one of x2 and grad_y2 is given; need both or "
                   "none");

@@ -6,8 +6,6 @@
 
 namespace ddsm::binding {
 
-using torch::headeronly::IntHeaderOnlyArrayRef;
-
 inline bool same_device(const Tensor& a, const Tensor& b) {
   return a.is_cpu() == b.is_cpu() && a.get_device_index() == b.get_device_index();
 }
@@ -58,27 +56,24 @@ inline GroupNormArgs group_norm_args(const Tensor& x, const Tensor& weight, cons
   return args;
 }
 
-inline Tensor empty_scratch(int64_t bytes, const Tensor& like) {
-  return torch::stable::empty(IntHeaderOnlyArrayRef(&bytes, 1), ScalarType::Byte, std::nullopt,
-                              like.device());
+// A parameter [c_max] as the kernels read it: itself unless it is strided.
+inline Tensor dense_param(const Tensor& param) {
+  return param.is_contiguous() ? param : torch::stable::contiguous(param);
 }
 
 // Statistics [N, groups] that belong to x.
 inline Tensor empty_statistics(const Tensor& x, int64_t groups) {
-  const int64_t sizes[2] = {x.size(0), groups};
-  const bool is_double = x.scalar_type() == ScalarType::Double;
-  return torch::stable::empty(IntHeaderOnlyArrayRef(sizes, 2),
-                              is_double ? ScalarType::Double : ScalarType::Float, std::nullopt,
-                              x.device());
+  const int64_t sizes[2] = {x.size(0), groups}, strides[2] = {groups, 1};
+  return empty_strided(x, statistics_type(x), sizes, strides, 2);
 }
 
+// An output like a source; [0] for a source that is not there.
 inline Tensor empty_source(const Tensor& like, const std::optional<Tensor>& of) {
-  const int64_t none = 0;
-  if (!of.has_value()) {
-    return torch::stable::empty(IntHeaderOnlyArrayRef(&none, 1), like.scalar_type(), std::nullopt,
-                                like.device());
+  if (of.has_value()) {
+    return empty_nhwc(like, of->size(0), of->size(1), of->size(2), of->size(3));
   }
-  return empty_nhwc(like, of->size(0), of->size(1), of->size(2), of->size(3));
+  const int64_t size = 0, stride = 1;
+  return empty_strided(like, like.scalar_type(), &size, &stride, 1);
 }
 
 inline void add_source(GroupNormArgs& args, const Tensor& x, int64_t param_offset) {

@@ -65,11 +65,35 @@ inline Tensor nhwc(const Tensor& x) {
   return torch::stable::contiguous(x, torch::headeronly::MemoryFormat::ChannelsLast);
 }
 
+// An uninitialised tensor on the device of `like`. Straight to the C shim: torch::stable::empty goes
+// through the dispatcher by name, which costs as much as a small kernel.
+inline Tensor empty_strided(const Tensor& like, ScalarType dtype, const int64_t* sizes,
+                            const int64_t* strides, int64_t dimensions) {
+  int32_t device_type = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  const auto dtype_id = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  AtenTensorHandle result = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dimensions, sizes, strides, dtype_id,
+                                                         device_type, like.get_device_index(),
+                                                         &result));
+  return Tensor(result);
+}
+
 // An uninitialised channels_last tensor [n, c, h, w] with the dtype and device of `like`.
 inline Tensor empty_nhwc(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w) {
-  const int64_t sizes[4] = {n, c, h, w};
-  return torch::stable::empty({sizes, 4}, like.scalar_type(), std::nullopt, like.device(),
-                              std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
+  const int64_t sizes[4] = {n, c, h, w}, strides[4] = {h * w * c, 1, w * c, c};
+  return empty_strided(like, like.scalar_type(), sizes, strides, 4);
+}
+
+// `bytes` of uninitialised memory on the device of `like`.
+inline Tensor empty_scratch(int64_t bytes, const Tensor& like) {
+  const int64_t stride = 1;
+  return empty_strided(like, ScalarType::Byte, &bytes, &stride, 1);
+}
+
+// The type of statistics of `like`: float64 for float64, else float32.
+inline ScalarType statistics_type(const Tensor& like) {
+  return like.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
 inline const void* data_or_null(const std::optional<Tensor>& tensor) {

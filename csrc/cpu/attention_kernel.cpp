@@ -48,10 +48,12 @@ double softmax_row(C* s, int64_t count, int64_t padded, C* max_out) {
   for (int64_t from = 0; from < padded; from += kChunk) {
     const int64_t to = from + kChunk < padded ? from + kChunk : padded;
     Vec<C> sum = {};
-    for (int64_t i = from; i < to; i += kLanes) {
-      const Vec<C> e = exp(load(s + i) - max);
-      store(s + i, e);
-      sum += e;
+    for (int64_t i = from; i < to; i += kPanel<C>) {
+      Vec<C> e[2] = {load(s + i) - max, load(s + i + kLanes) - max};
+      exp(e);
+      store(s + i, e[0]);
+      store(s + i + kLanes, e[1]);
+      sum += e[0] + e[1];
     }
     for (int64_t i = 0; i < kLanes; ++i) total += sum[i];
   }
@@ -197,10 +199,13 @@ struct Attention {
 
   // scores -> P and grads = do v^T -> dS, in place.
   static void grad_scores(C* scores, C* grads, int64_t padded, C lse, C delta) {
-    for (int64_t i = 0; i < padded; i += kLanes) {
-      const Vec<C> p = exp(load(scores + i) - lse);
-      store(scores + i, p);
-      store(grads + i, p * (load(grads + i) - delta));
+    for (int64_t i = 0; i < padded; i += kPanel<C>) {
+      Vec<C> p[2] = {load(scores + i) - lse, load(scores + i + kLanes) - lse};
+      exp(p);
+      for (int v = 0; v < 2; ++v) {
+        store(scores + i + v * kLanes, p[v]);
+        store(grads + i + v * kLanes, p[v] * (load(grads + i + v * kLanes) - delta));
+      }
     }
   }
 

@@ -22,11 +22,6 @@ constexpr int64_t kGrainElements = 16384;
 // Pixels whose mean the sums of a block are taken around.
 constexpr int64_t kShiftRows = 8;
 
-template <class C>
-Vec<C> sigmoid(Vec<C> u) {
-  return 1 / (1 + exp(-u));
-}
-
 template <int N>
 struct Number {
   static constexpr int kValue = N;
@@ -213,16 +208,45 @@ struct GroupNorm {
     }
   }
 
+  // Reads or writes Count vectors from p on; one of less than kLanes elements for narrow sources.
+  template <int Count, class Element>
+  static void load_strip(const Element* p, int64_t lanes, V (&out)[Count]) {
+    for (int v = 0; v < Count; ++v) {
+      out[v] = lanes == kLanes ? load(p + v * kLanes) : load_first(p, lanes);
+    }
+  }
+  template <int Count>
+  static void store_strip(T* p, int64_t lanes, const V (&values)[Count]) {
+    for (int v = 0; v < Count; ++v) {
+      if (lanes == kLanes) store(p + v * kLanes, values[v]);
+      else store_first(p, values[v], lanes);
+    }
+  }
+
+  template <bool Silu, int Count>
+  static void apply_strip(const T* x, const C* mean, const C* scale, const C* beta, int64_t lanes,
+                          T* y) {
+    V u[Count], m[Count], a[Count], b[Count];
+    load_strip(x, lanes, u);
+    load_strip(mean, lanes, m);
+    load_strip(scale, lanes, a);
+    load_strip(beta, lanes, b);
+    // x - mean first: x * scale + shift would lose the digits that a large mean has in common.
+    for (int v = 0; v < Count; ++v) u[v] = (u[v] - m[v]) * a[v] + b[v];
+    if constexpr (Silu) {
+      V e[Count];
+      for (int v = 0; v < Count; ++v) e[v] = -u[v];
+      exp(e);
+      for (int v = 0; v < Count; ++v) u[v] = u[v] / (1 + e[v]);
+    }
+    store_strip(y, lanes, u);
+  }
+
   template <bool Silu>
   void apply(int64_t n, int64_t block) const {
     const C* mean = coefficient(n, kCoefMean);
     const C* scale = coefficient(n, kCoefScale);
     const C* beta = coefficient(n, kCoefBeta);
-    // x - mean first: x * scale + shift would lose the digits that a large mean has in common.
-    auto act = [](V x, V m, V a, V b) {
-      const V u = (x - m) * a + b;
-      return Silu ? u * sigmoid<C>(u) : u;
-    };
     const int64_t first = n * args.pixels + block * kGroupNormBlockPixels;
     const int64_t rows = block_rows(block);
     for (int64_t s = 0; s < args.source_count; ++s) {
@@ -231,13 +255,11 @@ struct GroupNorm {
         const T* x = static_cast<const T*>(source.x) + r * source.x_pixel_stride;
         T* y = static_cast<T*>(source.y) + r * source.c;
         if (source.c < kLanes) {
-          const int64_t count = source.c;
-          store_first(y, act(load_first(x, count), load_first(mean, count),
-                             load_first(scale, count), load_first(beta, count)), count);
+          apply_strip<Silu, 1>(x, mean, scale, beta, source.c, y);
           continue;
         }
-        for_each_strip<1, C>(source.c, [&](auto, int64_t i) {
-          store(y + i, act(load(x + i), load(mean + i), load(scale + i), load(beta + i)));
+        for_each_strip<2, C>(source.c, [&](auto count, int64_t i) {
+          apply_strip<Silu, count.kValue>(x + i, mean + i, scale + i, beta + i, kLanes, y + i);
         });
       }
       mean += source.c;
@@ -248,12 +270,18 @@ struct GroupNorm {
 
   // ---- backward --------------------------------------------------------------------------------
 
-  template <bool Silu>
-  static V grad_u(V grad_y, V xhat, V gamma, V beta) {
-    if constexpr (!Silu) return grad_y;
-    const V u = xhat * gamma + beta;
-    const V s = sigmoid<C>(u);
-    return grad_y * (s * (1 + u * (1 - s)));
+  // du = dL/du in place of dL/dy.
+  template <bool Silu, int Count>
+  static void grad_u(const V (&xhat)[Count], const V (&gamma)[Count], const V (&beta)[Count],
+                     V (&du)[Count]) {
+    if constexpr (Silu) {
+      V u[Count], e[Count];
+      for (int v = 0; v < Count; ++v) u[v] = xhat[v] * gamma[v] + beta[v];
+      for (int v = 0; v < Count; ++v) e[v] = -u[v];
+      exp(e);
+      for (int v = 0; v < Count; ++v) e[v] = 1 / (1 + e[v]);
+      for (int v = 0; v < Count; ++v) du[v] *= e[v] * (1 + u[v] * (1 - e[v]));
+    }
   }
 
   // S1 and S2 of `rows` pixels, for Count vectors of channels.
@@ -261,23 +289,20 @@ struct GroupNorm {
   void strip_sums(int64_t n, const T* x, int64_t stride, const T* dy, int64_t dy_stride,
                   int64_t rows, int64_t channel, int64_t lanes, double* s1_out,
                   double* s2_out) const {
-    auto load_at = [&](const auto* p, int v) {
-      return lanes == kLanes ? load(p + v * kLanes) : load_first(p, lanes);
-    };
     V mean[Count], rstd[Count], gamma[Count], beta[Count], s1[Count] = {}, s2[Count] = {};
-    for (int v = 0; v < Count; ++v) {
-      mean[v] = load_at(coefficient(n, kCoefMean) + channel, v);
-      rstd[v] = load_at(coefficient(n, kCoefRstd) + channel, v);
-      gamma[v] = load_at(coefficient(n, kCoefGamma) + channel, v);
-      beta[v] = load_at(coefficient(n, kCoefBeta) + channel, v);
-    }
+    load_strip(coefficient(n, kCoefMean) + channel, lanes, mean);
+    load_strip(coefficient(n, kCoefRstd) + channel, lanes, rstd);
+    load_strip(coefficient(n, kCoefGamma) + channel, lanes, gamma);
+    load_strip(coefficient(n, kCoefBeta) + channel, lanes, beta);
     for (int64_t r = 0; r < rows; ++r) {
-#pragma GCC unroll 2
+      V xhat[Count], du[Count];
+      load_strip(x + r * stride, lanes, xhat);
+      load_strip(dy + r * dy_stride, lanes, du);
+      for (int v = 0; v < Count; ++v) xhat[v] = (xhat[v] - mean[v]) * rstd[v];
+      grad_u<Silu>(xhat, gamma, beta, du);
       for (int v = 0; v < Count; ++v) {
-        const V xhat = (load_at(x + r * stride, v) - mean[v]) * rstd[v];
-        const V du = grad_u<Silu>(load_at(dy + r * dy_stride, v), xhat, gamma[v], beta[v]);
-        s1[v] += du;
-        s2[v] += du * xhat;
+        s1[v] += du[v];
+        s2[v] += du[v] * xhat[v];
       }
     }
     for (int v = 0; v < Count; ++v) {
@@ -342,31 +367,44 @@ struct GroupNorm {
     }
   }
 
+  // coef: kCoefCount rows of [channels], at the strip's first channel.
+  template <bool Silu, int Count>
+  static void apply_grad_strip(const T* x, const T* dy, const C* coef, int64_t channels,
+                               int64_t lanes, T* dx) {
+    V xhat[Count], du[Count], a[Count], b[Count];
+    load_strip(x, lanes, xhat);
+    load_strip(coef + kCoefMean * channels, lanes, a);
+    load_strip(coef + kCoefRstd * channels, lanes, b);
+    for (int v = 0; v < Count; ++v) xhat[v] = (xhat[v] - a[v]) * b[v];
+    load_strip(dy, lanes, du);
+    load_strip(coef + kCoefGamma * channels, lanes, a);
+    load_strip(coef + kCoefBeta * channels, lanes, b);
+    grad_u<Silu>(xhat, a, b, du);
+    load_strip(coef + kCoefGradMean * channels, lanes, a);
+    load_strip(coef + kCoefGradSlope * channels, lanes, b);
+    for (int v = 0; v < Count; ++v) xhat[v] = a[v] + xhat[v] * b[v];
+    load_strip(coef + kCoefScale * channels, lanes, a);
+    for (int v = 0; v < Count; ++v) du[v] = a[v] * du[v] - xhat[v];
+    store_strip(dx, lanes, du);
+  }
+
   template <bool Silu>
   void apply_grad(int64_t n, int64_t block) const {
     const int64_t first = n * args.pixels + block * kGroupNormBlockPixels;
-    const int64_t rows = block_rows(block);
+    const int64_t rows = block_rows(block), channels = layout.channels;
     const C* coef = coefficient(n, 0);
-    const int64_t channels = layout.channels;
     for (int64_t s = 0; s < args.source_count; ++s, coef += args.sources[0].c) {
       const GroupNormSource& source = args.sources[s];
       for (int64_t r = first; r < first + rows; ++r) {
         const T* x = static_cast<const T*>(source.x) + r * source.x_pixel_stride;
         const T* dy = static_cast<const T*>(source.grad_y) + r * source.grad_y_pixel_stride;
         T* dx = static_cast<T*>(source.grad_x) + r * source.c;
-        auto grad_at = [&](int64_t i, const auto& load_at) {
-          auto c = [&](int which) { return load_at(coef + which * channels + i); };
-          const V xhat = (load_at(x + i) - c(kCoefMean)) * c(kCoefRstd);
-          const V du = grad_u<Silu>(load_at(dy + i), xhat, c(kCoefGamma), c(kCoefBeta));
-          return c(kCoefScale) * du - (c(kCoefGradMean) + xhat * c(kCoefGradSlope));
-        };
         if (source.c < kLanes) {
-          store_first(dx, grad_at(0, [&](const auto* p) { return load_first(p, source.c); }),
-                      source.c);
+          apply_grad_strip<Silu, 1>(x, dy, coef, channels, source.c, dx);
           continue;
         }
-        for_each_strip<1, C>(source.c, [&](auto, int64_t i) {
-          store(dx + i, grad_at(i, [](const auto* p) { return load(p); }));
+        for_each_strip<2, C>(source.c, [&](auto count, int64_t i) {
+          apply_grad_strip<Silu, count.kValue>(x + i, dy + i, coef + i, channels, kLanes, dx + i);
         });
       }
     }
