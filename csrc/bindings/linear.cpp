@@ -140,7 +140,7 @@ void sliced_linear_grad_weight(const Tensor& grad_y, const Tensor& x, const Tens
                                const std::optional<Tensor>& grad_bias) {
   const char* op = "sliced_linear_grad_weight";
   STD_TORCH_CHECK(grad_y.dim() >= 1 && x.dim() == grad_y.dim() && grad_weight.dim() == 2, op,
-                  ": need grad_y [..., c_out], x [..., c_in] and grad_weight [c_out_max, c_in_max]");
+                  ": need grad_y [..., c_out], x [..., c_in] and a matrix grad_weight");
   check_operands(op, grad_y, grad_weight, grad_y.size(grad_y.dim() - 1), grad_weight.size(0));
   check_operands(op, x, grad_weight, x.size(x.dim() - 1), grad_weight.size(1));
   check_bias(op, grad_bias, grad_weight);

@@ -16,19 +16,26 @@ __attribute__((noinline)) void accumulate_tile(const T* lanes, const T* channels
   typedef typename Lanes<T>::Vector Vector;
   constexpr int kVector = Lanes<T>::kVector, kPanel = Lanes<T>::kPanel;
   Vector sum[kTileRows][kVectors];
+  DDSM_UNROLL
   for (int i = 0; i < kTileRows; ++i) {
+    DDSM_UNROLL
     for (int v = 0; v < kVectors; ++v) sum[i][v] = Vector{};
   }
   for (int64_t p = 0; p < pixels; ++p, lanes += kTileRows, channels += kPanel) {
     Vector b[kVectors];
+    DDSM_UNROLL
     for (int v = 0; v < kVectors; ++v) {
       b[v] = *reinterpret_cast<const Vector*>(channels + v * kVector);
     }
+    DDSM_UNROLL
     for (int i = 0; i < kTileRows; ++i) {
+      DDSM_UNROLL
       for (int v = 0; v < kVectors; ++v) sum[i][v] += lanes[i] * b[v];
     }
   }
+  DDSM_UNROLL
   for (int i = 0; i < kTileRows; ++i) {
+    DDSM_UNROLL
     for (int v = 0; v < kVectors; ++v) {
       *reinterpret_cast<Vector*>(partial + i * kPanel + v * kVector) += sum[i][v];
     }

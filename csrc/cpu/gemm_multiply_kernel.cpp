@@ -17,6 +17,7 @@ constexpr int64_t kMostPixels = 384;
 struct Segment {
   int64_t table_row;  // source * n_taps + tap
   int64_t channel, length;
+  int64_t panel_offset;  // elements from the panel's start
 };
 
 template <class T, class TY>
@@ -25,7 +26,7 @@ struct TileCall {
   int64_t table_stride;
   const Segment* segments;
   int64_t n_segments;
-  const T* panel;  // at the first segment's depth
+  const T* panel;
   T* partial;      // [rows][kPanel] sums of earlier depth blocks
   bool first, last;
   const T* bias;   // [kPanel]
@@ -38,48 +39,62 @@ __attribute__((noinline)) void multiply_tile(const TileCall<T, TY>& call) {
   typedef typename Lanes<T>::Vector Vector;
   constexpr int kVector = Lanes<T>::kVector, kPanel = Lanes<T>::kPanel;
   Vector sum[kRows][kVectors];
+  DDSM_UNROLL
   for (int i = 0; i < kRows; ++i) {
+    DDSM_UNROLL
     for (int v = 0; v < kVectors; ++v) sum[i][v] = Vector{};
   }
-  const T* panel = call.panel;
   for (int64_t q = 0; q < call.n_segments; ++q) {
     const Segment& segment = call.segments[q];
+    const T* panel = call.panel + segment.panel_offset;
     const T* const* column = call.table + segment.table_row * call.table_stride;
     const int64_t length = segment.length;
     const T* a[kRows];  // ends of the rows: counting up to zero saves the register of a bound
+    DDSM_UNROLL
     for (int i = 0; i < kRows; ++i) a[i] = column[i] + segment.channel + length;
     for (int64_t c = -length; c != 0; ++c, panel += kPanel) {
       Vector b[kVectors];
+      DDSM_UNROLL
       for (int v = 0; v < kVectors; ++v) {
         b[v] = *reinterpret_cast<const Vector*>(panel + v * kVector);
       }
+      DDSM_UNROLL
       for (int i = 0; i < kRows; ++i) {
+        DDSM_UNROLL
         for (int v = 0; v < kVectors; ++v) sum[i][v] += a[i][c] * b[v];
       }
     }
   }
   if (!call.first) {
+    DDSM_UNROLL
     for (int i = 0; i < kRows; ++i) {
+      DDSM_UNROLL
       for (int v = 0; v < kVectors; ++v) {
         sum[i][v] += *reinterpret_cast<const Vector*>(call.partial + i * kPanel + v * kVector);
       }
     }
   }
   if (!call.last) {
+    DDSM_UNROLL
     for (int i = 0; i < kRows; ++i) {
+      DDSM_UNROLL
       for (int v = 0; v < kVectors; ++v) {
         *reinterpret_cast<Vector*>(call.partial + i * kPanel + v * kVector) = sum[i][v];
       }
     }
     return;
   }
+  DDSM_UNROLL
   for (int i = 0; i < kRows; ++i) {
+    DDSM_UNROLL
     for (int v = 0; v < kVectors; ++v) {
       sum[i][v] += *reinterpret_cast<const Vector*>(call.bias + v * kVector);
     }
   }
+  DDSM_UNROLL
   for (int i = 0; i < kRows; ++i) {
     TY* to = call.y[i] + call.lane;
+    DDSM_UNROLL
     for (int v = 0; v < kVectors; ++v) {
       if (sizeof(TY) == sizeof(T) && (v + 1) * kVector <= call.lanes) {
         *reinterpret_cast<Vector*>(to + v * kVector) = sum[i][v];
@@ -93,15 +108,16 @@ __attribute__((noinline)) void multiply_tile(const TileCall<T, TY>& call) {
   }
 }
 
+// `rows` pixels from call's tile on, in tiles of kTileRows, then of half as many, and so on.
 template <class T, class TY, int kVectors, int kRows = kTileRows>
-DDSM_INLINE void multiply_rows(int64_t rows, const TileCall<T, TY>& call) {
-  if constexpr (kRows == 1) {
-    multiply_tile<T, TY, 1, kVectors>(call);
-  } else if (rows == kRows) {
+void multiply_rows(TileCall<T, TY> call, int64_t rows) {
+  for (; rows >= kRows; rows -= kRows) {
     multiply_tile<T, TY, kRows, kVectors>(call);
-  } else {
-    multiply_rows<T, TY, kVectors, kRows - 1>(rows, call);
+    call.table += kRows;
+    call.partial += kRows * Lanes<T>::kPanel;
+    call.y += kRows;
   }
+  if constexpr (kRows > 1) multiply_rows<T, TY, kVectors, kRows / 2>(call, rows);
 }
 
 // Everything a chunk of work needs beside its problem.
@@ -144,7 +160,7 @@ Scratch<T, TY> carve(const GemmProblem& problem, const GemmPhase& phase, Arena& 
 template <class T, class TY>
 void cut_depth(const GemmProblem& problem, const GemmPhase& phase, Scratch<T, TY>& scratch) {
   const int64_t block = ceil_div(scratch.depth, scratch.n_blocks);
-  int64_t n_segments = 0, blocks = 0, room = 0;
+  int64_t n_segments = 0, blocks = 0, room = 0, depth = 0;
   for (int s = 0; s < problem.n_sources; ++s) {
     for (int t = 0; t < phase.n_taps; ++t) {
       for (int64_t c = 0; c < problem.sources[s].channels;) {
@@ -153,8 +169,10 @@ void cut_depth(const GemmProblem& problem, const GemmPhase& phase, Scratch<T, TY
           room = block;
         }
         const int64_t length = smaller(room, problem.sources[s].channels - c);
-        scratch.segments[n_segments++] = {s * phase.n_taps + t, c, length};
+        scratch.segments[n_segments++] = {s * phase.n_taps + t, c, length,
+                                          depth * Lanes<T>::kPanel};
         c += length;
+        depth += length;
         room -= length;
       }
     }
@@ -168,31 +186,26 @@ void cut_depth(const GemmProblem& problem, const GemmPhase& phase, Scratch<T, TY
 template <class T, class TY>
 void multiply_panel(const Scratch<T, TY>& scratch, const T* panel, const T* bias, int64_t lane,
                     int64_t lanes, int64_t count) {
-  constexpr int64_t kPanel = Lanes<T>::kPanel;
   for (int64_t block = 0; block < scratch.n_blocks; ++block) {
     const int64_t begin = scratch.block_begin[block], end = scratch.block_begin[block + 1];
     TileCall<T, TY> call;
+    call.table = scratch.table;
     call.table_stride = scratch.pixels;
     call.segments = scratch.segments + begin;
     call.n_segments = end - begin;
     call.panel = panel;
+    call.partial = scratch.partial;
     call.first = block == 0;
     call.last = block + 1 == scratch.n_blocks;
     call.bias = bias;
+    call.y = scratch.y;
     call.lane = lane;
     call.lanes = lanes;
-    for (int64_t p = 0; p < count; p += kTileRows) {
-      call.table = scratch.table + p;
-      call.partial = scratch.partial + p * kPanel;
-      call.y = scratch.y + p;
-      const int64_t rows = smaller(kTileRows, count - p);
-      if (lanes <= Lanes<T>::kVector) {
-        multiply_rows<T, TY, 1>(rows, call);
-      } else {
-        multiply_rows<T, TY, kPanelVectors>(rows, call);
-      }
+    if (lanes <= Lanes<T>::kVector) {
+      multiply_rows<T, TY, 1>(call, count);
+    } else {
+      multiply_rows<T, TY, kPanelVectors>(call, count);
     }
-    for (int64_t q = begin; q < end; ++q) panel += scratch.segments[q].length * kPanel;
   }
 }
 

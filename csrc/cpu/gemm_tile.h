@@ -10,6 +10,9 @@
 #include "isa.h"
 
 #define DDSM_INLINE inline __attribute__((always_inline))
+// Before a loop over accumulators: unrolled early, they live in registers; else GCC 12 keeps the
+// array in memory around the inner loop.
+#define DDSM_UNROLL _Pragma("GCC unroll 16")
 
 namespace ddsm::DDSM_ISA {
 

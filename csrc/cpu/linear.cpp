@@ -13,11 +13,11 @@ DDSM_DECLARE_VARIANTS(void, linear_dot, const LinearForwardArgs& args, int64_t b
 
 namespace {
 
-// Packing a panel costs about 0.3 cycles an element, a dot product with 16 rows as much as it saves.
+// Packing a panel costs about 0.3 cycles an element; up to 16 rows it does not pay.
 constexpr int64_t kDotRows = 16;
 // So few lanes would leave most of a panel empty.
 constexpr int64_t kDotLanes = 4;
-// PyTorch's matrix products of this size keep several short sums; one long sum has 2.6x their error.
+// PyTorch's products of this size keep several short sums; one long sum has 2.6x their error.
 constexpr int64_t kLongestSum = 32;
 constexpr int64_t kMacsPerThread = 200000;
 

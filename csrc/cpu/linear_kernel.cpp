@@ -31,23 +31,30 @@ void dot_tile(const LinearForwardArgs& args, int64_t m0, int64_t o0, int64_t o_e
   constexpr int kVector = Lanes<T>::kVector;
   const T* x[kRows];
   const TW* w[kWeightRows];
+  DDSM_UNROLL
   for (int i = 0; i < kRows; ++i) {
     x[i] = static_cast<const T*>(args.x) + smaller(m0 + i, args.rows - 1) * args.x_row_stride;
   }
+  DDSM_UNROLL
   for (int j = 0; j < kWeightRows; ++j) {
     w[j] = static_cast<const TW*>(args.weight.data) +
            smaller(o0 + j, o_end - 1) * args.weight.out_stride;
   }
   Vector sum[kRows][kWeightRows];
+  DDSM_UNROLL
   for (int i = 0; i < kRows; ++i) {
+    DDSM_UNROLL
     for (int j = 0; j < kWeightRows; ++j) sum[i][j] = Vector{};
   }
   int64_t c = 0;
   for (; c + kVector <= args.c_in; c += kVector) {
     Vector wv[kWeightRows];
+    DDSM_UNROLL
     for (int j = 0; j < kWeightRows; ++j) wv[j] = load_vector(w[j] + c);
+    DDSM_UNROLL
     for (int i = 0; i < kRows; ++i) {
       const Vector xv = load_vector(x[i] + c);
+      DDSM_UNROLL
       for (int j = 0; j < kWeightRows; ++j) sum[i][j] += xv * wv[j];
     }
   }
@@ -58,6 +65,7 @@ void dot_tile(const LinearForwardArgs& args, int64_t m0, int64_t o0, int64_t o_e
       *reinterpret_cast<Vector*>(parts) = sum[i][j];
       T total = T(0);
       for (int64_t q = c; q < args.c_in; ++q) total += x[i][q] * to_compute(w[j][q]);
+      DDSM_UNROLL
       for (int v = 0; v < kVector; ++v) total += parts[v];
       if (bias) total += to_compute(bias[o0 + j]);
       store_as(total, static_cast<TY*>(args.y) + (m0 + i) * args.c_out + o0 + j);
