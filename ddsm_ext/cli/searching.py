@@ -26,7 +26,7 @@ from ddsm_ext.search.objective import additive_quality
 from ddsm_ext.search.progress import terminal_progress
 from ddsm_ext.search.sensitivity import Sensitivity, measure_sensitivity
 
-SENSITIVITY_IMAGES = 256
+SENSITIVITY_IMAGES = 128
 SENSITIVITY_LEVELS = 24
 SENSITIVITY_STREAM = 2  # sampling itself draws from the streams 0 and 1
 # Seeds of a search's samples begin here: a strategy is chosen on other noise than it is scored on.
