@@ -50,7 +50,7 @@ def write_comparison(
 
 
 def interleaved_ms(
-    sampler: Sampler, strategies: dict[str, Strategy], images: int, rounds: int = 5
+    sampler: Sampler, strategies: dict[str, Strategy], images: int, rounds: int = 3
 ) -> dict[str, Any]:
     """Measure the ms an image of each strategy, taking turns so that all meet the same machine.
 

@@ -14,7 +14,7 @@ RUN_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "diffusion": {"schedule": "cosine", "parameterisation": "v"},
         "data": {"source": "digits", "split": "all"},
         "train": {
-            "steps": 2000,
+            "steps": 1800,
             "batch_size": 64,
             "lr": 2e-3,
             "lr_final": 0.0,
@@ -31,7 +31,7 @@ RUN_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "full_final": 6,
             "budget_macs": 0.55,
         },
-        "eval": {"features": "digits-classifier", "images": 1797, "search_images": 768},
+        "eval": {"features": "digits-classifier", "images": 1024, "search_images": 512},
     },
     # The settings of the DDSM paper (arXiv 2310.03337, appendix), in one process.
     "cifar10": {
