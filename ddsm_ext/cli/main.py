@@ -178,8 +178,10 @@ def main(argv: list[str] | None = None) -> int:
     # training step on two threads took 1.20 s beside three busy processes, 0.47 s with sleeping
     # ones. It is read when torch loads; whoever has set it keeps the choice.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    warnings.showwarning = _show_warning
+    shown = warnings.showwarning
+    handler = signal.getsignal(signal.SIGTERM)
     try:
+        warnings.showwarning = _show_warning
         signal.signal(signal.SIGTERM, _interrupt)
         return _dispatch(arguments)
     except KeyboardInterrupt:
@@ -196,6 +198,9 @@ def main(argv: list[str] | None = None) -> int:
         text = _sentence(error)
         print(text if text.startswith("ddsm") else f"ddsm: {text}", file=sys.stderr)
         return EXIT_USER_ERROR
+    finally:
+        warnings.showwarning = shown
+        signal.signal(signal.SIGTERM, handler)
 
 
 if __name__ == "__main__":
