@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,9 @@ class CMakeBuild(build_ext):
             *("-S", str(ROOT)),
             *("-B", str(build)),
             *("-G", "Ninja"),
+            # Named on every run: the build folder outlives pip's build environment, whose ninja
+            # and pybind11 would otherwise be remembered.
+            f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DDDSM_VERSION={package_version()}",

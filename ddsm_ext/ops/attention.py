@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-from ddsm_ext.ops._arguments import autocast_dtype, check_tensor, shape_text
+from ddsm_ext.ops._arguments import autocast_dtype, call_kernel, check_tensor, shape_text
 from ddsm_ext.ops._dispatch import runs_native
 
 _OP = "sliced_attention"
@@ -72,10 +72,12 @@ def sliced_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = N
     needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     if not runs_native(_OP, q, needs_grad=needs_grad):
         return sliced_attention_ref(q, k, v, scale=scale)
-    if needs_grad and not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        out, _ = torch.ops.ddsm_ext.sliced_attention(q, k, v, scale)
+    elif needs_grad:
         out, _ = _Attention.apply(q, k, v, scale)
     else:
-        out, _ = torch.ops.ddsm_ext.sliced_attention(q, k, v, scale)
+        out, _ = call_kernel(torch.ops.ddsm_ext.sliced_attention.default, q, k, v, scale)
     return out
 
 
@@ -96,7 +98,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
-        return torch.ops.ddsm_ext.sliced_attention(q, k, v, scale)
+        return call_kernel(torch.ops.ddsm_ext.sliced_attention.default, q, k, v, scale)
 
     setup_context = staticmethod(_setup_context)
     backward = staticmethod(once_differentiable(_backward))

@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
 from ddsm_ext.ops._arguments import (
+    call_kernel,
     check_accumulate,
     check_bias,
     check_flag,
@@ -173,10 +174,12 @@ def sliced_group_norm(
             x, weight, bias, groups, x2=x2, c2_offset=offset, eps=eps, silu=silu
         )
     arguments = (x, x2, weight, bias, groups, offset, eps, silu)
-    if needs_grad and not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        y, y2, _, _ = torch.ops.ddsm_ext.sliced_group_norm(*arguments)
+    elif needs_grad:
         y, y2, _, _ = _GroupNorm.apply(*arguments, accumulate_grad)
     else:
-        y, y2, _, _ = torch.ops.ddsm_ext.sliced_group_norm(*arguments)
+        y, y2, _, _ = call_kernel(torch.ops.ddsm_ext.sliced_group_norm.default, *arguments)
     return y if x2 is None else (y, y2)
 
 
@@ -220,7 +223,7 @@ class _GroupNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        return torch.ops.ddsm_ext.sliced_group_norm(*inputs[:8])
+        return call_kernel(torch.ops.ddsm_ext.sliced_group_norm.default, *inputs[:8])
 
     setup_context = staticmethod(_setup_context)
     backward = staticmethod(once_differentiable(_backward))
