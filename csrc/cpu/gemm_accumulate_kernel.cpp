@@ -1,5 +1,7 @@
 // Gradient of the weights: weight[lane, depth, tap] += sum over pixels of y[pixel, lane] *
 // source[pixel + tap, depth], one rectangle of lanes x depth (see gemm.h).
+#include <cstring>
+
 #include "gemm_tile.h"
 
 namespace ddsm::DDSM_ISA {
@@ -13,8 +15,8 @@ constexpr int64_t kPartialBytes = 384 << 10;  // partial sums kept at a time
 template <class T, int kVectors>
 __attribute__((noinline)) void accumulate_tile(const T* lanes, const T* channels, int64_t pixels,
                                                T* partial) {
-  typedef typename Lanes<T>::Vector Vector;
-  constexpr int kVector = Lanes<T>::kVector, kPanel = Lanes<T>::kPanel;
+  typedef typename Lanes<T>::InMemory Vector;
+  constexpr int kVector = Lanes<T>::kCount, kPanel = kPanelLanes<T>;
   Vector sum[kTileRows][kVectors];
   DDSM_UNROLL
   for (int i = 0; i < kTileRows; ++i) {
@@ -50,7 +52,7 @@ struct DepthPanel {
 
 template <class T>
 DepthPanel depth_panel(const GemmProblem& problem, int64_t panel) {
-  constexpr int64_t kPanel = Lanes<T>::kPanel;
+  constexpr int64_t kPanel = kPanelLanes<T>;
   const int64_t in_first = ceil_div(problem.sources[0].channels, kPanel);
   const int source = panel < in_first ? 0 : 1;
   const int64_t channel = (panel - (source ? in_first : 0)) * kPanel;
@@ -68,7 +70,7 @@ struct Scratch {
 template <class T>
 Scratch<T> carve(const GemmProblem& problem, const GemmPhase& phase, const GemmRange& range,
                  Arena& arena) {
-  constexpr int64_t kPanel = Lanes<T>::kPanel;
+  constexpr int64_t kPanel = kPanelLanes<T>;
   Scratch<T> s;
   s.lane_tiles = range.first_end - range.first_begin;
   const int64_t lanes = s.lane_tiles * kTileRows;
@@ -107,7 +109,7 @@ void pack_lanes(const GemmProblem& problem, const GemmRange& range, const T* con
 // to[pixel][kPanel] = channels of the source rows; channels beyond the source's become zero.
 template <class T>
 void pack_channels(const T* const* rows, const DepthPanel& panel, int64_t pixels, T* to) {
-  constexpr int64_t kPanel = Lanes<T>::kPanel;
+  constexpr int64_t kPanel = kPanelLanes<T>;
   for (int64_t p = 0; p < pixels; ++p, to += kPanel) {
     const T* from = rows[p] + panel.channel;
     if (panel.channels == kPanel) {
@@ -122,7 +124,7 @@ void pack_channels(const T* const* rows, const DepthPanel& panel, int64_t pixels
 template <class T, class TW>
 void add_panel(const GemmProblem& problem, const GemmPhase& phase, const GemmRange& range,
                const DepthPanel& panel, const T* partial) {
-  constexpr int64_t kPanel = Lanes<T>::kPanel;
+  constexpr int64_t kPanel = kPanelLanes<T>;
   const GemmWeight& weight = problem.weight;
   const int64_t first_lane = range.first_begin * kTileRows;
   const int64_t lanes = (range.first_end - range.first_begin) * kTileRows;
@@ -138,7 +140,7 @@ void add_panel(const GemmProblem& problem, const GemmPhase& phase, const GemmRan
         TW* to = row + tap.raw[q] / weight.kernel * weight.r_stride +
                  tap.raw[q] % weight.kernel * weight.s_stride;
         for (int64_t c = 0; c < panel.channels; ++c, to += weight.depth_stride) {
-          store_as(to_compute(*to) + sums[c], to);
+          from_compute(to_compute(*to) + sums[c], to);
         }
       }
     }
@@ -148,7 +150,7 @@ void add_panel(const GemmProblem& problem, const GemmPhase& phase, const GemmRan
 template <class T, class TW>
 void accumulate_range(const GemmProblem& problem, const GemmPhase& phase, const GemmRange& range,
                       void* workspace) {
-  constexpr int64_t kPanel = Lanes<T>::kPanel;
+  constexpr int64_t kPanel = kPanelLanes<T>;
   Arena arena{static_cast<char*>(workspace), 0};
   Scratch<T> scratch = carve<T>(problem, phase, range, arena);
   const int64_t zero_count = most_channels(problem);
@@ -173,7 +175,7 @@ void accumulate_range(const GemmProblem& problem, const GemmPhase& phase, const 
           for (int64_t tile = 0; tile < scratch.lane_tiles; ++tile) {
             const T* lanes = scratch.lanes + tile * pixels * kTileRows;
             T* sums = partial + tile * kTileRows * kPanel;
-            if (panel.channels <= Lanes<T>::kVector) {
+            if (panel.channels <= Lanes<T>::kCount) {
               accumulate_tile<T, 1>(lanes, scratch.channels, pixels, sums);
             } else {
               accumulate_tile<T, kPanelVectors>(lanes, scratch.channels, pixels, sums);
@@ -193,7 +195,7 @@ void accumulate_range(const GemmProblem& problem, const GemmPhase& phase, const 
 template <class T, class TW>
 void accumulate_bias_range(const GemmProblem& problem, const GemmPhase& phase, int64_t first_lane,
                            int64_t lanes, TW* bias) {
-  constexpr int64_t kPanel = Lanes<T>::kPanel;
+  constexpr int64_t kPanel = kPanelLanes<T>;
   const int64_t all_pixels = problem.images * phase.rows * phase.cols;
   T* y[kMostPixels];
   for (int64_t lane = first_lane; lane < first_lane + lanes; lane += kPanel) {
@@ -212,7 +214,7 @@ void accumulate_bias_range(const GemmProblem& problem, const GemmPhase& phase, i
       }
     }
     for (int64_t v = 0; v < valid; ++v) {
-      store_as(static_cast<T>(to_compute(bias[lane + v]) + total[v]), bias + lane + v);
+      from_compute(static_cast<T>(to_compute(bias[lane + v]) + total[v]), bias + lane + v);
     }
   }
 }
@@ -235,7 +237,7 @@ void gemm_accumulate_range(const GemmProblem& problem, const GemmPhase& phase,
   if (problem.compute == DType::kFloat64) {
     accumulate_range<double, double>(problem, phase, range, workspace);
   } else if (problem.weight_dtype == DType::kBFloat16) {
-    accumulate_range<float, BFloat16>(problem, phase, range, workspace);
+    accumulate_range<float, Bf16>(problem, phase, range, workspace);
   } else {
     accumulate_range<float, float>(problem, phase, range, workspace);
   }
@@ -246,7 +248,7 @@ void gemm_accumulate_bias_range(const GemmProblem& problem, const GemmPhase& pha
   if (problem.compute == DType::kFloat64) {
     accumulate_bias_range<double>(problem, phase, first_lane, lanes, static_cast<double*>(bias));
   } else if (problem.weight_dtype == DType::kBFloat16) {
-    accumulate_bias_range<float>(problem, phase, first_lane, lanes, static_cast<BFloat16*>(bias));
+    accumulate_bias_range<float>(problem, phase, first_lane, lanes, static_cast<Bf16*>(bias));
   } else {
     accumulate_bias_range<float>(problem, phase, first_lane, lanes, static_cast<float*>(bias));
   }

@@ -36,8 +36,8 @@ struct TileCall {
 
 template <class T, class TY, int kRows, int kVectors>
 __attribute__((noinline)) void multiply_tile(const TileCall<T, TY>& call) {
-  typedef typename Lanes<T>::Vector Vector;
-  constexpr int kVector = Lanes<T>::kVector, kPanel = Lanes<T>::kPanel;
+  typedef typename Lanes<T>::InMemory Vector;
+  constexpr int kVector = Lanes<T>::kCount, kPanel = kPanelLanes<T>;
   Vector sum[kRows][kVectors];
   DDSM_UNROLL
   for (int i = 0; i < kRows; ++i) {
@@ -103,7 +103,7 @@ __attribute__((noinline)) void multiply_tile(const TileCall<T, TY>& call) {
       T values[kVector];
       *reinterpret_cast<Vector*>(values) = sum[i][v];
       const int64_t valid = smaller(kVector, call.lanes - v * kVector);
-      for (int64_t q = 0; q < valid; ++q) store_as(values[q], to + v * kVector + q);
+      for (int64_t q = 0; q < valid; ++q) from_compute(values[q], to + v * kVector + q);
     }
   }
 }
@@ -114,7 +114,7 @@ void multiply_rows(TileCall<T, TY> call, int64_t rows) {
   for (; rows >= kRows; rows -= kRows) {
     multiply_tile<T, TY, kRows, kVectors>(call);
     call.table += kRows;
-    call.partial += kRows * Lanes<T>::kPanel;
+    call.partial += kRows * kPanelLanes<T>;
     call.y += kRows;
   }
   if constexpr (kRows > 1) multiply_rows<T, TY, kVectors, kRows / 2>(call, rows);
@@ -134,7 +134,7 @@ struct Scratch {
 
 template <class T, class TY>
 Scratch<T, TY> carve(const GemmProblem& problem, const GemmPhase& phase, Arena& arena) {
-  constexpr int64_t kPanel = Lanes<T>::kPanel;
+  constexpr int64_t kPanel = kPanelLanes<T>;
   const int64_t channels = total_channels(problem);
   const int64_t rows = phase.n_taps * problem.n_sources;
   Scratch<T, TY> s;
@@ -170,7 +170,7 @@ void cut_depth(const GemmProblem& problem, const GemmPhase& phase, Scratch<T, TY
         }
         const int64_t length = smaller(room, problem.sources[s].channels - c);
         scratch.segments[n_segments++] = {s * phase.n_taps + t, c, length,
-                                          depth * Lanes<T>::kPanel};
+                                          depth * kPanelLanes<T>};
         c += length;
         depth += length;
         room -= length;
@@ -201,7 +201,7 @@ void multiply_panel(const Scratch<T, TY>& scratch, const T* panel, const T* bias
     call.y = scratch.y;
     call.lane = lane;
     call.lanes = lanes;
-    if (lanes <= Lanes<T>::kVector) {
+    if (lanes <= Lanes<T>::kCount) {
       multiply_rows<T, TY, 1>(call, count);
     } else {
       multiply_rows<T, TY, kPanelVectors>(call, count);
@@ -212,7 +212,7 @@ void multiply_panel(const Scratch<T, TY>& scratch, const T* panel, const T* bias
 template <class T, class TW, class TY>
 void multiply_range(const GemmProblem& problem, const GemmPhase& phase, const GemmRange& range,
                     void* workspace) {
-  constexpr int64_t kPanel = Lanes<T>::kPanel;
+  constexpr int64_t kPanel = kPanelLanes<T>;
   Arena arena{static_cast<char*>(workspace), 0};
   Scratch<T, TY> scratch = carve<T, TY>(problem, phase, arena);
   cut_depth(problem, phase, scratch);
@@ -247,7 +247,7 @@ void multiply_range(const GemmProblem& problem, const GemmPhase& phase, const Ge
 }  // namespace
 
 GemmTileShape gemm_tile_shape(DType compute) {
-  return {kTileRows, compute == DType::kFloat64 ? Lanes<double>::kPanel : Lanes<float>::kPanel};
+  return {kTileRows, compute == DType::kFloat64 ? kPanelLanes<double> : kPanelLanes<float>};
 }
 
 size_t gemm_multiply_workspace(const GemmProblem& problem, const GemmPhase& phase) {
@@ -267,11 +267,11 @@ void gemm_multiply_range(const GemmProblem& problem, const GemmPhase& phase,
   if (problem.compute == DType::kFloat64) {
     multiply_range<double, double, double>(problem, phase, range, workspace);
   } else if (narrow_weight && narrow_y) {
-    multiply_range<float, BFloat16, BFloat16>(problem, phase, range, workspace);
+    multiply_range<float, Bf16, Bf16>(problem, phase, range, workspace);
   } else if (narrow_weight) {
-    multiply_range<float, BFloat16, float>(problem, phase, range, workspace);
+    multiply_range<float, Bf16, float>(problem, phase, range, workspace);
   } else if (narrow_y) {
-    multiply_range<float, float, BFloat16>(problem, phase, range, workspace);
+    multiply_range<float, float, Bf16>(problem, phase, range, workspace);
   } else {
     multiply_range<float, float, float>(problem, phase, range, workspace);
   }

@@ -13,7 +13,7 @@ typedef float Float8 __attribute__((vector_size(32), aligned(4), may_alias));
 typedef int32_t Int8 __attribute__((vector_size(32)));
 
 DDSM_INLINE Float8 load8(const float* from) { return *reinterpret_cast<const Float8*>(from); }
-DDSM_INLINE Float8 load8(const BFloat16* from) {
+DDSM_INLINE Float8 load8(const Bf16* from) {
   typedef uint16_t Half8 __attribute__((vector_size(16), aligned(2), may_alias));
   typedef uint32_t Word8 __attribute__((vector_size(32)));
   const Word8 words = __builtin_convertvector(*reinterpret_cast<const Half8*>(from), Word8) << 16;
@@ -52,7 +52,7 @@ DDSM_INLINE void transpose8(const TW* from, int64_t from_stride, float* to, int6
 template <class T, class TW>
 static void transpose_run(const TW* from, int64_t lane_stride, int64_t lanes, int64_t run, T* to,
                           int64_t to_stride) {
-  constexpr int64_t kPanel = Lanes<T>::kPanel;
+  constexpr int64_t kPanel = kPanelLanes<T>;
   int64_t j = 0;
   if (run == 1 && lane_stride == 1) {
     for (int64_t lane = 0; lane < lanes; ++lane) to[lane] = to_compute(from[lane]);
@@ -91,7 +91,7 @@ static void transpose_run(const TW* from, int64_t lane_stride, int64_t lanes, in
 template <class T, class TW>
 static void stage_weights(const GemmWeight& weight, const TW* from, int64_t lanes, int64_t depth,
                           T* staged) {
-  constexpr int64_t kPanel = Lanes<T>::kPanel;
+  constexpr int64_t kPanel = kPanelLanes<T>;
   const int64_t k = weight.kernel, taps = k * k;
   const bool taps_adjacent = taps == 1 || (weight.s_stride == 1 && weight.r_stride == k);
   if (taps_adjacent && weight.depth_stride == taps) {  // contiguous [lane][depth][r][s]
@@ -121,8 +121,8 @@ static void stage_weights(const GemmWeight& weight, const TW* from, int64_t lane
 template <class T, class TW>
 static void pack_panel(const GemmProblem& problem, const GemmPhase& phase, int64_t first_lane,
                        int64_t lanes, T* staged, T* panel) {
-  constexpr int64_t kPanel = Lanes<T>::kPanel;
-  typedef typename Lanes<T>::Vector Vector;
+  constexpr int64_t kPanel = kPanelLanes<T>;
+  typedef typename Lanes<T>::InMemory Vector;
   const GemmWeight& weight = problem.weight;
   const int64_t raw_taps = weight.kernel * weight.kernel;
   for (int s = 0; s < problem.n_sources; ++s) {
@@ -142,7 +142,7 @@ static void pack_panel(const GemmProblem& problem, const GemmPhase& phase, int64
         for (int64_t d = 0; d < depth; ++d, to += kPanel) {
           const T* row = staged + d * raw_taps * kPanel;
           for (int v = 0; v < kPanelVectors; ++v) {
-            const int64_t at = v * Lanes<T>::kVector;
+            const int64_t at = v * Lanes<T>::kCount;
             Vector sum = *reinterpret_cast<const Vector*>(row + tap.raw[0] * kPanel + at);
             for (int32_t q = 1; q < tap.n_raw; ++q) {
               sum += *reinterpret_cast<const Vector*>(row + tap.raw[q] * kPanel + at);

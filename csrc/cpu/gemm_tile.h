@@ -1,13 +1,12 @@
-// What the GEMM kernels of one instruction set share: vector types, tile sizes, element
-// conversion, the indirection table. Only for *_kernel.cpp; see isa.h.
+// What the GEMM kernels of one instruction set share: tile sizes and the indirection table. Only for *_kernel.cpp; see isa.h.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 
 #include "gemm.h"
 #include "isa.h"
+#include "lanes.h"
 
 #define DDSM_INLINE inline __attribute__((always_inline))
 // Before a loop over accumulators: unrolled early, they live in registers; else GCC 12 keeps the
@@ -18,44 +17,11 @@ namespace ddsm::DDSM_ISA {
 
 // 12 row pointers, the panel pointer, the counter and its end just fit 16 general registers; the
 // accumulators then take 24 of 32 (AVX-512) or 12 of 16 (AVX2) vector registers.
-#if defined(DDSM_ISA_avx512)
-constexpr int kVectorBytes = 64, kTileRows = 12;
-#elif defined(DDSM_ISA_avx2)
-constexpr int kVectorBytes = 32, kTileRows = 6;
-#else
-constexpr int kVectorBytes = 16, kTileRows = 4;
-#endif
+constexpr int kTileRows = kVectorBytes == 64 ? 12 : kVectorBytes == 32 ? 6 : 4;
 constexpr int kPanelVectors = 2;
 
 template <class T>
-struct Lanes {
-  typedef T Vector __attribute__((vector_size(kVectorBytes), aligned(sizeof(T)), may_alias));
-  static constexpr int kVector = kVectorBytes / static_cast<int>(sizeof(T));
-  static constexpr int kPanel = kVector * kPanelVectors;
-};
-
-struct BFloat16 {
-  uint16_t bits;
-};
-
-DDSM_INLINE float to_compute(float value) { return value; }
-DDSM_INLINE double to_compute(double value) { return value; }
-DDSM_INLINE float to_compute(BFloat16 value) {
-  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
-  float result;
-  std::memcpy(&result, &bits, sizeof(result));
-  return result;
-}
-
-DDSM_INLINE void store_as(float value, float* place) { *place = value; }
-DDSM_INLINE void store_as(double value, double* place) { *place = value; }
-// Round to nearest even; NaN stays NaN.
-DDSM_INLINE void store_as(float value, BFloat16* place) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  place->bits = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
-}
+constexpr int kPanelLanes = Lanes<T>::kCount * kPanelVectors;
 
 // Hands out pieces of a workspace; with a null base it only adds up what is needed.
 struct Arena {

@@ -8,27 +8,12 @@ namespace {
 // 3 weight rows x 4 rows of x: 12 accumulators, 3 weight vectors and 1 of x fill 16 registers.
 constexpr int kWeightRows = 3, kRows = 4;
 
-template <class T>
-DDSM_INLINE typename Lanes<T>::Vector load_vector(const T* from) {
-  return *reinterpret_cast<const typename Lanes<T>::Vector*>(from);
-}
-
-DDSM_INLINE Lanes<float>::Vector load_vector(const BFloat16* from) {
-  constexpr int kVector = Lanes<float>::kVector;
-  typedef uint16_t Halves __attribute__((vector_size(kVector * 2), aligned(2), may_alias));
-  typedef uint32_t Words __attribute__((vector_size(kVector * 4)));
-  const Words words = __builtin_convertvector(*reinterpret_cast<const Halves*>(from), Words) << 16;
-  Lanes<float>::Vector result;
-  __builtin_memcpy(&result, &words, sizeof(result));
-  return result;
-}
-
 // y[m0.., o0..] for up to kRows x kWeightRows elements; missing ones repeat the last and are
 // not stored.
 template <class T, class TW, class TY>
 void dot_tile(const LinearForwardArgs& args, int64_t m0, int64_t o0, int64_t o_end) {
-  typedef typename Lanes<T>::Vector Vector;
-  constexpr int kVector = Lanes<T>::kVector;
+  typedef Vec<T> Vector;
+  constexpr int kVector = Lanes<T>::kCount;
   const T* x[kRows];
   const TW* w[kWeightRows];
   DDSM_UNROLL
@@ -50,10 +35,10 @@ void dot_tile(const LinearForwardArgs& args, int64_t m0, int64_t o0, int64_t o_e
   for (; c + kVector <= args.c_in; c += kVector) {
     Vector wv[kWeightRows];
     DDSM_UNROLL
-    for (int j = 0; j < kWeightRows; ++j) wv[j] = load_vector(w[j] + c);
+    for (int j = 0; j < kWeightRows; ++j) wv[j] = load(w[j] + c);
     DDSM_UNROLL
     for (int i = 0; i < kRows; ++i) {
-      const Vector xv = load_vector(x[i] + c);
+      const Vector xv = load(x[i] + c);
       DDSM_UNROLL
       for (int j = 0; j < kWeightRows; ++j) sum[i][j] += xv * wv[j];
     }
@@ -62,13 +47,13 @@ void dot_tile(const LinearForwardArgs& args, int64_t m0, int64_t o0, int64_t o_e
   for (int i = 0; i < kRows && m0 + i < args.rows; ++i) {
     for (int j = 0; j < kWeightRows && o0 + j < o_end; ++j) {
       T parts[kVector];
-      *reinterpret_cast<Vector*>(parts) = sum[i][j];
+      store(parts, sum[i][j]);
       T total = T(0);
       for (int64_t q = c; q < args.c_in; ++q) total += x[i][q] * to_compute(w[j][q]);
       DDSM_UNROLL
       for (int v = 0; v < kVector; ++v) total += parts[v];
       if (bias) total += to_compute(bias[o0 + j]);
-      store_as(total, static_cast<TY*>(args.y) + (m0 + i) * args.c_out + o0 + j);
+      from_compute(total, static_cast<TY*>(args.y) + (m0 + i) * args.c_out + o0 + j);
     }
   }
 }
@@ -89,9 +74,9 @@ void linear_dot(const LinearForwardArgs& args, int64_t begin, int64_t end) {
   } else if (args.y_dtype == DType::kFloat32) {
     dot_range<float, float, float>(args, begin, end);
   } else if (narrow_weight) {
-    dot_range<float, BFloat16, BFloat16>(args, begin, end);
+    dot_range<float, Bf16, Bf16>(args, begin, end);
   } else {
-    dot_range<float, float, BFloat16>(args, begin, end);
+    dot_range<float, float, Bf16>(args, begin, end);
   }
 }
 

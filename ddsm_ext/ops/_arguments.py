@@ -77,6 +77,46 @@ def check_bias(op: str, bias: Any, weight: Tensor) -> None:
         )
 
 
+def check_second_source(
+    op: str, name: str, x: Tensor, x2: Any, offset: Any, channels_max: int
+) -> int:
+    """Refuse a second source that does not go with x; return where its parameters start.
+
+    Args:
+        op: name of the op, for errors.
+        name: name of the offset argument, for errors.
+        x: [N, c, H, W], the first source.
+        x2: [N, c2, H, W], or None.
+        offset: first parameter channel of x2; None: c, the end of x's.
+        channels_max: channels of the parameters.
+    """
+    c = x.shape[1]
+    if x2 is None:
+        if offset is not None:
+            raise ValueError(f"{op}: {name} is {offset!r} but x2 is None; need both or neither")
+        return c
+    check_tensor(op, "x2", x2, 4)
+    if x2.dtype != x.dtype:
+        raise TypeError(f"{op}: x2 has dtype {x2.dtype}, x {x.dtype}; need the same dtype")
+    if x2.device != x.device:
+        raise ValueError(f"{op}: x2 is on {x2.device}, x on {x.device}; need the same device")
+    if x2.shape[0] != x.shape[0] or x2.shape[2:] != x.shape[2:] or x2.shape[1] < 1:
+        raise ValueError(
+            f"{op}: x2 has shape {shape_text(x2)}, x {shape_text(x)}; need the same N, H and W "
+            "and at least one channel"
+        )
+    if offset is None:
+        offset = c
+    check_int(op, name, offset)
+    last = channels_max - x2.shape[1]
+    if not c <= offset <= last:
+        raise ValueError(
+            f"{op}: {name} is {offset}, x has {c} and x2 {x2.shape[1]} channels, weight "
+            f"{channels_max}; need {c} <= {name} <= {last}"
+        )
+    return offset
+
+
 def check_accumulate(op: str, flag: Any, weight: Tensor, bias: Tensor | None) -> None:
     """Refuse gradient accumulation into tensors that have no `.grad` of their own."""
     check_flag(op, "accumulate_grad", flag)

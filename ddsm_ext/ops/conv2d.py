@@ -18,6 +18,7 @@ from ddsm_ext.ops._arguments import (
     check_c_out,
     check_flag,
     check_int,
+    check_second_source,
     check_tensor,
     check_weight_match,
     grad_buffer,
@@ -153,7 +154,7 @@ def _check_arguments(
     check_flag(_OP, "upsample", upsample)
     check_accumulate(_OP, accumulate_grad, weight, bias)
     _check_window(x, k, stride, padding, upsample)
-    return _check_second_source(x, weight, x2, c_in2_offset)
+    return check_second_source(_OP, "c_in2_offset", x, x2, c_in2_offset, weight.shape[1])
 
 
 def _check_window(x: Tensor, k: int, stride: Any, padding: Any, upsample: bool) -> None:
@@ -172,36 +173,6 @@ def _check_window(x: Tensor, k: int, stride: Any, padding: Any, upsample: bool) 
             f"{_OP}: x has {height}x{width} pixels (upsample={upsample}, padding={padding}); "
             f"need at least the {k}x{k} kernel"
         )
-
-
-def _check_second_source(x: Tensor, weight: Tensor, x2: Any, c_in2_offset: Any) -> int:
-    c_in = x.shape[1]
-    if x2 is None:
-        if c_in2_offset is not None:
-            raise ValueError(
-                f"{_OP}: c_in2_offset is {c_in2_offset!r} but x2 is None; need both or neither"
-            )
-        return c_in
-    check_tensor(_OP, "x2", x2, 4)
-    if x2.dtype != x.dtype:
-        raise TypeError(f"{_OP}: x2 has dtype {x2.dtype}, x {x.dtype}; need the same dtype")
-    if x2.device != x.device:
-        raise ValueError(f"{_OP}: x2 is on {x2.device}, x on {x.device}; need the same device")
-    if x2.shape[0] != x.shape[0] or x2.shape[2:] != x.shape[2:] or x2.shape[1] < 1:
-        raise ValueError(
-            f"{_OP}: x2 has shape {shape_text(x2)}, x {shape_text(x)}; need the same N, H and W "
-            "and at least one channel"
-        )
-    if c_in2_offset is None:
-        c_in2_offset = c_in
-    check_int(_OP, "c_in2_offset", c_in2_offset)
-    last = weight.shape[1] - x2.shape[1]
-    if not c_in <= c_in2_offset <= last:
-        raise ValueError(
-            f"{_OP}: c_in2_offset is {c_in2_offset}, x has {c_in} and x2 {x2.shape[1]} channels, "
-            f"weight {weight.shape[1]} input channels; need {c_in} <= c_in2_offset <= {last}"
-        )
-    return c_in2_offset
 
 
 def _output_size(size: int, kernel: int, stride: int, padding: int, upsample: bool) -> int:

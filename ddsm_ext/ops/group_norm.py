@@ -15,9 +15,9 @@ from ddsm_ext.ops._arguments import (
     check_bias,
     check_flag,
     check_int,
+    check_second_source,
     check_tensor,
     check_weight_match,
-    shape_text,
 )
 from ddsm_ext.ops._dispatch import runs_native
 from ddsm_ext.ops._gradients import grad_target
@@ -55,40 +55,12 @@ def _check(
             f"{_OP}: x has {c} channels, weight has {weight.shape[0]}; "
             f"need 1 <= channels <= {weight.shape[0]}"
         )
-    c2_offset = _check_second_source(x, weight, x2, c2_offset)
+    c2_offset = check_second_source(_OP, "c2_offset", x, x2, c2_offset, weight.shape[0])
     channels = c if x2 is None else c + x2.shape[1]
     if groups < 1 or channels % groups != 0:
         raise ValueError(
             f"{_OP}: groups is {groups}, the input has {channels} channels; "
             "need groups >= 1 that divide them"
-        )
-    return c2_offset
-
-
-def _check_second_source(x: Tensor, weight: Tensor, x2: Any, c2_offset: Any) -> int:
-    c = x.shape[1]
-    if x2 is None:
-        if c2_offset is not None:
-            raise ValueError(f"{_OP}: c2_offset is {c2_offset!r} but x2 is None; need both or none")
-        return c
-    check_tensor(_OP, "x2", x2, 4)
-    if x2.dtype != x.dtype:
-        raise TypeError(f"{_OP}: x2 has dtype {x2.dtype}, x {x.dtype}; need the same dtype")
-    if x2.device != x.device:
-        raise ValueError(f"{_OP}: x2 is on {x2.device}, x on {x.device}; need the same device")
-    if x2.shape[0] != x.shape[0] or x2.shape[2:] != x.shape[2:] or x2.shape[1] < 1:
-        raise ValueError(
-            f"{_OP}: x2 has shape {shape_text(x2)}, x {shape_text(x)}; need the same N, H and W "
-            "and at least one channel"
-        )
-    if c2_offset is None:
-        c2_offset = c
-    check_int(_OP, "c2_offset", c2_offset)
-    last = weight.shape[0] - x2.shape[1]
-    if not c <= c2_offset <= last:
-        raise ValueError(
-            f"{_OP}: c2_offset is {c2_offset}, x has {c} and x2 {x2.shape[1]} channels, "
-            f"weight {weight.shape[0]}; need {c} <= c2_offset <= {last}"
         )
     return c2_offset
 
