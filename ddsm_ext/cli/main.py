@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "search": ("search", "search the width of each denoising step; writes the Pareto front"),
     "sample": ("sample", "make images with a strategy or a constant width"),
     "eval": ("evaluate", "score a strategy, a width or a folder of images; JSON on stdout"),
+    "classifier": ("classifier", "train the classifier whose features score samples"),
     "report": ("report", "write report.html of a run folder"),
     "bench": ("bench", "time the ops, and the whole network at each width, on this machine"),
     "convert": ("convert", "import an official DDSM checkpoint or search result"),

@@ -126,3 +126,28 @@ def test_another_search_is_kept_aside(tmp_path: Path) -> None:
     searching.set_aside_other(tmp_path, {"weights": "b", "seed": 0})
     assert not archive.exists()
     assert (tmp_path / "search-00000" / "archive.jsonl").exists()
+
+
+def test_the_digits_classifier_is_rebuilt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "digits.safetensors"
+    assert main(["classifier", "--out", str(out)]) == 0
+    said = capsys.readouterr()
+    assert said.out.strip() == str(out)
+    accuracy = float(said.err.split("%")[0].split()[-1])
+    assert accuracy >= 97.0  # a nearest-neighbour rule reaches 98 % on these digits
+
+
+def test_unlabelled_images_train_no_classifier(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ddsm_ext.io.images import save_png
+
+    images = tmp_path / "images"
+    images.mkdir()
+    save_png(images / "a.png", torch.zeros(8, 8, 1, dtype=torch.uint8).numpy())
+    out = tmp_path / "c.safetensors"
+    assert main(["classifier", "--data", str(images), "--out", str(out)]) == 2
+    assert "have no labels" in capsys.readouterr().err
+    assert not out.exists()
