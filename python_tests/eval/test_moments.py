@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from eval.gloo_rank import gather_rank
 
 from ddsm_ext.eval.moments import StreamingMoments, gather_moments
 
@@ -72,22 +73,10 @@ def test_without_a_process_group_gathering_changes_nothing() -> None:
     assert gather_moments(moments) is moments
 
 
-def _rank(rank: int, world: int, store: str, out: str) -> None:
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=world
-    )
-    x = rows(101, 6)
-    moments = StreamingMoments(6)
-    if rank < 2:  # the last rank has no images
-        moments.update(x[rank::2])
-    np.save(f"{out}{rank}.npy", gather_moments(moments).to_vector())
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.slow
 def test_ranks_agree_with_one_process(tmp_path) -> None:
     out = str(tmp_path / "rank")
-    mp.spawn(_rank, args=(3, str(tmp_path / "store"), out), nprocs=3)
+    mp.spawn(gather_rank, args=(3, str(tmp_path / "store"), rows(101, 6), out), nprocs=3)
     expected = accumulated([rows(101, 6)], 6).to_vector()
     parts = [np.load(f"{out}{rank}.npy") for rank in range(3)]
     assert np.array_equal(parts[0], parts[1])

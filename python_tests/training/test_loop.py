@@ -137,6 +137,15 @@ def wait_for_log(run_dir, job, rows: int = 1) -> None:
         time.sleep(0.005)
 
 
+@pytest.fixture
+def one_thread():
+    """The killed processes run on one thread; torch's sums depend on the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def _kill_and_resume(tmp_path, kills: int, seed: int) -> None:
     draw, steps = random.Random(seed), 60 * kills
     changes = {"steps": steps, "checkpoint_every": 7}
@@ -151,11 +160,13 @@ def _kill_and_resume(tmp_path, kills: int, seed: int) -> None:
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_kill_and_resume_equals_uninterrupted(tmp_path):
     _kill_and_resume(tmp_path, 2, seed=1)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_many_kills_and_resumes_equal_uninterrupted(tmp_path):
     _kill_and_resume(tmp_path, 20, seed=2)
 
@@ -172,6 +183,15 @@ def test_first_signal_saves_and_returns(tmp_path, number):
     assert newest_complete(tmp_path) is not None
 
 
+@pytest.fixture
+def ctrl_c_raises():
+    """A shell's background job starts with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c_raises")
 def test_second_signal_aborts(tmp_path):
     class Twice(ToyNet):
         def forward(self, x, t, width):
