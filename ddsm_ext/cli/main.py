@@ -175,10 +175,6 @@ def main(argv: list[str] | None = None) -> int:
         the exit code: 0 done, 1 a check failed, 2 refused with one sentence, 130 interrupted.
     """
     arguments = sys.argv[1:] if argv is None else argv
-    # OpenMP threads that spin while they wait stop each other when the machine has other work: a
-    # training step on two threads took 1.20 s beside three busy processes, 0.47 s with sleeping
-    # ones. It is read when torch loads; whoever has set it keeps the choice.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     shown = warnings.showwarning
     handler = signal.getsignal(signal.SIGTERM)
     try:
