@@ -37,7 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="change a setting, e.g. train.steps=4000",
     )
     parser.add_argument(
-        "--threads", type=int, default=THREADS, metavar="N", help=f"CPU threads (default: {THREADS})"
+        "--threads",
+        type=int,
+        default=THREADS,
+        metavar="N",
+        help=f"processor threads (default: {THREADS})",
     )
     runs.add_device_argument(parser)
 
