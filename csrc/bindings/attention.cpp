@@ -37,7 +37,8 @@ AttentionTensor strided(const Tensor& tensor) {
           tensor.stride(2)};
 }
 
-// What the Python layer has checked already, for callers of the raw op: memory safety depends on it.
+// What the Python layer has checked already, for callers of the raw op: memory safety depends
+// on it.
 void check(const Tensor& q, const Tensor& k, const Tensor& v) {
   STD_TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && v.dim() == 4,
                   "sliced_attention: q, k or v is not 4-dimensional; need [N, heads, T, d]");
@@ -82,7 +83,8 @@ std::tuple<Tensor, Tensor> sliced_attention(const Tensor& q_any, const Tensor& k
   Tensor out = empty_by_position(q);
   const int64_t sizes[3] = {q.size(0), q.size(1), q.size(2)};
   const int64_t strides[3] = {sizes[1] * sizes[2], sizes[2], 1};
-  Tensor lse = ddsm::binding::empty_strided(q, ddsm::binding::statistics_type(q), sizes, strides, 3);
+  Tensor lse =
+      ddsm::binding::empty_strided(q, ddsm::binding::statistics_type(q), sizes, strides, 3);
   AttentionArgs args = args_of(q, k, v, scale);
   args.out = strided(out);
   args.lse = lse.mutable_data_ptr();

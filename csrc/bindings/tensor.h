@@ -65,8 +65,8 @@ inline Tensor nhwc(const Tensor& x) {
   return torch::stable::contiguous(x, torch::headeronly::MemoryFormat::ChannelsLast);
 }
 
-// An uninitialised tensor on the device of `like`. Straight to the C shim: torch::stable::empty goes
-// through the dispatcher by name, which costs as much as a small kernel.
+// An uninitialised tensor on the device of `like`. Straight to the C shim: torch::stable::empty
+// goes through the dispatcher by name, which costs as much as a small kernel.
 inline Tensor empty_strided(const Tensor& like, ScalarType dtype, const int64_t* sizes,
                             const int64_t* strides, int64_t dimensions) {
   int32_t device_type = 0;

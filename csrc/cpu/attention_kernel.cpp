@@ -323,7 +323,8 @@ struct Attention {
       });
       return;
     }
-    for_each_in_slot(heads, [&](int64_t, int64_t head) { pack(head, packed + head * packed_size); });
+    for_each_in_slot(
+        heads, [&](int64_t, int64_t head) { pack(head, packed + head * packed_size); });
     for_each_in_slot(heads * parts, [&](int64_t slot, int64_t unit) {
       const int64_t head = unit / parts;
       part(head, unit % parts, packed + head * packed_size, scratch + slot * block_size);

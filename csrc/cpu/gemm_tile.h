@@ -1,4 +1,5 @@
-// What the GEMM kernels of one instruction set share: tile sizes and the indirection table. Only for *_kernel.cpp; see isa.h.
+// What the GEMM kernels of one instruction set share: tile sizes and the indirection table. Only
+// for *_kernel.cpp; see isa.h.
 #pragma once
 
 #include <cstddef>

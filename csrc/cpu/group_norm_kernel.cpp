@@ -331,8 +331,8 @@ struct GroupNorm {
       } else {
         for_each_strip<2, C>(source.c, [&](auto count, int64_t i) {
           const int64_t at = channel + i;
-          strip_sums<Silu, count.kValue>(n, x + i, stride, dy + i, dy_stride, rows, at, kLanes, s1 + at,
-                                  s2 + at);
+          strip_sums<Silu, count.kValue>(n, x + i, stride, dy + i, dy_stride, rows, at, kLanes,
+                                         s1 + at, s2 + at);
         });
       }
       channel += source.c;

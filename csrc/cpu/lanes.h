@@ -147,8 +147,8 @@ static inline void transpose(Vec<C> (&rows)[Lanes<C>::kCount]) {
   }
 }
 
-// e^x in place for Count vectors, step by step for all of them: one alone is a chain of 20 dependent
-// operations, of which a core's scheduler (Zen 3: 64 entries) overlaps too few by itself.
+// e^x in place for Count vectors, step by step for all of them: one alone is a chain of 20
+// dependent operations, of which a core's scheduler (Zen 3: 64 entries) overlaps too few by itself.
 // To about 1 ulp; x is clamped to the range in which e^x is a normal number; NaN stays NaN.
 // x = n ln 2 + r with |r| <= ln 2 / 2; adding 1.5 * 2^23 leaves n in the low bits of the sum.
 template <int Count>

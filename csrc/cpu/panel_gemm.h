@@ -77,10 +77,13 @@ __attribute__((noinline)) static void gemm(const C* a, int64_t a_stride, const C
 
 // rows [count, width] (row stride in elements) * factor -> dense C rows, zero rows up to `padded`.
 template <class T, class C>
-__attribute__((noinline)) static void copy_rows(const T* rows, int64_t stride, int64_t count, int64_t width, C factor,
-                      int64_t padded, C* out) {
+__attribute__((noinline)) static void copy_rows(const T* rows, int64_t stride, int64_t count,
+                                                int64_t width, C factor,
+                                                int64_t padded, C* out) {
   for (int64_t i = 0; i < count; ++i) {
-    for (int64_t j = 0; j < width; ++j) out[i * width + j] = to_compute(rows[i * stride + j]) * factor;
+    for (int64_t j = 0; j < width; ++j) {
+      out[i * width + j] = to_compute(rows[i * stride + j]) * factor;
+    }
   }
   for (int64_t j = count * width; j < padded * width; ++j) out[j] = 0;
 }

@@ -126,6 +126,16 @@ def check_op(op: Any, samples: Sequence[tuple[Any, ...]]) -> None:
         assert set(result.values()) == {"SUCCESS"}, result
 
 
+def check_ops(
+    names: Sequence[str],
+    samples: Sequence[Sequence[tuple[Any, ...]]],
+    chosen: slice = slice(None),
+) -> None:
+    """`check_op` for each op of `names` with the chosen ones of its samples."""
+    for name, calls in zip(names, samples, strict=True):
+        check_op(getattr(torch.ops.ddsm_ext, name).default, calls[chosen])
+
+
 def compiled_graphs(
     function: Callable[..., Tensor], calls: Sequence[tuple[Any, ...]], *, backward: bool = False
 ) -> int:
