@@ -23,6 +23,9 @@ constexpr Conv2dCosts kPortable{11, 0.5, 0.7, 14, 25, 0.5};
 // A sandwich step runs three widths or four on the same weights.
 constexpr double kUses = 3;
 
+// m of F(m x m, 3 x 3).
+int64_t tile_of(Conv2dAlgo algo) { return algo == Conv2dAlgo::kWinograd4 ? 4 : 2; }
+
 int64_t round_up(int64_t x, int64_t multiple) { return ceil_div(x, multiple) * multiple; }
 
 // One matrix product [rows, depth] x [depth, lanes] that reads its panels from memory once.
@@ -48,10 +51,31 @@ double winograd_ns(const Conv2dProblem& p, int64_t tile, const Conv2dCosts& cost
          expansion * outputs * round_up(p.c_out, grain.lanes / 2) / costs.output_floats_per_ns;
 }
 
+// The gradient of the weights: sums of c_in x c_out a frequency, made zero, added to for every
+// block of tiles, and transformed back.
+double winograd_grad_ns(const Conv2dProblem& p, int64_t tile, const Conv2dCosts& costs) {
+  const int64_t down = ceil_div(p.out_height, tile), across = ceil_div(p.out_width, tile);
+  const double tiles = p.images * down * across, frequencies = (tile + 2) * (tile + 2);
+  const double sums = static_cast<double>(p.c_in) * p.c_out;
+  const double expansion = frequencies / 2.25;
+  return frequencies * tiles * sums / costs.macs_per_ns +
+         frequencies * 2 * sums / costs.rearranged_per_ns +
+         expansion * tiles * (p.c_in + p.c_out) / costs.input_floats_per_ns;
+}
+
 }  // namespace
 
 double conv2d_cost_ns(const Conv2dProblem& p, Conv2dAlgo algo, const Conv2dCosts& costs,
                       const Conv2dGrain& grain) {
+  const bool winograd = p.kernel == 3 && p.stride == 1;
+  if (p.grad_weight) {
+    if (algo == Conv2dAlgo::kDirect) {
+      return static_cast<double>(p.images * p.out_height * p.out_width) * p.kernel * p.kernel *
+             p.c_in * p.c_out / (p.scale * p.scale == 4 ? 2.25 : 1) / costs.macs_per_ns;
+    }
+    return winograd ? winograd_grad_ns(p, tile_of(algo), costs)
+                    : std::numeric_limits<double>::infinity();
+  }
   if (algo == Conv2dAlgo::kDirect) {
     const int64_t pixels = p.images * p.out_height * p.out_width;
     const bool phases = p.scale == 2 && p.stride == 1;
@@ -59,8 +83,8 @@ double conv2d_cost_ns(const Conv2dProblem& p, Conv2dAlgo algo, const Conv2dCosts
     const int64_t taps = p.kernel / 2 + 1;  // of each of the four phases, along one axis
     return 4 * product_ns(pixels / 4, taps * taps * p.c_in, p.c_out, costs, grain);
   }
-  if (p.kernel != 3 || p.stride != 1) return std::numeric_limits<double>::infinity();
-  return winograd_ns(p, algo == Conv2dAlgo::kWinograd4 ? 4 : 2, costs, grain);
+  return winograd ? winograd_ns(p, tile_of(algo), costs, grain)
+                  : std::numeric_limits<double>::infinity();
 }
 
 Conv2dAlgo conv2d_choose(const Conv2dProblem& problem, const Conv2dCosts& costs,

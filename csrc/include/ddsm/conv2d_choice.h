@@ -17,10 +17,12 @@ struct Conv2dCosts {
   double rearranged_per_ns;     // panel floats made from weights
 };
 
-// A convolution as the choice sees it: active channels, k x k kernel, output size.
+// A convolution as the choice sees it: active channels, k x k kernel, output size. For the gradient
+// of x, c_in and c_out are swapped and the output is x.
 struct Conv2dProblem {
   int64_t images, out_height, out_width, c_in, c_out, kernel, stride, scale;
   int64_t rearranged;  // allocated c_in * c_out if panels must be made for few uses, else 0
+  bool grad_weight;    // the gradient of the weights instead
 };
 
 // Panels of so many lanes and tiles of so many rows, of the instruction set in use.
