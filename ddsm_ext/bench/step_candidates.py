@@ -78,6 +78,8 @@ class _Builder:
     def __init__(self, net: SlimmableUNet, widths: Sequence[float], x: Tensor, t: Tensor) -> None:
         self.net, self.widths, self.x, self.t = net, tuple(widths), x, t
         self.x_cl = x.contiguous(memory_format=torch.channels_last)
+        n, c, image_height, image_width = x.shape
+        self.shape = (n, c, image_height, image_width)
 
     def slicing(self, width: float) -> Call:
         network = SlicingUNet(self.net)
@@ -109,16 +111,12 @@ class _Builder:
 
     @cached_property
     def runner(self) -> UNetStepRunner:
-        runner = UNetStepRunner(self.net)
+        runner = self.net.step_runner()
         reason = runner.reason_against(self.x.dtype, self.x.device)
         if reason is not None:
             raise ValueError(f"run_unet_step: ours would run uncompiled, {reason}")
-        runner.prepare(self.widths, self._shape(), self.x.dtype, self.x.device)
+        runner.prepare(self.widths, self.shape, self.x.dtype, self.x.device)
         return runner
-
-    def _shape(self) -> tuple[int, int, int, int]:
-        n, c, height, width = self.x.shape
-        return n, c, height, width
 
     def ours(self, width: float) -> Call:
         runner = self.runner
@@ -131,7 +129,7 @@ class _Builder:
     def held_bytes(self, name: str, width: float) -> int:
         if name != "ours":
             return 0
-        return self.runner.activation_bytes(width, self._shape(), self.x.dtype)
+        return self.runner.activation_bytes(width, self.shape, self.x.dtype)
 
     def panel_bytes(self, name: str) -> int:
         return self.runner.panel_bytes() if name == "ours" else 0
