@@ -33,8 +33,8 @@ def step_figure(results: Sequence[Mapping[str, Any]]) -> Figure:
         for axes, result in zip(panels, results, strict=True):
             _draw(axes, result)
         panels[0].set_ylabel("ms an image")
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=2)
+        by_label = {line.get_label(): line for axes in panels for line in axes.lines}
+        figure.legend(by_label.values(), by_label.keys(), loc="outside upper left", ncols=2)
         return figure
 
 

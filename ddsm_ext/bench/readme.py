@@ -53,7 +53,8 @@ def speed_section(files: Files, folder: str = "benchmarks/results") -> str:
         path.name.replace("-inference.", "-training.")
     )
     results = content["results"]
-    names = [name for name in _CANDIDATES if f"{name}_ms" in results[0]["rows"][0]]
+    timed = {key for result in results for key in result["rows"][0]}
+    names = [name for name in _CANDIDATES if f"{name}_ms" in timed]
     parts = [
         _conditions(results, names, f"{folder}/{path.name}"),
         _table(results, names),
@@ -126,8 +127,8 @@ def _table(results: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
     lines.append(["---:"] * len(lines[0]))
     for result in results:
         for row in result["rows"]:
-            times = [_ms(row[f"{name}_ms"]) for name in (*names, "roof")]
-            ratios = [f"{row[f'ratio_{name}']:.2f}x" for name in others]
+            times = [_ms(row.get(f"{name}_ms")) for name in (*names, "roof")]
+            ratios = [_ratio(row.get(f"ratio_{name}")) for name in others]
             batch = result["conditions"]["batch"]
             lines.append(
                 [f"{batch}", f"{row['width']:.4g}", f"{row['macs'] / 1e6:.0f} M", *times, *ratios]
@@ -135,8 +136,14 @@ def _table(results: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _ms(value: float) -> str:
+def _ms(value: float | None) -> str:
+    if value is None:  # not timed at this batch size
+        return "-"
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}x"
 
 
 def _percent(share: float) -> str:

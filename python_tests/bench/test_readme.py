@@ -100,6 +100,15 @@ def test_section_holds_the_figures_of_the_results() -> None:
     assert "At width 0.4688 the channels (60 and 120)" in text
 
 
+def test_a_candidate_that_one_batch_lacks_is_a_dash() -> None:
+    partial = result(8)
+    for row in partial["rows"]:
+        del row["compiled_ms"], row["ratio_compiled"]
+    lines = speed_section([named("a", result(1), partial)]).splitlines()
+    rows = [line for line in lines if line.startswith("| 8 | 1 |")]
+    assert rows == ["| 8 | 1 | 6222 M | 200 | - | 50.0 | 25.0 | 4.12x | - |"]
+
+
 def test_headline_is_float32_on_most_threads() -> None:
     two = named("two", result(threads=2))
     files = [
