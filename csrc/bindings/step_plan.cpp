@@ -190,6 +190,7 @@ py::dict costs_dict() {
   const Conv2dCosts costs = conv2d_costs();
   py::dict result;
   result["macs_per_ns"] = costs.macs_per_ns;
+  result["winograd_macs_per_ns"] = costs.winograd_macs_per_ns;
   result["input_floats_per_ns"] = costs.input_floats_per_ns;
   result["output_floats_per_ns"] = costs.output_floats_per_ns;
   result["panel_bytes_per_ns"] = costs.panel_bytes_per_ns;

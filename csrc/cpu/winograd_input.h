@@ -15,7 +15,7 @@ namespace ddsm::DDSM_ISA {
 
 // Tiles multiplied at once: enough to use a panel well, few enough to be still in the cache for
 // the output transform.
-constexpr int64_t kWinogradTiles = 64;
+constexpr int64_t kWinogradTiles = 96;
 
 // A stride of at least `floats` that is an odd number of cache lines: at a power of two, elements
 // that far apart would fall into one set of the L1.

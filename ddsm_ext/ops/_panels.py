@@ -53,9 +53,17 @@ def content_stamp(weight: Tensor) -> Stamp:
         weight.dtype,
         weight.shape,
         weight.stride(),
-        _library.native.sample_bits(weight.data_ptr(), weight.numel() * weight.element_size()),
+        _library.native.sample_bits(weight.data_ptr(), _span_bytes(weight)),
         _library.native.active_isa(),
     )
+
+
+def _span_bytes(tensor: Tensor) -> int:
+    """Bytes from a tensor's first element to the end of its last one."""
+    if tensor.numel() == 0:
+        return 0
+    reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return (1 + reach) * tensor.element_size()
 
 
 def conv_panels(

@@ -9,7 +9,8 @@
 namespace ddsm {
 
 struct Conv2dCosts {
-  double macs_per_ns;           // of the matrix products, panels and tiles in the cache
+  double macs_per_ns;           // of a direct convolution with its panels in the cache
+  double winograd_macs_per_ns;  // of the products of transformed tiles
   double input_floats_per_ns;   // input pixels x channels through padding and input transform
   double output_floats_per_ns;  // outputs through output transform and epilogue
   double panel_bytes_per_ns;    // panels streamed from memory
