@@ -183,9 +183,6 @@ def _structure_problem(net: SlimmableUNet) -> str | None:
             return f"{name} is on {parameter.device}"
         if not parameter.is_contiguous() or parameter.dtype != net.head.weight.dtype:
             return f"{name} is not contiguous or of another dtype than the rest"
-    for block in net.layout:
-        if block.c_skip and not block.shortcut:
-            return f"{block.name} adds an unjoined pair without a shortcut"
     return None
 
 

@@ -68,9 +68,10 @@ def sliced_conv2d(
             torch.compile autograd accumulates them as usual.
         algo: "direct", "winograd_4x4" or "winograd_2x2" (3x3 kernels at stride 1 in float32 or
             bfloat16) or "auto". Winograd does 4 and 2.25 times fewer multiplications; in float32
-            its error is up to 8 times PyTorch's (from 8 input channels on). It rearranges the whole weight once and keeps
-            the result until the weight changes; "auto" therefore weighs it, by a fixed cost model
-            of the shapes, for an `nn.Parameter` only, and is "direct" under torch.compile.
+            its error is up to 8 times PyTorch's (from 8 input channels on). It rearranges the
+            whole weight once and keeps the result until the weight changes; "auto" therefore
+            weighs it, by a fixed cost model of the shapes, for an `nn.Parameter` only, and is
+            "direct" under torch.compile.
 
     Returns:
         [N, c_out, H_out, W_out] of x's dtype with channels_last strides.

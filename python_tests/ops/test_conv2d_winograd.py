@@ -191,12 +191,12 @@ def test_refusals():
         sliced_conv2d(x, weight, None, 4, padding=1, stride=2, algo="winograd_4x4")
     with pytest.raises(ValueError, match="for a 1x1 kernel at stride 1"):
         sliced_conv2d(x, weight[:, :, :1, :1], None, 4, algo="winograd_2x2")
-    with pytest.raises(ValueError, match="in torch.float64"):
+    with pytest.raises(ValueError, match=r"in torch\.float64"):
         sliced_conv2d(x.double(), weight.double(), None, 4, padding=1, algo="winograd_2x2")
 
 
 def test_cost_model():
-    """It counts what the algorithms do: arithmetic where there is much, bytes where there is not."""
+    """It counts what the algorithms do: arithmetic where there is much, else bytes."""
     native = _library.native
 
     def cost(algo: str, *shape: int, rearranged: int = 0, grad_weight: bool = False) -> float:
