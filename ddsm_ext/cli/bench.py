@@ -7,6 +7,7 @@ Every comparison checks the results first, then takes turns in one run. `ours` i
     ddsm bench               the U-Net step at each width, and the realised saving
     ddsm bench --ops         each op over the U-Net's layer shapes
     ddsm bench --training    the sandwich training step
+    ddsm bench --explain     which algorithm each convolution takes, and why; nothing is timed
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `ddsm bench`."""
     parser.add_argument("--ops", nargs="*", metavar="OP", help=f"time ops: {', '.join(OPS)}")
     parser.add_argument("--training", action="store_true", help="time the sandwich training step")
+    parser.add_argument("--explain", action="store_true", help="print the choice of algorithms")
     parser.add_argument(
         "--candidates", default=CANDIDATES, help=f"of the U-Net step, also compiled ({CANDIDATES})"
     )
@@ -45,6 +47,12 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"--ops: unknown op {op!r}{did_you_mean(op, OPS)}")
     if args.dtype not in ("float32", "bfloat16"):
         raise ValueError(f"--dtype is {args.dtype!r}; needs float32 or bfloat16")
+
+    if args.explain:
+        from ddsm_ext.bench.choices import explain_choices
+
+        print(explain_choices(widths, args.batch))
+        return 0
 
     import os
 

@@ -47,6 +47,8 @@ def _libraries() -> bool:
         print(f"  {name:<14}{', '.join(map(str, value)) if isinstance(value, list) else value}")
     isas = ", ".join(native.available_isas())
     print(f"  {'processor':<14}kernels use {native.active_isa()} (build and CPU have {isas})")
+    costs = ", ".join(f"{name} {value:g}" for name, value in native.conv2d_costs().items())
+    print(f"  {'conv choice':<14}{costs}")
     reason = _library.cuda_missing_reason
     print(f"  {'CUDA kernels':<14}{'loaded' if not reason else 'not loaded: ' + reason}")
     return True

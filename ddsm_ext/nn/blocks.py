@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
@@ -73,7 +72,7 @@ class ResidualBlock(nn.Module):
         c_time: allocated channels of the time embedding.
         groups, fixed_groups: as in `SlicedGroupNorm`.
         c_skip, per_source: second source, as in `SlicedConv2d`.
-        shortcut: learned 1x1 shortcut; without it the sources themselves are added.
+        shortcut: learned 1x1 shortcut, which two sources need; without it x itself is added.
         attention: self-attention after the block.
         head_channels: as in `AttentionBlock`.
         dropout: dropout probability before the second convolution.
@@ -97,6 +96,11 @@ class ResidualBlock(nn.Module):
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
+        if c_skip and not shortcut:
+            raise ValueError(
+                f"ResidualBlock: c_skip is {c_skip} and shortcut False; need a shortcut to add two "
+                "sources to one output"
+            )
         joined: dict[str, Any] = {"c_skip": c_skip, "per_source": per_source}
         self.dropout = dropout
         self.norm1 = SlicedGroupNorm(c_in, groups, fixed_groups=fixed_groups, silu=True, **joined)
@@ -151,18 +155,13 @@ class ResidualBlock(nn.Module):
         h = self.norm2(h, accumulate_grad=accumulate_grad)
         h = F.dropout(h, self.dropout, self.training)
         h = self.conv2(h, c_out, accumulate_grad=accumulate_grad)
-        h = h + self._residual(x, skip, c_out, accumulate_grad)
+        if self.shortcut is None:
+            h = h + x
+        else:
+            h = h + self.shortcut(x, c_out, x2=skip, accumulate_grad=accumulate_grad)
         if self.attention is not None:
             h = self.attention(h, c_qkv, accumulate_grad=accumulate_grad)
         return h
-
-    def _residual(
-        self, x: Tensor, skip: Tensor | None, c_out: int, accumulate_grad: bool
-    ) -> Tensor:
-        if self.shortcut is not None:
-            return self.shortcut(x, c_out, x2=skip, accumulate_grad=accumulate_grad)
-        # Only reference checkpoints with decreasing ch_mult join two sources without a shortcut.
-        return x if skip is None else torch.cat([x, skip], dim=1)
 
 
 class ResampleBlock(nn.Module):

@@ -86,3 +86,8 @@ def test_resample_sizes_and_memory_format(upsample: bool, size: int) -> None:
     y = randomise(ResampleBlock(8, upsample=upsample))(randn(2, 6, 4, 4))
     assert y.shape == (2, 6, size, size)
     assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_two_sources_need_a_shortcut() -> None:
+    with pytest.raises(ValueError, match="c_skip is 4 and shortcut False; need a shortcut"):
+        ResidualBlock(4, 8, 6, groups=2, c_skip=4)
