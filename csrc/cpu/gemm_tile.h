@@ -24,6 +24,18 @@ constexpr int kPanelVectors = 2;
 template <class T>
 constexpr int kPanelLanes = Lanes<T>::kCount * kPanelVectors;
 
+// Fetches the panel row that is multiplied 24 rows (1.5 or 3 KB) later. The rows of A take the
+// hardware's streams, so it falls behind on the panel: on a Zen 3 this made products of depth 128
+// and more 10-20 % faster.
+template <class T>
+DDSM_INLINE void prefetch_panel(const T* row) {
+  constexpr int kRowsAhead = 24, kLine = 64 / sizeof(T);
+  DDSM_UNROLL
+  for (int at = 0; at < kPanelLanes<T>; at += kLine) {
+    __builtin_prefetch(row + kRowsAhead * kPanelLanes<T> + at);
+  }
+}
+
 // Hands out pieces of a workspace; with a null base it only adds up what is needed.
 struct Arena {
   char* base;

@@ -37,6 +37,7 @@ __attribute__((noinline)) void multiply_rows(const float* tiles, int64_t tile_st
     for (int v = 0; v < kVectors; ++v) {
       b[v] = *reinterpret_cast<const Vector*>(panel + v * kVector);
     }
+    prefetch_panel(panel);
     DDSM_UNROLL
     for (int i = 0; i < kRows; ++i) {
       DDSM_UNROLL
