@@ -224,7 +224,9 @@ class UNetStepRunner:
             with self._lock:
                 self._refresh()
                 for width in widths:
-                    self._step(_Key(net.config.check_width(width), shape[0], *shape[2:], dtype))
+                    self._step(
+                        _Key(net.config.check_width(width), shape[0], shape[2], shape[3], dtype)
+                    )
 
     def __call__(self, x: Tensor, t: Tensor, width: float) -> Tensor:
         """Return the prediction [N, C, H, W] for x [N, C, H, W] at timesteps t [N]."""
@@ -237,7 +239,7 @@ class UNetStepRunner:
         x, t = check_inputs("UNetStepRunner", net.config, x, t, net.head.weight)
         with self._lock, torch.no_grad():
             self._refresh()
-            key = _Key(width, x.shape[0], *x.shape[2:], x.dtype)
+            key = _Key(width, x.shape[0], x.shape[2], x.shape[3], x.dtype)
             step, plan = self._step(key), self._bound(key)
             shape = (x.shape[0], x.shape[2], x.shape[3], x.shape[1])
             plan.view(step.x, x.dtype, shape).copy_(x.permute(0, 2, 3, 1))
@@ -253,7 +255,7 @@ class UNetStepRunner:
         """Return the peak memory of a compiled step's activations for x of `shape`."""
         with self._lock:
             self._refresh()
-            return self._step(_Key(width, shape[0], *shape[2:], dtype)).program.arena_bytes
+            return self._step(_Key(width, shape[0], shape[2], shape[3], dtype)).program.arena_bytes
 
     def panel_bytes(self) -> int:
         """Return the memory of the rearranged weights that exist now, for all widths together."""

@@ -20,7 +20,8 @@ class WatchedWeights:
 
     def changed(self) -> bool:
         """True if anything differs from the last call, as it does at the first."""
-        parameters = [slots[name] for slots, name in self._slots]
+        held = (slots[name] for slots, name in self._slots)
+        parameters = [p for p in held if p is not None]
         places = [p.data_ptr() for p in parameters]
         if self._seen is None or places != self._seen[0]:
             self._watched = _library.native.Watched(
