@@ -16,53 +16,65 @@ struct DepthBlock {
   int64_t column, depth, length;
 };
 
-// out[i][lane] (+)= sum over p < length of tiles[i][p] * panel[p][lane]
+// One panel and stretch of depth for some transformed tiles.
+struct PanelCall {
+  const float* tiles;
+  int64_t tile_stride;
+  const float* panel;
+  int64_t length;
+  bool accumulate;
+  float* out;
+  int64_t out_stride;
+};
+
+// out[i][lane] (+)= sum over p < length of tiles[i][p] * panel[p][lane] for `blocks` * kRows tiles i.
 template <int kRows, int kVectors>
-__attribute__((noinline)) void multiply_rows(const float* tiles, int64_t tile_stride,
-                                             const float* panel, int64_t length, bool accumulate,
-                                             float* out, int64_t out_stride) {
+__attribute__((noinline)) void multiply_rows(const PanelCall& call, int64_t blocks) {
   typedef Lanes<float>::InMemory Vector;
   constexpr int kVector = Lanes<float>::kCount, kPanel = kPanelLanes<float>;
-  Vector sum[kRows][kVectors];
-  const float* a[kRows];  // ends of the rows: counting up to zero saves the register of a bound
-  DDSM_UNROLL
-  for (int i = 0; i < kRows; ++i) {
-    a[i] = tiles + i * tile_stride + length;
+  const float* tiles = call.tiles;
+  float* out = call.out;
+  for (; blocks > 0; --blocks, tiles += kRows * call.tile_stride, out += kRows * call.out_stride) {
+    Vector sum[kRows][kVectors];
+    const float* a[kRows];  // ends of the rows: counting up to zero saves the register of a bound
     DDSM_UNROLL
-    for (int v = 0; v < kVectors; ++v) sum[i][v] = Vector{};
-  }
-  for (int64_t p = -length; p != 0; ++p, panel += kPanel) {
-    Vector b[kVectors];
-    DDSM_UNROLL
-    for (int v = 0; v < kVectors; ++v) {
-      b[v] = *reinterpret_cast<const Vector*>(panel + v * kVector);
+    for (int i = 0; i < kRows; ++i) {
+      a[i] = tiles + i * call.tile_stride + call.length;
+      DDSM_UNROLL
+      for (int v = 0; v < kVectors; ++v) sum[i][v] = Vector{};
     }
-    prefetch_panel(panel);
+    const float* panel = call.panel;
+    for (int64_t p = -call.length; p != 0; ++p, panel += kPanel) {
+      Vector b[kVectors];
+      DDSM_UNROLL
+      for (int v = 0; v < kVectors; ++v) {
+        b[v] = *reinterpret_cast<const Vector*>(panel + v * kVector);
+      }
+      prefetch_panel(panel);
+      DDSM_UNROLL
+      for (int i = 0; i < kRows; ++i) {
+        DDSM_UNROLL
+        for (int v = 0; v < kVectors; ++v) sum[i][v] += a[i][p] * b[v];
+      }
+    }
     DDSM_UNROLL
     for (int i = 0; i < kRows; ++i) {
       DDSM_UNROLL
-      for (int v = 0; v < kVectors; ++v) sum[i][v] += a[i][p] * b[v];
-    }
-  }
-  DDSM_UNROLL
-  for (int i = 0; i < kRows; ++i) {
-    DDSM_UNROLL
-    for (int v = 0; v < kVectors; ++v) {
-      Vector* to = reinterpret_cast<Vector*>(out + i * out_stride + v * kVector);
-      *to = accumulate ? *to + sum[i][v] : sum[i][v];
+      for (int v = 0; v < kVectors; ++v) {
+        Vector* to = reinterpret_cast<Vector*>(out + i * call.out_stride + v * kVector);
+        *to = call.accumulate ? *to + sum[i][v] : sum[i][v];
+      }
     }
   }
 }
 
 // multiply_rows for a row count known only now.
 template <int kVectors, int kRows = kTileRows>
-void multiply_some_rows(int64_t rows, const float* tiles, int64_t tile_stride, const float* panel,
-                        int64_t length, bool accumulate, float* out, int64_t out_stride) {
+void multiply_blocks(const PanelCall& call, int64_t rows, int64_t blocks) {
   if (rows == kRows) {
-    multiply_rows<kRows, kVectors>(tiles, tile_stride, panel, length, accumulate, out, out_stride);
+    multiply_rows<kRows, kVectors>(call, blocks);
   } else if constexpr (kRows > 1) {
-    multiply_some_rows<kVectors, kRows - 1>(rows, tiles, tile_stride, panel, length, accumulate,
-                                            out, out_stride);
+    multiply_blocks<kVectors, kRows - 1>(call, rows, blocks);
   }
 }
 
@@ -156,15 +168,18 @@ struct Convolution {
 
   template <int kVectors>
   void multiply_panel(int64_t count, const float* from, const float* panel, float* out) {
-    const int64_t parts = ceil_div(count, kTileRows), out_stride = panels * kPanel;
+    // Blocks of even size: so many of `rows` tiles, the others of one more.
+    const int64_t blocks = ceil_div(count, kTileRows), rows = count / blocks;
+    const int64_t larger_blocks = count - rows * blocks;
     for (int64_t b = 0; b < n_depth_blocks; ++b) {
       const DepthBlock& block = depth_blocks[b];
-      for (int64_t part = 0; part < parts; ++part) {
-        const int64_t begin = count * part / parts, end = count * (part + 1) / parts;
-        multiply_some_rows<kVectors>(end - begin, from + begin * input.tile_stride + block.column,
-                                     input.tile_stride, panel + block.depth * kPanel, block.length,
-                                     b > 0, out + begin * out_stride, out_stride);
-      }
+      PanelCall call{from + block.column, input.tile_stride, panel + block.depth * kPanel,
+                     block.length,        b > 0,             out,
+                     panels * kPanel};
+      if (larger_blocks) multiply_blocks<kVectors>(call, rows + 1, larger_blocks);
+      call.tiles += larger_blocks * (rows + 1) * call.tile_stride;
+      call.out += larger_blocks * (rows + 1) * call.out_stride;
+      multiply_blocks<kVectors>(call, rows, blocks - larger_blocks);
     }
   }
 

@@ -236,6 +236,8 @@ class UNetStepRunner:
         if reason is not None:
             self._warn(reason)
             return net(x, t, width)
+        if len(x) == 0:
+            return net(x, t, width)
         x, t = check_inputs("UNetStepRunner", net.config, x, t, net.head.weight)
         with self._lock, torch.no_grad():
             self._refresh()

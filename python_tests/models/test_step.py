@@ -82,6 +82,12 @@ def test_other_sizes_and_batches():
         assert (runner(x, t, 0.75) - expected).abs().max() <= 2e-5 * expected.abs().max()
 
 
+def test_no_images():
+    net = network()
+    y = net.step_runner()(torch.empty(0, 3, 8, 8), torch.empty(0), 0.5)
+    assert y.shape == (0, 3, 8, 8)
+
+
 def test_repeatable_and_independent_of_threads():
     net = network()
     x, t = inputs(net.config, torch.float32)
