@@ -112,6 +112,9 @@ def check_algorithm(op: str, algo: Any, weight: Tensor, stride: int, dtype: torc
             f"{op}: algo is {algo!r} for a {kernel}x{kernel} kernel at stride {stride} in {dtype}; "
             "need 3x3 at stride 1 in float32 or bfloat16"
         )
+    if weight.device.type != "cpu" or torch.compiler.is_compiling():
+        where = weight.device if weight.device.type != "cpu" else "torch.compile"
+        raise ValueError(f"{op}: algo is {algo!r} on {where}; need the CPU, uncompiled, or 'auto'")
 
 
 class ConvShape(NamedTuple):
@@ -146,7 +149,9 @@ def resolve_algorithm(
     if algo != "auto":
         return ALGORITHMS.index(algo)
     # Panels of a passing tensor would be made for one call.
-    if not isinstance(weight, nn.Parameter) or weight.dtype == torch.float64:
+    if not isinstance(weight, nn.Parameter) or weight.device.type != "cpu":
+        return DIRECT
+    if weight.dtype not in (torch.float32, torch.bfloat16):
         return DIRECT
     rearranged = weight.shape[0] * weight.shape[1] if training else 0
     return choose_algorithm(_library.native.active_isa(), shape, rearranged, grad_weight)

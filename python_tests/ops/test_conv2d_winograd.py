@@ -195,6 +195,20 @@ def test_refusals():
         sliced_conv2d(x.double(), weight.double(), None, 4, padding=1, algo="winograd_2x2")
 
 
+def test_only_on_the_cpu_and_uncompiled():
+    x, weight = torch.zeros(1, 4, 8, 8), nn.Parameter(torch.zeros(4, 4, 3, 3))
+
+    def call(x: Tensor, weight: Tensor, algo: str) -> Tensor:
+        return sliced_conv2d(x, weight, None, 4, padding=1, algo=algo)
+
+    with pytest.raises(ValueError, match="on meta; need the CPU, uncompiled, or 'auto'"):
+        call(x.to("meta"), weight.to("meta"), "winograd_4x4")
+    compiled = torch.compile(call, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, weight, "auto"), call(x, weight, "auto"))
+    with pytest.raises(Exception, match=r"on torch\.compile; need the CPU"):
+        compiled(x, weight, "winograd_4x4")
+
+
 def test_cost_model():
     """It counts what the algorithms do: arithmetic where there is much, else bytes."""
     native = _library.native
