@@ -62,6 +62,16 @@ def test_golden_outputs(golden: dict[str, Any], dtype: torch.dtype, limit: float
                 assert error / expected.abs().max() < limit
 
 
+def test_golden_outputs_of_compiled_steps(golden: dict[str, Any]) -> None:
+    net = golden_network(golden, torch.float32)
+    x, t = torch.from_numpy(golden["x"]).float(), torch.from_numpy(golden["t"])
+    runner = net.eval().step_runner()
+    assert runner.reason_against(x.dtype, x.device) is None
+    for width in (1.0, 0.75, 0.5, 0.25):
+        expected = torch.from_numpy(golden[f"y_{width:g}"])
+        assert (runner(x, t, width) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
 @pytest.mark.parametrize("accumulate", [False, True], ids=["autograd", "accumulate_grad"])
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-3), (torch.float64, 1e-9)])
 def test_golden_gradient_norms(
