@@ -25,10 +25,13 @@ struct PanelCall {
   bool accumulate;
   float* out;
   int64_t out_stride;
+  const float* next_panel;  // what the next call reads
 };
 
 // out[i][lane] (+)= sum over p < length of tiles[i][p] * panel[p][lane] for `blocks` * kRows tiles i.
-template <int kRows, int kVectors>
+// kFetch: brings the next panel into the L2 meanwhile, so that its way from memory, which with few
+// tiles takes as long as the products, is hidden behind them.
+template <int kRows, int kVectors, bool kFetch>
 __attribute__((noinline)) void multiply_rows(const PanelCall& call, int64_t blocks) {
   typedef Lanes<float>::InMemory Vector;
   constexpr int kVector = Lanes<float>::kCount, kPanel = kPanelLanes<float>;
@@ -44,13 +47,17 @@ __attribute__((noinline)) void multiply_rows(const PanelCall& call, int64_t bloc
       for (int v = 0; v < kVectors; ++v) sum[i][v] = Vector{};
     }
     const float* panel = call.panel;
+    const int64_t ahead = call.next_panel - panel;
     for (int64_t p = -call.length; p != 0; ++p, panel += kPanel) {
       Vector b[kVectors];
       DDSM_UNROLL
       for (int v = 0; v < kVectors; ++v) {
         b[v] = *reinterpret_cast<const Vector*>(panel + v * kVector);
       }
-      prefetch_panel(panel);
+      if constexpr (kFetch) {
+        prefetch_panel(panel);
+        fetch_to_l2(panel + ahead);
+      }
       DDSM_UNROLL
       for (int i = 0; i < kRows; ++i) {
         DDSM_UNROLL
@@ -69,12 +76,12 @@ __attribute__((noinline)) void multiply_rows(const PanelCall& call, int64_t bloc
 }
 
 // multiply_rows for a row count known only now.
-template <int kVectors, int kRows = kTileRows>
+template <int kVectors, bool kFetch, int kRows = kTileRows>
 void multiply_blocks(const PanelCall& call, int64_t rows, int64_t blocks) {
   if (rows == kRows) {
-    multiply_rows<kRows, kVectors>(call, blocks);
+    multiply_rows<kRows, kVectors, kFetch>(call, blocks);
   } else if constexpr (kRows > 1) {
-    multiply_blocks<kVectors, kRows - 1>(call, rows, blocks);
+    multiply_blocks<kVectors, kFetch, kRows - 1>(call, rows, blocks);
   }
 }
 
@@ -160,27 +167,42 @@ struct Convolution {
         const float* rows = problem.panels + (f * problem.panel_count + panel) *
                                                  problem.panel_depth * kPanel;
         float* out = products + f * product_stride + p * kPanel;
-        if (last_lane - panel * kPanel <= kVector) multiply_panel<1>(count, from, rows, out);
-        else multiply_panel<2>(count, from, rows, out);
+        // The next panel, or the first one of the next frequency.
+        const int64_t step = p + 1 < panels ? 1 : problem.panel_count - panels + 1;
+        const float* next = rows + step * problem.panel_depth * kPanel;
+        if (last_lane - panel * kPanel <= kVector) multiply_panel<1>(count, from, rows, next, out);
+        else multiply_panel<2>(count, from, rows, next, out);
       }
     }
   }
 
   template <int kVectors>
-  void multiply_panel(int64_t count, const float* from, const float* panel, float* out) {
+  void multiply_panel(int64_t count, const float* from, const float* panel, const float* next,
+                      float* out) {
     // Blocks of even size: so many of `rows` tiles, the others of one more.
     const int64_t blocks = ceil_div(count, kTileRows), rows = count / blocks;
     const int64_t larger_blocks = count - rows * blocks;
     for (int64_t b = 0; b < n_depth_blocks; ++b) {
       const DepthBlock& block = depth_blocks[b];
+      const bool last = b + 1 == n_depth_blocks;
       PanelCall call{from + block.column, input.tile_stride, panel + block.depth * kPanel,
                      block.length,        b > 0,             out,
-                     panels * kPanel};
-      if (larger_blocks) multiply_blocks<kVectors>(call, rows + 1, larger_blocks);
-      call.tiles += larger_blocks * (rows + 1) * call.tile_stride;
-      call.out += larger_blocks * (rows + 1) * call.out_stride;
-      multiply_blocks<kVectors>(call, rows, blocks - larger_blocks);
+                     panels * kPanel,     next + depth_blocks[0].depth * kPanel};
+      if (!last) call.next_panel = panel + depth_blocks[b + 1].depth * kPanel;
+      // The first block of tiles, the others of its size, those of one tile less.
+      const int64_t first_rows = larger_blocks ? rows + 1 : rows;
+      multiply_blocks<kVectors, true>(call, first_rows, 1);
+      advance(call, first_rows);
+      if (larger_blocks > 1) multiply_blocks<kVectors, false>(call, rows + 1, larger_blocks - 1);
+      if (larger_blocks > 1) advance(call, (rows + 1) * (larger_blocks - 1));
+      const int64_t left = blocks - (larger_blocks ? larger_blocks : 1);
+      if (left) multiply_blocks<kVectors, false>(call, rows, left);
     }
+  }
+
+  static void advance(PanelCall& call, int64_t tiles) {
+    call.tiles += tiles * call.tile_stride;
+    call.out += tiles * call.out_stride;
   }
 
   // biases[lane of the range] of image n.
