@@ -75,11 +75,13 @@ __attribute__((noinline)) void multiply_rows(const PanelCall& call, int64_t bloc
   }
 }
 
-// multiply_rows for a row count known only now.
+// multiply_rows for a row count known only now; call moves on to the tiles behind.
 template <int kVectors, bool kFetch, int kRows = kTileRows>
-void multiply_blocks(const PanelCall& call, int64_t rows, int64_t blocks) {
+void multiply_blocks(PanelCall& call, int64_t rows, int64_t blocks) {
   if (rows == kRows) {
     multiply_rows<kRows, kVectors, kFetch>(call, blocks);
+    call.tiles += rows * blocks * call.tile_stride;
+    call.out += rows * blocks * call.out_stride;
   } else if constexpr (kRows > 1) {
     multiply_blocks<kVectors, kFetch, kRows - 1>(call, rows, blocks);
   }
@@ -120,7 +122,7 @@ struct Convolution {
     depth_blocks = arena.take<DepthBlock>(2 + input.channels / kDepthBlock + 2);
   }
 
-  // Tile rows whose tiles and products fill about half of an L2 each time a frequency is done.
+  // Whole tile rows of about kWinogradTiles tiles.
   static int64_t rows_at_once(const WinogradProblem& p, const WinogradRange& r) {
     const int64_t across = ceil_div(p.width, kTile);
     const int64_t rows = larger(1, ceil_div(kWinogradTiles, across));
@@ -189,20 +191,13 @@ struct Convolution {
                      block.length,        b > 0,             out,
                      panels * kPanel,     next + depth_blocks[0].depth * kPanel};
       if (!last) call.next_panel = panel + depth_blocks[b + 1].depth * kPanel;
-      // The first block of tiles, the others of its size, those of one tile less.
+      // The first block of tiles fetches; then come the others of its size and the smaller ones.
       const int64_t first_rows = larger_blocks ? rows + 1 : rows;
+      const int64_t more = larger(larger_blocks - 1, 0);
       multiply_blocks<kVectors, true>(call, first_rows, 1);
-      advance(call, first_rows);
-      if (larger_blocks > 1) multiply_blocks<kVectors, false>(call, rows + 1, larger_blocks - 1);
-      if (larger_blocks > 1) advance(call, (rows + 1) * (larger_blocks - 1));
-      const int64_t left = blocks - (larger_blocks ? larger_blocks : 1);
-      if (left) multiply_blocks<kVectors, false>(call, rows, left);
+      multiply_blocks<kVectors, false>(call, rows + 1, more);
+      multiply_blocks<kVectors, false>(call, rows, blocks - 1 - more);
     }
-  }
-
-  static void advance(PanelCall& call, int64_t tiles) {
-    call.tiles += tiles * call.tile_stride;
-    call.out += tiles * call.out_stride;
   }
 
   // biases[lane of the range] of image n.
