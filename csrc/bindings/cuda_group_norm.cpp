@@ -1,9 +1,9 @@
 // sliced_group_norm on CUDA: checks, allocates, fills Args, launches on torch's current stream.
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
 
+#include "cuda_device.h"
 #include "ddsm/group_norm.h"
 #include "group_norm_args.h"
 

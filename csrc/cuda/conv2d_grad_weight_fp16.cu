@@ -3,6 +3,7 @@
 
 namespace ddsm {
 
-template const char* launch_grad_weight<TensorCores<Float16>>(const GradWeightParams&, int32_t, void*);
+template const char* launch_grad_weight<TensorCores<Float16>>(const GradWeightParams&, int32_t,
+        void*);
 
 }  // namespace ddsm

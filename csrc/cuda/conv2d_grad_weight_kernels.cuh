@@ -148,7 +148,7 @@ const char* launch_grad_from(const GradWeightParams& p, int32_t tile, void* stre
     }
     return launch_grad_from<MathKind, kTile + 1>(p, tile, stream);
   }
-  return "sliced_conv2d_grad_weight: no kernel for this tile";
+  return "no kernel for this tile";
 }
 
 template <class MathKind>

@@ -78,7 +78,7 @@ const char* launch_conv_from(const ConvParams& p, int32_t tile, bool gradient, v
     }
     return launch_conv_from<MathKind, kTile + 1>(p, tile, gradient, stream);
   }
-  return "sliced_conv2d: no kernel for this tile";
+  return "no kernel for this tile";
 }
 
 template <class MathKind>

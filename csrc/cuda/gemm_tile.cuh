@@ -98,8 +98,8 @@ struct BlockTile {
   static constexpr int kM = kTiles[kTile].m, kN = kTiles[kTile].n;
   static constexpr int kWarpsM = kTiles[kTile].warps_m, kWarpsN = kTiles[kTile].warps_n;
   static constexpr int kThreads = kWarpsM * kWarpsN * 32;
-  // Blocks that a multiprocessor should hold: caps the registers of a thread. Sums in full precision
-  // and tiles that lie across K keep more addresses: with one block less they spill nothing.
+  // Blocks that a multiprocessor should hold: caps the registers of a thread. Products on FMA units
+  // and tiles that lie across K need more of them: with one block less nothing spills.
   static constexpr bool kMoreRegisters =
       std::is_same_v<MathKind, FmaUnits> || kMajorB == Major::kMN;
   static constexpr int kResident = kTiles[kTile].resident - kMoreRegisters;

@@ -23,20 +23,20 @@ SOURCES = ("conv2d.cu", *(f"conv2d_{p}{t}.cu" for p in ("", "grad_weight_") for 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
-def compile_objects(folder: Path, sources: Iterable[Path]) -> list[Path]:
+def compile_objects(folder: Path, sources: Iterable[Path], *flags: str) -> list[Path]:
     """Compile sources; those in a copy of csrc/cuda see that copy's headers."""
     objects = []
     for source in sources:
         objects.append(folder / f"{source.stem}.o")
-        _compile("-c", "-x", "c++", str(source), "-o", str(objects[-1]))
+        _compile("-c", "-x", "c++", str(source), "-o", str(objects[-1]), *flags)
     return objects
 
 
-def link(folder: Path, objects: Iterable[Path]) -> ctypes.CDLL:
+def link(folder: Path, objects: Iterable[Path], *libraries: str) -> Path:
     """One library of the objects; of what several define, the first one's is taken."""
     library = folder / "libemulated.so"
-    _compile("-shared", "-Wl,-Bsymbolic", *map(str, objects), "-o", str(library))
-    return ctypes.CDLL(str(library))
+    _compile("-shared", "-Wl,-Bsymbolic", *map(str, objects), "-o", str(library), *libraries)
+    return library
 
 
 def _compile(*arguments: str) -> None:
@@ -59,7 +59,7 @@ def objects() -> tuple[Path, ...]:
 
 @cache
 def library() -> ctypes.CDLL:
-    return link(objects()[0].parent, objects())
+    return ctypes.CDLL(str(link(objects()[0].parent, objects())))
 
 
 class Options(ctypes.Structure):

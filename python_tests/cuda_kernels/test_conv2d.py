@@ -132,7 +132,7 @@ def run_forward(case: Case, library: object = None) -> tuple[Tensor, Tensor]:
 def run_grad_x(case: Case) -> tuple[Tensor, Tensor]:
     """Gradient of the last source, of the kernels and of the reference."""
     generator = seeded(2)
-    x, x2 = case.sources(generator)
+    x, _ = case.sources(generator)
     weight = case.weight(generator)
     shape = case.shape(x)
     grad_y = normal(
@@ -303,10 +303,9 @@ def test_epilogue(dtype, splits, n, height, width):
                 continue
             part = values[image, first:end]  # [block's pixels of this image, c_out]
             mean = part.mean(0)
-            torch.testing.assert_close(moments[image, block, :, 0].double(), mean, rtol=1e-5,
-                                       atol=1e-5)  # fmt: skip
-            torch.testing.assert_close(moments[image, block, :, 1].double(),
-                                       (part - mean).square().sum(0), rtol=1e-4, atol=1e-5)  # fmt: skip
+            got = moments[image, block].double()  # [c_out, mean and squared deviations]
+            expected = torch.stack([mean, (part - mean).square().sum(0)], dim=1)
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
             first = end
         assert first == pixels
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 from ctypes import c_char_p, c_void_p
 
@@ -64,7 +65,7 @@ PLANTED = (
      "  ptx::cp_async_wait<0>();", "overwrites what was read by"),
     ("conv2d_kernels.cuh", "  tile.store_sums();\n  ptx::sync_threads();", "  tile.store_sums();",
      "no barrier is between"),
-    ("gemm_tile.cuh", "writing = writing + 1 == kStages ? 0", "writing = writing + 1 == kStages ? 1",
+    ("gemm_tile.cuh", "kStages ? 0 : writing", "kStages ? 1 : writing",
      "reads what was written by|is being copied"),
     ("gemm_tile.cuh", "half = kRowsFirst ? matrix / 2 : matrix % 2",
      "half = kRowsFirst ? matrix / 2 : 1 - matrix % 2", WRONG),
@@ -87,7 +88,7 @@ def test_a_planted_fault_is_found(tmp_path, file, line, mistake, finding):
     assert line in text
     source.write_text(text.replace(line, mistake))
     faulty = emulated.compile_objects(tmp_path, [copy / "conv2d_bf16.cu"])
-    library = emulated.link(tmp_path, [*faulty, *_others()])
+    library = ctypes.CDLL(str(emulated.link(tmp_path, [*faulty, *_others()])))
     with pytest.raises((RuntimeError, AssertionError), match=finding):
         # An odd count of channels, more steps than stages, and a tile past the end.
         check_rounded(*run_forward(Case(c=43, c_out=24, tile=1, splits=1), library))

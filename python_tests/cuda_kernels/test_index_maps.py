@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ctypes import byref, c_char_p, c_int, c_int64, create_string_buffer
+from itertools import chain
 
 import pytest
 from cuda_kernels import emulated
@@ -30,7 +31,7 @@ def test_quotients_at_the_edges(divisor):
 def test_ldmatrix_meets_every_bank_once(chunks):
     swizzled = emulated.library().swizzled
     places = [[swizzled(0, line, c, chunks) for c in range(chunks)] for line in range(64)]
-    assert sorted(sum(places, [])) == list(range(64 * chunks))
+    assert sorted(chain.from_iterable(places)) == list(range(64 * chunks))
     for first in range(0, 64, 8):
         for chunk in range(chunks):
             banks = {places[line][chunk] % 8 for line in range(first, first + 8)}
@@ -42,7 +43,7 @@ def test_words_across_k_meet_every_bank_once(chunks):
     """The 32 lanes read 4 lines of 8 adjacent words: 128 bytes over all banks."""
     swizzled = emulated.library().swizzled
     places = [[swizzled(1, line, c, chunks) for c in range(chunks)] for line in range(16)]
-    assert sorted(sum(places, [])) == list(range(16 * chunks))
+    assert sorted(chain.from_iterable(places)) == list(range(16 * chunks))
     for first in range(0, 16, 4):
         for chunk in range(0, chunks, 2):
             banks = {places[first + i][chunk + j] % 8 for i in range(4) for j in range(2)}

@@ -45,7 +45,10 @@ struct Shadow {
   unsigned write_time = 0, write_warp_time = 0, read_time = 0, read_warp_time = 0;
 };
 
-std::map<uintptr_t, Memory> memories;
+std::map<uintptr_t, Memory>& memories() {
+  static std::map<uintptr_t, Memory> known;  // by first address
+  return known;
+}
 
 struct Machine {
   const std::function<void()>* body;
@@ -207,10 +210,10 @@ void check_shared(uint32_t address, size_t bytes) {
 }  // namespace
 
 void allow_memory(const void* data, size_t bytes, bool writable) {
-  if (bytes > 0) memories[reinterpret_cast<uintptr_t>(data)] = {bytes, writable};
+  if (bytes > 0) memories()[reinterpret_cast<uintptr_t>(data)] = {bytes, writable};
 }
 
-void forget_memory() { memories.clear(); }
+void forget_memory() { memories().clear(); }
 
 const char* run(Grid grid, int threads, size_t shared_bytes, const std::function<void()>& body) {
   machine.fault.clear();
@@ -273,13 +276,13 @@ unsigned char* shared(uint32_t address, size_t bytes, Access access) {
 
 unsigned char* global(const void* address, size_t bytes, Access access) {
   const auto at = reinterpret_cast<uintptr_t>(address);
-  auto memory = memories.upper_bound(at);
-  const bool inside = memory != memories.begin() &&
+  auto memory = memories().upper_bound(at);
+  const bool inside = memory != memories().begin() &&
                       at + bytes <= (--memory)->first + memory->second.bytes;
   if (!inside) {
     throw Fault("global memory: out of bounds, " + who(machine.current) + " touches " +
                 std::to_string(bytes) + " bytes" +
-                (memory == memories.end() ? std::string()
+                (memory == memories().end() ? std::string()
                                           : " at byte " + std::to_string(at - memory->first) +
                                                 " of " + std::to_string(memory->second.bytes)));
   }
