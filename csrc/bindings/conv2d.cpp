@@ -7,7 +7,9 @@
 
 namespace {
 
+using ddsm::Conv2dAlgo;
 using ddsm::Conv2dImage;
+using ddsm::Conv2dPanels;
 using ddsm::Conv2dShape;
 using ddsm::Conv2dWeight;
 using ddsm::DType;
@@ -78,9 +80,9 @@ Conv2dShape shape_of(const char* op, int64_t images, int64_t height, int64_t wid
           scale};
 }
 
-// x in the compute type with adjacent channels: x itself where it is that already.
-Tensor image_tensor(const Tensor& x) {
-  const bool narrow = x.scalar_type() == ScalarType::BFloat16;
+// x with adjacent channels, in the compute type if `widen`: x itself where it is that already.
+Tensor image_tensor(const Tensor& x, bool widen = true) {
+  const bool narrow = widen && x.scalar_type() == ScalarType::BFloat16;
   const ScalarType wanted = narrow ? ScalarType::Float : x.scalar_type();
   const bool adjacent = x.size(1) == 1 || x.stride(1) == 1;
   if (!narrow && adjacent) return x;
@@ -103,6 +105,36 @@ Conv2dWeight weight_of(const char* op, const Tensor& weight, void* data) {
           static_cast<int32_t>(weight.size(2))};
 }
 
+Conv2dAlgo algo_of(const char* op, int64_t algo, const Conv2dShape& shape, int64_t kernel,
+                   DType dtype) {
+  STD_TORCH_CHECK(algo >= 0 && algo <= 2, op, ": algo is ", algo, ", need 0, 1 or 2");
+  const bool fits = kernel == 3 && shape.stride == 1 && dtype != DType::kFloat64;
+  STD_TORCH_CHECK(algo == 0 || fits, op,
+                  ": a Winograd algorithm needs a 3x3 kernel, stride 1 and float32 or bfloat16");
+  return static_cast<Conv2dAlgo>(algo);
+}
+
+// What sliced_conv2d_panels made of this weight for the same algorithm.
+Conv2dPanels panels_of(const char* op, const std::optional<Tensor>& panels, const Tensor& weight,
+                       Conv2dAlgo algo, const Conv2dShape& shape, bool transposed) {
+  Conv2dPanels result{nullptr, weight.size(0), weight.size(1)};
+  if (!panels.has_value()) {
+    STD_TORCH_CHECK(algo == Conv2dAlgo::kDirect, op, ": a Winograd algorithm needs panels");
+    return result;
+  }
+  const bool regular = shape.scale == 1 || (shape.stride == 1 && shape.padding == 1);
+  STD_TORCH_CHECK(algo != Conv2dAlgo::kDirect || (regular && !transposed), op,
+                  ": no direct panels for this geometry");
+  const int64_t scale = algo == Conv2dAlgo::kDirect ? shape.scale : 1;
+  STD_TORCH_CHECK(panels->scalar_type() == ScalarType::Float && panels->is_contiguous() &&
+                      panels->numel() == ddsm::conv2d_panel_floats(weight.size(2), weight.size(0),
+                                                                   weight.size(1), algo, scale,
+                                                                   transposed),
+                  op, ": panels were made for another weight, algorithm or instruction set");
+  result.data = static_cast<const float*>(panels->const_data_ptr());
+  return result;
+}
+
 Tensor contiguous_or(const std::optional<Tensor>& value, const Tensor& fallback) {
   return value.has_value() ? torch::stable::contiguous(*value) : fallback;
 }
@@ -113,7 +145,8 @@ void check_memory(const char* op, bool enough) {
 
 Tensor sliced_conv2d(const Tensor& x, const std::optional<Tensor>& x2, const Tensor& weight,
                      const std::optional<Tensor>& bias, int64_t c_out, int64_t c_in2_offset,
-                     int64_t stride, int64_t padding, bool upsample) {
+                     int64_t stride, int64_t padding, bool upsample,
+                     const std::optional<Tensor>& panels, int64_t algo) {
   const char* op = "sliced_conv2d";
   check_dtypes(op, x, weight);
   check_weight(op, weight);
@@ -128,7 +161,11 @@ Tensor sliced_conv2d(const Tensor& x, const std::optional<Tensor>& x2, const Ten
   Tensor y = ddsm::binding::empty_nhwc(x, x.size(0), c_out, args.shape.out_height,
                                        args.shape.out_width);
   if (y.numel() == 0) return y;
-  const Tensor source = image_tensor(x), source2 = x2.has_value() ? image_tensor(*x2) : source;
+  args.algo = algo_of(op, algo, args.shape, weight.size(2), dtype_of(x, op));
+  args.panels = panels_of(op, panels, weight, args.algo, args.shape, false);
+  const bool widen = args.algo == Conv2dAlgo::kDirect;
+  const Tensor source = image_tensor(x, widen);
+  const Tensor source2 = x2.has_value() ? image_tensor(*x2, widen) : source;
   const Tensor bias_row = contiguous_or(bias, weight);
   args.x = image_of(source, 0);
   if (x2.has_value()) args.x2 = image_of(source2, c_in2_offset);
@@ -137,13 +174,15 @@ Tensor sliced_conv2d(const Tensor& x, const std::optional<Tensor>& x2, const Ten
   args.y = y.mutable_data_ptr();
   args.y_dtype = dtype_of(y, op);
   args.c_out = c_out;
+  args.parts = 1;
   check_memory(op, ddsm::conv2d_forward(args));
   return y;
 }
 
 Tensor sliced_conv2d_grad_x(const Tensor& grad_y, const Tensor& weight, int64_t c_in,
                             int64_t c_in_offset, int64_t height, int64_t width, int64_t stride,
-                            int64_t padding, bool upsample) {
+                            int64_t padding, bool upsample, const std::optional<Tensor>& panels,
+                            int64_t algo) {
   const char* op = "sliced_conv2d_grad_x";
   check_dtypes(op, grad_y, weight);
   check_weight(op, weight);
@@ -160,7 +199,11 @@ Tensor sliced_conv2d_grad_x(const Tensor& grad_y, const Tensor& weight, int64_t 
                   op, ": grad_y is not of the output's height and width");
   Tensor grad_x = ddsm::binding::empty_nhwc(grad_y, grad_y.size(0), c_in, height, width);
   if (grad_x.numel() == 0) return grad_x;
-  const Tensor source = image_tensor(grad_y);
+  args.algo = algo_of(op, algo, args.shape, weight.size(2), dtype_of(grad_y, op));
+  STD_TORCH_CHECK(args.algo == Conv2dAlgo::kDirect || !upsample, op,
+                  ": a Winograd algorithm takes no upsampling");
+  args.panels = panels_of(op, panels, weight, args.algo, args.shape, true);
+  const Tensor source = image_tensor(grad_y, args.algo == Conv2dAlgo::kDirect);
   args.grad_y = image_of(source, 0);
   args.weight = weight_of(op, weight, const_cast<void*>(weight.const_data_ptr()));
   args.grad_x = grad_x.mutable_data_ptr();
@@ -174,7 +217,8 @@ Tensor sliced_conv2d_grad_x(const Tensor& grad_y, const Tensor& weight, int64_t 
 void sliced_conv2d_grad_weight(const Tensor& grad_y, const Tensor& x,
                                const std::optional<Tensor>& x2, int64_t c_in2_offset,
                                int64_t stride, int64_t padding, bool upsample,
-                               const Tensor& grad_weight, const std::optional<Tensor>& grad_bias) {
+                               const Tensor& grad_weight, const std::optional<Tensor>& grad_bias,
+                               int64_t algo) {
   const char* op = "sliced_conv2d_grad_weight";
   check_dtypes(op, grad_y, grad_weight);
   check_weight(op, grad_weight);
@@ -192,6 +236,7 @@ void sliced_conv2d_grad_weight(const Tensor& grad_y, const Tensor& x,
                       grad_y.size(3) == args.shape.out_width,
                   op, ": grad_y does not match x and grad_weight");
   if (grad_y.numel() == 0) return;
+  args.algo = algo_of(op, algo, args.shape, grad_weight.size(2), dtype_of(x, op));
   const Tensor gradient = image_tensor(grad_y), source = image_tensor(x);
   const Tensor source2 = x2.has_value() ? image_tensor(*x2) : source;
   args.grad_y = image_of(gradient, 0);
@@ -203,10 +248,34 @@ void sliced_conv2d_grad_weight(const Tensor& grad_y, const Tensor& x,
   check_memory(op, ddsm::conv2d_grad_weight(args));
 }
 
+void sliced_conv2d_panels(const Tensor& weight, int64_t algo, bool upsample, bool transposed,
+                          const Tensor& panels) {
+  const char* op = "sliced_conv2d_panels";
+  check_weight(op, weight);
+  const DType dtype = dtype_of(weight, op);
+  STD_TORCH_CHECK(algo >= 0 && algo <= 2 && (algo == 0 || weight.size(2) == 3), op,
+                  ": algo is ", algo, ", need 0, or 1 or 2 with a 3x3 kernel");
+  STD_TORCH_CHECK(dtype == DType::kFloat32 || dtype == DType::kBFloat16, op,
+                  ": weight is not float32 or bfloat16");
+  STD_TORCH_CHECK(weight.size(2) <= ddsm::kLargestPanelKernel && !(algo == 0 && transposed), op,
+                  ": no panels of this kind");
+  const Conv2dWeight from = weight_of(op, weight, const_cast<void*>(weight.const_data_ptr()));
+  const auto kind = static_cast<Conv2dAlgo>(algo);
+  const int64_t c_out = weight.size(0), c_in = weight.size(1), scale = upsample ? 2 : 1;
+  STD_TORCH_CHECK(
+      panels.scalar_type() == ScalarType::Float && panels.is_contiguous() &&
+          panels.numel() ==
+              ddsm::conv2d_panel_floats(from.kernel, c_out, c_in, kind, scale, transposed),
+      op, ": panels is not a float32 tensor of conv2d_panel_floats elements");
+  ddsm::conv2d_make_panels(from, c_out, c_in, kind, scale, transposed,
+                           static_cast<float*>(panels.mutable_data_ptr()));
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(ddsm_ext, CPU, m) {
   m.impl("sliced_conv2d", TORCH_BOX(&sliced_conv2d));
+  m.impl("sliced_conv2d_panels", TORCH_BOX(&sliced_conv2d_panels));
   m.impl("sliced_conv2d_grad_x", TORCH_BOX(&sliced_conv2d_grad_x));
   m.impl("sliced_conv2d_grad_weight", TORCH_BOX(&sliced_conv2d_grad_weight));
 }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../cpu/isa.h"
+#include "step_plan.h"
 
 namespace py = pybind11;
 
@@ -47,7 +48,8 @@ void set_isa(const std::string& name) {
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
-  m.doc() = "Build and CPU information of the compiled library.";
+  m.doc() = "Build and CPU information of the compiled library; step plans.";
+  bind_step_plan(m);
   m.def("build_info", &build_info, "What this library was built from and for.");
   m.def("active_isa", [] { return std::string(ddsm::isa_name(ddsm::active_isa())); },
         "Name of the instruction set that the CPU kernels use.");

@@ -77,6 +77,11 @@ std::vector<Conv2dPhase> plan_forward(const Conv2dShape& shape, int32_t kernel) 
                kernel);
 }
 
+std::vector<Conv2dPhase> plan_panels(int32_t kernel, int64_t scale) {
+  return plan_forward({1, kernel, kernel, kernel * scale, kernel * scale, 1, kernel / 2, scale},
+                      kernel);
+}
+
 std::vector<Conv2dPhase> plan_grad_x(const Conv2dShape& shape, int32_t kernel) {
   // Input u (a of `scale` enlarged copies: scale * u + a) meets output i where
   // i * stride = scale * u + a + padding - r. With u = classes * grid + p this is

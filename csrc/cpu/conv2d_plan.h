@@ -20,6 +20,10 @@ struct Conv2dPhase {
 // y from x; also used for the gradient of the weights, which walks the same pixels.
 std::vector<Conv2dPhase> plan_forward(const Conv2dShape& shape, int32_t kernel);
 
+// The phases of plan_forward at stride 1 with "same" padding: the taps that cached panels hold. A
+// strided convolution has the one phase of scale 1.
+std::vector<Conv2dPhase> plan_panels(int32_t kernel, int64_t scale);
+
 // x's gradient from y's.
 std::vector<Conv2dPhase> plan_grad_x(const Conv2dShape& shape, int32_t kernel);
 

@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "isa.h"
+#include "split.h"
 
 namespace ddsm {
 
@@ -28,43 +29,21 @@ constexpr int64_t kMacsPerThread = 200000;
 // Packing a panel costs about as much as multiplying it with this many pixels.
 constexpr int64_t kPackPixels = 5;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-struct Grid {
-  int64_t first, second;
-};
-
-// first x second chunks of at most `threads`, such that the slowest chunk is least work; a chunk
-// pays `fixed` beside its units of `first` for each of its units of `second`.
-Grid choose_grid(int64_t threads, int64_t first_units, int64_t second_units, int64_t fixed) {
-  Grid best{1, 1};
-  int64_t least = second_units * (fixed + first_units);
-  for (int64_t second = 1; second <= std::min(threads, second_units); ++second) {
-    const int64_t first = std::min(threads / second, first_units);
-    const int64_t cost = ceil_div(second_units, second) * (fixed + ceil_div(first_units, first));
-    if (cost < least) {
-      least = cost;
-      best = {first, second};
-    }
-  }
-  return best;
-}
-
 int64_t macs(const GemmProblem& problem, const GemmPhase& phase) {
   int64_t depth = 0;
   for (int s = 0; s < problem.n_sources; ++s) depth += problem.sources[s].channels;
-  return problem.images * phase.rows * phase.cols * problem.lanes * phase.n_taps * depth;
+  return problem.images * phase.rows * phase.cols * problem.parts * problem.lanes *
+         phase.n_taps * depth;
 }
 
 int64_t useful_threads(const GemmProblem& problem, const GemmPhase& phase) {
   return std::clamp<int64_t>(macs(problem, phase) / kMacsPerThread, 1, num_threads());
 }
 
-// Chunk `index` of the grid over [0, first_units) x [0, second_units).
-GemmRange chunk_range(const Grid& grid, int64_t index, int64_t first_units, int64_t second_units) {
-  const int64_t i = index % grid.first, j = index / grid.first;
-  return {first_units * i / grid.first, first_units * (i + 1) / grid.first,
-          second_units * j / grid.second, second_units * (j + 1) / grid.second};
+GemmRange chunk_range(const Split& split, int64_t index, int64_t first_units,
+                      int64_t second_units) {
+  const SplitPart part = split_part(split, index, first_units, second_units);
+  return {part.first_begin, part.first_end, part.second_begin, part.second_end};
 }
 
 size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -90,16 +69,17 @@ bool gemm_multiply(const GemmProblem& problem, const GemmPhase& phase) {
   const int64_t pixels = problem.images * phase.rows * phase.cols;
   if (pixels == 0 || problem.lanes == 0) return true;
   const GemmTileShape tile = DDSM_CALL_VARIANT(gemm_tile_shape, problem.compute);
-  const int64_t tiles = ceil_div(pixels, tile.rows), panels = ceil_div(problem.lanes, tile.lanes);
-  const Grid grid = choose_grid(useful_threads(problem, phase), tiles, panels,
-                                ceil_div(kPackPixels, tile.rows));
+  const int64_t tiles = ceil_div(pixels, tile.rows);
+  const int64_t panels = problem.parts * ceil_div(problem.lanes, tile.lanes);
+  const int64_t packing = phase.panels ? 0 : ceil_div(kPackPixels, tile.rows);
+  const Split split = choose_split(useful_threads(problem, phase), tiles, panels, 0, packing);
   const size_t bytes = aligned(DDSM_CALL_VARIANT(gemm_multiply_workspace, problem, phase));
-  const int64_t chunks = grid.first * grid.second;
+  const int64_t chunks = split.first * split.second;
   char* workspace = static_cast<char*>(gemm_workspace(bytes * chunks));
   if (!workspace) return false;
   parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t index = begin; index < end; ++index) {
-      GemmRange range = chunk_range(grid, index, tiles, panels);
+      GemmRange range = chunk_range(split, index, tiles, panels);
       range.first_begin *= tile.rows;
       range.first_end = std::min(range.first_end * tile.rows, pixels);
       DDSM_CALL_VARIANT(gemm_multiply_range, problem, phase, range, workspace + index * bytes);
@@ -118,11 +98,11 @@ bool gemm_accumulate(const GemmProblem& problem, const GemmPhase& phase) {
   for (int s = 0; s < problem.n_sources; ++s) {
     panels += ceil_div(problem.sources[s].channels, tile.lanes);
   }
-  const Grid grid = choose_grid(useful_threads(problem, phase), tiles, panels, 1);
-  const int64_t chunks = grid.first * grid.second;
+  const Split split = choose_split(useful_threads(problem, phase), tiles, panels, 0, 1);
+  const int64_t chunks = split.first * split.second;
   size_t bytes = 0;
   for (int64_t index = 0; index < chunks; ++index) {
-    const GemmRange range = chunk_range(grid, index, tiles, panels);
+    const GemmRange range = chunk_range(split, index, tiles, panels);
     const size_t needed = DDSM_CALL_VARIANT(gemm_accumulate_workspace, problem, phase, range);
     bytes = std::max(bytes, aligned(needed));
   }
@@ -131,7 +111,7 @@ bool gemm_accumulate(const GemmProblem& problem, const GemmPhase& phase) {
   parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t index = begin; index < end; ++index) {
       DDSM_CALL_VARIANT(gemm_accumulate_range, problem, phase,
-                        chunk_range(grid, index, tiles, panels), workspace + index * bytes);
+                        chunk_range(split, index, tiles, panels), workspace + index * bytes);
     }
   });
   return true;

@@ -31,6 +31,9 @@ struct GemmPhase {
   int64_t step;                                // input pixels moved per grid position
   int32_t n_taps;
   const GemmTap* taps;
+  // [parts][panels of lanes_max][n_taps][depth_max][panel lanes] of the compute type, packed before;
+  // null: gemm_multiply packs them from the weight
+  const void* panels;
 };
 
 // A channels-innermost image batch; channel stride 1. Elements: the compute type.
@@ -54,9 +57,14 @@ struct GemmProblem {
   int32_t n_sources;
   GemmSource sources[2];
   GemmWeight weight;
-  const void* bias;  // [lanes] of weight_dtype, null: zero (gemm_multiply only)
-  void* y;           // written by gemm_multiply; the gradient (compute type) in gemm_accumulate
+  void* y;  // written by gemm_multiply; the gradient (compute type) in gemm_accumulate
   int64_t images, y_n_stride, lanes;
+  // gemm_multiply only
+  int64_t parts = 1;             // weights with `lanes` lanes each, side by side in y; > 1: panels
+  int64_t lanes_max, depth_max;  // allocated ones, of packed panels
+  const void* bias;              // [parts][lanes_max] of weight_dtype, null: zero
+  const float* image_bias;       // [images][lanes], added like a bias; null: zero
+  const void* residual;          // like y, added to it; null: zero
   int64_t longest_sum;  // products added one after another before a new sum begins; 0: what is fast
 };
 

@@ -29,9 +29,11 @@ struct TileCall {
   const T* panel;
   T* partial;      // [rows][kPanel] sums of earlier depth blocks
   bool first, last;
-  const T* bias;   // [kPanel]
-  TY* const* y;    // [rows]
-  int64_t lane, lanes;
+  const T* const* bias;  // [rows] of [kPanel]
+  TY* const* y;          // [rows]
+  int64_t column, lanes;  // of y
+  const TY* residual;     // like y_begin; null: none
+  const TY* y_begin;
 };
 
 template <class T, class TY, int kRows, int kVectors>
@@ -88,22 +90,28 @@ __attribute__((noinline)) void multiply_tile(const TileCall<T, TY>& call) {
   for (int i = 0; i < kRows; ++i) {
     DDSM_UNROLL
     for (int v = 0; v < kVectors; ++v) {
-      sum[i][v] += *reinterpret_cast<const Vector*>(call.bias + v * kVector);
+      sum[i][v] += *reinterpret_cast<const Vector*>(call.bias[i] + v * kVector);
     }
   }
   DDSM_UNROLL
   for (int i = 0; i < kRows; ++i) {
-    TY* to = call.y[i] + call.lane;
+    TY* to = call.y[i] + call.column;
+    const TY* residual = call.residual ? call.residual + (to - call.y_begin) : nullptr;
     DDSM_UNROLL
     for (int v = 0; v < kVectors; ++v) {
-      if (sizeof(TY) == sizeof(T) && (v + 1) * kVector <= call.lanes) {
-        *reinterpret_cast<Vector*>(to + v * kVector) = sum[i][v];
+      if ((v + 1) * kVector <= call.lanes) {
+        Vec<T> value = (Vec<T>)sum[i][v];
+        if (residual) value += load(residual + v * kVector);
+        store(to + v * kVector, value);
         continue;
       }
       T values[kVector];
       *reinterpret_cast<Vector*>(values) = sum[i][v];
       const int64_t valid = smaller(kVector, call.lanes - v * kVector);
-      for (int64_t q = 0; q < valid; ++q) from_compute(values[q], to + v * kVector + q);
+      for (int64_t q = 0; q < valid; ++q) {
+        if (residual) values[q] += to_compute(residual[v * kVector + q]);
+        from_compute(values[q], to + v * kVector + q);
+      }
     }
   }
 }
@@ -115,6 +123,7 @@ void multiply_rows(TileCall<T, TY> call, int64_t rows) {
     multiply_tile<T, TY, kRows, kVectors>(call);
     call.table += kRows;
     call.partial += kRows * kPanelLanes<T>;
+    call.bias += kRows;
     call.y += kRows;
   }
   if constexpr (kRows > 1) multiply_rows<T, TY, kVectors, kRows / 2>(call, rows);
@@ -125,7 +134,9 @@ template <class T, class TY>
 struct Scratch {
   int64_t depth, pixels, panels;  // of a panel; at a time; at a time
   T *zero_row, *staged, *packed, *partial;
+  T* biases;  // [images at a time][kPanel]
   const T** table;
+  const T** bias_rows;
   TY** y;
   Segment* segments;
   int64_t* block_begin;  // first segment of each depth block
@@ -142,14 +153,18 @@ Scratch<T, TY> carve(const GemmProblem& problem, const GemmPhase& phase, Arena& 
   const int64_t wanted = kPixelBytes / (channels * static_cast<int64_t>(sizeof(T)));
   s.pixels = larger(4, smaller(wanted, kMostPixels) / kTileRows) * kTileRows;
   const int64_t panel_bytes = larger(1, s.depth) * kPanel * static_cast<int64_t>(sizeof(T));
-  s.panels = smaller(larger(1, kPanelBytes / panel_bytes), ceil_div(problem.lanes, kPanel));
+  s.panels = smaller(larger(1, kPanelBytes / panel_bytes),
+                     problem.parts * ceil_div(problem.lanes, kPanel));
   const int64_t block = problem.longest_sum > 0 ? problem.longest_sum : kDepthBlock;
   s.n_blocks = larger(1, ceil_div(s.depth, block));
   s.zero_row = arena.take<T>(most_channels(problem));
   s.staged = arena.take<T>(kPackDepth * problem.weight.kernel * problem.weight.kernel * kPanel);
-  s.packed = arena.take<T>(s.panels * s.depth * kPanel);
+  s.packed = arena.take<T>(phase.panels ? 0 : s.panels * s.depth * kPanel);
   s.partial = arena.take<T>(s.pixels * kPanel);
+  const int64_t images = ceil_div(s.pixels, larger(1, phase.rows * phase.cols)) + 1;
+  s.biases = arena.take<T>((problem.image_bias ? images : 1) * kPanel);
   s.table = arena.take<const T*>(rows * s.pixels);
+  s.bias_rows = arena.take<const T*>(s.pixels);
   s.y = arena.take<TY*>(s.pixels);
   s.segments = arena.take<Segment>(rows + s.n_blocks);
   s.block_begin = arena.take<int64_t>(s.n_blocks + 1);
@@ -169,8 +184,9 @@ void cut_depth(const GemmProblem& problem, const GemmPhase& phase, Scratch<T, TY
           room = block;
         }
         const int64_t length = smaller(room, problem.sources[s].channels - c);
-        scratch.segments[n_segments++] = {s * phase.n_taps + t, c, length,
-                                          depth * kPanelLanes<T>};
+        const int64_t row =
+            phase.panels ? t * problem.depth_max + problem.sources[s].depth_offset + c : depth;
+        scratch.segments[n_segments++] = {s * phase.n_taps + t, c, length, row * kPanelLanes<T>};
         c += length;
         depth += length;
         room -= length;
@@ -182,10 +198,55 @@ void cut_depth(const GemmProblem& problem, const GemmPhase& phase, Scratch<T, TY
   scratch.block_begin[blocks] = n_segments;
 }
 
+// Where a panel of the range lies: its weight among the parts, its lanes there.
+struct PanelPlace {
+  int64_t part, lane, lanes;
+};
+
+template <class T>
+PanelPlace panel_place(const GemmProblem& problem, int64_t panel) {
+  const int64_t of_part = ceil_div(problem.lanes, kPanelLanes<T>);
+  const int64_t lane = panel % of_part * kPanelLanes<T>;
+  return {panel / of_part, lane, smaller(kPanelLanes<T>, problem.lanes - lane)};
+}
+
+template <class T>
+const T* packed_panel(const GemmProblem& problem, const GemmPhase& phase, const PanelPlace& place) {
+  const int64_t of_part = ceil_div(problem.lanes_max, kPanelLanes<T>);
+  const int64_t index = place.part * of_part + place.lane / kPanelLanes<T>;
+  return static_cast<const T*>(phase.panels) +
+         index * phase.n_taps * problem.depth_max * kPanelLanes<T>;
+}
+
+// scratch.bias_rows[q] = what pixel first + q of the phase gets added in the lanes of the panel.
+template <class T, class TW, class TY>
+void gather_biases(const GemmProblem& problem, const GemmPhase& phase, const PanelPlace& place,
+                   int64_t first, int64_t count, Scratch<T, TY>& scratch) {
+  constexpr int64_t kPanel = kPanelLanes<T>;
+  const TW* bias = static_cast<const TW*>(problem.bias);
+  if (bias) bias += place.part * problem.lanes_max + place.lane;
+  const int64_t per_image = phase.rows * phase.cols, first_image = first / per_image;
+  const int64_t images = problem.image_bias ? (first + count - 1) / per_image - first_image + 1 : 1;
+  for (int64_t n = 0; n < images; ++n) {
+    const float* more = problem.image_bias
+                            ? problem.image_bias + (first_image + n) * problem.lanes + place.lane
+                            : nullptr;
+    T* to = scratch.biases + n * kPanel;
+    for (int64_t v = 0; v < kPanel; ++v) {
+      to[v] = bias && v < place.lanes ? to_compute(bias[v]) : T(0);
+      if (more && v < place.lanes) to[v] += more[v];
+    }
+  }
+  for (int64_t q = 0; q < count; ++q) {
+    const int64_t n = images > 1 ? (first + q) / per_image - first_image : 0;
+    scratch.bias_rows[q] = scratch.biases + n * kPanel;
+  }
+}
+
 // All depth blocks of one panel over the `count` pixels in the table.
 template <class T, class TY>
-void multiply_panel(const Scratch<T, TY>& scratch, const T* panel, const T* bias, int64_t lane,
-                    int64_t lanes, int64_t count) {
+void multiply_panel(const GemmProblem& problem, const Scratch<T, TY>& scratch, const T* panel,
+                    const PanelPlace& place, int64_t count) {
   for (int64_t block = 0; block < scratch.n_blocks; ++block) {
     const int64_t begin = scratch.block_begin[block], end = scratch.block_begin[block + 1];
     TileCall<T, TY> call;
@@ -197,11 +258,13 @@ void multiply_panel(const Scratch<T, TY>& scratch, const T* panel, const T* bias
     call.partial = scratch.partial;
     call.first = block == 0;
     call.last = block + 1 == scratch.n_blocks;
-    call.bias = bias;
+    call.bias = scratch.bias_rows;
     call.y = scratch.y;
-    call.lane = lane;
-    call.lanes = lanes;
-    if (lanes <= Lanes<T>::kCount) {
+    call.column = place.part * problem.lanes + place.lane;
+    call.lanes = place.lanes;
+    call.residual = static_cast<const TY*>(problem.residual);
+    call.y_begin = static_cast<const TY*>(problem.y);
+    if (place.lanes <= Lanes<T>::kCount) {
       multiply_rows<T, TY, 1>(call, count);
     } else {
       multiply_rows<T, TY, kPanelVectors>(call, count);
@@ -220,25 +283,22 @@ void multiply_range(const GemmProblem& problem, const GemmPhase& phase, const Ge
   for (int64_t c = 0; c < zero_count; ++c) scratch.zero_row[c] = T(0);
   for (int64_t group = range.second_begin; group < range.second_end; group += scratch.panels) {
     const int64_t panels = smaller(scratch.panels, range.second_end - group);
-    for (int64_t q = 0; q < panels; ++q) {
-      const int64_t lane = (group + q) * kPanel;
-      pack_panel<T, TW>(problem, phase, lane, smaller(kPanel, problem.lanes - lane),
-                        scratch.staged, scratch.packed + q * scratch.depth * kPanel);
+    for (int64_t q = 0; q < panels && !phase.panels; ++q) {
+      const PanelPlace place = panel_place<T>(problem, group + q);
+      pack_panel<T, TW>(problem, phase, place.lane, place.lanes, scratch.staged,
+                        scratch.packed + q * scratch.depth * kPanel);
     }
     for (int64_t p = range.first_begin; p < range.first_end; p += scratch.pixels) {
       const int64_t count = smaller(scratch.pixels, range.first_end - p);
       build_table(problem, phase, p, count, scratch.zero_row, scratch.table, scratch.pixels);
       locate_pixels(problem, phase, p, count, scratch.y);
       for (int64_t q = 0; q < panels; ++q) {
-        const int64_t lane = (group + q) * kPanel;
-        const int64_t lanes = smaller(kPanel, problem.lanes - lane);
-        T bias[kPanel];
-        for (int64_t v = 0; v < kPanel; ++v) {
-          const bool present = problem.bias && v < lanes;
-          bias[v] = present ? to_compute(static_cast<const TW*>(problem.bias)[lane + v]) : T(0);
-        }
-        multiply_panel(scratch, scratch.packed + q * scratch.depth * kPanel, bias, lane, lanes,
-                       count);
+        const PanelPlace place = panel_place<T>(problem, group + q);
+        gather_biases<T, TW>(problem, phase, place, p, count, scratch);
+        multiply_panel(problem, scratch,
+                       phase.panels ? packed_panel<T>(problem, phase, place)
+                                    : scratch.packed + q * scratch.depth * kPanel,
+                       place, count);
       }
     }
   }

@@ -116,8 +116,7 @@ static void stage_weights(const GemmWeight& weight, const TW* from, int64_t lane
   }
 }
 
-// Panel of `lanes` lanes from first_lane on: panel[source][tap][channel][kPanel]. This is the one
-// place that knows where panels come from; a cache of packed panels would replace it.
+// Panel of `lanes` lanes from first_lane on: panel[source][tap][channel][kPanel].
 template <class T, class TW>
 static void pack_panel(const GemmProblem& problem, const GemmPhase& phase, int64_t first_lane,
                        int64_t lanes, T* staged, T* panel) {

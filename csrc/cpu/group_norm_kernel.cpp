@@ -12,31 +12,13 @@
 
 #include "group_norm_layout.h"
 #include "lanes.h"
+#include "norm_strips.h"
 
 namespace ddsm::DDSM_ISA {
 namespace {
 
 // Elements below which a part of the work is not worth another thread.
 constexpr int64_t kGrainElements = 16384;
-
-// Pixels whose mean the sums of a block are taken around.
-constexpr int64_t kShiftRows = 8;
-
-template <int N>
-struct Number {
-  static constexpr int kValue = N;
-};
-
-// Calls body(Number<vectors>, channel) so that [0, c) is covered by vectors: strips of Strip
-// vectors, then single ones, the last of which overlaps its neighbour. c is at least one vector.
-template <int Strip, class C, class Body>
-inline void for_each_strip(int64_t c, const Body& body) {
-  constexpr int64_t kLanes = Lanes<C>::kCount;
-  int64_t i = 0;
-  for (; i + Strip * kLanes <= c; i += Strip * kLanes) body(Number<Strip>{}, i);
-  for (; i + kLanes <= c; i += kLanes) body(Number<1>{}, i);
-  if (i < c) body(Number<1>{}, c - kLanes);
-}
 
 template <class T>
 struct GroupNorm {
@@ -84,45 +66,6 @@ struct GroupNorm {
 
   // ---- forward ---------------------------------------------------------------------------------
 
-  // Mean and sum of squared deviations of `rows` pixels, for Count vectors of channels from x on.
-  template <int Count>
-  static void strip_moments(const T* x, int64_t stride, int64_t rows, int64_t lanes, double* mean,
-                            double* m2) {
-    // Even and odd rows are summed apart: half the rounding, and twice the independent work.
-    V shift[Count] = {}, sum[2][Count] = {}, squares[2][Count] = {};
-    auto load_at = [&](int64_t row, int v) {
-      const T* p = x + row * stride + v * kLanes;
-      return lanes == kLanes ? load(p) : load_first(p, lanes);
-    };
-    const int64_t sample = rows < kShiftRows ? rows : kShiftRows;
-    for (int64_t r = 0; r < sample; ++r) {
-      for (int v = 0; v < Count; ++v) shift[v] += load_at(r, v);
-    }
-    for (int v = 0; v < Count; ++v) shift[v] *= C(1) / static_cast<C>(sample);
-    auto add_row = [&](int64_t row, int half) {
-#pragma GCC unroll 2
-      for (int v = 0; v < Count; ++v) {
-        const V d = load_at(row, v) - shift[v];
-        sum[half][v] += d;
-        squares[half][v] += d * d;
-      }
-    };
-    int64_t r = 0;
-    for (; r + 1 < rows; r += 2) {
-      add_row(r, 0);
-      add_row(r + 1, 1);
-    }
-    if (r < rows) add_row(r, 0);
-    for (int v = 0; v < Count; ++v) {
-      for (int64_t i = 0; i < lanes; ++i) {
-        const double s = static_cast<double>(sum[0][v][i]) + sum[1][v][i], delta = s / rows;
-        const double q = static_cast<double>(squares[0][v][i]) + squares[1][v][i] - s * delta;
-        mean[v * kLanes + i] = shift[v][i] + delta;
-        m2[v * kLanes + i] = q > 0 || q != q ? q : 0;
-      }
-    }
-  }
-
   void block_moments(int64_t n, int64_t block) const {
     double* mean = partials(n, block);
     double* m2 = mean + layout.channels;
@@ -132,13 +75,7 @@ struct GroupNorm {
       const int64_t stride = source.x_pixel_stride;
       const T* x = static_cast<const T*>(source.x) +
                    (n * args.pixels + block * kGroupNormBlockPixels) * stride;
-      if (source.c < kLanes) {
-        strip_moments<1>(x, stride, rows, source.c, mean, m2);
-      } else {
-        for_each_strip<2, C>(source.c, [&](auto count, int64_t i) {
-          strip_moments<count.kValue>(x + i, stride, rows, kLanes, mean + i, m2 + i);
-        });
-      }
+      row_moments(x, stride, rows, source.c, mean, m2);
       mean += source.c;
       m2 += source.c;
     }
@@ -208,40 +145,6 @@ struct GroupNorm {
     }
   }
 
-  // Reads or writes Count vectors from p on; one of less than kLanes elements for narrow sources.
-  template <int Count, class Element>
-  static void load_strip(const Element* p, int64_t lanes, V (&out)[Count]) {
-    for (int v = 0; v < Count; ++v) {
-      out[v] = lanes == kLanes ? load(p + v * kLanes) : load_first(p, lanes);
-    }
-  }
-  template <int Count>
-  static void store_strip(T* p, int64_t lanes, const V (&values)[Count]) {
-    for (int v = 0; v < Count; ++v) {
-      if (lanes == kLanes) store(p + v * kLanes, values[v]);
-      else store_first(p, values[v], lanes);
-    }
-  }
-
-  template <bool Silu, int Count>
-  static void apply_strip(const T* x, const C* mean, const C* scale, const C* beta, int64_t lanes,
-                          T* y) {
-    V u[Count], m[Count], a[Count], b[Count];
-    load_strip(x, lanes, u);
-    load_strip(mean, lanes, m);
-    load_strip(scale, lanes, a);
-    load_strip(beta, lanes, b);
-    // x - mean first: x * scale + shift would lose the digits that a large mean has in common.
-    for (int v = 0; v < Count; ++v) u[v] = (u[v] - m[v]) * a[v] + b[v];
-    if constexpr (Silu) {
-      V e[Count];
-      for (int v = 0; v < Count; ++v) e[v] = -u[v];
-      exp(e);
-      for (int v = 0; v < Count; ++v) u[v] = u[v] / (1 + e[v]);
-    }
-    store_strip(y, lanes, u);
-  }
-
   template <bool Silu>
   void apply(int64_t n, int64_t block) const {
     const C* mean = coefficient(n, kCoefMean);
@@ -254,13 +157,7 @@ struct GroupNorm {
       for (int64_t r = first; r < first + rows; ++r) {
         const T* x = static_cast<const T*>(source.x) + r * source.x_pixel_stride;
         T* y = static_cast<T*>(source.y) + r * source.c;
-        if (source.c < kLanes) {
-          apply_strip<Silu, 1>(x, mean, scale, beta, source.c, y);
-          continue;
-        }
-        for_each_strip<2, C>(source.c, [&](auto count, int64_t i) {
-          apply_strip<Silu, count.kValue>(x + i, mean + i, scale + i, beta + i, kLanes, y + i);
-        });
+        apply_row<Silu>(x, mean, scale, beta, source.c, y);
       }
       mean += source.c;
       scale += source.c;

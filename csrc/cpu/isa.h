@@ -10,8 +10,7 @@
 //   DDSM_CALL_VARIANT(sliced_linear_forward, args);
 #pragma once
 
-// Seen from the Python module, which is a library of its own.
-#define DDSM_EXPORT __attribute__((visibility("default")))
+#include "ddsm/types.h"
 
 namespace ddsm {
 

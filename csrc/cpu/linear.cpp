@@ -28,7 +28,7 @@ DType compute_of(DType dtype) {
 }
 
 GemmPhase row_phase(int64_t rows, int64_t y_row_stride) {
-  return {1, rows, 0, 0, y_row_stride, 1, 1, &kCentre};
+  return {1, rows, 0, 0, y_row_stride, 1, 1, &kCentre, nullptr};
 }
 
 GemmProblem row_problem(const void* source, int64_t rows, int64_t depth, int64_t row_stride) {

@@ -72,7 +72,8 @@ void linear_dot(const LinearForwardArgs& args, int64_t begin, int64_t end) {
   if (args.y_dtype == DType::kFloat64) {
     dot_range<double, double, double>(args, begin, end);
   } else if (args.y_dtype == DType::kFloat32) {
-    dot_range<float, float, float>(args, begin, end);
+    narrow_weight ? dot_range<float, Bf16, float>(args, begin, end)
+                  : dot_range<float, float, float>(args, begin, end);
   } else if (narrow_weight) {
     dot_range<float, Bf16, Bf16>(args, begin, end);
   } else {

@@ -5,10 +5,11 @@ from ddsm_ext._lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
+        "format_result": "table",
         "format_table": "table",
-        "format_unet_step": "table",
         "interleaved": "timing",
         "run_ops": "ops_table",
+        "run_training_step": "training_step",
         "run_unet_step": "unet_step",
     },
 )

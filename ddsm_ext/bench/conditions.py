@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+from ddsm_ext import _library
+from ddsm_ext.bench.timing import clock_of
+
 
 @contextmanager
 def using_threads(threads: int) -> Iterator[None]:
@@ -26,16 +29,17 @@ def using_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def conditions(*, batch: int, dtype: str, threads: int, clock: str) -> dict[str, Any]:
+def conditions(*, batch: int, dtype: str, threads: int) -> dict[str, Any]:
     """Return the conditions of a measurement as JSON values."""
     return {
         "batch": batch,
         "dtype": dtype,
         "threads": threads,
-        "clock": clock,
+        "clock": clock_of(threads)[1],
         "device": "cpu",
         "torch": torch.__version__,
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "torch_isa": torch.backends.cpu.get_cpu_capability().lower(),
+        "isa": _library.native.active_isa(),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ddsm_ext.models.config import UNetConfig
 from ddsm_ext.models.layout import Layer, unet_blocks, unet_layers
@@ -14,6 +14,8 @@ REFERENCE_CIFAR10 = UNetConfig(
     image_size=32, norm="fixed_groups", concat_slicing="prefix", time_table_rows=1000
 )
 WIDTHS = (1.0, 0.75, 0.5, 0.25)
+# 60 and 120 channels, which fill no block of 16 or 32: what a kernel pays for any width.
+ODD_WIDTH = 0.46875
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,24 @@ class AttentionShape:
 
 
 Shape = ConvShape | LinearShape | NormShape | AttentionShape
+
+
+def config_at(config: UNetConfig, width: float) -> UNetConfig:
+    """Return `config`, or its twin with norms of fixed channels a group where `width` needs one.
+
+    The reference code's 32 fixed groups divide the channels of its four widths only; the twin has
+    the same layers and shapes and takes any width.
+
+    Raises:
+        TypeError, ValueError: the width is not in (0, 1].
+    """
+    twin = replace(config, norm="channels_per_group")
+    twin.check_width(width)
+    try:
+        config.check_width(width)
+    except ValueError:
+        return twin
+    return config
 
 
 def op_shapes(config: UNetConfig, width: float, op: str) -> dict[Shape, int]:

@@ -96,6 +96,6 @@ class SlicingUNet:
         return F.linear(x, weight, self._tensors[f"{name}.bias"][:c_out])
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
-        c = x.shape[1]
-        weight, bias = self._tensors[f"{name}.weight"][:c], self._tensors[f"{name}.bias"][:c]
-        return F.group_norm(x, self.config.groups, weight, bias)
+        weight, bias = self._tensors[f"{name}.weight"], self._tensors[f"{name}.bias"]
+        c, c_max = x.shape[1], weight.shape[0]
+        return F.group_norm(x, self.config.group_count(c_max, c), weight[:c], bias[:c])

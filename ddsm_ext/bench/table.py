@@ -9,26 +9,39 @@ from typing import Any
 _COLUMNS = {
     "op": "op",
     "width": "width",
+    "widths": "widths",
     "shape": "shape",
     "calls": "calls",
     "macs": "MMACs",
-    "slicing_ms": "slicing ms",
-    "dense_ms": "dense ms",
-    "dense_cl_ms": "dense NHWC ms",
-    "ours_ms": "ours ms",
+    "slicing_ms": "slicing",
+    "dense_ms": "dense",
+    "dense_cl_ms": "dense NHWC",
+    "compiled_ms": "compiled",
+    "ours_ms": "ours",
+    "ours_module_ms": "ours, module",
+    "roof_ms": "roof",
     "ratio_slicing": "slicing/ours",
     "ratio_dense": "dense/ours",
+    "ratio_dense_cl": "NHWC/ours",
+    "ratio_compiled": "compiled/ours",
+    "slicing_peak_bytes": "slicing MB",
+    "ours_peak_bytes": "ours MB",
     "error": "error",
     "native": "kernel",
 }
-_TEXT = ("op", "shape")
+_TEXT = ("op", "shape", "widths")
+_TITLES = {
+    "inference": "U-Net step, ms an image",
+    "training": "Sandwich training step, ms an image",
+    "layers": "Layers, ms a batch",
+}
 
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows of `run_ops` or of `run_unet_step()["rows"]` as an aligned table.
+    """Return rows of a benchmark's result as an aligned table, times in ms.
 
-    `dense/ours` compares with the faster of the two dense forms; `kernel` says whether a compiled
-    kernel ran ("native") or the plain-torch reference ("torch").
+    `roof` is the time of the MACs at the fastest matrix product; `kernel` says whether a compiled
+    kernel ran ("native") or the plain-torch reference ("torch"); `MB` are peaks of a step.
     """
     if not rows:
         return "(no rows)"
@@ -48,20 +61,28 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def format_unet_step(result: Mapping[str, Any]) -> str:
-    """Return the result of `run_unet_step` as text: the table, then the strategy's savings."""
+def format_result(mode: str, result: Mapping[str, Any]) -> str:
+    """Return a benchmark's result as text: conditions, table, what the published strategy saves.
+
+    Args:
+        mode: "inference" (`run_unet_step`), "training" (`run_training_step`) or "layers"
+            (`run_ops`).
+        result: what the function returned.
+    """
     about = result["conditions"]
     lines = [
-        f"U-Net step, ms an image: batch {about['batch']}, {about['dtype']}, {about['threads']} "
-        f"threads ({about['clock']}), torch {about['torch']}, {about['cpu_capability']}",
+        f"{_TITLES[mode]}: batch {about['batch']}, {about['dtype']}, "
+        f"{about['threads']} threads ({about['clock']}), {about['isa']} kernels, "
+        f"torch {about['torch']} ({about['torch_isa']})",
+        f"roof: {result['roof']['macs_per_s'] / 1e9:.1f} GMAC/s, {result['roof']['probe']}",
         format_table(result["rows"]),
     ]
-    strategy = result["strategy"]
+    strategy = result.get("strategy")
     if strategy is not None:
         lines.append(f"{strategy['name']}: {strategy['macs_saved']:.1%} of the MACs saved")
         for name, realised in strategy["realised_saving"].items():
             lines.append(
-                f"  {name:<9} time saved {strategy['time_saved'][name]:6.1%}, "
+                f"  {name:<11} time saved {strategy['time_saved'][name]:6.1%}, "
                 f"realised saving {realised:.3f}"
             )
     return "\n".join(lines)
@@ -74,6 +95,10 @@ def _cell(key: str, value: Any) -> str:
         return f"{value / 1e6:.4g}"
     if key == "native":
         return "native" if value else "torch"
+    if key == "widths":
+        return " ".join(f"{width:g}" for width in value)
+    if key.endswith("_bytes"):
+        return f"{value / 1e6:.1f}"
     if key.endswith("_ms"):
         return f"{value:.3g}" if value < 100 else f"{value:.0f}"
     if key.startswith("ratio"):

@@ -104,3 +104,18 @@ def ratio(slower: Timing, faster: Timing) -> float:
     """Return the median over the rounds of slower / faster, above 1 where `faster` is faster."""
     pairs = zip(slower.rounds_ms, faster.rounds_ms, strict=True)
     return statistics.median(a / max(b, 1e-9) for a, b in pairs)
+
+
+def time_columns(times: Mapping[str, Timing], images: int = 1) -> dict[str, float]:
+    """Return `<candidate>_ms` and `_min_ms` an image, and each ratio_<candidate> to ours.
+
+    Args:
+        times: candidate -> time of a call, "ours" among them.
+        images: images that a call works on; 1 gives the times of the call.
+    """
+    others = [name for name in times if name != "ours"]
+    return {
+        **{f"{name}_ms": timing.median_ms / images for name, timing in times.items()},
+        **{f"{name}_min_ms": timing.min_ms / images for name, timing in times.items()},
+        **{f"ratio_{name}": ratio(times[name], times["ours"]) for name in others},
+    }

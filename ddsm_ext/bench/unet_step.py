@@ -7,16 +7,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ddsm_ext.bench.candidates import CANDIDATES, OPS, check_agreement, dtype_of
+from ddsm_ext.bench.candidates import OPS, check_agreement, dtype_of
 from ddsm_ext.bench.conditions import check_batch, conditions, using_threads
-from ddsm_ext.bench.shapes import REFERENCE_CIFAR10, WIDTHS
-from ddsm_ext.bench.slicing_unet import SlicingUNet
-from ddsm_ext.bench.timing import Timing, clock_of, interleaved, ratio
+from ddsm_ext.bench.memory import peak_bytes
+from ddsm_ext.bench.roof import measure_roof, roof_ms
+from ddsm_ext.bench.shapes import REFERENCE_CIFAR10, WIDTHS, config_at
+from ddsm_ext.bench.step_candidates import (
+    DEFAULT_CANDIDATES,
+    STEP_CANDIDATES,
+    prepare_steps,
+)
+from ddsm_ext.bench.timing import clock_of, interleaved, time_columns
 from ddsm_ext.models.config import UNetConfig
 from ddsm_ext.models.macs import unet_macs
-from ddsm_ext.models.unet import SlimmableUNet
 from ddsm_ext.ops._dispatch import runs_native
 
 # Steps that the published CIFAR-10 strategy runs at each width, of 1000 (arXiv 2310.03337).
@@ -27,133 +31,118 @@ def run_unet_step(
     widths: Sequence[float] = WIDTHS,
     batch: int = 8,
     dtype: str = "float32",
-    quick: bool = False,
+    rounds: int = 9,
     *,
+    candidates: Sequence[str] = DEFAULT_CANDIDATES,
     threads: int = 1,
     config: UNetConfig = REFERENCE_CIFAR10,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Time one step of the U-Net at each width, all candidates and widths interleaved in one run.
 
-    Candidates: PyTorch slicing as in the reference code; the exported dense network, contiguous
-    and channels_last; ours. Each output is compared with slicing's before anything is timed.
+    Each output is compared with slicing's before anything is timed; compiling comes before, too.
 
     Args:
-        widths: widths to time.
+        widths: widths to time; `config_at` says what runs at those that `config` does not take.
         batch: images a step.
         dtype: "float32" or "bfloat16".
-        quick: three rounds instead of nine.
+        rounds: measured rounds.
+        candidates: some of STEP_CANDIDATES, "slicing" and "ours" among them.
         threads: torch threads; 1 is timed in the thread's CPU time, more in wall time.
         config: the network, filled with random weights.
         progress: called with (rounds done, rounds in all); None for silence.
 
     Returns:
-        JSON-ready: "rows" (one a width: macs and `<candidate>_ms` an image, ratio_slicing,
-        ratio_dense, error, native), "strategy" (the published CIFAR-10 strategy: steps,
-        macs_saved, time_saved and realised_saving by candidate; None unless all four widths
-        were timed) and "conditions".
+        JSON-ready: "rows" (one a width: macs, norm, of each candidate `_ms` and `_min_ms` an image
+        and `_peak_bytes` a step and `_setup_s`, ratio_<candidate> to ours; roof_ms an image, error
+        of ours, native), "strategy" (the published CIFAR-10 strategy: steps, macs_saved, time_saved
+        and realised_saving by candidate; None unless all four widths were timed), "roof" and
+        "conditions".
 
     Raises:
         ValueError: an argument that cannot be used, or a candidate that computes something else.
     """
     kind = dtype_of(dtype)
     check_batch(batch)
-    widths = [config.check_width(width) for width in widths]
+    names = _check_candidates(candidates)
+    widths = [config_at(config, width).check_width(width) for width in widths]
     if not widths:
         raise ValueError("run_unet_step: widths is empty; need at least one width")
-    net = random_network(config).to(kind)
-    clock, clock_name = clock_of(threads)
     with using_threads(threads), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the column `native` tells what the warning would
-        x, t = _inputs(config, batch, kind)
-        native = all(runs_native(f"sliced_{op}", x, needs_grad=False) for op in OPS)
-        calls = {width: step_calls(net, width, x, t) for width in widths}
-        errors = {
-            width: check_agreement(
-                f"U-Net at width {width:g}", {n: call() for n, call in parts.items()}, kind
-            )
-            for width, parts in calls.items()
-        }
-        times = interleaved(
-            {(width, name): call for width, parts in calls.items() for name, call in parts.items()},
-            rounds=3 if quick else 9,
-            clock=clock,
-            progress=progress,
-        )
-    rows = [
-        _row(config, width, batch, {name: times[width, name] for name in CANDIDATES})
-        | {"error": errors[width], "native": native}
-        for width in widths
-    ]
+        roof = measure_roof(kind, threads)
+        rows = _measure(config, widths, names, batch, kind, rounds, threads, progress)
+    for row in rows:
+        row["roof_ms"] = roof_ms(row["macs"], roof)
     return {
         "rows": rows,
-        "strategy": _published_strategy(rows),
+        "strategy": _published_strategy(rows, names),
+        "roof": roof,
         "conditions": {
             "network": config.to_dict(),
-            **conditions(batch=batch, dtype=dtype, threads=threads, clock=clock_name),
+            **conditions(batch=batch, dtype=dtype, threads=threads),
         },
     }
 
 
-def random_network(config: UNetConfig, seed: int = 0) -> SlimmableUNet:
-    """Return a network whose every layer matters to the output.
-
-    The usual initial weights nearly silence the last layer of every branch, so that a wrong branch
-    would pass a comparison.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    net = SlimmableUNet(config, generator=generator)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            if parameter.ndim > 1:
-                fan_in = parameter[0].numel()
-                parameter.normal_(0.0, fan_in**-0.5, generator=generator)
-            else:
-                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
-    return net.eval()
+def _check_candidates(names: Sequence[str]) -> list[str]:
+    for name in names:
+        if name not in STEP_CANDIDATES:
+            raise ValueError(
+                f"run_unet_step: candidate {name!r} is unknown; need some of "
+                f"{', '.join(STEP_CANDIDATES)}"
+            )
+    if not {"slicing", "ours"} <= set(names):
+        raise ValueError(
+            f"run_unet_step: candidates are {', '.join(names)}; need slicing and ours among them, "
+            "whose outputs and times the others are compared with"
+        )
+    return list(names)
 
 
-def _inputs(config: UNetConfig, batch: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    shape = (batch, config.image_channels, config.image_size, config.image_size)
-    x = torch.randn(shape, generator=generator).to(dtype)  # [N, C, H, W]
-    return x, torch.randint(0, config.time_table_rows, (batch,), generator=generator)
-
-
-def step_calls(
-    net: SlimmableUNet, width: float, x: Tensor, t: Tensor
-) -> dict[str, Callable[[], Tensor]]:
-    """Return candidate -> one step at `width` on images x [N, C, H, W] at timesteps t [N]."""
-    slicing = SlicingUNet(net)
-    dense = net.export_subnet(width)
-    dense_cl = net.export_subnet(width)
-    for parameter in dense_cl.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    x_cl = x.contiguous(memory_format=torch.channels_last)
-    return {
-        "slicing": lambda: slicing(x, t, width),
-        "dense": lambda: dense(x, t),
-        "dense_cl": lambda: dense_cl(x_cl, t),
-        "ours": lambda: net(x_cl, t, width),
+def _measure(
+    config: UNetConfig,
+    widths: Sequence[float],
+    names: Sequence[str],
+    batch: int,
+    kind: torch.dtype,
+    rounds: int,
+    threads: int,
+    progress: Callable[[int, int], None] | None,
+) -> list[dict[str, Any]]:
+    steps = prepare_steps(config, widths, names, batch, kind)
+    calls = {key: step.call for key, step in steps.items()}
+    errors = {
+        width: check_agreement(
+            f"U-Net at width {width:g}", {name: calls[width, name]() for name in names}, kind
+        )
+        for width in widths
     }
+    peaks = peak_bytes(calls)
+    times = interleaved(calls, rounds=rounds, clock=clock_of(threads)[0], progress=progress)
+    x = torch.empty(0, dtype=kind)
+    native = all(runs_native(f"sliced_{op}", x, needs_grad=False) for op in OPS)
+    rows = []
+    for width in widths:
+        variant = config_at(config, width)
+        row: dict[str, Any] = {
+            "width": width,
+            "norm": variant.norm,
+            "macs": unet_macs(variant, width),
+            **time_columns({name: times[width, name] for name in names}, batch),
+            "error": errors[width],
+            "native": native,
+        }
+        for name in names:
+            row[f"{name}_setup_s"] = steps[width, name].setup_s
+            row[f"{name}_peak_bytes"] = peaks[width, name] + steps[width, name].held_bytes
+        rows.append(row)
+    return rows
 
 
-def _row(
-    config: UNetConfig, width: float, batch: int, times: Mapping[str, Timing]
-) -> dict[str, Any]:
-    dense = min((times["dense"], times["dense_cl"]), key=lambda timing: timing.median_ms)
-    return {
-        "width": width,
-        "macs": unet_macs(config, width),
-        **{f"{name}_ms": timing.median_ms / batch for name, timing in times.items()},
-        **{f"{name}_min_ms": timing.min_ms / batch for name, timing in times.items()},
-        "ratio_slicing": ratio(times["slicing"], times["ours"]),
-        "ratio_dense": ratio(dense, times["ours"]),
-    }
-
-
-def _published_strategy(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def _published_strategy(
+    rows: Sequence[Mapping[str, Any]], names: Sequence[str]
+) -> dict[str, Any] | None:
     by_width = {row["width"]: row for row in rows}
     if not set(PUBLISHED_CIFAR10_STEPS) <= set(by_width):
         return None
@@ -162,7 +151,7 @@ def _published_strategy(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | N
         return share_saved(PUBLISHED_CIFAR10_STEPS, {w: row[key] for w, row in by_width.items()})
 
     macs_saved = saved("macs")
-    time_saved = {name: saved(f"{name}_ms") for name in CANDIDATES}
+    time_saved = {name: saved(f"{name}_ms") for name in names}
     return {
         "name": "published CIFAR-10 strategy",
         "steps": {f"{width:g}": n for width, n in PUBLISHED_CIFAR10_STEPS.items()},

@@ -1,10 +1,12 @@
 """Time this machine: each op against PyTorch slicing and dense weights, and the whole U-Net.
 
 Every comparison checks the results first, then takes turns in one run. `ours` is this package,
-`slicing` what the reference code does, `dense` a weight that was cut out beforehand.
+`slicing` what the reference code does, `dense_cl` weights cut out beforehand in channels_last,
+`compiled` the same under torch.compile with frozen weights (a minute a width to compile).
 
     ddsm bench               the U-Net step at each width, and the realised saving
     ddsm bench --ops         each op over the U-Net's layer shapes
+    ddsm bench --training    the sandwich training step
 """
 
 from __future__ import annotations
@@ -17,11 +19,16 @@ from ddsm_ext.cli.console import follow, progress_bar, say
 from ddsm_ext.settings import did_you_mean
 
 OPS = ("conv2d", "linear", "group_norm", "attention")
+CANDIDATES = "slicing,dense_cl,ours"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `ddsm bench`."""
     parser.add_argument("--ops", nargs="*", metavar="OP", help=f"time ops: {', '.join(OPS)}")
+    parser.add_argument("--training", action="store_true", help="time the sandwich training step")
+    parser.add_argument(
+        "--candidates", default=CANDIDATES, help=f"of the U-Net step, also compiled ({CANDIDATES})"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer shapes and rounds")
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="images (default: 8)")
     parser.add_argument("--dtype", default="float32", help="float32 (default) or bfloat16")
@@ -41,16 +48,21 @@ def run(args: argparse.Namespace) -> int:
 
     import os
 
+    from ddsm_ext.bench import format_result
+
     threads = len(os.sched_getaffinity(0)) if args.threads is None else args.threads
     shared: dict[str, Any] = {
-        "widths": widths, "batch": args.batch, "dtype": args.dtype, "quick": args.quick,
+        "batch": args.batch, "dtype": args.dtype, "rounds": 3 if args.quick else 9,
         "threads": threads,
     }  # fmt: skip
     say(_machine())
-    result, text = (
-        _time_ops(args.ops or OPS, shared) if args.ops is not None else _time_unet(shared)
-    )
-    print(json.dumps(result, indent=2) if args.json else text)
+    if args.ops is not None:
+        mode, result = "layers", _time_ops(args.ops or OPS, widths, args.quick, shared)
+    elif args.training:
+        mode, result = "training", _time_training(shared)
+    else:
+        mode, result = "inference", _time_unet(widths, args.candidates.split(","), shared)
+    print(json.dumps(result, indent=2) if args.json else format_result(mode, result))
     return 0
 
 
@@ -71,17 +83,25 @@ def _machine() -> str:
     return f"{info['cpu']}, {info['cores']} cores, Python {info['python']}, {versions}"
 
 
-def _time_ops(ops: Any, shared: dict[str, Any]) -> tuple[Any, str]:
-    from ddsm_ext.bench import format_table, run_ops
+def _time_ops(ops: Any, widths: list[float], quick: bool, shared: dict[str, Any]) -> dict[str, Any]:
+    from ddsm_ext.bench import run_ops
 
+    costliest = 2 if quick else None
     with progress_bar("timing ops", None, "shape") as bar:
-        rows = run_ops(ops=list(ops), progress=follow(bar), **shared)
-    return rows, format_table(rows)
+        return run_ops(widths, ops=ops, costliest=costliest, progress=follow(bar), **shared)
 
 
-def _time_unet(shared: dict[str, Any]) -> tuple[Any, str]:
-    from ddsm_ext.bench import format_unet_step, run_unet_step
+def _time_training(shared: dict[str, Any]) -> dict[str, Any]:
+    from ddsm_ext.bench import run_training_step
+
+    with progress_bar("timing the training step", None, "round") as bar:
+        return run_training_step(progress=follow(bar), **shared)
+
+
+def _time_unet(
+    widths: list[float], candidates: list[str], shared: dict[str, Any]
+) -> dict[str, Any]:
+    from ddsm_ext.bench import run_unet_step
 
     with progress_bar("timing the U-Net", None, "round") as bar:
-        result = run_unet_step(progress=follow(bar), **shared)
-    return result, format_unet_step(result)
+        return run_unet_step(widths, candidates=candidates, progress=follow(bar), **shared)

@@ -6,27 +6,19 @@ import json
 
 import pytest
 import torch
+from bench.small_network import SMALL
 
 from ddsm_ext.bench.ops_table import run_ops
-from ddsm_ext.bench.table import format_table
-from ddsm_ext.models import UNetConfig
-
-SMALL = UNetConfig(
-    image_size=8,
-    ch=64,
-    ch_mult=(1, 2),
-    attn=(1,),
-    num_res_blocks=1,
-    groups=16,
-    norm="fixed_groups",
-    concat_slicing="prefix",
-)
+from ddsm_ext.bench.table import format_result
 
 
-def test_quick_rows_are_complete() -> None:
+def test_rows_are_complete() -> None:
     threads = torch.get_num_threads()
     seen = []
-    rows = run_ops(True, 1, batch=2, config=SMALL, progress=lambda *a: seen.append(a))
+    result = run_ops(
+        (1.0, 0.5), 2, rounds=2, costliest=2, config=SMALL, progress=lambda *a: seen.append(a)
+    )
+    rows = result["rows"]
     assert torch.get_num_threads() == threads
     assert {(row["op"], row["width"]) for row in rows} == {
         (op, width)
@@ -36,26 +28,37 @@ def test_quick_rows_are_complete() -> None:
     assert seen[-1] == (len(rows), len(rows))
     for row in rows:
         assert row["slicing_ms"] > 0
-        assert row["ours_ms"] > 0
+        assert row["dense_cl_min_ms"] <= row["dense_cl_ms"]
         assert row["ratio_slicing"] > 0
         assert row["error"] < 1e-4
-        assert (row["batch"], row["dtype"], row["threads"]) == (2, "float32", 1)
-        assert row["torch"] == torch.__version__
-        assert row["clock"] == "thread CPU time"
-    assert {row["dense_cl_ms"] is None for row in rows if row["op"] == "linear"} == {True}
-    json.dumps(rows, allow_nan=False)
-    text = format_table(rows)
-    assert "slicing/ours" in text.splitlines()[0]
-    assert len(text.splitlines()) == len(rows) + 2
+        if row["op"] == "group_norm":
+            assert row["roof_ms"] is None
+        else:
+            macs = 2 * row["macs"]  # a batch of 2
+            assert row["roof_ms"] == pytest.approx(1e3 * macs / result["roof"]["macs_per_s"])
+    about = result["conditions"]
+    assert (about["batch"], about["dtype"], about["threads"]) == (2, "float32", 1)
+    assert (about["torch"], about["clock"]) == (torch.__version__, "thread CPU time")
+    json.dumps(result, allow_nan=False)
+    text = format_result("layers", result).splitlines()
+    assert "slicing/ours" in text[2]
+    assert len(text) == 2 + 2 + len(rows)
 
 
 def test_step_totals_are_calls_times_time() -> None:
-    rows = run_ops(batch=1, config=SMALL, ops=["linear"], widths=[0.5])
-    *parts, total = rows
+    rows = run_ops([0.5], 1, rounds=1, config=SMALL, ops=["linear", "group_norm"])["rows"]
+    *parts, total = [row for row in rows if row["op"] == "linear"]
     assert total["shape"] == "step total"
     assert total["ours_ms"] == pytest.approx(sum(r["calls"] * r["ours_ms"] for r in parts))
+    assert total["roof_ms"] == pytest.approx(sum(r["calls"] * r["roof_ms"] for r in parts))
     assert total["calls"] == sum(r["calls"] for r in parts) == 2 + 8  # embedding, blocks
-    assert total["dense_cl_ms"] is None
+    assert rows[-1]["roof_ms"] is None
+
+
+def test_a_width_that_the_reference_refuses_has_groups_of_fixed_size() -> None:
+    rows = run_ops([0.4375], 1, rounds=1, config=SMALL, ops=["group_norm"])["rows"]
+    # 28 of 64 and 56 of 128 channels, 4 and 8 in each of 7 groups.
+    assert {row["shape"] for row in rows} >= {"28 /7 @8 silu", "56 /7 @4"}
 
 
 @pytest.mark.parametrize(

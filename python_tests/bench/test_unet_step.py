@@ -6,30 +6,17 @@ import json
 
 import pytest
 import torch
+import torch._dynamo.config
+import torch._inductor.config
+from bench.small_network import SMALL
 
-from ddsm_ext.bench.shapes import REFERENCE_CIFAR10
+from ddsm_ext.bench.network import random_network
+from ddsm_ext.bench.shapes import ODD_WIDTH, REFERENCE_CIFAR10, config_at
 from ddsm_ext.bench.slicing_unet import SlicingUNet
-from ddsm_ext.bench.table import format_table, format_unet_step
-from ddsm_ext.bench.unet_step import (
-    PUBLISHED_CIFAR10_STEPS,
-    random_network,
-    run_unet_step,
-    share_saved,
-)
+from ddsm_ext.bench.table import format_result, format_table
+from ddsm_ext.bench.unet_step import PUBLISHED_CIFAR10_STEPS, run_unet_step, share_saved
 from ddsm_ext.models import SlimmableUNet, UNetConfig
 from ddsm_ext.models.macs import unet_macs
-
-SMALL = UNetConfig(
-    image_size=8,
-    ch=64,
-    ch_mult=(1, 2),
-    attn=(1,),
-    num_res_blocks=1,
-    groups=16,
-    norm="fixed_groups",
-    concat_slicing="prefix",
-    time_table_rows=1000,
-)
 
 
 def test_published_strategy_saves_the_published_share() -> None:
@@ -51,9 +38,16 @@ def test_share_saved_in_closed_form() -> None:
     assert share_saved({1.0: 5}, {1.0: 2.0}) == 0.0
 
 
-@pytest.mark.parametrize("width", [1.0, 0.5, 0.25])
+def test_odd_width_fills_no_block_and_needs_the_twin() -> None:
+    twin = config_at(REFERENCE_CIFAR10, ODD_WIDTH)
+    assert [twin.active(c_max, ODD_WIDTH) for c_max in (128, 256)] == [60, 120]
+    assert twin.norm == "channels_per_group"
+    assert config_at(REFERENCE_CIFAR10, 0.5) == REFERENCE_CIFAR10
+
+
+@pytest.mark.parametrize("width", [1.0, 0.5, 0.4375, 0.25])
 def test_slicing_baseline_equals_the_exported_dense_network(width: float) -> None:
-    net = random_network(SMALL).double()
+    net = random_network(config_at(SMALL, width)).double()
     x = torch.randn(3, 3, 8, 8, dtype=torch.float64)
     t = torch.tensor([0, 500, 999])
     with torch.no_grad():
@@ -70,37 +64,62 @@ def test_slicing_baseline_needs_the_references_slicing() -> None:
 
 def test_result_is_complete_and_json_ready() -> None:
     threads = torch.get_num_threads()
-    result = run_unet_step((1.0, 0.75, 0.5, 0.25), 2, "float32", True, config=SMALL)
+    names = ("slicing", "dense", "dense_cl", "ours", "ours_module")
+    widths = (1.0, 0.75, 0.5, 0.4375, 0.25)
+    result = run_unet_step(widths, 2, rounds=2, candidates=names, config=SMALL)
     assert torch.get_num_threads() == threads
-    assert [row["width"] for row in result["rows"]] == [1.0, 0.75, 0.5, 0.25]
+    assert [row["width"] for row in result["rows"]] == list(widths)
+    assert [row["norm"] for row in result["rows"]].index("channels_per_group") == 3
     for row in result["rows"]:
-        assert row["macs"] == unet_macs(SMALL, row["width"])
+        assert row["macs"] == unet_macs(config_at(SMALL, row["width"]), row["width"])
         assert row["error"] < 1e-4
-        assert row["ours_min_ms"] <= row["ours_ms"]
+        assert row["roof_ms"] == pytest.approx(1e3 * row["macs"] / result["roof"]["macs_per_s"])
+        for name in names:
+            assert 0 < row[f"{name}_min_ms"] <= row[f"{name}_ms"]
+            assert row[f"{name}_setup_s"] >= 0
+            # the noise and the time embedding alone are more than a kilobyte
+            assert row[f"{name}_peak_bytes"] > 1000
+            assert name == "ours" or row[f"ratio_{name}"] > 0
     strategy = result["strategy"]
-    assert set(strategy["realised_saving"]) == {"slicing", "dense", "dense_cl", "ours"}
+    assert set(strategy["realised_saving"]) == set(names)
     for name, realised in strategy["realised_saving"].items():
         times = {row["width"]: row[f"{name}_ms"] for row in result["rows"]}
         assert realised == pytest.approx(
             share_saved(PUBLISHED_CIFAR10_STEPS, times) / strategy["macs_saved"]
         )
     assert UNetConfig.from_dict(json.loads(json.dumps(result))["conditions"]["network"]) == SMALL
-    text = format_unet_step(result)
+    text = format_result("inference", result)
     assert "batch 2, float32, 1 threads" in text
-    assert text.count("realised saving") == 4
+    assert text.count("realised saving") == 5
 
 
 def test_without_all_four_widths_there_is_no_strategy() -> None:
-    result = run_unet_step([0.5], 1, quick=True, config=SMALL)
+    result = run_unet_step([0.5], 1, rounds=1, config=SMALL)
     assert result["strategy"] is None
-    assert "realised" not in format_unet_step(result)
+    assert "realised" not in format_result("inference", result)
+
+
+@pytest.mark.slow
+def test_compiled_candidate_agrees_at_more_widths_than_the_recompile_limit() -> None:
+    tiny = UNetConfig(
+        image_size=8, ch=16, ch_mult=(1,), attn=(), num_res_blocks=1, groups=16,
+        concat_slicing="prefix", time_table_rows=1000,
+    )  # fmt: skip
+    names = ("slicing", "compiled", "ours")
+    with torch._dynamo.config.patch(recompile_limit=1):
+        rows = run_unet_step((1.0, 0.5), 1, rounds=1, candidates=names, config=tiny)["rows"]
+    assert [row["width"] for row in rows] == [1.0, 0.5]
+    assert all(row["compiled_setup_s"] > row["slicing_setup_s"] for row in rows)
+    assert torch._inductor.config.freezing is False
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"widths": []}, "empty"),
-        ({"widths": [0.3]}, "width 0.3"),
+        ({"widths": [1.3]}, "width is 1.3"),
+        ({"candidates": ["slicing", "eager", "ours"]}, "'eager'"),
+        ({"candidates": ["dense", "ours"]}, "need slicing and ours"),
         ({"batch": 0}, "batch is 0"),
         ({"dtype": "half"}, "'half'"),
         ({"threads": -1}, "threads is -1"),
@@ -108,7 +127,7 @@ def test_without_all_four_widths_there_is_no_strategy() -> None:
 )
 def test_wrong_arguments_are_named(arguments, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        run_unet_step(**{"config": SMALL, "quick": True, **arguments})
+        run_unet_step(**{"config": SMALL, "rounds": 1, **arguments})
 
 
 def test_tables_of_no_rows_and_missing_values() -> None:

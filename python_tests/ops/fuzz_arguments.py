@@ -1,6 +1,6 @@
-"""Calls of the ops with random, mostly wrong arguments; each ends in a result or a clear error.
+"""Random arguments of the ops, mostly wrong ones, and what each call must end in.
 
-Run in a process of its own (op_checks.run_fuzz), so that a crash is seen as a failure.
+`test_fuzz` runs this in a process of its own, so that a crash is seen as a failure.
 """
 
 from __future__ import annotations
@@ -11,16 +11,21 @@ from typing import Any
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from ddsm_ext.ops.conv2d import sliced_conv2d
-from ddsm_ext.ops.linear import sliced_linear
+from ddsm_ext.ops import sliced_attention, sliced_conv2d, sliced_group_norm, sliced_linear
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16, torch.int64, torch.complex64)
-INTEGERS = st.one_of(st.integers(-3, 12), st.sampled_from([2**31, 2**63 - 1, 2**63, -(2**70)]))
-SCALARS = st.one_of(INTEGERS, st.booleans(), st.floats(), st.none(), st.just("3"), st.just([1]))
+KERNEL_DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float64])
+INTEGERS = st.one_of(st.integers(-3, 12), st.sampled_from([2**31, 2**62, 2**63 - 1, -(2**63)]))
+SCALARS = st.one_of(
+    INTEGERS,
+    st.sampled_from([2**63, -(2**70), True, False, None, "3", [1]]),
+    st.floats(),
+)
 
 
-def make_tensor(shape: list[int], dtype: torch.dtype, device: str, kind: int) -> torch.Tensor:
+def make_tensor(shape: list[int], dtype: torch.dtype, device: str, kind: int) -> Tensor:
     value = torch.ones(shape, dtype=dtype, device=device)
     if kind == 1 and value.dim() > 1:
         return value.transpose(0, 1)
@@ -45,88 +50,163 @@ TENSORS = st.one_of(
     ),
     SCALARS,
 )
+TENSOR_NAMES = {"x", "x2", "weight", "bias", "q", "k", "v"}
 
 
-def conv_tensor(n: int, c: int, h: int, w: int, dtype: torch.dtype) -> torch.Tensor:
-    return torch.ones(n, c, h, w, dtype=dtype)
+def near_miss(draw: st.DrawFn, tensor: Tensor) -> Tensor:
+    """A tensor that differs from `tensor` in one of shape, dtype and strides."""
+    shape, dtype = list(tensor.shape), tensor.dtype
+    dim = draw(st.integers(0, max(0, len(shape) - 1)))
+    kind = draw(st.sampled_from(["size", "more", "fewer", "dtype", "gaps", "expanded", "turned"]))
+    if kind == "size" and shape:
+        shape[dim] = draw(st.sampled_from([0, 1, max(0, shape[dim] - 1), shape[dim] + 1]))
+    if kind == "more":
+        shape.insert(dim, draw(st.integers(0, 2)))
+    if kind == "fewer" and shape:
+        del shape[dim]
+    if kind == "dtype":
+        dtype = draw(st.sampled_from(DTYPES))
+    if kind == "gaps":
+        return torch.ones(*shape, 2, dtype=dtype)[..., 1]
+    if kind == "expanded":
+        return torch.ones((), dtype=dtype).expand(shape)
+    if kind == "turned" and shape:
+        return torch.ones(shape, dtype=dtype).movedim(dim, 0)
+    return torch.ones(shape, dtype=dtype)
+
+
+def near(draw: st.DrawFn, value: Any) -> Any:
+    """A value of the same type, most often almost the same."""
+    if isinstance(value, Tensor):
+        return near_miss(draw, value)
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return draw(st.one_of(st.sampled_from([value - 1, value + 1]), INTEGERS))
+    return draw(st.floats()) if isinstance(value, float) else value
+
+
+# ---- arguments that fit ------------------------------------------------------------------------
+
+
+def ones(draw: st.DrawFn, *shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.ones(shape, dtype=dtype, requires_grad=draw(st.booleans()))
 
 
 @st.composite
 def conv2d_arguments(draw: st.DrawFn) -> dict[str, Any]:
-    """Arguments that fit, of which up to three are replaced by anything."""
-    dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float64]))
-    k, h, w = draw(st.integers(1, 4)), draw(st.integers(1, 6)), draw(st.integers(1, 6))
+    dtype, k = draw(KERNEL_DTYPES), draw(st.integers(1, 4))
+    padding = draw(st.integers(0, k - 1))
     n, c, c2 = draw(st.integers(0, 2)), draw(st.integers(1, 7)), draw(st.integers(0, 4))
+    h, w = (draw(st.integers(max(1, k - 2 * padding), 6)) for _ in range(2))
     c_in_max, c_out_max = c + c2 + draw(st.integers(0, 4)), draw(st.integers(1, 9))
-    arguments: dict[str, Any] = {
-        "x": conv_tensor(n, c, h, w, dtype),
-        "weight": conv_tensor(c_out_max, c_in_max, k, k, dtype),
-        "bias": draw(st.sampled_from([None, torch.ones(c_out_max, dtype=dtype)])),
+    return {
+        "x": ones(draw, n, c, h, w, dtype=dtype),
+        "weight": ones(draw, c_out_max, c_in_max, k, k, dtype=dtype),
+        "bias": ones(draw, c_out_max, dtype=dtype) if draw(st.booleans()) else None,
         "c_out": draw(st.integers(1, c_out_max)),
         "stride": draw(st.integers(1, 2)),
-        "padding": draw(st.integers(0, k - 1)),
-        "x2": conv_tensor(n, c2, h, w, dtype) if c2 else None,
-        "c_in2_offset": None,
+        "padding": padding,
+        "x2": ones(draw, n, c2, h, w, dtype=dtype) if c2 else None,
+        "c_in2_offset": draw(st.sampled_from([None, c_in_max - c2])) if c2 else None,
         "upsample": draw(st.booleans()),
         "accumulate_grad": draw(st.booleans()),
     }
-    for name in draw(st.lists(st.sampled_from(sorted(arguments)), max_size=3)):
-        is_tensor = name in ("x", "weight", "bias", "x2")
-        arguments[name] = draw(TENSORS if is_tensor else SCALARS)
-    return arguments
 
 
 @st.composite
 def linear_arguments(draw: st.DrawFn) -> dict[str, Any]:
-    """Arguments that fit, of which up to three are replaced by anything."""
-    dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float64]))
-    leading = draw(st.lists(st.integers(0, 4), max_size=3))
+    dtype, leading = draw(KERNEL_DTYPES), draw(st.lists(st.integers(0, 4), max_size=3))
     c_in, c_out_max = draw(st.integers(1, 20)), draw(st.integers(1, 9))
-    arguments: dict[str, Any] = {
-        "x": torch.ones(*leading, c_in, dtype=dtype),
-        "weight": torch.ones(c_out_max, c_in + draw(st.integers(0, 4)), dtype=dtype),
-        "bias": draw(st.sampled_from([None, torch.ones(c_out_max, dtype=dtype)])),
+    return {
+        "x": ones(draw, *leading, c_in, dtype=dtype),
+        "weight": ones(draw, c_out_max, c_in + draw(st.integers(0, 4)), dtype=dtype),
+        "bias": ones(draw, c_out_max, dtype=dtype) if draw(st.booleans()) else None,
         "c_out": draw(st.integers(1, c_out_max)),
         "accumulate_grad": draw(st.booleans()),
     }
-    for name in draw(st.lists(st.sampled_from(sorted(arguments)), max_size=3)):
-        arguments[name] = draw(TENSORS if name in ("x", "weight", "bias") else SCALARS)
-    return arguments
 
 
-def check_call(op: Callable[..., torch.Tensor], arguments: dict[str, Any]) -> None:
-    """The call gives finite numbers of x's dtype, or a TypeError or ValueError naming the op."""
+@st.composite
+def group_norm_arguments(draw: st.DrawFn) -> dict[str, Any]:
+    dtype, n = draw(KERNEL_DTYPES), draw(st.integers(0, 2))
+    h, w = draw(st.integers(0, 4)), draw(st.integers(0, 4))
+    c, c2, gap = draw(st.integers(1, 9)), draw(st.integers(0, 5)), draw(st.integers(0, 3))
+    return {
+        "x": ones(draw, n, c, h, w, dtype=dtype),
+        "weight": ones(draw, c + c2 + gap, dtype=dtype),
+        "bias": ones(draw, c + c2 + gap, dtype=dtype),
+        "groups": draw(st.sampled_from([g for g in range(1, 15) if (c + c2) % g == 0])),
+        "x2": ones(draw, n, c2, h, w, dtype=dtype) if c2 else None,
+        "c2_offset": draw(st.sampled_from([None, c + gap])) if c2 else None,
+        "eps": draw(st.floats(0, 1e30)),
+        "silu": draw(st.booleans()),
+        "accumulate_grad": draw(st.booleans()),
+    }
+
+
+@st.composite
+def attention_arguments(draw: st.DrawFn) -> dict[str, Any]:
+    dtype, n, heads = draw(KERNEL_DTYPES), draw(st.integers(0, 2)), draw(st.integers(0, 3))
+    t_q, t_k, d = draw(st.integers(0, 9)), draw(st.integers(1, 70)), draw(st.integers(1, 9))
+    return {
+        "q": ones(draw, n, heads, t_q, d, dtype=dtype),
+        "k": ones(draw, n, heads, t_k, d, dtype=dtype),
+        "v": ones(draw, n, heads, t_k, d, dtype=dtype),
+        "scale": draw(st.none() | st.floats(-10, 10)),
+    }
+
+
+OPS: dict[str, tuple[Callable[..., Any], st.SearchStrategy[dict[str, Any]]]] = {
+    "sliced_attention": (sliced_attention, attention_arguments()),
+    "sliced_conv2d": (sliced_conv2d, conv2d_arguments()),
+    "sliced_group_norm": (sliced_group_norm, group_norm_arguments()),
+    "sliced_linear": (sliced_linear, linear_arguments()),
+}
+
+
+# ---- calls -------------------------------------------------------------------------------------
+
+
+@st.composite
+def arguments(draw: st.DrawFn, fitting: st.SearchStrategy[dict[str, Any]]) -> dict[str, Any]:
+    """Arguments that fit, of which up to three are replaced by near ones or anything."""
+    chosen = draw(fitting)
+    for name in draw(st.lists(st.sampled_from(sorted(chosen)), max_size=3)):
+        if draw(st.booleans()):
+            chosen[name] = near(draw, chosen[name])
+        else:
+            chosen[name] = draw(TENSORS if name in TENSOR_NAMES else SCALARS)
+    return chosen
+
+
+def check_call(op: Callable[..., Any], chosen: dict[str, Any]) -> None:
+    """The call and its backward run, or a TypeError or ValueError names the op."""
     try:
-        y = op(**arguments)
+        result = op(**chosen)
     except (TypeError, ValueError) as error:
         if not str(error).startswith(f"{op.__name__}: "):
             raise
         return
-    assert y.dtype == arguments["x"].dtype
-    if y.device.type == "cpu":
-        assert torch.isfinite(y).all()
+    outputs = result if isinstance(result, tuple) else (result,)
+    first = next(iter(chosen.values()))
+    assert all(y.dtype == first.dtype and y.device == first.device for y in outputs)
+    if outputs[0].requires_grad:
+        torch.stack([y.sum() for y in outputs]).sum().backward()
 
 
-def fuzz(
-    op: Callable[..., torch.Tensor], arguments: st.SearchStrategy[dict[str, Any]], examples: int
-) -> None:
-    @settings(
+def run_examples(check: Callable[[Any], None], of: st.SearchStrategy[Any], examples: int) -> None:
+    """`check` passes for `examples` values, the same ones in every run."""
+    settings(
         max_examples=examples,
         deadline=None,
         database=None,
         derandomize=True,
         suppress_health_check=list(HealthCheck),
-    )
-    @given(arguments)
-    def run(chosen: dict[str, Any]) -> None:
-        check_call(op, chosen)
-
-    run()
+    )(given(of)(check))()
 
 
-def fuzz_conv2d(examples: int) -> None:
-    fuzz(sliced_conv2d, conv2d_arguments(), examples)
-
-
-def fuzz_linear(examples: int) -> None:
-    fuzz(sliced_linear, linear_arguments(), examples)
+def fuzz(name: str, examples: int) -> None:
+    """Call one public op."""
+    op, fitting = OPS[name]
+    run_examples(lambda chosen: check_call(op, chosen), arguments(fitting), examples)

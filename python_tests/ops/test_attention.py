@@ -8,9 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from ops.fuzz_arguments import SCALARS, TENSORS
 from ops.op_checks import (
     FORWARD_RATIO,
     GRADIENT_RATIO,
@@ -21,7 +18,6 @@ from ops.op_checks import (
     compiled_graphs,
     forced_isa,
     normal,
-    run_fuzz,
     seeded,
     threads,
 )
@@ -239,48 +235,3 @@ def test_refusals_name_the_values(change: dict[str, Any], error: type, text: str
     arguments: dict[str, Any] = {name: torch.zeros(2, 3, 4, 8) for name in "qkv"}
     with pytest.raises(error, match=f"^sliced_attention: .*{text}"):
         sliced_attention(**{**arguments, **change})
-
-
-# ---- bad arguments, in a process of their own --------------------------------------------------
-
-
-@st.composite
-def arguments(draw: st.DrawFn) -> dict[str, Any]:
-    """Arguments that fit, of which up to two are replaced by anything."""
-    dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float64]))
-    n, heads, t_q = draw(st.integers(0, 2)), draw(st.integers(0, 3)), draw(st.integers(0, 9))
-    t_k, d = draw(st.integers(1, 70)), draw(st.integers(1, 9))
-    grad = draw(st.booleans())
-    chosen: dict[str, Any] = {
-        name: torch.ones(n, heads, t, d, dtype=dtype, requires_grad=grad)
-        for name, t in (("q", t_q), ("k", t_k), ("v", t_k))
-    }
-    chosen["scale"] = draw(st.none() | st.floats(-10, 10))
-    for name in draw(st.lists(st.sampled_from(sorted(chosen)), max_size=2)):
-        chosen[name] = draw(SCALARS if name == "scale" else TENSORS)
-    return chosen
-
-
-def _check_call(chosen: dict[str, Any]) -> None:
-    try:
-        out = sliced_attention(**chosen)
-    except (TypeError, ValueError) as error:
-        assert str(error).startswith("sliced_attention: "), error  # noqa: PT017
-        return
-    assert out.shape == chosen["q"].shape
-    if out.requires_grad:
-        out.sum().backward()
-
-
-def fuzz(examples: int) -> None:
-    settings(
-        max_examples=examples,
-        deadline=None,
-        database=None,
-        derandomize=True,
-        suppress_health_check=list(HealthCheck),
-    )(given(arguments())(_check_call))()
-
-
-def test_bad_arguments_raise_and_never_crash() -> None:
-    run_fuzz("ops.test_attention", "fuzz", 2000)

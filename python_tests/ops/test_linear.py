@@ -279,12 +279,3 @@ def test_bad_arguments(change, message):
     }
     with pytest.raises((TypeError, ValueError), match=f"^sliced_linear: .*{message}"):
         sliced_linear(**{**arguments, **change})
-
-
-def test_random_arguments_never_crash():
-    op_checks.run_fuzz("ops.fuzz_arguments", "fuzz_linear", 200)
-
-
-@pytest.mark.slow
-def test_random_arguments_never_crash_2000():
-    op_checks.run_fuzz("ops.fuzz_arguments", "fuzz_linear", 2000)

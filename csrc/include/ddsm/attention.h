@@ -33,7 +33,7 @@ struct AttentionArgs {
   void* scratch;           // attention_*_scratch_bytes(args), 64-byte aligned
 };
 
-int64_t attention_forward_scratch_bytes(const AttentionArgs& args);
+DDSM_EXPORT int64_t attention_forward_scratch_bytes(const AttentionArgs& args);
 int64_t attention_backward_scratch_bytes(const AttentionArgs& args);
 
 // out = softmax(scale * q k^T) v; fills out and lse.

@@ -11,7 +11,8 @@
 
 namespace ddsm {
 
-// A batch of images with channel stride 1, float32 (float64 when y is float64).
+// A batch of images with channel stride 1, float32 (float64 when y is float64); for the Winograd
+// algorithms of y's type.
 struct Conv2dImage {
   const void* data;  // null: no such source
   int64_t n_stride, h_stride, w_stride;
@@ -32,23 +33,44 @@ struct Conv2dShape {
   int64_t stride, padding, scale;
 };
 
+// How a convolution is computed. kWinograd4 and kWinograd2 are F(4x4, 3x3) and F(2x2, 3x3).
+enum class Conv2dAlgo : int32_t { kDirect, kWinograd4, kWinograd2 };
+
+// A weight rearranged for one algorithm, whole supernet at once; any width reads a prefix. Made by
+// conv2d_make_panels, laid out for the instruction set that was active then.
+struct Conv2dPanels {
+  const float* data;  // null: none; kDirect then packs what it needs
+  int64_t c_out_max, c_in_max;
+};
+
 struct Conv2dForwardArgs {
   // inputs
   Conv2dShape shape;
   Conv2dImage x, x2;
-  Conv2dWeight weight;
+  Conv2dWeight weight;  // data is not read where panels are given
+  Conv2dAlgo algo;
+  Conv2dPanels panels;
   const void* bias;  // [c_out] of weight.dtype; null: zero
-  // output
-  void* y;  // [images, out_height, out_width, c_out] contiguous
+  // fused, float32 and bfloat16 only; null: none
+  const float* norm;  // [images][3][c_in]: x becomes act((x - norm[0]) * norm[1] + norm[2])
+  bool norm_silu;     // act is SiLU; needs a Winograd algorithm
+  const float* image_bias;  // [images][c_out], added like a bias
+  const void* residual;     // like y, added to it
+  // outputs
+  void* y;  // [images, out_height, out_width, parts * c_out] contiguous
   DType y_dtype;
   int64_t c_out;
+  int64_t parts;    // weights side by side in panels and bias [parts][c_out_max]; > 1 needs panels
+  double* moments;  // [images][blocks][2][c_out] of y, see conv2d_moment_pixels; null: not wanted
 };
 
 struct Conv2dGradXArgs {
   // inputs
   Conv2dShape shape;
   Conv2dImage grad_y;  // channels: c_out; weight_offset: 0
-  Conv2dWeight weight;
+  Conv2dWeight weight;  // data is not read where panels are given
+  Conv2dAlgo algo;
+  Conv2dPanels panels;  // of the gradient
   // output
   void* grad_x;  // [images, height, width, c_in] contiguous
   DType grad_x_dtype;
@@ -61,10 +83,23 @@ struct Conv2dGradWeightArgs {
   Conv2dImage grad_y;  // channels: c_out
   Conv2dImage x, x2;
   DType compute;  // kFloat32 or kFloat64, of grad_y, x and x2
+  Conv2dAlgo algo;
   // outputs, added to
   Conv2dWeight grad_weight;
   void* grad_bias;  // [c_out] of grad_weight.dtype; null: not wanted
 };
+
+// The pixels (in row-major order, all but an image's last block) whose mean and sum of squared
+// deviations make one block of Conv2dForwardArgs::moments.
+DDSM_EXPORT int64_t conv2d_moment_pixels(const Conv2dShape& shape, Conv2dAlgo algo);
+
+// Panels of a float32 or bfloat16 weight: of the forward, or (transposed) of the gradient of x.
+// Kernels to kLargestPanelKernel; Winograd panels serve any scale, transposed ones are Winograd's.
+constexpr int32_t kLargestPanelKernel = 5;
+DDSM_EXPORT int64_t conv2d_panel_floats(int64_t kernel, int64_t c_out_max, int64_t c_in_max,
+                                        Conv2dAlgo algo, int64_t scale, bool transposed);
+void conv2d_make_panels(const Conv2dWeight& weight, int64_t c_out_max, int64_t c_in_max,
+                        Conv2dAlgo algo, int64_t scale, bool transposed, float* panels);
 
 // False: out of memory, nothing usable was written.
 bool conv2d_forward(const Conv2dForwardArgs& args);

@@ -3,6 +3,9 @@
 
 #include <cstdint>
 
+// Seen from the Python module, which is a library of its own.
+#define DDSM_EXPORT __attribute__((visibility("default")))
+
 namespace ddsm {
 
 enum class DType : int32_t { kFloat32, kBFloat16, kFloat16, kFloat64 };

@@ -1,0 +1,226 @@
+// ddsm_ext._native.StepPlan: lists of kernel calls, given as dicts of integers. Pointers are the
+// integers of Tensor.data_ptr(); ddsm_ext/runner/program.py, the one caller, keeps their tensors.
+#include "ddsm/step_plan.h"
+
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+
+#include "ddsm/conv2d_choice.h"
+#include "step_plan.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using namespace ddsm;
+
+// A field of a call's dict; a name that is missing is a bug of the caller's.
+struct Fields {
+  const py::dict& values;
+
+  template <class T = int64_t>
+  T get(const char* name) const {
+    return values[name].cast<T>();
+  }
+  template <class T = void>
+  T* pointer(const char* name) const {
+    return reinterpret_cast<T*>(get<uintptr_t>(name));
+  }
+  DType dtype(const char* name) const { return static_cast<DType>(get<int32_t>(name)); }
+};
+
+Conv2dShape shape_of(const Fields& f) {
+  return {f.get("images"),    f.get("height"), f.get("width"),   f.get("out_height"),
+          f.get("out_width"), f.get("stride"), f.get("padding"), f.get("scale")};
+}
+
+Conv2dImage image_of(const Conv2dShape& shape, const void* data, int64_t pixel_stride,
+                     int64_t channels, int64_t weight_offset) {
+  return {data,     shape.height * shape.width * pixel_stride, shape.width * pixel_stride,
+          pixel_stride, channels, weight_offset};
+}
+
+void add_conv2d(StepPlan& plan, const py::dict& values) {
+  const Fields f{values};
+  Conv2dForwardArgs args{};
+  args.shape = shape_of(f);
+  args.x = image_of(args.shape, f.pointer("x"), f.get("x_stride"), f.get("c_in"), 0);
+  if (f.pointer("x2")) {
+    // Where the sources were joined, the second begins x2_shift floats behind the first.
+    args.x2 = image_of(args.shape, f.pointer<float>("x2") + f.get("x2_shift"),
+                       f.get("x2_stride"), f.get("c_in2"), f.get("c_in2_offset"));
+  }
+  args.weight.dtype = f.dtype("weight_dtype");
+  args.weight.kernel = f.get<int32_t>("kernel");
+  args.algo = static_cast<Conv2dAlgo>(f.get<int32_t>("algo"));
+  args.panels = {f.pointer<float>("panels"), f.get("c_out_max"), f.get("c_in_max")};
+  args.bias = f.pointer("bias");
+  args.norm = f.pointer<float>("norm");
+  args.norm_silu = f.get<bool>("norm_silu");
+  args.image_bias = f.pointer<float>("image_bias");
+  args.residual = f.pointer("residual");
+  args.y = f.pointer("y");
+  args.y_dtype = f.dtype("dtype");
+  args.c_out = f.get("c_out");
+  args.parts = f.get("parts");
+  args.moments = f.pointer<double>("moments");
+  plan.add(args);
+}
+
+void add_linear(StepPlan& plan, const py::dict& values) {
+  const Fields f{values};
+  LinearForwardArgs args{};
+  args.x = f.pointer("x");
+  args.rows = f.get("rows");
+  args.c_in = args.x_row_stride = f.get("c_in");
+  args.weight = {f.pointer("weight"), f.dtype("weight_dtype"), f.get("weight_stride"), 1};
+  args.bias = f.pointer("bias");
+  args.y = f.pointer("y");
+  args.y_dtype = DType::kFloat32;
+  args.c_out = f.get("c_out");
+  plan.add(args);
+}
+
+void add_norm_merge(StepPlan& plan, const py::dict& values) {
+  const Fields f{values};
+  NormMergeArgs args{};
+  args.images = f.get("images");
+  args.pixels = f.get("pixels");
+  args.sources[0] = {f.get("c"), 0, {f.pointer<double>("moments"), f.get("block_pixels")}};
+  args.source_count = 1;
+  if (f.pointer("moments2")) {
+    args.sources[1] = {f.get("c2"), f.get("c2_offset"),
+                       {f.pointer<double>("moments2"), f.get("block_pixels2")}};
+    args.source_count = 2;
+  }
+  args.groups = f.get("groups");
+  args.eps = f.get<double>("eps");
+  args.weight = f.pointer("weight");
+  args.bias = f.pointer("bias");
+  args.param_dtype = f.dtype("param_dtype");
+  args.norm = f.pointer<float>("norm");
+  plan.add(args);
+}
+
+void add_norm_apply(StepPlan& plan, const py::dict& values) {
+  const Fields f{values};
+  NormApplyArgs args{};
+  args.x[0] = f.pointer("x");
+  args.x[1] = f.pointer("x2");
+  args.dtype = f.dtype("dtype");
+  args.images = f.get("images");
+  args.pixels = f.get("pixels");
+  args.channels[0] = f.get("c");
+  args.channels[1] = f.get("c2");
+  args.norm = f.pointer<float>("norm");
+  args.silu = f.get<bool>("silu");
+  args.y = f.pointer<float>("y");
+  plan.add(args);
+}
+
+AttentionArgs attention_args(const Fields& f) {
+  AttentionArgs args{};
+  args.dtype = f.dtype("dtype");
+  args.n = f.get("images");
+  args.heads = f.get("heads");
+  args.t_q = args.t_k = f.get("tokens");
+  args.d = f.get("head_channels");
+  args.scale = f.get<double>("scale");
+  args.slots = f.get("slots");
+  return args;
+}
+
+void add_attention(StepPlan& plan, const py::dict& values) {
+  const Fields f{values};
+  AttentionArgs args = attention_args(f);
+  const int64_t c = args.heads * args.d, row = 3 * c, element = f.get("element_bytes");
+  char* qkv = f.pointer<char>("qkv");  // [images, tokens, (q, k, v), heads, head_channels]
+  args.q = {qkv, args.t_q * row, args.d, row};
+  args.k = {qkv + c * element, args.t_q * row, args.d, row};
+  args.v = {qkv + 2 * c * element, args.t_q * row, args.d, row};
+  args.out = {f.pointer("y"), args.t_q * c, args.d, c};
+  args.lse = f.pointer("lse");
+  args.scratch = f.pointer("scratch");
+  plan.add(args);
+}
+
+void run(const StepPlan& plan, int64_t begin, int64_t end) {
+  py::gil_scoped_release released;
+  if (!plan.run(begin, end)) throw std::bad_alloc();
+}
+
+// The parts of a tensor's memory that tell one content from another: 32 words spread over it.
+uint64_t sample_bits(uintptr_t data, int64_t bytes) {
+  constexpr int64_t kSamples = 32;
+  const int64_t words = bytes / 4;
+  const int64_t step = words > kSamples ? words / kSamples : 1;
+  const uint32_t* from = reinterpret_cast<const uint32_t*>(data);
+  uint64_t mixed = 0x9e3779b97f4a7c15;
+  for (int64_t i = 0; i < kSamples && i * step < words; ++i) {
+    mixed = (mixed ^ from[i * step]) * 0x100000001b3;
+  }
+  return mixed;
+}
+
+Conv2dAlgo choose(int64_t images, int64_t out_height, int64_t out_width, int64_t c_in,
+                  int64_t c_out, int64_t kernel, int64_t stride, int64_t scale,
+                  int64_t rearranged) {
+  return conv2d_choose({images, out_height, out_width, c_in, c_out, kernel, stride, scale,
+                        rearranged},
+                       conv2d_costs(), conv2d_grain());
+}
+
+double cost_ns(int32_t algo, int64_t images, int64_t out_height, int64_t out_width, int64_t c_in,
+               int64_t c_out, int64_t kernel, int64_t stride, int64_t scale, int64_t rearranged) {
+  return conv2d_cost_ns({images, out_height, out_width, c_in, c_out, kernel, stride, scale,
+                         rearranged},
+                        static_cast<Conv2dAlgo>(algo), conv2d_costs(), conv2d_grain());
+}
+
+py::dict costs_dict() {
+  const Conv2dCosts costs = conv2d_costs();
+  py::dict result;
+  result["macs_per_ns"] = costs.macs_per_ns;
+  result["input_floats_per_ns"] = costs.input_floats_per_ns;
+  result["output_floats_per_ns"] = costs.output_floats_per_ns;
+  result["panel_bytes_per_ns"] = costs.panel_bytes_per_ns;
+  result["frequency_ns"] = costs.frequency_ns;
+  result["rearranged_per_ns"] = costs.rearranged_per_ns;
+  return result;
+}
+
+}  // namespace
+
+void bind_step_plan(py::module_& m) {
+  py::class_<StepPlan>(m, "StepPlan", "A list of kernel calls on buffers laid out beforehand.")
+      .def(py::init<>())
+      .def("__len__", &StepPlan::size)
+      .def("add_conv2d", &add_conv2d)
+      .def("add_linear", &add_linear)
+      .def("add_norm_merge", &add_norm_merge)
+      .def("add_norm_apply", &add_norm_apply)
+      .def("add_attention", &add_attention)
+      .def("run", [](const StepPlan& plan) { run(plan, 0, plan.size()); })
+      .def("run", &run, "Make the calls [begin, end).");
+  m.def("attention_scratch_bytes", [](const py::dict& values) {
+    return attention_forward_scratch_bytes(attention_args(Fields{values}));
+  });
+  m.def("conv2d_moment_pixels", [](const py::dict& values, int32_t algo) {
+    return conv2d_moment_pixels(shape_of(Fields{values}), static_cast<Conv2dAlgo>(algo));
+  });
+  m.def("conv2d_costs", &costs_dict, "The constants of the algorithm choice for this CPU.");
+  m.def("conv2d_cost_ns", &cost_ns);
+  m.def("conv2d_choose", [](int64_t images, int64_t out_height, int64_t out_width, int64_t c_in,
+                            int64_t c_out, int64_t kernel, int64_t stride, int64_t scale,
+                            int64_t rearranged) {
+    return static_cast<int32_t>(choose(images, out_height, out_width, c_in, c_out, kernel, stride,
+                                       scale, rearranged));
+  });
+  m.def("conv2d_panel_floats", [](int64_t c_out_max, int64_t c_in_max, int64_t kernel,
+                                  int32_t algo, bool upsample, bool transposed) {
+    return conv2d_panel_floats(kernel, c_out_max, c_in_max, static_cast<Conv2dAlgo>(algo),
+                               upsample ? 2 : 1, transposed);
+  });
+  m.def("sample_bits", &sample_bits);
+}

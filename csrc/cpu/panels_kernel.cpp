@@ -1,0 +1,71 @@
+// A weight rearranged for one algorithm, whole supernet at once (see ddsm/conv2d.h and winograd.h).
+#include "ddsm/conv2d.h"
+#include "gemm_pack.h"
+#include "winograd_transform.h"
+
+namespace ddsm::DDSM_ISA {
+namespace {
+
+// U = G g G^T of kPanel lanes: staged [9][kPanel] -> to[frequency * stride + lane].
+template <int kTile>
+void transform_weights(const float* staged, bool flipped, float* to, int64_t stride) {
+  constexpr int kVector = Lanes<float>::kCount, kAlpha = kTile + 2;
+  for (int v = 0; v < kPanelVectors; ++v) {
+    FloatVec g[9], u[kAlpha * kAlpha];
+    for (int i = 0; i < 9; ++i) {
+      g[i] = load(staged + (flipped ? 8 - i : i) * kPanelLanes<float> + v * kVector);
+    }
+    transform_tile<3, kAlpha>(g, u, Winograd<kTile>::weight);
+    for (int f = 0; f < kAlpha * kAlpha; ++f) store(to + f * stride + v * kVector, u[f]);
+  }
+}
+
+template <class TW>
+void winograd_panel(const GemmWeight& weight, int64_t lanes, int64_t depth, int64_t panel,
+                    int32_t tile, bool flipped, float* to) {
+  constexpr int64_t kPanel = kPanelLanes<float>;
+  float staged[kPackDepth * 9 * kPanel];
+  const int64_t lane = panel * kPanel, panels = ceil_div(lanes, kPanel);
+  const int64_t stride = panels * depth * kPanel;  // between frequencies
+  to += panel * depth * kPanel;
+  for (int64_t d = 0; d < depth; d += kPackDepth) {
+    const int64_t count = smaller(kPackDepth, depth - d);
+    stage_weights(weight,
+                  static_cast<const TW*>(weight.data) + lane * weight.lane_stride +
+                      d * weight.depth_stride,
+                  smaller(kPanel, lanes - lane), count, staged);
+    for (int64_t i = 0; i < count; ++i) {
+      const float* from = staged + i * 9 * kPanel;
+      float* out = to + (d + i) * kPanel;
+      tile == 4 ? transform_weights<4>(from, flipped, out, stride)
+                : transform_weights<2>(from, flipped, out, stride);
+    }
+  }
+}
+
+}  // namespace
+
+// Panel `panel` of a problem with one source of the allocated channels.
+void make_panel(const GemmProblem& problem, const GemmPhase& phase, int64_t panel, float* to) {
+  constexpr int64_t kPanel = kPanelLanes<float>;
+  alignas(64) float staged[kPackDepth * kLargestPanelKernel * kLargestPanelKernel * kPanel];
+  const int64_t lane = panel * kPanel, lanes = smaller(kPanel, problem.lanes - lane);
+  to += panel * phase.n_taps * problem.sources[0].channels * kPanel;
+  if (problem.weight_dtype == DType::kBFloat16) {
+    pack_panel<float, Bf16>(problem, phase, lane, lanes, staged, to);
+  } else {
+    pack_panel<float, float>(problem, phase, lane, lanes, staged, to);
+  }
+}
+
+void make_winograd_panel(const GemmProblem& problem, int64_t panel, int32_t tile, bool flipped,
+                         float* to) {
+  const int64_t depth = problem.sources[0].channels;
+  if (problem.weight_dtype == DType::kBFloat16) {
+    winograd_panel<Bf16>(problem.weight, problem.lanes, depth, panel, tile, flipped, to);
+  } else {
+    winograd_panel<float>(problem.weight, problem.lanes, depth, panel, tile, flipped, to);
+  }
+}
+
+}  // namespace ddsm::DDSM_ISA

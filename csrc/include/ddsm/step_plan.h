@@ -1,0 +1,32 @@
+// One step of a network as a list of kernel calls whose buffers are laid out beforehand.
+#pragma once
+
+#include <cstdint>
+#include <variant>
+#include <vector>
+
+#include "ddsm/attention.h"
+#include "ddsm/conv2d.h"
+#include "ddsm/linear.h"
+#include "ddsm/norm.h"
+
+
+namespace ddsm {
+
+using StepCall = std::variant<Conv2dForwardArgs, LinearForwardArgs, NormMergeArgs, NormApplyArgs,
+                              AttentionArgs>;
+
+class DDSM_EXPORT StepPlan {
+ public:
+  void add(const StepCall& call) { calls_.push_back(call); }
+  int64_t size() const { return static_cast<int64_t>(calls_.size()); }
+
+  // Makes the calls in order; false: not enough memory for a workspace.
+  bool run() const { return run(0, size()); }
+  bool run(int64_t begin, int64_t end) const;
+
+ private:
+  std::vector<StepCall> calls_;
+};
+
+}  // namespace ddsm

@@ -1,0 +1,35 @@
+"""The network and the inputs that every whole-step benchmark runs on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ddsm_ext.models.config import UNetConfig
+from ddsm_ext.models.unet import SlimmableUNet
+
+
+def random_network(config: UNetConfig, seed: int = 0) -> SlimmableUNet:
+    """Return a network whose every layer matters to the output.
+
+    The usual initial weights nearly silence the last layer of every branch, so that a wrong branch
+    would pass a comparison.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    net = SlimmableUNet(config, generator=generator)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.ndim > 1:
+                fan_in = parameter[0].numel()
+                parameter.normal_(0.0, fan_in**-0.5, generator=generator)
+            else:
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+    return net.eval()
+
+
+def random_inputs(config: UNetConfig, batch: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return images [N, C, H, W] and timesteps [N], int64."""
+    generator = torch.Generator().manual_seed(1)
+    shape = (batch, config.image_channels, config.image_size, config.image_size)
+    x = torch.randn(shape, generator=generator).to(dtype)  # [N, C, H, W]
+    return x, torch.randint(0, config.time_table_rows, (batch,), generator=generator)

@@ -1,0 +1,40 @@
+"""Benchmark results as JSON files: one a machine, instruction set, dtype, threads and mode."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ddsm_ext.io.files import read_json, write_json
+
+
+def save_result(
+    folder: Path, mode: str, machine: Mapping[str, Any], result: Mapping[str, Any]
+) -> Path:
+    """Write a result into its file, in place of an earlier one of the same batch.
+
+    Args:
+        folder: folder of results.
+        mode: "inference", "training" or "layers".
+        machine: `machine_info()` of the run.
+        result: what the benchmark returned.
+
+    Returns:
+        The file: {"mode": mode, "results": [result with "machine", by batch]}.
+    """
+    about = result["conditions"]
+    cpu = re.sub(r"[^a-z0-9]+", "-", machine["cpu"].lower()).strip("-")
+    name = f"{cpu}-{about['isa']}-{about['dtype']}-{about['threads']}t-{mode}.json"
+    path = Path(folder) / name
+    kept = read_json(path)["results"] if path.exists() else []
+    kept = [other for other in kept if other["conditions"]["batch"] != about["batch"]]
+    results = [*kept, {**result, "machine": dict(machine)}]
+    results.sort(key=lambda entry: entry["conditions"]["batch"])
+    return write_json(path, {"mode": mode, "results": results})
+
+
+def load_results(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Return (file, content) of every result in a folder, by name."""
+    return [(path, read_json(path)) for path in sorted(Path(folder).glob("*.json"))]

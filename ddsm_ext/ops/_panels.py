@@ -1,0 +1,163 @@
+"""Weights rearranged for the CPU kernels: one tensor a weight and algorithm, shared by all widths.
+
+A rearranged weight ("panels") belongs to the weight's content, so it is made again as soon as the
+weight changed: its memory, version, layout or dtype, or, as edits through `.data` leave all of
+these alone, a sample of its values.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddsm_ext import _library
+
+# In the order of the kernels' numbers (Conv2dAlgo).
+ALGORITHMS = ("direct", "winograd_4x4", "winograd_2x2")
+DIRECT, WINOGRAD_4X4, WINOGRAD_2X2 = range(3)
+
+# (algorithm, upsample, transposed)
+Kind = tuple[int, bool, bool]
+Stamp = tuple[Any, ...]
+
+
+class _Entry:
+    """The panels of one weight; `stamps` says for which content each was made."""
+
+    def __init__(self, weight: Tensor) -> None:
+        key = id(weight)
+        self.weight = weakref.ref(weight, lambda _: _entries.pop(key, None))
+        self.panels: dict[Kind, Tensor] = {}
+        self.stamps: dict[Kind, Stamp] = {}
+
+
+_entries: dict[int, _Entry] = {}
+_lock = threading.Lock()
+
+
+def content_stamp(weight: Tensor) -> Stamp:
+    """Return what changes whenever the weight's values or their place in memory do.
+
+    A change through `.data` that spares all of the 32 sampled values goes unseen.
+    """
+    return (
+        weight.data_ptr(),
+        # A tensor made in inference mode has no version, and cannot be edited outside of it.
+        -1 if weight.is_inference() else weight._version,
+        weight.dtype,
+        weight.shape,
+        weight.stride(),
+        _library.native.sample_bits(weight.data_ptr(), weight.numel() * weight.element_size()),
+        _library.native.active_isa(),
+    )
+
+
+def conv_panels(
+    weight: Tensor, algorithm: int, *, upsample: bool = False, transposed: bool = False
+) -> Tensor:
+    """Return the panels of a convolution weight, made now or kept from an earlier call.
+
+    Args:
+        weight: [c_out_max, c_in_max, k, k], float32 or bfloat16 on the CPU.
+        algorithm: DIRECT, WINOGRAD_4X4 or WINOGRAD_2X2.
+        upsample: DIRECT only: for the four phases of a convolution after nearest 2x upsampling.
+        transposed: Winograd only: for the gradient of x.
+
+    Returns:
+        A flat float32 tensor, laid out for the instruction set in use. It is written again when
+        the weight has changed, so it must not be kept beyond a check of `content_stamp`.
+    """
+    kind = (algorithm, upsample and algorithm == DIRECT, transposed)
+    stamp = content_stamp(weight)
+    with _lock:
+        entry = _entries.get(id(weight))
+        if entry is None or entry.weight() is not weight:
+            entry = _entries[id(weight)] = _Entry(weight)
+        if entry.stamps.get(kind) == stamp:
+            return entry.panels[kind]
+        size = _library.native.conv2d_panel_floats(*weight.shape[:3], *kind)
+        panels = entry.panels.get(kind)
+        if panels is None or panels.numel() != size:
+            # Not an inference tensor even if made in inference mode: training may write it again.
+            with torch.inference_mode(False):
+                panels = torch.empty(size)
+        torch.ops.ddsm_ext.sliced_conv2d_panels(weight.detach(), *kind, panels)
+        entry.panels[kind], entry.stamps[kind] = panels, stamp
+        return panels
+
+
+def check_algorithm(op: str, algo: Any, weight: Tensor, stride: int, dtype: torch.dtype) -> None:
+    """Refuse an algorithm that does not exist or does not compute this convolution."""
+    if algo == "auto" or algo == "direct":
+        return
+    if algo not in ALGORITHMS:
+        raise ValueError(f"{op}: algo is {algo!r}; need one of auto, {', '.join(ALGORITHMS)}")
+    kernel = weight.shape[2]
+    if kernel != 3 or stride != 1 or dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(
+            f"{op}: algo is {algo!r} for a {kernel}x{kernel} kernel at stride {stride} in {dtype}; "
+            "need 3x3 at stride 1 in float32 or bfloat16"
+        )
+
+
+def resolve_algorithm(
+    algo: str, weight: Tensor, shape: tuple[int, ...], training: bool
+) -> int:
+    """Return the number of the algorithm that `algo` names, or of the cheapest for "auto".
+
+    Args:
+        algo: a name that `check_algorithm` let through.
+        weight: the convolution's weight.
+        shape: (images, out_height, out_width, c_in, c_out, kernel, stride, scale).
+        training: the weight changes all the time, so that panels serve few calls.
+    """
+    if algo != "auto":
+        return ALGORITHMS.index(algo)
+    # Panels of a passing tensor would be made for one call.
+    if not isinstance(weight, nn.Parameter) or shape[5] != 3 or weight.dtype == torch.float64:
+        return DIRECT
+    rearranged = weight.shape[0] * weight.shape[1] if training else 0
+    return choose_algorithm(_library.native.active_isa(), *shape, rearranged)
+
+
+def panel_bytes(weights: Iterator[Tensor] | None = None) -> int:
+    """Bytes of the panels kept for `weights` (None: for all)."""
+    if weights is None:
+        entries = list(_entries.values())
+    else:
+        entries = [_entries[id(w)] for w in weights if id(w) in _entries]
+    return sum(p.numel() * p.element_size() for e in entries for p in e.panels.values())
+
+
+@lru_cache(maxsize=4096)
+def choose_algorithm(
+    isa: str,
+    images: int,
+    out_height: int,
+    out_width: int,
+    c_in: int,
+    c_out: int,
+    kernel: int,
+    stride: int,
+    scale: int,
+    rearranged: int,
+) -> int:
+    """Return the algorithm that should be fastest: `conv2d_choose` of the kernels.
+
+    Args:
+        isa: instruction set in use; only keeps the cached choices apart.
+        images, out_height, out_width: the output.
+        c_in, c_out: active channels.
+        kernel, stride, scale: of the convolution; scale 2 stands for nearest 2x upsampling.
+        rearranged: weights that must be rearranged for it because they change all the time (in
+            training), 0 otherwise.
+    """
+    return _library.native.conv2d_choose(
+        images, out_height, out_width, c_in, c_out, kernel, stride, scale, rearranged
+    )

@@ -1,0 +1,1 @@
+"""Steps of a network as lists of kernel calls on buffers laid out beforehand."""

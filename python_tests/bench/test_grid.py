@@ -1,0 +1,60 @@
+"""Jobs of the grids, their estimates, and results that end up in the right file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from bench.small_network import SMALL
+
+from ddsm_ext.bench.grid import Job, grid_jobs
+from ddsm_ext.bench.results import load_results, save_result
+from ddsm_ext.io.run_dir import machine_info
+
+JOB = Job("inference", 2, "float32", 1, 1, (1.0, 0.5), ("slicing", "ours"), SMALL)
+
+
+def test_grids() -> None:
+    quick, full = grid_jobs("quick", 2), grid_jobs("full", 2)
+    assert {(j.mode, j.batch, j.dtype, j.rounds) for j in quick} == {
+        ("inference", 8, "float32", 3),
+        ("inference", 1, "float32", 3),
+        ("training", 8, "float32", 3),
+        ("layers", 8, "float32", 3),
+        ("layers", 1, "float32", 3),
+    }
+    assert {(j.batch, j.dtype) for j in full if j.mode == "inference"} == {
+        (batch, dtype) for batch in (1, 8, 64) for dtype in ("float32", "bfloat16")
+    }
+    assert {j.threads for j in full} == {2}
+    with pytest.raises(ValueError, match="'slow'"):
+        grid_jobs("slow", 1)
+
+
+def test_estimates_grow_with_the_work() -> None:
+    """6.22 G MACs an image at width 1: 10 runs of 8 images of one candidate at 10 G a second."""
+    job = replace(grid_jobs("quick", 1)[0], widths=(1.0,), candidates=("ours",), rounds=7)
+    assert job.estimate_s(1e10) == pytest.approx(10 * 8 * 0.622, rel=1e-3)
+    compiled = replace(job, candidates=("compiled",))
+    assert compiled.estimate_s(1e10) > job.estimate_s(1e10) + 30
+    # forward and backward of widths 1, .5 and .25, two candidates
+    training = replace(job, mode="training")
+    assert training.estimate_s(1e10) == pytest.approx(80 * 6 * (0.622 + 0.160 + 0.042), rel=2e-3)
+
+
+@pytest.mark.parametrize("mode", ["inference", "training", "layers"])
+def test_every_mode_runs_and_is_kept(mode: str, tmp_path: Path) -> None:
+    job = replace(JOB, mode=mode)
+    machine = machine_info()
+    path = save_result(tmp_path, mode, machine, job.run())
+    assert path.name.endswith(f"-float32-1t-{mode}.json")
+    assert save_result(tmp_path, mode, machine, replace(job, batch=1).run()) == path
+    again = job.run()
+    save_result(tmp_path, mode, machine, again)
+    ((found, content),) = load_results(tmp_path)
+    assert found == path
+    assert content["mode"] == mode
+    assert [r["conditions"]["batch"] for r in content["results"]] == [1, 2]
+    assert content["results"][1]["rows"] == again["rows"]
+    assert content["results"][0]["machine"]["versions"]["torch"]

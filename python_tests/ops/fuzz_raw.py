@@ -1,0 +1,106 @@
+"""Calls of the raw ops past the Python layer's checks: a result or a RuntimeError, never a crash.
+
+Every argument has its schema's type; up to three are near misses of what fits, as those get
+furthest into the C++ checks.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from ops.fuzz_arguments import OPS, near, run_examples
+
+
+def conv2d_calls(a: dict[str, Any]) -> dict[str, list[Any]]:
+    x, x2, weight, bias = a["x"], a["x2"], a["weight"], a["bias"]
+    _n, c, h, w = x.shape
+    window = [a["stride"], a["padding"], a["upsample"]]
+    offset = c if a["c_in2_offset"] is None else a["c_in2_offset"]
+    forward = [x, x2, weight, bias, a["c_out"], offset, *window]
+    y = torch.ops.ddsm_ext.sliced_conv2d(*forward)
+    grads = [torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)]
+    return {
+        "sliced_conv2d": forward,
+        "sliced_conv2d_grad_x": [y, weight, c, 0, h, w, *window],
+        "sliced_conv2d_grad_weight": [y, x, x2, offset, *window, *grads],
+    }
+
+
+def linear_calls(a: dict[str, Any]) -> dict[str, list[Any]]:
+    x, weight, bias = a["x"], a["weight"], a["bias"]
+    y = torch.ops.ddsm_ext.sliced_linear(x, weight, bias, a["c_out"])
+    grads = [torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)]
+    return {
+        "sliced_linear": [x, weight, bias, a["c_out"]],
+        "sliced_linear_grad_x": [y, weight, x.shape[-1]],
+        "sliced_linear_grad_weight": [y, x, *grads],
+    }
+
+
+def group_norm_calls(a: dict[str, Any]) -> dict[str, list[Any]]:
+    x, x2, weight, bias = a["x"], a["x2"], a["weight"], a["bias"]
+    offset = x.shape[1] if a["c2_offset"] is None else a["c2_offset"]
+    split = [a["groups"], offset]
+    forward = [x, x2, weight, bias, *split, a["eps"], a["silu"]]
+    y, y2, mean, rstd = torch.ops.ddsm_ext.sliced_group_norm(*forward)
+    grad_ys = [y, None if x2 is None else y2]
+    grads = [torch.zeros_like(weight), torch.zeros_like(bias)]
+    sources = [x, x2, weight, bias, mean, rstd]
+    return {
+        "sliced_group_norm": forward,
+        "sliced_group_norm_backward": [*grad_ys, *sources, *split, a["silu"], *grads],
+    }
+
+
+def attention_calls(a: dict[str, Any]) -> dict[str, list[Any]]:
+    q, k, v, scale = (a[name] for name in ("q", "k", "v", "scale"))
+    out, lse = torch.ops.ddsm_ext.sliced_attention(q, k, v, scale)
+    return {
+        "sliced_attention": [q, k, v, scale],
+        "sliced_attention_backward": [out, q, k, v, out, lse, scale],
+    }
+
+
+# Public op: the raw calls, forward and backward, made of arguments that fit it.
+CALLS = {
+    "sliced_attention": attention_calls,
+    "sliced_conv2d": conv2d_calls,
+    "sliced_group_norm": group_norm_calls,
+    "sliced_linear": linear_calls,
+}
+
+
+def other_value(draw: st.DrawFn, kind: str, value: Any) -> Any:
+    """Another value of the schema type `kind`."""
+    if kind.startswith("Optional[") and draw(st.integers(0, 3)) == 0:
+        return None
+    if value is None:
+        value = torch.ones(2, 3, 4, 4) if "Tensor" in kind else 0.5
+    return near(draw, value)
+
+
+@st.composite
+def raw_call(draw: st.DrawFn, name: str) -> tuple[str, list[Any]]:
+    with torch.no_grad():
+        calls = CALLS[name](draw(OPS[name][1]))
+    raw_name = draw(st.sampled_from(sorted(calls)))
+    schema = getattr(torch.ops.ddsm_ext, raw_name).default._schema.arguments
+    given = calls[raw_name]
+    values = given + [argument.default_value for argument in schema[len(given) :]]
+    for index in draw(st.lists(st.integers(0, len(values) - 1), max_size=3)):
+        values[index] = other_value(draw, str(schema[index].type), values[index])
+    return raw_name, values
+
+
+def check_raw_call(call: tuple[str, list[Any]]) -> None:
+    name, values = call
+    with torch.no_grad(), suppress(RuntimeError):
+        getattr(torch.ops.ddsm_ext, name)(*values)
+
+
+def fuzz(name: str, examples: int) -> None:
+    """Call the raw ops, forward and backward, of one public op."""
+    run_examples(check_raw_call, raw_call(name), examples)
