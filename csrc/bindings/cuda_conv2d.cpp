@@ -36,6 +36,13 @@ void check_sources(const char* op, const Tensor& x, const std::optional<Tensor>&
                   op, ": x2 does not match x, or its channels overlap x's in the weight");
 }
 
+// Panels are rearranged weights of the CPU's algorithms; here the weight is read in place.
+void check_algorithm(const char* op, const std::optional<Tensor>& panels, int64_t algo) {
+  STD_TORCH_CHECK(!panels.has_value() && algo == 0, op, ": algo is ", algo,
+                  panels.has_value() ? " with panels" : "",
+                  "; the CUDA kernels need 0 (direct) and no panels");
+}
+
 Conv2dShape shape_of(const char* op, int64_t images, int64_t height, int64_t width, int64_t kernel,
                      int64_t stride, int64_t padding, bool upsample) {
   STD_TORCH_CHECK(stride == 1 || stride == 2, op, ": stride is ", stride, ", need 1 or 2");
@@ -77,8 +84,10 @@ Conv2dWeight weight_of(const char* op, const Tensor& weight, void* data) {
 
 Tensor sliced_conv2d(const Tensor& x, const std::optional<Tensor>& x2, const Tensor& weight,
                      const std::optional<Tensor>& bias, int64_t c_out, int64_t c_in2_offset,
-                     int64_t stride, int64_t padding, bool upsample) {
+                     int64_t stride, int64_t padding, bool upsample,
+                     const std::optional<Tensor>& panels, int64_t algo) {
   const char* op = "sliced_conv2d";
+  check_algorithm(op, panels, algo);
   check_weight(op, weight);
   check_operands(op, x, weight);
   check_sources(op, x, x2, weight, c_in2_offset);
@@ -105,8 +114,10 @@ Tensor sliced_conv2d(const Tensor& x, const std::optional<Tensor>& x2, const Ten
 
 Tensor sliced_conv2d_grad_x(const Tensor& grad_y, const Tensor& weight, int64_t c_in,
                             int64_t c_in_offset, int64_t height, int64_t width, int64_t stride,
-                            int64_t padding, bool upsample) {
+                            int64_t padding, bool upsample, const std::optional<Tensor>& panels,
+                            int64_t algo) {
   const char* op = "sliced_conv2d_grad_x";
+  check_algorithm(op, panels, algo);
   check_weight(op, weight);
   check_operands(op, grad_y, weight);
   STD_TORCH_CHECK(grad_y.dim() == 4 && grad_y.size(1) >= 1 && grad_y.size(1) <= weight.size(0), op,
@@ -137,8 +148,10 @@ Tensor sliced_conv2d_grad_x(const Tensor& grad_y, const Tensor& weight, int64_t 
 void sliced_conv2d_grad_weight(const Tensor& grad_y, const Tensor& x,
                                const std::optional<Tensor>& x2, int64_t c_in2_offset,
                                int64_t stride, int64_t padding, bool upsample,
-                               const Tensor& grad_weight, const std::optional<Tensor>& grad_bias) {
+                               const Tensor& grad_weight, const std::optional<Tensor>& grad_bias,
+                               int64_t algo) {
   const char* op = "sliced_conv2d_grad_weight";
+  check_algorithm(op, std::nullopt, algo);
   check_weight(op, grad_weight);
   check_operands(op, grad_y, grad_weight);
   check_same_device(op, grad_y, x);

@@ -4,14 +4,10 @@
 #include <cstdint>
 
 #include "index_maps.h"
+#include "moments.h"
 #include "tile_choice.h"
 
 namespace ddsm {
-
-// Mean and sum of squared deviations.
-struct Moments {
-  float mean, m2;
-};
 
 // Images whose channels are adjacent; strides in elements.
 struct ImageView {

@@ -77,8 +77,9 @@ DDSM_HOST_DEVICE inline int32_t swizzled_for_words(int32_t line, int32_t chunk, 
   return line * chunks + (chunk ^ (line & 3) << 1);
 }
 
-// Group norm moments that a convolution leaves: blocks of kMomentPixels pixels, counted over all
-// images, so a block may hold the end of one image and the start of the next ones.
+// Group norm moments are taken over blocks of kMomentPixels pixels, counted over all images, so
+// that a convolution's tiles hold whole blocks; a block may hold the end of one image and the start
+// of the next.
 constexpr int64_t kMomentPixels = 64;
 
 // Blocks that an image of `pixels` pixels touches at most.
@@ -87,7 +88,13 @@ DDSM_HOST_DEVICE inline int64_t moment_blocks(int64_t pixels) {
   if (kMomentPixels % pixels == 0) return 1;
   return (pixels + kMomentPixels - 2) / kMomentPixels + 1;
 }
-// Pixels of image `image` in the `block`-th of the blocks that it touches; 0 past the last.
+// Where the `block`-th of the blocks that image `image` touches begins, as a pixel of the image.
+DDSM_HOST_DEVICE inline int64_t moment_block_begin(int64_t pixels, int64_t image, int64_t block) {
+  const int64_t begin = image * pixels;
+  const int64_t first = (begin / kMomentPixels + block) * kMomentPixels;
+  return first > begin ? first - begin : 0;
+}
+// Pixels of the image in that block; 0 past the last block that it touches.
 DDSM_HOST_DEVICE inline int64_t moment_block_pixels(int64_t pixels, int64_t image, int64_t block) {
   const int64_t begin = image * pixels, end = begin + pixels;
   const int64_t first = (begin / kMomentPixels + block) * kMomentPixels;

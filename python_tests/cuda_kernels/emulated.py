@@ -19,7 +19,11 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[2]
 CUDA = ROOT / "csrc" / "cuda"
 TYPES = ("bf16", "fp16", "fp32")
-SOURCES = ("conv2d.cu", *(f"conv2d_{p}{t}.cu" for p in ("", "grad_weight_") for t in TYPES))
+SOURCES = (
+    "group_norm.cu",
+    "conv2d.cu",
+    *(f"conv2d_{p}{t}.cu" for p in ("", "grad_weight_") for t in TYPES),
+)
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
@@ -116,6 +120,40 @@ class ForwardArgs(ctypes.Structure):
     ]
 
 
+class GroupNormSource(ctypes.Structure):
+    _fields_ = [
+        ("c", c_int64),
+        ("param_offset", c_int64),
+        ("x", c_void_p),
+        ("x_pixel_stride", c_int64),
+        ("grad_y", c_void_p),
+        ("grad_y_pixel_stride", c_int64),
+        ("y", c_void_p),
+        ("grad_x", c_void_p),
+    ]
+
+
+class GroupNormArgs(ctypes.Structure):
+    _fields_ = [
+        ("dtype", c_int32),
+        ("param_dtype", c_int32),
+        ("n", c_int64),
+        ("pixels", c_int64),
+        ("groups", c_int64),
+        ("source_count", c_int64),
+        ("sources", GroupNormSource * 2),
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("eps", ctypes.c_double),
+        ("silu", c_bool),
+        ("mean", c_void_p),
+        ("rstd", c_void_p),
+        ("grad_weight", c_void_p),
+        ("grad_bias", c_void_p),
+        ("workspace", c_void_p),
+    ]
+
+
 class GradXArgs(ctypes.Structure):
     _fields_ = [
         ("options", Options),
@@ -176,15 +214,17 @@ def call(
     reads: Sequence[Tensor | None],
     writes: Sequence[Tensor | None],
     lib: ctypes.CDLL | None = None,
+    more: Sequence[Any] = (),
 ) -> None:
     """Run one entry point with a workspace; raise RuntimeError with the fault it reports.
 
     Args:
         name: entry point of entry.cpp.
-        args: its arguments, options.workspace unset.
+        args: its arguments, the workspace unset.
         reads: tensors that the kernels may read; the elements between strided ones too.
         writes: tensors that they may also write.
         lib: None: the kernels of this source folder.
+        more: further arguments of the entry point.
     """
     lib = lib or library()
     assert getattr(lib, f"{name}_args_bytes")() == ctypes.sizeof(args)
@@ -192,14 +232,15 @@ def call(
     size.restype, run = c_int64, getattr(lib, name)
     run.restype = c_char_p
     workspace = torch.full((int(size(ctypes.byref(args))) // 4,), torch.nan)
-    args.options.workspace = workspace.data_ptr()
+    # GroupNormArgs has no options, its workspace is its own.
+    getattr(args, "options", args).workspace = workspace.data_ptr()
     lib.forget_memory()
     for tensors, writable in ((reads, 0), ((*writes, workspace), 1)):
         for tensor in tensors:
             if tensor is not None:
                 data, count = _memory(tensor)
                 lib.allow_memory(c_void_p(data), ctypes.c_uint64(count), writable)
-    fault = run(ctypes.byref(args))
+    fault = run(ctypes.byref(args), *more)
     if fault is not None:
         raise RuntimeError(fault.decode())
 

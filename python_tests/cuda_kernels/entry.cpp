@@ -3,6 +3,7 @@
 
 #include "../../csrc/cuda/emulator/simt.h"
 #include "ddsm/conv2d_cuda.h"
+#include "ddsm/group_norm_cuda.h"
 
 extern "C" {
 
@@ -21,5 +22,22 @@ void forget_memory() { ddsm::simt::forget_memory(); }
 DDSM_ENTRY(conv2d_forward, Conv2dCudaForwardArgs)
 DDSM_ENTRY(conv2d_grad_x, Conv2dCudaGradXArgs)
 DDSM_ENTRY(conv2d_grad_weight, Conv2dCudaGradWeightArgs)
+
+int64_t group_norm_forward_bytes(const ddsm::GroupNormArgs* args) {
+  return ddsm::group_norm_cuda_scratch_bytes(*args);
+}
+int64_t group_norm_backward_bytes(const ddsm::GroupNormArgs* args) {
+  return ddsm::group_norm_cuda_scratch_bytes(*args);
+}
+int64_t group_norm_forward_args_bytes() { return sizeof(ddsm::GroupNormArgs); }
+int64_t group_norm_backward_args_bytes() { return sizeof(ddsm::GroupNormArgs); }
+const char* group_norm_forward(const ddsm::GroupNormArgs* args, const void* moments,
+                               const void* moments2) {
+  const void* const both[2] = {moments, moments2};
+  return ddsm::group_norm_forward_cuda(*args, both, nullptr);
+}
+const char* group_norm_backward(const ddsm::GroupNormArgs* args) {
+  return ddsm::group_norm_backward_cuda(*args, nullptr);
+}
 
 }  // extern "C"

@@ -12,7 +12,7 @@ from cuda_kernels import emulated
 
 import ddsm_ext
 
-BINDINGS = ("cuda_conv2d.cpp", "cuda_linear.cpp")
+BINDINGS = ("cuda_conv2d.cpp", "cuda_group_norm.cpp", "cuda_linear.cpp")
 
 
 def test_bindings(tmp_path):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ddsm_ext.ops.conv2d import sliced_conv2d, sliced_conv2d_ref
+from ddsm_ext.ops.group_norm import sliced_group_norm, sliced_group_norm_ref
 from ddsm_ext.ops.linear import sliced_linear, sliced_linear_ref
 
 
@@ -86,6 +87,30 @@ def check_linear(dtype: torch.dtype, weight_dtype: torch.dtype) -> None:
         )
 
 
+def check_group_norm(dtype: torch.dtype, param_dtype: torch.dtype) -> None:
+    relative = 1e-5 if dtype == torch.float32 else tolerance(dtype)
+    for two in (False, True):
+        weight, bias = (normal(32, dtype=param_dtype) for _ in range(2))
+        x, x2 = normal(2, 12, 5, 4, dtype=dtype), normal(2, 8, 5, 4, dtype=dtype)
+        if two:
+            more = {"c2_offset": 16, "silu": True}
+            compare(
+                lambda x, x2, w, b, m=more: torch.cat(sliced_group_norm(x, w, b, 4, x2=x2, **m), 1),
+                lambda x, x2, w, b, m=more: torch.cat(
+                    sliced_group_norm_ref(x, w, b, 4, x2=x2, **m), 1
+                ),
+                [x, x2, weight, bias],
+                relative,
+            )
+        else:
+            compare(
+                lambda x, w, b: sliced_group_norm(x, w, b, 4),
+                lambda x, w, b: sliced_group_norm_ref(x, w, b, 4),
+                [x, weight, bias],
+                relative,
+            )
+
+
 def check_nothing_is_done_for_no_images() -> None:
     weight = torch.ones(8, 8, 3, 3, requires_grad=True)
     y = sliced_conv2d(torch.ones(0, 4, 5, 5), weight, None, 6, padding=1)
@@ -105,7 +130,7 @@ def main() -> None:
         warnings.simplefilter("ignore")  # that kernels are replaced
         torch.ops.load_library(sys.argv[1])
     torch.manual_seed(0)
-    for check in (check_conv2d, check_linear):
+    for check in (check_conv2d, check_linear, check_group_norm):
         check(torch.float32, torch.float32)
         check(torch.bfloat16, torch.bfloat16)
         check(torch.bfloat16, torch.float32)
