@@ -96,8 +96,8 @@ inline void check_grad_y(const Tensor& grad_y, const Tensor& x, const char* name
 }
 
 inline void check_statistics(const Tensor& statistics, const Tensor& x, int64_t groups) {
-  STD_TORCH_CHECK(same_device(statistics, x) && statistics.is_contiguous() && statistics.dim() == 2 &&
-                      statistics.size(0) == x.size(0) && statistics.size(1) == groups &&
+  STD_TORCH_CHECK(same_device(statistics, x) && statistics.is_contiguous() &&
+                      statistics.dim() == 2 && statistics.size(0) == x.size(0) && statistics.size(1) == groups &&
                       statistics.scalar_type() == statistics_type(x),
                   "sliced_group_norm_backward: mean or rstd is not what the forward gave");
 }
@@ -117,7 +117,8 @@ inline void check_backward(const Tensor& grad_y, const std::optional<Tensor>& gr
 
 inline void* grad_param_data(const std::optional<Tensor>& grad, const Tensor& param) {
   if (!grad.has_value()) return nullptr;
-  STD_TORCH_CHECK(same_device(*grad, param) && grad->is_contiguous() && grad->dim() == 1 && grad->size(0) == param.size(0) &&
+  STD_TORCH_CHECK(same_device(*grad, param) && grad->is_contiguous() && grad->dim() == 1 &&
+                      grad->size(0) == param.size(0) &&
                       grad->scalar_type() == param.scalar_type(),
                   "sliced_group_norm_backward: a parameter's gradient does not match it; need a "
                   "contiguous [c_max] of its dtype");

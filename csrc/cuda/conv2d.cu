@@ -52,7 +52,36 @@ int64_t steps_of(const Conv2dImage& x, const Conv2dImage& x2, DType dtype) {
   return steps_of(x.channels, dtype) + (x2.data ? steps_of(x2.channels, dtype) : 0);
 }
 
-GemmProblem forward_problem(const Conv2dCudaForwardArgs& args) {
+// The parts of the parameters that decide whether every operand is aligned.
+struct Views {
+  ImageView images[2];
+  WeightView weight;
+  int32_t sources;
+
+  bool aligned() const {
+    return images[0].vector && (sources < 2 || images[1].vector) && weight.vector && !weight.wide;
+  }
+};
+
+Views views_of(const Conv2dCudaForwardArgs& args) {
+  const DType dtype = args.options.dtype;
+  const bool two = args.x2.data != nullptr;
+  return {{view_of(args.x, args.shape, dtype),
+           two ? view_of(args.x2, args.shape, dtype) : ImageView{}},
+          view_of(args.weight, dtype, args.x.weight_offset, two ? args.x2.weight_offset : 0),
+          two ? 2 : 1};
+}
+
+Views views_of(const Conv2dCudaGradXArgs& args) {
+  const DType dtype = args.options.dtype;
+  Views views{{view_of(args.grad_y, args.shape, dtype), {}},
+              view_of(args.weight, dtype, args.c_in_offset, 0),
+              1};
+  views.images[0].weight_channel = args.c_in_offset;
+  return views;
+}
+
+GemmProblem problem_of(const Conv2dCudaForwardArgs& args) {
   const int64_t taps = int64_t(args.weight.kernel) * args.weight.kernel;
   return {"sliced_conv2d",
           math_of(args.options),
@@ -60,10 +89,11 @@ GemmProblem forward_problem(const Conv2dCudaForwardArgs& args) {
           args.c_out,
           taps * steps_of(args.x, args.x2, args.options.dtype),
           1,
+          views_of(args).aligned(),
           multiprocessors()};
 }
 
-GemmProblem grad_x_problem(const Conv2dCudaGradXArgs& args) {
+GemmProblem problem_of(const Conv2dCudaGradXArgs& args) {
   const int64_t window = args.weight.kernel * args.shape.scale;
   return {"sliced_conv2d_grad_x",
           math_of(args.options),
@@ -71,18 +101,26 @@ GemmProblem grad_x_problem(const Conv2dCudaGradXArgs& args) {
           args.c_in,
           window * window * steps_of(args.grad_y.channels, args.options.dtype),
           1,
+          views_of(args).aligned(),
           multiprocessors()};
 }
 
-GemmProblem grad_weight_problem(const Conv2dCudaGradWeightArgs& args) {
-  const int64_t pixels = args.shape.images * args.shape.out_height * args.shape.out_width;
-  const int64_t c_in = args.x.channels + (args.x2.data ? args.x2.channels : 0);
+int64_t out_pixels(const Conv2dShape& shape) {
+  return shape.images * shape.out_height * shape.out_width;
+}
+
+GemmProblem problem_of(const Conv2dCudaGradWeightArgs& args) {
+  const DType dtype = args.options.dtype;
+  auto aligned = [&](const Conv2dImage& image) {
+    return !image.data || view_of(image, args.shape, dtype).vector;
+  };
   return {"sliced_conv2d_grad_weight",
           math_of(args.options),
           args.grad_y.channels,
-          c_in,
-          steps_of(pixels, args.options.dtype),
+          args.x.channels + (args.x2.data ? args.x2.channels : 0),
+          steps_of(out_pixels(args.shape), dtype),
           int64_t(args.grad_weight.kernel) * args.grad_weight.kernel,
+          aligned(args.grad_y) && aligned(args.x) && aligned(args.x2),
           multiprocessors()};
 }
 
@@ -116,79 +154,85 @@ PixelMap pixel_map(int64_t height, int64_t width) {
   return {Divider(height * width), Divider(width)};
 }
 
-const char* run_conv(const ConvParams& params, const Conv2dCudaOptions& options, int32_t tile,
+const char* run_conv(const ConvParams& params, const GemmProblem& problem, int32_t tile,
                      bool gradient, void* stream) {
-  switch (math_of(options)) {
+  const bool aligned = problem.aligned;
+  switch (problem.math) {
     case Math::kBFloat16:
-      return launch_conv<TensorCores<BFloat16>>(params, tile, gradient, stream);
+      return launch_conv<TensorCores<BFloat16>>(params, tile, gradient, aligned, stream);
     case Math::kFloat16:
-      return launch_conv<TensorCores<Float16>>(params, tile, gradient, stream);
+      return launch_conv<TensorCores<Float16>>(params, tile, gradient, aligned, stream);
     case Math::kTf32:
-      return launch_conv<TensorCores<float>>(params, tile, gradient, stream);
+      return launch_conv<TensorCores<float>>(params, tile, gradient, aligned, stream);
     case Math::kIeee:
-      return launch_conv<FmaUnits>(params, tile, gradient, stream);
+      return launch_conv<FmaUnits>(params, tile, gradient, aligned, stream);
   }
   return "unknown way to multiply";
 }
 
-const char* run_grad_weight(const GradWeightParams& params, const Conv2dCudaOptions& options,
+const char* run_grad_weight(const GradWeightParams& params, const GemmProblem& problem,
                             int32_t tile, void* stream) {
-  switch (math_of(options)) {
+  const bool aligned = problem.aligned;
+  switch (problem.math) {
     case Math::kBFloat16:
-      return launch_grad_weight<TensorCores<BFloat16>>(params, tile, stream);
+      return launch_grad_weight<TensorCores<BFloat16>>(params, tile, aligned, stream);
     case Math::kFloat16:
-      return launch_grad_weight<TensorCores<Float16>>(params, tile, stream);
+      return launch_grad_weight<TensorCores<Float16>>(params, tile, aligned, stream);
     case Math::kTf32:
-      return launch_grad_weight<TensorCores<float>>(params, tile, stream);
+      return launch_grad_weight<TensorCores<float>>(params, tile, aligned, stream);
     case Math::kIeee:
-      return launch_grad_weight<FmaUnits>(params, tile, stream);
+      return launch_grad_weight<FmaUnits>(params, tile, aligned, stream);
   }
   return "unknown way to multiply";
+}
+
+// What both directions share.
+ConvParams conv_params(const Views& views, const GemmProblem& problem, const GemmChoice& choice,
+                       const Conv2dCudaOptions& options) {
+  ConvParams p{};
+  p.source[0] = views.images[0];
+  p.source[1] = views.images[1];
+  p.source_count = views.sources;
+  p.weight = views.weight;
+  p.m = static_cast<int32_t>(problem.m);
+  p.n = static_cast<int32_t>(problem.n);
+  p.steps = static_cast<int32_t>(problem.k_steps);
+  p.splits = choice.splits;
+  p.partial = static_cast<float*>(options.workspace);
+  return p;
 }
 
 }  // namespace
 
 int64_t conv2d_forward_cuda_workspace_bytes(const Conv2dCudaForwardArgs& args) {
-  const GemmProblem problem = forward_problem(args);
+  const GemmProblem problem = problem_of(args);
   return partial_bytes(problem, choice_of(problem, args.options));
 }
 
 int64_t conv2d_grad_x_cuda_workspace_bytes(const Conv2dCudaGradXArgs& args) {
-  const GemmProblem problem = grad_x_problem(args);
+  const GemmProblem problem = problem_of(args);
   return partial_bytes(problem, choice_of(problem, args.options));
 }
 
 int64_t conv2d_grad_weight_cuda_workspace_bytes(const Conv2dCudaGradWeightArgs& args) {
-  const GemmProblem problem = grad_weight_problem(args);
-  const int64_t pixels = args.shape.images * args.shape.out_height * args.shape.out_width;
-  const int64_t bias =
-      args.grad_bias ? 4 * blocks_of(pixels, kBiasPixels) * args.grad_y.channels : 0;
-  return partial_bytes(problem, choice_of(problem, args.options)) + bias;
+  const GemmProblem problem = problem_of(args);
+  const int64_t blocks = args.grad_bias ? blocks_of(out_pixels(args.shape), kBiasPixels) : 0;
+  return partial_bytes(problem, choice_of(problem, args.options)) +
+         4 * blocks * args.grad_y.channels;
 }
 
 const char* conv2d_forward_cuda(const Conv2dCudaForwardArgs& args, void* stream) {
-  const GemmProblem problem = forward_problem(args);
+  const GemmProblem problem = problem_of(args);
   if (problem.m == 0) return nullptr;
   const GemmChoice choice = choice_of(problem, args.options);
   if (const char* error = check(problem, choice)) return error;
-  const DType dtype = args.options.dtype;
   const Conv2dShape& shape = args.shape;
-  const int64_t lanes = 16 / element_bytes(dtype);
-  ConvParams p{};
-  p.source[0] = view_of(args.x, shape, dtype);
-  p.source_count = args.x2.data ? 2 : 1;
-  if (args.x2.data) p.source[1] = view_of(args.x2, shape, dtype);
-  p.weight = view_of(args.weight, dtype, args.x.weight_offset,
-                     args.x2.data ? args.x2.weight_offset : 0);
+  const int64_t lanes = 16 / element_bytes(args.options.dtype);
+  ConvParams p = conv_params(views_of(args), problem, choice, args.options);
   p.taps = {args.weight.kernel, 1, 1, static_cast<int32_t>(shape.padding)};
   p.h = forward_axis(shape.height, shape.stride, shape.scale);
   p.w = forward_axis(shape.width, shape.stride, shape.scale);
   p.rows = pixel_map(shape.out_height, shape.out_width);
-  p.m = static_cast<int32_t>(problem.m);
-  p.n = static_cast<int32_t>(problem.n);
-  p.steps = static_cast<int32_t>(problem.k_steps);
-  p.splits = choice.splits;
-  p.partial = static_cast<float*>(args.options.workspace);
   EpilogueParams& e = p.epilogue;
   e.y = args.y;
   e.bias = args.bias;
@@ -198,49 +242,40 @@ const char* conv2d_forward_cuda(const Conv2dCudaForwardArgs& args, void* stream)
   e.residual_stride = args.residual_stride;
   e.moments = static_cast<Moments*>(args.moments);
   e.pixels = shape.out_height * shape.out_width;
-  e.bias_wide = args.weight.dtype != dtype;
+  e.bias_wide = args.weight.dtype != args.options.dtype;
   e.vector = is_aligned(args.y) && args.c_out % lanes == 0 &&
              (!args.residual || (is_aligned(args.residual) && args.residual_stride % lanes == 0));
-  return run_conv(p, args.options, choice.tile, false, stream);
+  return run_conv(p, problem, choice.tile, false, stream);
 }
 
 const char* conv2d_grad_x_cuda(const Conv2dCudaGradXArgs& args, void* stream) {
-  const GemmProblem problem = grad_x_problem(args);
+  const GemmProblem problem = problem_of(args);
   if (problem.m == 0) return nullptr;
   const GemmChoice choice = choice_of(problem, args.options);
   if (const char* error = check(problem, choice)) return error;
-  const DType dtype = args.options.dtype;
   const Conv2dShape& shape = args.shape;
-  ConvParams p{};
-  p.source[0] = view_of(args.grad_y, shape, dtype);
-  p.source[0].weight_channel = args.c_in_offset;
-  p.source_count = 1;
-  p.weight = view_of(args.weight, dtype, args.c_in_offset, 0);
+  const int64_t lanes = 16 / element_bytes(args.options.dtype);
+  ConvParams p = conv_params(views_of(args), problem, choice, args.options);
   p.taps = {args.weight.kernel, static_cast<int32_t>(shape.scale), -1,
             static_cast<int32_t>(shape.padding)};
   p.h = gradient_axis(shape.out_height, shape.stride, shape.scale);
   p.w = gradient_axis(shape.out_width, shape.stride, shape.scale);
   p.rows = pixel_map(shape.height, shape.width);
-  p.m = static_cast<int32_t>(problem.m);
-  p.n = static_cast<int32_t>(problem.n);
-  p.steps = static_cast<int32_t>(problem.k_steps);
-  p.splits = choice.splits;
-  p.partial = static_cast<float*>(args.options.workspace);
   p.epilogue.y = args.grad_x;
   p.epilogue.pixels = shape.height * shape.width;
-  p.epilogue.vector = is_aligned(args.grad_x) && args.c_in % (16 / element_bytes(dtype)) == 0;
-  return run_conv(p, args.options, choice.tile, true, stream);
+  p.epilogue.vector = is_aligned(args.grad_x) && args.c_in % lanes == 0;
+  return run_conv(p, problem, choice.tile, true, stream);
 }
 
 const char* conv2d_grad_weight_cuda(const Conv2dCudaGradWeightArgs& args, void* stream) {
-  const GemmProblem problem = grad_weight_problem(args);
+  const GemmProblem problem = problem_of(args);
   if (problem.k_steps == 0) return nullptr;
   const GemmChoice choice = choice_of(problem, args.options);
   if (const char* error = check(problem, choice)) return error;
   const DType dtype = args.options.dtype;
   const Conv2dShape& shape = args.shape;
-  const int64_t pixels = shape.images * shape.out_height * shape.out_width;
-  if (pixels > INT32_MAX - 256) return "more than 2^31 pixels of all images together";
+  const int64_t pixels = out_pixels(shape);
+  if (pixels > kMostRows) return kTooManyRows;
   GradWeightParams p{};
   p.grad_y = view_of(args.grad_y, shape, dtype);
   p.source[0] = view_of(args.x, shape, dtype);
@@ -252,14 +287,14 @@ const char* conv2d_grad_weight_cuda(const Conv2dCudaGradWeightArgs& args, void* 
   p.w = forward_axis(shape.width, shape.stride, shape.scale);
   p.rows = pixel_map(shape.out_height, shape.out_width);
   p.pixels = static_cast<int32_t>(pixels);
-  p.c_out = static_cast<int32_t>(args.grad_y.channels);
+  p.c_out = static_cast<int32_t>(problem.m);
   p.c_in = static_cast<int32_t>(problem.n);
   p.steps = static_cast<int32_t>(problem.k_steps);
   p.splits = choice.splits;
   p.partial = static_cast<float*>(args.options.workspace);
   p.grad_bias = args.grad_bias;
   p.bias_partial = p.partial + partial_bytes(problem, choice) / 4;
-  return run_grad_weight(p, args.options, choice.tile, stream);
+  return run_grad_weight(p, problem, choice.tile, stream);
 }
 
 }  // namespace ddsm

@@ -3,6 +3,7 @@
 
 namespace ddsm {
 
-template const char* launch_conv<TensorCores<BFloat16>>(const ConvParams&, int32_t, bool, void*);
+template const char* launch_conv<TensorCores<BFloat16>>(const ConvParams&, int32_t, bool, bool,
+        void*);
 
 }  // namespace ddsm

@@ -3,7 +3,9 @@
 
 namespace ddsm {
 
-template const char* launch_conv<TensorCores<float>>(const ConvParams&, int32_t, bool, void*);
-template const char* launch_conv<FmaUnits>(const ConvParams&, int32_t, bool, void*);
+template const char* launch_conv<TensorCores<float>>(const ConvParams&, int32_t, bool, bool,
+        void*);
+template const char* launch_conv<FmaUnits>(const ConvParams&, int32_t, bool, bool,
+        void*);
 
 }  // namespace ddsm

@@ -4,6 +4,6 @@
 namespace ddsm {
 
 template const char* launch_grad_weight<TensorCores<BFloat16>>(const GradWeightParams&, int32_t,
-        void*);
+        bool, void*);
 
 }  // namespace ddsm

@@ -4,6 +4,6 @@
 namespace ddsm {
 
 template const char* launch_grad_weight<TensorCores<Float16>>(const GradWeightParams&, int32_t,
-        void*);
+        bool, void*);
 
 }  // namespace ddsm

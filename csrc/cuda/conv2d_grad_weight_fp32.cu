@@ -5,8 +5,8 @@
 namespace ddsm {
 
 template const char* launch_grad_weight<TensorCores<float>>(const GradWeightParams&, int32_t,
-        void*);
+        bool, void*);
 template const char* launch_grad_weight<FmaUnits>(const GradWeightParams&, int32_t,
-        void*);
+        bool, void*);
 
 }  // namespace ddsm

@@ -12,7 +12,7 @@
 
 namespace ddsm {
 
-template <class Tile>
+template <class Tile, bool kAligned>
 DDSM_KERNEL(Tile::kThreads, Tile::kResident)
 grad_weight_kernel(const GradWeightParams p) {
   using T = typename Tile::Element;
@@ -27,7 +27,7 @@ grad_weight_kernel(const GradWeightParams p) {
   const int32_t split = ptx::block_index_y() % p.splits;
   const int32_t tap_index = ptx::block_index_y() / p.splits;
   const auto tap = p.taps.tap(tap_index);
-  GradWeightLoader<Tile> loader{p, source, tap, first_out, first_in};
+  GradWeightLoader<Tile, kAligned> loader{p, source, tap, first_out, first_in};
   Tile tile;
   run_pipeline(tile, loader, split_begin(p.steps, split, p.splits),
                split_begin(p.steps, split + 1, p.splits));
@@ -114,7 +114,7 @@ bias_reduce_kernel(const GradWeightParams p) {
   add_number<T>(p.grad_bias, c, p.grad.wide, sum);
 }
 
-template <int kTile, class MathKind>
+template <int kTile, class MathKind, bool kAligned>
 const char* launch_grad_tile(const GradWeightParams& p, void* stream) {
   using Tile = BlockTile<kTile, MathKind, Major::kMN, Major::kMN>;
   using T = typename MathKind::Element;
@@ -123,7 +123,7 @@ const char* launch_grad_tile(const GradWeightParams& p, void* stream) {
   const int64_t taps = p.taps.count();
   const LaunchShape shape{blocks_of(p.c_out, Tile::kM) * tiles_n, taps * p.splits, Tile::kThreads,
                           Tile::kSharedBytes};
-  const char* error = launch(grad_weight_kernel<Tile>, shape, stream, p);
+  const char* error = launch(grad_weight_kernel<Tile, kAligned>, shape, stream, p);
   if (!error && p.splits > 1) {
     const int64_t blocks = blocks_of(taps * p.c_out * p.c_in, kSimpleThreads);
     error = launch(grad_reduce_kernel<T>,
@@ -141,19 +141,22 @@ const char* launch_grad_tile(const GradWeightParams& p, void* stream) {
 }
 
 template <class MathKind, int kTile = 0>
-const char* launch_grad_from(const GradWeightParams& p, int32_t tile, void* stream) {
+const char* launch_grad_aligned(const GradWeightParams& p, int32_t tile, void* stream) {
   if constexpr (kTile < kTileCount) {
-    if constexpr (has_tile<MathKind>(kTile)) {
-      if (tile == kTile) return launch_grad_tile<kTile, MathKind>(p, stream);
-    }
-    return launch_grad_from<MathKind, kTile + 1>(p, tile, stream);
+    if (tile == kTile) return launch_grad_tile<kTile, MathKind, true>(p, stream);
+    return launch_grad_aligned<MathKind, kTile + 1>(p, tile, stream);
   }
   return "no kernel for this tile";
 }
 
 template <class MathKind>
-const char* launch_grad_weight(const GradWeightParams& params, int32_t tile, void* stream) {
-  return launch_grad_from<MathKind>(params, tile, stream);
+const char* launch_grad_weight(const GradWeightParams& params, int32_t tile, bool aligned,
+                               void* stream) {
+  if constexpr (!MathKind::kIeee) {
+    if (aligned) return launch_grad_aligned<MathKind>(params, tile, stream);
+  }
+  if (tile != kPlainTile) return "no kernel for this tile";
+  return launch_grad_tile<kPlainTile, MathKind, false>(params, stream);
 }
 
 }  // namespace ddsm

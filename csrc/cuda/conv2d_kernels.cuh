@@ -11,7 +11,7 @@
 
 namespace ddsm {
 
-template <class Tile, bool kGradient>
+template <class Tile, bool kGradient, bool kAligned>
 DDSM_KERNEL(Tile::kThreads, Tile::kResident)
 conv_kernel(const ConvParams p) {
   const int32_t tiles_n = (p.n + Tile::kN - 1) / Tile::kN;
@@ -19,7 +19,7 @@ conv_kernel(const ConvParams p) {
   const int32_t n0 = ptx::block_index() % tiles_n * Tile::kN;
   const int32_t split = ptx::block_index_y();
   const int32_t first = split_begin(p.steps, split, p.splits);
-  ConvLoader<Tile, kGradient> loader(p, m0, n0, first);
+  ConvLoader<Tile, kGradient, kAligned> loader(p, m0, n0, first);
   Tile tile;
   run_pipeline(tile, loader, first, split_begin(p.steps, split + 1, p.splits));
   tile.store_sums();
@@ -57,32 +57,41 @@ conv_reduce_kernel(const ConvParams p) {
   finish_tile<Tile>(p, m0, n0);
 }
 
-template <int kTile, class MathKind, bool kGradient>
+template <int kTile, class MathKind, bool kGradient, bool kAligned>
 const char* launch_conv_tile(const ConvParams& p, void* stream) {
   using Tile = BlockTile<kTile, MathKind, Major::kK, kGradient ? Major::kMN : Major::kK>;
   const int64_t tiles = blocks_of(p.m, Tile::kM) * blocks_of(p.n, Tile::kN);
   const LaunchShape shape{tiles, p.splits, Tile::kThreads, Tile::kSharedBytes};
-  const char* error = launch(conv_kernel<Tile, kGradient>, shape, stream, p);
+  const char* error = launch(conv_kernel<Tile, kGradient, kAligned>, shape, stream, p);
   if (error || p.splits == 1) return error;
   // The reduction does not depend on how B lay: one kernel for both directions.
   using Plain = BlockTile<kTile, MathKind, Major::kK, Major::kK>;
   return launch(conv_reduce_kernel<Plain>, {tiles, 1, Tile::kThreads, Tile::kOutBytes}, stream, p);
 }
 
-template <class MathKind, int kTile = 0>
-const char* launch_conv_from(const ConvParams& p, int32_t tile, bool gradient, void* stream) {
+template <class MathKind, bool kGradient, int kTile = 0>
+const char* launch_aligned(const ConvParams& p, int32_t tile, void* stream) {
   if constexpr (kTile < kTileCount) {
-    if constexpr (has_tile<MathKind>(kTile)) {
-      if (tile == kTile && gradient) return launch_conv_tile<kTile, MathKind, true>(p, stream);
-      if (tile == kTile) return launch_conv_tile<kTile, MathKind, false>(p, stream);
-    }
-    return launch_conv_from<MathKind, kTile + 1>(p, tile, gradient, stream);
+    if (tile == kTile) return launch_conv_tile<kTile, MathKind, kGradient, true>(p, stream);
+    return launch_aligned<MathKind, kGradient, kTile + 1>(p, tile, stream);
   }
   return "no kernel for this tile";
 }
 
-template <class MathKind>
-const char* launch_conv(const ConvParams& params, int32_t tile, bool gradient, void* stream) {
-  return launch_conv_from<MathKind>(params, tile, gradient, stream);
+template <class MathKind, bool kGradient>
+const char* launch_direction(const ConvParams& p, int32_t tile, bool aligned, void* stream) {
+  if constexpr (!MathKind::kIeee) {
+    if (aligned) return launch_aligned<MathKind, kGradient>(p, tile, stream);
+  }
+  if (tile != kPlainTile) return "no kernel for this tile";
+  return launch_conv_tile<kPlainTile, MathKind, kGradient, false>(p, stream);
 }
+
+template <class MathKind>
+const char* launch_conv(const ConvParams& params, int32_t tile, bool gradient, bool aligned,
+                        void* stream) {
+  return gradient ? launch_direction<MathKind, true>(params, tile, aligned, stream)
+                  : launch_direction<MathKind, false>(params, tile, aligned, stream);
+}
+
 }  // namespace ddsm

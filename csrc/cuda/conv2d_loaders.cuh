@@ -1,5 +1,6 @@
 // How the convolution kernels fill their operand tiles: from pixels by index, from the weight slice
-// in place. Chunks of 16 bytes come by cp.async where they are aligned, else element by element.
+// in place. Chunks of 16 bytes come by cp.async where they are aligned, else element by element;
+// kAligned: all of them are, so that nothing asks.
 #pragma once
 
 #include "conv2d_params.h"
@@ -50,16 +51,18 @@ DDSM_DEVICE void load_rounded(uint32_t address, const void* base, int64_t offset
   ptx::store_shared(address, chunk);
 }
 
-template <class T>
+template <class T, bool kAligned>
 DDSM_DEVICE void load_pixels(uint32_t address, const ImageView& image, int64_t offset, int count) {
-  if (image.vector) load_vector<T>(address, image.data, offset, count);
+  if (kAligned || image.vector) load_vector<T>(address, image.data, offset, count);
   else load_elements<T, T>(address, image.data, offset, 1, count);
 }
 
-template <class T>
+template <class T, bool kAligned>
 DDSM_DEVICE void load_weights(uint32_t address, const WeightView& weight, int64_t offset,
                               int count) {
-  if (weight.wide) {
+  if (kAligned) {
+    load_vector<T>(address, weight.data, offset, count);
+  } else if (weight.wide) {
     if (weight.vector) load_rounded<T>(address, weight.data, offset, count);
     else load_elements<T, float>(address, weight.data, offset, weight.in_stride, count);
   } else {
@@ -76,13 +79,16 @@ DDSM_DEVICE int64_t pixel_offset(const ImageView& image, int32_t n, int32_t h, i
 struct KCursor {
   int32_t tap, source, channel;
 
-  DDSM_DEVICE void advance(const ConvParams& params, int step_channels) {
+  // True if the tap or the source is another one now.
+  DDSM_DEVICE bool advance(const ConvParams& params, int step_channels) {
     channel += step_channels;
-    if (channel < params.source[source].channels) return;
+    if (channel < params.source[source].channels) return false;
     channel = 0;
-    if (++source < params.source_count) return;
-    source = 0;
-    ++tap;
+    if (++source == params.source_count) {
+      source = 0;
+      ++tap;
+    }
+    return true;
   }
 };
 
@@ -98,79 +104,105 @@ DDSM_DEVICE KCursor cursor_at(const ConvParams& params, int32_t step, int step_c
 }
 
 // Loads A (pixels, gathered) and B (weights: rows n in the forward, rows k in the gradient of x).
-template <class Tile, bool kGradient>
+// What stays the same from step to step is kept: the loop has few instructions beside the products.
+template <class Tile, bool kGradient, bool kAligned>
 struct ConvLoader {
   using A = typename Tile::A;
   using B = typename Tile::B;
   using T = typename Tile::Element;
   static constexpr int kThreads = Tile::kThreads;
-  static constexpr int kRows = A::kLines * A::kChunks / kThreads;  // rows of A a thread loads
+  static constexpr int kChunksA = A::kLines * A::kChunks / kThreads;  // of a thread
+  static constexpr int kChunksB = B::kLines * B::kChunks / kThreads;
   static_assert(kThreads % A::kChunks == 0 && A::kLines * A::kChunks % kThreads == 0);
+  static_assert(B::kLines * B::kChunks % kThreads == 0);
 
   const ConvParams& params;
   KCursor cursor;
   int32_t n0;
-  int32_t image[kRows], h[kRows], w[kRows];  // of the thread's rows, times the axes' steps
+  // The thread's rows of A: their pixel, times the axes' steps, and where the cursor's tap and
+  // source find it; negative: outside of the image.
+  int32_t image[kChunksA], h[kChunksA], w[kChunksA];
+  int64_t pixel[kChunksA];
+  // Weight offsets: of the thread's chunks, and of the cursor's tap and source.
+  int64_t in_weight[kChunksB], corner;
 
   DDSM_DEVICE ConvLoader(const ConvParams& p, int32_t m0, int32_t first_n, int32_t first_step)
       : params(p), cursor(cursor_at(p, first_step, A::kStep)), n0(first_n) {
-    const int thread = ptx::thread_index();
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      const int32_t m = m0 + (thread + i * kThreads) / A::kChunks;
-      const auto pixel = p.rows.at(m < p.m ? m : 0);
-      image[i] = pixel.image;
+    for (int i = 0; i < kChunksA; ++i) {
+      const int32_t m = m0 + item(i) / A::kChunks;
+      const auto at = p.rows.at(m < p.m ? m : 0);
+      image[i] = at.image;
       // A row past the end lies above every image, so that no tap is valid.
-      h[i] = m < p.m ? pixel.h * p.h.step : -(1 << 30);
-      w[i] = pixel.w * p.w.step;
+      h[i] = m < p.m ? at.h * p.h.step : -(1 << 30);
+      w[i] = at.w * p.w.step;
     }
+#pragma unroll
+    for (int i = 0; i < kChunksB; ++i) {
+      const int32_t line = item(i) / B::kChunks, along = item(i) % B::kChunks * B::kVector;
+      const int64_t o = kGradient ? line : n0 + line, c = kGradient ? n0 + along : along;
+      in_weight[i] = o * p.weight.out_stride + c * p.weight.in_stride;
+    }
+    find();
+  }
+
+  static DDSM_DEVICE int item(int i) {
+    return static_cast<int>(ptx::thread_index()) + i * kThreads;
   }
 
   DDSM_DEVICE void load(uint32_t stage, int32_t) {
-    const auto tap = params.taps.tap(cursor.tap);
-    load_a(stage, tap);
-    load_b(stage + A::kBytes, tap);
-    cursor.advance(params, A::kStep);
+    load_a(stage);
+    load_b(stage + A::kBytes);
+    if (cursor.advance(params, A::kStep)) find();
   }
 
-  DDSM_DEVICE void load_a(uint32_t base, const TapMap::Tap& tap) {
+  // Offsets for the cursor's tap and source.
+  DDSM_DEVICE void find() {
     const ImageView& source = params.source[cursor.source];
-    const int thread = ptx::thread_index(), chunk = thread % A::kChunks;
-    const int32_t channel = cursor.channel + chunk * A::kVector;
+    const WeightView& weight = params.weight;
+    const auto tap = params.taps.tap(cursor.tap);
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) {
+    for (int i = 0; i < kChunksA; ++i) {
       const int32_t up_h = h[i] + tap.h_offset, up_w = w[i] + tap.w_offset;
       const bool valid = params.h.valid(up_h) && params.w.valid(up_w);
-      const int64_t offset =
-          pixel_offset(source, image[i], params.h.source(up_h), params.w.source(up_w)) + channel;
-      load_pixels<T>(base + A::chunk_address((thread + i * kThreads) / A::kChunks, chunk), source,
-                     offset, valid ? source.channels - channel : 0);
+      pixel[i] = valid ? pixel_offset(source, image[i], params.h.source(up_h),
+                                      params.w.source(up_w))
+                       : -1;
+    }
+    corner = tap.r * weight.r_stride + tap.s * weight.s_stride +
+             source.weight_channel * weight.in_stride;
+  }
+
+  DDSM_DEVICE void load_a(uint32_t base) {
+    const ImageView& source = params.source[cursor.source];
+#pragma unroll
+    for (int i = 0; i < kChunksA; ++i) {
+      const int chunk = item(i) % A::kChunks;
+      const int32_t channel = cursor.channel + chunk * A::kVector;
+      load_pixels<T, kAligned>(base + A::chunk_address(item(i) / A::kChunks, chunk), source,
+                     pixel[i] + channel, pixel[i] < 0 ? 0 : source.channels - channel);
     }
   }
 
-  DDSM_DEVICE void load_b(uint32_t base, const TapMap::Tap& tap) {
-    const ImageView& source = params.source[cursor.source];
+  DDSM_DEVICE void load_b(uint32_t base) {
     const WeightView& weight = params.weight;
-    const int64_t tap_offset = tap.r * weight.r_stride + tap.s * weight.s_stride +
-                               source.weight_channel * weight.in_stride;
+    const int32_t channels = params.source[cursor.source].channels;
+    const int64_t step =
+        corner + cursor.channel * (kGradient ? weight.out_stride : weight.in_stride);
 #pragma unroll
-    for (int i = 0; i < B::kLines * B::kChunks / kThreads; ++i) {
-      const int item = ptx::thread_index() + i * kThreads;
-      const int line = item / B::kChunks, chunk = item % B::kChunks;
-      // o: output channel of the convolution, c: its input channel, from the source's first on.
-      const int32_t o = kGradient ? cursor.channel + line : n0 + line;
-      const int32_t c = (kGradient ? n0 : cursor.channel) + chunk * B::kVector;
-      const int32_t o_end = kGradient ? source.channels : params.n;
-      const int32_t c_end = kGradient ? params.n : source.channels;
-      load_weights<T>(base + B::chunk_address(line, chunk), weight,
-                      tap_offset + o * weight.out_stride + c * weight.in_stride,
-                      o < o_end ? c_end - c : 0);
+    for (int i = 0; i < kChunksB; ++i) {
+      const int32_t line = item(i) / B::kChunks, chunk = item(i) % B::kChunks;
+      const int32_t along = chunk * B::kVector;
+      const bool valid = kGradient ? cursor.channel + line < channels : n0 + line < params.n;
+      const int32_t left = kGradient ? params.n - n0 - along : channels - cursor.channel - along;
+      load_weights<T, kAligned>(base + B::chunk_address(line, chunk), weight, step + in_weight[i],
+                      valid ? left : 0);
     }
   }
 };
 
 // Loads A (grad_y) and B (x, gathered for one tap): lines are pixels, chunks channels.
-template <class Tile>
+template <class Tile, bool kAligned>
 struct GradWeightLoader {
   using A = typename Tile::A;
   using B = typename Tile::B;
@@ -191,7 +223,7 @@ struct GradWeightLoader {
       const int32_t index = first_pixel + line, channel = first_out + chunk * A::kVector;
       const auto pixel = params.rows.at(index < params.pixels ? index : 0);
       const int64_t offset = pixel_offset(params.grad_y, pixel.image, pixel.h, pixel.w) + channel;
-      load_pixels<T>(stage + A::chunk_address(line, chunk), params.grad_y, offset,
+      load_pixels<T, kAligned>(stage + A::chunk_address(line, chunk), params.grad_y, offset,
                      index < params.pixels ? params.c_out - channel : 0);
     }
 #pragma unroll
@@ -206,7 +238,7 @@ struct GradWeightLoader {
           index < params.pixels && params.h.valid(up_h) && params.w.valid(up_w);
       const int64_t offset =
           pixel_offset(source, pixel.image, params.h.source(up_h), params.w.source(up_w)) + channel;
-      load_pixels<T>(stage + A::kBytes + B::chunk_address(line, chunk), source, offset,
+      load_pixels<T, kAligned>(stage + A::kBytes + B::chunk_address(line, chunk), source, offset,
                      valid ? source.channels - channel : 0);
     }
   }

@@ -91,8 +91,10 @@ constexpr int64_t kBiasPixels = 1024;
 
 // Launches of one way to multiply, instantiated in conv2d_*.cu and conv2d_grad_weight_*.cu.
 template <class MathKind>
-const char* launch_conv(const ConvParams& params, int32_t tile, bool gradient, void* stream);
+const char* launch_conv(const ConvParams& params, int32_t tile, bool gradient, bool aligned,
+                        void* stream);
 template <class MathKind>
-const char* launch_grad_weight(const GradWeightParams& params, int32_t tile, void* stream);
+const char* launch_grad_weight(const GradWeightParams& params, int32_t tile, bool aligned,
+                               void* stream);
 
 }  // namespace ddsm

@@ -1,8 +1,6 @@
 // A block's matrix product in shared memory: operand tiles, fragments and accumulators.
 #pragma once
 
-#include <type_traits>
-
 #include "index_maps.h"
 #include "ptx.cuh"
 #include "tile_choice.h"
@@ -13,20 +11,16 @@ namespace ddsm {
 template <class T>
 struct TensorCores {
   using Element = T;
+  static constexpr bool kIeee = false;
 };
 // Products of float in full precision, on the FMA units.
 struct FmaUnits {
   using Element = float;
+  static constexpr bool kIeee = true;
 };
 
 // Which index of an operand has adjacent elements: K, or M (of A) and N (of B).
 enum class Major { kK, kMN };
-
-// True if this way to multiply has kernels for the tile (tile_choice.h chooses no other).
-template <class MathKind>
-constexpr bool has_tile(int tile) {
-  return !std::is_same_v<MathKind, FmaUnits> || tile == kIeeeTile;
-}
 
 // One operand's share of a step: kExtent rows of M or N by kStepBytes of K.
 template <class T, int kExtent, Major kMajor>
@@ -101,7 +95,7 @@ struct BlockTile {
   // Blocks that a multiprocessor should hold: caps the registers of a thread. Products on FMA units
   // and tiles that lie across K need more of them: with one block less nothing spills.
   static constexpr bool kMoreRegisters =
-      std::is_same_v<MathKind, FmaUnits> || kMajorB == Major::kMN;
+      MathKind::kIeee || kMajorB == Major::kMN;
   static constexpr int kResident = kTiles[kTile].resident - kMoreRegisters;
   static constexpr int kWarpM = kM / kWarpsM, kWarpN = kN / kWarpsN;
   using A = OperandTile<Element, kM, kMajorA>;

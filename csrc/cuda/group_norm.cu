@@ -1,15 +1,15 @@
 // Group norm with fused SiLU on CUDA, forward and backward, for one or two NHWC sources. No
 // atomics: every sum has one order.
 //
-//   moments     (pixel block, 32 channels)  mean and squared deviations, unless a convolution left
+//   moments     (pixel block, channels)      mean and squared deviations, unless a convolution left
 //                                           them
 //   merge       (image, group)              mean and rstd by Chan's formula in double
-//   apply       (image, pixel block)        y = act((x - mean) * rstd * gamma + beta)
+//   apply       (pixel block, channels)     y = act((x - mean) * rstd * gamma + beta)
 //
-//   grad_sums   (pixel block, 32 channels)  sums of du and du * xhat, with u the input of act
+//   grad_sums   (pixel block, channels)      sums of du and du * xhat, with u the input of act
 //   grad_merge  (image, group)              their means over the group, weighted by gamma
 //   grad_params (32 channels)               dL/dgamma and dL/dbeta
-//   grad_apply  (image, pixel block)        dL/dx = rstd * (du * gamma - means of the group)
+//   grad_apply  (pixel block, channels)     dL/dx = rstd * (du * gamma - means of the group)
 #include "ddsm/group_norm_cuda.h"
 
 #include <cmath>
@@ -22,13 +22,14 @@ namespace ddsm {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kLanes = 32;                 // adjacent channels that a warp reads of a pixel
-constexpr int kRows = kThreads / kLanes;   // pixels that a block reads at a time
+constexpr int kLanes = 32;                // a warp reads one pixel's adjacent channels
+constexpr int kRows = kThreads / kLanes;  // pixels that a block reads at a time
 constexpr int kMergeThreads = 128;
-constexpr int64_t kApplyPixels = 32;  // pixels of an apply block
+// What an apply block covers; its channels' coefficients lie in shared memory.
+constexpr int kApplyPixels = 64, kApplyChannels = 256;
 
 // Two sums of a channel, or two means of a group.
-struct Pair {
+struct alignas(8) Pair {
   float first, second;
 };
 
@@ -51,10 +52,9 @@ struct Norm {
 };
 
 int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
-int64_t grid_of(int64_t count) { return count < kMaxGrid ? count : kMaxGrid; }
 
-DDSM_DEVICE int64_t lane_index() { return ptx::thread_index() % kLanes; }
-DDSM_DEVICE int64_t row_index() { return ptx::thread_index() / kLanes; }
+DDSM_DEVICE int lane_index() { return ptx::thread_index() % kLanes; }
+DDSM_DEVICE int row_index() { return ptx::thread_index() / kLanes; }
 
 // Shared memory as an array of T.
 template <class T>
@@ -66,62 +66,81 @@ DDSM_DEVICE void put(int64_t index, T value) {
   ptx::store_shared(static_cast<uint32_t>(index * sizeof(T)), value);
 }
 
-// The sums of both over the block's rows of each lane, for row 0.
-DDSM_DEVICE Pair sum_rows(Pair own) {
-  put<Pair>(ptx::thread_index(), own);
+// The sums over the block's rows, for row 0. `own`: of the thread's V channels.
+template <int V>
+DDSM_DEVICE void sum_rows(Pair (&own)[V]) {
+#pragma unroll
+  for (int v = 0; v < V; ++v) put<Pair>(v * kThreads + ptx::thread_index(), own[v]);
   ptx::sync_threads();
-  if (row_index() == 0) {
+  if (row_index() != 0) return;
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
     for (int i = 1; i < kRows; ++i) {
-      const Pair other = get<Pair>(i * kLanes + lane_index());
-      own.first += other.first;
-      own.second += other.second;
+      const Pair other = get<Pair>(v * kThreads + i * kLanes + lane_index());
+      own[v].first += other.first;
+      own[v].second += other.second;
     }
   }
-  ptx::sync_threads();  // the next round writes again
-  return own;
 }
 
-// Calls body(image, block of the image, channel) for every (pixel block, channel) of the thread.
-template <class T, class Body>
-DDSM_DEVICE void for_each_block(const Source<T>& source, int64_t n, int64_t pixels,
-                                const Body& body) {
-  const int64_t channel_blocks = (source.c + kLanes - 1) / kLanes;
-  const int64_t image_blocks = moment_blocks(pixels);
-  const int64_t count = n * image_blocks * channel_blocks;
-  for (int64_t i = ptx::block_index(); i < count; i += ptx::grid_size()) {
-    const int64_t block = i / channel_blocks;
-    body(block / image_blocks, block % image_blocks, i % channel_blocks * kLanes + lane_index());
+// The part of an image that a block of threads sums, and the thread's first channel in it.
+struct Part {
+  int64_t image, block, first_pixel, rows, channel;
+
+  template <int V>
+  static DDSM_DEVICE Part of(int64_t pixels, int64_t channels) {
+    const auto channel_blocks = static_cast<unsigned>((channels + kLanes * V - 1) / (kLanes * V));
+    const auto image_blocks = static_cast<unsigned>(moment_blocks(pixels));
+    const unsigned index = ptx::block_index() / channel_blocks;
+    const int64_t image = index / image_blocks, block = index % image_blocks;
+    return {image, block, image * pixels + moment_block_begin(pixels, image, block),
+            moment_block_pixels(pixels, image, block),
+            (int64_t(ptx::block_index() % channel_blocks) * kLanes + lane_index()) * V};
   }
+  // Where its result of `channel` lies in [n, moment blocks, channels].
+  DDSM_DEVICE int64_t place(int64_t pixels, int64_t channels) const {
+    return (image * moment_blocks(pixels) + block) * channels + channel;
+  }
+};
+
+template <class T, int V>
+DDSM_DEVICE Pack<T, V> load(const T* data) {
+  return ptx::load_global(reinterpret_cast<const Pack<T, V>*>(data));
 }
 
 // moments [n, moment blocks, source.c]
-template <class T>
+template <class T, int V>
 DDSM_KERNEL(kThreads, 1)
-group_norm_moments_kernel(Source<T> source, int64_t n, int64_t pixels, Moments* moments) {
-  for_each_block(source, n, pixels, [&](int64_t image, int64_t block, int64_t c) {
-    const int64_t rows = moment_block_pixels(pixels, image, block);
-    const int64_t first = image * pixels + moment_block_begin(pixels, image, block);
-    const bool active = c < source.c && rows > 0;
-    float shift = 0;
-    Pair sums{0, 0};
-    if (active) {
-      // Deviations from the block's first pixel: data, so the squares cannot cancel badly.
-      const T* x = source.x + first * source.x_stride + c;
-      shift = to_float(ptx::load_global(x));
-      for (int64_t r = row_index(); r < rows; r += kRows) {
-        const float d = to_float(ptx::load_global(x + r * source.x_stride)) - shift;
-        sums.first += d;
-        sums.second += d * d;
+group_norm_moments_kernel(Source<T> source, int64_t pixels, Moments* moments) {
+  const Part part = Part::of<V>(pixels, source.c);
+  const bool active = part.channel < source.c && part.rows > 0;
+  float shift[V];
+  Pair sums[V] = {};
+  if (active) {
+    // Deviations from the block's first pixel: data, so the squares cannot cancel badly.
+    const T* x = source.x + part.first_pixel * source.x_stride + part.channel;
+    const auto first = load<T, V>(x);
+#pragma unroll
+    for (int v = 0; v < V; ++v) shift[v] = to_float(first.lane[v]);
+    for (int64_t r = row_index(); r < part.rows; r += kRows) {
+      const auto pack = load<T, V>(x + r * source.x_stride);
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        const float d = to_float(pack.lane[v]) - shift[v];
+        sums[v].first += d;
+        sums[v].second += d * d;
       }
     }
-    sums = sum_rows(sums);
-    if (active && row_index() == 0) {
-      const float delta = sums.first / static_cast<float>(rows);
-      const float m2 = sums.second - sums.first * delta;
-      ptx::store_global(moments + (image * moment_blocks(pixels) + block) * source.c + c,
-                        Moments{shift + delta, m2 > 0 ? m2 : 0.0f});
-    }
-  });
+  }
+  sum_rows<V>(sums);
+  if (!active || row_index() != 0) return;
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    const float delta = sums[v].first / static_cast<float>(part.rows);
+    const float m2 = sums[v].second - sums[v].first * delta;
+    ptx::store_global(moments + part.place(pixels, source.c) + v,
+                      Moments{shift[v] + delta, m2 > 0 ? m2 : 0.0f});
+  }
 }
 
 // The sum of `value` over the block, in a fixed order, for every thread.
@@ -155,52 +174,55 @@ DDSM_KERNEL(kMergeThreads, 1)
 group_norm_merge_kernel(Joined<Moments> moments, Norm<float> norm, double eps) {
   const int64_t blocks = moment_blocks(norm.pixels), parts = blocks * norm.group_size;
   const double count = static_cast<double>(norm.pixels) * norm.group_size;
-  for (int64_t i = ptx::block_index(); i < norm.n * norm.groups; i += ptx::grid_size()) {
-    const int64_t image = i / norm.groups, first_channel = i % norm.groups * norm.group_size;
-    auto rows = [&](int64_t part) {
-      return static_cast<double>(moment_block_pixels(norm.pixels, image, part / norm.group_size));
-    };
-    auto at = [&](int64_t part) {
-      return moments.at(blocks, image, part / norm.group_size,
-                        first_channel + part % norm.group_size);
-    };
-    double sum = 0;
-    for (int64_t part = ptx::thread_index(); part < parts; part += kMergeThreads) {
-      if (rows(part) > 0) sum += rows(part) * at(part).mean;
-    }
-    const double mean = block_sum(sum) / count;
-    double m2 = 0;
-    for (int64_t part = ptx::thread_index(); part < parts; part += kMergeThreads) {
-      if (rows(part) == 0) continue;
-      const Moments of_part = at(part);
-      const double d = of_part.mean - mean;
-      m2 += of_part.m2 + rows(part) * d * d;
-    }
-    const double variance = block_sum(m2) / count;
-    if (ptx::thread_index() == 0) {
-      ptx::store_global(norm.mean + i, static_cast<float>(mean));
-      ptx::store_global(norm.rstd + i, static_cast<float>(1 / sqrt(variance + eps)));
-    }
+  const int64_t i = ptx::block_index();
+  const int64_t image = i / norm.groups, first_channel = i % norm.groups * norm.group_size;
+  auto rows = [&](int64_t part) {
+    return static_cast<double>(moment_block_pixels(norm.pixels, image, part / norm.group_size));
+  };
+  auto at = [&](int64_t part) {
+    return moments.at(blocks, image, part / norm.group_size,
+                      first_channel + part % norm.group_size);
+  };
+  double sum = 0;
+  for (int64_t part = ptx::thread_index(); part < parts; part += kMergeThreads) {
+    if (rows(part) > 0) sum += rows(part) * at(part).mean;
+  }
+  const double mean = block_sum(sum) / count;
+  double m2 = 0;
+  for (int64_t part = ptx::thread_index(); part < parts; part += kMergeThreads) {
+    if (rows(part) == 0) continue;
+    const Moments of_part = at(part);
+    const double d = of_part.mean - mean;
+    m2 += of_part.m2 + rows(part) * d * d;
+  }
+  const double variance = block_sum(m2) / count;
+  if (ptx::thread_index() == 0) {
+    ptx::store_global(norm.mean + i, static_cast<float>(mean));
+    ptx::store_global(norm.rstd + i, static_cast<float>(1 / sqrt(variance + eps)));
   }
 }
 
-// A channel's normalisation in one image.
-struct Affine {
+// A channel's normalisation in one image: u = (x - mean) * rstd * gamma + beta.
+struct alignas(16) Affine {
   float mean, rstd, gamma, beta;
-  int64_t group;  // over all images
 
   DDSM_DEVICE float normalised(float x) const { return (x - mean) * rstd; }
   DDSM_DEVICE float out(float x) const { return fmaf(normalised(x), gamma, beta); }
 };
 
 template <class P, class T>
+DDSM_DEVICE int64_t group_of(const Norm<P>& norm, const Source<T>& source, int64_t image,
+                             int64_t c) {
+  return image * norm.groups + (source.first_channel + c) / norm.group_size;
+}
+
+template <class P, class T>
 DDSM_DEVICE Affine affine_of(const Norm<P>& norm, const Source<T>& source, int64_t image,
                              int64_t c) {
-  const int64_t group = image * norm.groups + (source.first_channel + c) / norm.group_size;
-  const int64_t param = source.param_offset + c;
+  const int64_t group = group_of(norm, source, image, c), param = source.param_offset + c;
   return {ptx::load_global(norm.mean + group), ptx::load_global(norm.rstd + group),
           to_float(ptx::load_global(norm.weight + param)),
-          to_float(ptx::load_global(norm.bias + param)), group};
+          to_float(ptx::load_global(norm.bias + param))};
 }
 
 // dL/du from dL/dy, with y = act(u).
@@ -210,64 +232,87 @@ DDSM_DEVICE float grad_act(float grad_y, float u, bool silu) {
   return grad_y * s * (1.0f + u * (1.0f - s));
 }
 
-// Calls body(pixel over all images, image, first channel) for every pack of V channels.
-template <class T, int V, class Body>
-DDSM_DEVICE void for_each_pack(const Source<T>& source, int64_t n, int64_t pixels,
-                               const Body& body) {
-  const int64_t pixel_blocks = (pixels + kApplyPixels - 1) / kApplyPixels, packs = source.c / V;
-  for (int64_t i = ptx::block_index(); i < n * pixel_blocks; i += ptx::grid_size()) {
-    const int64_t image = i / pixel_blocks, first = i % pixel_blocks * kApplyPixels;
-    const int64_t left = pixels - first, rows = left < kApplyPixels ? left : kApplyPixels;
-    for (int64_t item = ptx::thread_index(); item < rows * packs; item += kThreads) {
-      body(image * pixels + first + item / packs, image, item % packs * V);
+// Calls prepare(image, channel, channel in the block) once for every channel of the block, and
+// then body(pixel over all images, first channel, channel in the block) for every pack of V.
+template <class T, int V, class Prepare, class Body>
+DDSM_DEVICE void apply_to_packs(const Source<T>& source, int64_t pixels, const Prepare& prepare,
+                                const Body& body) {
+  const auto chunks = static_cast<unsigned>((source.c + kApplyChannels - 1) / kApplyChannels);
+  const auto pixel_blocks = static_cast<unsigned>((pixels + kApplyPixels - 1) / kApplyPixels);
+  const int64_t first_channel = int64_t(ptx::block_index() % chunks) * kApplyChannels;
+  const unsigned index = ptx::block_index() / chunks;
+  const int64_t image = index / pixel_blocks;
+  const int64_t first_pixel = int64_t(index % pixel_blocks) * kApplyPixels;
+  const int64_t channels_left = source.c - first_channel, pixels_left = pixels - first_pixel;
+  const int channels =
+      static_cast<int>(channels_left < kApplyChannels ? channels_left : kApplyChannels);
+  const int rows = static_cast<int>(pixels_left < kApplyPixels ? pixels_left : kApplyPixels);
+  const int thread = static_cast<int>(ptx::thread_index()), packs = channels / V;
+  if (thread < channels) prepare(image, first_channel + thread, thread);
+  ptx::sync_threads();
+  // Steps of kThreads packs, without a division for each.
+  const int row_step = kThreads / packs, pack_step = kThreads % packs;
+  int row = thread / packs, pack = thread % packs;
+  while (row < rows) {
+    body(image * pixels + first_pixel + row, first_channel + pack * V, pack * V);
+    row += row_step;
+    pack += pack_step;
+    if (pack >= packs) {
+      pack -= packs;
+      ++row;
     }
   }
 }
-
-template <class T, int V>
-DDSM_DEVICE Pack<T, V> load(const T* data) {
-  return ptx::load_global(reinterpret_cast<const Pack<T, V>*>(data));
-}
+static_assert(kApplyChannels <= kThreads, "each thread prepares one channel");
 
 template <class T, class P, int V>
 DDSM_KERNEL(kThreads, 1)
 group_norm_apply_kernel(Source<T> source, Norm<P> norm) {
-  for_each_pack<T, V>(source, norm.n, norm.pixels, [&](int64_t pixel, int64_t image, int64_t c) {
-    const auto in = load<T, V>(source.x + pixel * source.x_stride + c);
-    Pack<T, V> out;
+  apply_to_packs<T, V>(
+      source, norm.pixels,
+      [&](int64_t image, int64_t c, int at) { put(at, affine_of(norm, source, image, c)); },
+      [&](int64_t pixel, int64_t c, int at) {
+        const auto in = load<T, V>(source.x + pixel * source.x_stride + c);
+        Pack<T, V> out;
 #pragma unroll
-    for (int i = 0; i < V; ++i) {
-      const float u = affine_of(norm, source, image, c + i).out(to_float(in.lane[i]));
-      from_float(norm.silu ? u / (1.0f + expf(-u)) : u, &out.lane[i]);
-    }
-    ptx::store_global(reinterpret_cast<Pack<T, V>*>(source.out + pixel * source.c + c), out);
-  });
+        for (int i = 0; i < V; ++i) {
+          const float u = get<Affine>(at + i).out(to_float(in.lane[i]));
+          from_float(norm.silu ? u / (1.0f + expf(-u)) : u, &out.lane[i]);
+        }
+        ptx::store_global(reinterpret_cast<Pack<T, V>*>(source.out + pixel * source.c + c), out);
+      });
 }
 
 // sums [n, moment blocks, source.c]: of du and of du * xhat
-template <class T, class P>
+template <class T, class P, int V>
 DDSM_KERNEL(kThreads, 1)
 group_norm_grad_sums_kernel(Source<T> source, Norm<P> norm, Pair* sums) {
-  for_each_block(source, norm.n, norm.pixels, [&](int64_t image, int64_t block, int64_t c) {
-    const int64_t rows = moment_block_pixels(norm.pixels, image, block);
-    const int64_t first = image * norm.pixels + moment_block_begin(norm.pixels, image, block);
-    const bool active = c < source.c && rows > 0;
-    Pair own{0, 0};
-    if (active) {
-      const Affine affine = affine_of(norm, source, image, c);
-      for (int64_t p = first + row_index(); p < first + rows; p += kRows) {
-        const float x = to_float(ptx::load_global(source.x + p * source.x_stride + c));
-        const float grad = to_float(ptx::load_global(source.grad_y + p * source.grad_stride + c));
-        const float du = grad_act(grad, affine.out(x), norm.silu);
-        own.first += du;
-        own.second += du * affine.normalised(x);
+  const Part part = Part::of<V>(norm.pixels, source.c);
+  const bool active = part.channel < source.c && part.rows > 0;
+  Pair own[V] = {};
+  if (active) {
+    Affine affine[V];
+#pragma unroll
+    for (int v = 0; v < V; ++v) affine[v] = affine_of(norm, source, part.image, part.channel + v);
+    for (int64_t r = row_index(); r < part.rows; r += kRows) {
+      const int64_t pixel = part.first_pixel + r;
+      const auto x = load<T, V>(source.x + pixel * source.x_stride + part.channel);
+      const auto grad = load<T, V>(source.grad_y + pixel * source.grad_stride + part.channel);
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        const float value = to_float(x.lane[v]);
+        const float du = grad_act(to_float(grad.lane[v]), affine[v].out(value), norm.silu);
+        own[v].first += du;
+        own[v].second += du * affine[v].normalised(value);
       }
     }
-    own = sum_rows(own);
-    if (active && row_index() == 0) {
-      ptx::store_global(sums + (image * moment_blocks(norm.pixels) + block) * source.c + c, own);
-    }
-  });
+  }
+  sum_rows<V>(own);
+  if (!active || row_index() != 0) return;
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    ptx::store_global(sums + part.place(norm.pixels, source.c) + v, own[v]);
+  }
 }
 
 // means [n, groups]: of du * gamma and of du * gamma * xhat
@@ -276,24 +321,23 @@ DDSM_KERNEL(kMergeThreads, 1)
 group_norm_grad_merge_kernel(Joined<Pair> sums, Norm<P> norm, int64_t param_offset2, Pair* means) {
   const int64_t blocks = moment_blocks(norm.pixels), parts = blocks * norm.group_size;
   const double count = static_cast<double>(norm.pixels) * norm.group_size;
-  for (int64_t i = ptx::block_index(); i < norm.n * norm.groups; i += ptx::grid_size()) {
-    const int64_t image = i / norm.groups, first_channel = i % norm.groups * norm.group_size;
-    double first = 0, second = 0;
-    for (int64_t part = ptx::thread_index(); part < parts; part += kMergeThreads) {
-      const int64_t block = part / norm.group_size, channel = first_channel + part % norm.group_size;
-      if (moment_block_pixels(norm.pixels, image, block) == 0) continue;
-      const Pair of_part = sums.at(blocks, image, block, channel);
-      const int64_t own = channel - sums.c[0];
-      const double gamma =
-          to_float(ptx::load_global(norm.weight + (own < 0 ? channel : own + param_offset2)));
-      first += gamma * of_part.first;
-      second += gamma * of_part.second;
-    }
-    first = block_sum(first) / count;
-    second = block_sum(second) / count;
-    if (ptx::thread_index() == 0) {
-      ptx::store_global(means + i, Pair{static_cast<float>(first), static_cast<float>(second)});
-    }
+  const int64_t i = ptx::block_index();
+  const int64_t image = i / norm.groups, first_channel = i % norm.groups * norm.group_size;
+  double first = 0, second = 0;
+  for (int64_t part = ptx::thread_index(); part < parts; part += kMergeThreads) {
+    const int64_t block = part / norm.group_size, channel = first_channel + part % norm.group_size;
+    if (moment_block_pixels(norm.pixels, image, block) == 0) continue;
+    const Pair of_part = sums.at(blocks, image, block, channel);
+    const int64_t own = channel - sums.c[0];
+    const double gamma =
+        to_float(ptx::load_global(norm.weight + (own < 0 ? channel : own + param_offset2)));
+    first += gamma * of_part.first;
+    second += gamma * of_part.second;
+  }
+  first = block_sum(first) / count;
+  second = block_sum(second) / count;
+  if (ptx::thread_index() == 0) {
+    ptx::store_global(means + i, Pair{static_cast<float>(first), static_cast<float>(second)});
   }
 }
 
@@ -310,40 +354,47 @@ group_norm_grad_params_kernel(const Pair* sums, int64_t n, int64_t pixels, int64
                               P* grad_weight, P* grad_bias) {
   const int64_t channel = ptx::block_index() * int64_t(kLanes) + lane_index();
   const int64_t blocks = moment_blocks(pixels);
-  Pair own{0, 0};
+  Pair own[1] = {};
   if (channel < c) {
     for (int64_t i = row_index(); i < n * blocks; i += kRows) {
       if (moment_block_pixels(pixels, i / blocks, i % blocks) == 0) continue;
       const Pair of_block = ptx::load_global(sums + i * c + channel);
-      own.first += of_block.first;
-      own.second += of_block.second;
+      own[0].first += of_block.first;
+      own[0].second += of_block.second;
     }
   }
-  own = sum_rows(own);
+  sum_rows<1>(own);
   if (channel >= c || row_index() != 0) return;
-  if (grad_bias) add_to(grad_bias + channel, own.first);
-  if (grad_weight) add_to(grad_weight + channel, own.second);
+  if (grad_bias) add_to(grad_bias + channel, own[0].first);
+  if (grad_weight) add_to(grad_weight + channel, own[0].second);
 }
 
 template <class T, class P, int V>
 DDSM_KERNEL(kThreads, 1)
 group_norm_grad_apply_kernel(Source<T> source, Norm<P> norm, const Pair* means) {
-  for_each_pack<T, V>(source, norm.n, norm.pixels, [&](int64_t pixel, int64_t image, int64_t c) {
-    const auto in = load<T, V>(source.x + pixel * source.x_stride + c);
-    const auto grad = load<T, V>(source.grad_y + pixel * source.grad_stride + c);
-    Pack<T, V> out;
+  constexpr int kMeans = kApplyChannels * sizeof(Affine) / sizeof(Pair);  // behind the coefficients
+  apply_to_packs<T, V>(
+      source, norm.pixels,
+      [&](int64_t image, int64_t c, int at) {
+        put(at, affine_of(norm, source, image, c));
+        put(kMeans + at, ptx::load_global(means + group_of(norm, source, image, c)));
+      },
+      [&](int64_t pixel, int64_t c, int at) {
+        const auto in = load<T, V>(source.x + pixel * source.x_stride + c);
+        const auto grad = load<T, V>(source.grad_y + pixel * source.grad_stride + c);
+        Pack<T, V> out;
 #pragma unroll
-    for (int i = 0; i < V; ++i) {
-      const Affine affine = affine_of(norm, source, image, c + i);
-      const Pair mean = ptx::load_global(means + affine.group);
-      const float x = to_float(in.lane[i]);
-      const float du = grad_act(to_float(grad.lane[i]), affine.out(x), norm.silu);
-      const float centred =
-          fmaf(du, affine.gamma, -mean.first) - affine.normalised(x) * mean.second;
-      from_float(affine.rstd * centred, &out.lane[i]);
-    }
-    ptx::store_global(reinterpret_cast<Pack<T, V>*>(source.out + pixel * source.c + c), out);
-  });
+        for (int i = 0; i < V; ++i) {
+          const auto affine = get<Affine>(at + i);
+          const auto mean = get<Pair>(kMeans + at + i);
+          const float x = to_float(in.lane[i]);
+          const float du = grad_act(to_float(grad.lane[i]), affine.out(x), norm.silu);
+          const float centred =
+              fmaf(du, affine.gamma, -mean.first) - affine.normalised(x) * mean.second;
+          from_float(affine.rstd * centred, &out.lane[i]);
+        }
+        ptx::store_global(reinterpret_cast<Pack<T, V>*>(source.out + pixel * source.c + c), out);
+      });
 }
 
 int64_t channels_of(const GroupNormArgs& args) {
@@ -385,14 +436,13 @@ Norm<P> norm_of(const GroupNormArgs& args) {
           args.silu};
 }
 
-// True if every pixel of the source can be read and written as packs of 16 bytes.
+// True if every pixel of the source can be read and written as packs of `bytes`.
 template <class T>
-bool takes_packs(const Source<T>& source, bool backward) {
-  constexpr int64_t kPack = 16 / sizeof(T);
-  auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
-  return source.c % kPack == 0 && source.x_stride % kPack == 0 && aligned(source.x) &&
-         aligned(source.out) &&
-         (!backward || (source.grad_stride % kPack == 0 && aligned(source.grad_y)));
+bool takes_packs(const Source<T>& source, int64_t bytes) {
+  const int64_t pack = bytes / static_cast<int64_t>(sizeof(T));
+  auto aligned = [&](const void* data) { return reinterpret_cast<uintptr_t>(data) % bytes == 0; };
+  return source.c % pack == 0 && source.x_stride % pack == 0 && source.grad_stride % pack == 0 &&
+         aligned(source.x) && aligned(source.out) && aligned(source.grad_y);
 }
 
 // This source's part of an array of pairs of both.
@@ -402,19 +452,30 @@ V* part_of(const GroupNormArgs& args, const Source<T>& source) {
   return static_cast<V*>(args.scratch) + before;
 }
 
-template <class T>
-LaunchShape block_shape(const GroupNormArgs& args, const Source<T>& source) {
-  const int64_t blocks = args.n * moment_blocks(args.pixels) * blocks_of(source.c, kLanes);
-  return {grid_of(blocks), 1, kThreads, kThreads * static_cast<int64_t>(sizeof(Pair))};
+// Of the kernels that sum over blocks of pixels, V channels a thread.
+template <int V>
+LaunchShape sums_shape(const GroupNormArgs& args, int64_t c) {
+  const int64_t blocks = args.n * moment_blocks(args.pixels) * blocks_of(c, kLanes * V);
+  return {blocks, 1, kThreads, V * kThreads * static_cast<int64_t>(sizeof(Pair))};
 }
 
 LaunchShape merge_shape(const GroupNormArgs& args) {
-  return {grid_of(args.n * args.groups), 1, kMergeThreads,
+  return {args.n * args.groups, 1, kMergeThreads,
           kMergeThreads * static_cast<int64_t>(sizeof(double))};
 }
 
-LaunchShape apply_shape(const GroupNormArgs& args) {
-  return {grid_of(args.n * blocks_of(args.pixels, kApplyPixels)), 1, kThreads, 0};
+LaunchShape apply_shape(const GroupNormArgs& args, int64_t c) {
+  const int64_t chunks = blocks_of(c, kApplyChannels);
+  return {args.n * blocks_of(args.pixels, kApplyPixels) * chunks, 1, kThreads,
+          kApplyChannels * static_cast<int64_t>(sizeof(Affine) + sizeof(Pair))};
+}
+
+// Null, or why the blocks of a launch cannot be counted.
+const char* refusal(const GroupNormArgs& args) {
+  constexpr int64_t kMostBlocks = (int64_t(1) << 31) - 1;
+  const int64_t parts = args.n * moment_blocks(args.pixels) * blocks_of(channels_of(args), kLanes);
+  const bool fits = parts + args.source_count <= kMostBlocks && args.n * args.groups <= kMostBlocks;
+  return fits ? nullptr : "more than 2^31 blocks of 64 pixels and 32 channels";
 }
 
 template <class T, class P>
@@ -426,8 +487,12 @@ const char* forward(const GroupNormArgs& args, const void* const moments[2], voi
     joined.of[s] = static_cast<const Moments*>(moments[s]);
     if (joined.of[s]) continue;
     joined.of[s] = part_of<Moments>(args, source);
-    const char* error = launch(group_norm_moments_kernel<T>, block_shape(args, source), stream,
-                               source, args.n, args.pixels, part_of<Moments>(args, source));
+    constexpr int V = 4 / sizeof(T);
+    const bool packs = takes_packs(source, 4);
+    const char* error = launch(
+        packs ? group_norm_moments_kernel<T, V> : group_norm_moments_kernel<T, 1>,
+        packs ? sums_shape<V>(args, source.c) : sums_shape<1>(args, source.c), stream, source,
+        args.pixels, part_of<Moments>(args, source));
     if (error) return error;
   }
   const char* error =
@@ -435,9 +500,9 @@ const char* forward(const GroupNormArgs& args, const void* const moments[2], voi
              args.eps);
   for (int64_t s = 0; s < args.source_count && !error; ++s) {
     const Source<T> source = source_of<T>(args, s, false);
-    auto* kernel = takes_packs(source, false) ? group_norm_apply_kernel<T, P, 16 / sizeof(T)>
-                                              : group_norm_apply_kernel<T, P, 1>;
-    error = launch(kernel, apply_shape(args), stream, source, norm_of<P>(args));
+    auto* kernel = takes_packs(source, 16) ? group_norm_apply_kernel<T, P, 16 / sizeof(T)>
+                                           : group_norm_apply_kernel<T, P, 1>;
+    error = launch(kernel, apply_shape(args, source.c), stream, source, norm_of<P>(args));
   }
   return error;
 }
@@ -453,12 +518,16 @@ const char* backward(const GroupNormArgs& args, void* stream) {
     Pair* sums = part_of<Pair>(args, source);
     joined.c[s] = source.c;
     joined.of[s] = sums;
-    error = launch(group_norm_grad_sums_kernel<T, P>, block_shape(args, source), stream, source,
-                   norm, sums);
+    constexpr int V = 4 / sizeof(T);
+    const bool packs = takes_packs(source, 4);
+    error = launch(
+        packs ? group_norm_grad_sums_kernel<T, P, V> : group_norm_grad_sums_kernel<T, P, 1>,
+        packs ? sums_shape<V>(args, source.c) : sums_shape<1>(args, source.c), stream, source,
+        norm, sums);
     if (error || !(args.grad_weight || args.grad_bias)) continue;
     auto* grad_weight = static_cast<P*>(args.grad_weight);
     auto* grad_bias = static_cast<P*>(args.grad_bias);
-    LaunchShape shape = block_shape(args, source);
+    LaunchShape shape = sums_shape<1>(args, source.c);
     shape.blocks = blocks_of(source.c, kLanes);
     error = launch(group_norm_grad_params_kernel<P>, shape, stream, sums, args.n, args.pixels,
                    source.c, grad_weight ? grad_weight + source.param_offset : nullptr,
@@ -469,9 +538,9 @@ const char* backward(const GroupNormArgs& args, void* stream) {
                  args.sources[1].param_offset, means);
   for (int64_t s = 0; s < args.source_count && !error; ++s) {
     const Source<T> source = source_of<T>(args, s, true);
-    auto* kernel = takes_packs(source, true) ? group_norm_grad_apply_kernel<T, P, 16 / sizeof(T)>
-                                             : group_norm_grad_apply_kernel<T, P, 1>;
-    error = launch(kernel, apply_shape(args), stream, source, norm, means);
+    auto* kernel = takes_packs(source, 16) ? group_norm_grad_apply_kernel<T, P, 16 / sizeof(T)>
+                                           : group_norm_grad_apply_kernel<T, P, 1>;
+    error = launch(kernel, apply_shape(args, source.c), stream, source, norm, means);
   }
   return error;
 }
@@ -480,6 +549,7 @@ const char* backward(const GroupNormArgs& args, void* stream) {
 template <class Run>
 const char* with_types(const GroupNormArgs& args, const Run& run) {
   if (args.n == 0 || args.pixels == 0) return nullptr;
+  if (const char* reason = refusal(args)) return reason;
   const bool wide = args.param_dtype == DType::kFloat32;
   switch (args.dtype) {
     case DType::kFloat32:

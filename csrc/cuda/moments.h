@@ -4,7 +4,7 @@
 namespace ddsm {
 
 // Mean and sum of squared deviations.
-struct Moments {
+struct alignas(8) Moments {
   float mean, m2;
 };
 

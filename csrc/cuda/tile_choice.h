@@ -22,15 +22,16 @@ constexpr GemmTile kTiles[] = {
     {128, 128, 2, 4, 2}, {128, 64, 2, 2, 3}, {64, 64, 2, 2, 4}, {64, 32, 2, 2, 5}};
 constexpr int32_t kTileCount = 4;
 constexpr int32_t kMaxSplits = 64;
-// The one tile of kIeee: its products run on the ordinary FMA units, which a larger one does not
-// serve better.
-constexpr int32_t kIeeeTile = 2;
+// The one tile of kIeee, whose products run on the ordinary FMA units and gain nothing from a
+// larger one, and of operands that are not aligned, which come element by element.
+constexpr int32_t kPlainTile = 2;
 
 struct GemmProblem {
   const char* name;
   Math math;
   int64_t m, n, k_steps;  // k_steps: of kStepBytes each, every tap and source rounded up
   int64_t batches;        // products of this size: 1, or the taps of a weight gradient
+  bool aligned;           // every operand comes in chunks of 16 bytes, by cp.async
   int32_t multiprocessors;
 };
 
@@ -38,15 +39,24 @@ struct GemmChoice {
   int32_t tile, splits;  // tile: index into kTiles
 };
 
+// True if there are kernels for the tile.
+constexpr bool has_tile(Math math, bool aligned, int32_t tile) {
+  return tile == kPlainTile || (math != Math::kIeee && aligned);
+}
+
 inline int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+// Rows are counted in 32 bits, a tile past the end included; offsets in 64.
+constexpr int64_t kMostRows = (int64_t(1) << 31) - 256;
+constexpr const char* kTooManyRows = "more than 2^31 rows (pixels of all images together)";
 
 // Null, or why no tile can serve the problem.
 inline const char* refusal(const GemmProblem& problem) {
-  constexpr int64_t kLimit = (int64_t(1) << 31) - 256;  // 32-bit rows, a tile past the end included
-  if (problem.m > kLimit) return "more than 2^31 rows (pixels of all images together)";
-  if (problem.n > kLimit) return "more than 2^31 columns";
-  if (problem.k_steps > kLimit) return "more than 2^31 steps along K";
-  if (blocks_of(problem.m, 64) * blocks_of(problem.n, 32) > kLimit) return "more than 2^31 tiles";
+  if (problem.m > kMostRows) return kTooManyRows;
+  if (problem.n > kMostRows) return "more than 2^31 columns";
+  if (problem.k_steps > kMostRows) return "more than 2^31 steps along K";
+  const int64_t tiles = blocks_of(problem.m, 64) * blocks_of(problem.n, 32);
+  if (tiles > kMostRows) return "more than 2^31 tiles";
   if (problem.batches * kMaxSplits > 65535) return "a kernel with more than 1023 taps";
   return nullptr;
 }
@@ -75,10 +85,10 @@ inline double estimated_cost(const GemmProblem& problem, const GemmChoice& choic
 
 inline GemmChoice choose_tile(const GemmProblem& problem) {
   constexpr int32_t kSplits[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, kMaxSplits};
-  GemmChoice best{kIeeeTile, 1};
+  GemmChoice best{kPlainTile, 1};
   double best_cost = estimated_cost(problem, best);
   for (int32_t tile = 0; tile < kTileCount; ++tile) {
-    if (problem.math == Math::kIeee && tile != kIeeeTile) continue;
+    if (!has_tile(problem.math, problem.aligned, tile)) continue;
     // A tile twice as wide as the output computes nothing but padding in its other half.
     if (kTiles[tile].n > 32 && problem.n <= kTiles[tile].n / 2) continue;
     for (const int32_t splits : kSplits) {

@@ -142,9 +142,9 @@ int64_t moment_block_pixels(int64_t pixels, int64_t image, int64_t block) {
 }
 
 const char* choose(int math, int64_t m, int64_t n, int64_t k_steps, int64_t batches,
-                   int multiprocessors, int* tile, int* splits, char* line) {
+                   int aligned, int multiprocessors, int* tile, int* splits, char* line) {
   const GemmProblem problem{"product", static_cast<Math>(math), m, n, k_steps, batches,
-                            multiprocessors};
+                            aligned != 0, multiprocessors};
   if (const char* reason = refusal(problem)) return reason;
   const GemmChoice choice = choose_tile(problem);
   *tile = choice.tile;

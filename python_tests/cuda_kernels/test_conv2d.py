@@ -14,7 +14,7 @@ from torch import Tensor
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # kernel, stride, upsample
 WINDOWS = ((3, 1, False), (3, 2, False), (1, 1, False), (1, 2, False), (3, 1, True), (3, 2, True))
-IEEE_TILE = 3
+PLAIN_TILE = 3  # of full precision and of operands that are not aligned
 
 
 @dataclass(frozen=True)
@@ -314,7 +314,9 @@ def test_a_tile_that_does_not_exist_is_refused():
     with pytest.raises(RuntimeError, match="the forced tile or number of splits does not exist"):
         run_forward(Case(tile=5))
     with pytest.raises(RuntimeError, match="no kernel for this tile"):
-        run_forward(Case(dtype=torch.float32, ieee=True, tile=IEEE_TILE - 1))
+        run_forward(Case(dtype=torch.float32, ieee=True, tile=PLAIN_TILE - 1))
+    with pytest.raises(RuntimeError, match="no kernel for this tile"):
+        run_forward(Case(c=13, tile=PLAIN_TILE - 1))
 
 
 def test_choices_are_printed(capfd, monkeypatch):

@@ -71,7 +71,7 @@ PLANTED = (
      "half = kRowsFirst ? matrix / 2 : 1 - matrix % 2", WRONG),
     ("gemm_tile.cuh", "b[nt / 2][nt % 2 * 2], ", "b[nt / 2][nt % 2], ", WRONG),
     ("gemm_tile.cuh", "kM * kOutPitch * 4", "kM * kN * 4", "shared byte .* out of bounds"),
-    ("conv2d_loaders.cuh", "valid ? source.channels - channel : 0", "valid ? A::kVector : 0",
+    ("conv2d_loaders.cuh", "? 0 : source.channels - channel)", "? 0 : A::kVector)",
      "global memory: out of bounds|not close"),
     ("conv2d_loaders.cuh", "params.h.valid(up_h) && ", "", "global memory: out of bounds"),
     ("conv2d_epilogue.cuh", "if (m >= p.m || n >= p.n) continue;", "if (n >= p.n) continue;",
@@ -89,9 +89,10 @@ def test_a_planted_fault_is_found(tmp_path, file, line, mistake, finding):
     source.write_text(text.replace(line, mistake))
     faulty = emulated.compile_objects(tmp_path, [copy / "conv2d_bf16.cu"])
     library = ctypes.CDLL(str(emulated.link(tmp_path, [*faulty, *_others()])))
+    # An odd count of channels, more steps than stages, and a tile past the end.
+    case = Case(c=43, sliced=True, c_out=24, tile=1, splits=1)
     with pytest.raises((RuntimeError, AssertionError), match=finding):
-        # An odd count of channels, more steps than stages, and a tile past the end.
-        check_rounded(*run_forward(Case(c=43, c_out=24, tile=1, splits=1), library))
+        check_rounded(*run_forward(case, library))
 
 
 def _others():

@@ -66,13 +66,24 @@ def test_moment_blocks_cover_every_image_once(pixels, image):
         assert got == expected
 
 
-def choose(math: str, m: int, n: int, k_steps: int, batches: int = 1, multiprocessors: int = H200):
+def choose(
+    math: str,
+    m: int,
+    n: int,
+    k_steps: int,
+    batches: int = 1,
+    *,
+    aligned: bool = True,
+    multiprocessors: int = H200,
+):
     """(tile, splits, printed line), or the reason of the refusal."""
     library = emulated.library()
     library.choose.restype = c_char_p
     tile, splits, line = c_int(), c_int(), create_string_buffer(256)
     sizes = [c_int64(value) for value in (m, n, k_steps, batches)]
-    reason = library.choose(MATHS[math], *sizes, multiprocessors, byref(tile), byref(splits), line)
+    reason = library.choose(
+        MATHS[math], *sizes, int(aligned), multiprocessors, byref(tile), byref(splits), line
+    )
     if reason is not None:
         return reason.decode()
     return TILES[tile.value], splits.value, line.value.decode()
@@ -85,13 +96,16 @@ def choose(math: str, m: int, n: int, k_steps: int, batches: int = 1, multiproce
     st.integers(1, 2048),
     st.integers(1, 10**4),
     st.sampled_from((1, 9, 25)),
+    st.booleans(),
     st.sampled_from((RTX, A100, H200)),
 )
-def test_every_problem_has_a_legal_choice(math, m, n, k_steps, batches, multiprocessors):
-    tile, splits, line = choose(math, m, n, k_steps, batches, multiprocessors)
+def test_every_problem_has_a_legal_choice(math, m, n, k_steps, batches, aligned, multiprocessors):
+    tile, splits, line = choose(
+        math, m, n, k_steps, batches, aligned=aligned, multiprocessors=multiprocessors
+    )
     assert 1 <= splits <= k_steps
     assert splits * batches <= 65535  # the second dimension of a grid
-    if math == "ieee":
+    if math == "ieee" or not aligned:
         assert tile == (64, 64)
     assert f"{tile[0]}x{tile[1]}, {splits} splits" in line
 
