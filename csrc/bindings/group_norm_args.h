@@ -97,7 +97,8 @@ inline void check_grad_y(const Tensor& grad_y, const Tensor& x, const char* name
 
 inline void check_statistics(const Tensor& statistics, const Tensor& x, int64_t groups) {
   STD_TORCH_CHECK(same_device(statistics, x) && statistics.is_contiguous() &&
-                      statistics.dim() == 2 && statistics.size(0) == x.size(0) && statistics.size(1) == groups &&
+                      statistics.dim() == 2 && statistics.size(0) == x.size(0) &&
+                      statistics.size(1) == groups &&
                       statistics.scalar_type() == statistics_type(x),
                   "sliced_group_norm_backward: mean or rstd is not what the forward gave");
 }

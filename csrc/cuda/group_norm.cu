@@ -288,7 +288,7 @@ template <class T, class P, int V>
 DDSM_KERNEL(kThreads, 1)
 group_norm_grad_sums_kernel(Source<T> source, Norm<P> norm, Pair* sums) {
   const Part part = Part::of<V>(norm.pixels, source.c);
-  const bool active = part.channel < source.c && part.rows > 0;
+  const bool active = part.channel < source.c;  // a block without rows leaves zeros
   Pair own[V] = {};
   if (active) {
     Affine affine[V];
@@ -326,7 +326,6 @@ group_norm_grad_merge_kernel(Joined<Pair> sums, Norm<P> norm, int64_t param_offs
   double first = 0, second = 0;
   for (int64_t part = ptx::thread_index(); part < parts; part += kMergeThreads) {
     const int64_t block = part / norm.group_size, channel = first_channel + part % norm.group_size;
-    if (moment_block_pixels(norm.pixels, image, block) == 0) continue;
     const Pair of_part = sums.at(blocks, image, block, channel);
     const int64_t own = channel - sums.c[0];
     const double gamma =
@@ -353,11 +352,10 @@ DDSM_KERNEL(kThreads, 1)
 group_norm_grad_params_kernel(const Pair* sums, int64_t n, int64_t pixels, int64_t c,
                               P* grad_weight, P* grad_bias) {
   const int64_t channel = ptx::block_index() * int64_t(kLanes) + lane_index();
-  const int64_t blocks = moment_blocks(pixels);
+  const int64_t rows = n * moment_blocks(pixels);
   Pair own[1] = {};
   if (channel < c) {
-    for (int64_t i = row_index(); i < n * blocks; i += kRows) {
-      if (moment_block_pixels(pixels, i / blocks, i % blocks) == 0) continue;
+    for (int64_t i = row_index(); i < rows; i += kRows) {
       const Pair of_block = ptx::load_global(sums + i * c + channel);
       own[0].first += of_block.first;
       own[0].second += of_block.second;
@@ -565,6 +563,10 @@ const char* with_types(const GroupNormArgs& args, const Run& run) {
 }
 
 }  // namespace
+
+int64_t group_norm_cuda_moments_bytes(int64_t n, int64_t pixels, int64_t channels) {
+  return n * moment_blocks(pixels) * channels * static_cast<int64_t>(sizeof(Moments));
+}
 
 int64_t group_norm_cuda_scratch_bytes(const GroupNormArgs& args) {
   return (pairs_of(args) + args.n * args.groups) * static_cast<int64_t>(sizeof(Pair));

@@ -33,7 +33,7 @@ struct Conv2dCudaForwardArgs {
   int64_t residual_stride;  // between pixels
   // outputs
   void* y;        // [images, out_height, out_width, c_out] contiguous
-  void* moments;  // group_norm_cuda.h: moments of y; null: not wanted
+  void* moments;  // group_norm_cuda_moments_bytes, 16-byte aligned; null: not wanted
   int64_t c_out;
 };
 

@@ -14,6 +14,9 @@ namespace ddsm {
 // Bytes of args.scratch, 16-byte aligned, for either direction.
 int64_t group_norm_cuda_scratch_bytes(const GroupNormArgs& args);
 
+// Bytes of the moments that conv2d_forward_cuda leaves of y, for group_norm_forward_cuda.
+int64_t group_norm_cuda_moments_bytes(int64_t n, int64_t pixels, int64_t channels);
+
 // moments[i]: what conv2d_forward_cuda left of source i (Conv2dCudaForwardArgs.moments); null: they
 // are computed here, in a pass of their own.
 const char* group_norm_forward_cuda(const GroupNormArgs& args, const void* const moments[2],
