@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import sys
 import warnings
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import assume
+from ops import fuzz_raw
 from torch import Tensor
 
 from ddsm_ext.ops.conv2d import sliced_conv2d, sliced_conv2d_ref
@@ -125,6 +128,18 @@ def check_float64_is_refused() -> None:
         sliced_conv2d(x, weight, None, 6)
 
 
+def check_random_raw_calls(name: str, examples: int) -> None:
+    """Any arguments past the Python layer end in a result or a RuntimeError."""
+    calls = fuzz_raw.CALLS[name]
+
+    def of_supported_types(arguments: dict[str, Any]) -> dict[str, list[Any]]:
+        assume(arguments["x"].dtype != torch.float64)  # the CUDA kernels refuse it
+        return calls(arguments)
+
+    fuzz_raw.CALLS[name] = of_supported_types
+    fuzz_raw.fuzz(name, examples)
+
+
 def main() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that kernels are replaced
@@ -136,6 +151,8 @@ def main() -> None:
         check(torch.bfloat16, torch.float32)
     check_nothing_is_done_for_no_images()
     check_float64_is_refused()
+    for name in ("sliced_conv2d", "sliced_linear", "sliced_group_norm"):
+        check_random_raw_calls(name, 100)
 
 
 if __name__ == "__main__":
