@@ -32,7 +32,7 @@ from ddsm_ext.io.run_dir import machine_info
 def main() -> None:
     """Measure, print, write."""
     arguments = _arguments()
-    machine = machine_info()
+    machine = machine_info() | ({"note": arguments.note} if arguments.note else {})
     print(f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}")
     jobs = _jobs(arguments)
     rates = {job.dtype: slicing_macs_per_s(job.dtype, job.threads) for job in jobs}
@@ -66,6 +66,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=cores, help=f"default: {cores}, all cores")
     parser.add_argument("--limit-minutes", type=float, default=float("inf"), metavar="M")
     parser.add_argument("--json", type=Path, metavar="DIR", help="folder for the results")
+    parser.add_argument("--note", help="a sentence on the machine's state, kept with the results")
     return parser.parse_args()
 
 

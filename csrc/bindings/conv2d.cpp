@@ -67,9 +67,11 @@ Conv2dShape shape_of(const char* op, int64_t images, int64_t height, int64_t wid
   check_geometry(op, kernel, stride, padding);
   const int64_t scale = upsample ? 2 : 1;
   const int64_t reach = 2 * padding - kernel;
-  STD_TORCH_CHECK(height >= 1 && width >= 1 && height * scale + reach >= 0 &&
-                      width * scale + reach >= 0,
-                  op, ": ", height, "x", width, " pixels are too few for the kernel");
+  // The upper bound keeps a raw call's numbers from overflowing here.
+  constexpr int64_t most = int64_t{1} << 40;
+  STD_TORCH_CHECK(height >= 1 && width >= 1 && height <= most && width <= most &&
+                      height * scale + reach >= 0 && width * scale + reach >= 0,
+                  op, ": ", height, "x", width, " pixels are too few or too many for the kernel");
   return {images,
           height,
           width,
@@ -257,8 +259,9 @@ void sliced_conv2d_panels(const Tensor& weight, int64_t algo, bool upsample, boo
                   ": algo is ", algo, ", need 0, or 1 or 2 with a 3x3 kernel");
   STD_TORCH_CHECK(dtype == DType::kFloat32 || dtype == DType::kBFloat16, op,
                   ": weight is not float32 or bfloat16");
-  STD_TORCH_CHECK(weight.size(2) <= ddsm::kLargestPanelKernel && !(algo == 0 && transposed), op,
-                  ": no panels of this kind");
+  STD_TORCH_CHECK(weight.numel() > 0 && weight.size(2) <= ddsm::kLargestPanelKernel &&
+                      !(algo == 0 && transposed),
+                  op, ": no panels of this kind");
   const Conv2dWeight from = weight_of(op, weight, const_cast<void*>(weight.const_data_ptr()));
   const auto kind = static_cast<Conv2dAlgo>(algo);
   const int64_t c_out = weight.size(0), c_in = weight.size(1), scale = upsample ? 2 : 1;

@@ -3,8 +3,11 @@
 #include "ddsm/step_plan.h"
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
-#include <stdexcept>
+#include <cstring>
+#include <utility>
+#include <vector>
 
 #include "ddsm/conv2d_choice.h"
 #include "step_plan.h"
@@ -150,38 +153,44 @@ void run(const StepPlan& plan, int64_t begin, int64_t end) {
   if (!plan.run(begin, end)) throw std::bad_alloc();
 }
 
-// The parts of a tensor's memory that tell one content from another: 32 words spread over it.
+// What tells one content of a tensor's memory from another: 32 words spread over it, mixed.
 uint64_t sample_bits(uintptr_t data, int64_t bytes) {
   constexpr int64_t kSamples = 32;
   const int64_t words = bytes / 4;
   const int64_t step = words > kSamples ? words / kSamples : 1;
-  const uint32_t* from = reinterpret_cast<const uint32_t*>(data);
+  const char* from = reinterpret_cast<const char*>(data);  // 16-bit tensors may begin in a word
   uint64_t mixed = 0x9e3779b97f4a7c15;
   for (int64_t i = 0; i < kSamples && i * step < words; ++i) {
-    mixed = (mixed ^ from[i * step]) * 0x100000001b3;
+    uint32_t word;
+    std::memcpy(&word, from + 4 * i * step, 4);
+    mixed = (mixed ^ word) * 0x100000001b3;
   }
   return mixed;
 }
 
-Conv2dAlgo choose(int64_t images, int64_t out_height, int64_t out_width, int64_t c_in,
-                  int64_t c_out, int64_t kernel, int64_t stride, int64_t scale,
-                  int64_t rearranged) {
-  return conv2d_choose({images, out_height, out_width, c_in, c_out, kernel, stride, scale,
-                        rearranged},
-                       conv2d_costs(), conv2d_grain());
-}
+// Several tensors' memory, sampled in one call.
+class Watched {
+ public:
+  explicit Watched(std::vector<std::pair<uintptr_t, int64_t>> memory)
+      : memory_(std::move(memory)) {}
 
-double cost_ns(int32_t algo, int64_t images, int64_t out_height, int64_t out_width, int64_t c_in,
-               int64_t c_out, int64_t kernel, int64_t stride, int64_t scale, int64_t rearranged) {
-  return conv2d_cost_ns({images, out_height, out_width, c_in, c_out, kernel, stride, scale,
-                         rearranged},
-                        static_cast<Conv2dAlgo>(algo), conv2d_costs(), conv2d_grain());
-}
+  uint64_t bits() const {
+    uint64_t mixed = 0;
+    for (const auto& [data, bytes] : memory_) {
+      mixed = (mixed ^ sample_bits(data, bytes)) * 0x100000001b3;
+    }
+    return mixed;
+  }
+
+ private:
+  std::vector<std::pair<uintptr_t, int64_t>> memory_;
+};
 
 py::dict costs_dict() {
   const Conv2dCosts costs = conv2d_costs();
   py::dict result;
   result["macs_per_ns"] = costs.macs_per_ns;
+  result["winograd_macs_per_ns"] = costs.winograd_macs_per_ns;
   result["input_floats_per_ns"] = costs.input_floats_per_ns;
   result["output_floats_per_ns"] = costs.output_floats_per_ns;
   result["panel_bytes_per_ns"] = costs.panel_bytes_per_ns;
@@ -210,12 +219,18 @@ void bind_step_plan(py::module_& m) {
     return conv2d_moment_pixels(shape_of(Fields{values}), static_cast<Conv2dAlgo>(algo));
   });
   m.def("conv2d_costs", &costs_dict, "The constants of the algorithm choice for this CPU.");
-  m.def("conv2d_cost_ns", &cost_ns);
-  m.def("conv2d_choose", [](int64_t images, int64_t out_height, int64_t out_width, int64_t c_in,
-                            int64_t c_out, int64_t kernel, int64_t stride, int64_t scale,
-                            int64_t rearranged) {
-    return static_cast<int32_t>(choose(images, out_height, out_width, c_in, c_out, kernel, stride,
-                                       scale, rearranged));
+  py::class_<Conv2dProblem>(m, "Conv2dProblem", "A convolution as the choice of algorithm sees it.")
+      .def(py::init([](int64_t images, int64_t out_height, int64_t out_width, int64_t c_in,
+                       int64_t c_out, int64_t kernel, int64_t stride, int64_t scale,
+                       int64_t rearranged, bool grad_weight) {
+        return Conv2dProblem{images, out_height, out_width,  c_in,       c_out,
+                             kernel, stride,     scale,      rearranged, grad_weight};
+      }));
+  m.def("conv2d_cost_ns", [](const Conv2dProblem& problem, int32_t algo) {
+    return conv2d_cost_ns(problem, static_cast<Conv2dAlgo>(algo), conv2d_costs(), conv2d_grain());
+  });
+  m.def("conv2d_choose", [](const Conv2dProblem& problem) {
+    return static_cast<int32_t>(conv2d_choose(problem, conv2d_costs(), conv2d_grain()));
   });
   m.def("conv2d_panel_floats", [](int64_t c_out_max, int64_t c_in_max, int64_t kernel,
                                   int32_t algo, bool upsample, bool transposed) {
@@ -223,4 +238,7 @@ void bind_step_plan(py::module_& m) {
                                upsample ? 2 : 1, transposed);
   });
   m.def("sample_bits", &sample_bits);
+  py::class_<Watched>(m, "Watched", "Memory whose content is watched: [(pointer, bytes)].")
+      .def(py::init<std::vector<std::pair<uintptr_t, int64_t>>>())
+      .def("bits", &Watched::bits, "A number that differs, in all likelihood, for other content.");
 }

@@ -100,6 +100,15 @@ bool winograd_forward(const Conv2dForwardArgs& args) {
   return winograd_multiply(problem);
 }
 
+bool winograd_grad_weight(const Conv2dGradWeightArgs& args) {
+  WinogradProblem problem = winograd_problem(args.algo, args.shape, {}, false);
+  problem.dtype = args.compute;
+  problem.n_sources = args.x2.data ? 2 : 1;
+  problem.sources[0] = args.x;
+  problem.sources[1] = args.x2;
+  return winograd_accumulate(problem, {args.grad_y, args.grad_weight});
+}
+
 void direct_moments(const Conv2dForwardArgs& args) {
   NormMomentsArgs moments{};
   moments.x = args.y;
@@ -247,9 +256,11 @@ bool conv2d_grad_weight(const Conv2dGradWeightArgs& args) {
   problem.images = shape.images;
   problem.y_n_stride = args.grad_y.n_stride;
   problem.lanes = args.grad_y.channels;
+  const bool direct = args.algo == Conv2dAlgo::kDirect;
+  if (!direct && !winograd_grad_weight(args)) return false;
   for (const Conv2dPhase& phase : plan_forward(shape, args.grad_weight.kernel)) {
     const GemmPhase gemm = gemm_phase(phase, args.grad_y.h_stride, args.grad_y.w_stride);
-    if (!gemm_accumulate(problem, gemm)) return false;
+    if (direct && !gemm_accumulate(problem, gemm)) return false;
     if (args.grad_bias) gemm_accumulate_bias(problem, gemm, args.grad_bias);
   }
   return true;

@@ -16,23 +16,26 @@ namespace {
 // Fitted to the CIFAR-10 U-Net's layers on one thread. avx2: Zen 3 at about 3.4 GHz, 2 cores,
 // 512 KB L2. avx512: taken from the avx2 row, as both machines do 32 flops a cycle and their
 // prototype figures agree; not yet fitted. portable: avx2 arithmetic divided by 4.
-constexpr Conv2dCosts kAvx2{45, 1.1, 1.6, 14, 25, 1};
-constexpr Conv2dCosts kAvx512{50, 1.5, 2.2, 14, 25, 1.5};
-constexpr Conv2dCosts kPortable{11, 0.5, 0.7, 14, 25, 0.5};
+constexpr Conv2dCosts kAvx2{42, 34, 0.75, 1.3, 14, 25, 1};
+constexpr Conv2dCosts kAvx512{46, 38, 1.1, 1.8, 14, 25, 1.5};
+constexpr Conv2dCosts kPortable{10, 8, 0.35, 0.6, 14, 25, 0.5};
 
 // A sandwich step runs three widths or four on the same weights.
 constexpr double kUses = 3;
 
+// m of F(m x m, 3 x 3).
+int64_t tile_of(Conv2dAlgo algo) { return algo == Conv2dAlgo::kWinograd4 ? 4 : 2; }
+
 int64_t round_up(int64_t x, int64_t multiple) { return ceil_div(x, multiple) * multiple; }
 
 // One matrix product [rows, depth] x [depth, lanes] that reads its panels from memory once.
-double product_ns(int64_t rows, int64_t depth, int64_t lanes, const Conv2dCosts& costs,
-                  const Conv2dGrain& grain) {
+double product_ns(int64_t rows, int64_t depth, int64_t lanes, double macs_per_ns,
+                  const Conv2dCosts& costs, const Conv2dGrain& grain) {
   // Less than a whole tile of rows costs nearly as much as the whole one.
   const double tile_rows = std::max<int64_t>(rows, grain.rows / 2);
   const double panels = static_cast<double>(depth) * round_up(lanes, grain.lanes);
   return costs.frequency_ns +
-         std::max(tile_rows * panels / costs.macs_per_ns, 4 * panels / costs.panel_bytes_per_ns);
+         std::max(tile_rows * panels / macs_per_ns, 4 * panels / costs.panel_bytes_per_ns);
 }
 
 double winograd_ns(const Conv2dProblem& p, int64_t tile, const Conv2dCosts& costs,
@@ -42,25 +45,50 @@ double winograd_ns(const Conv2dProblem& p, int64_t tile, const Conv2dCosts& cost
   // A tile of 16 outputs moves 36 numbers each way, one of 4 moves 16.
   const double expansion = frequencies / (2.25 * tile * tile);
   const double outputs = static_cast<double>(tiles) * tile * tile;
-  return frequencies * product_ns(tiles, p.c_in, p.c_out, costs, grain) +
+  return frequencies * product_ns(tiles, p.c_in, p.c_out, costs.winograd_macs_per_ns, costs, grain) +
          static_cast<double>(frequencies) * p.rearranged / kUses / costs.rearranged_per_ns +
          expansion * outputs * p.c_in / costs.input_floats_per_ns +
          expansion * outputs * round_up(p.c_out, grain.lanes / 2) / costs.output_floats_per_ns;
+}
+
+// The gradient of the weights: sums of c_in x c_out a frequency, made zero, added to for every
+// block of tiles, and transformed back.
+double winograd_grad_ns(const Conv2dProblem& p, int64_t tile, const Conv2dCosts& costs) {
+  const int64_t down = ceil_div(p.out_height, tile), across = ceil_div(p.out_width, tile);
+  const double tiles = p.images * down * across, frequencies = (tile + 2) * (tile + 2);
+  const double sums = static_cast<double>(p.c_in) * p.c_out;
+  const double expansion = frequencies / 2.25;
+  return frequencies * tiles * sums / costs.winograd_macs_per_ns +
+         frequencies * 2 * sums / costs.rearranged_per_ns +
+         expansion * tiles * (p.c_in + p.c_out) / costs.input_floats_per_ns;
 }
 
 }  // namespace
 
 double conv2d_cost_ns(const Conv2dProblem& p, Conv2dAlgo algo, const Conv2dCosts& costs,
                       const Conv2dGrain& grain) {
+  const bool winograd = p.kernel == 3 && p.stride == 1;
+  if (p.grad_weight) {
+    if (algo == Conv2dAlgo::kDirect) {
+      return static_cast<double>(p.images * p.out_height * p.out_width) * p.kernel * p.kernel *
+             p.c_in * p.c_out / (p.scale * p.scale == 4 ? 2.25 : 1) / costs.macs_per_ns;
+    }
+    return winograd ? winograd_grad_ns(p, tile_of(algo), costs)
+                    : std::numeric_limits<double>::infinity();
+  }
   if (algo == Conv2dAlgo::kDirect) {
     const int64_t pixels = p.images * p.out_height * p.out_width;
     const bool phases = p.scale == 2 && p.stride == 1;
-    if (!phases) return product_ns(pixels, p.kernel * p.kernel * p.c_in, p.c_out, costs, grain);
+    if (!phases) {
+      return product_ns(pixels, p.kernel * p.kernel * p.c_in, p.c_out, costs.macs_per_ns, costs,
+                        grain);
+    }
     const int64_t taps = p.kernel / 2 + 1;  // of each of the four phases, along one axis
-    return 4 * product_ns(pixels / 4, taps * taps * p.c_in, p.c_out, costs, grain);
+    return 4 * product_ns(pixels / 4, taps * taps * p.c_in, p.c_out, costs.macs_per_ns, costs,
+                          grain);
   }
-  if (p.kernel != 3 || p.stride != 1) return std::numeric_limits<double>::infinity();
-  return winograd_ns(p, algo == Conv2dAlgo::kWinograd4 ? 4 : 2, costs, grain);
+  return winograd ? winograd_ns(p, tile_of(algo), costs, grain)
+                  : std::numeric_limits<double>::infinity();
 }
 
 Conv2dAlgo conv2d_choose(const Conv2dProblem& problem, const Conv2dCosts& costs,

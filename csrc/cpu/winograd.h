@@ -47,12 +47,23 @@ struct WinogradRange {
 // False: no memory for the workspace.
 bool winograd_multiply(const WinogradProblem& problem);
 
-// weight[lane, depth, r, s] += the gradient for grad_y of the convolution of `problem`, whose
-// panels, bias, residual and y are not read. False: no memory for the workspace.
+// Gradient of the weights, float32: weight[lane, depth, r, s] += G^T [ sum over tiles of
+// (A grad_y A^T)[lane] * (B^T d B)[depth] ] G. Of `problem` the tile, the sources' geometry (no
+// norm) and the sizes are used. The result does not depend on the number of threads.
 struct WinogradGradWeight {
-  Conv2dImage grad_y;
+  Conv2dImage grad_y;  // channels: lanes
   Conv2dWeight grad_weight;
 };
+
+// Where a pass over a block of tiles lies in the workspace; all in floats.
+struct WinogradGradBlock {
+  int64_t first_row, rows;  // tile rows of the block, over all images
+  float *inputs, *outputs;  // [frequencies][tiles][stride], transformed
+  float* sums;              // [frequencies][lanes][sum_stride]
+  int64_t sum_stride;
+};
+
+// False: no memory for the workspace.
 bool winograd_accumulate(const WinogradProblem& problem, const WinogradGradWeight& gradient);
 
 }  // namespace ddsm

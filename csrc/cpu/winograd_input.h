@@ -15,11 +15,11 @@ namespace ddsm::DDSM_ISA {
 
 // Tiles multiplied at once: enough to use a panel well, few enough to be still in the cache for
 // the output transform.
-constexpr int64_t kWinogradTiles = 64;
+constexpr int64_t kWinogradTiles = 96;
 
-// A row stride in floats that is no power of two: the elements of a tile, one a frequency, would
-// else fall into one set of the L1.
-static inline int64_t winograd_stride(int64_t floats) { return (floats / 16 | 1) * 16 + 16; }
+// A stride of at least `floats` that is an odd number of cache lines: at a power of two, elements
+// that far apart would fall into one set of the L1.
+static inline int64_t odd_stride(int64_t floats) { return (ceil_div(floats, 16) | 1) * 16; }
 
 template <int kTile, class T>
 struct WinogradInput {
@@ -27,7 +27,7 @@ struct WinogradInput {
   static constexpr int64_t kVector = Lanes<float>::kCount;
 
   const WinogradProblem& problem;
-  int64_t channels, tile_stride;  // of all sources; rounded up to whole vectors
+  int64_t channels, used, tile_stride;  // of all sources; in whole vectors; between tiles
   int64_t tiles_across, columns;  // of a tile row; pixels of a ring row
   float* ring;                    // [kAlpha][columns][tile_stride]
   int64_t held[kAlpha];           // which row of which image each ring row holds, -1: none
@@ -35,21 +35,25 @@ struct WinogradInput {
   WinogradInput(const WinogradProblem& p, Arena& arena) : problem(p) {
     channels = 0;
     for (int s = 0; s < p.n_sources; ++s) channels += p.sources[s].channels;
-    tile_stride = ceil_div(channels, kVector) * kVector;
+    used = ceil_div(channels, kVector) * kVector;
+    tile_stride = stride_of(channels);
     tiles_across = ceil_div(p.width, kTile);
     columns = tiles_across * kTile + 2;
     ring = arena.take<float>(kAlpha * columns * tile_stride);
     for (int i = 0; i < kAlpha; ++i) held[i] = -1;
   }
 
-  int64_t frequency_stride(int64_t tiles) const { return winograd_stride(tiles * tile_stride); }
+  // Floats between tiles, and between pixels of the ring.
+  static int64_t stride_of(int64_t channels) { return odd_stride(channels); }
+
+  int64_t frequency_stride(int64_t tiles) const { return odd_stride(tiles * tile_stride); }
 
   // out[frequency * frequency_stride + tile * tile_stride + channel] of one tile row of image n.
   void transform_row(int64_t n, int64_t tile_row, float* out, int64_t frequency_stride) {
     const float* rows[kAlpha];
     for (int i = 0; i < kAlpha; ++i) rows[i] = padded_row(n, tile_row * kTile + i);
     for (int64_t tile = 0; tile < tiles_across; ++tile) {
-      for (int64_t c = 0; c < tile_stride; c += kVector) {
+      for (int64_t c = 0; c < used; c += kVector) {
         const int64_t at = tile * kTile * tile_stride + c;
         FloatVec d[kAlpha * kAlpha], v[kAlpha * kAlpha];
         DDSM_UNROLL
@@ -87,7 +91,7 @@ struct WinogradInput {
         std::memset(to, 0, sizeof(float) * tile_stride);
       } else {
         // Channels beyond the last feed only products that nobody reads, but must be ordinary.
-        store(to + tile_stride - kVector, FloatVec{});
+        store(to + used - kVector, FloatVec{});
         fill_pixel(n, y / problem.scale, x / problem.scale, to);
       }
     }

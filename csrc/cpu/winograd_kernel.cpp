@@ -93,7 +93,7 @@ struct Convolution {
     panels = r.panel_end - r.panel_begin;
     block_rows = rows_at_once(p, r);
     block_tiles = block_rows * input.tiles_across;
-    product_stride = winograd_stride(block_tiles * panels * kPanel);
+    product_stride = odd_stride(block_tiles * panels * kPanel);
     tiles = arena.take<float>(kFrequencies * input.frequency_stride(block_tiles));
     products = arena.take<float>(kFrequencies * product_stride);
     biases = arena.take<float>(panels * kPanel);

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddsm_ext.bench.shapes import AttentionShape, ConvShape, LinearShape, NormShape, Shape
 from ddsm_ext.ops import sliced_attention, sliced_conv2d, sliced_group_norm, sliced_linear
@@ -57,7 +57,10 @@ def _sources(c: int, c2: int, batch: int, size: int, normal: Callable[..., Tenso
 def _conv2d(shape: ConvShape, batch: int, normal: Callable[..., Tensor]) -> dict[str, Call]:
     k, c_in, c_out = shape.kernel, shape.c_in + shape.c_in2, shape.c_out
     fan_in = c_in * k * k
-    weight = normal(shape.c_out_max, shape.c_in_max, k, k, scale=fan_in**-0.5)
+    # A parameter, as in a network: its rearrangement is kept from call to call.
+    weight = nn.Parameter(
+        normal(shape.c_out_max, shape.c_in_max, k, k, scale=fan_in**-0.5), requires_grad=False
+    )
     bias = normal(shape.c_out_max)
     sources = _sources(shape.c_in, shape.c_in2, batch, shape.in_size, normal)
     sources_cl = _channels_last(*sources)

@@ -80,17 +80,14 @@ def grid_jobs(name: str, threads: int) -> list[Job]:
     """
     if name not in ("quick", "full"):
         raise ValueError(f"grid is {name!r}; need quick or full")
-    full = name == "full"
-    jobs = []
-    for dtype in ("float32", "bfloat16") if full else ("float32",):
-        for batch in (8, 1, 64) if full else (8, 1):
-            rounds = 9 if full and batch <= 8 else 3
-            jobs.append(Job("inference", batch, dtype, threads, rounds))
-            if batch == 8:
-                jobs.append(Job("training", batch, dtype, threads, rounds))
-            if batch <= 8:
-                jobs.append(Job("layers", batch, dtype, threads, rounds))
-    return jobs
+    parts = [("inference", 8), ("inference", 1), ("training", 8), ("layers", 8), ("layers", 1)]
+    if name == "quick":
+        return [Job(mode, batch, "float32", threads, 3) for mode, batch in parts]
+    return [
+        Job(mode, batch, dtype, threads, 3 if batch == 64 else 9)
+        for dtype in ("float32", "bfloat16")
+        for mode, batch in [*parts, ("inference", 64)]
+    ]
 
 
 def slicing_macs_per_s(dtype: str, threads: int) -> float:

@@ -9,6 +9,8 @@ from typing import Any
 
 from ddsm_ext.io.files import read_json, write_json
 
+_PRIVATE = ("machine", "command")  # host name and paths: results are published
+
 
 def save_result(
     folder: Path, mode: str, machine: Mapping[str, Any], result: Mapping[str, Any]
@@ -18,7 +20,7 @@ def save_result(
     Args:
         folder: folder of results.
         mode: "inference", "training" or "layers".
-        machine: `machine_info()` of the run.
+        machine: `machine_info()` of the run, of which host name and command line are left out.
         result: what the benchmark returned.
 
     Returns:
@@ -30,7 +32,8 @@ def save_result(
     path = Path(folder) / name
     kept = read_json(path)["results"] if path.exists() else []
     kept = [other for other in kept if other["conditions"]["batch"] != about["batch"]]
-    results = [*kept, {**result, "machine": dict(machine)}]
+    machine = {key: value for key, value in machine.items() if key not in _PRIVATE}
+    results = [*kept, {**result, "machine": machine}]
     results.sort(key=lambda entry: entry["conditions"]["batch"])
     return write_json(path, {"mode": mode, "results": results})
 

@@ -16,8 +16,8 @@ from ddsm_ext.bench.shapes import config_at
 from ddsm_ext.bench.slicing_unet import SlicingUNet
 from ddsm_ext.models.config import UNetConfig
 from ddsm_ext.models.dense import DenseUNet
+from ddsm_ext.models.step import UNetStepRunner
 from ddsm_ext.models.unet import SlimmableUNet
-from ddsm_ext.sampling.runner import StepRunner
 
 STEP_CANDIDATES = ("slicing", "dense", "dense_cl", "compiled", "ours", "ours_module")
 DEFAULT_CANDIDATES = ("slicing", "dense_cl", "ours")  # compiling takes a minute a width
@@ -26,14 +26,16 @@ Call = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class Step:
-    """A candidate at a width, ready to run: weights cut out, compiled, shapes prepared.
+    """A candidate at a width, ready to run: weights cut out, compiled, rearranged.
 
-    `setup_s` is how long that took, `held_bytes` what it keeps of activations between its steps.
+    `setup_s` is how long that took, `held_bytes` the memory for activations that it keeps from one
+    step to the next, `panel_bytes` its rearranged weights of all widths.
     """
 
     call: Call
     setup_s: float
     held_bytes: int
+    panel_bytes: int
 
 
 def prepare_steps(
@@ -63,8 +65,10 @@ def prepare_steps(
             for name in names:
                 start = time.perf_counter()
                 call: Call = getattr(builder, name)(width)
-                held = builder.held_bytes(width) if name == "ours" else 0
-                steps[width, name] = Step(call, time.perf_counter() - start, held)
+                setup_s = time.perf_counter() - start
+                steps[width, name] = Step(
+                    call, setup_s, builder.held_bytes(name, width), builder.panel_bytes(name)
+                )
     return steps
 
 
@@ -74,6 +78,8 @@ class _Builder:
     def __init__(self, net: SlimmableUNet, widths: Sequence[float], x: Tensor, t: Tensor) -> None:
         self.net, self.widths, self.x, self.t = net, tuple(widths), x, t
         self.x_cl = x.contiguous(memory_format=torch.channels_last)
+        n, c, image_height, image_width = x.shape
+        self.shape = (n, c, image_height, image_width)
 
     def slicing(self, width: float) -> Call:
         network = SlicingUNet(self.net)
@@ -104,20 +110,26 @@ class _Builder:
         return dense.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @cached_property
-    def runner(self) -> StepRunner | SlimmableUNet:
-        if not hasattr(self.net, "step_runner"):
-            return self.net
+    def runner(self) -> UNetStepRunner:
         runner = self.net.step_runner()
-        runner.prepare(self.widths, tuple(self.x.shape), self.x.dtype, self.x.device)
+        reason = runner.reason_against(self.x.dtype, self.x.device)
+        if reason is not None:
+            raise ValueError(f"run_unet_step: ours would run uncompiled, {reason}")
+        runner.prepare(self.widths, self.shape, self.x.dtype, self.x.device)
         return runner
-
-    def held_bytes(self, width: float) -> int:
-        runner = self.runner
-        return 0 if runner is self.net else runner.activation_bytes(width)
 
     def ours(self, width: float) -> Call:
         runner = self.runner
+        runner(self.x_cl, self.t, width)  # rearranges the weights
         return lambda: runner(self.x_cl, self.t, width)
 
     def ours_module(self, width: float) -> Call:
         return lambda: self.net(self.x_cl, self.t, width)
+
+    def held_bytes(self, name: str, width: float) -> int:
+        if name != "ours":
+            return 0
+        return self.runner.activation_bytes(width, self.shape, self.x.dtype)
+
+    def panel_bytes(self, name: str) -> int:
+        return self.runner.panel_bytes() if name == "ours" else 0

@@ -54,10 +54,10 @@ def run_unet_step(
 
     Returns:
         JSON-ready: "rows" (one a width: macs, norm, of each candidate `_ms` and `_min_ms` an image
-        and `_peak_bytes` a step and `_setup_s`, ratio_<candidate> to ours; roof_ms an image, error
-        of ours, native), "strategy" (the published CIFAR-10 strategy: steps, macs_saved, time_saved
-        and realised_saving by candidate; None unless all four widths were timed), "roof" and
-        "conditions".
+        and `_peak_bytes` a step and `_setup_s`, ratio_<candidate> to ours; ours_panel_bytes,
+        roof_ms an image, error of ours, native), "strategy" (the published CIFAR-10 strategy:
+        steps, macs_saved, time_saved and realised_saving by candidate; None unless all four widths
+        were timed), "roof" and "conditions".
 
     Raises:
         ValueError: an argument that cannot be used, or a candidate that computes something else.
@@ -130,6 +130,7 @@ def _measure(
             "norm": variant.norm,
             "macs": unet_macs(variant, width),
             **time_columns({name: times[width, name] for name in names}, batch),
+            "ours_panel_bytes": steps[width, "ours"].panel_bytes,
             "error": errors[width],
             "native": native,
         }

@@ -7,12 +7,11 @@ import warnings
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ddsm_ext import _library
 from ddsm_ext.models.dense import check_inputs
 from ddsm_ext.models.unet import SlimmableUNet, active_counts
 from ddsm_ext.nn import blocks, embedding, layers
@@ -20,6 +19,7 @@ from ddsm_ext.nn.sinusoidal import embed_time
 from ddsm_ext.ops._panels import panel_bytes
 from ddsm_ext.runner.layers import Activation, ConvWeight, Layers, Norm
 from ddsm_ext.runner.program import Buffer, Plan, Program
+from ddsm_ext.runner.weights import WatchedWeights
 
 _DTYPES = (torch.float32, torch.bfloat16)
 # What a step is compiled from; anything else in the network (a wrapped layer, say) is not known.
@@ -171,12 +171,31 @@ def _conv(module: layers.SlicedConv2d) -> ConvWeight:
     )
 
 
+def _structure_problem(net: SlimmableUNet) -> str | None:
+    """Return why the network is not what a step can be compiled from, or None."""
+    for name, module in net.named_modules():
+        if type(module) not in _KNOWN:
+            return f"{name or 'the network'} is a {type(module).__name__}"
+        if any(getattr(module, hooks) for hooks in _HOOKS):
+            return f"{name or 'the network'} has forward hooks"
+    for name, parameter in net.named_parameters():
+        if parameter.device.type != "cpu":
+            return f"{name} is on {parameter.device}"
+        if not parameter.is_contiguous() or parameter.dtype != net.head.weight.dtype:
+            return f"{name} is not contiguous or of another dtype than the rest"
+    for block in net.layout:
+        if block.c_skip and not block.shortcut:
+            return f"{block.name} adds an unjoined pair without a shortcut"
+    return None
+
+
 class UNetStepRunner:
-    """Runs a `SlimmableUNet` as plans compiled per (width, batch, dtype); see `StepRunner`.
+    """Runs a `SlimmableUNet` as plans compiled per (width, batch, size, dtype); see `StepRunner`.
 
     A plan is compiled at its first use and again when a weight has changed. All plans share one
     piece of memory, so calls from several threads take turns. What cannot be compiled runs as the
-    module, with one warning that says why.
+    module, with one warning that says why. A module or hook that was added or replaced is noticed
+    by `prepare`, which the sampler calls before each batch.
 
     Args:
         net: the network; its parameters are used where they are.
@@ -188,7 +207,8 @@ class UNetStepRunner:
         self._arena = torch.empty(0, dtype=torch.uint8)
         self._steps: dict[_Key, _Step] = {}
         self._plans: dict[_Key, Plan] = {}
-        self._stamp: tuple[Any, ...] | None = None
+        self._problem = _structure_problem(net)
+        self._weights = WatchedWeights(net)
         self._embeddings: dict[float, Tensor] = {}
         self._warned: set[str] = set()
 
@@ -200,12 +220,14 @@ class UNetStepRunner:
         device: torch.device,
     ) -> None:
         """Compile the steps at `widths` for x of `shape` [N, C, H, W], `dtype` and `device`."""
+        net = self._module()
+        self._problem = _structure_problem(net)
+        self._weights = WatchedWeights(net)
         if self.reason_against(dtype, device) is None:
             with self._lock:
                 self._refresh()
-                check = self._module().config.check_width
                 for width in widths:
-                    self._step(_Key(check(width), shape[0], *shape[2:], dtype))
+                    self._step(_Key(net.config.check_width(width), shape[0], *shape[2:], dtype))
 
     def __call__(self, x: Tensor, t: Tensor, width: float) -> Tensor:
         """Return the prediction [N, C, H, W] for x [N, C, H, W] at timesteps t [N]."""
@@ -254,21 +276,7 @@ class UNetStepRunner:
             return f"the weights are {weight.dtype}, x is {dtype}"
         if net.training and net.config.dropout:
             return "the network is in training mode with dropout"
-        return self._structure_problem(net)
-
-    def _structure_problem(self, net: SlimmableUNet) -> str | None:
-        for name, module in net.named_modules():
-            if type(module) not in _KNOWN:
-                return f"{name or 'the network'} is a {type(module).__name__}"
-            if any(getattr(module, hooks) for hooks in _HOOKS):
-                return f"{name or 'the network'} has forward hooks"
-        for name, parameter in net.named_parameters():
-            if not parameter.is_contiguous() or parameter.dtype != net.head.weight.dtype:
-                return f"{name} is not contiguous or of another dtype than the rest"
-        for block in net.layout:
-            if block.c_skip and not block.shortcut:
-                return f"{block.name} adds an unjoined pair without a shortcut"
-        return None
+        return self._problem
 
     def _module(self) -> SlimmableUNet:
         net = self._net()
@@ -283,13 +291,10 @@ class UNetStepRunner:
 
     def _refresh(self) -> None:
         """Forget everything made from weights that have changed."""
-        stamp = tuple((p.data_ptr(), p._version) for p in self._module().parameters())
-        stamp += (_library.native.active_isa(),)
-        if stamp != self._stamp:
+        if self._weights.changed():
             self._steps.clear()
             self._plans.clear()
             self._embeddings.clear()
-            self._stamp = stamp
 
     def _step(self, key: _Key) -> _Step:
         if key not in self._steps:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Generator, Tensor, nn
@@ -14,6 +16,9 @@ from ddsm_ext.nn.blocks import OutputBlock, ResampleBlock, ResidualBlock
 from ddsm_ext.nn.embedding import TimeEmbedding
 from ddsm_ext.nn.layers import SlicedConv2d
 from ddsm_ext.width import check_width
+
+if TYPE_CHECKING:
+    from ddsm_ext.models.step import UNetStepRunner
 
 Counts = tuple[tuple[int, int], ...]
 
@@ -35,6 +40,9 @@ def active_counts(config: UNetConfig, blocks: tuple[Block, ...], width: float) -
     )
     return (first, *rest)
 
+
+# Not attributes of their networks: a copied or pickled network makes its own.
+_runners: WeakKeyDictionary[SlimmableUNet, UNetStepRunner] = WeakKeyDictionary()
 
 _cached_counts = lru_cache(maxsize=256)(active_counts)
 
@@ -124,6 +132,15 @@ class SlimmableUNet(nn.Module):
             if block.name.startswith("down"):
                 skips.append(h)
         return self.tail(h, accumulate_grad=accumulate_grad)
+
+    def step_runner(self) -> UNetStepRunner:
+        """Return the runner of this network's compiled steps, always the same one."""
+        from ddsm_ext.models.step import UNetStepRunner
+
+        runner = _runners.get(self)
+        if runner is None:
+            runner = _runners[self] = UNetStepRunner(self)
+        return runner
 
     def export_subnet(self, width: float) -> DenseUNet:
         """Return the network of one width as an ordinary dense module of plain torch layers.

@@ -137,7 +137,7 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     autocast copies no weight.
     """
     device = x.device.type
-    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+    if x.dtype == torch.float64 or device == "meta" or not torch.is_autocast_enabled(device):
         return None
     dtype = torch.get_autocast_dtype(device)
     return None if dtype == x.dtype else dtype

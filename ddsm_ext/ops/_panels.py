@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,9 +53,17 @@ def content_stamp(weight: Tensor) -> Stamp:
         weight.dtype,
         weight.shape,
         weight.stride(),
-        _library.native.sample_bits(weight.data_ptr(), weight.numel() * weight.element_size()),
+        _library.native.sample_bits(weight.data_ptr(), _span_bytes(weight)),
         _library.native.active_isa(),
     )
+
+
+def _span_bytes(tensor: Tensor) -> int:
+    """Bytes from a tensor's first element to the end of its last one."""
+    if tensor.numel() == 0:
+        return 0
+    reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return (1 + reach) * tensor.element_size()
 
 
 def conv_panels(
@@ -106,24 +114,58 @@ def check_algorithm(op: str, algo: Any, weight: Tensor, stride: int, dtype: torc
         )
 
 
+class ConvShape(NamedTuple):
+    """A convolution as the choice of its algorithm sees it: active channels, size of the output.
+
+    `scale` 2 stands for nearest 2x upsampling. For the gradient of x, c_in and c_out are swapped
+    and the output is x.
+    """
+
+    images: int
+    out_height: int
+    out_width: int
+    c_in: int
+    c_out: int
+    kernel: int
+    stride: int
+    scale: int
+
+
 def resolve_algorithm(
-    algo: str, weight: Tensor, shape: tuple[int, ...], training: bool
+    algo: str, weight: Tensor, shape: ConvShape, *, training: bool, grad_weight: bool = False
 ) -> int:
     """Return the number of the algorithm that `algo` names, or of the cheapest for "auto".
 
     Args:
         algo: a name that `check_algorithm` let through.
         weight: the convolution's weight.
-        shape: (images, out_height, out_width, c_in, c_out, kernel, stride, scale).
+        shape: the convolution.
         training: the weight changes all the time, so that panels serve few calls.
+        grad_weight: choose for the gradient of the weights instead.
     """
     if algo != "auto":
         return ALGORITHMS.index(algo)
     # Panels of a passing tensor would be made for one call.
-    if not isinstance(weight, nn.Parameter) or shape[5] != 3 or weight.dtype == torch.float64:
+    if not isinstance(weight, nn.Parameter) or weight.dtype == torch.float64:
         return DIRECT
     rearranged = weight.shape[0] * weight.shape[1] if training else 0
-    return choose_algorithm(_library.native.active_isa(), *shape, rearranged)
+    return choose_algorithm(_library.native.active_isa(), shape, rearranged, grad_weight)
+
+
+@lru_cache(maxsize=4096)
+def choose_algorithm(
+    isa: str, shape: ConvShape, rearranged: int = 0, grad_weight: bool = False
+) -> int:
+    """Return the algorithm that should be fastest, by the kernels' fixed cost model.
+
+    Args:
+        isa: instruction set in use; only keeps the cached choices apart.
+        shape: the convolution.
+        rearranged: weights that must be rearranged for it because they change all the time, or 0.
+        grad_weight: choose for the gradient of the weights instead.
+    """
+    native = _library.native
+    return native.conv2d_choose(native.Conv2dProblem(*shape, rearranged, grad_weight))
 
 
 def panel_bytes(weights: Iterator[Tensor] | None = None) -> int:
@@ -133,31 +175,3 @@ def panel_bytes(weights: Iterator[Tensor] | None = None) -> int:
     else:
         entries = [_entries[id(w)] for w in weights if id(w) in _entries]
     return sum(p.numel() * p.element_size() for e in entries for p in e.panels.values())
-
-
-@lru_cache(maxsize=4096)
-def choose_algorithm(
-    isa: str,
-    images: int,
-    out_height: int,
-    out_width: int,
-    c_in: int,
-    c_out: int,
-    kernel: int,
-    stride: int,
-    scale: int,
-    rearranged: int,
-) -> int:
-    """Return the algorithm that should be fastest: `conv2d_choose` of the kernels.
-
-    Args:
-        isa: instruction set in use; only keeps the cached choices apart.
-        images, out_height, out_width: the output.
-        c_in, c_out: active channels.
-        kernel, stride, scale: of the convolution; scale 2 stands for nearest 2x upsampling.
-        rearranged: weights that must be rearranged for it because they change all the time (in
-            training), 0 otherwise.
-    """
-    return _library.native.conv2d_choose(
-        images, out_height, out_width, c_in, c_out, kernel, stride, scale, rearranged
-    )

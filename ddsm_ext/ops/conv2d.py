@@ -25,7 +25,13 @@ from ddsm_ext.ops._arguments import (
     shape_text,
 )
 from ddsm_ext.ops._dispatch import runs_native
-from ddsm_ext.ops._panels import DIRECT, check_algorithm, conv_panels, resolve_algorithm
+from ddsm_ext.ops._panels import (
+    DIRECT,
+    ConvShape,
+    check_algorithm,
+    conv_panels,
+    resolve_algorithm,
+)
 
 _OP = "sliced_conv2d"
 
@@ -62,7 +68,7 @@ def sliced_conv2d(
             torch.compile autograd accumulates them as usual.
         algo: "direct", "winograd_4x4" or "winograd_2x2" (3x3 kernels at stride 1 in float32 or
             bfloat16) or "auto". Winograd does 4 and 2.25 times fewer multiplications; in float32
-            its error is up to 8 times PyTorch's. It rearranges the whole weight once and keeps
+            its error is up to 8 times PyTorch's (from 8 input channels on). It rearranges the whole weight once and keeps
             the result until the weight changes; "auto" therefore weighs it, by a fixed cost model
             of the shapes, for an `nn.Parameter` only, and is "direct" under torch.compile.
 
@@ -268,7 +274,7 @@ def _forward(
 ) -> Tensor:
     """Run the kernel with the algorithm that `algo` names or that suits the shapes."""
     k = weight.shape[2]
-    shape = (
+    shape = ConvShape(
         x.shape[0],
         _output_size(x.shape[2], k, stride, padding, upsample),
         _output_size(x.shape[3], k, stride, padding, upsample),
@@ -278,7 +284,7 @@ def _forward(
         stride,
         2 if upsample else 1,
     )
-    algorithm = resolve_algorithm(algo, weight, shape, training)
+    algorithm = resolve_algorithm(algo, weight, shape, training=training)
     panels = None if algorithm == DIRECT else conv_panels(weight, algorithm)
     numbers = (c_out, c_in2_offset, stride, padding, upsample, panels, algorithm)
     return call_kernel(torch.ops.ddsm_ext.sliced_conv2d.default, x, x2, weight, bias, *numbers)
@@ -299,12 +305,12 @@ def _grad_sources(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | Non
         if ctx.needs_input_grad[index]:
             n, c, height, width = source.shape
             stride, _padding, upsample = ctx.window
-            shape = (n, height, width, grad_y.shape[1], c, weight.shape[2], stride, 1)
             # Not the saved tensor, which may be another object with the same values.
             owner = weight if ctx.parameter is None else ctx.parameter
-            algorithm = (
-                DIRECT if upsample else resolve_algorithm(ctx.algo, owner, shape, training=True)
-            )
+            algorithm = DIRECT
+            if not upsample:
+                shape = ConvShape(n, height, width, grad_y.shape[1], c, weight.shape[2], stride, 1)
+                algorithm = resolve_algorithm(ctx.algo, owner, shape, training=True)
             panels = None if algorithm == DIRECT else conv_panels(owner, algorithm, transposed=True)
             grads[index] = torch.ops.ddsm_ext.sliced_conv2d_grad_x(
                 grad_y, weight, c, offset, height, width, *ctx.window, panels, algorithm
@@ -313,9 +319,16 @@ def _grad_sources(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | Non
 
 
 def _add_grad_weight(ctx: Any, grad_y: Tensor, grad_weight: Tensor, grad_bias: Any) -> None:
-    x, x2, _weight, _bias = ctx.saved_tensors
+    x, x2, weight, _bias = ctx.saved_tensors
+    stride, _padding, upsample = ctx.window
+    n, c_out, height, width = grad_y.shape
+    c_in = x.shape[1] if x2 is None else x.shape[1] + x2.shape[1]
+    scale = 2 if upsample else 1
+    shape = ConvShape(n, height, width, c_in, c_out, weight.shape[2], stride, scale)
+    owner = weight if ctx.parameter is None else ctx.parameter
+    algorithm = resolve_algorithm(ctx.algo, owner, shape, training=True, grad_weight=True)
     torch.ops.ddsm_ext.sliced_conv2d_grad_weight(
-        grad_y, x, x2, ctx.c_in2_offset, *ctx.window, grad_weight, grad_bias
+        grad_y, x, x2, ctx.c_in2_offset, *ctx.window, grad_weight, grad_bias, algorithm
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ddsm_ext import _library
-from ddsm_ext.ops._panels import DIRECT, choose_algorithm, conv_panels
+from ddsm_ext.ops._panels import DIRECT, ConvShape, choose_algorithm, conv_panels
 from ddsm_ext.runner.program import Buffer, Program
 
 # In the order of the kernels' numbers (DType).
@@ -103,7 +103,7 @@ class Layers:
     def silu(self, x: Buffer, c: int) -> Buffer:
         """Apply SiLU to float32 [N, c]."""
         y = self.floats(self.images * c)
-        self._apply(x, None, self.images, c, 0, None, True, torch.float32, y)
+        self._apply(x, None, 1, c, 0, None, True, torch.float32, y)
         return y
 
     def norm(
@@ -174,15 +174,7 @@ class Layers:
         if parts == 1:
             algorithm = choose_algorithm(
                 _library.native.active_isa(),
-                self.images,
-                height,
-                width,
-                c_in,
-                c_out,
-                kernel,
-                conv.stride,
-                scale,
-                0,
+                ConvShape(self.images, height, width, c_in, c_out, kernel, conv.stride, scale),
             )
         shape = {
             "images": self.images,
@@ -201,9 +193,7 @@ class Layers:
             joined = self.joined(sources, norm)
             x, strides, x2_shift, norm = [joined, joined if c2 else None], [c_in] * 2, c, None
         block_pixels = _library.native.conv2d_moment_pixels(shape, algorithm)
-        moment_bytes = (
-            self.images * -(-height * width // block_pixels) * 2 * c_out * _DOUBLE_BYTES
-        )
+        moment_bytes = self.images * -(-height * width // block_pixels) * 2 * c_out * _DOUBLE_BYTES
         result = replace(
             y or self.activation(parts * c_out, height, width),
             moments=Buffer(moment_bytes) if moments else None,

@@ -56,12 +56,14 @@ def sample(
     dtype: torch.dtype = torch.float32,
     progress: Progress | None = None,
     callback: Callback | None = None,
+    compiled: bool = True,
 ) -> Tensor:
     """Draw one image per seed; an image depends on its seed, not on its batch.
 
     Args:
         net: called as `net(x, t, width)`: x [n, C, H, W] channels_last, t [n] int64, width float,
             returning [n, C, H, W]; a module runs in eval mode. A `StepRunner` is told its shapes.
+            A network with a method `step_runner` is run by what that returns.
         schedule: the noise schedule that the network was trained with.
         strategy: width per noise level, or one width in (0, 1] for all steps.
         seeds: [N] integers, one per image.
@@ -74,6 +76,7 @@ def sample(
             for dtype float64).
         progress: called after every step with (steps done, steps in all), over all batches.
         callback: called in every step with (step index, x_t, predicted x0) of the running batch.
+        compiled: use the network's `step_runner` if it has one; False calls the network itself.
 
     Returns:
         [N, C, H, W] float32 on `device`, clipped to [-1, 1].
@@ -90,7 +93,7 @@ def sample(
     seeds = as_seeds(seeds)
     steps = plan_steps(schedule, strategy, sampler)
     run = _Run(
-        net=net,
+        net=net.step_runner() if compiled and hasattr(net, "step_runner") else net,
         steps=steps,
         coefficients=plan_coefficients(schedule, steps, sampler, parameterisation),
         timesteps=torch.tensor([step.t for step in steps], dtype=torch.int64, device=device),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddsm_ext.ops import sliced_attention, sliced_conv2d, sliced_group_norm, sliced_linear
 
@@ -20,7 +20,7 @@ KERNEL_DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float64])
 INTEGERS = st.one_of(st.integers(-3, 12), st.sampled_from([2**31, 2**62, 2**63 - 1, -(2**63)]))
 SCALARS = st.one_of(
     INTEGERS,
-    st.sampled_from([2**63, -(2**70), True, False, None, "3", [1]]),
+    st.sampled_from([2**63, -(2**70), True, False, None, "3", [1], "winograd_4x4"]),
     st.floats(),
 )
 
@@ -53,11 +53,14 @@ TENSORS = st.one_of(
 TENSOR_NAMES = {"x", "x2", "weight", "bias", "q", "k", "v"}
 
 
+KINDS = ("size", "more", "fewer", "dtype", "gaps", "shifted", "expanded", "turned")
+
+
 def near_miss(draw: st.DrawFn, tensor: Tensor) -> Tensor:
     """A tensor that differs from `tensor` in one of shape, dtype and strides."""
     shape, dtype = list(tensor.shape), tensor.dtype
     dim = draw(st.integers(0, max(0, len(shape) - 1)))
-    kind = draw(st.sampled_from(["size", "more", "fewer", "dtype", "gaps", "expanded", "turned"]))
+    kind = draw(st.sampled_from(KINDS))
     if kind == "size" and shape:
         shape[dim] = draw(st.sampled_from([0, 1, max(0, shape[dim] - 1), shape[dim] + 1]))
     if kind == "more":
@@ -68,6 +71,8 @@ def near_miss(draw: st.DrawFn, tensor: Tensor) -> Tensor:
         dtype = draw(st.sampled_from(DTYPES))
     if kind == "gaps":
         return torch.ones(*shape, 2, dtype=dtype)[..., 1]
+    if kind == "shifted":
+        return torch.ones(tensor.numel() + 1, dtype=dtype)[1:].view(shape)
     if kind == "expanded":
         return torch.ones((), dtype=dtype).expand(shape)
     if kind == "turned" and shape:
@@ -93,24 +98,30 @@ def ones(draw: st.DrawFn, *shape: int, dtype: torch.dtype) -> Tensor:
     return torch.ones(shape, dtype=dtype, requires_grad=draw(st.booleans()))
 
 
+ALGOS = ("auto", "direct", "winograd_4x4", "winograd_2x2")
+
+
 @st.composite
 def conv2d_arguments(draw: st.DrawFn) -> dict[str, Any]:
-    dtype, k = draw(KERNEL_DTYPES), draw(st.integers(1, 4))
-    padding = draw(st.integers(0, k - 1))
+    dtype, k = draw(KERNEL_DTYPES), draw(st.sampled_from([3, 1, 3, 2, 4]))
+    stride, padding = draw(st.integers(1, 2)), draw(st.integers(0, k - 1))
+    winograd = k == 3 and stride == 1 and dtype != torch.float64
     n, c, c2 = draw(st.integers(0, 2)), draw(st.integers(1, 7)), draw(st.integers(0, 4))
     h, w = (draw(st.integers(max(1, k - 2 * padding), 6)) for _ in range(2))
     c_in_max, c_out_max = c + c2 + draw(st.integers(0, 4)), draw(st.integers(1, 9))
+    weight = ones(draw, c_out_max, c_in_max, k, k, dtype=dtype)
     return {
         "x": ones(draw, n, c, h, w, dtype=dtype),
-        "weight": ones(draw, c_out_max, c_in_max, k, k, dtype=dtype),
+        "weight": nn.Parameter(weight) if draw(st.booleans()) else weight,
         "bias": ones(draw, c_out_max, dtype=dtype) if draw(st.booleans()) else None,
         "c_out": draw(st.integers(1, c_out_max)),
-        "stride": draw(st.integers(1, 2)),
+        "stride": stride,
         "padding": padding,
         "x2": ones(draw, n, c2, h, w, dtype=dtype) if c2 else None,
         "c_in2_offset": draw(st.sampled_from([None, c_in_max - c2])) if c2 else None,
         "upsample": draw(st.booleans()),
         "accumulate_grad": draw(st.booleans()),
+        "algo": draw(st.sampled_from(ALGOS if winograd else ALGOS[:2])),
     }
 
 

@@ -12,6 +12,10 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 from ops.fuzz_arguments import OPS, near, run_examples
+from torch import Tensor
+
+from ddsm_ext._library import native
+from ddsm_ext.ops._panels import ALGORITHMS
 
 
 def conv2d_calls(a: dict[str, Any]) -> dict[str, list[Any]]:
@@ -19,14 +23,31 @@ def conv2d_calls(a: dict[str, Any]) -> dict[str, list[Any]]:
     _n, c, h, w = x.shape
     window = [a["stride"], a["padding"], a["upsample"]]
     offset = c if a["c_in2_offset"] is None else a["c_in2_offset"]
-    forward = [x, x2, weight, bias, a["c_out"], offset, *window]
+    algo = 0 if a["algo"] == "auto" else ALGORITHMS.index(a["algo"])
+    forward = [x, x2, weight, bias, a["c_out"], offset, *window, *panels_and_algo(weight, algo)]
     y = torch.ops.ddsm_ext.sliced_conv2d(*forward)
     grads = [torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)]
+    grad_x = [y, weight, c, 0, h, w, *window]
+    grad_x += panels_and_algo(weight, 0 if a["upsample"] else algo, transposed=True)
+    kind = [algo, a["upsample"] and algo == 0, False]
     return {
         "sliced_conv2d": forward,
-        "sliced_conv2d_grad_x": [y, weight, c, 0, h, w, *window],
-        "sliced_conv2d_grad_weight": [y, x, x2, offset, *window, *grads],
+        "sliced_conv2d_grad_x": grad_x,
+        "sliced_conv2d_grad_weight": [y, x, x2, offset, *window, *grads, algo],
+        "sliced_conv2d_panels": [weight, *kind, empty_panels(weight, *kind)],
     }
+
+
+def empty_panels(weight: Tensor, *kind: int) -> Tensor:
+    return torch.empty(native.conv2d_panel_floats(*weight.shape[:3], *kind))
+
+
+def panels_and_algo(weight: Tensor, algo: int, *, transposed: bool = False) -> list[Any]:
+    if algo == 0:
+        return [None, 0]
+    panels = empty_panels(weight, algo, False, transposed)
+    torch.ops.ddsm_ext.sliced_conv2d_panels(weight, algo, False, transposed, panels)
+    return [panels, algo]
 
 
 def linear_calls(a: dict[str, Any]) -> dict[str, list[Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,20 @@ def conv2d(width: int) -> Case:
     return lambda *tensors: sliced_conv2d(*tensors, width, padding=1), [x, *parameters]
 
 
+@cache
+def parameter() -> Tensor:
+    return torch.nn.Parameter(normal(seeded(0), 64, 64, 3, 3))
+
+
+def winograd(width: int) -> Case:
+    """All calls share one weight, whose rearrangement is kept."""
+
+    def call(x: Tensor, weight: Tensor) -> Tensor:
+        return sliced_conv2d(x, weight, None, width, padding=1, algo="winograd_4x4")
+
+    return call, [normal(seeded(width), 2, width, 16, 16), parameter()]
+
+
 def linear(width: int) -> Case:
     generator = seeded(width)
     x = normal(generator, 4 * width, width)  # [rows, c_in]
@@ -45,7 +60,13 @@ def attention(width: int) -> Case:
     return sliced_attention, [normal(generator, 1, 3, 4 * width, 32) for _ in range(3)]
 
 
-CASES = {"attention": attention, "conv2d": conv2d, "group_norm": group_norm, "linear": linear}
+CASES = {
+    "attention": attention,
+    "conv2d": conv2d,
+    "group_norm": group_norm,
+    "linear": linear,
+    "winograd": winograd,
+}
 
 
 def results(op: str, width: int) -> list[Tensor]:
@@ -100,7 +121,7 @@ def print_started_threads(count: int, *, pool_runs: bool) -> None:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's list of threads")
 @pytest.mark.parametrize(
     ("count", "pool_runs", "started"),
-    [(1, False, "0000"), (3, False, "2000"), (3, True, "0000")],
+    [(1, False, "00000"), (3, False, "20000"), (3, True, "00000")],
 )
 def test_the_only_pool_is_torchs(count: int, pool_runs: bool, started: str) -> None:
     call = f"print_started_threads({count}, pool_runs={pool_runs})"

@@ -9,7 +9,8 @@
 namespace ddsm {
 
 struct Conv2dCosts {
-  double macs_per_ns;           // of the matrix products, panels and tiles in the cache
+  double macs_per_ns;           // of a direct convolution with its panels in the cache
+  double winograd_macs_per_ns;  // of the products of transformed tiles
   double input_floats_per_ns;   // input pixels x channels through padding and input transform
   double output_floats_per_ns;  // outputs through output transform and epilogue
   double panel_bytes_per_ns;    // panels streamed from memory
@@ -17,10 +18,12 @@ struct Conv2dCosts {
   double rearranged_per_ns;     // panel floats made from weights
 };
 
-// A convolution as the choice sees it: active channels, k x k kernel, output size.
+// A convolution as the choice sees it: active channels, k x k kernel, output size. For the gradient
+// of x, c_in and c_out are swapped and the output is x.
 struct Conv2dProblem {
   int64_t images, out_height, out_width, c_in, c_out, kernel, stride, scale;
   int64_t rearranged;  // allocated c_in * c_out if panels must be made for few uses, else 0
+  bool grad_weight;    // the gradient of the weights instead
 };
 
 // Panels of so many lanes and tiles of so many rows, of the instruction set in use.

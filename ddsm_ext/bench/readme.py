@@ -1,0 +1,206 @@
+"""The README's section on speed and the page of all tables, as text made of the JSON results."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ddsm_ext.bench.table import format_result
+
+BEGIN, END = "<!-- speed: python benchmarks/report.py -->", "<!-- /speed -->"
+# candidate -> (heading in the table, what it is)
+_CANDIDATES = {
+    "slicing": ("sliced", "as the reference code does"),
+    "dense_cl": ("dense", "weights cut out beforehand, channels_last"),
+    "compiled": ("compiled", "the same under torch.compile with freezing"),
+    "ours": ("ddsm_ext", ""),
+}
+Files = Sequence[tuple[Path, Mapping[str, Any]]]
+
+
+def headline(files: Files) -> tuple[Path, Mapping[str, Any]]:
+    """Return the file that the README shows: inference in float32, most threads, newest.
+
+    Raises:
+        ValueError: there is none.
+    """
+    chosen = [
+        (path, content)
+        for path, content in files
+        if content["mode"] == "inference"
+        and content["results"][0]["conditions"]["dtype"] == "float32"
+    ]
+    if not chosen:
+        raise ValueError("results: no float32 inference file; need one to make the README of")
+    return max(chosen, key=lambda item: _rank(item[1]["results"][0]))
+
+
+def _rank(result: Mapping[str, Any]) -> tuple[int, str]:
+    return result["conditions"]["threads"], result["machine"]["started"]
+
+
+def speed_section(files: Files, folder: str = "benchmarks/results") -> str:
+    """Return the README's section, without its markers.
+
+    Args:
+        files: (file, content) of all results.
+        folder: where they lie, as the README links it.
+    """
+    path, content = headline(files)
+    training = {other.name: result for other, result in files}.get(
+        path.name.replace("-inference.", "-training.")
+    )
+    results = content["results"]
+    timed = {key for result in results for key in result["rows"][0]}
+    names = [name for name in _CANDIDATES if f"{name}_ms" in timed]
+    parts = [
+        _conditions(results, names, f"{folder}/{path.name}"),
+        _table(results, names),
+        "![Milliseconds an image against width, by batch size](docs/unet-step.png)",
+        _notes(results),
+        *_strategy(results),
+        *([_training(training["results"])] if training else []),
+        _memory(results),
+        f"All tables, layer by layer too: [{folder}]({folder}/README.md); "
+        "[benchmarks](benchmarks/README.md) says how to measure your machine.",
+    ]
+    return "\n\n".join(_wrapped(part) for part in parts)
+
+
+def _wrapped(part: str) -> str:
+    if part.startswith(("|", "!")):  # tables and images keep their lines
+        return part
+    return textwrap.fill(part, 118, break_long_words=False, break_on_hyphens=False)
+
+
+def replace_section(text: str, section: str) -> str:
+    """Return the README with the section between its two markers replaced.
+
+    Raises:
+        ValueError: the markers are not there once each, in order.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in rest or END in after:
+        raise ValueError(f"README: need {BEGIN} and then {END}, once each")
+    return f"{before}{BEGIN}\n{section}\n{END}{after}"
+
+
+def all_tables(files: Files) -> str:
+    """Return the page with the table of every result."""
+    parts = [
+        "# Results",
+        "Made by `python benchmarks/report.py` of the JSON files beside it. Times are medians of "
+        "interleaved rounds, ratios medians of the ratios within a round.",
+    ]
+    for path, content in files:
+        machine = content["results"][0]["machine"]
+        parts.append(f"## [{path.stem}]({path.name})")
+        about = f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}."
+        parts.append(f"{about} {machine.get('note', '')}".rstrip())
+        parts += [
+            f"```\n{format_result(content['mode'], result)}\n```" for result in content["results"]
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _conditions(results: Sequence[Mapping[str, Any]], names: Sequence[str], link: str) -> str:
+    about, machine = results[0]["conditions"], results[0]["machine"]
+    error = max(row["error"] for result in results for row in result["rows"])
+    threads = f"{about['threads']} thread{'s' if about['threads'] > 1 else ''}"
+    legend = "; ".join(f"{_CANDIDATES[n][0]}: {_CANDIDATES[n][1]}" for n in names if n != "ours")
+    return (
+        f"One step of the CIFAR-10 U-Net (35.9 M parameters), ms an image, {about['dtype']}, "
+        f"{threads} ({machine['cpu']}, {machine['cores']} cores, {about['isa']}), torch "
+        f"{about['torch']}: medians of interleaved rounds ({about['clock']}), ratios medians of "
+        f"the ratios within a round, outputs equal to {error:.0e} ([data]({link})). "
+        f"{legend[0].upper()}{legend[1:]}. {machine.get('note', '')}"
+    )
+
+
+def _table(results: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    others = [name for name in names if name != "ours"]
+    head = ["batch", "width", "MACs", *(_CANDIDATES[name][0] for name in names), "roof"]
+    lines = [[*head, *(f"ratio to {_CANDIDATES[name][0]}" for name in others)]]
+    lines.append(["---:"] * len(lines[0]))
+    for result in results:
+        for row in result["rows"]:
+            times = [_ms(row.get(f"{name}_ms")) for name in (*names, "roof")]
+            ratios = [_ratio(row.get(f"ratio_{name}")) for name in others]
+            batch = result["conditions"]["batch"]
+            lines.append(
+                [f"{batch}", f"{row['width']:.4g}", f"{row['macs'] / 1e6:.0f} M", *times, *ratios]
+            )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _ms(value: float | None) -> str:
+    if value is None:  # not timed at this batch size
+        return "-"
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}x"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _notes(results: Sequence[Mapping[str, Any]]) -> str:
+    roof = results[0]["roof"]
+    text = (
+        f"The roof is the MACs at {roof['macs_per_s'] / 1e9:.0f} G a second, the fastest "
+        f"{roof['probe']} here; Winograd convolution needs fewer products and may pass it."
+    )
+    odd = [row for row in results[0]["rows"] if row["norm"] == "channels_per_group"]
+    for row in odd:
+        text += (
+            f" At width {row['width']:.4g} the channels (60 and 120) fill no block of 16; the "
+            "reference's 32 fixed groups do not divide them, so all candidates keep the channels "
+            "a group instead."
+        )
+    return text
+
+
+def _strategy(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    known = [result for result in results if result["strategy"] is not None]
+    if not known:
+        return []
+    savings = "; ".join(
+        f"at batch {result['conditions']['batch']} {_percent(strategy['time_saved']['ours'])}, "
+        f"a realised saving of {strategy['realised_saving']['ours']:.2f} "
+        f"(sliced: {strategy['realised_saving']['slicing']:.2f})"
+        for result in known
+        for strategy in [result["strategy"]]
+    )
+    macs_saved = _percent(known[0]["strategy"]["macs_saved"])
+    return [
+        f"The published CIFAR-10 strategy, 1000 steps, saves {macs_saved} of the MACs; of the "
+        f"time, ddsm_ext saves {savings}. The paper reports 0.75 on its GPU."
+    ]
+
+
+def _training(results: Sequence[Mapping[str, Any]]) -> str:
+    steps = "; ".join(
+        f"batch {result['conditions']['batch']}: {_ms(row['slicing_ms'])} ms an image sliced, "
+        f"{_ms(row['ours_ms'])} ms here, {row['ratio_slicing']:.2f}x"
+        for result in results
+        for row in result["rows"]
+    )
+    widths = ", ".join(f"{width:g}" for width in results[0]["rows"][0]["widths"])
+    return f"Sandwich training step, forward and backward at widths {widths}: {steps}."
+
+
+def _memory(results: Sequence[Mapping[str, Any]]) -> str:
+    result = results[-1]
+    row = max(result["rows"], key=lambda row: row["width"])
+    return (
+        f"Activations of a step at width {row['width']:g} and batch "
+        f"{result['conditions']['batch']} peak at {row['slicing_peak_bytes'] / 1e6:.0f} MB sliced "
+        f"and {row['ours_peak_bytes'] / 1e6:.0f} MB here; the weights as the kernels read them, "
+        f"one set for all widths, take {row['ours_panel_bytes'] / 1e6:.0f} MB."
+    )
