@@ -49,9 +49,11 @@ Conv2dShape shape_of(const char* op, int64_t images, int64_t height, int64_t wid
   STD_TORCH_CHECK(padding >= 0 && padding < kernel, op, ": padding is ", padding,
                   ", need 0 <= padding < ", kernel);
   const int64_t scale = upsample ? 2 : 1, reach = 2 * padding - kernel;
-  STD_TORCH_CHECK(height >= 1 && width >= 1 && height * scale + reach >= 0 &&
-                      width * scale + reach >= 0,
-                  op, ": ", height, "x", width, " pixels are too few for the kernel");
+  // The upper bound keeps a raw call's numbers from overflowing here.
+  constexpr int64_t most = int64_t{1} << 40;
+  STD_TORCH_CHECK(height >= 1 && width >= 1 && height <= most && width <= most &&
+                      height * scale + reach >= 0 && width * scale + reach >= 0,
+                  op, ": ", height, "x", width, " pixels are too few or too many for the kernel");
   return {images,
           height,
           width,

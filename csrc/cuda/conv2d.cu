@@ -229,7 +229,7 @@ const char* conv2d_forward_cuda(const Conv2dCudaForwardArgs& args, void* stream)
   const Conv2dShape& shape = args.shape;
   const int64_t lanes = 16 / element_bytes(args.options.dtype);
   ConvParams p = conv_params(views_of(args), problem, choice, args.options);
-  p.taps = {args.weight.kernel, 1, 1, static_cast<int32_t>(shape.padding)};
+  p.taps = {Divider(args.weight.kernel), 1, 1, static_cast<int32_t>(shape.padding)};
   p.h = forward_axis(shape.height, shape.stride, shape.scale);
   p.w = forward_axis(shape.width, shape.stride, shape.scale);
   p.rows = pixel_map(shape.out_height, shape.out_width);
@@ -256,7 +256,7 @@ const char* conv2d_grad_x_cuda(const Conv2dCudaGradXArgs& args, void* stream) {
   const Conv2dShape& shape = args.shape;
   const int64_t lanes = 16 / element_bytes(args.options.dtype);
   ConvParams p = conv_params(views_of(args), problem, choice, args.options);
-  p.taps = {args.weight.kernel, static_cast<int32_t>(shape.scale), -1,
+  p.taps = {Divider(args.weight.kernel), static_cast<int32_t>(shape.scale), -1,
             static_cast<int32_t>(shape.padding)};
   p.h = gradient_axis(shape.out_height, shape.stride, shape.scale);
   p.w = gradient_axis(shape.out_width, shape.stride, shape.scale);
@@ -282,7 +282,7 @@ const char* conv2d_grad_weight_cuda(const Conv2dCudaGradWeightArgs& args, void* 
   p.source_count = args.x2.data ? 2 : 1;
   if (args.x2.data) p.source[1] = view_of(args.x2, shape, dtype);
   p.grad = view_of(args.grad_weight, dtype, 0, 0);
-  p.taps = {args.grad_weight.kernel, 1, 1, static_cast<int32_t>(shape.padding)};
+  p.taps = {Divider(args.grad_weight.kernel), 1, 1, static_cast<int32_t>(shape.padding)};
   p.h = forward_axis(shape.height, shape.stride, shape.scale);
   p.w = forward_axis(shape.width, shape.stride, shape.scale);
   p.rows = pixel_map(shape.out_height, shape.out_width);

@@ -118,30 +118,22 @@ struct ConvLoader {
 
   const ConvParams& params;
   KCursor cursor;
-  int32_t n0;
-  // The thread's rows of A: their pixel, times the axes' steps, and where the cursor's tap and
-  // source find it; negative: outside of the image.
-  int32_t image[kChunksA], h[kChunksA], w[kChunksA];
+  int32_t m0, n0;
+  // Where the cursor's tap and source find the pixels of the thread's rows of A; negative: outside
+  // of the image. The rows' own pixels are found again for each tap: registers are short.
   int64_t pixel[kChunksA];
-  // Weight offsets: of the thread's chunks, and of the cursor's tap and source.
+  // Weight offsets: of the thread's chunks (negative: past the last output channel), and of the
+  // cursor's tap and source.
   int64_t in_weight[kChunksB], corner;
 
-  DDSM_DEVICE ConvLoader(const ConvParams& p, int32_t m0, int32_t first_n, int32_t first_step)
-      : params(p), cursor(cursor_at(p, first_step, A::kStep)), n0(first_n) {
-#pragma unroll
-    for (int i = 0; i < kChunksA; ++i) {
-      const int32_t m = m0 + item(i) / A::kChunks;
-      const auto at = p.rows.at(m < p.m ? m : 0);
-      image[i] = at.image;
-      // A row past the end lies above every image, so that no tap is valid.
-      h[i] = m < p.m ? at.h * p.h.step : -(1 << 30);
-      w[i] = at.w * p.w.step;
-    }
+  DDSM_DEVICE ConvLoader(const ConvParams& p, int32_t first_m, int32_t first_n, int32_t first_step)
+      : params(p), cursor(cursor_at(p, first_step, A::kStep)), m0(first_m), n0(first_n) {
 #pragma unroll
     for (int i = 0; i < kChunksB; ++i) {
       const int32_t line = item(i) / B::kChunks, along = item(i) % B::kChunks * B::kVector;
       const int64_t o = kGradient ? line : n0 + line, c = kGradient ? n0 + along : along;
-      in_weight[i] = o * p.weight.out_stride + c * p.weight.in_stride;
+      const bool valid = kGradient || o < p.n;
+      in_weight[i] = valid ? o * p.weight.out_stride + c * p.weight.in_stride : -1;
     }
     find();
   }
@@ -163,9 +155,12 @@ struct ConvLoader {
     const auto tap = params.taps.tap(cursor.tap);
 #pragma unroll
     for (int i = 0; i < kChunksA; ++i) {
-      const int32_t up_h = h[i] + tap.h_offset, up_w = w[i] + tap.w_offset;
-      const bool valid = params.h.valid(up_h) && params.w.valid(up_w);
-      pixel[i] = valid ? pixel_offset(source, image[i], params.h.source(up_h),
+      const int32_t m = m0 + item(i) / A::kChunks;
+      const auto at = params.rows.at(m < params.m ? m : 0);
+      const int32_t up_h = at.h * params.h.step + tap.h_offset;
+      const int32_t up_w = at.w * params.w.step + tap.w_offset;
+      const bool valid = m < params.m && params.h.valid(up_h) && params.w.valid(up_w);
+      pixel[i] = valid ? pixel_offset(source, at.image, params.h.source(up_h),
                                       params.w.source(up_w))
                        : -1;
     }
@@ -193,7 +188,7 @@ struct ConvLoader {
     for (int i = 0; i < kChunksB; ++i) {
       const int32_t line = item(i) / B::kChunks, chunk = item(i) % B::kChunks;
       const int32_t along = chunk * B::kVector;
-      const bool valid = kGradient ? cursor.channel + line < channels : n0 + line < params.n;
+      const bool valid = kGradient ? cursor.channel + line < channels : in_weight[i] >= 0;
       const int32_t left = kGradient ? params.n - n0 - along : channels - cursor.channel - along;
       load_weights<T, kAligned>(base + B::chunk_address(line, chunk), weight, step + in_weight[i],
                       valid ? left : 0);

@@ -164,9 +164,10 @@ struct Joined {
   int64_t c[2];
 
   DDSM_DEVICE V at(int64_t blocks, int64_t image, int64_t block, int64_t channel) const {
-    const int second = channel >= c[0];
-    const int64_t own = channel - (second ? c[0] : 0);
-    return ptx::load_global(of[second] + (image * blocks + block) * c[second] + own);
+    // Not by an index: it would copy the parameters to local memory.
+    const bool second = channel >= c[0];
+    const int64_t own = channel - (second ? c[0] : 0), count = second ? c[1] : c[0];
+    return ptx::load_global((second ? of[1] : of[0]) + (image * blocks + block) * count + own);
   }
 };
 

@@ -52,16 +52,20 @@ inline GatherAxis gradient_axis(int64_t out_size, int64_t stride, int64_t scale)
 // Weight taps in the order of the K loop. In the gradient an enlarged image's pixel gathers from
 // scale * scale positions, each a tap of its own.
 struct TapMap {
-  int32_t kernel, repeat, sign, padding;  // repeat: 1 forward, scale in the gradient
+  Divider kernel;
+  int32_t repeat, sign, padding;  // repeat: 1 forward, scale (1 or 2) in the gradient
 
   struct Tap {
     int32_t r, s, h_offset, w_offset;
   };
-  DDSM_HOST_DEVICE int32_t count() const { return kernel * kernel * repeat * repeat; }
+  DDSM_HOST_DEVICE int32_t count() const {
+    return static_cast<int32_t>(kernel.divisor * kernel.divisor) * repeat * repeat;
+  }
   DDSM_HOST_DEVICE Tap tap(int32_t index) const {
-    const int32_t b = index % repeat, a = index / repeat % repeat;
-    const int32_t s = index / (repeat * repeat) % kernel;
-    const int32_t r = index / (repeat * repeat * kernel);
+    const int32_t last = repeat - 1;  // the number of its bits too
+    const int32_t a = index >> last & last, b = index & last, weight = index >> 2 * last;
+    const int32_t r = kernel.quotient(weight);
+    const int32_t s = weight - r * static_cast<int32_t>(kernel.divisor);
     return {r, s, a + sign * (r - padding), b + sign * (s - padding)};
   }
 };
