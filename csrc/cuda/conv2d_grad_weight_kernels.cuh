@@ -51,6 +51,8 @@ grad_weight_kernel(const GradWeightParams p) {
 }
 
 constexpr int kSimpleThreads = 256;
+// Blocks of grad_reduce at most; each takes its elements in strides of all of them.
+constexpr int64_t kReduceBlocks = int64_t(1) << 20;
 
 template <class T>
 DDSM_KERNEL(kSimpleThreads, 1)
@@ -126,8 +128,8 @@ const char* launch_grad_tile(const GradWeightParams& p, void* stream) {
   const char* error = launch(grad_weight_kernel<Tile, kAligned>, shape, stream, p);
   if (!error && p.splits > 1) {
     const int64_t blocks = blocks_of(taps * p.c_out * p.c_in, kSimpleThreads);
-    error = launch(grad_reduce_kernel<T>,
-                   {blocks < kMaxGrid ? blocks : kMaxGrid, 1, kSimpleThreads, 0}, stream, p);
+    const LaunchShape reduce{blocks < kReduceBlocks ? blocks : kReduceBlocks, 1, kSimpleThreads, 0};
+    error = launch(grad_reduce_kernel<T>, reduce, stream, p);
   }
   if (!error && p.grad_bias) {
     const int64_t blocks = blocks_of(p.pixels, kBiasPixels) * blocks_of(p.c_out, 32);

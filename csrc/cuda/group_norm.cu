@@ -45,7 +45,7 @@ struct Source {
 // What they need of the whole.
 template <class P>
 struct Norm {
-  int64_t n, pixels, channels, groups, group_size;
+  int64_t n, pixels, groups, group_size;
   const P *weight, *bias;
   float *mean, *rstd;  // [n, groups]
   bool silu;
@@ -422,12 +422,10 @@ Source<T> source_of(const GroupNormArgs& args, int64_t index, bool backward) {
 
 template <class P>
 Norm<P> norm_of(const GroupNormArgs& args) {
-  const int64_t channels = channels_of(args);
   return {args.n,
           args.pixels,
-          channels,
           args.groups,
-          channels / args.groups,
+          channels_of(args) / args.groups,
           static_cast<const P*>(args.weight),
           static_cast<const P*>(args.bias),
           static_cast<float*>(args.mean),

@@ -11,9 +11,6 @@
 
 namespace ddsm {
 
-// More blocks than this are walked in a loop by kernels that have no bound of their own.
-constexpr int64_t kMaxGrid = int64_t(1) << 30;
-
 struct LaunchShape {
   int64_t blocks, blocks_y;
   int threads;

@@ -103,8 +103,6 @@ DDSM_DEVICE uint32_t to_tf32(uint32_t x) {
   return y;
 }
 
-DDSM_DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, x, mask); }
-
 #else
 
 using simt::block_index;
@@ -231,22 +229,6 @@ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, T) {
 inline uint32_t to_tf32(uint32_t x) {
   const float value = float_of(x);
   return value - value == 0 ? (x + 0x1000) & ~0x1FFFu : x;  // infinities and NaN stay
-}
-
-inline float shuffle_xor(float x, int mask) {
-  struct Shuffle {
-    float value, result;
-    int mask;
-  } operand{x, 0, mask};
-  simt::warp_instruction(
-      [](void* const* operands) {
-        for (int lane = 0; lane < 32; ++lane) {
-          auto* own = static_cast<Shuffle*>(operands[lane]);
-          own->result = static_cast<Shuffle*>(operands[lane ^ own->mask])->value;
-        }
-      },
-      &operand);
-  return operand.result;
 }
 
 #endif

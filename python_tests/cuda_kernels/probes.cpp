@@ -86,7 +86,7 @@ void faulty(int fault, float* global) {
       if (thread % 2 == 1) ptx::load_shared<float>((thread - 1) * 4);
       return;
     case 14:
-      if (thread % 32 != 5) ptx::shuffle_xor(1.0f, 1);
+      if (thread % 32 != 5) ptx::sync_warp();
       return;
   }
 }
