@@ -10,8 +10,8 @@
 namespace {
 
 using ddsm::GroupNormArgs;
-using ddsm::GroupNormSource;
 using ddsm::binding::add_source;
+using ddsm::binding::add_source_grads;
 using ddsm::binding::check_group_norm;
 using ddsm::binding::empty_scratch;
 using ddsm::binding::empty_source;
@@ -53,63 +53,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sliced_group_norm(
   return {y, y2, mean, rstd};
 }
 
-void check_backward(const Tensor& grad_y, const Tensor& x, const char* name) {
-  STD_TORCH_CHECK(grad_y.dim() == 4 && grad_y.scalar_type() == x.scalar_type() &&
-                      grad_y.size(0) == x.size(0) && grad_y.size(1) == x.size(1) &&
-                      grad_y.size(2) == x.size(2) && grad_y.size(3) == x.size(3),
-                  "sliced_group_norm_backward: ", name, " does not match its source; need the "
-                  "same dtype and shape");
-}
-
-void check_statistics(const Tensor& statistics, const Tensor& x, int64_t groups) {
-  STD_TORCH_CHECK(statistics.is_contiguous() && statistics.dim() == 2 &&
-                      statistics.size(0) == x.size(0) && statistics.size(1) == groups &&
-                      statistics.scalar_type() == ddsm::binding::statistics_type(x),
-                  "sliced_group_norm_backward: mean or rstd is not what the forward gave");
-}
-
-void* grad_param_data(const std::optional<Tensor>& grad, const Tensor& param) {
-  if (!grad.has_value()) return nullptr;
-  STD_TORCH_CHECK(grad->is_contiguous() && grad->dim() == 1 && grad->size(0) == param.size(0) &&
-                      grad->scalar_type() == param.scalar_type(),
-                  "sliced_group_norm_backward: a parameter's gradient does not match it; need a "
-                  "contiguous [c_max] of its dtype");
-  return grad->mutable_data_ptr();
-}
-
 std::tuple<Tensor, Tensor> sliced_group_norm_backward(
     const Tensor& grad_y_any, const std::optional<Tensor>& grad_y2_any, const Tensor& x_any,
     const std::optional<Tensor>& x2_any, const Tensor& weight_any, const Tensor& bias_any,
     const Tensor& mean, const Tensor& rstd, int64_t groups, int64_t c2_offset, bool silu,
     const std::optional<Tensor>& grad_weight, const std::optional<Tensor>& grad_bias) {
   check_group_norm(x_any, x2_any, weight_any, bias_any, groups, c2_offset);
-  check_backward(grad_y_any, x_any, "grad_y");
+  ddsm::binding::check_backward(grad_y_any, grad_y2_any, x_any, x2_any, mean, rstd, groups);
   const Tensor weight = ddsm::binding::dense_param(weight_any);
   const Tensor bias = ddsm::binding::dense_param(bias_any);
-  STD_TORCH_CHECK(x2_any.has_value() == grad_y2_any.has_value(),
-                  "sliced_group_norm_backward: only one of x2 and grad_y2 is given; need both or "
-                  "none");
-  if (x2_any.has_value()) check_backward(*grad_y2_any, *x2_any, "grad_y2");
-  check_statistics(mean, x_any, groups);
-  check_statistics(rstd, x_any, groups);
   const Tensor x = ddsm::binding::nhwc(x_any), grad_y = ddsm::binding::nhwc(grad_y_any);
   const Tensor x2 = x2_any.has_value() ? ddsm::binding::nhwc(*x2_any) : x;
   const Tensor grad_y2 = grad_y2_any.has_value() ? ddsm::binding::nhwc(*grad_y2_any) : grad_y;
   Tensor grad_x = empty_source(x, x_any), grad_x2 = empty_source(x, x2_any);
   GroupNormArgs args = cpu_args(x, weight, bias, groups, silu);
-  auto add_grads = [&](const Tensor& source, int64_t offset, const Tensor& grad, Tensor& result) {
-    add_source(args, source, offset);
-    GroupNormSource& added = args.sources[args.source_count - 1];
-    added.grad_y = grad.const_data_ptr();
-    added.grad_y_pixel_stride = ddsm::binding::pixel_stride_of(grad);
-    added.grad_x = result.mutable_data_ptr();
-  };
-  add_grads(x, 0, grad_y, grad_x);
-  if (x2_any.has_value()) add_grads(x2, c2_offset, grad_y2, grad_x2);
+  add_source_grads(args, x, 0, grad_y, grad_x);
+  if (x2_any.has_value()) add_source_grads(args, x2, c2_offset, grad_y2, grad_x2);
   args.mean = const_cast<void*>(mean.const_data_ptr());
   args.rstd = const_cast<void*>(rstd.const_data_ptr());
-  args.grad_weight = grad_param_data(grad_weight, weight);
-  args.grad_bias = grad_param_data(grad_bias, bias);
+  args.grad_weight = ddsm::binding::grad_param_data(grad_weight, weight);
+  args.grad_bias = ddsm::binding::grad_param_data(grad_bias, bias);
   Tensor scratch = empty_scratch(ddsm::group_norm_scratch_bytes(args), x);
   args.scratch = scratch.mutable_data_ptr();
   ddsm::group_norm_backward(args);

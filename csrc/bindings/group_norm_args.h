@@ -85,4 +85,54 @@ inline void add_source(GroupNormArgs& args, const Tensor& x, int64_t param_offse
   source.x_pixel_stride = pixel_stride_of(x);
 }
 
+inline void check_grad_y(const Tensor& grad_y, const Tensor& x, const char* name) {
+  STD_TORCH_CHECK(same_device(grad_y, x),
+                  "sliced_group_norm_backward: the tensors are on different devices; need one");
+  STD_TORCH_CHECK(grad_y.dim() == 4 && grad_y.scalar_type() == x.scalar_type() &&
+                      grad_y.size(0) == x.size(0) && grad_y.size(1) == x.size(1) &&
+                      grad_y.size(2) == x.size(2) && grad_y.size(3) == x.size(3),
+                  "sliced_group_norm_backward: ", name, " does not match its source; need the "
+                  "same dtype and shape");
+}
+
+inline void check_statistics(const Tensor& statistics, const Tensor& x, int64_t groups) {
+  STD_TORCH_CHECK(same_device(statistics, x) && statistics.is_contiguous() &&
+                      statistics.dim() == 2 && statistics.size(0) == x.size(0) &&
+                      statistics.size(1) == groups &&
+                      statistics.scalar_type() == statistics_type(x),
+                  "sliced_group_norm_backward: mean or rstd is not what the forward gave");
+}
+
+// What the backward checks beyond check_group_norm.
+inline void check_backward(const Tensor& grad_y, const std::optional<Tensor>& grad_y2,
+                           const Tensor& x, const std::optional<Tensor>& x2, const Tensor& mean,
+                           const Tensor& rstd, int64_t groups) {
+  check_grad_y(grad_y, x, "grad_y");
+  STD_TORCH_CHECK(x2.has_value() == grad_y2.has_value(),
+                  "sliced_group_norm_backward: only one of x2 and grad_y2 is given; need both or "
+                  "none");
+  if (x2.has_value()) check_grad_y(*grad_y2, *x2, "grad_y2");
+  check_statistics(mean, x, groups);
+  check_statistics(rstd, x, groups);
+}
+
+inline void* grad_param_data(const std::optional<Tensor>& grad, const Tensor& param) {
+  if (!grad.has_value()) return nullptr;
+  STD_TORCH_CHECK(same_device(*grad, param) && grad->is_contiguous() && grad->dim() == 1 &&
+                      grad->size(0) == param.size(0) &&
+                      grad->scalar_type() == param.scalar_type(),
+                  "sliced_group_norm_backward: a parameter's gradient does not match it; need a "
+                  "contiguous [c_max] of its dtype");
+  return grad->mutable_data_ptr();
+}
+
+inline void add_source_grads(GroupNormArgs& args, const Tensor& x, int64_t param_offset,
+                             const Tensor& grad_y, Tensor& grad_x) {
+  add_source(args, x, param_offset);
+  GroupNormSource& added = args.sources[args.source_count - 1];
+  added.grad_y = grad_y.const_data_ptr();
+  added.grad_y_pixel_stride = pixel_stride_of(grad_y);
+  added.grad_x = grad_x.mutable_data_ptr();
+}
+
 }  // namespace ddsm::binding

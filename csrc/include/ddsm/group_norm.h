@@ -50,10 +50,4 @@ void group_norm_forward(const GroupNormArgs& args);
 // Fills grad_x; adds dL/dgamma and dL/dbeta to the sources' channels of grad_weight and grad_bias.
 void group_norm_backward(const GroupNormArgs& args);
 
-// The same forward on the current CUDA device; `stream` is a cudaStream_t. dtype: float32, bfloat16,
-// float16; scratch: group_norm_cuda_scratch_bytes(args), 16-byte aligned. Returns null, or what the
-// launch reported.
-int64_t group_norm_cuda_scratch_bytes(const GroupNormArgs& args);
-const char* group_norm_forward_cuda(const GroupNormArgs& args, void* stream);
-
 }  // namespace ddsm

@@ -1,0 +1,300 @@
+// sliced_conv2d on CUDA: from the arguments to a tile, parameters and launches.
+#include "ddsm/conv2d_cuda.h"
+
+#include <cstdlib>
+
+#include "conv2d_params.h"
+#include "gemm_tile.cuh"
+#include "launch.cuh"
+
+namespace ddsm {
+namespace {
+
+int64_t element_bytes(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+
+bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
+
+Math math_of(const Conv2dCudaOptions& options) {
+  if (options.dtype == DType::kBFloat16) return Math::kBFloat16;
+  if (options.dtype == DType::kFloat16) return Math::kFloat16;
+  return options.ieee ? Math::kIeee : Math::kTf32;
+}
+
+ImageView view_of(const Conv2dImage& image, const Conv2dShape& shape, DType dtype) {
+  const int64_t lanes = 16 / element_bytes(dtype);
+  // A stride along a dimension of one element says nothing.
+  const bool n_aligned = shape.images == 1 || image.n_stride % lanes == 0;
+  const bool vector = is_aligned(image.data) && n_aligned && image.h_stride % lanes == 0 &&
+                      image.w_stride % lanes == 0;
+  return {image.data,     image.n_stride, image.h_stride,
+          image.w_stride, static_cast<int32_t>(image.channels), vector, image.weight_offset};
+}
+
+// `offsets`: first input channels of the weight that a chunk may start at, both sources'.
+WeightView view_of(const Conv2dWeight& weight, DType dtype, int64_t offset, int64_t offset2) {
+  const int64_t lanes = 16 / element_bytes(weight.dtype);
+  // Chunks are of the images' lanes; float32 weights beside 16-bit images load 4 at a time.
+  const bool window_aligned = weight.kernel == 1 || (weight.r_stride % lanes == 0 &&
+                                                     weight.s_stride % lanes == 0);
+  const bool vector = is_aligned(weight.data) && weight.in_stride == 1 && window_aligned &&
+                      weight.out_stride % lanes == 0 && offset % lanes == 0 &&
+                      offset2 % lanes == 0;
+  return {weight.data,     weight.out_stride, weight.in_stride,      weight.r_stride,
+          weight.s_stride, vector,            weight.dtype != dtype};
+}
+
+// Steps of the K loop for one source of a tap.
+int64_t steps_of(int64_t channels, DType dtype) {
+  return blocks_of(channels, kStepBytes / element_bytes(dtype));
+}
+
+int64_t steps_of(const Conv2dImage& x, const Conv2dImage& x2, DType dtype) {
+  return steps_of(x.channels, dtype) + (x2.data ? steps_of(x2.channels, dtype) : 0);
+}
+
+// The parts of the parameters that decide whether every operand is aligned.
+struct Views {
+  ImageView images[2];
+  WeightView weight;
+  int32_t sources;
+
+  bool aligned() const {
+    return images[0].vector && (sources < 2 || images[1].vector) && weight.vector && !weight.wide;
+  }
+};
+
+Views views_of(const Conv2dCudaForwardArgs& args) {
+  const DType dtype = args.options.dtype;
+  const bool two = args.x2.data != nullptr;
+  return {{view_of(args.x, args.shape, dtype),
+           two ? view_of(args.x2, args.shape, dtype) : ImageView{}},
+          view_of(args.weight, dtype, args.x.weight_offset, two ? args.x2.weight_offset : 0),
+          two ? 2 : 1};
+}
+
+Views views_of(const Conv2dCudaGradXArgs& args) {
+  const DType dtype = args.options.dtype;
+  Views views{{view_of(args.grad_y, args.shape, dtype), {}},
+              view_of(args.weight, dtype, args.c_in_offset, 0),
+              1};
+  views.images[0].weight_channel = args.c_in_offset;
+  return views;
+}
+
+GemmProblem problem_of(const Conv2dCudaForwardArgs& args) {
+  const int64_t taps = int64_t(args.weight.kernel) * args.weight.kernel;
+  return {"sliced_conv2d",
+          math_of(args.options),
+          args.shape.images * args.shape.out_height * args.shape.out_width,
+          args.c_out,
+          taps * steps_of(args.x, args.x2, args.options.dtype),
+          1,
+          views_of(args).aligned(),
+          multiprocessors()};
+}
+
+GemmProblem problem_of(const Conv2dCudaGradXArgs& args) {
+  const int64_t window = args.weight.kernel * args.shape.scale;
+  return {"sliced_conv2d_grad_x",
+          math_of(args.options),
+          args.shape.images * args.shape.height * args.shape.width,
+          args.c_in,
+          window * window * steps_of(args.grad_y.channels, args.options.dtype),
+          1,
+          views_of(args).aligned(),
+          multiprocessors()};
+}
+
+int64_t out_pixels(const Conv2dShape& shape) {
+  return shape.images * shape.out_height * shape.out_width;
+}
+
+GemmProblem problem_of(const Conv2dCudaGradWeightArgs& args) {
+  const DType dtype = args.options.dtype;
+  auto aligned = [&](const Conv2dImage& image) {
+    return !image.data || view_of(image, args.shape, dtype).vector;
+  };
+  return {"sliced_conv2d_grad_weight",
+          math_of(args.options),
+          args.grad_y.channels,
+          args.x.channels + (args.x2.data ? args.x2.channels : 0),
+          steps_of(out_pixels(args.shape), dtype),
+          int64_t(args.grad_weight.kernel) * args.grad_weight.kernel,
+          aligned(args.grad_y) && aligned(args.x) && aligned(args.x2),
+          multiprocessors()};
+}
+
+GemmChoice choice_of(const GemmProblem& problem, const Conv2dCudaOptions& options) {
+  GemmChoice choice = choose_tile(problem);
+  if (options.tile > 0) choice.tile = options.tile - 1;
+  if (options.splits > 0) choice.splits = options.splits;
+  return choice;
+}
+
+int64_t partial_bytes(const GemmProblem& problem, const GemmChoice& choice) {
+  return choice.splits > 1 ? 4 * choice.splits * problem.batches * problem.m * problem.n : 0;
+}
+
+// Null, or why the problem cannot run; prints the choice where DDSM_PRINT_CHOICES asks for it.
+const char* check(const GemmProblem& problem, const GemmChoice& choice) {
+  if (problem.multiprocessors < 1) return "no CUDA device answers";
+  if (const char* reason = refusal(problem)) return reason;
+  if (choice.tile >= kTileCount || choice.splits > problem.k_steps || choice.splits > kMaxSplits) {
+    return "the forced tile or number of splits does not exist for this problem";
+  }
+  if (getenv("DDSM_PRINT_CHOICES")) {
+    char line[256];
+    describe(problem, choice, line, sizeof line);
+    fprintf(stderr, "%s\n", line);
+  }
+  return nullptr;
+}
+
+PixelMap pixel_map(int64_t height, int64_t width) {
+  return {Divider(height * width), Divider(width)};
+}
+
+const char* run_conv(const ConvParams& params, const GemmProblem& problem, int32_t tile,
+                     bool gradient, void* stream) {
+  const bool aligned = problem.aligned;
+  switch (problem.math) {
+    case Math::kBFloat16:
+      return launch_conv<TensorCores<BFloat16>>(params, tile, gradient, aligned, stream);
+    case Math::kFloat16:
+      return launch_conv<TensorCores<Float16>>(params, tile, gradient, aligned, stream);
+    case Math::kTf32:
+      return launch_conv<TensorCores<float>>(params, tile, gradient, aligned, stream);
+    case Math::kIeee:
+      return launch_conv<FmaUnits>(params, tile, gradient, aligned, stream);
+  }
+  return "unknown way to multiply";
+}
+
+const char* run_grad_weight(const GradWeightParams& params, const GemmProblem& problem,
+                            int32_t tile, void* stream) {
+  const bool aligned = problem.aligned;
+  switch (problem.math) {
+    case Math::kBFloat16:
+      return launch_grad_weight<TensorCores<BFloat16>>(params, tile, aligned, stream);
+    case Math::kFloat16:
+      return launch_grad_weight<TensorCores<Float16>>(params, tile, aligned, stream);
+    case Math::kTf32:
+      return launch_grad_weight<TensorCores<float>>(params, tile, aligned, stream);
+    case Math::kIeee:
+      return launch_grad_weight<FmaUnits>(params, tile, aligned, stream);
+  }
+  return "unknown way to multiply";
+}
+
+// What both directions share.
+ConvParams conv_params(const Views& views, const GemmProblem& problem, const GemmChoice& choice,
+                       const Conv2dCudaOptions& options) {
+  ConvParams p{};
+  p.source[0] = views.images[0];
+  p.source[1] = views.images[1];
+  p.source_count = views.sources;
+  p.weight = views.weight;
+  p.m = static_cast<int32_t>(problem.m);
+  p.n = static_cast<int32_t>(problem.n);
+  p.steps = static_cast<int32_t>(problem.k_steps);
+  p.splits = choice.splits;
+  p.partial = static_cast<float*>(options.workspace);
+  return p;
+}
+
+}  // namespace
+
+int64_t conv2d_forward_cuda_workspace_bytes(const Conv2dCudaForwardArgs& args) {
+  const GemmProblem problem = problem_of(args);
+  return partial_bytes(problem, choice_of(problem, args.options));
+}
+
+int64_t conv2d_grad_x_cuda_workspace_bytes(const Conv2dCudaGradXArgs& args) {
+  const GemmProblem problem = problem_of(args);
+  return partial_bytes(problem, choice_of(problem, args.options));
+}
+
+int64_t conv2d_grad_weight_cuda_workspace_bytes(const Conv2dCudaGradWeightArgs& args) {
+  const GemmProblem problem = problem_of(args);
+  const int64_t blocks = args.grad_bias ? blocks_of(out_pixels(args.shape), kBiasPixels) : 0;
+  return partial_bytes(problem, choice_of(problem, args.options)) +
+         4 * blocks * args.grad_y.channels;
+}
+
+const char* conv2d_forward_cuda(const Conv2dCudaForwardArgs& args, void* stream) {
+  const GemmProblem problem = problem_of(args);
+  if (problem.m == 0) return nullptr;
+  const GemmChoice choice = choice_of(problem, args.options);
+  if (const char* error = check(problem, choice)) return error;
+  const Conv2dShape& shape = args.shape;
+  const int64_t lanes = 16 / element_bytes(args.options.dtype);
+  ConvParams p = conv_params(views_of(args), problem, choice, args.options);
+  p.taps = {Divider(args.weight.kernel), 1, 1, static_cast<int32_t>(shape.padding)};
+  p.h = forward_axis(shape.height, shape.stride, shape.scale);
+  p.w = forward_axis(shape.width, shape.stride, shape.scale);
+  p.rows = pixel_map(shape.out_height, shape.out_width);
+  EpilogueParams& e = p.epilogue;
+  e.y = args.y;
+  e.bias = args.bias;
+  e.shift = args.shift;
+  e.residual = args.residual;
+  e.shift_stride = args.shift_stride;
+  e.residual_stride = args.residual_stride;
+  e.moments = static_cast<Moments*>(args.moments);
+  e.pixels = shape.out_height * shape.out_width;
+  e.bias_wide = args.weight.dtype != args.options.dtype;
+  e.vector = is_aligned(args.y) && args.c_out % lanes == 0 &&
+             (!args.residual || (is_aligned(args.residual) && args.residual_stride % lanes == 0));
+  return run_conv(p, problem, choice.tile, false, stream);
+}
+
+const char* conv2d_grad_x_cuda(const Conv2dCudaGradXArgs& args, void* stream) {
+  const GemmProblem problem = problem_of(args);
+  if (problem.m == 0) return nullptr;
+  const GemmChoice choice = choice_of(problem, args.options);
+  if (const char* error = check(problem, choice)) return error;
+  const Conv2dShape& shape = args.shape;
+  const int64_t lanes = 16 / element_bytes(args.options.dtype);
+  ConvParams p = conv_params(views_of(args), problem, choice, args.options);
+  p.taps = {Divider(args.weight.kernel), static_cast<int32_t>(shape.scale), -1,
+            static_cast<int32_t>(shape.padding)};
+  p.h = gradient_axis(shape.out_height, shape.stride, shape.scale);
+  p.w = gradient_axis(shape.out_width, shape.stride, shape.scale);
+  p.rows = pixel_map(shape.height, shape.width);
+  p.epilogue.y = args.grad_x;
+  p.epilogue.pixels = shape.height * shape.width;
+  p.epilogue.vector = is_aligned(args.grad_x) && args.c_in % lanes == 0;
+  return run_conv(p, problem, choice.tile, true, stream);
+}
+
+const char* conv2d_grad_weight_cuda(const Conv2dCudaGradWeightArgs& args, void* stream) {
+  const GemmProblem problem = problem_of(args);
+  if (problem.k_steps == 0) return nullptr;
+  const GemmChoice choice = choice_of(problem, args.options);
+  if (const char* error = check(problem, choice)) return error;
+  const DType dtype = args.options.dtype;
+  const Conv2dShape& shape = args.shape;
+  const int64_t pixels = out_pixels(shape);
+  if (pixels > kMostRows) return kTooManyRows;
+  GradWeightParams p{};
+  p.grad_y = view_of(args.grad_y, shape, dtype);
+  p.source[0] = view_of(args.x, shape, dtype);
+  p.source_count = args.x2.data ? 2 : 1;
+  if (args.x2.data) p.source[1] = view_of(args.x2, shape, dtype);
+  p.grad = view_of(args.grad_weight, dtype, 0, 0);
+  p.taps = {Divider(args.grad_weight.kernel), 1, 1, static_cast<int32_t>(shape.padding)};
+  p.h = forward_axis(shape.height, shape.stride, shape.scale);
+  p.w = forward_axis(shape.width, shape.stride, shape.scale);
+  p.rows = pixel_map(shape.out_height, shape.out_width);
+  p.pixels = static_cast<int32_t>(pixels);
+  p.c_out = static_cast<int32_t>(problem.m);
+  p.c_in = static_cast<int32_t>(problem.n);
+  p.steps = static_cast<int32_t>(problem.k_steps);
+  p.splits = choice.splits;
+  p.partial = static_cast<float*>(args.options.workspace);
+  p.grad_bias = args.grad_bias;
+  p.bias_partial = p.partial + partial_bytes(problem, choice) / 4;
+  return run_grad_weight(p, problem, choice.tile, stream);
+}
+
+}  // namespace ddsm

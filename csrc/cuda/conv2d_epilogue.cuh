@@ -1,0 +1,138 @@
+// From a block's sums in shared memory to what the convolution kernels store.
+#pragma once
+
+#include "conv2d_params.h"
+#include "gemm_tile.cuh"
+
+namespace ddsm {
+
+// A number of type T, or of float where `wide`.
+template <class T>
+DDSM_DEVICE float load_number(const void* data, int64_t index, bool wide) {
+  if (wide) return ptx::load_global(static_cast<const float*>(data) + index);
+  return to_float(ptx::load_global(static_cast<const T*>(data) + index));
+}
+
+template <class T>
+DDSM_DEVICE void add_number(void* data, int64_t index, bool wide, float value) {
+  const float sum = load_number<T>(data, index, wide) + value;
+  if (wide) {
+    ptx::store_global(static_cast<float*>(data) + index, sum);
+  } else {
+    T rounded;
+    from_float(sum, &rounded);
+    ptx::store_global(static_cast<T*>(data) + index, rounded);
+  }
+}
+
+// `count` of V numbers, as one access where `vector`.
+template <class T, int V>
+DDSM_DEVICE Pack<T, V> load_pack(const T* source, int count, bool vector) {
+  if (vector && count >= V) return ptx::load_global(reinterpret_cast<const Pack<T, V>*>(source));
+  Pack<T, V> pack;
+#pragma unroll
+  for (int i = 0; i < V; ++i) pack.lane[i] = i < count ? ptx::load_global(source + i) : T{};
+  return pack;
+}
+
+template <class T, int V>
+DDSM_DEVICE void store_pack(T* target, const Pack<T, V>& pack, int count, bool vector) {
+  if (vector && count >= V) {
+    ptx::store_global(reinterpret_cast<Pack<T, V>*>(target), pack);
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < V; ++i) {
+    if (i < count) ptx::store_global(target + i, pack.lane[i]);
+  }
+}
+
+// Moments of the block's rounded outputs, which lie in shared memory as float.
+template <class Tile>
+DDSM_DEVICE void store_moments(const ConvParams& p, int32_t m0, int32_t n0) {
+  const EpilogueParams& e = p.epilogue;
+  const int64_t blocks = moment_blocks(e.pixels);
+  constexpr int kRows = static_cast<int>(kMomentPixels);
+  for (int item = ptx::thread_index(); item < Tile::kN * (Tile::kM / kRows);
+       item += Tile::kThreads) {
+    const int32_t n = n0 + item % Tile::kN;
+    if (n >= p.n) continue;
+    const int first = item / Tile::kN * kRows;
+    const int32_t left = p.m - (m0 + first);
+    const int end = first + (left < kRows ? left : kRows);
+    for (int row = first; row < end;) {
+      const int64_t image = p.rows.at(m0 + row).image;
+      const int64_t rest = (image + 1) * e.pixels - (m0 + row);
+      const int stop = rest < end - row ? row + static_cast<int>(rest) : end;
+      // Deviations from the first value: data, so the squares cannot cancel badly.
+      const float shift = ptx::load_shared<float>(Tile::out_address(row, item % Tile::kN));
+      float sum = 0, square = 0;
+      const float count = static_cast<float>(stop - row);
+      const int64_t block = (m0 + row) / kMomentPixels - image * e.pixels / kMomentPixels;
+      for (; row < stop; ++row) {
+        const float d = ptx::load_shared<float>(Tile::out_address(row, item % Tile::kN)) - shift;
+        sum += d;
+        square += d * d;
+      }
+      const float delta = sum / count, m2 = square - sum * delta;
+      ptx::store_global(e.moments + (image * blocks + block) * p.n + n,
+                        Moments{shift + delta, m2 > 0 ? m2 : 0.0f});
+    }
+  }
+}
+
+// Stores the block's outputs y[m0.., n0..] from the sums in shared memory.
+template <class Tile>
+DDSM_DEVICE void finish_tile(const ConvParams& p, int32_t m0, int32_t n0) {
+  using T = typename Tile::Element;
+  constexpr int V = 16 / sizeof(T), kPerRow = Tile::kN / V;
+  static_assert(Tile::kThreads % kPerRow == 0);  // a thread keeps its columns
+  const EpilogueParams& e = p.epilogue;
+  const int column = ptx::thread_index() % kPerRow * V;
+  const int32_t n = n0 + column;
+  float bias[V];
+#pragma unroll
+  for (int i = 0; i < V; ++i) {
+    bias[i] = e.bias && n + i < p.n ? load_number<T>(e.bias, n + i, e.bias_wide) : 0.0f;
+  }
+  for (int row = ptx::thread_index() / kPerRow; row < Tile::kM; row += Tile::kThreads / kPerRow) {
+    const int64_t m = m0 + row;
+    if (m >= p.m || n >= p.n) continue;
+    float value[V];
+#pragma unroll
+    for (int i = 0; i < V; i += 4) {
+      const auto four = ptx::load_shared<Pack<float, 4>>(Tile::out_address(row, column + i));
+#pragma unroll
+      for (int j = 0; j < 4; ++j) value[i + j] = four.lane[j] + bias[i + j];
+    }
+    if (e.shift) {
+      const int64_t image = p.rows.at(static_cast<int32_t>(m)).image;
+      const T* shift = static_cast<const T*>(e.shift) + image * e.shift_stride + n;
+      const auto pack = load_pack<T, V>(shift, p.n - n, false);
+#pragma unroll
+      for (int i = 0; i < V; ++i) value[i] += to_float(pack.lane[i]);
+    }
+    if (e.residual) {
+      const T* residual = static_cast<const T*>(e.residual) + m * e.residual_stride + n;
+      const auto pack = load_pack<T, V>(residual, p.n - n, e.vector);
+#pragma unroll
+      for (int i = 0; i < V; ++i) value[i] += to_float(pack.lane[i]);
+    }
+    Pack<T, V> out;
+#pragma unroll
+    for (int i = 0; i < V; ++i) from_float(value[i], &out.lane[i]);
+    store_pack(static_cast<T*>(e.y) + m * p.n + n, out, p.n - n, e.vector);
+    if (e.moments) {
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        ptx::store_shared(Tile::out_address(row, column + i), to_float(out.lane[i]));
+      }
+    }
+  }
+  if (e.moments) {
+    ptx::sync_threads();
+    store_moments<Tile>(p, m0, n0);
+  }
+}
+
+}  // namespace ddsm

@@ -1,0 +1,9 @@
+// The convolution and its gradient of x for Float16 images.
+#include "conv2d_kernels.cuh"
+
+namespace ddsm {
+
+template const char* launch_conv<TensorCores<Float16>>(const ConvParams&, int32_t, bool, bool,
+        void*);
+
+}  // namespace ddsm

@@ -1,0 +1,100 @@
+// What the convolution kernels are launched with: built by conv2d.cu, no CUDA header.
+#pragma once
+
+#include <cstdint>
+
+#include "index_maps.h"
+#include "moments.h"
+#include "tile_choice.h"
+
+namespace ddsm {
+
+// Images whose channels are adjacent; strides in elements.
+struct ImageView {
+  const void* data;
+  int64_t n_stride, h_stride, w_stride;
+  int32_t channels;
+  bool vector;             // every pixel starts at a multiple of 16 bytes
+  int64_t weight_channel;  // that its first channel meets
+};
+
+struct WeightView {
+  void* data;
+  int64_t out_stride, in_stride, r_stride, s_stride;
+  bool vector;  // input channels are adjacent, and start at multiples of 16 bytes
+  bool wide;    // float32 beside 16-bit images
+};
+
+// Pixel index over all images -> image, row, column.
+struct PixelMap {
+  Divider pixels, width;
+
+  struct Pixel {
+    int32_t image, h, w;
+  };
+  DDSM_HOST_DEVICE Pixel at(int32_t index) const {
+    const int32_t image = pixels.quotient(index);
+    const int32_t in_image = index - image * static_cast<int32_t>(pixels.divisor);
+    const int32_t h = width.quotient(in_image);
+    return {image, h, in_image - h * static_cast<int32_t>(width.divisor)};
+  }
+};
+
+// What becomes of a sum before it is stored; conv2d_cuda.h has the formula.
+struct EpilogueParams {
+  void* y;  // [m, n]
+  const void *bias, *shift, *residual;
+  int64_t shift_stride, residual_stride;
+  Moments* moments;  // [images, moment_blocks(pixels), n]
+  int64_t pixels;    // of an image
+  bool bias_wide;    // bias is float32 beside a 16-bit y
+  bool vector;       // rows of y and residual are multiples of 16 bytes
+};
+
+// Forward and gradient of x: y[m, n] = sum over taps, sources, channels. m counts pixels of y.
+struct ConvParams {
+  ImageView source[2];
+  int32_t source_count;
+  WeightView weight;
+  TapMap taps;
+  GatherAxis h, w;
+  PixelMap rows;
+  int32_t m, n, steps, splits;
+  EpilogueParams epilogue;
+  float* partial;  // [splits, m, n] if splits > 1
+};
+
+// Gradient of the weight: grad[o, c, r, s] += sum over pixels of grad_y and the gathered x.
+struct GradWeightParams {
+  ImageView grad_y;
+  ImageView source[2];
+  int32_t source_count;
+  WeightView grad;
+  TapMap taps;
+  GatherAxis h, w;
+  PixelMap rows;
+  int32_t pixels;  // of grad_y, all images: the K of this product
+  int32_t c_out, c_in;  // c_in: of both sources
+  int32_t steps, splits;
+  float* partial;       // [splits, taps, c_out, c_in] if splits > 1
+  void* grad_bias;      // [c_out] like grad; null: not wanted
+  float* bias_partial;  // [blocks of kBiasPixels pixels, c_out]
+};
+
+// A split's first step: splits differ by one step at most.
+DDSM_HOST_DEVICE inline int32_t split_begin(int32_t steps, int32_t split, int32_t splits) {
+  return static_cast<int32_t>(static_cast<int64_t>(steps) * split / splits);
+}
+
+// Pixels that one block sums for the bias gradient.
+constexpr int64_t kBiasPixels = 1024;
+
+// Launches of one way to multiply, instantiated in conv2d_*.cu and conv2d_grad_weight_*.cu.
+template <class MathKind>
+const char* launch_conv(const ConvParams& params, int32_t tile, bool gradient, bool aligned,
+                        void* stream);
+template <class MathKind>
+const char* launch_grad_weight(const GradWeightParams& params, int32_t tile, bool aligned,
+                               void* stream);
+
+}  // namespace ddsm

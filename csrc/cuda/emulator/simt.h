@@ -1,0 +1,60 @@
+// A small SIMT machine for tests: runs a kernel that was compiled as plain C++, one block at a
+// time, every thread a fiber, and watches each access that goes through ptx.cuh.
+//
+// A launch ends with a message, never a crash, when a kernel
+//   - touches shared or global memory out of bounds, or at an address that is not aligned,
+//   - reads shared memory that nobody wrote, or that a cp.async still fills,
+//   - touches shared memory that another thread wrote (or writes what another read) with no barrier
+//     between the two,
+//   - reads or writes global memory that another thread of the launch wrote,
+//   - leaves threads waiting at a barrier or a warp instruction that not all reach.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <stdexcept>
+#include <string>
+
+namespace ddsm::simt {
+
+constexpr int kWarp = 32;
+
+struct Grid {
+  unsigned x = 1, y = 1;
+};
+
+struct Fault : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// Global memory that kernels may touch; everything else is out of bounds.
+void allow_memory(const void* data, size_t bytes, bool writable);
+void forget_memory();
+
+// Runs `body` once for every thread; null, or what went wrong (valid until the next call).
+const char* run(Grid grid, int threads, size_t shared_bytes, const std::function<void()>& body);
+
+// What the running thread is.
+unsigned thread_index();
+unsigned block_index();
+unsigned block_index_y();
+unsigned grid_size();
+
+void sync_threads();
+void sync_warp();
+
+// One instruction of a whole warp: `body` sees the 32 threads' operands once all have arrived.
+using WarpBody = void (*)(void* const* operands);
+void warp_instruction(WarpBody body, void* operand);
+
+enum class Access { kRead, kWrite };
+unsigned char* shared(uint32_t address, size_t bytes, Access access);
+unsigned char* global(const void* address, size_t bytes, Access access);
+
+// Asynchronous copy of `bytes` of 16, the rest zero; it lands when the thread waits for its group.
+void copy_async(uint32_t shared_address, const void* source, int bytes);
+void commit_group();
+void wait_groups(int still_running);
+
+}  // namespace ddsm::simt

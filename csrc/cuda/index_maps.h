@@ -1,0 +1,110 @@
+// Index arithmetic of the CUDA kernels, shared with their tests. No CUDA header.
+#pragma once
+
+#include <cstdint>
+
+#include "host_device.h"
+
+namespace ddsm {
+
+// Quotients by a number that is fixed for a launch, for 0 <= n < 2^31.
+// Source: Granlund & Montgomery 1994, "Division by invariant integers using multiplication",
+// theorem 4.2.
+struct Divider {
+  uint32_t divisor = 1, multiplier = 0, shift = 0;
+
+  Divider() = default;
+  explicit Divider(int64_t d) : divisor(static_cast<uint32_t>(d)) {
+    if (divisor == 1) return;
+    while ((uint64_t(1) << shift) < divisor) ++shift;
+    multiplier = static_cast<uint32_t>(((uint64_t(1) << (31 + shift)) + divisor - 1) / divisor);
+    --shift;  // the product's high word is already a shift by 32
+  }
+  DDSM_HOST_DEVICE int32_t quotient(int32_t n) const {
+    if (divisor == 1) return n;
+    return static_cast<int32_t>(
+        static_cast<uint32_t>(uint64_t(static_cast<uint32_t>(n)) * multiplier >> 32) >> shift);
+  }
+};
+
+// Which source row (or column) meets a destination row: position = destination * step + offset,
+// and the source is position >> shift, if 0 <= position < limit and position & mask is 0.
+//   forward    step = stride, limit = size * scale,       shift = scale - 1,  mask = 0
+//   gradient   step = scale,  limit = out_size * stride,  shift = stride - 1, mask = stride - 1
+struct GatherAxis {
+  int32_t step, limit, shift, mask;
+
+  DDSM_HOST_DEVICE bool valid(int32_t position) const {
+    return static_cast<uint32_t>(position) < static_cast<uint32_t>(limit) && (position & mask) == 0;
+  }
+  DDSM_HOST_DEVICE int32_t source(int32_t position) const { return position >> shift; }
+};
+
+inline GatherAxis forward_axis(int64_t size, int64_t stride, int64_t scale) {
+  return {static_cast<int32_t>(stride), static_cast<int32_t>(size * scale),
+          static_cast<int32_t>(scale - 1), 0};
+}
+inline GatherAxis gradient_axis(int64_t out_size, int64_t stride, int64_t scale) {
+  const auto last = static_cast<int32_t>(stride - 1);
+  return {static_cast<int32_t>(scale), static_cast<int32_t>(out_size * stride), last, last};
+}
+
+// Weight taps in the order of the K loop. In the gradient an enlarged image's pixel gathers from
+// scale * scale positions, each a tap of its own.
+struct TapMap {
+  Divider kernel;
+  int32_t repeat, sign, padding;  // repeat: 1 forward, scale (1 or 2) in the gradient
+
+  struct Tap {
+    int32_t r, s, h_offset, w_offset;
+  };
+  DDSM_HOST_DEVICE int32_t count() const {
+    return static_cast<int32_t>(kernel.divisor * kernel.divisor) * repeat * repeat;
+  }
+  DDSM_HOST_DEVICE Tap tap(int32_t index) const {
+    const int32_t last = repeat - 1;  // the number of its bits too
+    const int32_t a = index >> last & last, b = index & last, weight = index >> 2 * last;
+    const int32_t r = kernel.quotient(weight);
+    const int32_t s = weight - r * static_cast<int32_t>(kernel.divisor);
+    return {r, s, a + sign * (r - padding), b + sign * (s - padding)};
+  }
+};
+
+// Where the 16-byte chunk `chunk` of line `line` lies in a tile of `chunks` chunks a line (4 or a
+// multiple of 8): permuted so that the accesses of a warp fall into different banks.
+//   ldmatrix    8 consecutive lines at one chunk
+//   words       4 consecutive lines, two chunks of each (32-bit elements with adjacent m or n)
+DDSM_HOST_DEVICE inline int32_t swizzled_for_ldmatrix(int32_t line, int32_t chunk, int32_t chunks) {
+  return line * chunks + (chunk ^ (chunks == 4 ? line >> 1 & 3 : line & 7));
+}
+DDSM_HOST_DEVICE inline int32_t swizzled_for_words(int32_t line, int32_t chunk, int32_t chunks) {
+  return line * chunks + (chunk ^ (line & 3) << 1);
+}
+
+// Group norm moments are taken over blocks of kMomentPixels pixels, counted over all images, so
+// that a convolution's tiles hold whole blocks; a block may hold the end of one image and the start
+// of the next.
+constexpr int64_t kMomentPixels = 64;
+
+// Blocks that an image of `pixels` pixels touches at most.
+DDSM_HOST_DEVICE inline int64_t moment_blocks(int64_t pixels) {
+  if (pixels % kMomentPixels == 0) return pixels / kMomentPixels;
+  if (kMomentPixels % pixels == 0) return 1;
+  return (pixels + kMomentPixels - 2) / kMomentPixels + 1;
+}
+// Where the `block`-th of the blocks that image `image` touches begins, as a pixel of the image.
+DDSM_HOST_DEVICE inline int64_t moment_block_begin(int64_t pixels, int64_t image, int64_t block) {
+  const int64_t begin = image * pixels;
+  const int64_t first = (begin / kMomentPixels + block) * kMomentPixels;
+  return first > begin ? first - begin : 0;
+}
+// Pixels of the image in that block; 0 past the last block that it touches.
+DDSM_HOST_DEVICE inline int64_t moment_block_pixels(int64_t pixels, int64_t image, int64_t block) {
+  const int64_t begin = image * pixels, end = begin + pixels;
+  const int64_t first = (begin / kMomentPixels + block) * kMomentPixels;
+  const int64_t from = first > begin ? first : begin;
+  const int64_t to = first + kMomentPixels < end ? first + kMomentPixels : end;
+  return to > from ? to - from : 0;
+}
+
+}  // namespace ddsm

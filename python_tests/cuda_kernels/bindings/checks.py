@@ -1,0 +1,128 @@
+"""Checks of the public ops' CUDA kernels, on the device that is torch's default."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ddsm_ext.ops.conv2d import sliced_conv2d, sliced_conv2d_ref
+from ddsm_ext.ops.group_norm import sliced_group_norm, sliced_group_norm_ref
+from ddsm_ext.ops.linear import sliced_linear, sliced_linear_ref
+
+
+def normal(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(*shape).to(dtype)
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """Of results relative to their largest: tf32 and 16-bit numbers are that coarse."""
+    return {torch.float32: 2e-3, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]
+
+
+def check_close(got: Tensor, exact: Tensor, relative: float) -> None:
+    error = (got.double() - exact).abs().max() / exact.abs().max()
+    assert error <= relative, f"relative error {error:.3g}, allowed {relative:.3g}"
+
+
+def compare(op, reference, tensors: list[Tensor | None], relative: float) -> None:
+    """Output and all gradients of `op` beside those of `reference` in fp64."""
+    results = []
+    for function, dtype in ((op, None), (reference, torch.float64)):
+        leaves = [
+            None if t is None else t.detach().to(dtype or t.dtype).requires_grad_() for t in tensors
+        ]
+        y = function(*leaves)
+        torch.manual_seed(1)
+        grad_y = torch.randn(y.shape).to(y.dtype)
+        grads = torch.autograd.grad(y, [t for t in leaves if t is not None], grad_y)
+        results.append((y.detach(), *grads))
+    for got, exact in zip(*results, strict=True):
+        check_close(got, exact, relative)
+
+
+def check_conv2d(dtype: torch.dtype, weight_dtype: torch.dtype) -> None:
+    for channels_last in (False, True):
+        for kernel, stride, upsample in ((3, 1, False), (3, 2, False), (1, 1, False), (3, 1, True)):
+            weight = normal(24, 32, kernel, kernel, dtype=weight_dtype)
+            x, x2 = normal(2, 11, 6, 5, dtype=dtype), normal(2, 8, 6, 5, dtype=dtype)
+            if channels_last:
+                weight, x = (t.contiguous(memory_format=torch.channels_last) for t in (weight, x))
+            window = {"stride": stride, "padding": kernel // 2, "upsample": upsample}
+            more = {"c_in2_offset": 16, **window}
+            compare(
+                lambda x, x2, w, b, more=more: sliced_conv2d(x, w, b, 13, x2=x2, **more),
+                lambda x, x2, w, b, more=more: sliced_conv2d_ref(x, w, b, 13, x2=x2, **more),
+                [x, x2, weight, normal(24, dtype=weight_dtype)],
+                tolerance(dtype),
+            )
+            compare(
+                lambda x, w, window=window: sliced_conv2d(x, w, None, 24, **window),
+                lambda x, w, window=window: sliced_conv2d_ref(x, w, None, 24, **window),
+                [x, weight],
+                tolerance(dtype),
+            )
+
+
+def check_linear(dtype: torch.dtype, weight_dtype: torch.dtype) -> None:
+    relative = 1e-5 if dtype == torch.float32 else tolerance(dtype)
+    weight, bias = normal(24, 32, dtype=weight_dtype), normal(24, dtype=weight_dtype)
+    for x in (
+        normal(19, dtype=dtype),
+        normal(3, 7, 32, dtype=dtype),
+        normal(7, 3, 19, dtype=dtype).transpose(0, 1),
+        normal(5, 40, dtype=dtype)[:, :16],
+    ):
+        compare(
+            lambda x, w, b: sliced_linear(x, w, b, 13),
+            lambda x, w, b: sliced_linear_ref(x, w, b, 13),
+            [x, weight, bias],
+            relative,
+        )
+
+
+def check_group_norm(dtype: torch.dtype, param_dtype: torch.dtype) -> None:
+    relative = 1e-5 if dtype == torch.float32 else tolerance(dtype)
+    for two in (False, True):
+        weight, bias = (normal(32, dtype=param_dtype) for _ in range(2))
+        x, x2 = normal(2, 12, 5, 4, dtype=dtype), normal(2, 8, 5, 4, dtype=dtype)
+        if two:
+            more = {"c2_offset": 16, "silu": True}
+            compare(
+                lambda x, x2, w, b, m=more: torch.cat(sliced_group_norm(x, w, b, 4, x2=x2, **m), 1),
+                lambda x, x2, w, b, m=more: torch.cat(
+                    sliced_group_norm_ref(x, w, b, 4, x2=x2, **m), 1
+                ),
+                [x, x2, weight, bias],
+                relative,
+            )
+        else:
+            compare(
+                lambda x, w, b: sliced_group_norm(x, w, b, 4),
+                lambda x, w, b: sliced_group_norm_ref(x, w, b, 4),
+                [x, weight, bias],
+                relative,
+            )
+
+
+def check_nothing_is_done_for_no_images() -> None:
+    weight = torch.ones(8, 8, 3, 3, requires_grad=True)
+    y = sliced_conv2d(torch.ones(0, 4, 5, 5), weight, None, 6, padding=1)
+    y.sum().backward()
+    assert y.shape == (0, 6, 5, 5)
+    assert weight.grad.eq(0).all()
+
+
+def check_float64_is_refused() -> None:
+    x, weight = torch.ones(1, 4, 5, 5).double(), torch.ones(8, 8, 3, 3).double()
+    with pytest.raises(RuntimeError, match="CUDA kernels need equal float32, bfloat16 or float16"):
+        sliced_conv2d(x, weight, None, 6)
+
+
+def check_all() -> None:
+    for check in (check_conv2d, check_linear, check_group_norm):
+        check(torch.float32, torch.float32)
+        check(torch.bfloat16, torch.bfloat16)
+        check(torch.bfloat16, torch.float32)
+    check_nothing_is_done_for_no_images()
+    check_float64_is_refused()

@@ -1,0 +1,43 @@
+"""Runs the public ops on the CUDA bindings, the emulated kernels below them; argument: library.
+
+A process of its own: the library replaces the CPU kernels of every op that it has.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any
+
+import torch
+from cuda_kernels.bindings import checks
+from hypothesis import assume
+from ops import fuzz_raw
+
+
+def check_random_raw_calls(name: str, examples: int) -> None:
+    """Any arguments past the Python layer end in a result or a RuntimeError."""
+    calls = fuzz_raw.CALLS[name]
+
+    def of_supported_types(arguments: dict[str, Any]) -> dict[str, list[Any]]:
+        # What the CUDA kernels refuse.
+        assume(arguments["x"].dtype != torch.float64)
+        assume(arguments.get("algo", "auto") in ("auto", "direct"))
+        return calls(arguments)
+
+    fuzz_raw.CALLS[name] = of_supported_types
+    fuzz_raw.fuzz(name, examples)
+
+
+def main() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that kernels are replaced
+        torch.ops.load_library(sys.argv[1])
+    torch.manual_seed(0)
+    checks.check_all()
+    for name in ("sliced_conv2d", "sliced_linear", "sliced_group_norm"):
+        check_random_raw_calls(name, 100)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,249 @@
+"""The CUDA kernels as plain C++ under csrc/cuda/emulator: built with g++, called on CPU tensors."""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable, Sequence
+from ctypes import c_bool, c_char_p, c_int32, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[2]
+CUDA = ROOT / "csrc" / "cuda"
+TYPES = ("bf16", "fp16", "fp32")
+SOURCES = (
+    "group_norm.cu",
+    "conv2d.cu",
+    *(f"conv2d_{p}{t}.cu" for p in ("", "grad_weight_") for t in TYPES),
+)
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+def compile_objects(folder: Path, sources: Iterable[Path], *flags: str) -> list[Path]:
+    """Compile sources; those in a copy of csrc/cuda see that copy's headers."""
+    objects = []
+    for source in sources:
+        objects.append(folder / f"{source.stem}.o")
+        _compile("-c", "-x", "c++", str(source), "-o", str(objects[-1]), *flags)
+    return objects
+
+
+def link(folder: Path, objects: Iterable[Path], *libraries: str) -> Path:
+    """One library of the objects; of what several define, the first one's is taken."""
+    library = folder / "libemulated.so"
+    _compile("-shared", "-Wl,-Bsymbolic", *map(str, objects), "-o", str(library), *libraries)
+    return library
+
+
+def _compile(*arguments: str) -> None:
+    flags = ("-std=c++17", "-O1", "-fPIC", "-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas")
+    include = f"-I{ROOT / 'csrc' / 'include'}"
+    command = ["g++", *flags, include, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+@cache
+def objects() -> tuple[Path, ...]:
+    """The emulator, the entry points and the kernels as they are in this source folder."""
+    folder = Path(tempfile.mkdtemp(prefix="ddsm-emulated-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    own = sorted(Path(__file__).parent.glob("*.cpp"))
+    sources = [CUDA / "emulator" / "simt.cpp", *own, *(CUDA / name for name in SOURCES)]
+    return tuple(compile_objects(folder, sources))
+
+
+@cache
+def library() -> ctypes.CDLL:
+    return ctypes.CDLL(str(link(objects()[0].parent, objects())))
+
+
+class Options(ctypes.Structure):
+    _fields_ = [
+        ("dtype", c_int32),
+        ("ieee", c_bool),
+        ("splits", c_int32),
+        ("tile", c_int32),
+        ("workspace", c_void_p),
+    ]
+
+
+class Shape(ctypes.Structure):
+    _fields_ = [
+        (name, c_int64)
+        for name in ("images", "height", "width", "out_height", "out_width", "stride", "padding")
+    ] + [("scale", c_int64)]
+
+
+class Image(ctypes.Structure):
+    _fields_ = [("data", c_void_p)] + [
+        (name, c_int64)
+        for name in ("n_stride", "h_stride", "w_stride", "channels", "weight_offset")
+    ]
+
+
+class Weight(ctypes.Structure):
+    _fields_ = [
+        ("data", c_void_p),
+        ("dtype", c_int32),
+        ("out_stride", c_int64),
+        ("in_stride", c_int64),
+        ("r_stride", c_int64),
+        ("s_stride", c_int64),
+        ("kernel", c_int32),
+    ]
+
+
+class ForwardArgs(ctypes.Structure):
+    _fields_ = [
+        ("options", Options),
+        ("shape", Shape),
+        ("x", Image),
+        ("x2", Image),
+        ("weight", Weight),
+        ("bias", c_void_p),
+        ("shift", c_void_p),
+        ("residual", c_void_p),
+        ("shift_stride", c_int64),
+        ("residual_stride", c_int64),
+        ("y", c_void_p),
+        ("moments", c_void_p),
+        ("c_out", c_int64),
+    ]
+
+
+class GroupNormSource(ctypes.Structure):
+    _fields_ = [
+        ("c", c_int64),
+        ("param_offset", c_int64),
+        ("x", c_void_p),
+        ("x_pixel_stride", c_int64),
+        ("grad_y", c_void_p),
+        ("grad_y_pixel_stride", c_int64),
+        ("y", c_void_p),
+        ("grad_x", c_void_p),
+    ]
+
+
+class GroupNormArgs(ctypes.Structure):
+    _fields_ = [
+        ("dtype", c_int32),
+        ("param_dtype", c_int32),
+        ("n", c_int64),
+        ("pixels", c_int64),
+        ("groups", c_int64),
+        ("source_count", c_int64),
+        ("sources", GroupNormSource * 2),
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("eps", ctypes.c_double),
+        ("silu", c_bool),
+        ("mean", c_void_p),
+        ("rstd", c_void_p),
+        ("grad_weight", c_void_p),
+        ("grad_bias", c_void_p),
+        ("workspace", c_void_p),
+    ]
+
+
+class GradXArgs(ctypes.Structure):
+    _fields_ = [
+        ("options", Options),
+        ("shape", Shape),
+        ("grad_y", Image),
+        ("weight", Weight),
+        ("grad_x", c_void_p),
+        ("c_in", c_int64),
+        ("c_in_offset", c_int64),
+    ]
+
+
+class GradWeightArgs(ctypes.Structure):
+    _fields_ = [
+        ("options", Options),
+        ("shape", Shape),
+        ("grad_y", Image),
+        ("x", Image),
+        ("x2", Image),
+        ("grad_weight", Weight),
+        ("grad_bias", c_void_p),
+    ]
+
+
+def image(tensor: Tensor | None, weight_offset: int = 0) -> Image:
+    """x [N, c, H, W] with adjacent channels, or no image."""
+    if tensor is None:
+        return Image()
+    assert tensor.size(1) == 1 or tensor.stride(1) == 1
+    n, _c, h, w = tensor.stride()
+    return Image(tensor.data_ptr(), n, h, w, tensor.size(1), weight_offset)
+
+
+def weight_of(tensor: Tensor) -> Weight:
+    """A parameter [c_out_max, c_in_max, k, k] with any strides."""
+    return Weight(tensor.data_ptr(), DTYPES[tensor.dtype], *tensor.stride(), tensor.size(2))
+
+
+def shape_of(x: Tensor, kernel: int, stride: int, padding: int, upsample: bool) -> Shape:
+    scale = 2 if upsample else 1
+    n, _c, h, w = x.shape
+    out = [(scale * size + 2 * padding - kernel) // stride + 1 for size in (h, w)]
+    return Shape(n, h, w, *out, stride, padding, scale)
+
+
+def _memory(tensor: Tensor) -> tuple[int, int]:
+    """Where the elements of a strided tensor lie: first address and bytes."""
+    size = tensor.element_size()
+    if tensor.numel() == 0:
+        return tensor.data_ptr(), 0
+    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), (last + 1) * size
+
+
+def call(
+    name: str,
+    args: ctypes.Structure,
+    reads: Sequence[Tensor | None],
+    writes: Sequence[Tensor | None],
+    lib: ctypes.CDLL | None = None,
+    more: Sequence[Any] = (),
+) -> None:
+    """Run one entry point with a workspace; raise RuntimeError with the fault it reports.
+
+    Args:
+        name: entry point of entry.cpp.
+        args: its arguments, the workspace unset.
+        reads: tensors that the kernels may read; the elements between strided ones too.
+        writes: tensors that they may also write.
+        lib: None: the kernels of this source folder.
+        more: further arguments of the entry point.
+    """
+    lib = lib or library()
+    assert getattr(lib, f"{name}_args_bytes")() == ctypes.sizeof(args)
+    size = getattr(lib, f"{name}_bytes")
+    size.restype, run = c_int64, getattr(lib, name)
+    run.restype = c_char_p
+    workspace = torch.full((int(size(ctypes.byref(args))) // 4,), torch.nan)
+    # GroupNormArgs has no options, its workspace is its own.
+    getattr(args, "options", args).workspace = workspace.data_ptr()
+    lib.forget_memory()
+    for tensors, writable in ((reads, 0), ((*writes, workspace), 1)):
+        for tensor in tensors:
+            if tensor is not None:
+                data, count = _memory(tensor)
+                lib.allow_memory(c_void_p(data), ctypes.c_uint64(count), writable)
+    fault = run(ctypes.byref(args), *more)
+    if fault is not None:
+        raise RuntimeError(fault.decode())
+
+
+def options(dtype: torch.dtype, **more: Any) -> Options:
+    return Options(dtype=DTYPES[dtype], **more)

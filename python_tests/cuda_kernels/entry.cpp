@@ -1,0 +1,43 @@
+// C entry points of the emulated kernels, for emulated.py.
+#include <cstdint>
+
+#include "../../csrc/cuda/emulator/simt.h"
+#include "ddsm/conv2d_cuda.h"
+#include "ddsm/group_norm_cuda.h"
+
+extern "C" {
+
+void allow_memory(const void* data, uint64_t bytes, int writable) {
+  ddsm::simt::allow_memory(data, bytes, writable != 0);
+}
+void forget_memory() { ddsm::simt::forget_memory(); }
+
+#define DDSM_ENTRY(op, Args)                                                           \
+  int64_t op##_bytes(const ddsm::Args* args) {                                         \
+    return ddsm::op##_cuda_workspace_bytes(*args);                                     \
+  }                                                                                    \
+  const char* op(const ddsm::Args* args) { return ddsm::op##_cuda(*args, nullptr); }   \
+  int64_t op##_args_bytes() { return sizeof(ddsm::Args); }
+
+DDSM_ENTRY(conv2d_forward, Conv2dCudaForwardArgs)
+DDSM_ENTRY(conv2d_grad_x, Conv2dCudaGradXArgs)
+DDSM_ENTRY(conv2d_grad_weight, Conv2dCudaGradWeightArgs)
+
+int64_t group_norm_forward_bytes(const ddsm::GroupNormArgs* args) {
+  return ddsm::group_norm_cuda_scratch_bytes(*args);
+}
+int64_t group_norm_backward_bytes(const ddsm::GroupNormArgs* args) {
+  return ddsm::group_norm_cuda_scratch_bytes(*args);
+}
+int64_t group_norm_forward_args_bytes() { return sizeof(ddsm::GroupNormArgs); }
+int64_t group_norm_backward_args_bytes() { return sizeof(ddsm::GroupNormArgs); }
+const char* group_norm_forward(const ddsm::GroupNormArgs* args, const void* moments,
+                               const void* moments2) {
+  const void* const both[2] = {moments, moments2};
+  return ddsm::group_norm_forward_cuda(*args, both, nullptr);
+}
+const char* group_norm_backward(const ddsm::GroupNormArgs* args) {
+  return ddsm::group_norm_backward_cuda(*args, nullptr);
+}
+
+}  // extern "C"
