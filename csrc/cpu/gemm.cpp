@@ -24,8 +24,10 @@ DDSM_DECLARE_VARIANTS(void, gemm_accumulate_bias_range, const GemmProblem& probl
 
 namespace {
 
-// Multiply-adds that pay for waking a thread (about 10 us of work).
-constexpr int64_t kMacsPerThread = 200000;
+// Multiply-adds that pay for waking a thread: 20 us of work.
+constexpr int64_t kMacsPerThread = 800000;
+// Streaming a packed panel from memory takes as long as multiplying it with so many pixels.
+constexpr int64_t kPanelPixels = 12;
 // Packing a panel costs about as much as multiplying it with this many pixels.
 constexpr int64_t kPackPixels = 5;
 
@@ -71,8 +73,8 @@ bool gemm_multiply(const GemmProblem& problem, const GemmPhase& phase) {
   const GemmTileShape tile = DDSM_CALL_VARIANT(gemm_tile_shape, problem.compute);
   const int64_t tiles = ceil_div(pixels, tile.rows);
   const int64_t panels = problem.parts * ceil_div(problem.lanes, tile.lanes);
-  const int64_t packing = phase.panels ? 0 : ceil_div(kPackPixels, tile.rows);
-  const Split split = choose_split(useful_threads(problem, phase), tiles, panels, 0, packing);
+  const int64_t panel_tiles = ceil_div(phase.panels ? kPanelPixels : kPackPixels, tile.rows);
+  const Split split = choose_split(useful_threads(problem, phase), tiles, panels, 0, panel_tiles);
   const size_t bytes = aligned(DDSM_CALL_VARIANT(gemm_multiply_workspace, problem, phase));
   const int64_t chunks = split.first * split.second;
   char* workspace = static_cast<char*>(gemm_workspace(bytes * chunks));

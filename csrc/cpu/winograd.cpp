@@ -19,7 +19,10 @@ namespace {
 
 // Transforming an input tile costs about as much as multiplying it with half a panel.
 constexpr double kInputPanels = 0.5;
-constexpr int64_t kMacsPerThread = 100000;
+// Streaming a panel from memory takes as long as multiplying it with so many tiles.
+constexpr double kPanelTiles = 10;
+// Multiply-adds that pay for waking a thread: 20 us of work.
+constexpr int64_t kMacsPerThread = 800000;
 
 }  // namespace
 
@@ -35,7 +38,8 @@ bool winograd_multiply(const WinogradProblem& problem) {
   const int64_t macs = rows * ceil_div(problem.width, problem.tile) * frequencies * depth *
                        panels * lanes;
   const int64_t threads = std::clamp<int64_t>(macs / kMacsPerThread, 1, num_threads());
-  const Split split = choose_split(threads, rows, panels, kInputPanels);
+  const double panel_rows = kPanelTiles / ceil_div(problem.width, problem.tile);
+  const Split split = choose_split(threads, rows, panels, kInputPanels, panel_rows);
   const auto range_of = [&](int64_t index) {
     const SplitPart part = split_part(split, index, rows, panels);
     return WinogradRange{part.first_begin, part.first_end, first_panel + part.second_begin,
