@@ -45,7 +45,9 @@ double winograd_ns(const Conv2dProblem& p, int64_t tile, const Conv2dCosts& cost
   // A tile of 16 outputs moves 36 numbers each way, one of 4 moves 16.
   const double expansion = frequencies / (2.25 * tile * tile);
   const double outputs = static_cast<double>(tiles) * tile * tile;
-  return frequencies * product_ns(tiles, p.c_in, p.c_out, costs.winograd_macs_per_ns, costs, grain) +
+  const double product =
+      product_ns(tiles, p.c_in, p.c_out, costs.winograd_macs_per_ns, costs, grain);
+  return frequencies * product +
          static_cast<double>(frequencies) * p.rearranged / kUses / costs.rearranged_per_ns +
          expansion * outputs * p.c_in / costs.input_floats_per_ns +
          expansion * outputs * round_up(p.c_out, grain.lanes / 2) / costs.output_floats_per_ns;

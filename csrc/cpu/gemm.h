@@ -31,8 +31,8 @@ struct GemmPhase {
   int64_t step;                                // input pixels moved per grid position
   int32_t n_taps;
   const GemmTap* taps;
-  // [parts][panels of lanes_max][n_taps][depth_max][panel lanes] of the compute type, packed before;
-  // null: gemm_multiply packs them from the weight
+  // [parts][panels of lanes_max][n_taps][depth_max][panel lanes] of the compute type, packed
+  // before; null: gemm_multiply packs them from the weight
   const void* panels;
 };
 

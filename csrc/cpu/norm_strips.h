@@ -25,7 +25,7 @@ inline void for_each_strip(int64_t c, const Body& body) {
   if (i < c) body(Number<1>{}, c - kLanes);
 }
 
-// Reads or writes Count vectors from p on; one of fewer than a vector's elements for narrow sources.
+// Reads or writes Count vectors from p on; one of fewer elements than a vector for narrow sources.
 template <int Count, class T, class V>
 static inline void load_strip(const T* p, int64_t lanes, V (&out)[Count]) {
   constexpr int64_t kLanes = Lanes<Compute<T>>::kCount;

@@ -28,7 +28,7 @@ struct PanelCall {
   const float* next_panel;  // what the next call reads
 };
 
-// out[i][lane] (+)= sum over p < length of tiles[i][p] * panel[p][lane] for `blocks` * kRows tiles i.
+// out[i][lane] (+)= sum over p < length of tiles[i][p] * panel[p][lane], blocks * kRows tiles i.
 // kFetch: brings the next panel into the L2 meanwhile, so that its way from memory, which with few
 // tiles takes as long as the products, is hidden behind them.
 template <int kRows, int kVectors, bool kFetch>

@@ -25,7 +25,7 @@ struct AttentionArgs {
   AttentionTensor grad_out;  // [n, heads, t_q, d]; backward only
   // output of forward, input of backward
   AttentionTensor out;  // [n, heads, t_q, d]
-  void* lse;            // [n, heads, t_q] log of the sum of exp(scores); float64 for float64, else float32
+  void* lse;  // [n, heads, t_q] log of the sum of exp(scores); float64 for float64, else float32
   // outputs of backward
   AttentionTensor grad_q;  // [n, heads, t_q, d]
   AttentionTensor grad_k;  // [n, heads, t_k, d]

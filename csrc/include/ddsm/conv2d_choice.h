@@ -32,8 +32,8 @@ struct Conv2dGrain {
 };
 
 // Estimated nanoseconds on one core; infinite where the algorithm does not apply.
-DDSM_EXPORT double conv2d_cost_ns(const Conv2dProblem& problem, Conv2dAlgo algo, const Conv2dCosts& costs,
-                      const Conv2dGrain& grain);
+DDSM_EXPORT double conv2d_cost_ns(const Conv2dProblem& problem, Conv2dAlgo algo,
+                                  const Conv2dCosts& costs, const Conv2dGrain& grain);
 
 // The cheapest algorithm.
 DDSM_EXPORT Conv2dAlgo conv2d_choose(const Conv2dProblem& problem, const Conv2dCosts& costs,
