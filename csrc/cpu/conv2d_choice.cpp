@@ -13,9 +13,9 @@ DDSM_DECLARE_VARIANTS(GemmTileShape, gemm_tile_shape, DType compute)
 
 namespace {
 
-// Fitted to the CIFAR-10 U-Net's layers on one thread. avx2: Zen 3 at about 3.4 GHz, 2 cores,
-// 512 KB L2. avx512: taken from the avx2 row, as both machines do 32 flops a cycle and their
-// prototype figures agree; not yet fitted. portable: avx2 arithmetic divided by 4.
+// avx2: fitted to the CIFAR-10 U-Net's layers on one thread of a Zen 3 with 512 KB L2, on which the
+// choice cost 0.5 % over the best algorithm of each layer. avx512 and portable are guesses from it,
+// not fitted to any measurement.
 constexpr Conv2dCosts kAvx2{42, 34, 0.75, 1.3, 14, 25, 1};
 constexpr Conv2dCosts kAvx512{46, 38, 1.1, 1.8, 14, 25, 1.5};
 constexpr Conv2dCosts kPortable{10, 8, 0.35, 0.6, 14, 25, 0.5};

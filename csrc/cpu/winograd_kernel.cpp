@@ -29,8 +29,8 @@ struct PanelCall {
 };
 
 // out[i][lane] (+)= sum over p < length of tiles[i][p] * panel[p][lane], blocks * kRows tiles i.
-// kFetch: brings the next panel into the L2 meanwhile, so that its way from memory, which with few
-// tiles takes as long as the products, is hidden behind them.
+// kFetch: brings the next panel into the L2 meanwhile; with few tiles its way from memory is meant
+// to overlap with the products (measured on a busy Zen 3: 0 to 10 % of a step at batch 1).
 template <int kRows, int kVectors, bool kFetch>
 __attribute__((noinline)) void multiply_rows(const PanelCall& call, int64_t blocks) {
   typedef Lanes<float>::InMemory Vector;

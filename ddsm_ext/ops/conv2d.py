@@ -24,6 +24,7 @@ from ddsm_ext.ops._arguments import (
     grad_buffer,
     shape_text,
 )
+from ddsm_ext.ops._conv2d_flops import flops, flops_grad_weight, flops_grad_x, output_size
 from ddsm_ext.ops._dispatch import runs_native
 from ddsm_ext.ops._panels import (
     DIRECT,
@@ -190,10 +191,6 @@ def _check_window(x: Tensor, k: int, stride: Any, padding: Any, upsample: bool) 
         )
 
 
-def _output_size(size: int, kernel: int, stride: int, padding: int, upsample: bool) -> int:
-    return ((2 * size if upsample else size) + 2 * padding - kernel) // stride + 1
-
-
 def _empty_nhwc(like: Tensor, n: int, c: int, h: int, w: int) -> Tensor:
     return torch.empty(
         (n, c, h, w), dtype=like.dtype, device=like.device, memory_format=torch.channels_last
@@ -215,8 +212,8 @@ def _fake(
     algo: int = DIRECT,
 ) -> Tensor:
     k = weight.shape[2]
-    height = _output_size(x.shape[2], k, stride, padding, upsample)
-    width = _output_size(x.shape[3], k, stride, padding, upsample)
+    height = output_size(x.shape[2], k, stride, padding, upsample)
+    width = output_size(x.shape[3], k, stride, padding, upsample)
     return _empty_nhwc(x, x.shape[0], c_out, height, width)  # [N, c_out, H_out, W_out]
 
 
@@ -277,8 +274,8 @@ def _forward(
     k = weight.shape[2]
     shape = ConvShape(
         x.shape[0],
-        _output_size(x.shape[2], k, stride, padding, upsample),
-        _output_size(x.shape[3], k, stride, padding, upsample),
+        output_size(x.shape[2], k, stride, padding, upsample),
+        output_size(x.shape[3], k, stride, padding, upsample),
         x.shape[1] if x2 is None else x.shape[1] + x2.shape[1],
         c_out,
         k,
@@ -379,49 +376,6 @@ class _SlicedConv2d(torch.autograd.Function):
         return grad_x, grad_x2, *[None] * 9
 
 
-def _macs(x: Any, x2: Any, weight: Any, c_out: int, pixels: int) -> int:
-    c_in = x[1] + (x2[1] if x2 is not None else 0)
-    return x[0] * pixels * c_out * c_in * weight[2] * weight[3]
-
-
-def _flops(
-    x: Any,
-    x2: Any,
-    weight: Any,
-    bias: Any,
-    c_out: int,
-    c_in2_offset: int,
-    stride: int,
-    padding: int,
-    upsample: bool,
-    *args: Any,
-    **kwargs: Any,
-) -> int:
-    """FLOPs (2 x MACs) from shapes; a multiply-add of an enlarged image counts as one."""
-    height = _output_size(x[2], weight[2], stride, padding, upsample)
-    width = _output_size(x[3], weight[3], stride, padding, upsample)
-    return 2 * _macs(x, x2, weight, c_out, height * width)
-
-
-def _flops_grad_x(grad_y: Any, weight: Any, c_in: int, *args: Any, **kwargs: Any) -> int:
-    return 2 * grad_y[0] * grad_y[2] * grad_y[3] * grad_y[1] * c_in * weight[2] * weight[3]
-
-
-def _flops_grad_weight(
-    grad_y: Any,
-    x: Any,
-    x2: Any,
-    c_in2_offset: int,
-    stride: int,
-    padding: int,
-    upsample: bool,
-    grad_weight: Any,
-    *args: Any,
-    **kwargs: Any,
-) -> int:
-    return 2 * _macs(x, x2, grad_weight, grad_y[1], grad_y[2] * grad_y[3])
-
-
-register_flop_formula(torch.ops.ddsm_ext.sliced_conv2d)(_flops)
-register_flop_formula(torch.ops.ddsm_ext.sliced_conv2d_grad_x)(_flops_grad_x)
-register_flop_formula(torch.ops.ddsm_ext.sliced_conv2d_grad_weight)(_flops_grad_weight)
+register_flop_formula(torch.ops.ddsm_ext.sliced_conv2d)(flops)
+register_flop_formula(torch.ops.ddsm_ext.sliced_conv2d_grad_x)(flops_grad_x)
+register_flop_formula(torch.ops.ddsm_ext.sliced_conv2d_grad_weight)(flops_grad_weight)
