@@ -18,7 +18,7 @@ namespace ddsm::DDSM_ISA {
 
 // 12 row pointers, the panel pointer, the counter and its end just fit 16 general registers; the
 // accumulators then take 24 of 32 (AVX-512) or 12 of 16 (AVX2) vector registers.
-constexpr int kTileRows = kVectorBytes == 64 ? 12 : kVectorBytes == 32 ? 6 : 4;
+constexpr int kTileRows = kVectorBytes == 64 ? 14 : kVectorBytes == 32 ? 6 : 4;
 constexpr int kPanelVectors = 2;
 
 template <class T>
