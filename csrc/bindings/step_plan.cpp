@@ -50,14 +50,14 @@ void add_conv2d(StepPlan& plan, const py::dict& values) {
   args.shape = shape_of(f);
   args.x = image_of(args.shape, f.pointer("x"), f.get("x_stride"), f.get("c_in"), 0);
   if (f.pointer("x2")) {
-    // Where the sources were joined, the second begins x2_shift floats behind the first.
-    args.x2 = image_of(args.shape, f.pointer<float>("x2") + f.get("x2_shift"),
+    // Where the sources were joined, the second begins x2_shift bytes behind the first.
+    args.x2 = image_of(args.shape, f.pointer<char>("x2") + f.get("x2_shift"),
                        f.get("x2_stride"), f.get("c_in2"), f.get("c_in2_offset"));
   }
   args.weight.dtype = f.dtype("weight_dtype");
   args.weight.kernel = f.get<int32_t>("kernel");
   args.algo = static_cast<Conv2dAlgo>(f.get<int32_t>("algo"));
-  args.panels = {f.pointer<float>("panels"), f.get("c_out_max"), f.get("c_in_max")};
+  args.panels = {f.pointer("panels"), f.get("c_out_max"), f.get("c_in_max")};
   args.bias = f.pointer("bias");
   args.norm = f.pointer<float>("norm");
   args.norm_silu = f.get<bool>("norm_silu");
@@ -118,7 +118,8 @@ void add_norm_apply(StepPlan& plan, const py::dict& values) {
   args.channels[1] = f.get("c2");
   args.norm = f.pointer<float>("norm");
   args.silu = f.get<bool>("silu");
-  args.y = f.pointer<float>("y");
+  args.y = f.pointer("y");
+  args.y_dtype = f.dtype("y_dtype");
   plan.add(args);
 }
 
@@ -200,6 +201,7 @@ py::dict costs_dict() {
   result["panel_bytes_per_ns"] = costs.panel_bytes_per_ns;
   result["frequency_ns"] = costs.frequency_ns;
   result["rearranged_per_ns"] = costs.rearranged_per_ns;
+  result["bf16_macs_per_ns"] = costs.bf16_macs_per_ns;
   return result;
 }
 
@@ -223,12 +225,14 @@ void bind_step_plan(py::module_& m) {
     return conv2d_moment_pixels(shape_of(Fields{values}), static_cast<Conv2dAlgo>(algo));
   });
   m.def("conv2d_costs", &costs_dict, "The constants of the algorithm choice for this CPU.");
+  m.def("conv2d_has", [](int32_t algo) { return conv2d_has(static_cast<Conv2dAlgo>(algo)); },
+        "Whether the instruction set in use computes with the algorithm.");
   py::class_<Conv2dProblem>(m, "Conv2dProblem", "A convolution as the choice of algorithm sees it.")
       .def(py::init([](int64_t images, int64_t out_height, int64_t out_width, int64_t c_in,
                        int64_t c_out, int64_t kernel, int64_t stride, int64_t scale,
-                       int64_t rearranged, bool grad_weight) {
-        return Conv2dProblem{images, out_height, out_width,  c_in,       c_out,
-                             kernel, stride,     scale,      rearranged, grad_weight};
+                       bool bf16, int64_t rearranged, bool grad_weight) {
+        return Conv2dProblem{images, out_height, out_width, c_in,       c_out,      kernel,
+                             stride, scale,      bf16,      rearranged, grad_weight};
       }));
   m.def("conv2d_cost_ns", [](const Conv2dProblem& problem, int32_t algo) {
     return conv2d_cost_ns(problem, static_cast<Conv2dAlgo>(algo), conv2d_costs(), conv2d_grain());
