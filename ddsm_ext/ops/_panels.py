@@ -147,7 +147,7 @@ class ConvShape(NamedTuple):
     kernel: int
     stride: int
     scale: int
-    bf16: bool  # images and weight are bfloat16
+    bf16: bool = False  # images and weight are bfloat16
 
 
 def resolve_algorithm(

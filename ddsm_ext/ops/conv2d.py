@@ -69,8 +69,8 @@ def sliced_conv2d(
             torch.compile autograd accumulates them as usual.
         algo: "direct", "winograd_4x4" or "winograd_2x2" (3x3 kernels at stride 1 in float32 or
             bfloat16), "direct_bf16" (products of a bfloat16 x and weight, summed in float32, on
-            CPUs that have them; gradients in float32; no upsampling) or "auto". Winograd does 4 and 2.25 times fewer multiplications; in float32
-            its error is up to 8 times PyTorch's (from 8 input channels on). All but "direct"
+            CPUs that have them; gradients in float32; no upsampling) or "auto". Winograd does 4 and
+            2.25 times fewer multiplications; in float32 its error is up to 8 times PyTorch's (from 8 input channels on). All but "direct"
             rearrange the whole weight once and keep the result until the weight changes; "auto"
             therefore weighs them, by a fixed cost model of the shapes, for an `nn.Parameter` only,
             and is "direct" under torch.compile.
@@ -309,7 +309,7 @@ def _grad_sources(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | Non
             owner = weight if ctx.parameter is None else ctx.parameter
             algorithm = DIRECT
             if not upsample:
-                shape = ConvShape(n, height, width, grad_y.shape[1], c, weight.shape[2], stride, 1, False)
+                shape = ConvShape(n, height, width, grad_y.shape[1], c, weight.shape[2], stride, 1)
                 algorithm = resolve_algorithm(ctx.algo, owner, shape, training=True)
             panels = None if algorithm == DIRECT else conv_panels(owner, algorithm, transposed=True)
             grads[index] = torch.ops.ddsm_ext.sliced_conv2d_grad_x(
@@ -324,7 +324,7 @@ def _add_grad_weight(ctx: Any, grad_y: Tensor, grad_weight: Tensor, grad_bias: A
     n, c_out, height, width = grad_y.shape
     c_in = x.shape[1] if x2 is None else x.shape[1] + x2.shape[1]
     scale = 2 if upsample else 1
-    shape = ConvShape(n, height, width, c_in, c_out, weight.shape[2], stride, scale, False)
+    shape = ConvShape(n, height, width, c_in, c_out, weight.shape[2], stride, scale)
     owner = weight if ctx.parameter is None else ctx.parameter
     algorithm = resolve_algorithm(ctx.algo, owner, shape, training=True, grad_weight=True)
     torch.ops.ddsm_ext.sliced_conv2d_grad_weight(

@@ -173,12 +173,9 @@ class Layers:
         bf16 = self.dtype == weight.dtype == torch.bfloat16
         algorithm = DIRECT
         if parts == 1 or kernel == 1:  # else Winograd, which takes one weight, might be chosen
-            algorithm = choose_algorithm(
-                _library.native.active_isa(),
-                ConvShape(
-                    self.images, height, width, c_in, parts * c_out, kernel, conv.stride, scale, bf16
-                ),
-            )
+            pixels = (self.images, height, width)
+            problem = ConvShape(*pixels, c_in, parts * c_out, kernel, conv.stride, scale, bf16)
+            algorithm = choose_algorithm(_library.native.active_isa(), problem)
         shape = {
             "images": self.images,
             "height": sources[0].height,

@@ -1,4 +1,4 @@
-"""sliced_conv2d by products of bfloat16: exactness, pairs cut in two, and where it does not apply."""
+"""sliced_conv2d by products of bfloat16: exactness, halved pairs, where it does not apply."""
 
 from __future__ import annotations
 
