@@ -25,12 +25,18 @@ namespace {
 // second-level cache of 512 KB.
 constexpr int64_t kBlockRows = 56 / kTileRows * kTileRows;
 
+// Rows of a block of the forward, which sums nothing over blocks: fewer, so that two threads find
+// equal shares of one head's 256 queries.
+constexpr int64_t kForwardRows = 28 / kTileRows * kTileRows;
+
 // Keys of a part, where several threads share the dk and dv of a head; a multiple of every panel.
 constexpr int64_t kKeyPart = 64;
 
 inline double log_of(double x) { return ::log(x); }
 inline float log_of(float x) { return ::logf(x); }
-inline int64_t blocks_of(int64_t rows) { return (rows + kBlockRows - 1) / kBlockRows; }
+inline int64_t blocks_of(int64_t rows, int64_t size = kBlockRows) {
+  return (rows + size - 1) / size;
+}
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // s [padded] holds `count` scores: out, which may begin where s does, becomes exp(scale * s - max);
@@ -114,21 +120,22 @@ struct Attention {
     C *k_columns, *v;  // k^T: [t_k_padded / panel][d][panel]; v: [d_padded / panel][t_k][panel]
   };
   int64_t forward_packed_size() const { return t_k_padded * d + d_padded * t_k; }
-  int64_t forward_block_size() const { return kBlockRows * (d + t_k_padded + d_padded); }
+  int64_t forward_block_size() const { return kForwardRows * (d + t_k_padded + d_padded); }
 
   ForwardPacked forward_packed(C* scratch) const { return {scratch, scratch + t_k_padded * d}; }
 
+  // Part 0 packs the keys, part 1 the values.
   template <bool paired>
-  void forward_pack(int64_t head, C* scratch) const {
+  void forward_pack(int64_t head, int64_t part, C* scratch) const {
     const ForwardPacked packed = forward_packed(scratch);
     const T *k = row(args.k, head, 0), *v = row(args.v, head, 0);
     if constexpr (paired) {
       const C* k_pairs = reinterpret_cast<const C*>(k);
-      pack_transposed(k_pairs, args.k.t_stride / 2, t_k, d / 2, packed.k_columns);
-      pack_row_pairs(v, args.v.t_stride, t_k, d, packed.v);
+      if (part == 0) pack_transposed(k_pairs, args.k.t_stride / 2, t_k, d / 2, packed.k_columns);
+      else pack_row_pairs(v, args.v.t_stride, t_k, d, packed.v);
     } else {
-      pack_transposed(k, args.k.t_stride, t_k, d, packed.k_columns);
-      pack_rows(v, args.v.t_stride, t_k, d, packed.v);
+      if (part == 0) pack_transposed(k, args.k.t_stride, t_k, d, packed.k_columns);
+      else pack_rows(v, args.v.t_stride, t_k, d, packed.v);
     }
   }
 
@@ -137,10 +144,10 @@ struct Attention {
   void forward_block(int64_t head, int64_t block, C* packed_scratch, C* scratch) const {
     const ForwardPacked packed = forward_packed(packed_scratch);
     C* scores = scratch;                             // [rows, t_k_padded]
-    C* sums = scores + kBlockRows * t_k_padded;      // [rows, d_padded]
-    C* q = sums + kBlockRows * d_padded;             // [rows, d]
-    const int64_t from = block * kBlockRows;
-    const int64_t count = smaller(t_q - from, kBlockRows);
+    C* sums = scores + kForwardRows * t_k_padded;    // [rows, d_padded]
+    C* q = sums + kForwardRows * d_padded;           // [rows, d]
+    const int64_t from = block * kForwardRows;
+    const int64_t count = smaller(t_q - from, kForwardRows);
     const int64_t rows = round_up(count, kTileRows);
     const int64_t depth = paired ? d / 2 : d, keys = paired ? (t_k + 1) / 2 : t_k;
     if constexpr (paired) {
@@ -153,7 +160,7 @@ struct Attention {
     }
     gemm<Order::kRows, paired>(q, depth, packed.k_columns, depth, rows, t_k_padded, depth, scores,
                                t_k_padded);
-    C factors[kBlockRows];
+    C factors[kForwardRows];
     for (int64_t i = 0; i < count; ++i) {
       C* s = scores + i * t_k_padded;
       C max, scale = static_cast<C>(args.scale);
@@ -336,10 +343,11 @@ struct Attention {
     return (packed_count * packed_size + args.slots * block_size) * sizeof(C);
   }
 
-  // pack(head, packed) for every head, and then the work of a head, which two functions can do:
-  // whole(head, packed, scratch), or part(head, index, packed, scratch) for each of its `parts`.
+  // pack(head, index, packed) in `packs` parts for every head, and then the work of a head, which two
+  // functions can do: whole(head, packed, scratch), or part(head, index, packed, scratch) for each
+  // of its `parts`.
   template <class Pack, class Whole, class Part>
-  void run(int64_t parts, int64_t packed_size, int64_t block_size, const Pack& pack,
+  void run(int64_t parts, int64_t packed_size, int64_t block_size, int64_t packs, const Pack& pack,
            const Whole& whole, const Part& part) const {
     const int64_t heads = args.n * args.heads, slots = args.slots;
     const bool whole_heads = by_head();
@@ -355,13 +363,14 @@ struct Attention {
     };
     if (whole_heads) {
       for_each_in_slot(heads, [&](int64_t slot, int64_t head) {
-        pack(head, packed + slot * packed_size);
+        for (int64_t i = 0; i < packs; ++i) pack(head, i, packed + slot * packed_size);
         whole(head, packed + slot * packed_size, scratch + slot * block_size);
       });
       return;
     }
-    for_each_in_slot(
-        heads, [&](int64_t, int64_t head) { pack(head, packed + head * packed_size); });
+    for_each_in_slot(heads * packs, [&](int64_t, int64_t unit) {
+      pack(unit / packs, unit % packs, packed + unit / packs * packed_size);
+    });
     for_each_in_slot(heads * parts, [&](int64_t slot, int64_t unit) {
       const int64_t head = unit / parts;
       part(head, unit % parts, packed + head * packed_size, scratch + slot * block_size);
@@ -377,12 +386,12 @@ struct Attention {
 
   template <bool paired>
   void forward_as() const {
-    const int64_t blocks = blocks_of(t_q);
+    const int64_t blocks = blocks_of(t_q, kForwardRows);
     const auto block = [&](int64_t head, int64_t index, C* packed, C* scratch) {
       forward_block<paired>(head, index, packed, scratch);
     };
     run(blocks, forward_packed_size(), forward_block_size(),
-        [&](int64_t head, C* packed) { forward_pack<paired>(head, packed); },
+        2, [&](int64_t head, int64_t part, C* packed) { forward_pack<paired>(head, part, packed); },
         [&](int64_t head, C* packed, C* scratch) {
           for (int64_t index = 0; index < blocks; ++index) block(head, index, packed, scratch);
         },
@@ -393,7 +402,7 @@ struct Attention {
     const int64_t blocks = blocks_of(t_q), key_parts = (t_k + kKeyPart - 1) / kKeyPart;
     if (t_q == 0) return zero_grad_kv();
     run(blocks + key_parts, backward_packed_size(), backward_block_size(),
-        [&](int64_t head, C* packed) { backward_pack(head, packed); },
+        1, [&](int64_t head, int64_t, C* packed) { backward_pack(head, packed); },
         [&](int64_t head, C* packed, C* scratch) { backward_head(head, packed, scratch); },
         [&](int64_t head, int64_t index, C* packed, C* scratch) {
           if (index < blocks) backward_query_block(head, index, packed, scratch);

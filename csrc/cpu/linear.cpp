@@ -20,6 +20,8 @@ constexpr int64_t kDotLanes = 4;
 // PyTorch's products of this size keep several short sums; one long sum has 2.6x their error.
 constexpr int64_t kLongestSum = 32;
 constexpr int64_t kMacsPerThread = 200000;
+// With fewer rows than these the time goes into reading the weight from memory.
+constexpr int64_t kStreamRows = 8;
 
 constexpr GemmTap kCentre{0, 0, 1, {0}};
 
@@ -44,7 +46,7 @@ GemmProblem row_problem(const void* source, int64_t rows, int64_t depth, int64_t
 bool linear_forward(const LinearForwardArgs& args) {
   const bool narrow = args.rows <= kDotRows || args.c_out <= kDotLanes;
   if (narrow && args.weight.in_stride == 1) {
-    const int64_t macs = std::max<int64_t>(1, args.rows * args.c_in);
+    const int64_t macs = std::max<int64_t>(1, std::max(args.rows, kStreamRows) * args.c_in);
     const int64_t grain = std::max<int64_t>(1, kMacsPerThread / macs);
     parallel_for(0, args.c_out, grain, [&](int64_t begin, int64_t end) {
       DDSM_CALL_VARIANT(linear_dot, args, begin, end);

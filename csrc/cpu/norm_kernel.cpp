@@ -63,11 +63,9 @@ void silu_row(T* y, int64_t channels) {
   constexpr int64_t kLanes = Lanes<float>::kCount;
   for (int64_t c = 0; c < channels; c += kLanes) {
     const int64_t lanes = channels - c < kLanes ? channels - c : kLanes;
-    Vec<float> u[1], e[1];
+    Vec<float> u[1];
     load_strip(y + c, lanes, u);
-    e[0] = -u[0];
-    exp(e);
-    u[0] /= 1 + e[0];
+    silu(u);
     store_strip(y + c, lanes, u);
   }
 }

@@ -107,12 +107,7 @@ static inline void apply_strip(const T* x, const C* mean, const C* scale, const 
   load_strip(beta, lanes, b);
   // x - mean first: x * scale + shift would lose the digits that a large mean has in common.
   for (int v = 0; v < Count; ++v) u[v] = (u[v] - m[v]) * a[v] + b[v];
-  if constexpr (Silu) {
-    V e[Count];
-    for (int v = 0; v < Count; ++v) e[v] = -u[v];
-    exp(e);
-    for (int v = 0; v < Count; ++v) u[v] = u[v] / (1 + e[v]);
-  }
+  if constexpr (Silu) silu(u);
   store_strip(y, lanes, u);
 }
 
