@@ -10,7 +10,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ddsm_ext import _library
 from ddsm_ext.ops._conv2d_flops import flops
-from ddsm_ext.ops._precision import conv_tf32, matmul_tf32
+from ddsm_ext.ops._precision import conv_tf32, is_tf32
 
 _CONV2D, _GROUP_NORM = "sliced_conv2d_fused", "sliced_group_norm_apply"
 
@@ -20,9 +20,10 @@ def has_fused(device_type: str) -> bool:
     return all(_library.has_kernel(op, device_type) for op in (_CONV2D, _GROUP_NORM))
 
 
-def precision(x: Tensor) -> tuple[bool, bool]:
+def precision(dtype: torch.dtype) -> tuple[bool, bool]:
     """Return what a captured step keeps of torch's switches: tf32 of convolutions, of products."""
-    return conv_tf32(x), matmul_tf32(x)
+    wide = dtype == torch.float32
+    return wide and is_tf32("conv"), wide and is_tf32("matmul")
 
 
 def conv2d_fused(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 @torch.compiler.assume_constant_result
-def _is_tf32(operation: str) -> bool:
+def is_tf32(operation: str) -> bool:
     """True if torch's switch for "conv" or "matmul" on CUDA says tf32.
 
     `torch.backends.cudnn.conv.fp32_precision` and `torch.backends.cuda.matmul.fp32_precision` read
@@ -21,7 +21,7 @@ def conv_tf32(x: Tensor) -> bool:
 
     A function compiled by torch.compile keeps the choice of its compilation.
     """
-    return x.is_cuda and x.dtype == torch.float32 and _is_tf32("conv")
+    return x.is_cuda and x.dtype == torch.float32 and is_tf32("conv")
 
 
 def matmul_tf32(x: Tensor) -> bool:
@@ -29,4 +29,4 @@ def matmul_tf32(x: Tensor) -> bool:
 
     A function compiled by torch.compile keeps the choice of its compilation.
     """
-    return x.is_cuda and x.dtype == torch.float32 and _is_tf32("matmul")
+    return x.is_cuda and x.dtype == torch.float32 and is_tf32("matmul")

@@ -95,9 +95,7 @@ def _check_arguments(x: Any, weight: Any, bias: Any, c_out: Any, accumulate_grad
 
 
 @torch.library.register_fake("ddsm_ext::sliced_linear")
-def _fake(
-    x: Tensor, weight: Tensor, bias: Tensor | None, c_out: int, tf32: bool = False
-) -> Tensor:
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, c_out: int, tf32: bool = False) -> Tensor:
     return x.new_empty((*x.shape[:-1], c_out))  # [..., c_out]
 
 
