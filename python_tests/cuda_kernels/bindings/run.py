@@ -13,6 +13,7 @@ import torch
 from cuda_kernels.bindings import checks, steps
 from hypothesis import assume
 from ops import fuzz_raw
+from runner.recorder import Recorder
 
 
 def check_random_raw_calls(name: str, examples: int) -> None:
@@ -36,6 +37,7 @@ def main() -> None:
     torch.manual_seed(0)
     checks.check_all()
     steps.check_all_steps(torch.device("cpu"))
+    steps.check_captured_steps(torch.device("cpu"), Recorder)
     for name in ("sliced_conv2d", "sliced_linear", "sliced_group_norm"):
         check_random_raw_calls(name, 100)
 

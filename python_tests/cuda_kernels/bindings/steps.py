@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from cuda_kernels.bindings.checks import check_close, normal, tolerance
 from models.test_unet import CONFIGS, build, inputs
 from torch import Tensor
 
-from ddsm_ext.models.graph_steps import run_step
+from ddsm_ext.models.graph_steps import GraphSteps, run_step
+from ddsm_ext.models.step_key import StepKey
 from ddsm_ext.models.unet import SlimmableUNet
 from ddsm_ext.ops._fused import conv2d_fused, group_norm_apply
 from ddsm_ext.ops.conv2d import sliced_conv2d_ref
 from ddsm_ext.ops.group_norm import sliced_group_norm_ref
+from ddsm_ext.runner.graphs import Graphs
 
 
 def network(name: str, dtype: torch.dtype, device: torch.device) -> SlimmableUNet:
@@ -109,6 +113,27 @@ def check_fused_arguments(device: torch.device) -> None:
     ):
         with pytest.raises(RuntimeError, match=message):
             conv2d_fused([x], [weight], [bias], 8, **more)
+
+
+@torch.no_grad()
+def check_captured_steps(
+    device: torch.device, make_graphs: Callable[[torch.device], Graphs]
+) -> None:
+    """Steps of two widths and two batches on the same weights, whose values change in between."""
+    net = network("source", torch.float32, device)
+    steps = GraphSteps(net, device, make_graphs)
+    assert steps.reason_against(net) is None
+    x, t = (tensor.to(device) for tensor in inputs(net.config, torch.float32))
+    for factor in (1.0, 1.1):
+        for parameter in net.parameters():
+            parameter.mul_(factor)
+        for width in (1.0, 0.5):
+            for n in (2, 3):
+                key = StepKey(width, n, *x.shape[2:], torch.float32)
+                y = steps.run(net, key, x[:n], t[:n])
+                exact = exact_step(net, x[:n], t[:n], width)
+                check_close(y, exact, 1e-5 if device.type == "cpu" else 6e-3)
+    assert steps.held_bytes() > 0
 
 
 def check_all_steps(device: torch.device) -> None:
