@@ -46,7 +46,11 @@ class PlanSteps:
     def reason_against(self, net: SlimmableUNet) -> str | None:
         """See `Steps`."""
         for name, parameter in net.named_parameters():
-            if not parameter.is_contiguous():
+            # A convolution's weight is rearranged in any case, but watched as one piece of memory.
+            dense = parameter.dim() == 4 and parameter.is_contiguous(
+                memory_format=torch.channels_last
+            )
+            if not (dense or parameter.is_contiguous()):
                 return f"{name} is not contiguous"
         return None
 
