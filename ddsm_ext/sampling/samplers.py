@@ -20,8 +20,8 @@ from ddsm_ext.sampling.strategy import Strategy
 # Counter streams: x_T is (stream 0, step 0), the noise of the sampler's i-th step (stream 1, i).
 INITIAL_STREAM = 0
 STEP_STREAM = 1
-# 2**18 elements take 2 MB in each of Philox's int64 tensors, which stays in a core's cache; on a GPU
-# larger chunks mean fewer launches.
+# 2**18 elements take 2 MB in each of Philox's int64 tensors, which stays in a core's cache; on a
+# GPU larger chunks mean fewer launches.
 _NOISE_CHUNK_ELEMENTS = 2**18
 _NOISE_CHUNK_ELEMENTS_CUDA = 2**22
 
