@@ -31,13 +31,33 @@ Tensor image_tensor(const Tensor& x, bool widen = true) {
                            torch::headeronly::MemoryFormat::ChannelsLast);
 }
 
-Conv2dAlgo algo_of(const char* op, int64_t algo, const Conv2dShape& shape, int64_t kernel,
-                   DType dtype) {
-  STD_TORCH_CHECK(algo >= 0 && algo <= 2, op, ": algo is ", algo, ", need 0, 1 or 2");
-  const bool fits = kernel == 3 && shape.stride == 1 && dtype != DType::kFloat64;
-  STD_TORCH_CHECK(algo == 0 || fits, op,
-                  ": a Winograd algorithm needs a 3x3 kernel, stride 1 and float32 or bfloat16");
-  return static_cast<Conv2dAlgo>(algo);
+// What a weight of this kernel and type can be rearranged for.
+Conv2dAlgo algo_of(const char* op, int64_t algo, int64_t kernel, DType dtype) {
+  STD_TORCH_CHECK(algo >= 0 && algo <= 3, op, ": algo is ", algo, ", need 0 to 3");
+  const Conv2dAlgo result = static_cast<Conv2dAlgo>(algo);
+  if (result == Conv2dAlgo::kDirectBf16) {
+    STD_TORCH_CHECK(ddsm::conv2d_has(result) && dtype == DType::kBFloat16 &&
+                        kernel <= ddsm::kLargestPanelKernel,
+                    op, ": algo 3 needs bfloat16 products of the CPU, a bfloat16 weight and a ",
+                    "kernel of at most ", ddsm::kLargestPanelKernel);
+  } else if (result != Conv2dAlgo::kDirect) {
+    STD_TORCH_CHECK(kernel == 3 && dtype != DType::kFloat64, op,
+                    ": a Winograd algorithm needs a 3x3 kernel and float32 or bfloat16");
+  }
+  return result;
+}
+
+// The same beside the geometry of a call with image x; gradients have no kDirectBf16.
+Conv2dAlgo algo_of(const char* op, int64_t algo, const Conv2dShape& shape, const Tensor& x,
+                   const Tensor& weight, bool gradient) {
+  const Conv2dAlgo result = algo_of(op, algo, weight.size(2), dtype_of(weight, op));
+  if (result == Conv2dAlgo::kDirectBf16) {
+    STD_TORCH_CHECK(!gradient && shape.scale == 1 && dtype_of(x, op) == DType::kBFloat16, op,
+                    ": algo 3 is for the forward of bfloat16 images that are not enlarged");
+  } else if (result != Conv2dAlgo::kDirect) {
+    STD_TORCH_CHECK(shape.stride == 1, op, ": a Winograd algorithm needs stride 1");
+  }
+  return result;
 }
 
 // What sliced_conv2d_panels made of this weight for the same algorithm.
@@ -45,7 +65,8 @@ Conv2dPanels panels_of(const char* op, const std::optional<Tensor>& panels, cons
                        Conv2dAlgo algo, const Conv2dShape& shape, bool transposed) {
   Conv2dPanels result{nullptr, weight.size(0), weight.size(1)};
   if (!panels.has_value()) {
-    STD_TORCH_CHECK(algo == Conv2dAlgo::kDirect, op, ": a Winograd algorithm needs panels");
+    STD_TORCH_CHECK(algo == Conv2dAlgo::kDirect, op, ": algo ", static_cast<int64_t>(algo),
+                    " needs panels");
     return result;
   }
   const bool regular = shape.scale == 1 || (shape.stride == 1 && shape.padding == 1);
@@ -57,7 +78,7 @@ Conv2dPanels panels_of(const char* op, const std::optional<Tensor>& panels, cons
                                                                    weight.size(1), algo, scale,
                                                                    transposed),
                   op, ": panels were made for another weight, algorithm or instruction set");
-  result.data = static_cast<const float*>(panels->const_data_ptr());
+  result.data = panels->const_data_ptr();
   return result;
 }
 
@@ -78,10 +99,9 @@ Tensor sliced_conv2d(const Tensor& x, const std::optional<Tensor>& x2, const Ten
   ddsm::Conv2dForwardArgs args{};
   args.shape = shape_of(op, x.size(0), x.size(2), x.size(3), weight.size(2), stride, padding,
                         upsample);
-  Tensor y = empty_nhwc(x, x.size(0), c_out, args.shape.out_height,
-                                       args.shape.out_width);
+  Tensor y = empty_nhwc(x, x.size(0), c_out, args.shape.out_height, args.shape.out_width);
   if (y.numel() == 0) return y;
-  args.algo = algo_of(op, algo, args.shape, weight.size(2), dtype_of(x, op));
+  args.algo = algo_of(op, algo, args.shape, x, weight, false);
   args.panels = panels_of(op, panels, weight, args.algo, args.shape, false);
   const bool widen = args.algo == Conv2dAlgo::kDirect;
   const Tensor source = image_tensor(x, widen);
@@ -111,7 +131,7 @@ Tensor sliced_conv2d_grad_x(const Tensor& grad_y, const Tensor& weight, int64_t 
                             upsample);
   Tensor grad_x = empty_nhwc(grad_y, grad_y.size(0), c_in, height, width);
   if (grad_x.numel() == 0) return grad_x;
-  args.algo = algo_of(op, algo, args.shape, weight.size(2), dtype_of(grad_y, op));
+  args.algo = algo_of(op, algo, args.shape, grad_y, weight, true);
   STD_TORCH_CHECK(args.algo == Conv2dAlgo::kDirect || !upsample, op,
                   ": a Winograd algorithm takes no upsampling");
   args.panels = panels_of(op, panels, weight, args.algo, args.shape, true);
@@ -139,7 +159,7 @@ void sliced_conv2d_grad_weight(const Tensor& grad_y, const Tensor& x,
   ddsm::Conv2dGradWeightArgs args{};
   args.shape = grad_weight_shape(op, grad_y, x, grad_weight, stride, padding, upsample);
   if (grad_y.numel() == 0) return;
-  args.algo = algo_of(op, algo, args.shape, grad_weight.size(2), dtype_of(x, op));
+  args.algo = algo_of(op, algo, args.shape, x, grad_weight, true);
   const Tensor gradient = image_tensor(grad_y), source = image_tensor(x);
   const Tensor source2 = x2.has_value() ? image_tensor(*x2) : source;
   args.grad_y = image_of(gradient, 0);
@@ -156,15 +176,13 @@ void sliced_conv2d_panels(const Tensor& weight, int64_t algo, bool upsample, boo
   const char* op = "sliced_conv2d_panels";
   check_weight(op, weight);
   const DType dtype = dtype_of(weight, op);
-  STD_TORCH_CHECK(algo >= 0 && algo <= 2 && (algo == 0 || weight.size(2) == 3), op,
-                  ": algo is ", algo, ", need 0, or 1 or 2 with a 3x3 kernel");
   STD_TORCH_CHECK(dtype == DType::kFloat32 || dtype == DType::kBFloat16, op,
                   ": weight is not float32 or bfloat16");
   STD_TORCH_CHECK(weight.numel() > 0 && weight.size(2) <= ddsm::kLargestPanelKernel &&
-                      !(algo == 0 && transposed),
+                      !((algo == 0 || algo == 3) && transposed) && !(algo == 3 && upsample),
                   op, ": no panels of this kind");
   const Conv2dWeight from = weight_of(op, weight);
-  const auto kind = static_cast<Conv2dAlgo>(algo);
+  const Conv2dAlgo kind = algo_of(op, algo, weight.size(2), dtype);
   const int64_t c_out = weight.size(0), c_in = weight.size(1), scale = upsample ? 2 : 1;
   STD_TORCH_CHECK(
       panels.scalar_type() == ScalarType::Float && panels.is_contiguous() &&
@@ -172,7 +190,7 @@ void sliced_conv2d_panels(const Tensor& weight, int64_t algo, bool upsample, boo
               ddsm::conv2d_panel_floats(from.kernel, c_out, c_in, kind, scale, transposed),
       op, ": panels is not a float32 tensor of conv2d_panel_floats elements");
   ddsm::conv2d_make_panels(from, c_out, c_in, kind, scale, transposed,
-                           static_cast<float*>(panels.mutable_data_ptr()));
+                           panels.mutable_data_ptr());
 }
 
 }  // namespace

@@ -69,11 +69,12 @@ def sliced_conv2d(
             `bias.grad` itself and reports none to autograd (hooks do not see them). Under
             torch.compile autograd accumulates them as usual.
         algo: "direct", "winograd_4x4" or "winograd_2x2" (3x3 kernels at stride 1 in float32 or
-            bfloat16) or "auto". Winograd does 4 and 2.25 times fewer multiplications; in float32
-            its error is up to 8 times PyTorch's (from 8 input channels on). It rearranges the
-            whole weight once and keeps the result until the weight changes; "auto" therefore
-            weighs it, by a fixed cost model of the shapes, for an `nn.Parameter` only, and is
-            "direct" under torch.compile.
+            bfloat16), "direct_bf16" (products of a bfloat16 x and weight, summed in float32, on
+            CPUs that have them; gradients in float32; no upsampling) or "auto". Winograd does 4 and
+            2.25 times fewer multiplications; in float32 its error is up to 8 times PyTorch's (from 8
+            input channels on). All but "direct" rearrange the whole weight once and keep the result
+            until the weight changes; "auto" therefore weighs them, by a fixed cost model of the
+            shapes, for an `nn.Parameter` only, and is "direct" under torch.compile.
 
     Returns:
         [N, c_out, H_out, W_out] of x's dtype with channels_last strides.
@@ -85,7 +86,7 @@ def sliced_conv2d(
     c_in2_offset = _check_arguments(
         x, weight, bias, c_out, stride, padding, x2, c_in2_offset, upsample, accumulate_grad
     )
-    check_algorithm(_OP, algo, weight, stride, x.dtype)
+    check_algorithm(_OP, algo, weight, stride, upsample, x.dtype)
     dtype = autocast_dtype(x)
     if dtype is not None:
         x = x.to(dtype)
@@ -287,6 +288,7 @@ def _forward(
         k,
         stride,
         2 if upsample else 1,
+        x.dtype == weight.dtype == torch.bfloat16,
     )
     algorithm = resolve_algorithm(algo, weight, shape, training=training)
     panels = None if algorithm == DIRECT else conv_panels(weight, algorithm)
