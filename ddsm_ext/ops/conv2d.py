@@ -71,10 +71,10 @@ def sliced_conv2d(
         algo: "direct", "winograd_4x4" or "winograd_2x2" (3x3 kernels at stride 1 in float32 or
             bfloat16), "direct_bf16" (products of a bfloat16 x and weight, summed in float32, on
             CPUs that have them; gradients in float32; no upsampling) or "auto". Winograd does 4 and
-            2.25 times fewer multiplications; in float32 its error is up to 8 times PyTorch's (from 8
-            input channels on). All but "direct" rearrange the whole weight once and keep the result
-            until the weight changes; "auto" therefore weighs them, by a fixed cost model of the
-            shapes, for an `nn.Parameter` only, and is "direct" under torch.compile.
+            2.25 times fewer multiplications; in float32 its error is up to 8 times PyTorch's (from
+            8 input channels on). All but "direct" rearrange the whole weight once and keep the
+            result until the weight changes; "auto" therefore weighs them, by a fixed cost model of
+            the shapes, for an `nn.Parameter` only, and is "direct" under torch.compile.
 
     Returns:
         [N, c_out, H_out, W_out] of x's dtype with channels_last strides.
