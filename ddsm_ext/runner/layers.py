@@ -51,10 +51,10 @@ class Norm:
 
 @dataclass(frozen=True)
 class ConvWeight:
-    """Weight and bias [parts, c_out_max] of a convolution; `skip_offset` as in `SlicedConv2d`."""
+    """Weights and biases of a convolution, side by side; `skip_offset` as in `SlicedConv2d`."""
 
     weights: tuple[Tensor, ...]
-    bias: Tensor
+    biases: tuple[Tensor, ...]
     stride: int = 1
     upsample: bool = False
     skip_offset: int | None = None
@@ -219,7 +219,7 @@ class Layers:
             c_out_max=weight.shape[0],
             c_in_max=weight.shape[1],
             weight_dtype=dtype_number(weight.dtype),
-            bias=conv.bias,
+            bias=_joined_biases(conv),
             norm=norm.rows if norm else None,
             norm_silu=norm.silu if norm else False,
             image_bias=image_bias,
@@ -307,6 +307,11 @@ class Layers:
             y=y,
             y_dtype=dtype_number(y_dtype),
         )
+
+
+def _joined_biases(conv: ConvWeight) -> Tensor:
+    """Biases [parts, c_out_max]."""
+    return conv.biases[0] if len(conv.biases) == 1 else torch.cat(conv.biases).detach()
 
 
 def _panels(conv: ConvWeight, algorithm: int) -> Tensor:

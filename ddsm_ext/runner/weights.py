@@ -13,6 +13,36 @@ _data_ptr = Tensor.data_ptr
 _version = attrgetter("_version")
 
 
+def _slots(net: nn.Module) -> list[tuple[dict[str, Any], str]]:
+    """Where parameters are looked up by name each time, as one may be replaced by another."""
+    return [(m._parameters, name) for m in net.modules() for name in m._parameters]
+
+
+class WatchedPlaces:
+    """Where the parameters of a network are: for what reads their memory itself.
+
+    New values in the same memory are no change. Nothing here waits for a device.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self._slots = _slots(net)
+        held = self._held()
+        self._pointers = list(map(_data_ptr, held))
+        self.layout = [(p.data_ptr(), p.dtype, p.shape, p.stride()) for p in held]
+
+    def moved(self) -> bool:
+        """True if a parameter is elsewhere than at first: a third of the cost of all of `layout`.
+
+        Another dtype or layout comes with other memory, but for assignments to `.data` that
+        reinterpret the old one.
+        """
+        return list(map(_data_ptr, self._held())) != self._pointers
+
+    def _held(self) -> list[Tensor]:
+        held = (slots[name] for slots, name in self._slots)
+        return [p for p in held if p is not None]
+
+
 class WatchedWeights:
     """The parameters of a network as they were last seen: which tensors, where, which content.
 
@@ -21,8 +51,7 @@ class WatchedWeights:
     """
 
     def __init__(self, net: nn.Module) -> None:
-        # Looked up by name each time, as a parameter may be replaced by another.
-        self._slots = [(m._parameters, name) for m in net.modules() for name in m._parameters]
+        self._slots = _slots(net)
         self._held: list[Tensor | None] = []
         self._watched: list[Tensor] = []
         self._versioned: list[Tensor] = []
