@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -27,9 +29,23 @@ def random_network(config: UNetConfig, seed: int = 0) -> SlimmableUNet:
     return net.eval()
 
 
-def random_inputs(config: UNetConfig, batch: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def random_inputs(
+    config: UNetConfig, batch: int, dtype: torch.dtype, *, device: str = "cpu"
+) -> tuple[Tensor, Tensor]:
     """Return images [N, C, H, W] and timesteps [N], int64."""
     generator = torch.Generator().manual_seed(1)
     shape = (batch, config.image_channels, config.image_size, config.image_size)
-    x = torch.randn(shape, generator=generator).to(dtype)  # [N, C, H, W]
-    return x, torch.randint(0, config.time_table_rows, (batch,), generator=generator)
+    x = torch.randn(shape, generator=generator).to(device, dtype)  # [N, C, H, W]
+    t = torch.randint(0, config.time_table_rows, (batch,), generator=generator)  # [N]
+    return x, t.to(device)
+
+
+def as_kernels_read(net: SlimmableUNet) -> SlimmableUNet:
+    """Return the network whose weights lie as our kernels want them.
+
+    On the CPU that is `net`; on a GPU a copy in channels_last, so that slicing can go on with the
+    contiguous weights that the reference code has.
+    """
+    if net.head.weight.device.type == "cpu":
+        return net
+    return copy.deepcopy(net).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
