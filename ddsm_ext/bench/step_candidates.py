@@ -26,6 +26,7 @@ from ddsm_ext.models.unet import SlimmableUNet
 STEP_CANDIDATES = ("slicing", "dense", "dense_cl", "compiled", "ours", "ours_module")
 DEFAULT_CANDIDATES = ("slicing", "dense_cl", "ours")  # compiling takes a minute a width
 Call = Callable[[], Tensor]
+_COMPILE_S = 30.0  # less than this is not tried for the first width
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,11 @@ def prepare_steps(
         names: some of STEP_CANDIDATES.
         batch: images.
         setting: device and arithmetic.
-        compile_limit_s: "compiled" is left out at widths that would probably pass it.
+        compile_limit_s: "compiled" is left out at widths that would probably end later after the
+            start of this call.
     """
+    start = time.perf_counter()
+    last_s = _COMPILE_S
     steps = Steps()
     builders = {}
     for variant in dict.fromkeys(config_at(config, width) for width in widths):
@@ -83,11 +87,11 @@ def prepare_steps(
         own = [width for width in widths if config_at(config, width) == variant]
         inputs = random_inputs(variant, batch, setting.kind, device=setting.device)
         builders[variant] = _Builder(net, own, *inputs)
-    compile_s = last_s = 0.0
     # Compiling may take minutes and fail: all else is ready before.
     for name in sorted(names, key=lambda name: name == "compiled"):
         for width in widths:
-            if name == "compiled" and compile_s + last_s > compile_limit_s:
+            spent_s = time.perf_counter() - start
+            if name == "compiled" and spent_s + last_s > compile_limit_s:
                 steps.left_out.append(f"{name} at width {width:g}: no time left to compile")
                 continue
             try:
@@ -100,7 +104,6 @@ def prepare_steps(
             steps.ready[width, name] = step
             if name == "compiled":
                 last_s = step.setup_s
-                compile_s += last_s
     return steps
 
 
