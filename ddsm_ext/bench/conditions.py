@@ -55,7 +55,7 @@ class Setting:
         dtype_of(self.dtype)
         if self.device not in ("cpu", "cuda"):
             raise ValueError(f"bench: device is {self.device!r}; need cpu or cuda")
-        if self.on_gpu and not torch.cuda.is_available():
+        if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("bench: device is 'cuda' and torch finds no GPU; need one, or cpu")
         if self.dtype == "tf32" and not self.on_gpu:
             raise ValueError("bench: dtype is 'tf32' on the CPU; need float32 or bfloat16 there")

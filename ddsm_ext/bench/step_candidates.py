@@ -86,7 +86,7 @@ def prepare_steps(
         net = random_network(variant).to(setting.device, setting.kind)
         own = [width for width in widths if config_at(config, width) == variant]
         inputs = random_inputs(variant, batch, setting.kind, device=setting.device)
-        builders[variant] = _Builder(net, own, *inputs)
+        builders[variant] = _Builder(net, own, *inputs, on_gpu=setting.on_gpu)
     # Compiling may take minutes and fail: all else is ready before.
     for name in sorted(names, key=lambda name: name == "compiled"):
         for width in widths:
@@ -110,12 +110,14 @@ def prepare_steps(
 class _Builder:
     """One method a candidate, named as in STEP_CANDIDATES; `step` calls it."""
 
-    def __init__(self, net: SlimmableUNet, widths: Sequence[float], x: Tensor, t: Tensor) -> None:
+    def __init__(
+        self, net: SlimmableUNet, widths: Sequence[float], x: Tensor, t: Tensor, *, on_gpu: bool
+    ) -> None:
         self.net, self.widths, self.x, self.t = net, tuple(widths), x, t
         self.x_cl = x.contiguous(memory_format=torch.channels_last)
         n, c, image_height, image_width = x.shape
         self.shape = (n, c, image_height, image_width)
-        self.on_gpu = x.device.type == "cuda"
+        self.on_gpu = on_gpu
         self.kernel_net = as_kernels_read(net)
 
     def step(self, name: str, width: float) -> Step:
