@@ -128,7 +128,7 @@ def _cell(key: str, value: Any) -> str:
     if key.endswith("_ms"):
         return f"{value:.3g}" if value < 100 else f"{value:.0f}"
     if key.endswith("_per_s"):
-        return f"{value:.0f}"
+        return f"{value:.3g}" if value < 100 else f"{value:.0f}"
     if key.startswith("ratio"):
         return f"{value:.2f}x"
     if key == "error":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from bench import fake_gpu
+from bench.scripts import ROOT, load  # makes gpu_suite importable
 from bench.small_network import SMALL
 from gpu_suite import running
 from gpu_suite.__main__ import main, query_gpu
@@ -26,7 +26,6 @@ from ddsm_ext.bench.training_step import run_training_step
 from ddsm_ext.bench.unet_step import run_unet_step
 from ddsm_ext.io.run_dir import machine_info
 
-ROOT = Path(__file__).resolve().parents[2]
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
 
@@ -58,7 +57,7 @@ def test_every_file_and_option_of_the_commands_is_there(monkeypatch: pytest.Monk
         assert not any("{" in word for word in words)
         if words[1] == "benchmarks/bench_unet_step.py":
             monkeypatch.setattr(sys, "argv", words[1:])
-            module = importlib.import_module("bench_unet_step")
+            module = load("bench_unet_step", ROOT / words[1])
             jobs = module._jobs(module._arguments())
             assert all(job.device == "cuda" for job in jobs)
             assert all(0 < job.rounds < 9 for job in jobs)
@@ -185,7 +184,7 @@ def test_tables_and_plots_of_gpu_results(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(
         sys, "argv", ["report.py", "--results", str(results), "--out", str(tmp_path)]
     )
-    importlib.import_module("report").main()
+    load("benchmarks_report", ROOT / "benchmarks" / "report.py").main()
     assert "NVIDIA Fake" in (tmp_path / "tables.md").read_text()
     assert (tmp_path / "unet-step-nvidia-fake-bfloat16-inference.png").stat().st_size > 10_000
 
