@@ -40,12 +40,14 @@ def random_inputs(
     return x, t.to(device)
 
 
-def as_kernels_read(net: SlimmableUNet) -> SlimmableUNet:
-    """Return the network whose weights lie as our kernels want them.
+def as_reference(net: SlimmableUNet) -> SlimmableUNet:
+    """Return the network with contiguous weights, as the reference code has them.
 
-    On the CPU that is `net`; on a GPU a copy in channels_last, so that slicing can go on with the
-    contiguous weights that the reference code has.
+    That is `net` if it has them; on a GPU its weights are channels_last, and this is a copy.
     """
-    if net.head.weight.device.type == "cpu":
+    if all(parameter.is_contiguous() for parameter in net.parameters()):
         return net
-    return copy.deepcopy(net).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = copy.deepcopy(net)
+    for parameter in net.parameters():
+        parameter.data = parameter.data.contiguous()
+    return net

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ddsm_ext.bench.conditions import Setting
 from ddsm_ext.bench.memory import held_gpu_bytes
-from ddsm_ext.bench.network import as_kernels_read, random_inputs, random_network
+from ddsm_ext.bench.network import as_reference, random_inputs, random_network
 from ddsm_ext.bench.shapes import config_at
 from ddsm_ext.bench.slicing_unet import SlicingUNet
 from ddsm_ext.models.config import UNetConfig
@@ -118,7 +119,6 @@ class _Builder:
         n, c, image_height, image_width = x.shape
         self.shape = (n, c, image_height, image_width)
         self.on_gpu = on_gpu
-        self.kernel_net = as_kernels_read(net)
 
     def step(self, name: str, width: float) -> Step:
         before = held_gpu_bytes() if self.on_gpu else 0
@@ -135,7 +135,7 @@ class _Builder:
         return replace(step, uncompiled=self.uncompiled)
 
     def slicing(self, width: float) -> Call:
-        network = SlicingUNet(self.net)
+        network = SlicingUNet(as_reference(self.net))
         return lambda: network(self.x, self.t, width)
 
     def dense(self, width: float) -> Call:
@@ -170,15 +170,19 @@ class _Builder:
 
     @cached_property
     def runner(self) -> UNetStepRunner:
-        return self.kernel_net.step_runner()
+        return self.net.step_runner()
 
     @cached_property
     def uncompiled(self) -> str | None:
-        """Why the runner runs steps as the module; None: it compiles them."""
+        """Why the runner runs steps as the module; None: it makes them ready."""
         reason = self.runner.reason_against(self.x.dtype, self.x.device)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            self.runner.prepare(self.widths, self.shape, self.x.dtype, self.x.device)
+        said = [str(warning.message) for warning in caught]
+        reason = reason or next((text for text in said if "uncompiled" in text), None)
         if reason is not None and not self.on_gpu:
             raise ValueError(f"run_unet_step: ours would run uncompiled, {reason}")
-        self.runner.prepare(self.widths, self.shape, self.x.dtype, self.x.device)
         return reason
 
     def ours(self, width: float) -> Call:
@@ -189,4 +193,4 @@ class _Builder:
         return lambda: runner(self.x_cl, self.t, width)
 
     def ours_module(self, width: float) -> Call:
-        return lambda: self.kernel_net(self.x_cl, self.t, width)
+        return lambda: self.net(self.x_cl, self.t, width)

@@ -16,7 +16,7 @@ from torch.autograd.graph import increment_version
 from ddsm_ext.bench.candidates import OPS
 from ddsm_ext.bench.conditions import Setting, check_batch
 from ddsm_ext.bench.memory import peak_bytes
-from ddsm_ext.bench.network import as_kernels_read, random_inputs, random_network
+from ddsm_ext.bench.network import as_reference, random_inputs, random_network
 from ddsm_ext.bench.roof import measure_roof, roof_ms
 from ddsm_ext.bench.shapes import REFERENCE_CIFAR10
 from ddsm_ext.bench.slicing_unet import SlicingUNet
@@ -73,7 +73,7 @@ def run_training_step(
     with setting.active(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the column `native` tells what the warning would
         roof = measure_roof(setting)
-        nets = {"slicing": net, "ours": as_kernels_read(net)}
+        nets = {"slicing": as_reference(net), "ours": net}
         calls = sandwich_calls(nets, widths, x, t)
         error = _compare_gradients(nets, calls, widths, (x, t), setting)
         peaks = {name: _peak(nets[name], call, device) for name, call in calls.items()}

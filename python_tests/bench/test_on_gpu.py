@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from bench.small_network import SMALL
 
 from ddsm_ext.bench.conditions import Setting
 from ddsm_ext.bench.graphs import captured
+from ddsm_ext.bench.network import as_reference, random_network
 from ddsm_ext.bench.ops_table import run_ops
 from ddsm_ext.bench.roof import roof_ms
 from ddsm_ext.bench.shapes import ConvShape, NormShape, least_bytes
@@ -79,6 +81,29 @@ def test_a_module_that_runs_as_ours_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     result = run_unet_step([0.5], 1, "bfloat16", 1, config=SMALL)
     assert result["uncompiled"] == "plans run elsewhere"
     assert "ours ran as the module: plans run elsewhere" in format_result("inference", result)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_step_that_cannot_be_captured_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ddsm_ext.models.step import UNetStepRunner
+
+    def prepare(*_: object) -> None:
+        warnings.warn("ddsm_ext: steps run uncompiled: capturing it failed", stacklevel=2)
+
+    monkeypatch.setattr(UNetStepRunner, "prepare", prepare)
+    result = run_unet_step([0.5], 1, "bfloat16", 1, config=SMALL)
+    assert result["uncompiled"].endswith("capturing it failed")
+
+
+def test_slicing_has_contiguous_weights_and_ours_keeps_its_own() -> None:
+    net = random_network(SMALL)
+    assert as_reference(net) is net
+    net = net.to(memory_format=torch.channels_last)
+    copy = as_reference(net)
+    assert all(p.is_contiguous() for p in copy.parameters())
+    assert not net.head.weight.is_contiguous()
+    assert torch.equal(copy.head.weight, net.head.weight)
+    assert copy.head.weight.requires_grad
 
 
 @pytest.mark.usefixtures("gpu")

@@ -45,7 +45,9 @@ def error(got: Tensor, exact: Tensor) -> float:
     return float((got.double() - exact).abs().max() / exact.abs().max().clamp_min(1e-30))
 
 
-def faults_of(op: str, shape: Shape, dtype: torch.dtype, layout: torch.memory_format) -> list[str]:
+def faults_of(
+    op: str, shape: Shape, dtype: torch.dtype, layout: torch.memory_format, allowed: float
+) -> list[str]:
     torch.manual_seed(0)
     leaves = leaves_of(shape, BATCH, dtype, layout)
     with torch.no_grad():
@@ -60,7 +62,7 @@ def faults_of(op: str, shape: Shape, dtype: torch.dtype, layout: torch.memory_fo
         assert ours.shape == expected.shape
         assert ours.dtype == dtype
         relative = error(ours, expected)
-        if not relative <= tolerance(op, dtype):
+        if not relative <= allowed:
             faults.append(f"{shape} {layout}, {name}: relative error {relative:.2g}")
     return faults
 
@@ -74,7 +76,22 @@ def test_every_layer(op: str, width: float, dtype: torch.dtype) -> None:
     if not runs_native(f"sliced_{op}", probe, needs_grad=True):
         pytest.skip(f"no kernel of {op} for {dtype} on {probe.device.type}")
     layouts = LAYOUTS if op in ("conv2d", "group_norm") else LAYOUTS[:1]
+    allowed = tolerance(op, dtype)
     faults = [
-        f for shape in shapes for layout in layouts for f in faults_of(op, shape, dtype, layout)
+        fault
+        for shape in shapes
+        for layout in layouts
+        for fault in faults_of(op, shape, dtype, layout, allowed)
     ]
-    assert not faults, f"allowed {tolerance(op, dtype):.2g}\n" + "\n".join(faults)
+    assert not faults, f"allowed {allowed:.2g}\n" + "\n".join(faults)
+
+
+@pytest.mark.parametrize("width", [0.25, ODD_WIDTH])
+def test_convolutions_without_tf32(width: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
+    faults = [
+        fault
+        for shape in shapes_of("conv2d", width)
+        for fault in faults_of("conv2d", shape, torch.float32, torch.channels_last, 1e-5)
+    ]
+    assert not faults, "\n".join(faults)

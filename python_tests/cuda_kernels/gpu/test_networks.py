@@ -23,9 +23,7 @@ TOLERANCE = {torch.float32: 1e-2 if ON_GPU else 2e-5, torch.bfloat16: 4e-2}
 
 
 def network(config: UNetConfig, dtype: torch.dtype = torch.float32) -> SlimmableUNet:
-    net = random_network(config).to(DEVICE, dtype)
-    # The memory format that the CUDA kernels read without rearranging.
-    return net.to(memory_format=torch.channels_last) if ON_GPU else net
+    return random_network(config).to(DEVICE, dtype)
 
 
 def check_close(got: Tensor, exact: Tensor, relative: float) -> None:
