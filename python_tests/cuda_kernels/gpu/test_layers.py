@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from cuda_kernels.gpu.device import needs_device
@@ -86,9 +88,18 @@ def test_every_layer(op: str, width: float, dtype: torch.dtype) -> None:
     assert not faults, f"allowed {allowed:.2g}\n" + "\n".join(faults)
 
 
+@pytest.fixture
+def _without_tf32() -> Iterator[None]:
+    convolutions = torch.backends.cudnn.conv
+    before = convolutions.fp32_precision
+    convolutions.fp32_precision = "ieee"
+    yield
+    convolutions.fp32_precision = before
+
+
+@pytest.mark.usefixtures("_without_tf32")
 @pytest.mark.parametrize("width", [0.25, ODD_WIDTH])
-def test_convolutions_without_tf32(width: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
+def test_convolutions_without_tf32(width: float) -> None:
     faults = [
         fault
         for shape in shapes_of("conv2d", width)
