@@ -42,7 +42,7 @@ def main(words: list[str]) -> int:
         return 2
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    _find_cuda_tools()
+    _find_tools()
     place = Place(ROOT, out, (arguments.build or ROOT / "build" / "gpu_suite").resolve(),
                   sys.executable)  # fmt: skip
     about = {**gpu, "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -87,10 +87,11 @@ def query_gpu() -> dict[str, Any]:
     return about
 
 
-def _find_cuda_tools() -> None:
-    """Put the toolkit's programs on PATH where they usually are."""
+def _find_tools() -> None:
+    """Put this Python's programs (CMake, Ninja) and the CUDA toolkit's on PATH."""
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], f"{home}/bin"])
+    places = [str(Path(sys.executable).parent), os.environ["PATH"], f"{home}/bin"]
+    os.environ["PATH"] = os.pathsep.join(places)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,13 @@ python benchmarks/gpu_suite/build.py FOLDER
 
 from __future__ import annotations
 
-import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pybind11
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,18 +23,40 @@ def architectures(capability: tuple[int, int]) -> str:
     return ";".join(dict.fromkeys(["90a-real", "90a-real" if own == "90" else f"{own}-real"]))
 
 
+def version() -> str:
+    """Return the package's version; importing it loads no library."""
+    sys.path.insert(0, str(ROOT))
+    import ddsm_ext
+
+    return ddsm_ext.__version__
+
+
+def build(folder: Path, targets: str) -> None:
+    """Do what `pip install` does but without setuptools, whose version here may be too old."""
+    cmake, package = folder / "cmake", folder / "site" / "ddsm_ext"
+    options = {
+        "Python_EXECUTABLE": sys.executable,
+        "pybind11_DIR": pybind11.get_cmake_dir(),
+        "DDSM_VERSION": version(),
+        "DDSM_CUDA": "ON",
+        "DDSM_CUDA_ARCHITECTURES": targets,
+    }
+    configure = ["cmake", "-S", str(ROOT), "-B", str(cmake), "-G", "Ninja"]
+    configure += [f"-D{name}={value}" for name, value in options.items()]
+    subprocess.run(configure, check=True)
+    subprocess.run(["cmake", "--build", str(cmake)], check=True)
+    shutil.rmtree(package, ignore_errors=True)
+    shutil.copytree(
+        ROOT / "ddsm_ext", package, ignore=shutil.ignore_patterns("*.so", "__pycache__")
+    )
+    subprocess.run(["cmake", "--install", str(cmake), "--prefix", str(package)], check=True)
+
+
 def main() -> int:
     """Build, then check that both libraries load."""
     folder, start = Path(sys.argv[1]).resolve(), time.monotonic()
     targets = architectures(torch.cuda.get_device_capability())
-    options = f"-DDDSM_CUDA=ON -DDDSM_CUDA_ARCHITECTURES={targets}"
-    build = ["build", "--build-temp", str(folder / "cmake"), "--build-lib", str(folder / "site")]
-    subprocess.run(
-        [sys.executable, "setup.py", "-q", *build],
-        cwd=ROOT,
-        env={**os.environ, "DDSM_CMAKE_ARGS": options},
-        check=True,
-    )
+    build(folder, targets)
     print(f"built for {targets} in {time.monotonic() - start:.0f} s", flush=True)
     loads = "import sys; from ddsm_ext import _library; sys.exit(_library.cuda_missing_reason or 0)"
     return subprocess.run([sys.executable, "-c", loads], cwd=folder).returncode
