@@ -67,7 +67,7 @@ def run_ops(
         costliest: only so many shapes of each op and width, those with the most MACs; None for all.
         threads: torch threads; 1 is timed in the thread's CPU time, more in wall time.
         device: "cpu" or "cuda".
-        limit_s: no shape is begun after so many seconds.
+        limit_s: no shape is begun after so many seconds; the rest is left out.
         config: the network whose shapes are taken; see `config_at`.
         progress: called with (shapes done, shapes in all); None for silence.
 
@@ -77,48 +77,57 @@ def run_ops(
         ours, roof_ms of a batch (on the CPU None for norms, which memory limits), error, native; on
         a GPU moved_bytes and, of dense_cl and ours, `_tflop_per_s` and `_gb_per_s`; with all
         shapes, a row with shape "step total" sums each op and width), "failed" (why shapes have no
-        row: a candidate that computes something else, or an error), "left_out" (shapes that the
-        limit left out), "roof" and "conditions".
+        row: candidates that differ, or an error), "left_out", "roof" and "conditions".
 
     Raises:
         ValueError: an argument that cannot be used.
     """
     setting = Setting(dtype, threads, device)
     check_batch(batch)
-    jobs = [
-        _Job(op, width, shape, calls)
-        for op in ops
-        for width in widths
-        for shape, calls in _chosen(op_shapes(config_at(config, width), width, op), costliest)
-    ]
-    end = time.monotonic() + limit_s
-    rows: list[dict[str, Any]] = []
-    failed: dict[_Job, str] = {}
-    left_out: list[_Job] = []
+    jobs = [job for op in ops for width in widths for job in _jobs(config, op, width, costliest)]
     with setting.active(), torch.no_grad():
         roof = measure_roof(setting)
-        for number, job in enumerate(jobs):
-            if time.monotonic() > end:
-                left_out.append(job)
-                continue
-            try:
-                rows.append(_measure(job, batch, setting, rounds, roof))
-            except (RuntimeError, ValueError) as error:
-                failed[job] = f"{job}: {error}"
-            if progress is not None:
-                progress(number + 1, len(jobs))
+        rows, failed, left_out = _measure_all(jobs, batch, setting, rounds, roof, limit_s, progress)
     complete = set() if costliest else {(job.op, job.width) for job in jobs}
     return {
         "rows": _with_totals(rows, complete - {(j.op, j.width) for j in (*failed, *left_out)}),
-        "failed": list(failed.values()),
+        "failed": [f"{job}: {reason}" for job, reason in failed.items()],
         "left_out": [str(job) for job in left_out],
         "roof": roof,
         "conditions": {"network": config.to_dict(), **setting.conditions(batch)},
     }
 
 
-def _chosen(shapes: dict[Shape, int], costliest: int | None) -> list[tuple[Shape, int]]:
-    return sorted(shapes.items(), key=lambda item: -item[0].macs * item[1])[:costliest]
+def _measure_all(
+    jobs: Sequence[_Job],
+    batch: int,
+    setting: Setting,
+    rounds: int,
+    roof: dict[str, Any],
+    limit_s: float,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[list[dict[str, Any]], dict[_Job, str], list[_Job]]:
+    """Return rows, why jobs have none, and the jobs that the limit left out."""
+    rows: list[dict[str, Any]] = []
+    failed: dict[_Job, str] = {}
+    end = time.monotonic() + limit_s
+    for number, job in enumerate(jobs):
+        if time.monotonic() > end:
+            return rows, failed, list(jobs[number:])
+        try:
+            rows.append(_measure(job, batch, setting, rounds, roof))
+        except (RuntimeError, ValueError) as error:
+            failed[job] = str(error)
+        if progress is not None:
+            progress(number + 1, len(jobs))
+    return rows, failed, []
+
+
+def _jobs(config: UNetConfig, op: str, width: float, costliest: int | None) -> list[_Job]:
+    """An op's shapes, those with the most MACs a step first."""
+    shapes = op_shapes(config_at(config, width), width, op)
+    jobs = [_Job(op, width, shape, calls) for shape, calls in shapes.items()]
+    return sorted(jobs, key=lambda job: -job.shape.macs * job.calls)[:costliest]
 
 
 def _measure(

@@ -63,7 +63,6 @@ def prepare_steps(
     names: Sequence[str],
     batch: int,
     setting: Setting,
-    *,
     compile_limit_s: float = math.inf,
 ) -> Steps:
     """Return the candidates at each width; all of a width compute one function of one input.
@@ -119,6 +118,7 @@ class _Builder:
         n, c, image_height, image_width = x.shape
         self.shape = (n, c, image_height, image_width)
         self.on_gpu = on_gpu
+        self.reference = SlicingUNet(as_reference(net))
 
     def step(self, name: str, width: float) -> Step:
         before = held_gpu_bytes() if self.on_gpu else 0
@@ -135,8 +135,7 @@ class _Builder:
         return replace(step, uncompiled=self.uncompiled)
 
     def slicing(self, width: float) -> Call:
-        network = SlicingUNet(as_reference(self.net))
-        return lambda: network(self.x, self.t, width)
+        return lambda: self.reference(self.x, self.t, width)
 
     def dense(self, width: float) -> Call:
         network = self.net.export_subnet(width)

@@ -58,9 +58,8 @@ def run_training_step(
         progress: called with (rounds done, rounds in all); None for silence.
 
     Returns:
-        JSON-ready: "rows" (a single one: widths, macs an image, `<candidate>_ms` and `_min_ms` an
-        image, `_peak_bytes` a step, ratio_slicing, roof_ms an image, error, native), "roof" and
-        "conditions".
+        JSON-ready: "rows" (one: widths, macs an image, `<candidate>_ms` and `_min_ms` an image,
+        `_peak_bytes` a step, ratio_slicing, roof_ms an image, error, native), "roof", "conditions".
 
     Raises:
         ValueError: an argument that cannot be used, or gradients that differ.
@@ -89,11 +88,8 @@ def run_training_step(
         "error": error,
         "native": native,
     }
-    return {
-        "rows": [row],
-        "roof": roof,
-        "conditions": {"network": config.to_dict(), **setting.conditions(batch)},
-    }
+    about = {"network": config.to_dict(), **setting.conditions(batch)}
+    return {"rows": [row], "roof": roof, "conditions": about}
 
 
 def sandwich_calls(

@@ -54,7 +54,7 @@ def run_unet_step(
         candidates: some of STEP_CANDIDATES, "slicing" and "ours" among them.
         threads: torch threads; 1 is timed in the thread's CPU time, more in wall time.
         device: "cpu" or "cuda".
-        compile_limit_s: seconds for the candidate "compiled"; it is left out where they are short.
+        compile_limit_s: seconds for "compiled", which is left out where they are short.
         config: the network, filled with random weights.
         progress: called with (rounds done, rounds in all); None for silence.
 
@@ -63,9 +63,9 @@ def run_unet_step(
         and `_peak_bytes` a step and `_setup_s`, ratio_<candidate> to ours; ours_panel_bytes,
         roof_ms an image, error of ours, native), "strategy" (the published CIFAR-10 strategy:
         steps, macs_saved, time_saved and realised_saving by candidate; None unless all four widths
-        were timed), "held_bytes" (on a GPU, what each candidate keeps for all widths),
-        "uncompiled" (why ours is the module; None: it is not), "failed" and "left_out" (what was
-        not compiled, and why), "roof" and "conditions".
+        were timed), "held_bytes" (what each candidate keeps for all widths; None on the CPU),
+        "uncompiled" (why ours is the module, or None), "failed" and "left_out" (what was not
+        compiled, and why), "roof" and "conditions".
 
     Raises:
         ValueError: an argument that cannot be used, or a candidate that computes something else.
@@ -73,25 +73,12 @@ def run_unet_step(
     setting = Setting(dtype, threads, device)
     check_batch(batch)
     names = _check_candidates(candidates)
-    widths = [config_at(config, width).check_width(width) for width in widths]
-    if not widths:
-        raise ValueError("run_unet_step: widths is empty; need at least one width")
+    widths = _check_widths(config, widths)
     with setting.active(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the column `native` tells what the warning would
         roof = measure_roof(setting)
-        steps = prepare_steps(
-            config, widths, names, batch, setting, compile_limit_s=compile_limit_s
-        )
-        errors = _compare(steps, widths, setting)
-        calls = {key: step.call for key, step in steps.ready.items()}
-        peaks = peak_bytes(calls, device=device)
-        times = interleaved(calls, rounds=rounds, progress=progress, **setting.timing)
-        native = _runs_native(setting)
-    rows = []
-    for width in widths:
-        row = _row(config_at(config, width), width, batch, steps, times, peaks)
-        rows.append(row | {"error": errors[width], "native": native})
-        rows[-1]["roof_ms"] = roof_ms(row["macs"], roof)
+        steps = prepare_steps(config, widths, names, batch, setting, compile_limit_s)
+        rows = _measure(steps, config, widths, batch, setting, roof, rounds, progress)
     return {
         "rows": rows,
         "strategy": _published_strategy(rows, names),
@@ -102,6 +89,12 @@ def run_unet_step(
         "roof": roof,
         "conditions": {"network": config.to_dict(), **setting.conditions(batch)},
     }
+
+
+def _check_widths(config: UNetConfig, widths: Sequence[float]) -> list[float]:
+    if not widths:
+        raise ValueError("run_unet_step: widths is empty; need at least one width")
+    return [config_at(config, width).check_width(width) for width in widths]
 
 
 def _check_candidates(names: Sequence[str]) -> list[str]:
@@ -119,6 +112,30 @@ def _check_candidates(names: Sequence[str]) -> list[str]:
     return list(names)
 
 
+def _measure(
+    steps: Steps,
+    config: UNetConfig,
+    widths: Sequence[float],
+    batch: int,
+    setting: Setting,
+    roof: dict[str, Any],
+    rounds: int,
+    progress: Callable[[int, int], None] | None,
+) -> list[dict[str, Any]]:
+    errors = _compare(steps, widths, setting)
+    calls = {key: step.call for key, step in steps.ready.items()}
+    peaks = peak_bytes(calls, device=setting.device)
+    times = interleaved(calls, rounds=rounds, progress=progress, **setting.timing)
+    x = torch.empty(0, dtype=setting.kind, device=setting.device)
+    native = all(runs_native(f"sliced_{op}", x, needs_grad=False) for op in OPS)
+    rows = [_row(config_at(config, w), w, batch, steps, times, peaks) for w in widths]
+    return [
+        row
+        | {"roof_ms": roof_ms(row["macs"], roof), "error": errors[row["width"]], "native": native}
+        for row in rows
+    ]
+
+
 def _compare(steps: Steps, widths: Sequence[float], setting: Setting) -> dict[float, float]:
     """Return the error of ours at each width, after checking all candidates."""
     errors = {}
@@ -129,11 +146,6 @@ def _compare(steps: Steps, widths: Sequence[float], setting: Setting) -> dict[fl
         }
         errors[width] = check_agreement(f"U-Net at width {width:g}", outputs, setting.tolerance)
     return errors
-
-
-def _runs_native(setting: Setting) -> bool:
-    x = torch.empty(0, dtype=setting.kind, device=setting.device)
-    return all(runs_native(f"sliced_{op}", x, needs_grad=False) for op in OPS)
 
 
 def _row(
