@@ -146,11 +146,11 @@ class _Builder:
         return lambda: network(self.x_cl, self.t)
 
     def compiled(self, width: float) -> Call:
-        network = self._export_channels_last(width)
+        dense = self._export_channels_last(width)
         options: dict[str, Any] = (
             {"mode": "max-autotune"} if self.on_gpu else {"options": {"freezing": True}}
         )
-        network = torch.compile(network, fullgraph=True, dynamic=False, **options)
+        network = torch.compile(dense, fullgraph=True, dynamic=False, **options)
 
         def call() -> Tensor:
             # On a GPU the output lies in a graph's memory, which the next step may use again.
