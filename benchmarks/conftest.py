@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from ddsm_ext.bench.candidates import CANDIDATES, candidates, check_agreement, dtype_of
-from ddsm_ext.bench.conditions import conditions, using_threads
+from ddsm_ext.bench.candidates import CANDIDATES, candidates, check_agreement
+from ddsm_ext.bench.conditions import Setting, using_threads
 from ddsm_ext.bench.shapes import REFERENCE_CIFAR10, WIDTHS, Shape, op_shapes
 from ddsm_ext.bench.timing import clock_of, interleaved, time_columns
 
@@ -78,10 +78,11 @@ def time_candidate(benchmark: Any, request: pytest.FixtureRequest) -> Any:
     clock, _ = clock_of(threads)
 
     def run(case: Case, candidate: str) -> None:
-        kind = dtype_of(case.dtype)
-        calls = candidates(case.shape, case.batch, kind)
-        error = check_agreement(str(case), {n: call() for n, call in calls.items()}, kind)
-        benchmark.extra_info.update(conditions(batch=case.batch, dtype=case.dtype, threads=threads))
+        setting = Setting(case.dtype, threads)
+        calls = candidates(case.shape, case.batch, setting.kind)
+        outputs = {name: call() for name, call in calls.items()}
+        error = check_agreement(str(case), outputs, setting.tolerance)
+        benchmark.extra_info.update(setting.conditions(case.batch))
         benchmark.extra_info |= {"macs": case.shape.macs, "error": error}
         if candidate == "ours":
             times = interleaved(calls, rounds=ROUNDS, min_sample_ms=MIN_SAMPLE_MS, clock=clock)

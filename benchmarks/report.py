@@ -1,14 +1,23 @@
-"""Make the README's speed section, its plot and the page of all tables of the JSON results.
+"""Make texts and plots of the JSON results.
 
-python benchmarks/report.py
+python benchmarks/report.py                              # README, docs and the page of all tables
+python benchmarks/report.py --results DIR --out DIR      # tables.md and plots of other results
 """
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from ddsm_ext.bench.figure import step_figure
-from ddsm_ext.bench.readme import all_tables, headline, replace_section, speed_section
+from ddsm_ext.bench.readme import (
+    Files,
+    all_tables,
+    gpu_headlines,
+    headline,
+    replace_section,
+    speed_section,
+)
 from ddsm_ext.bench.results import load_results
 from ddsm_ext.io.files import write_atomic
 
@@ -16,14 +25,28 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
-    """Write the three files."""
-    files = load_results(ROOT / "benchmarks" / "results")
+    """Write the files."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--out", type=Path, help="folder; default: this repository's own files")
+    arguments = parser.parse_args()
+    files = load_results(arguments.results)
+    if arguments.out is not None:
+        write_atomic(arguments.out / "tables.md", all_tables(files).encode())
+        _save_plots(files, arguments.out)
+        return
     readme = ROOT / "README.md"
     text = replace_section(readme.read_text(encoding="utf-8"), speed_section(files))
     write_atomic(readme, text.encode())
-    write_atomic(ROOT / "benchmarks" / "results" / "README.md", all_tables(files).encode())
+    write_atomic(arguments.results / "README.md", all_tables(files).encode())
     _, content = headline(files)
     step_figure(content["results"]).savefig(ROOT / "docs" / "unet-step.png", dpi=160)
+    _save_plots(files, ROOT / "docs")
+
+
+def _save_plots(files: Files, folder: Path) -> None:
+    for path, content in gpu_headlines(files):
+        step_figure(content["results"]).savefig(folder / f"unet-step-{path.stem}.png", dpi=160)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,9 @@ Output = Tensor | tuple[Tensor, Tensor]
 Call = Callable[[], Output]
 
 
-def candidates(shape: Shape, batch: int, dtype: torch.dtype, seed: int = 0) -> dict[str, Call]:
+def candidates(
+    shape: Shape, batch: int, dtype: torch.dtype, seed: int = 0, *, device: str = "cpu"
+) -> dict[str, Call]:
     """Return name -> call of the same function on the same values, without gradients.
 
     Args:
@@ -31,11 +33,12 @@ def candidates(shape: Shape, batch: int, dtype: torch.dtype, seed: int = 0) -> d
         batch: images.
         dtype: type of activations and weights.
         seed: seed of the random values.
+        device: where the values are made and used.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
 
     def normal(*size: int, scale: float = 1.0) -> Tensor:
-        return (torch.randn(*size, generator=generator) * scale).to(dtype)
+        return (torch.randn(*size, generator=generator, device=device) * scale).to(dtype)
 
     if isinstance(shape, ConvShape):
         return _conv2d(shape, batch, normal)
@@ -148,11 +151,7 @@ def relative_error(got: Output, expected: Output) -> float:
     return float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
 
 
-# Largest relative difference between candidates: Winograd arithmetic in fp32, 8 bits in bf16.
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2}
-
-
-def check_agreement(what: str, outputs: Mapping[str, Output], dtype: torch.dtype) -> float:
+def check_agreement(what: str, outputs: Mapping[str, Output], tolerance: float) -> float:
     """Return the relative error of ours against slicing, after checking all candidates.
 
     Raises:
@@ -164,21 +163,9 @@ def check_agreement(what: str, outputs: Mapping[str, Output], dtype: torch.dtype
         if name != "slicing"
     }
     for name, error in errors.items():
-        if not error <= TOLERANCE[dtype]:
+        if not error <= tolerance:
             raise ValueError(
                 f"{what}: {name} differs from slicing by {error:.2g}; "
-                f"need at most {TOLERANCE[dtype]:g} before it is timed"
+                f"need at most {tolerance:g} before it is timed"
             )
     return errors["ours"]
-
-
-def dtype_of(name: str) -> torch.dtype:
-    """Return the dtype of "float32" or "bfloat16".
-
-    Raises:
-        ValueError: another name.
-    """
-    names = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if name not in names:
-        raise ValueError(f"bench: dtype is {name!r}; need float32 or bfloat16")
-    return names[name]

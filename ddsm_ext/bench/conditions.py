@@ -1,9 +1,14 @@
-"""What every measured time depends on, and the thread count it is measured with."""
+"""Device, arithmetic and clock of a measurement, and what every measured time depends on."""
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
+import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,16 +16,105 @@ import torch
 from ddsm_ext import _library
 from ddsm_ext.bench.timing import clock_of
 
+# Name of the arithmetic -> type of activations and weights. "tf32" allows the tensor cores to round
+# the factors of float32 products to 10 bits, "float32" does not.
+DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
+# Largest relative difference between candidates: Winograd arithmetic in float32, 10 bits in tf32,
+# 8 bits in bfloat16.
+TOLERANCE = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 4e-2}
+_CUDA_CLOCK = "wall time between synchronisations"
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """Return the tensor type of an arithmetic's name.
+
+    Raises:
+        ValueError: another name.
+    """
+    if name not in DTYPES:
+        raise ValueError(f"bench: dtype is {name!r}; need one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a measurement runs on: `dtype` of DTYPES, torch threads, "cpu" or "cuda".
+
+    One CPU thread is timed in the thread's CPU time, more in wall time, a GPU in wall time between
+    synchronisations.
+
+    Raises:
+        ValueError: a name that does not exist, threads below 1, or a GPU that is not there.
+    """
+
+    dtype: str = "float32"
+    threads: int = 1
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        dtype_of(self.dtype)
+        if self.device not in ("cpu", "cuda"):
+            raise ValueError(f"bench: device is {self.device!r}; need cpu or cuda")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("bench: device is 'cuda' and torch finds no GPU; need one, or cpu")
+        if self.dtype == "tf32" and not self.on_gpu:
+            raise ValueError("bench: dtype is 'tf32' on the CPU; need float32 or bfloat16 there")
+        threads = self.threads
+        if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+            raise ValueError(f"bench: threads is {threads!r}; need an int >= 1")
+
+    @property
+    def on_gpu(self) -> bool:
+        """True on a GPU."""
+        return self.device == "cuda"
+
+    @property
+    def kind(self) -> torch.dtype:
+        """Type of activations and weights."""
+        return DTYPES[self.dtype]
+
+    @property
+    def tolerance(self) -> float:
+        """Largest relative difference between candidates."""
+        return TOLERANCE[self.dtype]
+
+    @property
+    def timing(self) -> dict[str, Any]:
+        """The arguments of `interleaved` that suit the device."""
+        if self.on_gpu:  # a sample waits for the GPU once, which must not count
+            return {"clock": _synchronised_s, "min_sample_ms": 20.0, "warmup_rounds": 2}
+        return {"clock": clock_of(self.threads)[0]}
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Run on so many threads and in this arithmetic, and set both back."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(using_threads(self.threads))
+            if self.on_gpu:
+                stack.enter_context(_gpu_arithmetic(self.dtype == "tf32"))
+            yield
+
+    def conditions(self, batch: int) -> dict[str, Any]:
+        """Return the conditions of a measurement as JSON values."""
+        about = {
+            "batch": batch,
+            "dtype": self.dtype,
+            "threads": self.threads,
+            "clock": _CUDA_CLOCK if self.on_gpu else clock_of(self.threads)[1],
+            "device": self.device,
+            "torch": torch.__version__,
+        }
+        return about | (gpu_conditions() if self.on_gpu else _cpu_conditions())
+
+
+def _synchronised_s() -> float:
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
 
 @contextmanager
 def using_threads(threads: int) -> Iterator[None]:
-    """Run on so many torch threads and set the old number back.
-
-    Raises:
-        ValueError: threads is below 1.
-    """
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-        raise ValueError(f"bench: threads is {threads!r}; need an int >= 1")
+    """Run on so many torch threads and set the old number back."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -29,18 +123,55 @@ def using_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def conditions(*, batch: int, dtype: str, threads: int) -> dict[str, Any]:
-    """Return the conditions of a measurement as JSON values."""
+@contextmanager
+def _gpu_arithmetic(tf32: bool) -> Iterator[None]:
+    """Allow tf32 or not, let cuDNN time its algorithms, and set both back."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+
+    def set_all(precision: str, convolutions: bool, products: bool, benchmark: bool) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the older two switches, which Inductor still reads
+            # In this order: the older switches refuse to be read beside a newer one set since.
+            cudnn.fp32_precision = precision
+            cudnn.allow_tf32, matmul.allow_tf32 = convolutions, products
+            cudnn.benchmark = benchmark
+
+    before = (cudnn.fp32_precision, cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark)
+    set_all("tf32" if tf32 else "ieee", tf32, tf32, True)
+    try:
+        yield
+    finally:
+        set_all(*before)
+
+
+def _cpu_conditions() -> dict[str, Any]:
     return {
-        "batch": batch,
-        "dtype": dtype,
-        "threads": threads,
-        "clock": clock_of(threads)[1],
-        "device": "cpu",
-        "torch": torch.__version__,
         "torch_isa": torch.backends.cpu.get_cpu_capability().lower(),
         "isa": _library.native.active_isa(),
     }
+
+
+def gpu_conditions() -> dict[str, Any]:
+    """Return the GPU and the versions of what runs on it as JSON values."""
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        "gpu": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "gpu_bytes": properties.total_memory,
+        "driver": _driver_version(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "cudnn_benchmark": True,
+    }
+
+
+def _driver_version() -> str | None:
+    command = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        return done.stdout.partition("\n")[0].strip() or None
+    return None
 
 
 def check_batch(batch: int) -> int:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ddsm_ext.bench.candidates import dtype_of
-from ddsm_ext.bench.conditions import using_threads
+from ddsm_ext.bench.conditions import Setting
 from ddsm_ext.bench.ops_table import run_ops
 from ddsm_ext.bench.shapes import ODD_WIDTH, REFERENCE_CIFAR10, config_at
 from ddsm_ext.bench.step_candidates import prepare_steps
@@ -37,25 +36,46 @@ class Job:
     widths: tuple[float, ...] = GRID_WIDTHS
     candidates: tuple[str, ...] = GRID_CANDIDATES
     config: UNetConfig = REFERENCE_CIFAR10
+    device: str = "cpu"
 
     def __str__(self) -> str:
-        return f"{self.mode}, batch {self.batch}, {self.dtype}, {self.threads} threads"
+        where = "a GPU" if self.device == "cuda" else f"{self.threads} threads"
+        return f"{self.mode}, batch {self.batch}, {self.dtype}, {where}"
 
-    def run(self, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
-        """Measure; returns what `run_unet_step`, `run_training_step` or `run_ops` does."""
+    @property
+    def setting(self) -> Setting:
+        """Device, threads and arithmetic."""
+        return Setting(self.dtype, self.threads, self.device)
+
+    def run(
+        self,
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        limit_s: float = math.inf,
+    ) -> dict[str, Any]:
+        """Measure; returns what `run_unet_step`, `run_training_step` or `run_ops` does.
+
+        Args:
+            progress: called with (done, in all); None for silence.
+            limit_s: layers that are not begun, and widths that are not compiled, in so many seconds
+                are left out.
+        """
         shared: dict[str, Any] = {
             "batch": self.batch,
             "dtype": self.dtype,
             "rounds": self.rounds,
             "threads": self.threads,
+            "device": self.device,
             "config": self.config,
             "progress": progress,
         }
         if self.mode == "training":
             return run_training_step(**shared)
         if self.mode == "layers":
-            return run_ops(self.widths, **shared)
-        return run_unet_step(self.widths, candidates=self.candidates, **shared)
+            return run_ops(self.widths, limit_s=limit_s, **shared)
+        return run_unet_step(
+            self.widths, candidates=self.candidates, compile_limit_s=limit_s, **shared
+        )
 
     def estimate_s(self, macs_per_s: float) -> float:
         """Rough seconds that `run` takes where a slicing step makes so many MACs a second."""
@@ -90,13 +110,14 @@ def grid_jobs(name: str, threads: int) -> list[Job]:
     ]
 
 
-def slicing_macs_per_s(dtype: str, threads: int) -> float:
+def slicing_macs_per_s(setting: Setting) -> float:
     """Return MACs a second of a slicing step at half width, from which a job is estimated."""
     batch, width, config = 8, 0.5, REFERENCE_CIFAR10
-    with using_threads(threads), torch.no_grad():
-        steps = prepare_steps(config, [width], ["slicing"], batch, dtype_of(dtype))
-        call = steps[width, "slicing"].call
+    with setting.active(), torch.no_grad():
+        steps = prepare_steps(config, [width], ["slicing"], batch, setting)
+        call = steps.ready[width, "slicing"].call
         call()
-        start = time.perf_counter()
+        clock = setting.timing["clock"]
+        start = clock()
         call()
-        return batch * unet_macs(config, width) / (time.perf_counter() - start)
+        return batch * unet_macs(config, width) / (clock() - start)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -27,9 +29,25 @@ def random_network(config: UNetConfig, seed: int = 0) -> SlimmableUNet:
     return net.eval()
 
 
-def random_inputs(config: UNetConfig, batch: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def random_inputs(
+    config: UNetConfig, batch: int, dtype: torch.dtype, *, device: str = "cpu"
+) -> tuple[Tensor, Tensor]:
     """Return images [N, C, H, W] and timesteps [N], int64."""
     generator = torch.Generator().manual_seed(1)
     shape = (batch, config.image_channels, config.image_size, config.image_size)
-    x = torch.randn(shape, generator=generator).to(dtype)  # [N, C, H, W]
-    return x, torch.randint(0, config.time_table_rows, (batch,), generator=generator)
+    x = torch.randn(shape, generator=generator).to(device, dtype)  # [N, C, H, W]
+    t = torch.randint(0, config.time_table_rows, (batch,), generator=generator)  # [N]
+    return x, t.to(device)
+
+
+def as_reference(net: SlimmableUNet) -> SlimmableUNet:
+    """Return the network with contiguous weights, as the reference code has them.
+
+    That is `net` if it has them; on a GPU its weights are channels_last, and this is a copy.
+    """
+    if all(parameter.is_contiguous() for parameter in net.parameters()):
+        return net
+    net = copy.deepcopy(net)
+    for parameter in net.parameters():
+        parameter.data = parameter.data.contiguous()
+    return net

@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+import math
+import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from ddsm_ext.bench.candidates import CANDIDATES, OPS, candidates, check_agreement, dtype_of
-from ddsm_ext.bench.conditions import check_batch, conditions, using_threads
+from ddsm_ext.bench.candidates import CANDIDATES, OPS, candidates, check_agreement
+from ddsm_ext.bench.conditions import Setting, check_batch
+from ddsm_ext.bench.graphs import interleaved_graphs
 from ddsm_ext.bench.roof import measure_roof, roof_ms
-from ddsm_ext.bench.shapes import REFERENCE_CIFAR10, WIDTHS, Shape, config_at, op_shapes
-from ddsm_ext.bench.timing import clock_of, interleaved, time_columns
+from ddsm_ext.bench.shapes import (
+    REFERENCE_CIFAR10,
+    WIDTHS,
+    Shape,
+    config_at,
+    least_bytes,
+    op_shapes,
+)
+from ddsm_ext.bench.timing import interleaved, time_columns
 from ddsm_ext.models.config import UNetConfig
 from ddsm_ext.ops._dispatch import runs_native
+
+
+class _Job(NamedTuple):
+    """A layer shape, and how often a step at this width runs it."""
+
+    op: str
+    width: float
+    shape: Shape
+    calls: int
+
+    def __str__(self) -> str:
+        return f"{self.op} at width {self.width:g}, {self.shape}"
 
 
 def run_ops(
@@ -26,81 +48,142 @@ def run_ops(
     ops: Sequence[str] = OPS,
     costliest: int | None = None,
     threads: int = 1,
+    device: str = "cpu",
+    limit_s: float = math.inf,
     config: UNetConfig = REFERENCE_CIFAR10,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Time every op at every distinct layer shape; each is checked against slicing first.
 
+    On a GPU every candidate runs captured into a CUDA graph, one call after the other, so that the
+    caches hold what fits in them.
+
     Args:
         widths: widths of the network.
         batch: images.
-        dtype: "float32" or "bfloat16".
+        dtype: "float32", "bfloat16" or, on a GPU, "tf32".
         rounds: measured rounds.
         ops: which of OPS.
         costliest: only so many shapes of each op and width, those with the most MACs; None for all.
         threads: torch threads; 1 is timed in the thread's CPU time, more in wall time.
+        device: "cpu" or "cuda".
+        limit_s: no shape is begun after so many seconds; the rest is left out.
         config: the network whose shapes are taken; see `config_at`.
         progress: called with (shapes done, shapes in all); None for silence.
 
     Returns:
         JSON-ready: "rows" (one a shape: op, width, shape, calls (how often a step runs it), macs
         an image, `<candidate>_ms` and `_min_ms` of a batch, ratio_slicing and ratio_dense_cl to
-        ours, roof_ms of a batch (None for norms, which memory limits), error, native; with all
-        shapes, a row with shape "step total" sums each op and width), "roof" and "conditions".
+        ours, roof_ms of a batch (on the CPU None for norms, which memory limits), error, native; on
+        a GPU moved_bytes and, of dense_cl and ours, `_tflop_per_s` and `_gb_per_s`; with all
+        shapes, a row with shape "step total" sums each op and width), "failed" (why shapes have no
+        row: candidates that differ, or an error), "left_out", "roof" and "conditions".
 
     Raises:
-        ValueError: an argument that cannot be used, or a candidate that computes something else.
+        ValueError: an argument that cannot be used.
     """
-    kind = dtype_of(dtype)
+    setting = Setting(dtype, threads, device)
     check_batch(batch)
-    jobs = [
-        (op, width, shape, calls)
-        for op in ops
-        for width in widths
-        for shape, calls in _chosen(op_shapes(config_at(config, width), width, op), costliest)
-    ]
-    rows: list[dict[str, Any]] = []
-    with using_threads(threads), torch.no_grad():
-        roof = measure_roof(kind, threads)
-        for number, (op, width, shape, calls) in enumerate(jobs):
-            row = {"op": op, "width": width, "shape": str(shape), "calls": calls}
-            row |= _measure(op, shape, batch, kind, threads, rounds)
-            row["roof_ms"] = None if op == "group_norm" else roof_ms(batch * shape.macs, roof)
-            rows.append(row)
-            if progress is not None:
-                progress(number + 1, len(jobs))
+    jobs = [job for op in ops for width in widths for job in _jobs(config, op, width, costliest)]
+    with setting.active(), torch.no_grad():
+        roof = measure_roof(setting)
+        rows, failed, left_out = _measure_all(jobs, batch, setting, rounds, roof, limit_s, progress)
+    complete = set() if costliest else {(job.op, job.width) for job in jobs}
     return {
-        "rows": _with_totals(rows) if costliest is None else rows,
+        "rows": _with_totals(rows, complete - {(j.op, j.width) for j in (*failed, *left_out)}),
+        "failed": [f"{job}: {reason}" for job, reason in failed.items()],
+        "left_out": [str(job) for job in left_out],
         "roof": roof,
-        "conditions": {
-            "network": config.to_dict(),
-            **conditions(batch=batch, dtype=dtype, threads=threads),
-        },
+        "conditions": {"network": config.to_dict(), **setting.conditions(batch)},
     }
 
 
-def _chosen(shapes: dict[Shape, int], costliest: int | None) -> list[tuple[Shape, int]]:
-    return sorted(shapes.items(), key=lambda item: -item[0].macs * item[1])[:costliest]
+def _measure_all(
+    jobs: Sequence[_Job],
+    batch: int,
+    setting: Setting,
+    rounds: int,
+    roof: dict[str, Any],
+    limit_s: float,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[list[dict[str, Any]], dict[_Job, str], list[_Job]]:
+    """Return rows, why jobs have none, and the jobs that the limit left out."""
+    rows: list[dict[str, Any]] = []
+    failed: dict[_Job, str] = {}
+    end = time.monotonic() + limit_s
+    for number, job in enumerate(jobs):
+        if time.monotonic() > end:
+            return rows, failed, list(jobs[number:])
+        try:
+            rows.append(_measure(job, batch, setting, rounds, roof))
+        except (RuntimeError, ValueError) as error:
+            failed[job] = str(error)
+        if progress is not None:
+            progress(number + 1, len(jobs))
+    return rows, failed, []
+
+
+def _jobs(config: UNetConfig, op: str, width: float, costliest: int | None) -> list[_Job]:
+    """An op's shapes, those with the most MACs a step first."""
+    shapes = op_shapes(config_at(config, width), width, op)
+    jobs = [_Job(op, width, shape, calls) for shape, calls in shapes.items()]
+    return sorted(jobs, key=lambda job: -job.shape.macs * job.calls)[:costliest]
 
 
 def _measure(
-    op: str, shape: Shape, batch: int, kind: torch.dtype, threads: int, rounds: int
+    job: _Job, batch: int, setting: Setting, rounds: int, roof: dict[str, Any]
 ) -> dict[str, Any]:
-    calls = candidates(shape, batch, kind)
+    op, _, shape, _ = job
+    calls = candidates(shape, batch, setting.kind, device=setting.device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the column `native` tells what the warning would
         outputs = {name: call() for name, call in calls.items()}
-        native = runs_native(f"sliced_{op}", torch.empty(0, dtype=kind), needs_grad=False)
-    error = check_agreement(f"{op} {shape}", outputs, kind)
-    times = interleaved(calls, rounds=rounds, clock=clock_of(threads)[0])
-    return {"macs": shape.macs, **time_columns(times), "error": error, "native": native}
+        x = torch.empty(0, dtype=setting.kind, device=setting.device)
+        native = runs_native(f"sliced_{op}", x, needs_grad=False)
+    error = check_agreement("the results", outputs, setting.tolerance)
+    del outputs
+    time_calls = interleaved_graphs if setting.on_gpu else interleaved
+    columns = time_columns(time_calls(calls, rounds=rounds, **setting.timing))
+    macs = batch * shape.macs
+    if setting.on_gpu:
+        moved = least_bytes(shape, batch, setting.kind.itemsize)
+        limit_ms: float | None = roof_ms(macs, roof, moved)
+        columns |= _rates(columns, macs, moved)
+    else:
+        limit_ms = None if op == "group_norm" else roof_ms(macs, roof)
+    return {
+        "op": op,
+        "width": job.width,
+        "shape": str(shape),
+        "calls": job.calls,
+        "macs": shape.macs,
+        **columns,
+        "roof_ms": limit_ms,
+        "error": error,
+        "native": native,
+    }
 
 
-def _with_totals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Append, after each op and width, the sum over a whole step (calls x time)."""
+def _rates(columns: dict[str, float], macs: int, moved_bytes: int) -> dict[str, float]:
+    """TFLOP (2 x MACs) and GB a second of the two that need no copy of the weights."""
+    rates: dict[str, float] = {"moved_bytes": moved_bytes}
+    for name in ("dense_cl", "ours"):
+        seconds = columns[f"{name}_ms"] / 1000
+        rates[f"{name}_tflop_per_s"] = 2e-12 * macs / seconds
+        rates[f"{name}_gb_per_s"] = 1e-9 * moved_bytes / seconds
+    return rates
+
+
+def _with_totals(
+    rows: list[dict[str, Any]], complete: set[tuple[str, float]]
+) -> list[dict[str, Any]]:
+    """Append, after each complete op and width, the sum over a whole step (calls x time)."""
     result: list[dict[str, Any]] = []
     for op, width in dict.fromkeys((row["op"], row["width"]) for row in rows):
         part = [row for row in rows if (row["op"], row["width"]) == (op, width)]
+        result += part
+        if (op, width) not in complete:
+            continue
         total = {
             "op": op,
             "width": width,
@@ -114,5 +197,5 @@ def _with_totals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             total[key] = sum(row["calls"] * row[key] for row in part) if known else None
         for name in ("slicing", "dense_cl"):
             total[f"ratio_{name}"] = total[f"{name}_ms"] / total["ours_ms"]
-        result += [*part, total]
+        result.append(total)
     return result

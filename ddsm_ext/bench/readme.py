@@ -14,13 +14,26 @@ BEGIN, END = "<!-- speed: python benchmarks/report.py -->", "<!-- /speed -->"
 _CANDIDATES = {
     "slicing": ("sliced", "as the reference code does"),
     "dense_cl": ("dense", "weights cut out beforehand, channels_last"),
-    "compiled": ("compiled", "the same under torch.compile with freezing"),
+    "compiled": ("compiled", "the same under torch.compile with {compiler}"),
     "ours": ("ddsm_ext", ""),
 }
-Files = Sequence[tuple[Path, Mapping[str, Any]]]
+_COMPILERS = {"cpu": "freezing", "cuda": "max-autotune and CUDA graphs"}
+Results = Sequence[Mapping[str, Any]]
+File = tuple[Path, Mapping[str, Any]]
+Files = Sequence[File]
 
 
-def headline(files: Files) -> tuple[Path, Mapping[str, Any]]:
+def device_of(file: File) -> str:
+    """Return what a file's results were measured on: "cpu" or "cuda"."""
+    return file[1]["results"][0]["conditions"]["device"]
+
+
+def gpu_headlines(files: Files) -> list[File]:
+    """Return the files of inference on GPUs, by name."""
+    return [file for file in files if device_of(file) == "cuda" and file[1]["mode"] == "inference"]
+
+
+def headline(files: Files) -> File:
     """Return the file that the README shows: inference in float32, most threads, newest.
 
     Raises:
@@ -30,6 +43,7 @@ def headline(files: Files) -> tuple[Path, Mapping[str, Any]]:
         (path, content)
         for path, content in files
         if content["mode"] == "inference"
+        and device_of((path, content)) == "cpu"
         and content["results"][0]["conditions"]["dtype"] == "float32"
     ]
     if not chosen:
@@ -48,25 +62,36 @@ def speed_section(files: Files, folder: str = "benchmarks/results") -> str:
         files: (file, content) of all results.
         folder: where they lie, as the README links it.
     """
-    path, content = headline(files)
-    training = {other.name: result for other, result in files}.get(
-        path.name.replace("-inference.", "-training.")
-    )
-    results = content["results"]
-    timed = {key for result in results for key in result["rows"][0]}
-    names = [name for name in _CANDIDATES if f"{name}_ms" in timed]
     parts = [
-        _conditions(results, names, f"{folder}/{path.name}"),
-        _table(results, names),
-        "![Milliseconds an image against width, by batch size](docs/unet-step.png)",
-        _notes(results),
-        *_strategy(results),
-        *([_training(training["results"])] if training else []),
-        _memory(results),
+        *_section(headline(files), files, folder, "docs/unet-step.png"),
+        *(
+            part
+            for file in gpu_headlines(files)
+            for part in _section(file, files, folder, f"docs/unet-step-{file[0].stem}.png")
+        ),
         f"All tables, layer by layer too: [{folder}]({folder}/README.md); "
         "[benchmarks](benchmarks/README.md) says how to measure your machine.",
     ]
     return "\n\n".join(_wrapped(part) for part in parts)
+
+
+def _section(file: File, files: Files, folder: str, figure: str) -> list[str]:
+    path, content = file
+    training = {other.name: result for other, result in files}.get(
+        path.name.replace("-inference.", "-training.")
+    )
+    results = content["results"]
+    timed = {key for result in results for row in result["rows"] for key in row}
+    names = [name for name in _CANDIDATES if f"{name}_ms" in timed]
+    return [
+        _conditions(results, names, f"{folder}/{path.name}"),
+        _table(results, names),
+        f"![Milliseconds an image against width, by batch size]({figure})",
+        _notes(results),
+        *_strategy(results),
+        *([_training(training["results"])] if training else []),
+        _memory(results),
+    ]
 
 
 def _wrapped(part: str) -> str:
@@ -103,31 +128,46 @@ def all_tables(files: Files) -> str:
         parts += [
             f"```\n{format_result(content['mode'], result)}\n```" for result in content["results"]
         ]
+    if not any(device_of(file) == "cuda" for file in files):
+        parts += ["## NVIDIA GPUs", "Not yet measured."]
     return "\n\n".join(parts) + "\n"
 
 
-def _conditions(results: Sequence[Mapping[str, Any]], names: Sequence[str], link: str) -> str:
+def _conditions(results: Results, names: Sequence[str], link: str) -> str:
     about, machine = results[0]["conditions"], results[0]["machine"]
     error = max(row["error"] for result in results for row in result["rows"])
-    threads = f"{about['threads']} thread{'s' if about['threads'] > 1 else ''}"
     legend = "; ".join(f"{_CANDIDATES[n][0]}: {_CANDIDATES[n][1]}" for n in names if n != "ours")
+    legend = legend.format(compiler=_COMPILERS[about["device"]])
     return (
-        f"One step of the CIFAR-10 U-Net (35.9 M parameters), ms an image, {about['dtype']}, "
-        f"{threads} ({machine['cpu']}, {machine['cores']} cores, {about['isa']}), torch "
+        f"One step of the CIFAR-10 U-Net (35.9 M parameters), {_unit(about)} an image, "
+        f"{about['dtype']}, {_processor(about, machine)}, torch "
         f"{about['torch']}: medians of interleaved rounds ({about['clock']}), ratios medians of "
         f"the ratios within a round, outputs equal to {error:.0e} ([data]({link})). "
         f"{legend[0].upper()}{legend[1:]}. {machine.get('note', '')}"
-    )
+    ).rstrip()
 
 
-def _table(results: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+def _processor(about: Mapping[str, Any], machine: Mapping[str, Any]) -> str:
+    if about["device"] == "cuda":
+        versions = f"driver {about['driver']}, CUDA {about['cuda']}, cuDNN {about['cudnn']}"
+        return f"{about['gpu']} ({versions})"
+    threads = f"{about['threads']} thread{'s' if about['threads'] > 1 else ''}"
+    return f"{threads} ({machine['cpu']}, {machine['cores']} cores, {about['isa']})"
+
+
+def _unit(about: Mapping[str, Any]) -> str:
+    return "us" if about["device"] == "cuda" else "ms"
+
+
+def _table(results: Results, names: Sequence[str]) -> str:
     others = [name for name in names if name != "ours"]
+    scale = 1000 if _unit(results[0]["conditions"]) == "us" else 1
     head = ["batch", "width", "MACs", *(_CANDIDATES[name][0] for name in names), "roof"]
     lines = [[*head, *(f"ratio to {_CANDIDATES[name][0]}" for name in others)]]
     lines.append(["---:"] * len(lines[0]))
     for result in results:
         for row in result["rows"]:
-            times = [_ms(row.get(f"{name}_ms")) for name in (*names, "roof")]
+            times = [_time(row.get(f"{name}_ms"), scale) for name in (*names, "roof")]
             ratios = [_ratio(row.get(f"ratio_{name}")) for name in others]
             batch = result["conditions"]["batch"]
             lines.append(
@@ -136,9 +176,10 @@ def _table(results: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _ms(value: float | None) -> str:
-    if value is None:  # not timed at this batch size
+def _time(value_ms: float | None, scale: int = 1) -> str:
+    if value_ms is None:  # not timed at this batch size or width
         return "-"
+    value = scale * value_ms
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
@@ -150,12 +191,20 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def _notes(results: Sequence[Mapping[str, Any]]) -> str:
+def _notes(results: Results) -> str:
     roof = results[0]["roof"]
     text = (
         f"The roof is the MACs at {roof['macs_per_s'] / 1e9:.0f} G a second, the fastest "
-        f"{roof['probe']} here; Winograd convolution needs fewer products and may pass it."
+        f"{roof['probe']} here"
     )
+    if results[0]["conditions"]["device"] == "cuda":
+        text += f"; a {roof['bytes_probe']} ran at {roof['bytes_per_s'] / 1e12:.2f} TB/s."
+    else:
+        text += "; Winograd convolution needs fewer products and may pass it."
+    for result in results:
+        batch = result["conditions"]["batch"]
+        if result.get("uncompiled"):
+            text += f" At batch {batch} ddsm_ext ran as the module: {result['uncompiled']}."
     odd = [row for row in results[0]["rows"] if row["norm"] == "channels_per_group"]
     for row in odd:
         text += (
@@ -166,7 +215,7 @@ def _notes(results: Sequence[Mapping[str, Any]]) -> str:
     return text
 
 
-def _strategy(results: Sequence[Mapping[str, Any]]) -> list[str]:
+def _strategy(results: Results) -> list[str]:
     known = [result for result in results if result["strategy"] is not None]
     if not known:
         return []
@@ -184,10 +233,10 @@ def _strategy(results: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _training(results: Sequence[Mapping[str, Any]]) -> str:
+def _training(results: Results) -> str:
     steps = "; ".join(
-        f"batch {result['conditions']['batch']}: {_ms(row['slicing_ms'])} ms an image sliced, "
-        f"{_ms(row['ours_ms'])} ms here, {row['ratio_slicing']:.2f}x"
+        f"batch {result['conditions']['batch']}: {_time(row['slicing_ms'])} ms an image sliced, "
+        f"{_time(row['ours_ms'])} ms here, {row['ratio_slicing']:.2f}x"
         for result in results
         for row in result["rows"]
     )
@@ -195,12 +244,23 @@ def _training(results: Sequence[Mapping[str, Any]]) -> str:
     return f"Sandwich training step, forward and backward at widths {widths}: {steps}."
 
 
-def _memory(results: Sequence[Mapping[str, Any]]) -> str:
+def _memory(results: Results) -> str:
     result = results[-1]
     row = max(result["rows"], key=lambda row: row["width"])
+    at = f"at width {row['width']:g} and batch {result['conditions']['batch']}"
+    sliced, ours = (row[f"{name}_peak_bytes"] / 1e6 for name in ("slicing", "ours"))
+    if result.get("held_bytes"):
+        held = ", ".join(
+            f"{count / 1e6:.0f} MB {_CANDIDATES[name][0]}"
+            for name, count in result["held_bytes"].items()
+            if name in _CANDIDATES
+        )
+        return (
+            f"A step {at} allocates up to {sliced:.0f} MB sliced and {ours:.0f} MB here; weights "
+            f"beyond the network's own and graphs of all widths hold {held}."
+        )
     return (
-        f"Activations of a step at width {row['width']:g} and batch "
-        f"{result['conditions']['batch']} peak at {row['slicing_peak_bytes'] / 1e6:.0f} MB sliced "
-        f"and {row['ours_peak_bytes'] / 1e6:.0f} MB here; the weights as the kernels read them, "
-        f"one set for all widths, take {row['ours_panel_bytes'] / 1e6:.0f} MB."
+        f"Activations of a step {at} peak at {sliced:.0f} MB sliced and {ours:.0f} MB here; the "
+        "weights as the kernels read them, one set for all widths, take "
+        f"{row['ours_panel_bytes'] / 1e6:.0f} MB."
     )

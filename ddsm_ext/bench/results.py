@@ -1,4 +1,4 @@
-"""Benchmark results as JSON files: one a machine, instruction set, dtype, threads and mode."""
+"""Benchmark results as JSON files: one a processor, dtype and mode (CPU: also threads)."""
 
 from __future__ import annotations
 
@@ -27,15 +27,21 @@ def save_result(
         The file: {"mode": mode, "results": [result with "machine", by batch]}.
     """
     about = result["conditions"]
-    cpu = re.sub(r"[^a-z0-9]+", "-", machine["cpu"].lower()).strip("-")
-    name = f"{cpu}-{about['isa']}-{about['dtype']}-{about['threads']}t-{mode}.json"
-    path = Path(folder) / name
+    if about["device"] == "cuda":
+        name = f"{_slug(about['gpu'])}-{about['dtype']}"
+    else:
+        name = f"{_slug(machine['cpu'])}-{about['isa']}-{about['dtype']}-{about['threads']}t"
+    path = Path(folder) / f"{name}-{mode}.json"
     kept = read_json(path)["results"] if path.exists() else []
     kept = [other for other in kept if other["conditions"]["batch"] != about["batch"]]
     machine = {key: value for key, value in machine.items() if key not in _PRIVATE}
     results = [*kept, {**result, "machine": machine}]
     results.sort(key=lambda entry: entry["conditions"]["batch"])
     return write_json(path, {"mode": mode, "results": results})
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def load_results(folder: Path) -> list[tuple[Path, dict[str, Any]]]:

@@ -38,6 +38,16 @@ class ConvShape:
         return self.c_out * (self.c_in + self.c_in2) * self.kernel**2 * self.size**2
 
     @property
+    def activations(self) -> int:
+        """Elements of an image's input and output."""
+        return (self.c_in + self.c_in2) * self.in_size**2 + self.c_out * self.size**2
+
+    @property
+    def parameters(self) -> int:
+        """Active elements of weight and bias."""
+        return self.c_out * ((self.c_in + self.c_in2) * self.kernel**2 + 1)
+
+    @property
     def in_size(self) -> int:
         """Side of the input in pixels."""
         return self.size // 2 if self.upsample else self.size * self.stride
@@ -62,6 +72,16 @@ class LinearShape:
         """MACs an image, bias not counted."""
         return self.c_in * self.c_out
 
+    @property
+    def activations(self) -> int:
+        """Elements of an image's input and output."""
+        return self.c_in + self.c_out
+
+    @property
+    def parameters(self) -> int:
+        """Active elements of weight and bias."""
+        return self.c_out * (self.c_in + 1)
+
     def __str__(self) -> str:
         return f"{self.c_in}->{self.c_out}"
 
@@ -82,6 +102,16 @@ class NormShape:
         """Two MACs an element: scale and shift."""
         return 2 * (self.c + self.c2) * self.size**2
 
+    @property
+    def activations(self) -> int:
+        """Elements of an image's input, read once, and output."""
+        return 2 * (self.c + self.c2) * self.size**2
+
+    @property
+    def parameters(self) -> int:
+        """Active elements of scale and shift."""
+        return 2 * (self.c + self.c2)
+
     def __str__(self) -> str:
         c = f"{self.c}+{self.c2}" if self.c2 else str(self.c)
         return f"{c} /{self.groups} @{self.size}{' silu' if self.silu else ''}"
@@ -100,11 +130,26 @@ class AttentionShape:
         """MACs an image of both products."""
         return 2 * self.heads * self.tokens**2 * self.head_size
 
+    @property
+    def activations(self) -> int:
+        """Elements of an image's q, k, v and output."""
+        return 4 * self.heads * self.tokens * self.head_size
+
+    @property
+    def parameters(self) -> int:
+        """None."""
+        return 0
+
     def __str__(self) -> str:
         return f"{self.heads}x{self.tokens}x{self.head_size}"
 
 
 Shape = ConvShape | LinearShape | NormShape | AttentionShape
+
+
+def least_bytes(shape: Shape, batch: int, element_bytes: int) -> int:
+    """Bytes that any kernel moves: every input and parameter read once, the output written once."""
+    return (batch * shape.activations + shape.parameters) * element_bytes
 
 
 def config_at(config: UNetConfig, width: float) -> UNetConfig:

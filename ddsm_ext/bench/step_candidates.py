@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch._dynamo.config
 from torch import Tensor
 
-from ddsm_ext.bench.network import random_inputs, random_network
+from ddsm_ext.bench.conditions import Setting
+from ddsm_ext.bench.memory import held_gpu_bytes
+from ddsm_ext.bench.network import as_reference, random_inputs, random_network
 from ddsm_ext.bench.shapes import config_at
 from ddsm_ext.bench.slicing_unet import SlicingUNet
 from ddsm_ext.models.config import UNetConfig
@@ -22,20 +27,34 @@ from ddsm_ext.models.unet import SlimmableUNet
 STEP_CANDIDATES = ("slicing", "dense", "dense_cl", "compiled", "ours", "ours_module")
 DEFAULT_CANDIDATES = ("slicing", "dense_cl", "ours")  # compiling takes a minute a width
 Call = Callable[[], Tensor]
+_COMPILE_S = 30.0  # less than this is not tried for the first width
 
 
 @dataclass(frozen=True)
 class Step:
-    """A candidate at a width, ready to run: weights cut out, compiled, rearranged.
+    """A candidate at a width, ready to run: weights cut out, compiled, rearranged, captured.
 
-    `setup_s` is how long that took, `held_bytes` the memory for activations that it keeps from one
-    step to the next, `panel_bytes` its rearranged weights of all widths.
+    `setup_s` is how long that took. On the CPU the steps of ours share `arena_bytes` for their
+    activations and `panel_bytes` of rearranged weights of all widths; on a GPU every candidate
+    keeps `held_bytes` of weights of its own and graphs. `uncompiled` says why ours runs as the
+    module, if it does.
     """
 
     call: Call
     setup_s: float
-    held_bytes: int
-    panel_bytes: int
+    arena_bytes: int = 0
+    panel_bytes: int = 0
+    held_bytes: int = 0
+    uncompiled: str | None = None
+
+
+@dataclass
+class Steps:
+    """(width, candidate) -> Step, and why some are missing."""
+
+    ready: dict[tuple[float, str], Step] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
 
 def prepare_steps(
@@ -43,47 +62,80 @@ def prepare_steps(
     widths: Sequence[float],
     names: Sequence[str],
     batch: int,
-    dtype: torch.dtype,
-) -> dict[tuple[float, str], Step]:
-    """Return (width, candidate) -> Step; all of a width compute one function of one input.
+    setting: Setting,
+    compile_limit_s: float = math.inf,
+) -> Steps:
+    """Return the candidates at each width; all of a width compute one function of one input.
 
-    Call it and the steps without gradients and on the threads that will be timed.
+    Call it and the steps without gradients and with the setting active.
 
     Args:
         config: the network, filled with random weights; see `config_at`.
-        widths: widths to run.
+        widths: widths to run, in the order in which they are compiled.
         names: some of STEP_CANDIDATES.
         batch: images.
-        dtype: type of weights and images.
+        setting: device and arithmetic.
+        compile_limit_s: "compiled" is left out at widths that would probably end later after the
+            start of this call.
     """
-    steps: dict[tuple[float, str], Step] = {}
+    start = time.perf_counter()
+    last_s = _COMPILE_S
+    steps = Steps()
+    builders = {}
     for variant in dict.fromkeys(config_at(config, width) for width in widths):
-        x, t = random_inputs(variant, batch, dtype)
+        net = random_network(variant).to(setting.device, setting.kind)
         own = [width for width in widths if config_at(config, width) == variant]
-        builder = _Builder(random_network(variant).to(dtype), own, x, t)
-        for width in own:
-            for name in names:
-                start = time.perf_counter()
-                call: Call = getattr(builder, name)(width)
-                setup_s = time.perf_counter() - start
-                steps[width, name] = Step(
-                    call, setup_s, builder.held_bytes(name, width), builder.panel_bytes(name)
-                )
+        inputs = random_inputs(variant, batch, setting.kind, device=setting.device)
+        builders[variant] = _Builder(net, own, *inputs, on_gpu=setting.on_gpu)
+    # Compiling may take minutes and fail: all else is ready before.
+    for name in sorted(names, key=lambda name: name == "compiled"):
+        for width in widths:
+            spent_s = time.perf_counter() - start
+            if name == "compiled" and spent_s + last_s > compile_limit_s:
+                steps.left_out.append(f"{name} at width {width:g}: no time left to compile")
+                continue
+            try:
+                step = builders[config_at(config, width)].step(name, width)
+            except RuntimeError as error:
+                if name != "compiled":
+                    raise
+                steps.failed.append(f"{name} at width {width:g}: {error}")
+                continue
+            steps.ready[width, name] = step
+            if name == "compiled":
+                last_s = step.setup_s
     return steps
 
 
 class _Builder:
-    """One method a candidate, named as in STEP_CANDIDATES."""
+    """One method a candidate, named as in STEP_CANDIDATES; `step` calls it."""
 
-    def __init__(self, net: SlimmableUNet, widths: Sequence[float], x: Tensor, t: Tensor) -> None:
+    def __init__(
+        self, net: SlimmableUNet, widths: Sequence[float], x: Tensor, t: Tensor, *, on_gpu: bool
+    ) -> None:
         self.net, self.widths, self.x, self.t = net, tuple(widths), x, t
         self.x_cl = x.contiguous(memory_format=torch.channels_last)
         n, c, image_height, image_width = x.shape
         self.shape = (n, c, image_height, image_width)
+        self.on_gpu = on_gpu
+        self.reference = SlicingUNet(as_reference(net))
+
+    def step(self, name: str, width: float) -> Step:
+        before = held_gpu_bytes() if self.on_gpu else 0
+        start = time.perf_counter()
+        call: Call = getattr(self, name)(width)
+        step = Step(call, time.perf_counter() - start)
+        if self.on_gpu:
+            step = replace(step, held_bytes=held_gpu_bytes() - before)
+        if name != "ours":
+            return step
+        if not self.on_gpu:
+            arena_bytes = self.runner.activation_bytes(width, self.shape, self.x.dtype)
+            step = replace(step, arena_bytes=arena_bytes, panel_bytes=self.runner.panel_bytes())
+        return replace(step, uncompiled=self.uncompiled)
 
     def slicing(self, width: float) -> Call:
-        network = SlicingUNet(self.net)
-        return lambda: network(self.x, self.t, width)
+        return lambda: self.reference(self.x, self.t, width)
 
     def dense(self, width: float) -> Call:
         network = self.net.export_subnet(width)
@@ -94,16 +146,22 @@ class _Builder:
         return lambda: network(self.x_cl, self.t)
 
     def compiled(self, width: float) -> Call:
-        network = torch.compile(
-            self._export_channels_last(width),
-            fullgraph=True,
-            dynamic=False,
-            options={"freezing": True},
+        dense = self._export_channels_last(width)
+        options: dict[str, Any] = (
+            {"mode": "max-autotune"} if self.on_gpu else {"options": {"freezing": True}}
         )
+        network = torch.compile(dense, fullgraph=True, dynamic=False, **options)
+
+        def call() -> Tensor:
+            # On a GPU the output lies in a graph's memory, which the next step may use again.
+            torch.compiler.cudagraph_mark_step_begin()
+            return network(self.x_cl, self.t)
+
         # All widths share the code of one forward, which is compiled at most 8 times by default.
         with torch._dynamo.config.patch(recompile_limit=256):
-            network(self.x_cl, self.t)
-        return lambda: network(self.x_cl, self.t)
+            for _ in range(3 if self.on_gpu else 1):  # compiles, records a graph, replays it
+                call()
+        return call
 
     def _export_channels_last(self, width: float) -> DenseUNet:
         dense = self.net.export_subnet(width)
@@ -111,25 +169,27 @@ class _Builder:
 
     @cached_property
     def runner(self) -> UNetStepRunner:
-        runner = self.net.step_runner()
-        reason = runner.reason_against(self.x.dtype, self.x.device)
-        if reason is not None:
+        return self.net.step_runner()
+
+    @cached_property
+    def uncompiled(self) -> str | None:
+        """Why the runner runs steps as the module; None: it makes them ready."""
+        reason = self.runner.reason_against(self.x.dtype, self.x.device)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            self.runner.prepare(self.widths, self.shape, self.x.dtype, self.x.device)
+        said = [str(warning.message) for warning in caught]
+        reason = reason or next((text for text in said if "uncompiled" in text), None)
+        if reason is not None and not self.on_gpu:
             raise ValueError(f"run_unet_step: ours would run uncompiled, {reason}")
-        runner.prepare(self.widths, self.shape, self.x.dtype, self.x.device)
-        return runner
+        return reason
 
     def ours(self, width: float) -> Call:
+        if self.uncompiled is not None:
+            return self.ours_module(width)
         runner = self.runner
-        runner(self.x_cl, self.t, width)  # rearranges the weights
+        runner(self.x_cl, self.t, width)  # rearranges the weights, or captures
         return lambda: runner(self.x_cl, self.t, width)
 
     def ours_module(self, width: float) -> Call:
         return lambda: self.net(self.x_cl, self.t, width)
-
-    def held_bytes(self, name: str, width: float) -> int:
-        if name != "ours":
-            return 0
-        return self.runner.activation_bytes(width, self.shape, self.x.dtype)
-
-    def panel_bytes(self, name: str) -> int:
-        return self.runner.panel_bytes() if name == "ours" else 0

@@ -24,6 +24,10 @@ _COLUMNS = {
     "ratio_dense": "dense/ours",
     "ratio_dense_cl": "NHWC/ours",
     "ratio_compiled": "compiled/ours",
+    "dense_cl_tflop_per_s": "NHWC TFLOP/s",
+    "ours_tflop_per_s": "ours TFLOP/s",
+    "dense_cl_gb_per_s": "NHWC GB/s",
+    "ours_gb_per_s": "ours GB/s",
     "slicing_peak_bytes": "slicing MB",
     "ours_peak_bytes": "ours MB",
     "error": "error",
@@ -40,7 +44,8 @@ _TITLES = {
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return rows of a benchmark's result as an aligned table, times in ms.
 
-    `roof` is the time of the MACs at the fastest matrix product; `kernel` says whether a compiled
+    `roof` is the time of the MACs at the fastest matrix product, for a layer on a GPU at least that
+    of its bytes at the rate of a copy; `kernel` says whether a compiled
     kernel ran ("native") or the plain-torch reference ("torch"); `MB` are peaks of a step.
     """
     if not rows:
@@ -69,14 +74,23 @@ def format_result(mode: str, result: Mapping[str, Any]) -> str:
             (`run_ops`).
         result: what the function returned.
     """
-    about = result["conditions"]
+    about, roof = result["conditions"], result["roof"]
+    probes = f"{roof['macs_per_s'] / 1e9:.1f} GMAC/s, {roof['probe']}"
+    if "bytes_per_s" in roof:
+        probes += f"; {roof['bytes_per_s'] / 1e9:.0f} GB/s, {roof['bytes_probe']}"
     lines = [
-        f"{_TITLES[mode]}: batch {about['batch']}, {about['dtype']}, "
-        f"{about['threads']} threads ({about['clock']}), {about['isa']} kernels, "
-        f"torch {about['torch']} ({about['torch_isa']})",
-        f"roof: {result['roof']['macs_per_s'] / 1e9:.1f} GMAC/s, {result['roof']['probe']}",
+        f"{_TITLES[mode]}: batch {about['batch']}, {about['dtype']}, {_place(about)}",
+        f"roof: {probes}",
         format_table(result["rows"]),
     ]
+    if result.get("uncompiled"):
+        lines.append(f"ours ran as the module: {result['uncompiled']}")
+    for key in ("failed", "left_out"):
+        lines += [f"{key.replace('_', ' ')}: {text}" for text in result.get(key, ())]
+    held = result.get("held_bytes")
+    if held:
+        texts = (f"{name} {count / 1e6:.0f} MB" for name, count in held.items())
+        lines.append(f"held between steps for all widths: {', '.join(texts)}")
     strategy = result.get("strategy")
     if strategy is not None:
         lines.append(f"{strategy['name']}: {strategy['macs_saved']:.1%} of the MACs saved")
@@ -86,6 +100,18 @@ def format_result(mode: str, result: Mapping[str, Any]) -> str:
                 f"realised saving {realised:.3f}"
             )
     return "\n".join(lines)
+
+
+def _place(about: Mapping[str, Any]) -> str:
+    if about["device"] == "cuda":
+        return (
+            f"{about['gpu']} ({about['clock']}), driver {about['driver']}, CUDA {about['cuda']}, "
+            f"cuDNN {about['cudnn']}, torch {about['torch']}"
+        )
+    return (
+        f"{about['threads']} threads ({about['clock']}), {about['isa']} kernels, "
+        f"torch {about['torch']} ({about['torch_isa']})"
+    )
 
 
 def _cell(key: str, value: Any) -> str:
@@ -100,6 +126,8 @@ def _cell(key: str, value: Any) -> str:
     if key.endswith("_bytes"):
         return f"{value / 1e6:.1f}"
     if key.endswith("_ms"):
+        return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+    if key.endswith("_per_s"):
         return f"{value:.3g}" if value < 100 else f"{value:.0f}"
     if key.startswith("ratio"):
         return f"{value:.2f}x"

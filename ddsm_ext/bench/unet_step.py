@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from ddsm_ext.bench.candidates import OPS, check_agreement, dtype_of
-from ddsm_ext.bench.conditions import check_batch, conditions, using_threads
+from ddsm_ext.bench.candidates import OPS, check_agreement
+from ddsm_ext.bench.conditions import Setting, check_batch
 from ddsm_ext.bench.memory import peak_bytes
 from ddsm_ext.bench.roof import measure_roof, roof_ms
 from ddsm_ext.bench.shapes import REFERENCE_CIFAR10, WIDTHS, config_at
 from ddsm_ext.bench.step_candidates import (
     DEFAULT_CANDIDATES,
     STEP_CANDIDATES,
+    Steps,
     prepare_steps,
 )
-from ddsm_ext.bench.timing import clock_of, interleaved, time_columns
+from ddsm_ext.bench.timing import Timing, interleaved, time_columns
 from ddsm_ext.models.config import UNetConfig
 from ddsm_ext.models.macs import unet_macs
 from ddsm_ext.ops._dispatch import runs_native
@@ -35,6 +37,8 @@ def run_unet_step(
     *,
     candidates: Sequence[str] = DEFAULT_CANDIDATES,
     threads: int = 1,
+    device: str = "cpu",
+    compile_limit_s: float = math.inf,
     config: UNetConfig = REFERENCE_CIFAR10,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
@@ -45,10 +49,12 @@ def run_unet_step(
     Args:
         widths: widths to time; `config_at` says what runs at those that `config` does not take.
         batch: images a step.
-        dtype: "float32" or "bfloat16".
+        dtype: "float32", "bfloat16" or, on a GPU, "tf32".
         rounds: measured rounds.
         candidates: some of STEP_CANDIDATES, "slicing" and "ours" among them.
         threads: torch threads; 1 is timed in the thread's CPU time, more in wall time.
+        device: "cpu" or "cuda".
+        compile_limit_s: seconds for "compiled", which is left out where they are short.
         config: the network, filled with random weights.
         progress: called with (rounds done, rounds in all); None for silence.
 
@@ -57,32 +63,38 @@ def run_unet_step(
         and `_peak_bytes` a step and `_setup_s`, ratio_<candidate> to ours; ours_panel_bytes,
         roof_ms an image, error of ours, native), "strategy" (the published CIFAR-10 strategy:
         steps, macs_saved, time_saved and realised_saving by candidate; None unless all four widths
-        were timed), "roof" and "conditions".
+        were timed), "held_bytes" (what each candidate keeps for all widths; None on the CPU),
+        "uncompiled" (why ours is the module, or None), "failed" and "left_out" (what was not
+        compiled, and why), "roof" and "conditions".
 
     Raises:
         ValueError: an argument that cannot be used, or a candidate that computes something else.
     """
-    kind = dtype_of(dtype)
+    setting = Setting(dtype, threads, device)
     check_batch(batch)
     names = _check_candidates(candidates)
-    widths = [config_at(config, width).check_width(width) for width in widths]
-    if not widths:
-        raise ValueError("run_unet_step: widths is empty; need at least one width")
-    with using_threads(threads), torch.no_grad(), warnings.catch_warnings():
+    widths = _check_widths(config, widths)
+    with setting.active(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the column `native` tells what the warning would
-        roof = measure_roof(kind, threads)
-        rows = _measure(config, widths, names, batch, kind, rounds, threads, progress)
-    for row in rows:
-        row["roof_ms"] = roof_ms(row["macs"], roof)
+        roof = measure_roof(setting)
+        steps = prepare_steps(config, widths, names, batch, setting, compile_limit_s)
+        rows = _measure(steps, config, widths, batch, setting, roof, rounds, progress)
     return {
         "rows": rows,
         "strategy": _published_strategy(rows, names),
+        "held_bytes": _held_bytes(steps, names) if setting.on_gpu else None,
+        "uncompiled": steps.ready[widths[0], "ours"].uncompiled,
+        "failed": steps.failed,
+        "left_out": steps.left_out,
         "roof": roof,
-        "conditions": {
-            "network": config.to_dict(),
-            **conditions(batch=batch, dtype=dtype, threads=threads),
-        },
+        "conditions": {"network": config.to_dict(), **setting.conditions(batch)},
     }
+
+
+def _check_widths(config: UNetConfig, widths: Sequence[float]) -> list[float]:
+    if not widths:
+        raise ValueError("run_unet_step: widths is empty; need at least one width")
+    return [config_at(config, width).check_width(width) for width in widths]
 
 
 def _check_candidates(names: Sequence[str]) -> list[str]:
@@ -101,44 +113,68 @@ def _check_candidates(names: Sequence[str]) -> list[str]:
 
 
 def _measure(
+    steps: Steps,
     config: UNetConfig,
     widths: Sequence[float],
-    names: Sequence[str],
     batch: int,
-    kind: torch.dtype,
+    setting: Setting,
+    roof: dict[str, Any],
     rounds: int,
-    threads: int,
     progress: Callable[[int, int], None] | None,
 ) -> list[dict[str, Any]]:
-    steps = prepare_steps(config, widths, names, batch, kind)
-    calls = {key: step.call for key, step in steps.items()}
-    errors = {
-        width: check_agreement(
-            f"U-Net at width {width:g}", {name: calls[width, name]() for name in names}, kind
-        )
-        for width in widths
-    }
-    peaks = peak_bytes(calls)
-    times = interleaved(calls, rounds=rounds, clock=clock_of(threads)[0], progress=progress)
-    x = torch.empty(0, dtype=kind)
+    errors = _compare(steps, widths, setting)
+    calls = {key: step.call for key, step in steps.ready.items()}
+    peaks = peak_bytes(calls, device=setting.device)
+    times = interleaved(calls, rounds=rounds, progress=progress, **setting.timing)
+    x = torch.empty(0, dtype=setting.kind, device=setting.device)
     native = all(runs_native(f"sliced_{op}", x, needs_grad=False) for op in OPS)
-    rows = []
+    rows = [_row(config_at(config, w), w, batch, steps, times, peaks) for w in widths]
+    return [
+        row
+        | {"roof_ms": roof_ms(row["macs"], roof), "error": errors[row["width"]], "native": native}
+        for row in rows
+    ]
+
+
+def _compare(steps: Steps, widths: Sequence[float], setting: Setting) -> dict[float, float]:
+    """Return the error of ours at each width, after checking all candidates."""
+    errors = {}
     for width in widths:
-        variant = config_at(config, width)
-        row: dict[str, Any] = {
-            "width": width,
-            "norm": variant.norm,
-            "macs": unet_macs(variant, width),
-            **time_columns({name: times[width, name] for name in names}, batch),
-            "ours_panel_bytes": steps[width, "ours"].panel_bytes,
-            "error": errors[width],
-            "native": native,
+        # Clones: a graph's next replay writes its output again.
+        outputs = {
+            name: step.call().clone() for (w, name), step in steps.ready.items() if w == width
         }
-        for name in names:
-            row[f"{name}_setup_s"] = steps[width, name].setup_s
-            row[f"{name}_peak_bytes"] = peaks[width, name] + steps[width, name].held_bytes
-        rows.append(row)
-    return rows
+        errors[width] = check_agreement(f"U-Net at width {width:g}", outputs, setting.tolerance)
+    return errors
+
+
+def _row(
+    variant: UNetConfig,
+    width: float,
+    batch: int,
+    steps: Steps,
+    times: Mapping[tuple[float, str], Timing],
+    peaks: Mapping[tuple[float, str], int],
+) -> dict[str, Any]:
+    ready = {name: step for (w, name), step in steps.ready.items() if w == width}
+    row: dict[str, Any] = {
+        "width": width,
+        "norm": variant.norm,
+        "macs": unet_macs(variant, width),
+        **time_columns({name: times[width, name] for name in ready}, batch),
+        "ours_panel_bytes": ready["ours"].panel_bytes,
+    }
+    for name, step in ready.items():
+        row[f"{name}_setup_s"] = step.setup_s
+        row[f"{name}_peak_bytes"] = peaks[width, name] + step.arena_bytes
+    return row
+
+
+def _held_bytes(steps: Steps, names: Sequence[str]) -> dict[str, int]:
+    return {
+        name: sum(step.held_bytes for (_, other), step in steps.ready.items() if other == name)
+        for name in names
+    }
 
 
 def _published_strategy(
@@ -152,7 +188,8 @@ def _published_strategy(
         return share_saved(PUBLISHED_CIFAR10_STEPS, {w: row[key] for w, row in by_width.items()})
 
     macs_saved = saved("macs")
-    time_saved = {name: saved(f"{name}_ms") for name in names}
+    timed = [name for name in names if all(f"{name}_ms" in row for row in rows)]
+    time_saved = {name: saved(f"{name}_ms") for name in timed}
     return {
         "name": "published CIFAR-10 strategy",
         "steps": {f"{width:g}": n for width, n in PUBLISHED_CIFAR10_STEPS.items()},

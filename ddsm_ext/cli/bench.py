@@ -2,11 +2,13 @@
 
 Every comparison checks the results first, then takes turns in one run. `ours` is this package,
 `slicing` what the reference code does, `dense_cl` weights cut out beforehand in channels_last,
-`compiled` the same under torch.compile with frozen weights (a minute a width to compile).
+`compiled` the same under torch.compile (a minute a width to compile): with frozen weights on the
+CPU, max-autotune and CUDA graphs on a GPU.
 
     ddsm bench               the U-Net step at each width, and the realised saving
     ddsm bench --ops         each op over the U-Net's layer shapes
     ddsm bench --training    the sandwich training step
+    ddsm bench --device cuda --dtype bfloat16 --batch 128
     ddsm bench --explain     which algorithm each convolution takes, and why; nothing is timed
 """
 
@@ -21,6 +23,7 @@ from ddsm_ext.settings import did_you_mean
 
 OPS = ("conv2d", "linear", "group_norm", "attention")
 CANDIDATES = "slicing,dense_cl,ours"
+DTYPES = ("float32", "bfloat16", "tf32")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="fewer shapes and rounds")
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="images (default: 8)")
-    parser.add_argument("--dtype", default="float32", help="float32 (default) or bfloat16")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument(
+        "--dtype", default="float32", help=f"{' or '.join(DTYPES)}; tf32: cuda only"
+    )
     parser.add_argument("--threads", type=int, default=None, metavar="N", help="default: all cores")
     parser.add_argument("--widths", default="1,0.75,0.5,0.25", help="default: 1,0.75,0.5,0.25")
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of the table")
@@ -45,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
     for op in args.ops or ():
         if op not in OPS:
             raise ValueError(f"--ops: unknown op {op!r}{did_you_mean(op, OPS)}")
-    if args.dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"--dtype is {args.dtype!r}; needs float32 or bfloat16")
+    if args.dtype not in DTYPES:
+        raise ValueError(f"--dtype is {args.dtype!r}; needs {' or '.join(DTYPES)}")
 
     if args.explain:
         from ddsm_ext.bench.choices import explain_choices
@@ -61,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     threads = len(os.sched_getaffinity(0)) if args.threads is None else args.threads
     shared: dict[str, Any] = {
         "batch": args.batch, "dtype": args.dtype, "rounds": 3 if args.quick else 9,
-        "threads": threads,
+        "threads": threads, "device": args.device,
     }  # fmt: skip
     say(_machine())
     if args.ops is not None:
@@ -71,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         mode, result = "inference", _time_unet(widths, args.candidates.split(","), shared)
     print(json.dumps(result, indent=2) if args.json else format_result(mode, result))
-    return 0
+    return 1 if result.get("failed") else 0
 
 
 def _widths(text: str) -> list[float]:

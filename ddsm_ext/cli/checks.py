@@ -51,7 +51,23 @@ def _libraries() -> bool:
     print(f"  {'conv choice':<14}{costs}")
     reason = _library.cuda_missing_reason
     print(f"  {'CUDA kernels':<14}{'loaded' if not reason else 'not loaded: ' + reason}")
+    print(f"  {'GPU':<14}{_gpu()}")
     return True
+
+
+def _gpu() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} finds none"
+    from ddsm_ext.bench.conditions import gpu_conditions
+
+    about = gpu_conditions()
+    return (
+        f"{about['gpu']}, capability {about['capability']}, {about['multiprocessors']} "
+        f"multiprocessors, {about['gpu_bytes'] / 2**30:.0f} GiB; driver {about['driver']}, "
+        f"CUDA {about['cuda']}, cuDNN {about['cudnn']}"
+    )
 
 
 def _ops(device_name: str) -> bool:

@@ -59,6 +59,7 @@ def result(batch: int = 8, dtype: str = "float32", threads: int = 1) -> dict[str
             "batch": batch,
             "dtype": dtype,
             "threads": threads,
+            "device": "cpu",
             "clock": "wall time",
             "torch": "2.13.0",
             "torch_isa": "avx2",

@@ -12,7 +12,12 @@ from bench.small_network import SMALL
 from ddsm_ext.bench.network import random_inputs, random_network
 from ddsm_ext.bench.table import format_result
 from ddsm_ext.bench.training_step import check_gradients, run_training_step, sandwich_calls
+from ddsm_ext.models import SlimmableUNet
 from ddsm_ext.models.macs import unet_macs
+
+
+def both(net: SlimmableUNet) -> dict[str, SlimmableUNet]:
+    return {"slicing": net, "ours": net}
 
 
 def test_both_leave_the_summed_gradient_of_the_exported_networks() -> None:
@@ -25,7 +30,7 @@ def test_both_leave_the_summed_gradient_of_the_exported_networks() -> None:
         F.mse_loss(dense(x, t), target).backward()
         gradient = dense.tail.conv.weight.grad
         expected[:, : gradient.shape[1]] += gradient
-    for call in sandwich_calls(net, (1.0, 0.5), x, t).values():
+    for call in sandwich_calls(both(net), (1.0, 0.5), x, t).values():
         call()
         call()  # begins anew, adds nothing to the first
         torch.testing.assert_close(net.tail.conv.weight.grad, expected, rtol=1e-9, atol=1e-12)
@@ -34,7 +39,8 @@ def test_both_leave_the_summed_gradient_of_the_exported_networks() -> None:
 def test_each_step_finds_changed_weights() -> None:
     net = random_network(SMALL)
     versions = [p._version for p in net.parameters()]
-    for call in sandwich_calls(net, (0.25,), *random_inputs(SMALL, 1, torch.float32)).values():
+    inputs = random_inputs(SMALL, 1, torch.float32)
+    for call in sandwich_calls(both(net), (0.25,), *inputs).values():
         call()
         assert all(p._version > v for p, v in zip(net.parameters(), versions, strict=True))
         versions = [p._version for p in net.parameters()]
@@ -56,21 +62,31 @@ def test_result_is_complete_and_json_ready() -> None:
 
 def test_a_wrong_gradient_is_refused() -> None:
     good = {"a.weight": torch.ones(3, 2), "a.bias": torch.ones(2)}
-    assert check_gradients(good, good, torch.float32) == 0
+    assert check_gradients(good, good, 1e-4) == 0
     # one of six ones off by 0.06: 0.06 / sqrt(6)
     wrong = good | {"a.weight": torch.tensor([[1.06, 1], [1, 1], [1, 1]])}
     with pytest.raises(ValueError, match=r"a\.weight differs from slicing's by 0\.024"):
-        check_gradients(wrong, good, torch.float32)
+        check_gradients(wrong, good, 1e-4)
     with pytest.raises(ValueError, match=r"a\.bias differs"):
-        check_gradients(good | {"a.bias": good["a.bias"] * torch.nan}, good, torch.float32)
-    with pytest.raises(ValueError, match=r"only one of the two has a gradient of a\.bias"):
-        check_gradients({"a.weight": good["a.weight"]}, good, torch.float32)
+        check_gradients(good | {"a.bias": good["a.bias"] * torch.nan}, good, 1e-4)
+    with pytest.raises(ValueError, match=r"only some have a gradient of a\.bias"):
+        check_gradients({"a.weight": good["a.weight"]}, good, 1e-4)
+
+
+def test_a_gradient_may_be_three_times_as_wrong_as_slicings_in_the_same_arithmetic() -> None:
+    exact, slicing = {"a": torch.tensor([1.0, 0.0])}, {"a": torch.tensor([1.0, 0.02])}
+    ours = {"a": torch.tensor([1.0, -0.05])}
+    assert check_gradients(ours, slicing, 1e-4, exact) == pytest.approx(0.05)
+    with pytest.raises(
+        ValueError, match=r"of a differs from slicing's by 0\.07; need at most 0\.06"
+    ):
+        check_gradients({"a": torch.tensor([1.07, 0.0])}, slicing, 1e-4, exact)
 
 
 def test_the_key_bias_is_measured_against_its_weight() -> None:
     weight, bias = torch.ones(4, 4), torch.tensor([1e-9, 0, 0, 0])
     expected = {"x.attention.k.weight": weight, "x.attention.k.bias": bias}
-    error = check_gradients(expected | {"x.attention.k.bias": -bias}, expected, torch.float32)
+    error = check_gradients(expected | {"x.attention.k.bias": -bias}, expected, 1e-4)
     assert error == pytest.approx(2e-9 / 4)
 
 

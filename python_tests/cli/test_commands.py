@@ -104,7 +104,9 @@ def test_a_pickle_that_runs_code_is_refused(
     ("arguments", "expected"),
     [
         (["--ops", "conv"], "did you mean conv2d?"),
-        (["--dtype", "float16"], "needs float32 or bfloat16"),
+        (["--dtype", "float16"], "needs float32 or bfloat16 or tf32"),
+        (["--dtype", "tf32"], "dtype is 'tf32' on the CPU"),
+        (["--device", "gpu"], "device is 'gpu'; need cpu or cuda"),
         (["--widths", "half"], "needs numbers"),
         (["--batch", "0"], "batch is 0"),
         (["--threads", "0"], "threads is 0"),
