@@ -9,9 +9,7 @@ namespace ddsm::binding {
 
 // Kernels run where x is: another tensor elsewhere would be read through a foreign address.
 inline void check_same_device(const char* op, const Tensor& x, const Tensor& other) {
-  STD_TORCH_CHECK(other.is_cpu() == x.is_cpu() &&
-                      other.get_device_index() == x.get_device_index(),
-                  op, ": the tensors are on different devices; need one");
+  STD_TORCH_CHECK(same_device(other, x), op, ": the tensors are on different devices; need one");
 }
 
 // torch's current stream on the device of x.

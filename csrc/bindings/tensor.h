@@ -33,6 +33,10 @@ inline DType dtype_of(const Tensor& tensor, const char* op) {
   return DType::kFloat32;
 }
 
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  return a.is_cpu() == b.is_cpu() && a.get_device_index() == b.get_device_index();
+}
+
 // True if x [N, C, H, W] has its channels adjacent in memory and its pixels evenly spaced, as a
 // channels_last tensor or a channel slice of one has: element (n, c, h, w) lies at
 // ((n * H + h) * W + w) * pixel_stride + c.
