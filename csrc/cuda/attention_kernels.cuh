@@ -212,6 +212,7 @@ struct AttentionBlock {
   }
 
   DDSM_DEVICE void run() {
+    if (p.columns == 0) return;  // no queries: the gradients of keys and values are zero
     load_statistics(true, first_row);
     if constexpr (kGeneral) run_grouped();
     else run_whole();

@@ -39,7 +39,8 @@ class Case:
             return x
         n, heads, t, d = x.shape
         # slices: rows stay multiples of 16 bytes; shifted: no row starts at one
-        start, gap = {"positions": (0, 0), "slices": (8, -d % 8 + 8), "shifted": (1, 2)}[self.layout]
+        around = {"positions": (0, 0), "slices": (8, -d % 8 + 8), "shifted": (1, 2)}
+        start, gap = around[self.layout]
         wide = x.new_full((n, t, heads, start + d + gap), torch.nan)
         view = wide[..., start : start + d].transpose(1, 2)
         view.copy_(x)
@@ -56,7 +57,8 @@ class Case:
         ]
 
     def empty(self, t: int) -> Tensor:
-        return torch.full((self.n, t, self.heads, self.d), torch.nan, dtype=self.dtype).mT.mT
+        memory = torch.full((self.n, t, self.heads, self.d), torch.nan, dtype=self.dtype)
+        return memory.transpose(1, 2)
 
     def args(self, **tensors: Tensor) -> emulated.AttentionArgs:
         args = emulated.AttentionArgs(
@@ -75,7 +77,7 @@ class Case:
 
     def forward(self, library: ctypes.CDLL | None = None) -> tuple[Tensor, Tensor]:
         q, k, v, _ = self.tensors()
-        out = self.empty(self.t_q).transpose(1, 2)
+        out = self.empty(self.t_q)
         lse = torch.full((self.n, self.heads, self.t_q), torch.nan)
         args = self.args(q=q, k=k, v=v, out=out, lse=lse)
         emulated.call("attention_forward", args, [q, k, v], [out, lse], library)
@@ -85,7 +87,7 @@ class Case:
         self, out: Tensor, lse: Tensor, library: ctypes.CDLL | None = None
     ) -> list[Tensor]:
         q, k, v, grad_out = self.tensors()
-        grads = [self.empty(t).transpose(1, 2) for t in (self.t_q, self.t_k, self.t_k)]
+        grads = [self.empty(t) for t in (self.t_q, self.t_k, self.t_k)]
         names = ("grad_q", "grad_k", "grad_v")
         reads = {"q": q, "k": k, "v": v, "grad_out": grad_out, "out": out, "lse": lse}
         args = self.args(**reads, **dict(zip(names, grads, strict=True)))
@@ -210,12 +212,12 @@ def test_nan_stays_in_its_row(dtype, monkeypatch):
 
 def test_no_queries_leave_zero_gradients_and_no_heads_nothing():
     case = Case(t_q=0)
-    out = case.empty(0).transpose(1, 2)
+    out = case.empty(0)
     grads = case.backward(out, torch.empty(case.n, case.heads, 0))
     assert not any(grad.any() for grad in grads)
     nothing = replace(case, n=0)
     nothing.forward()
-    nothing.backward(nothing.empty(0).transpose(1, 2), torch.empty(0, case.heads, 0))
+    nothing.backward(nothing.empty(0), torch.empty(0, case.heads, 0))
 
 
 def test_repeatable():

@@ -21,6 +21,7 @@ def test_ops_beside_fp64_references():
         checks.check_all()
         for check in (checks.check_conv2d, checks.check_linear, checks.check_group_norm):
             check(torch.float16, torch.float16)
+        checks.check_attention(torch.float16)
 
 
 def inputs() -> tuple[torch.Tensor, torch.Tensor]:
