@@ -300,7 +300,6 @@ struct AttentionBlock {
         }
       }
     }
-    ptx::sync_warp();  // a warp alone reads its rows: only it must be done with them
     stage();
     ptx::sync_warp();
     store();
@@ -319,7 +318,8 @@ struct AttentionBlock {
     return 1.0f / total;
   }
 
-  // Puts the outputs where the rows were, so that stores to global memory are 16 bytes wide.
+  // Puts the outputs where rows0 was, which every warp read before the last barrier, so that stores
+  // to global memory are 16 bytes wide.
   DDSM_DEVICE void stage() const {
 #pragma unroll
     for (int rt = 0; rt < kRowTiles; ++rt) {
