@@ -42,8 +42,8 @@ struct AttentionBlock {
   static_assert(kSharedBytes <= 99 * 1024);  // what sm_86 gives to a block
 
   // Blocks that a multiprocessor should hold: caps the registers of a thread at 128, 168 or 255.
-  // Beside the sums: operands and addresses, of which products on FMA units hold more.
-  static constexpr int kRegisters = sums(kColumns) + (sizeof(T) == 4 ? 112 : 80);
+  // Beside the sums: operands and addresses, of which products on FMA units hold more (no spills).
+  static constexpr int kRegisters = sums(kColumns) + (sizeof(T) == 4 ? 128 : 80);
   static constexpr int kResident = kRegisters <= 128 ? 4 : kRegisters <= 168 ? 3 : 2;
 
   const AttentionParams& p;
