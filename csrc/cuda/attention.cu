@@ -1,6 +1,8 @@
 // sliced_attention on CUDA: from the arguments to kernels, parameters and launches.
 #include "ddsm/attention_cuda.h"
 
+#include <cfloat>
+
 #include "attention_params.h"
 #include "launch.cuh"
 
@@ -39,7 +41,9 @@ AttentionParams params_of(const AttentionArgs& args, bool queries_are_rows) {
   params.rows = static_cast<int32_t>(queries_are_rows ? args.t_q : args.t_k);
   params.columns = static_cast<int32_t>(queries_are_rows ? args.t_k : args.t_q);
   params.d = static_cast<int32_t>(args.d);
+  // Never 0, as it multiplies the -inf of what lies past the last key.
   params.score_scale = static_cast<float>(args.scale * kLog2E);
+  if (params.score_scale == 0) params.score_scale = FLT_MIN;
   params.out_scale = 1;
   params.lse = static_cast<float*>(args.lse);
   params.delta = static_cast<const float*>(args.scratch);

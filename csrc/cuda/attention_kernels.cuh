@@ -83,20 +83,40 @@ struct AttentionBlock {
     return static_cast<T*>(view.data) + n * view.n_stride + head * view.head_stride;
   }
 
-  // Starts the copy of a tile: lines past `lines` and features past d are zero.
+  // Starts the copy of a tile: lines past `lines` and features past d are zero. A thread has one
+  // chunk of every 16th line in every slab, so that all addresses are few sums apart.
   template <class Tile>
   DDSM_DEVICE void load(uint32_t base, const AttentionView& view, int32_t first, int32_t lines,
-                        int32_t feature0) const {
-    const T* data = head_of(view);
+                        int32_t first_feature) const {
+    constexpr int kLineStep = kThreads / Tile::kChunks;
+    static_assert(Tile::kLines % kLineStep == 0 && kLineStep % 8 == 0);  // 8: the swizzle repeats
+    const int line = thread() / Tile::kChunks, chunk = thread() % Tile::kChunks;
+    const int32_t feature = first_feature + chunk * Tile::kVector;
+    const T* source = head_of(view) + (first + line) * view.t_stride + feature;
+    int32_t left[kSlabs];
+#pragma unroll
+    for (int slab = 0; slab < kSlabs; ++slab) {
+      const int32_t features = p.d - feature - slab * Tile::kSlabFeatures;
+      left[slab] = features < 0 ? 0 : features < Tile::kVector ? features : Tile::kVector;
+    }
 #pragma unroll 4
-    for (int item = thread(); item < Tile::kBytes / 16; item += kThreads) {
-      const int line = item / Tile::kLineChunks, chunk = item % Tile::kLineChunks;
-      const int32_t feature = feature0 + chunk * Tile::kVector;
-      const int64_t offset = (first + line) * view.t_stride + feature;
-      const int count = first + line < lines ? p.d - feature : 0;
-      const uint32_t address = base + Tile::chunk_address(line, chunk);
-      if (!kGeneral || view.vector) load_vector<T>(address, data, offset, count);
-      else load_elements<T, T>(address, data, offset, 1, count);
+    for (int i = 0; i < Tile::kLines / kLineStep; ++i, source += kLineStep * view.t_stride) {
+      const bool inside = first + line + i * kLineStep < lines;
+#pragma unroll
+      for (int slab = 0; slab < kSlabs; ++slab) {
+        const uint32_t address = base + Tile::chunk_address(line, chunk, slab);
+        load_chunk(address + i * kLineStep * kSlabBytes, source + slab * Tile::kSlabFeatures,
+                   inside ? left[slab] : 0, view.vector);
+      }
+    }
+  }
+
+  // `count` elements of a chunk, the rest zero; cp.async touches no byte of what it leaves out.
+  static DDSM_DEVICE void load_chunk(uint32_t address, const T* source, int count, bool vector) {
+    if (!kGeneral || vector) {
+      ptx::cp_async(address, source, count * static_cast<int>(sizeof(T)));
+    } else {
+      load_elements<T, T>(address, source, 0, 1, count);
     }
   }
 
@@ -139,14 +159,7 @@ struct AttentionBlock {
 
   // Scores -> powers, with what is summed so far brought to the new largest exponent.
   DDSM_DEVICE void soften(Scores& scores, int32_t first_column) {
-#pragma unroll
-    for (auto& row : scores) {
-#pragma unroll
-      for (auto& tile : row) {
-#pragma unroll
-        for (float& score : tile) score *= p.score_scale;  // before the maximum: it may be negative
-      }
-    }
+    if (p.score_scale < 0) negate(scores);  // the largest score shall have the largest exponent
     mask(scores, first_column, -INFINITY);
 #pragma unroll
     for (int rt = 0; rt < kRowTiles; ++rt) {
@@ -155,12 +168,25 @@ struct AttentionBlock {
     }
   }
 
+  static DDSM_DEVICE void negate(Scores& scores) {
+#pragma unroll
+    for (auto& row : scores) {
+#pragma unroll
+      for (auto& tile : row) {
+#pragma unroll
+        for (float& score : tile) score = -score;
+      }
+    }
+  }
+
   DDSM_DEVICE void soften_row(float (&scores)[kColumns / 8][4], int rt, int half) {
-    float most = top[rt][half];
+    const float scale = fabsf(p.score_scale);
+    float most = -INFINITY;
 #pragma unroll
     for (auto& tile : scores) most = fmaxf(most, fmaxf(tile[half * 2], tile[half * 2 + 1]));
     most = fmaxf(most, ptx::shuffle(most, lane() ^ 1));
     most = fmaxf(most, ptx::shuffle(most, lane() ^ 2));
+    most = fmaxf(top[rt][half], most * scale);
     const float shift = shift_of(most), rescale = ptx::exp2(top[rt][half] - shift);
     top[rt][half] = most;
     float total = sum[rt][half] * rescale;
@@ -168,7 +194,7 @@ struct AttentionBlock {
     for (auto& tile : scores) {
 #pragma unroll
       for (int i = half * 2; i < half * 2 + 2; ++i) {
-        tile[i] = ptx::exp2(tile[i] - shift);
+        tile[i] = ptx::exp2(fmaf(tile[i], scale, -shift));
         total += tile[i];
       }
     }
@@ -195,7 +221,7 @@ struct AttentionBlock {
         for (int i = 0; i < 4; ++i) {
           const int from_first = by_rows ? rt * 16 + i / 2 * 8 : tile * 8 + i % 2;
           const auto of_query = ptx::load_shared<Pack<float, 2>>(statistics + 8 * from_first);
-          const float power = scores[rt][tile][i] * p.score_scale - of_query.lane[0];
+          const float power = fmaf(scores[rt][tile][i], p.score_scale, -of_query.lane[0]);
           scores[rt][tile][i] = ptx::exp2(power);
           if (kTwoProducts) scores[rt][tile][i] *= grads[rt][tile][i] - of_query.lane[1];
         }

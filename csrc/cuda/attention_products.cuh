@@ -9,40 +9,54 @@
 namespace ddsm {
 
 // kLines rows of kSlabs * 128 bytes, slab by slab.
-template <class T, int kLines, int kSlabs>
+template <class T, int kLineCount, int kSlabs>
 struct SlabTile {
+  static constexpr int kLines = kLineCount;
   static constexpr int kVector = 16 / sizeof(T);            // elements of a chunk
   static constexpr int kChunks = kSlabBytes / 16;           // of a line of a slab
+  static constexpr int kSlabFeatures = kChunks * kVector;
+  static constexpr int kFeatures = kSlabs * kSlabFeatures;
   static constexpr int kLineChunks = kSlabs * kChunks;      // of a line of all slabs
-  static constexpr int kFeatures = kLineChunks * kVector;
   static constexpr int kBytes = kLines * kSlabs * kSlabBytes;
 
+  static DDSM_DEVICE uint32_t chunk_address(int line, int chunk, int slab) {
+    const int place = swizzled_for_ldmatrix(line, chunk, kChunks);
+    return 16u * static_cast<uint32_t>(slab * kLines * kChunks + place);
+  }
   // chunk: of a line of all slabs.
   static DDSM_DEVICE uint32_t chunk_address(int line, int chunk) {
-    const int slab = chunk / kChunks;
-    const int place = swizzled_for_ldmatrix(line, chunk % kChunks, kChunks);
-    return 16u * static_cast<uint32_t>(slab * kLines * kChunks + place);
+    return chunk_address(line, chunk % kChunks, chunk / kChunks);
   }
   static DDSM_DEVICE uint32_t element_address(int line, int feature) {
     return chunk_address(line, feature / kVector) + feature % kVector * sizeof(T);
   }
 
-  // Fragments of 16 lines from `first` on by the 16 features of `step`, where features are K;
-  // kLinesFirst: as operand A, else as two operands B of 8 lines.
+  // Fragments of 16 lines from `first` on (a multiple of 8) by the 16 features of `step`, where
+  // features are K; kLinesFirst: as operand A, else as two operands B of 8 lines.
   template <bool kLinesFirst>
   static DDSM_DEVICE void fragments(uint32_t (&f)[4], uint32_t base, int first, int step) {
-    const int lane = ptx::thread_index() % 32, matrix = lane / 8;
+    const int matrix = lane() / 8;
     const int lines = kLinesFirst ? matrix % 2 : matrix / 2;
     const int half = kLinesFirst ? matrix / 2 : matrix % 2;
-    ptx::ldmatrix(f, base + chunk_address(first + lines * 8 + lane % 8, step * 2 + half));
+    ptx::ldmatrix(f, base + address_of_lane(lines, half, first, step));
   }
 
   // Fragments of the same, where lines are K, as two operands B of 8 features.
   static DDSM_DEVICE void fragments_across(uint32_t (&f)[4], uint32_t base, int first, int step) {
-    const int lane = ptx::thread_index() % 32, matrix = lane / 8;
-    const int line = first + matrix % 2 * 8 + lane % 8;
-    ptx::ldmatrix_trans(f, base + chunk_address(line, step * 2 + matrix / 2));
+    const int matrix = lane() / 8;
+    ptx::ldmatrix_trans(f, base + address_of_lane(matrix % 2, matrix / 2, first, step));
   }
+
+  // chunk_address(first + lines * 8 + lane % 8, step * 2 + half), in parts of which only one, an
+  // exclusive or, mixes what a lane has for itself with what changes from step to step.
+  static DDSM_DEVICE uint32_t address_of_lane(int lines, int half, int first, int step) {
+    constexpr int kSteps = kChunks / 2;  // of a slab
+    const int own = (lines * 8 + lane() % 8) * kSlabBytes + (half ^ lane() % 8) * 16;
+    return static_cast<uint32_t>((own ^ step % kSteps * 32) +
+                                 (step / kSteps * kLines + first) * kSlabBytes);
+  }
+
+  static DDSM_DEVICE int lane() { return static_cast<int>(ptx::thread_index() % 32); }
 
   static DDSM_DEVICE Pack<float, 4> four(uint32_t base, int line, int chunk) {
     return ptx::load_shared<Pack<float, 4>>(base + chunk_address(line, chunk));
