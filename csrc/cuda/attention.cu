@@ -2,6 +2,8 @@
 #include "ddsm/attention_cuda.h"
 
 #include <cfloat>
+#include <cstdio>
+#include <cstdlib>
 
 #include "attention_params.h"
 #include "launch.cuh"
@@ -51,6 +53,19 @@ AttentionParams params_of(const AttentionArgs& args, bool queries_are_rows) {
   return params;
 }
 
+// One line where DDSM_PRINT_CHOICES asks for it.
+void print_choice(AttentionPass pass, const AttentionArgs& args, const AttentionTile& tile) {
+  if (!getenv("DDSM_PRINT_CHOICES")) return;
+  constexpr const char* kNames[] = {"forward", "gradient of values", "gradient of scores"};
+  fprintf(stderr,
+          "ddsm_ext: attention %s n=%lld heads=%lld t_q=%lld t_k=%lld d=%lld: %s kernel, "
+          "%d row tiles, %d slabs\n",
+          kNames[static_cast<int>(pass)], static_cast<long long>(args.n),
+          static_cast<long long>(args.heads), static_cast<long long>(args.t_q),
+          static_cast<long long>(args.t_k), static_cast<long long>(args.d),
+          tile.general ? "general" : "whole-row", tile.row_tiles, tile.slabs);
+}
+
 template <class T>
 const char* launch_pass(AttentionPass pass, AttentionParams params, const AttentionArgs& args,
                         void* stream) {
@@ -60,6 +75,7 @@ const char* launch_pass(AttentionPass pass, AttentionParams params, const Attent
   if (heads == 0 || params.rows == 0) return nullptr;
   const AttentionTile tile = choose_attention_tile(
       {pass, element_bytes(args.dtype), aligned, heads, params.rows, args.d, multiprocessors()});
+  print_choice(pass, args, tile);
   const int64_t features = tile.slabs * kSlabBytes / element_bytes(args.dtype);
   const int64_t row_blocks = attention_row_blocks(params.rows, tile);
   const int64_t feature_blocks = (args.d + features - 1) / features;

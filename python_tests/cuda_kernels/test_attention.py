@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import math
+from ctypes import c_int, c_int64
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from cuda_kernels import emulated
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ops.op_checks import normal, seeded
 from torch import Tensor
 
@@ -143,6 +146,16 @@ class Exact:
             self.check(*triple)
 
 
+def choose(*problem: int) -> tuple[int, ...]:
+    """(row tiles, slabs, general) on a card with 132 multiprocessors."""
+    attention_pass, element_bytes, aligned, *sizes = problem
+    tile = (c_int * 3)()
+    emulated.library().choose_attention(
+        attention_pass, element_bytes, int(aligned), *map(c_int64, sizes), 132, tile
+    )
+    return tuple(tile)
+
+
 def check(case: Case, library: ctypes.CDLL | None = None) -> None:
     exact = Exact(case)
     exact.check_forward(*case.forward(library))
@@ -177,9 +190,46 @@ def test_layouts(dtype, layout, d):
 
 
 @pytest.mark.parametrize("d", [64, 120])
-def test_two_row_tiles(d):
+def test_two_row_tiles(d, monkeypatch, capfd):
     """More rows than one tile a warp takes, and blocks enough for the emulator's processors."""
+    monkeypatch.setenv("DDSM_PRINT_CHOICES", "1")
     check(Case(n=2, heads=2, t_q=150, t_k=140, d=d))
+    printed = capfd.readouterr().err
+    shape = f"n=2 heads=2 t_q=150 t_k=140 d={d}: whole-row kernel"
+    assert f"attention forward {shape}, 2 row tiles, {-(-d // 64)} slabs" in printed
+    assert ("2 row tiles" in printed.split("gradient of values")[1]) == (d <= 64)
+
+
+FORWARD, VALUES, SCORES = 0, 1, 2
+
+
+@settings(deadline=None)  # the first call builds the library
+@given(
+    st.sampled_from((FORWARD, VALUES, SCORES)),
+    st.sampled_from((2, 4)),
+    st.booleans(),
+    st.integers(1, 10**6),
+    st.integers(1, 10**5),
+    st.integers(1, 600),
+)
+def test_every_problem_has_a_kernel(attention_pass, element_bytes, aligned, heads, rows, d):
+    row_tiles, slabs, general = choose(attention_pass, element_bytes, aligned, heads, rows, d)
+    features = slabs * 128 // element_bytes
+    if general:  # what launch_attention_pass has
+        assert (row_tiles, slabs) in ((1, 2), (1, 4))
+    else:
+        assert element_bytes == 2
+        assert aligned
+        assert 1 <= slabs <= 4
+        assert features - 64 < d <= features
+        assert row_tiles == 1 or (row_tiles == 2 and slabs <= (2 if attention_pass == 0 else 1))
+
+
+def test_few_or_short_heads_take_one_row_tile():
+    assert choose(FORWARD, 2, True, 128, 256, 128) == (2, 2, 0)
+    assert choose(FORWARD, 2, True, 1, 256, 128) == (1, 2, 0)  # fewer blocks than processors
+    assert choose(FORWARD, 2, True, 1000, 64, 128) == (1, 2, 0)  # 8x8 pixels
+    assert choose(SCORES, 2, True, 128, 256, 128) == (1, 2, 0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -7,6 +7,7 @@ import torch
 from cuda_kernels.bindings import checks
 
 from ddsm_ext import _library
+from ddsm_ext.ops.attention import sliced_attention
 from ddsm_ext.ops.conv2d import sliced_conv2d
 
 pytestmark = pytest.mark.skipif(
@@ -48,3 +49,40 @@ def test_runs_on_the_current_stream_and_in_a_graph():
     graph.replay()
     torch.cuda.synchronize()
     assert y.equal(expected)
+
+
+def qkv(d: int = 128) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    memory = torch.randn(4, 256, 1, 3 * d, device="cuda", dtype=torch.bfloat16)
+    return [x.transpose(1, 2) for x in memory.split(d, dim=-1)]  # [N, heads, T, d]
+
+
+def test_attention_is_repeatable():
+    leaves = [x.requires_grad_() for x in qkv()]
+    out = sliced_attention(*leaves)
+    grads = torch.autograd.grad(out, leaves, torch.ones_like(out), retain_graph=True)
+    for _ in range(20):
+        assert sliced_attention(*leaves).equal(out)
+        again = torch.autograd.grad(out, leaves, torch.ones_like(out), retain_graph=True)
+        assert all(a.equal(b) for a, b in zip(again, grads, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["kernel", "sdpa"])
+def test_attention_in_a_graph(backend):
+    tensors = qkv()
+    expected = sliced_attention(*tensors, backend=backend)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = sliced_attention(*tensors, backend=backend)
+    out.zero_()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert out.equal(expected)
+
+
+@pytest.mark.parametrize("d", [64, 120, 256])
+def test_torchs_attention_needs_no_copy_where_it_is_chosen(d):
+    q, k, v = qkv(d)
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    assert out.transpose(1, 2).is_contiguous()
+    torch.testing.assert_close(out, sliced_attention(q, k, v, backend="kernel"), atol=1e-2, rtol=0)
