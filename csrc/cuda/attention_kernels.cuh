@@ -87,11 +87,11 @@ struct AttentionBlock {
   // chunk of every 16th line in every slab, so that all addresses are few sums apart.
   template <class Tile>
   DDSM_DEVICE void load(uint32_t base, const AttentionView& view, int32_t first, int32_t lines,
-                        int32_t first_feature) const {
+                        int32_t feature0) const {
     constexpr int kLineStep = kThreads / Tile::kChunks;
     static_assert(Tile::kLines % kLineStep == 0 && kLineStep % 8 == 0);  // 8: the swizzle repeats
     const int line = thread() / Tile::kChunks, chunk = thread() % Tile::kChunks;
-    const int32_t feature = first_feature + chunk * Tile::kVector;
+    const int32_t feature = feature0 + chunk * Tile::kVector;
     const T* source = head_of(view) + (first + line) * view.t_stride + feature;
     int32_t left[kSlabs];
 #pragma unroll

@@ -51,9 +51,9 @@ constexpr int32_t kAttentionWarps = 4, kSlabBytes = 128, kMostSlabs = 4;
 
 struct AttentionProblem {
   AttentionPass pass;
-  int32_t element_bytes;     // 4: products on FMA units, which have the general kernels only
-  bool aligned;              // every row of every operand starts at a multiple of 16 bytes
-  int64_t heads, rows, d;    // heads: of all images
+  int32_t element_bytes;   // 4: products on FMA units, which have the general kernels only
+  bool aligned;            // every row of every operand starts at a multiple of 16 bytes
+  int64_t heads, rows, d;  // heads: of all images
   int32_t multiprocessors;
 };
 
@@ -62,9 +62,9 @@ inline int64_t attention_row_blocks(int64_t rows, const AttentionTile& tile) {
   return (rows + block - 1) / block;
 }
 
-// Two row tiles halve the operand bytes that a product reads from shared memory (which mma.sync
-// with one cannot hide on paper: 2 of 2 cycles on an A100), but need registers for both, rows to
-// fill them, and blocks enough for every multiprocessor. Not yet measured.
+// Two row tiles halve what a product reads of the columns from shared memory; by an A100's data
+// sheet one tile reads for as long as it multiplies. They need registers for both, rows to fill
+// them, and blocks enough for every multiprocessor. Not yet measured.
 inline AttentionTile choose_attention_tile(const AttentionProblem& problem) {
   const int64_t slabs = (problem.d * problem.element_bytes + kSlabBytes - 1) / kSlabBytes;
   if (problem.element_bytes == 4 || !problem.aligned || slabs > kMostSlabs) {
