@@ -6,10 +6,11 @@ namespace ddsm {
 
 template <>
 const char* launch_attention_grad<Float16>(const AttentionParams& params, AttentionPass pass,
-                                      const AttentionTile& tile, int64_t blocks, void* stream) {
-  return pass == AttentionPass::kGradValue
-             ? launch_attention_pass<Float16, AttentionPass::kGradValue>(params, tile, blocks, stream)
-             : launch_attention_pass<Float16, AttentionPass::kGradScores>(params, tile, blocks, stream);
+    const AttentionTile& tile, int64_t blocks, void* stream) {
+  const bool of_values = pass == AttentionPass::kGradValue;
+  auto* launch = of_values ? launch_attention_pass<Float16, AttentionPass::kGradValue>
+                           : launch_attention_pass<Float16, AttentionPass::kGradScores>;
+  return launch(params, tile, blocks, stream);
 }
 
 template const char* launch_attention_delta<Float16>(const AttentionDeltaParams&, void*);
