@@ -5,6 +5,7 @@
 // Shared memory is one dynamic block, addressed by byte offsets from its start.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -95,6 +96,16 @@ DDSM_DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_
   DDSM_MMA("m16n8k8", "tf32");
 }
 #undef DDSM_MMA
+
+// What `lane` of the warp gives for value; all lanes must call it.
+DDSM_DEVICE float shuffle(float value, int lane) { return __shfl_sync(~0u, value, lane); }
+
+// 2^x, at most 2^-22 of it off.
+DDSM_DEVICE float exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+  return y;
+}
 
 // float bits to the nearest tf32 number, ties away from zero.
 DDSM_DEVICE uint32_t to_tf32(uint32_t x) {
@@ -210,6 +221,17 @@ void multiply(void* const* operands) {
   }
 }
 
+struct Shuffle {
+  float value;
+  int lane;
+  float result;
+};
+
+inline void shuffle_lanes(void* const* operands) {
+  auto of = [&](int lane) { return static_cast<Shuffle*>(operands[lane]); };
+  for (int lane = 0; lane < 32; ++lane) of(lane)->result = of(of(lane)->lane)->value;
+}
+
 }  // namespace host
 
 inline void ldmatrix(uint32_t (&d)[4], uint32_t address) {
@@ -225,6 +247,14 @@ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, T) {
   host::Product<T> product{d, a, {b0, b1}};
   simt::warp_instruction(host::multiply<T>, &product);
 }
+
+inline float shuffle(float value, int lane) {
+  host::Shuffle shuffle{value, lane, 0};
+  simt::warp_instruction(host::shuffle_lanes, &shuffle);
+  return shuffle.result;
+}
+
+inline float exp2(float x) { return std::exp2(x); }
 
 inline uint32_t to_tf32(uint32_t x) {
   const float value = float_of(x);

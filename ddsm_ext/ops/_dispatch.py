@@ -39,6 +39,12 @@ _MISSING = {
 }
 
 
+def has_native(op: str, x: Tensor, *, needs_grad: bool) -> bool:
+    """True if compiled kernels of `op` serve x's device and dtype; arguments as `runs_native`'s."""
+    missing = _MISSING.get((op, x.device.type, needs_grad), op)
+    return missing is None and x.dtype in _DTYPES[x.device.type]
+
+
 def runs_native(op: str, x: Tensor, *, needs_grad: bool) -> bool:
     """True if compiled kernels of `op` serve x's device and dtype; warns once where they do not.
 
@@ -47,12 +53,11 @@ def runs_native(op: str, x: Tensor, *, needs_grad: bool) -> bool:
         x: the input that decides device and dtype.
         needs_grad: whether the backward kernels are needed too.
     """
-    device_type = x.device.type
-    missing = _MISSING.get((op, device_type, needs_grad), op)
-    if missing is None and x.dtype in _DTYPES[device_type]:
+    if has_native(op, x, needs_grad=needs_grad):
         return True
     if not torch.compiler.is_compiling():
-        _warn_once(op, missing, device_type, x.dtype)
+        missing = _MISSING.get((op, x.device.type, needs_grad), op)
+        _warn_once(op, missing, x.device.type, x.dtype)
     return False
 
 

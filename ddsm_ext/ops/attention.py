@@ -10,12 +10,13 @@ from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
 from ddsm_ext.ops._arguments import autocast_dtype, call_kernel, check_tensor, shape_text
-from ddsm_ext.ops._dispatch import runs_native
+from ddsm_ext.ops._attention_backend import BACKENDS, choose_backend, rows_are_aligned
+from ddsm_ext.ops._dispatch import has_native, runs_native
 
 _OP = "sliced_attention"
 
 
-def _check(q: Any, k: Any, v: Any, scale: Any) -> None:
+def _check(q: Any, k: Any, v: Any, scale: Any, backend: Any) -> None:
     """Check everything that the kernels rely on."""
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         check_tensor(_OP, name, tensor, 4)
@@ -34,6 +35,8 @@ def _check(q: Any, k: Any, v: Any, scale: Any) -> None:
         raise ValueError(
             f"{_OP}: the head size is {q.shape[3]} and T_k {k.shape[2]}; need at least 1 of each"
         )
+    if backend not in BACKENDS:
+        raise ValueError(f"{_OP}: backend is {backend!r}, need one of {', '.join(BACKENDS)}")
     if scale is None:
         return
     if isinstance(scale, bool) or not isinstance(scale, (int, float)):
@@ -47,14 +50,48 @@ def sliced_attention_ref(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None
     return torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)
 
 
-def sliced_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
+def _resolve_backend(backend: str, tensors: tuple[Tensor, ...], *, needs_grad: bool) -> str:
+    """Return "kernel" or "sdpa"."""
+    q = tensors[0]
+    if backend == "kernel" and not has_native(_OP, q, needs_grad=needs_grad):
+        raise ValueError(
+            f"{_OP}: backend is 'kernel', q is {q.dtype} on {q.device.type}, which has no kernel; "
+            "need 'auto' or 'sdpa'"
+        )
+    if backend != "auto":
+        return backend
+    if q.device.type != "cuda" or torch.compiler.is_compiling():
+        return "kernel"  # compiled: a choice by strides would guard them, a graph for every width
+    return choose_backend(
+        q.device.type,
+        q.dtype,
+        q.shape[3],
+        aligned=all(
+            rows_are_aligned(t.shape, t.stride(), t.storage_offset(), t.element_size())
+            for t in tensors
+        ),
+        repeatable=needs_grad,
+    )
+
+
+def sliced_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
     """out = softmax(scale * q k^T) v, for every image and head.
 
     Args:
-        q: [N, heads, T_q, d], any strides; fp32, bf16 or fp64.
+        q: [N, heads, T_q, d], any strides; fp32, bf16, or fp64 (CPU) or fp16 (CUDA).
         k: [N, heads, T_k, d], any strides, dtype of q.
         v: [N, heads, T_k, d], any strides, dtype of q.
         scale: factor on the scores; None: d**-0.5.
+        backend: "kernel" (this package's; float32 products in full precision), "sdpa" (torch's
+            scaled_dot_product_attention) or "auto": "kernel", except on CUDA without gradients
+            where `_attention_backend.choose_backend` prefers torch's.
 
     Returns:
         out [N, heads, T_q, d], dtype of q; the memory is that of [N, T_q, heads, d].
@@ -64,14 +101,16 @@ def sliced_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = N
 
     Source: Vaswani et al. 2017, "Attention Is All You Need", eq. 1.
     """
-    _check(q, k, v, scale)
+    _check(q, k, v, scale, backend)
     dtype = autocast_dtype(q)
     if dtype is not None:
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     scale = None if scale is None else float(scale)
     needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    if not runs_native(_OP, q, needs_grad=needs_grad):
-        return sliced_attention_ref(q, k, v, scale=scale)
+    backend = _resolve_backend(backend, (q, k, v), needs_grad=needs_grad)
+    if backend == "sdpa" or not runs_native(_OP, q, needs_grad=needs_grad):
+        out = sliced_attention_ref(q, k, v, scale=scale)
+        return out.transpose(1, 2).contiguous().transpose(1, 2)  # flash lays it out so already
     if torch.compiler.is_compiling():
         out, _ = torch.ops.ddsm_ext.sliced_attention(q, k, v, scale)
     elif needs_grad:

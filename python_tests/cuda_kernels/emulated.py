@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CUDA = ROOT / "csrc" / "cuda"
 TYPES = ("bf16", "fp16", "fp32")
 SOURCES = (
+    "attention.cu",
+    *(f"attention_{p}{t}.cu" for p in ("", "grad_") for t in TYPES),
     "group_norm.cu",
     "conv2d.cu",
     *(f"conv2d_{p}{t}.cu" for p in ("", "grad_weight_") for t in TYPES),
@@ -160,6 +162,25 @@ class GroupNormArgs(ctypes.Structure):
     ]
 
 
+class AttentionTensor(ctypes.Structure):
+    _fields_ = [("data", c_void_p)] + [
+        (name, c_int64) for name in ("n_stride", "head_stride", "t_stride")
+    ]
+
+
+class AttentionArgs(ctypes.Structure):
+    _fields_ = [
+        ("dtype", c_int32),
+        *((name, c_int64) for name in ("n", "heads", "t_q", "t_k", "d")),
+        ("scale", ctypes.c_double),
+        ("slots", c_int64),
+        *((name, AttentionTensor) for name in ("q", "k", "v", "grad_out", "out")),
+        ("lse", c_void_p),
+        *((name, AttentionTensor) for name in ("grad_q", "grad_k", "grad_v")),
+        ("workspace", c_void_p),
+    ]
+
+
 class GradXArgs(ctypes.Structure):
     _fields_ = [
         ("options", Options),
@@ -238,7 +259,7 @@ def call(
     size.restype, run = c_int64, getattr(lib, name)
     run.restype = c_char_p
     workspace = torch.full((int(size(ctypes.byref(args))) // 4,), torch.nan)
-    # GroupNormArgs has no options, its workspace is its own.
+    # GroupNormArgs and AttentionArgs have no options, their workspace is their own.
     getattr(args, "options", args).workspace = workspace.data_ptr()
     lib.forget_memory()
     for tensors, writable in ((reads, 0), ((*writes, workspace), 1)):

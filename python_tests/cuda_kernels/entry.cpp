@@ -2,6 +2,7 @@
 #include <cstdint>
 
 #include "../../csrc/cuda/emulator/simt.h"
+#include "ddsm/attention_cuda.h"
 #include "ddsm/conv2d_cuda.h"
 #include "ddsm/group_norm_cuda.h"
 
@@ -38,6 +39,19 @@ const char* group_norm_forward(const ddsm::GroupNormArgs* args, const void* mome
 }
 const char* group_norm_backward(const ddsm::GroupNormArgs* args) {
   return ddsm::group_norm_backward_cuda(*args, nullptr);
+}
+
+int64_t attention_forward_bytes(const ddsm::AttentionArgs*) { return 0; }
+int64_t attention_backward_bytes(const ddsm::AttentionArgs* args) {
+  return ddsm::attention_backward_cuda_scratch_bytes(*args);
+}
+int64_t attention_forward_args_bytes() { return sizeof(ddsm::AttentionArgs); }
+int64_t attention_backward_args_bytes() { return sizeof(ddsm::AttentionArgs); }
+const char* attention_forward(const ddsm::AttentionArgs* args) {
+  return ddsm::attention_forward_cuda(*args, nullptr);
+}
+const char* attention_backward(const ddsm::AttentionArgs* args) {
+  return ddsm::attention_backward_cuda(*args, nullptr);
 }
 
 }  // extern "C"

@@ -1,4 +1,5 @@
 // Single instructions, faulty kernels and pure functions of csrc/cuda, for the tests beside this.
+#include "../../csrc/cuda/attention_params.h"
 #include "../../csrc/cuda/index_maps.h"
 #include "../../csrc/cuda/launch.cuh"
 #include "../../csrc/cuda/ptx.cuh"
@@ -29,6 +30,11 @@ void load_once(const uint32_t* words, uint32_t* d, bool transposed) {
   if (transposed) ptx::ldmatrix_trans(fragment, lane * 16);
   else ptx::ldmatrix(fragment, lane * 16);
   for (int i = 0; i < 4; ++i) d[lane * 4 + i] = fragment[i];
+}
+
+void shuffle_once(float* values, const int* lanes) {
+  const unsigned lane = ptx::thread_index();
+  values[lane] = ptx::shuffle(values[lane], lanes[lane]);
 }
 
 // Each does one thing wrong, or right, by its name.
@@ -107,6 +113,9 @@ void multiply_tf32(const uint32_t* a, const uint32_t* b, float* d) {
 void load_matrices(const uint32_t* words, uint32_t* d, int transposed) {
   simt::run({}, 32, 512, [&] { load_once(words, d, transposed != 0); });
 }
+void shuffle_lanes(float* values, const int* lanes) {
+  simt::run({}, 32, 0, [&] { shuffle_once(values, lanes); });
+}
 const char* run_faulty(int fault, float* global, int shared_bytes) {
   return simt::run({}, 64, shared_bytes, [&] { faulty(fault, global); });
 }
@@ -151,6 +160,17 @@ const char* choose(int math, int64_t m, int64_t n, int64_t k_steps, int64_t batc
   *splits = choice.splits;
   describe(problem, choice, line, 256);
   return nullptr;
+}
+
+// {row tiles, slabs, general}
+void choose_attention(int pass, int element_bytes, int aligned, int64_t heads, int64_t rows,
+                      int64_t d, int multiprocessors, int* tile) {
+  const AttentionTile choice =
+      choose_attention_tile({static_cast<AttentionPass>(pass), element_bytes, aligned != 0, heads,
+                             rows, d, multiprocessors});
+  tile[0] = choice.row_tiles;
+  tile[1] = choice.slabs;
+  tile[2] = choice.general;
 }
 
 }  // extern "C"

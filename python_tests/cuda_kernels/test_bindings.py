@@ -12,7 +12,7 @@ from cuda_kernels import emulated
 
 import ddsm_ext
 
-BINDINGS = ("cuda_conv2d.cpp", "cuda_group_norm.cpp", "cuda_linear.cpp")
+BINDINGS = tuple(f"cuda_{op}.cpp" for op in ("attention", "conv2d", "group_norm", "linear"))
 
 
 def test_bindings(tmp_path):

@@ -16,6 +16,13 @@ SECONDS, KILOBYTES = 90, 3 * 2**20  # of the processor and of memory, for one fi
 # Instructions that must be there: tensor core products, asynchronous copies, ldmatrix, and FMA.
 TENSOR_CORES = ("HMMA", "LDGSTS", "LDSM")
 INSTRUCTIONS = {
+    "attention": (),
+    "attention_bf16": (*TENSOR_CORES, "MUFU.EX2"),
+    "attention_fp16": (*TENSOR_CORES, "MUFU.EX2"),
+    "attention_fp32": ("FFMA", "LDGSTS", "MUFU.EX2"),
+    "attention_grad_bf16": (*TENSOR_CORES, "MUFU.EX2"),
+    "attention_grad_fp16": (*TENSOR_CORES, "MUFU.EX2"),
+    "attention_grad_fp32": ("FFMA", "LDGSTS", "MUFU.EX2"),
     "conv2d_bf16": TENSOR_CORES,
     "conv2d_fp16": TENSOR_CORES,
     "conv2d_fp32": (*TENSOR_CORES, "FFMA"),

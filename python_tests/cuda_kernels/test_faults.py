@@ -8,7 +8,7 @@ from ctypes import c_char_p, c_void_p
 
 import pytest
 import torch
-from cuda_kernels import emulated
+from cuda_kernels import emulated, test_attention
 from cuda_kernels.test_conv2d import Case, check_rounded, run_forward
 
 FAULTS = (
@@ -79,21 +79,77 @@ PLANTED = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(("file", "line", "mistake", "finding"), PLANTED)
-def test_a_planted_fault_is_found(tmp_path, file, line, mistake, finding):
+PRODUCTS, KERNELS = "attention_products.cuh", "attention_kernels.cuh"
+PLANTED_IN_ATTENTION = (
+    (KERNELS, "      ptx::sync_threads();  // the first buffer is filled", "      // the first",
+     "is being copied|reads what was written by|overwrites"),
+    (KERNELS, "      ptx::sync_threads();  // and the other way round", "      // and",
+     "is being copied|reads what was written by|overwrites"),
+    (KERNELS, "    stage();\n    ptx::sync_warp();", "    stage();", "no barrier is between"),
+    (KERNELS, "kSecond = kFirst + ColumnTile::kBytes", "kSecond = kFirst + 256",
+     "no barrier is between|is being copied"),
+    (KERNELS, "kSharedBytes = kStatistics + (", "kSharedBytes = kStatistics - 16 + (",
+     "shared byte .* out of bounds"),
+    (KERNELS, "inside ? left[slab] : 0", "left[slab]",
+     "global memory: out of bounds"),
+    (KERNELS, "if (row >= p.rows || feature >= p.d) continue;", "if (feature >= p.d) continue;",
+     "global memory: out of bounds"),
+    (KERNELS, "    mask(scores, first_column, -INFINITY);", "", "too far"),
+    (KERNELS, "float total = sum[rt][half] * rescale;", "float total = sum[rt][half];", "too far"),
+    (KERNELS, "        tile[half * 2] *= scale;", "        tile[0] *= scale;", "too far"),
+    (PRODUCTS, "address_of_lane(matrix % 2, matrix / 2, first, step)",
+     "address_of_lane(matrix / 2, matrix % 2, first, step)", "too far"),
+    (PRODUCTS, "ptx::mma(out[rt][n], a[rt], b[0], b[1], T{});",
+     "ptx::mma(out[rt][n], a[rt], b[0], b[2], T{});", "too far"),
+)  # fmt: skip
+PLANTED_IN_ATTENTION_GRADIENTS = (
+    (KERNELS, "lane[0] = ptx::load_global(p.lse + index) * kLog2E", "lane[0] = 0", "too far"),
+    (KERNELS, "load_statistics(false, column);\n      clear(first);", "clear(first);",
+     "reads what nobody wrote"),
+    (KERNELS, "by_rows ? row_of(0, 0) : column_of(0, 0)", "row_of(0, 0)",
+     "shared byte .* out of bounds|reads what nobody wrote|too far"),
+    ("attention_delta.cuh", "if (row >= p.rows) return;", "", "global memory: out of bounds"),
+    ("attention_delta.cuh", "lane ^ distance", "lane ^ 1", "too far"),
+)  # fmt: skip
+
+
+def faulty_library(tmp_path, file: str, line: str, mistake: str, stem: str) -> ctypes.CDLL:
+    """The emulated kernels, those of one source built with a mistake in a line."""
     copy = tmp_path / "cuda"
     shutil.copytree(emulated.CUDA, copy)
     source = copy / file
     text = source.read_text()
     assert line in text
     source.write_text(text.replace(line, mistake))
-    faulty = emulated.compile_objects(tmp_path, [copy / "conv2d_bf16.cu"])
-    library = ctypes.CDLL(str(emulated.link(tmp_path, [*faulty, *_others()])))
+    faulty = emulated.compile_objects(tmp_path, [copy / f"{stem}.cu"])
+    others = [o for o in emulated.objects() if o.name != f"{stem}.o"]
+    return ctypes.CDLL(str(emulated.link(tmp_path, [*faulty, *others])))
+
+
+@pytest.mark.parametrize(("file", "line", "mistake", "finding"), PLANTED)
+def test_a_planted_fault_is_found(tmp_path, file, line, mistake, finding):
+    library = faulty_library(tmp_path, file, line, mistake, "conv2d_bf16")
     # An odd count of channels, more steps than stages, and a tile past the end.
     case = Case(c=43, sliced=True, c_out=24, tile=1, splits=1)
     with pytest.raises((RuntimeError, AssertionError), match=finding):
         check_rounded(*run_forward(case, library))
 
 
-def _others():
-    return [o for o in emulated.objects() if o.name != "conv2d_bf16.o"]
+# More columns than a tile, a tile past the end, and a part of a slab.
+ATTENTION = test_attention.Case(heads=1, t_q=70, t_k=150, d=40)
+
+
+@pytest.mark.parametrize(("file", "line", "mistake", "finding"), PLANTED_IN_ATTENTION)
+def test_a_fault_planted_in_attention_is_found(tmp_path, file, line, mistake, finding):
+    library = faulty_library(tmp_path, file, line, mistake, "attention_bf16")
+    with pytest.raises((RuntimeError, AssertionError), match=finding):
+        test_attention.check(ATTENTION, library)
+
+
+@pytest.mark.parametrize(("file", "line", "mistake", "finding"), PLANTED_IN_ATTENTION_GRADIENTS)
+def test_a_fault_planted_in_the_gradients_of_attention_is_found(
+    tmp_path, file, line, mistake, finding
+):
+    library = faulty_library(tmp_path, file, line, mistake, "attention_grad_bf16")
+    with pytest.raises((RuntimeError, AssertionError), match=finding):
+        test_attention.check(ATTENTION, library)

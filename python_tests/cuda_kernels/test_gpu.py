@@ -12,6 +12,7 @@ from models.test_unet import CONFIGS, build, inputs
 from ddsm_ext import _library
 from ddsm_ext.diffusion import DiffusionConfig, make_schedule
 from ddsm_ext.models.unet import SlimmableUNet
+from ddsm_ext.ops.attention import sliced_attention
 from ddsm_ext.ops.conv2d import sliced_conv2d
 from ddsm_ext.runner.graphs import GraphPool
 from ddsm_ext.sampling import SamplerConfig, sample
@@ -28,6 +29,7 @@ def test_ops_beside_fp64_references():
         checks.check_all()
         for check in (checks.check_conv2d, checks.check_linear, checks.check_group_norm):
             check(torch.float16, torch.float16)
+        checks.check_attention(torch.float16)
 
 
 def image_and_weight() -> tuple[torch.Tensor, torch.Tensor]:
@@ -120,3 +122,40 @@ def test_a_seed_is_the_same_image_as_on_the_cpu():
         torch.testing.assert_close(images("cuda").cpu(), images("cpu"), rtol=1e-3, atol=1e-3)
     finally:
         torch.backends.cudnn.conv.fp32_precision = precision
+
+
+def qkv(d: int = 128) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    memory = torch.randn(4, 256, 1, 3 * d, device="cuda", dtype=torch.bfloat16)
+    return [x.transpose(1, 2) for x in memory.split(d, dim=-1)]  # [N, heads, T, d]
+
+
+def test_attention_is_repeatable():
+    leaves = [x.requires_grad_() for x in qkv()]
+    out = sliced_attention(*leaves)
+    grads = torch.autograd.grad(out, leaves, torch.ones_like(out), retain_graph=True)
+    for _ in range(20):
+        assert sliced_attention(*leaves).equal(out)
+        again = torch.autograd.grad(out, leaves, torch.ones_like(out), retain_graph=True)
+        assert all(a.equal(b) for a, b in zip(again, grads, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["kernel", "sdpa"])
+def test_attention_in_a_graph(backend):
+    tensors = qkv()
+    expected = sliced_attention(*tensors, backend=backend)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = sliced_attention(*tensors, backend=backend)
+    out.zero_()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert out.equal(expected)
+
+
+@pytest.mark.parametrize("d", [64, 120, 256])
+def test_torchs_attention_needs_no_copy_where_it_is_chosen(d):
+    q, k, v = qkv(d)
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    assert out.transpose(1, 2).is_contiguous()
+    torch.testing.assert_close(out, sliced_attention(q, k, v, backend="kernel"), atol=1e-2, rtol=0)

@@ -62,6 +62,13 @@ def test_ldmatrix_gives_the_fragments_of_the_manual(transposed):
             assert d[lane, index].tolist() == expected.tolist()
 
 
+def test_shuffle_gives_what_the_named_lane_has():
+    values = np.arange(32, dtype=np.float32)
+    lanes = np.random.default_rng(0).integers(0, 32, 32, dtype=np.int32)
+    emulated.library().shuffle_lanes(address(values), address(lanes))
+    np.testing.assert_array_equal(values, lanes)
+
+
 def test_tf32_is_the_nearest_number_with_10_bits():
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(1000, generator=generator)

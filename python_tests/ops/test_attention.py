@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddsm_ext.ops import sliced_attention, sliced_attention_ref
+from ddsm_ext.ops._attention_backend import choose_backend, rows_are_aligned
 
 # (n, heads, t_q, t_k, d): every head size of the promise, blocks and panels that do not divide.
 SHAPES = [
@@ -199,6 +200,46 @@ def test_repeatable(dtype: torch.dtype) -> None:
         assert all(torch.equal(a, b) for a, b in zip(one, backward(), strict=True))
 
 
+def test_backends_compute_the_same() -> None:
+    inputs = qkv((2, 3, 20, 30, 16), torch.float32)
+    kernel = sliced_attention(*inputs, backend="kernel")
+    assert torch.equal(kernel, sliced_attention(*inputs))
+    sdpa = sliced_attention(*inputs, backend="sdpa")
+    torch.testing.assert_close(kernel, sdpa)
+    assert sdpa.stride() == kernel.stride()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, "sdpa"),
+        ({"dtype": torch.float16}, "sdpa"),
+        ({"device_type": "cpu"}, "kernel"),
+        ({"dtype": torch.float32}, "kernel"),
+        ({"d": 60}, "kernel"),
+        ({"d": 264}, "kernel"),
+        ({"aligned": False}, "kernel"),
+        ({"repeatable": True}, "kernel"),
+    ],
+    ids=str,
+)
+def test_choice_of_the_backend(change: dict[str, Any], expected: str) -> None:
+    fitting = {"device_type": "cuda", "dtype": torch.bfloat16, "d": 256}
+    assert choose_backend(**{**fitting, "aligned": True, "repeatable": False, **change}) == expected
+
+
+def test_aligned_rows() -> None:
+    def aligned(x: Tensor) -> bool:
+        return rows_are_aligned(x.shape, x.stride(), x.storage_offset(), x.element_size())
+
+    wide = torch.empty(2, 5, 3, 24, dtype=torch.bfloat16)  # [N, T, heads, 24]
+    assert aligned(wide[..., 8:].transpose(1, 2))
+    assert not aligned(wide[..., 4:20].transpose(1, 2))  # starts at 8 bytes
+    assert not aligned(torch.empty(2, 5, 3, 12, dtype=torch.bfloat16))  # rows of 24 bytes
+    assert not aligned(wide.transpose(2, 3))  # the head size is not adjacent
+    assert aligned(wide[:1, :1, :1, :12].contiguous())  # one row
+
+
 def test_autocast_computes_in_its_dtype() -> None:
     inputs = qkv((1, 2, 5, 6, 16), torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -229,6 +270,12 @@ def test_flops_are_twice_the_products() -> None:
         ({"k": torch.zeros(2, 3, 0, 8), "v": torch.zeros(2, 3, 0, 8)}, ValueError, "T_k 0"),
         ({"scale": "1"}, TypeError, "scale is '1'"),
         ({"scale": float("nan")}, ValueError, "scale is nan"),
+        ({"backend": "flash"}, ValueError, "backend is 'flash'"),
+        (
+            {**{name: torch.zeros(2, 3, 4, 8).half() for name in "qkv"}, "backend": "kernel"},
+            ValueError,
+            "q is torch.float16 on cpu, which has no kernel",
+        ),
     ],
 )
 def test_refusals_name_the_values(change: dict[str, Any], error: type, text: str) -> None:

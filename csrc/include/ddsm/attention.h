@@ -14,7 +14,7 @@ struct AttentionTensor {
 };
 
 struct AttentionArgs {
-  DType dtype;  // float32, bfloat16, float64
+  DType dtype;  // CPU: float32, bfloat16, float64; attention_cuda.h: float32, bfloat16, float16
   int64_t n, heads, t_q, t_k, d;
   double scale;
   int64_t slots;  // parts of the scratch that threads work in at the same time, >= 1

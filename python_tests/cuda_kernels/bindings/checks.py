@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ddsm_ext.ops.attention import sliced_attention, sliced_attention_ref
 from ddsm_ext.ops.conv2d import sliced_conv2d, sliced_conv2d_ref
 from ddsm_ext.ops.group_norm import sliced_group_norm, sliced_group_norm_ref
 from ddsm_ext.ops.linear import sliced_linear, sliced_linear_ref
@@ -105,6 +106,24 @@ def check_group_norm(dtype: torch.dtype, param_dtype: torch.dtype) -> None:
             )
 
 
+def check_attention(dtype: torch.dtype) -> None:
+    relative = 1e-5 if dtype == torch.float32 else tolerance(dtype)
+    fused = normal(2, 20, 3, 3 * 16, dtype=dtype)  # [N, T, heads, 3 d]
+    for tensors in (
+        [t.transpose(1, 2) for t in fused.split(16, dim=-1)],
+        [normal(2, 1, t, 24, dtype=dtype) for t in (70, 33, 33)],
+        [normal(1, 2, 9, 11, dtype=dtype).mT for _ in range(3)],  # a head size that is not adjacent
+        [normal(1, 1, 9, 300, dtype=dtype) for _ in range(3)],
+    ):
+        for scale in (None, 0.3):
+            compare(
+                lambda q, k, v, s=scale: sliced_attention(q, k, v, scale=s, backend="kernel"),
+                lambda q, k, v, s=scale: sliced_attention_ref(q, k, v, scale=s),
+                tensors,
+                relative,
+            )
+
+
 def check_nothing_is_done_for_no_images() -> None:
     weight = torch.ones(8, 8, 3, 3, requires_grad=True)
     y = sliced_conv2d(torch.ones(0, 4, 5, 5), weight, None, 6, padding=1)
@@ -116,7 +135,9 @@ def check_nothing_is_done_for_no_images() -> None:
 def check_float64_is_refused() -> None:
     x, weight = torch.ones(1, 4, 5, 5).double(), torch.ones(8, 8, 3, 3).double()
     with pytest.raises(RuntimeError, match="CUDA kernels need equal float32, bfloat16 or float16"):
-        sliced_conv2d(x, weight, None, 6)
+        torch.ops.ddsm_ext.sliced_conv2d(x, None, weight, None, 6, 4, 1, 0, False)
+    with pytest.raises(RuntimeError, match="q is float64; the CUDA kernel needs float32"):
+        torch.ops.ddsm_ext.sliced_attention(x, x, x, None)
 
 
 def to_tf32(value: Tensor) -> Tensor:
@@ -154,6 +175,8 @@ def check_tf32_is_an_argument() -> None:
 
 
 def check_all() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        check_attention(dtype)
     for check in (check_conv2d, check_linear, check_group_norm):
         check(torch.float32, torch.float32)
         check(torch.bfloat16, torch.bfloat16)

@@ -22,7 +22,8 @@ def check_random_raw_calls(name: str, examples: int) -> None:
 
     def of_supported_types(arguments: dict[str, Any]) -> dict[str, list[Any]]:
         # What the CUDA kernels refuse.
-        assume(arguments["x"].dtype != torch.float64)
+        first = next(iter(arguments.values()))  # x or q
+        assume(first.dtype != torch.float64)
         assume(arguments.get("algo", "auto") in ("auto", "direct"))
         return calls(arguments)
 
@@ -38,7 +39,7 @@ def main() -> None:
     checks.check_all()
     steps.check_all_steps(torch.device("cpu"))
     steps.check_captured_steps(torch.device("cpu"), Recorder)
-    for name in ("sliced_conv2d", "sliced_linear", "sliced_group_norm"):
+    for name in ("sliced_attention", "sliced_conv2d", "sliced_linear", "sliced_group_norm"):
         check_random_raw_calls(name, 100)
 
 
