@@ -202,6 +202,7 @@ py::dict costs_dict() {
   result["frequency_ns"] = costs.frequency_ns;
   result["rearranged_per_ns"] = costs.rearranged_per_ns;
   result["bf16_macs_per_ns"] = costs.bf16_macs_per_ns;
+  result["segment_ns"] = costs.segment_ns;
   return result;
 }
 

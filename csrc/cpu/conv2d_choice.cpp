@@ -14,12 +14,12 @@ DDSM_DECLARE_VARIANTS(GemmTileShape, gemm_tile_shape, DType compute)
 namespace {
 
 // avx2: fitted to the CIFAR-10 U-Net's layers on one thread of a Zen 3 with 512 KB L2, on which the
-// choice cost 0.5 % over the best algorithm of each layer. avx512 and portable are guesses from it,
-// not fitted to any measurement.
-constexpr Conv2dCosts kAvx2{42, 34, 0.75, 1.3, 14, 25, 1, 0};
-constexpr Conv2dCosts kAvx512{46, 38, 1.1, 1.8, 14, 25, 1.5, 0};
-constexpr Conv2dCosts kAvx512Bf16{46, 38, 1.1, 1.8, 14, 25, 1.5, 88};
-constexpr Conv2dCosts kPortable{10, 8, 0.35, 0.6, 14, 25, 0.5, 0};
+// choice cost 0.5 % over the best algorithm of each layer. avx512: on one thread of a Zen 4 with
+// 1 MB L2 it cost at most 0.5 % at batch 8 and batch 1. portable is a guess, not fitted to any measurement.
+constexpr Conv2dCosts kAvx2{42, 34, 0.75, 1.3, 14, 25, 1, 0, 0};
+constexpr Conv2dCosts kAvx512{46, 38, 1.1, 1.8, 14, 25, 1.5, 0, 25};
+constexpr Conv2dCosts kAvx512Bf16{46, 38, 1.1, 1.8, 14, 25, 1.5, 88, 25};
+constexpr Conv2dCosts kPortable{10, 8, 0.35, 0.6, 14, 25, 0.5, 0, 0};
 
 // A sandwich step runs three widths or four on the same weights.
 constexpr double kUses = 3;
@@ -37,6 +37,13 @@ double product_ns(int64_t rows, int64_t depth, int64_t lanes, double macs_per_ns
   const double panels = static_cast<double>(depth) * round_up(lanes, grain.lanes);
   return costs.frequency_ns + std::max(tile_rows * panels / macs_per_ns,
                                        element_bytes * panels / costs.panel_bytes_per_ns);
+}
+
+// What the tiles of a direct convolution cost beside their products, which is much where a tap has
+// few channels.
+double segments_ns(const Conv2dProblem& p, int64_t pixels, int64_t taps, const Conv2dCosts& costs,
+                   const Conv2dGrain& grain) {
+  return costs.segment_ns * taps * ceil_div(pixels, grain.rows) * ceil_div(p.c_out, grain.lanes);
 }
 
 double winograd_ns(const Conv2dProblem& p, int64_t tile, const Conv2dCosts& costs,
@@ -87,17 +94,20 @@ double conv2d_cost_ns(const Conv2dProblem& p, Conv2dAlgo algo, const Conv2dCosts
     }
     const int64_t taps = p.kernel * p.kernel;
     return product_ns(pixels, taps * p.c_in, p.c_out, costs.bf16_macs_per_ns, 2, costs, grain) +
+           segments_ns(p, pixels, taps, costs, grain) +
            0.5 * taps * p.rearranged / kUses / costs.rearranged_per_ns;
   }
   if (algo == Conv2dAlgo::kDirect) {
     const bool phases = p.scale == 2 && p.stride == 1;
     if (!phases) {
-      return product_ns(pixels, p.kernel * p.kernel * p.c_in, p.c_out, costs.macs_per_ns, 4, costs,
-                        grain);
+      const int64_t taps = p.kernel * p.kernel;
+      return product_ns(pixels, taps * p.c_in, p.c_out, costs.macs_per_ns, 4, costs, grain) +
+             segments_ns(p, pixels, taps, costs, grain);
     }
     const int64_t taps = p.kernel / 2 + 1;  // of each of the four phases, along one axis
     return 4 * product_ns(pixels / 4, taps * taps * p.c_in, p.c_out, costs.macs_per_ns, 4, costs,
-                          grain);
+                          grain) +
+           segments_ns(p, pixels, taps * taps, costs, grain);
   }
   return winograd ? winograd_ns(p, tile_of(algo), costs, grain)
                   : std::numeric_limits<double>::infinity();

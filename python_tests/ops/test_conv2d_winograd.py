@@ -234,5 +234,6 @@ def test_cost_model():
         assert cost("winograd_2x2", *other) == float("inf")
         assert choose_algorithm(native.active_isa(), ConvShape(*other, False)) == 0
     costs = native.conv2d_costs()
+    assert costs.pop("segment_ns") >= 0
     assert (costs.pop("bf16_macs_per_ns") > 0) == native.conv2d_has(DIRECT_BF16)
     assert all(value > 0 for value in costs.values())

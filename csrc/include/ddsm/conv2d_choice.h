@@ -17,6 +17,7 @@ struct Conv2dCosts {
   double frequency_ns;          // start of one matrix product
   double rearranged_per_ns;     // panel floats made from weights
   double bf16_macs_per_ns;      // of a direct convolution that does not widen; 0: there is none
+  double segment_ns;            // start of one tap of a tile of a direct convolution
 };
 
 // A convolution as the choice sees it: active channels, k x k kernel, output size. For the gradient
