@@ -1,9 +1,9 @@
-// sliced_conv2d on CUDA: from the arguments to a tile, parameters and launches.
+// sliced_conv2d on CUDA: from the arguments to a path, a tile, parameters and launches.
 #include "ddsm/conv2d_cuda.h"
 
 #include <cstdlib>
 
-#include "conv2d_params.h"
+#include "conv2d_sm90.cuh"
 #include "gemm_tile.cuh"
 #include "launch.cuh"
 
@@ -44,12 +44,8 @@ WeightView view_of(const Conv2dWeight& weight, DType dtype, int64_t offset, int6
 }
 
 // Steps of the K loop for one source of a tap.
-int64_t steps_of(int64_t channels, DType dtype) {
-  return blocks_of(channels, kStepBytes / element_bytes(dtype));
-}
-
-int64_t steps_of(const Conv2dImage& x, const Conv2dImage& x2, DType dtype) {
-  return steps_of(x.channels, dtype) + (x2.data ? steps_of(x2.channels, dtype) : 0);
+int64_t steps_of(int64_t channels, DType dtype, int64_t step_bytes = kStepBytes) {
+  return blocks_of(channels, step_bytes / element_bytes(dtype));
 }
 
 // The parts of the parameters that decide whether every operand is aligned.
@@ -81,28 +77,46 @@ Views views_of(const Conv2dCudaGradXArgs& args) {
   return views;
 }
 
+ConvGeometry geometry_of(const Conv2dCudaForwardArgs& args) {
+  const Conv2dShape& shape = args.shape;
+  return {math_of(args.options), false,        shape.images,  shape.height, shape.width,
+          args.weight.kernel,    shape.stride, shape.padding, shape.scale};
+}
+
+ConvGeometry geometry_of(const Conv2dCudaGradXArgs& args) {
+  const Conv2dShape& shape = args.shape;
+  return {math_of(args.options), true,         shape.images,  shape.out_height, shape.out_width,
+          args.weight.kernel,    shape.stride, shape.padding, shape.scale};
+}
+
+// A product of m x n with `taps` taps of the views' channels, on the path that serves it.
+GemmProblem problem_of(const char* name, const Views& views, const ConvGeometry& geometry,
+                       int64_t m, int64_t n, int64_t taps, const Conv2dCudaOptions& options) {
+  GemmProblem problem{name, geometry.math, m, n, 0, 1, views.aligned(), multiprocessors()};
+  problem.hopper_refusal = hopper_refusal(views.images, views.sources, views.weight, n,
+                                          problem.aligned, geometry, has_sm90a());
+  problem.hopper = takes_hopper(problem.hopper_refusal, options.tile);
+  for (int32_t i = 0; i < views.sources; ++i) {
+    problem.k_steps += taps * steps_of(views.images[i].channels, options.dtype,
+                                       problem.hopper ? kHopperStepBytes : kStepBytes);
+  }
+  return problem;
+}
+
 GemmProblem problem_of(const Conv2dCudaForwardArgs& args) {
+  const Conv2dShape& shape = args.shape;
+  const int64_t m = shape.images * shape.out_height * shape.out_width;
   const int64_t taps = int64_t(args.weight.kernel) * args.weight.kernel;
-  return {"sliced_conv2d",
-          math_of(args.options),
-          args.shape.images * args.shape.out_height * args.shape.out_width,
-          args.c_out,
-          taps * steps_of(args.x, args.x2, args.options.dtype),
-          1,
-          views_of(args).aligned(),
-          multiprocessors()};
+  return problem_of("sliced_conv2d", views_of(args), geometry_of(args), m, args.c_out, taps,
+                    args.options);
 }
 
 GemmProblem problem_of(const Conv2dCudaGradXArgs& args) {
-  const int64_t window = args.weight.kernel * args.shape.scale;
-  return {"sliced_conv2d_grad_x",
-          math_of(args.options),
-          args.shape.images * args.shape.height * args.shape.width,
-          args.c_in,
-          window * window * steps_of(args.grad_y.channels, args.options.dtype),
-          1,
-          views_of(args).aligned(),
-          multiprocessors()};
+  const Conv2dShape& shape = args.shape;
+  const int64_t m = shape.images * shape.height * shape.width;
+  const int64_t window = args.weight.kernel * shape.scale;
+  return problem_of("sliced_conv2d_grad_x", views_of(args), geometry_of(args), m, args.c_in,
+                    window * window, args.options);
 }
 
 int64_t out_pixels(const Conv2dShape& shape) {
@@ -121,7 +135,9 @@ GemmProblem problem_of(const Conv2dCudaGradWeightArgs& args) {
           steps_of(out_pixels(args.shape), dtype),
           int64_t(args.grad_weight.kernel) * args.grad_weight.kernel,
           aligned(args.grad_y) && aligned(args.x) && aligned(args.x2),
-          multiprocessors()};
+          multiprocessors(),
+          false,
+          "it has no gradient of the weight"};
 }
 
 GemmChoice choice_of(const GemmProblem& problem, const Conv2dCudaOptions& options) {
@@ -139,9 +155,11 @@ int64_t partial_bytes(const GemmProblem& problem, const GemmChoice& choice) {
 const char* check(const GemmProblem& problem, const GemmChoice& choice) {
   if (problem.multiprocessors < 1) return "no CUDA device answers";
   if (const char* reason = refusal(problem)) return reason;
+  if (problem.hopper && problem.hopper_refusal) return problem.hopper_refusal;
   if (choice.tile >= kTileCount || choice.splits > problem.k_steps || choice.splits > kMaxSplits) {
     return "the forced tile or number of splits does not exist for this problem";
   }
+  if (!has_tile(problem, choice.tile)) return "no kernel for this tile";
   if (getenv("DDSM_PRINT_CHOICES")) {
     char line[256];
     describe(problem, choice, line, sizeof line);
@@ -154,9 +172,26 @@ PixelMap pixel_map(int64_t height, int64_t width) {
   return {Divider(height * width), Divider(width)};
 }
 
-const char* run_conv(const ConvParams& params, const GemmProblem& problem, int32_t tile,
-                     bool gradient, void* stream) {
-  const bool aligned = problem.aligned;
+const char* run_hopper(const ConvParams& params, const GemmProblem& problem,
+                       const ConvGeometry& geometry, int32_t tile, void* stream) {
+  const ConvMaps maps =
+      conv_maps(params.source, params.source_count, params.weight, params.n, geometry, tile);
+  HopperConvParams p{};
+  for (int32_t i = 0; i < params.source_count; ++i) {
+    if (const char* error = encode(maps.image[i], &p.image[i])) return error;
+    if (const char* error = encode(maps.weight[i], &p.weight[i])) return error;
+  }
+  p.conv = params;
+  p.corner = static_cast<int32_t>(geometry.lower());
+  const auto launch_conv = problem.math == Math::kFloat16 ? launch_conv_sm90<Float16>
+                                                          : launch_conv_sm90<BFloat16>;
+  return launch_conv(p, tile, geometry.gradient, problem.multiprocessors, stream);
+}
+
+const char* run_conv(const ConvParams& params, const GemmProblem& problem,
+                     const ConvGeometry& geometry, int32_t tile, void* stream) {
+  if (problem.hopper) return run_hopper(params, problem, geometry, tile, stream);
+  const bool aligned = problem.aligned, gradient = geometry.gradient;
   switch (problem.math) {
     case Math::kBFloat16:
       return launch_conv<TensorCores<BFloat16>>(params, tile, gradient, aligned, stream);
@@ -245,7 +280,7 @@ const char* conv2d_forward_cuda(const Conv2dCudaForwardArgs& args, void* stream)
   e.bias_wide = args.weight.dtype != args.options.dtype;
   e.vector = is_aligned(args.y) && args.c_out % lanes == 0 &&
              (!args.residual || (is_aligned(args.residual) && args.residual_stride % lanes == 0));
-  return run_conv(p, problem, choice.tile, false, stream);
+  return run_conv(p, problem, geometry_of(args), choice.tile, stream);
 }
 
 const char* conv2d_grad_x_cuda(const Conv2dCudaGradXArgs& args, void* stream) {
@@ -264,7 +299,7 @@ const char* conv2d_grad_x_cuda(const Conv2dCudaGradXArgs& args, void* stream) {
   p.epilogue.y = args.grad_x;
   p.epilogue.pixels = shape.height * shape.width;
   p.epilogue.vector = is_aligned(args.grad_x) && args.c_in % lanes == 0;
-  return run_conv(p, problem, choice.tile, true, stream);
+  return run_conv(p, problem, geometry_of(args), choice.tile, stream);
 }
 
 const char* conv2d_grad_weight_cuda(const Conv2dCudaGradWeightArgs& args, void* stream) {
