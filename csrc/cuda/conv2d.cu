@@ -20,12 +20,21 @@ Math math_of(const Conv2dCudaOptions& options) {
   return options.ieee ? Math::kIeee : Math::kTf32;
 }
 
-ImageView view_of(const Conv2dImage& image, const Conv2dShape& shape, DType dtype) {
+struct ImageSize {
+  int64_t images, height, width;
+};
+
+ImageSize size_of_x(const Conv2dShape& s) { return {s.images, s.height, s.width}; }
+ImageSize size_of_y(const Conv2dShape& s) { return {s.images, s.out_height, s.out_width}; }
+
+ImageView view_of(const Conv2dImage& image, const ImageSize& size, DType dtype) {
   const int64_t lanes = 16 / element_bytes(dtype);
   // A stride along a dimension of one element says nothing.
-  const bool n_aligned = shape.images == 1 || image.n_stride % lanes == 0;
-  const bool vector = is_aligned(image.data) && n_aligned && image.h_stride % lanes == 0 &&
-                      image.w_stride % lanes == 0;
+  const auto aligned = [&](int64_t count, int64_t stride) {
+    return count == 1 || stride % lanes == 0;
+  };
+  const bool vector = is_aligned(image.data) && aligned(size.images, image.n_stride) &&
+                      aligned(size.height, image.h_stride) && aligned(size.width, image.w_stride);
   return {image.data,     image.n_stride, image.h_stride,
           image.w_stride, static_cast<int32_t>(image.channels), vector, image.weight_offset};
 }
@@ -62,15 +71,15 @@ struct Views {
 Views views_of(const Conv2dCudaForwardArgs& args) {
   const DType dtype = args.options.dtype;
   const bool two = args.x2.data != nullptr;
-  return {{view_of(args.x, args.shape, dtype),
-           two ? view_of(args.x2, args.shape, dtype) : ImageView{}},
+  return {{view_of(args.x, size_of_x(args.shape), dtype),
+           two ? view_of(args.x2, size_of_x(args.shape), dtype) : ImageView{}},
           view_of(args.weight, dtype, args.x.weight_offset, two ? args.x2.weight_offset : 0),
           two ? 2 : 1};
 }
 
 Views views_of(const Conv2dCudaGradXArgs& args) {
   const DType dtype = args.options.dtype;
-  Views views{{view_of(args.grad_y, args.shape, dtype), {}},
+  Views views{{view_of(args.grad_y, size_of_y(args.shape), dtype), {}},
               view_of(args.weight, dtype, args.c_in_offset, 0),
               1};
   views.images[0].weight_channel = args.c_in_offset;
@@ -125,19 +134,19 @@ int64_t out_pixels(const Conv2dShape& shape) {
 
 GemmProblem problem_of(const Conv2dCudaGradWeightArgs& args) {
   const DType dtype = args.options.dtype;
-  auto aligned = [&](const Conv2dImage& image) {
-    return !image.data || view_of(image, args.shape, dtype).vector;
-  };
+  const ImageSize size = size_of_x(args.shape);
+  auto aligned = [&](const Conv2dImage& x) { return !x.data || view_of(x, size, dtype).vector; };
   return {"sliced_conv2d_grad_weight",
           math_of(args.options),
           args.grad_y.channels,
           args.x.channels + (args.x2.data ? args.x2.channels : 0),
           steps_of(out_pixels(args.shape), dtype),
           int64_t(args.grad_weight.kernel) * args.grad_weight.kernel,
-          aligned(args.grad_y) && aligned(args.x) && aligned(args.x2),
+          view_of(args.grad_y, size_of_y(args.shape), dtype).vector && aligned(args.x) &&
+              aligned(args.x2),
           multiprocessors(),
           false,
-          "it has no gradient of the weight"};
+          "the sm_90a path has no gradient of the weight"};
 }
 
 GemmChoice choice_of(const GemmProblem& problem, const Conv2dCudaOptions& options) {
@@ -312,10 +321,10 @@ const char* conv2d_grad_weight_cuda(const Conv2dCudaGradWeightArgs& args, void* 
   const int64_t pixels = out_pixels(shape);
   if (pixels > kMostRows) return kTooManyRows;
   GradWeightParams p{};
-  p.grad_y = view_of(args.grad_y, shape, dtype);
-  p.source[0] = view_of(args.x, shape, dtype);
+  p.grad_y = view_of(args.grad_y, size_of_y(shape), dtype);
+  p.source[0] = view_of(args.x, size_of_x(shape), dtype);
   p.source_count = args.x2.data ? 2 : 1;
-  if (args.x2.data) p.source[1] = view_of(args.x2, shape, dtype);
+  if (args.x2.data) p.source[1] = view_of(args.x2, size_of_x(shape), dtype);
   p.grad = view_of(args.grad_weight, dtype, 0, 0);
   p.taps = {Divider(args.grad_weight.kernel), 1, 1, static_cast<int32_t>(shape.padding)};
   p.h = forward_axis(shape.height, shape.stride, shape.scale);

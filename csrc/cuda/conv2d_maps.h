@@ -90,12 +90,18 @@ inline ConvMaps conv_maps(const ImageView (&source)[2], int32_t sources, const W
 inline const char* hopper_refusal(const ImageView (&source)[2], int32_t sources,
                                   const WeightView& weight, int64_t n, bool aligned,
                                   const ConvGeometry& g, bool device) {
-  if (!device) return "the device or the build has none";
-  if (g.math != Math::kBFloat16 && g.math != Math::kFloat16) return "products are not of 16 bits";
-  if (!aligned) return "pixels or filters are not multiples of 16 bytes, or differ in type";
-  if (g.scale != 1) return "x is enlarged";
-  if (g.gradient && g.stride != 1) return "a gradient at stride 2";
-  if (g.kernel > 128) return "the kernel has more than 128 taps a side";
+  if (!device) {
+    return "the sm_90a path needs a GPU of compute capability 9.0 and a build for sm_90a";
+  }
+  if (g.math != Math::kBFloat16 && g.math != Math::kFloat16) {
+    return "the sm_90a path needs bfloat16 or float16 images";
+  }
+  if (!aligned) {
+    return "the sm_90a path needs pixels and filters of one type, at multiples of 16 bytes";
+  }
+  if (g.scale != 1) return "the sm_90a path needs x as it is, not enlarged";
+  if (g.gradient && g.stride != 1) return "the sm_90a path needs stride 1 for the gradient of x";
+  if (g.kernel > 128) return "the sm_90a path needs a kernel of at most 128 taps a side";
   const ConvMaps maps = conv_maps(source, sources, weight, n, g, kPortableTiles);
   for (int32_t i = 0; i < sources; ++i) {
     if (const char* reason = refusal(maps.image[i])) return reason;

@@ -38,29 +38,29 @@ struct TensorMapSpec {
 // Null, or why no tensor map can describe it. CUDA driver API, cuTensorMapEncodeTiled and
 // cuTensorMapEncodeIm2col.
 inline const char* refusal(const TensorMapSpec& t) {
-  if (reinterpret_cast<uintptr_t>(t.data) % 16 != 0) return "memory is not aligned to 16 bytes";
+  if (reinterpret_cast<uintptr_t>(t.data) % 16 != 0) return "a tensor map needs memory aligned to 16 bytes";
   for (const int64_t size : t.size) {
-    if (size < 1 || size > int64_t(1) << 32) return "a dimension is not 1 to 2^32";
+    if (size < 1 || size > int64_t(1) << 32) return "a tensor map needs dimensions of 1 to 2^32";
   }
   for (const int64_t stride : t.stride_bytes) {
-    if (stride % 16 != 0) return "a stride is not a multiple of 16 bytes";
-    if (stride < 0 || stride >= int64_t(1) << 40) return "a stride is not below 2^40 bytes";
+    if (stride % 16 != 0) return "a tensor map needs strides of multiples of 16 bytes";
+    if (stride < 0 || stride >= int64_t(1) << 40) return "a tensor map needs strides below 2^40 bytes";
   }
-  if (t.row * 2 != kSwizzleBytes) return "a row of the box is not as long as the swizzle";
+  if (t.row * 2 != kSwizzleBytes) return "a tensor map needs rows as long as the swizzle";
   if (!t.im2col) {
     for (const int64_t box : t.box) {
-      if (box < 1 || box > 256) return "a side of the box is not 1 to 256";
+      if (box < 1 || box > 256) return "a tensor map needs boxes of 1 to 256 elements a side";
     }
     return nullptr;
   }
   if (t.lower < -128 || t.lower > 127 || t.upper < -128 || t.upper > 127) {
-    return "a corner of the pixel box is not within -128 to 127";
+    return "a tensor map needs corners of the pixel box of -128 to 127";
   }
   if (t.size[1] + t.upper <= t.lower || t.size[2] + t.upper <= t.lower) {
-    return "the pixel box is empty";
+    return "a tensor map needs a pixel box with pixels";
   }
-  if (t.pixels < 1 || t.pixels > 1024) return "a column has not 1 to 1024 pixels";
-  if (t.step < 1 || t.step > 8) return "the traversal stride is not 1 to 8";
+  if (t.pixels < 1 || t.pixels > 1024) return "a tensor map needs columns of 1 to 1024 pixels";
+  if (t.step < 1 || t.step > 8) return "a tensor map needs a traversal stride of 1 to 8";
   return nullptr;
 }
 

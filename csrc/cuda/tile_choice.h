@@ -45,13 +45,13 @@ struct GemmChoice {
   int32_t tile, splits;  // tile: index into kTiles
 };
 
-constexpr bool is_hopper_tile(int32_t tile) { return tile >= kPortableTiles; }
+constexpr bool is_hopper_tile(int32_t tile) {
+  return tile >= kPortableTiles && tile < kTileCount;
+}
 
 // True if there are kernels for the tile.
 inline bool has_tile(const GemmProblem& problem, int32_t tile) {
-  if (tile < 0 || tile >= kTileCount) return false;
-  if (is_hopper_tile(tile)) return problem.hopper && !problem.hopper_refusal;
-  if (problem.hopper) return false;
+  if (problem.hopper || tile >= kPortableTiles) return problem.hopper && is_hopper_tile(tile);
   return tile == kPlainTile || (problem.math != Math::kIeee && problem.aligned);
 }
 
@@ -132,7 +132,7 @@ inline int describe(const GemmProblem& problem, const GemmChoice& choice, char* 
                   static_cast<long long>(problem.m), static_cast<long long>(problem.n),
                   static_cast<long long>(problem.k_steps), static_cast<long long>(problem.batches),
                   kTiles[choice.tile].m, kTiles[choice.tile].n, choice.splits,
-                  problem.hopper ? "sm_90a path" : "sm_80 path (no sm_90a: ",
+                  problem.hopper ? "sm_90a path" : "sm_80 path (",
                   problem.hopper ? "" : reason, problem.hopper ? "" : ")");
 }
 

@@ -59,7 +59,7 @@ void complete_if_done(Mbarrier& barrier) {
 
 void start_copy(const TensorMapSpec& map, uint32_t target, uint32_t mbarrier,
                 std::vector<std::array<int64_t, 4>> rows) {
-  if (const char* reason = refusal(map)) throw Fault(std::string("a tensor map: ") + reason);
+  if (const char* reason = refusal(map)) throw Fault(reason);
   Mbarrier& barrier = mbarrier_at(mbarrier);
   const size_t bytes = rows.size() * kSwizzleBytes;
   shared_memory().check(target, bytes, kSwizzleBytes, thread());
