@@ -36,11 +36,13 @@ void check_sources(const char* op, const Tensor& x, const std::optional<Tensor>&
                   op, ": x2 does not match x, or its channels overlap x's in the weight");
 }
 
-// Panels are rearranged weights of the CPU's algorithms; here the weight is read in place.
-void check_algorithm(const char* op, const std::optional<Tensor>& panels, int64_t algo) {
-  STD_TORCH_CHECK(!panels.has_value() && algo == 0, op, ": algo is ", algo,
+// `algo` forces a tile of csrc/cuda/tile_choice.h, 1 + its index, for tests and benchmarks; 0 lets
+// it choose. Panels are rearranged weights of the CPU's algorithms; here the weight is read in place.
+int32_t forced_tile(const char* op, const std::optional<Tensor>& panels, int64_t algo) {
+  STD_TORCH_CHECK(!panels.has_value() && algo >= 0 && algo < 100, op, ": algo is ", algo,
                   panels.has_value() ? " with panels" : "",
-                  "; the CUDA kernels need 0 (direct) and no panels");
+                  "; the CUDA kernels need 0, or 1 + the index of a tile, and no panels");
+  return static_cast<int32_t>(algo);
 }
 
 Conv2dShape shape_of(const char* op, int64_t images, int64_t height, int64_t width, int64_t kernel,
@@ -89,7 +91,6 @@ Tensor sliced_conv2d(const Tensor& x, const std::optional<Tensor>& x2, const Ten
                      int64_t stride, int64_t padding, bool upsample,
                      const std::optional<Tensor>& panels, int64_t algo) {
   const char* op = "sliced_conv2d";
-  check_algorithm(op, panels, algo);
   check_weight(op, weight);
   check_operands(op, x, weight);
   check_sources(op, x, x2, weight, c_in2_offset);
@@ -104,6 +105,7 @@ Tensor sliced_conv2d(const Tensor& x, const std::optional<Tensor>& x2, const Ten
   const Tensor source = image_tensor(x), source2 = x2.has_value() ? image_tensor(*x2) : source;
   const Tensor bias_row = contiguous_or(bias, weight);
   args.options.dtype = dtype_of(x, op);
+  args.options.tile = forced_tile(op, panels, algo);
   args.x = image_of(source, 0);
   if (x2.has_value()) args.x2 = image_of(source2, c_in2_offset);
   args.weight = weight_of(op, weight, const_cast<void*>(weight.const_data_ptr()));
@@ -119,7 +121,6 @@ Tensor sliced_conv2d_grad_x(const Tensor& grad_y, const Tensor& weight, int64_t 
                             int64_t padding, bool upsample, const std::optional<Tensor>& panels,
                             int64_t algo) {
   const char* op = "sliced_conv2d_grad_x";
-  check_algorithm(op, panels, algo);
   check_weight(op, weight);
   check_operands(op, grad_y, weight);
   STD_TORCH_CHECK(grad_y.dim() == 4 && grad_y.size(1) >= 1 && grad_y.size(1) <= weight.size(0), op,
@@ -138,6 +139,7 @@ Tensor sliced_conv2d_grad_x(const Tensor& grad_y, const Tensor& weight, int64_t 
   if (grad_x.numel() == 0) return grad_x;
   const Tensor source = image_tensor(grad_y);
   args.options.dtype = dtype_of(grad_y, op);
+  args.options.tile = forced_tile(op, panels, algo);
   args.grad_y = image_of(source, 0);
   args.weight = weight_of(op, weight, const_cast<void*>(weight.const_data_ptr()));
   args.grad_x = grad_x.mutable_data_ptr();
@@ -153,7 +155,6 @@ void sliced_conv2d_grad_weight(const Tensor& grad_y, const Tensor& x,
                                const Tensor& grad_weight, const std::optional<Tensor>& grad_bias,
                                int64_t algo) {
   const char* op = "sliced_conv2d_grad_weight";
-  check_algorithm(op, std::nullopt, algo);
   check_weight(op, grad_weight);
   check_operands(op, grad_y, grad_weight);
   check_same_device(op, grad_y, x);
@@ -173,6 +174,7 @@ void sliced_conv2d_grad_weight(const Tensor& grad_y, const Tensor& x,
   const Tensor gradient = image_tensor(grad_y), source = image_tensor(x);
   const Tensor source2 = x2.has_value() ? image_tensor(*x2) : source;
   args.options.dtype = dtype_of(x, op);
+  args.options.tile = forced_tile(op, std::nullopt, algo);
   args.grad_y = image_of(gradient, 0);
   args.x = image_of(source, 0);
   if (x2.has_value()) args.x2 = image_of(source2, c_in2_offset);

@@ -19,8 +19,7 @@ void copy_tiled(const TensorMapSpec& map, uint32_t target, uint32_t mbarrier,
                 const int32_t (&at)[4]);
 // `at`: first channel, the filter's corner (w, h), image; offsets are the tap's place from there.
 void copy_im2col(const TensorMapSpec& map, uint32_t target, uint32_t mbarrier,
-                const int32_t (&at)[4],
-                 uint32_t offset_w, uint32_t offset_h);
+                 const int32_t (&at)[4], uint32_t offset_w, uint32_t offset_h);
 
 // d [64, n] (+)= a [64, 16] b [16, n], by descriptors.
 struct WarpgroupProduct {
