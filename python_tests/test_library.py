@@ -50,7 +50,7 @@ def test_active_isa_is_an_available_one() -> None:
 
 
 def test_unknown_isa_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="'sse9'; need portable, avx2 or avx512"):
+    with pytest.raises(ValueError, match="'sse9'; need portable, avx2, avx512 or avx512_bf16"):
         _library.native.set_isa("sse9")
 
 

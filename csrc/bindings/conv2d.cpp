@@ -3,21 +3,17 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "tensor.h"
+#include "conv2d_args.h"
 
 namespace {
 
+using namespace ddsm::binding;
 using ddsm::Conv2dAlgo;
-using ddsm::Conv2dImage;
 using ddsm::Conv2dPanels;
 using ddsm::Conv2dShape;
 using ddsm::Conv2dWeight;
 using ddsm::DType;
-using ddsm::binding::dtype_of;
-using ddsm::binding::ScalarType;
-using ddsm::binding::Tensor;
 
-// These repeat the Python layer's checks as far as memory safety of the raw ops needs them.
 void check_dtypes(const char* op, const Tensor& x, const Tensor& weight) {
   const DType x_dtype = dtype_of(x, op), w_dtype = dtype_of(weight, op);
   const bool mixed = x_dtype == DType::kBFloat16 && w_dtype == DType::kFloat32;
@@ -26,94 +22,42 @@ void check_dtypes(const char* op, const Tensor& x, const Tensor& weight) {
                   "weight with bfloat16 x");
 }
 
-void check_weight(const char* op, const Tensor& weight) {
-  STD_TORCH_CHECK(weight.dim() == 4 && weight.size(2) == weight.size(3) && weight.size(2) >= 1, op,
-                  ": weight is not [c_out_max, c_in_max, k, k]");
-}
-
-void check_geometry(const char* op, int64_t kernel, int64_t stride, int64_t padding) {
-  STD_TORCH_CHECK(stride == 1 || stride == 2, op, ": stride is ", stride, ", need 1 or 2");
-  STD_TORCH_CHECK(padding >= 0 && padding < kernel, op, ": padding is ", padding,
-                  ", need 0 <= padding < ", kernel);
-}
-
-void check_image(const char* op, const Tensor& x, const Tensor& weight, int64_t offset) {
-  STD_TORCH_CHECK(x.dim() == 4, op, ": an image has ", x.dim(), " dimensions, need 4");
-  STD_TORCH_CHECK(x.size(1) >= 1 && offset >= 0 && offset <= weight.size(1) - x.size(1), op, ": ",
-                  x.size(1), " channels at weight offset ", offset, ", weight has ",
-                  weight.size(1), " input channels");
-}
-
-void check_bias(const char* op, const std::optional<Tensor>& bias, const Tensor& weight) {
-  if (!bias.has_value()) return;
-  STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == weight.size(0) &&
-                      bias->scalar_type() == weight.scalar_type(),
-                  op, ": bias is not [c_out_max] of weight's dtype");
-}
-
-void check_sources(const char* op, const Tensor& x, const std::optional<Tensor>& x2,
-                   const Tensor& weight, int64_t c_in2_offset) {
-  check_image(op, x, weight, 0);
-  if (!x2.has_value()) return;
-  check_image(op, *x2, weight, c_in2_offset);
-  STD_TORCH_CHECK(x2->scalar_type() == x.scalar_type() && x2->size(0) == x.size(0) &&
-                      x2->size(2) == x.size(2) && x2->size(3) == x.size(3) &&
-                      c_in2_offset >= x.size(1),
-                  op, ": x2 does not match x, or its channels overlap x's in the weight");
-}
-
-Conv2dShape shape_of(const char* op, int64_t images, int64_t height, int64_t width, int64_t kernel,
-                     int64_t stride, int64_t padding, bool upsample) {
-  check_geometry(op, kernel, stride, padding);
-  const int64_t scale = upsample ? 2 : 1;
-  const int64_t reach = 2 * padding - kernel;
-  // The upper bound keeps a raw call's numbers from overflowing here.
-  constexpr int64_t most = int64_t{1} << 40;
-  STD_TORCH_CHECK(height >= 1 && width >= 1 && height <= most && width <= most &&
-                      height * scale + reach >= 0 && width * scale + reach >= 0,
-                  op, ": ", height, "x", width, " pixels are too few or too many for the kernel");
-  return {images,
-          height,
-          width,
-          (height * scale + reach) / stride + 1,
-          (width * scale + reach) / stride + 1,
-          stride,
-          padding,
-          scale};
-}
-
 // x with adjacent channels, in the compute type if `widen`: x itself where it is that already.
 Tensor image_tensor(const Tensor& x, bool widen = true) {
   const bool narrow = widen && x.scalar_type() == ScalarType::BFloat16;
   const ScalarType wanted = narrow ? ScalarType::Float : x.scalar_type();
-  const bool adjacent = x.size(1) == 1 || x.stride(1) == 1;
-  if (!narrow && adjacent) return x;
-  if (!narrow) return torch::stable::contiguous(x, torch::headeronly::MemoryFormat::ChannelsLast);
+  if (!narrow) return adjacent_channels(x);
   return torch::stable::to(x, wanted, std::nullopt, std::nullopt, std::nullopt, false, false,
                            torch::headeronly::MemoryFormat::ChannelsLast);
 }
 
-Conv2dImage image_of(const Tensor& x, int64_t weight_offset) {
-  return {x.const_data_ptr(), x.stride(0), x.stride(2), x.stride(3), x.size(1), weight_offset};
+// What a weight of this kernel and type can be rearranged for.
+Conv2dAlgo algo_of(const char* op, int64_t algo, int64_t kernel, DType dtype) {
+  STD_TORCH_CHECK(algo >= 0 && algo <= 3, op, ": algo is ", algo, ", need 0 to 3");
+  const Conv2dAlgo result = static_cast<Conv2dAlgo>(algo);
+  if (result == Conv2dAlgo::kDirectBf16) {
+    STD_TORCH_CHECK(ddsm::conv2d_has(result) && dtype == DType::kBFloat16 &&
+                        kernel <= ddsm::kLargestPanelKernel,
+                    op, ": algo 3 needs bfloat16 products of the CPU, a bfloat16 weight and a ",
+                    "kernel of at most ", ddsm::kLargestPanelKernel);
+  } else if (result != Conv2dAlgo::kDirect) {
+    STD_TORCH_CHECK(kernel == 3 && dtype != DType::kFloat64, op,
+                    ": a Winograd algorithm needs a 3x3 kernel and float32 or bfloat16");
+  }
+  return result;
 }
 
-Conv2dWeight weight_of(const char* op, const Tensor& weight, void* data) {
-  return {data,
-          dtype_of(weight, op),
-          weight.stride(0),
-          weight.stride(1),
-          weight.stride(2),
-          weight.stride(3),
-          static_cast<int32_t>(weight.size(2))};
-}
-
-Conv2dAlgo algo_of(const char* op, int64_t algo, const Conv2dShape& shape, int64_t kernel,
-                   DType dtype) {
-  STD_TORCH_CHECK(algo >= 0 && algo <= 2, op, ": algo is ", algo, ", need 0, 1 or 2");
-  const bool fits = kernel == 3 && shape.stride == 1 && dtype != DType::kFloat64;
-  STD_TORCH_CHECK(algo == 0 || fits, op,
-                  ": a Winograd algorithm needs a 3x3 kernel, stride 1 and float32 or bfloat16");
-  return static_cast<Conv2dAlgo>(algo);
+// The same beside the geometry of a call with image x; gradients have no kDirectBf16.
+Conv2dAlgo algo_of(const char* op, int64_t algo, const Conv2dShape& shape, const Tensor& x,
+                   const Tensor& weight, bool gradient) {
+  const Conv2dAlgo result = algo_of(op, algo, weight.size(2), dtype_of(weight, op));
+  if (result == Conv2dAlgo::kDirectBf16) {
+    STD_TORCH_CHECK(!gradient && shape.scale == 1 && dtype_of(x, op) == DType::kBFloat16, op,
+                    ": algo 3 is for the forward of bfloat16 images that are not enlarged");
+  } else if (result != Conv2dAlgo::kDirect) {
+    STD_TORCH_CHECK(shape.stride == 1, op, ": a Winograd algorithm needs stride 1");
+  }
+  return result;
 }
 
 // What sliced_conv2d_panels made of this weight for the same algorithm.
@@ -121,7 +65,8 @@ Conv2dPanels panels_of(const char* op, const std::optional<Tensor>& panels, cons
                        Conv2dAlgo algo, const Conv2dShape& shape, bool transposed) {
   Conv2dPanels result{nullptr, weight.size(0), weight.size(1)};
   if (!panels.has_value()) {
-    STD_TORCH_CHECK(algo == Conv2dAlgo::kDirect, op, ": a Winograd algorithm needs panels");
+    STD_TORCH_CHECK(algo == Conv2dAlgo::kDirect, op, ": algo ", static_cast<int64_t>(algo),
+                    " needs panels");
     return result;
   }
   const bool regular = shape.scale == 1 || (shape.stride == 1 && shape.padding == 1);
@@ -133,12 +78,8 @@ Conv2dPanels panels_of(const char* op, const std::optional<Tensor>& panels, cons
                                                                    weight.size(1), algo, scale,
                                                                    transposed),
                   op, ": panels were made for another weight, algorithm or instruction set");
-  result.data = static_cast<const float*>(panels->const_data_ptr());
+  result.data = panels->const_data_ptr();
   return result;
-}
-
-Tensor contiguous_or(const std::optional<Tensor>& value, const Tensor& fallback) {
-  return value.has_value() ? torch::stable::contiguous(*value) : fallback;
 }
 
 void check_memory(const char* op, bool enough) {
@@ -148,22 +89,19 @@ void check_memory(const char* op, bool enough) {
 Tensor sliced_conv2d(const Tensor& x, const std::optional<Tensor>& x2, const Tensor& weight,
                      const std::optional<Tensor>& bias, int64_t c_out, int64_t c_in2_offset,
                      int64_t stride, int64_t padding, bool upsample,
-                     const std::optional<Tensor>& panels, int64_t algo) {
+                     const std::optional<Tensor>& panels, int64_t algo, bool /*tf32*/) {
   const char* op = "sliced_conv2d";
   check_dtypes(op, x, weight);
   check_weight(op, weight);
   check_sources(op, x, x2, weight, c_in2_offset);
   check_bias(op, bias, weight);
-  STD_TORCH_CHECK(c_out >= 1 && c_out <= weight.size(0), op, ": c_out is ", c_out,
-                  ", weight has ", weight.size(0), " output channels; need 1 <= c_out <= ",
-                  weight.size(0));
+  check_c_out(op, c_out, weight);
   ddsm::Conv2dForwardArgs args{};
   args.shape = shape_of(op, x.size(0), x.size(2), x.size(3), weight.size(2), stride, padding,
                         upsample);
-  Tensor y = ddsm::binding::empty_nhwc(x, x.size(0), c_out, args.shape.out_height,
-                                       args.shape.out_width);
+  Tensor y = empty_nhwc(x, x.size(0), c_out, args.shape.out_height, args.shape.out_width);
   if (y.numel() == 0) return y;
-  args.algo = algo_of(op, algo, args.shape, weight.size(2), dtype_of(x, op));
+  args.algo = algo_of(op, algo, args.shape, x, weight, false);
   args.panels = panels_of(op, panels, weight, args.algo, args.shape, false);
   const bool widen = args.algo == Conv2dAlgo::kDirect;
   const Tensor source = image_tensor(x, widen);
@@ -171,7 +109,7 @@ Tensor sliced_conv2d(const Tensor& x, const std::optional<Tensor>& x2, const Ten
   const Tensor bias_row = contiguous_or(bias, weight);
   args.x = image_of(source, 0);
   if (x2.has_value()) args.x2 = image_of(source2, c_in2_offset);
-  args.weight = weight_of(op, weight, const_cast<void*>(weight.const_data_ptr()));
+  args.weight = weight_of(op, weight);
   args.bias = bias.has_value() ? bias_row.const_data_ptr() : nullptr;
   args.y = y.mutable_data_ptr();
   args.y_dtype = dtype_of(y, op);
@@ -184,30 +122,22 @@ Tensor sliced_conv2d(const Tensor& x, const std::optional<Tensor>& x2, const Ten
 Tensor sliced_conv2d_grad_x(const Tensor& grad_y, const Tensor& weight, int64_t c_in,
                             int64_t c_in_offset, int64_t height, int64_t width, int64_t stride,
                             int64_t padding, bool upsample, const std::optional<Tensor>& panels,
-                            int64_t algo) {
+                            int64_t algo, bool /*tf32*/) {
   const char* op = "sliced_conv2d_grad_x";
   check_dtypes(op, grad_y, weight);
   check_weight(op, weight);
-  STD_TORCH_CHECK(grad_y.dim() == 4 && grad_y.size(1) >= 1 && grad_y.size(1) <= weight.size(0), op,
-                  ": grad_y does not match weight");
-  STD_TORCH_CHECK(c_in >= 1 && c_in_offset >= 0 && c_in_offset <= weight.size(1) - c_in, op,
-                  ": c_in is ", c_in, " at offset ", c_in_offset, ", weight has ", weight.size(1),
-                  " input channels");
   ddsm::Conv2dGradXArgs args{};
-  args.shape = shape_of(op, grad_y.size(0), height, width, weight.size(2), stride, padding,
-                        upsample);
-  STD_TORCH_CHECK(grad_y.size(2) == args.shape.out_height &&
-                      grad_y.size(3) == args.shape.out_width,
-                  op, ": grad_y is not of the output's height and width");
-  Tensor grad_x = ddsm::binding::empty_nhwc(grad_y, grad_y.size(0), c_in, height, width);
+  args.shape = grad_x_shape(op, grad_y, weight, c_in, c_in_offset, height, width, stride, padding,
+                            upsample);
+  Tensor grad_x = empty_nhwc(grad_y, grad_y.size(0), c_in, height, width);
   if (grad_x.numel() == 0) return grad_x;
-  args.algo = algo_of(op, algo, args.shape, weight.size(2), dtype_of(grad_y, op));
+  args.algo = algo_of(op, algo, args.shape, grad_y, weight, true);
   STD_TORCH_CHECK(args.algo == Conv2dAlgo::kDirect || !upsample, op,
                   ": a Winograd algorithm takes no upsampling");
   args.panels = panels_of(op, panels, weight, args.algo, args.shape, true);
   const Tensor source = image_tensor(grad_y, args.algo == Conv2dAlgo::kDirect);
   args.grad_y = image_of(source, 0);
-  args.weight = weight_of(op, weight, const_cast<void*>(weight.const_data_ptr()));
+  args.weight = weight_of(op, weight);
   args.grad_x = grad_x.mutable_data_ptr();
   args.grad_x_dtype = dtype_of(grad_x, op);
   args.c_in = c_in;
@@ -220,25 +150,16 @@ void sliced_conv2d_grad_weight(const Tensor& grad_y, const Tensor& x,
                                const std::optional<Tensor>& x2, int64_t c_in2_offset,
                                int64_t stride, int64_t padding, bool upsample,
                                const Tensor& grad_weight, const std::optional<Tensor>& grad_bias,
-                               int64_t algo) {
+                               int64_t algo, bool /*tf32*/) {
   const char* op = "sliced_conv2d_grad_weight";
   check_dtypes(op, grad_y, grad_weight);
   check_weight(op, grad_weight);
   check_sources(op, x, x2, grad_weight, c_in2_offset);
-  check_bias(op, grad_bias, grad_weight);
-  STD_TORCH_CHECK(!grad_bias.has_value() || grad_bias->stride(0) == 1, op,
-                  ": grad_bias is not contiguous");
+  check_grad_bias(op, grad_bias, grad_weight);
   ddsm::Conv2dGradWeightArgs args{};
-  args.shape = shape_of(op, x.size(0), x.size(2), x.size(3), grad_weight.size(2), stride, padding,
-                        upsample);
-  STD_TORCH_CHECK(grad_y.dim() == 4 && grad_y.scalar_type() == x.scalar_type() &&
-                      grad_y.size(0) == x.size(0) && grad_y.size(1) >= 1 &&
-                      grad_y.size(1) <= grad_weight.size(0) &&
-                      grad_y.size(2) == args.shape.out_height &&
-                      grad_y.size(3) == args.shape.out_width,
-                  op, ": grad_y does not match x and grad_weight");
+  args.shape = grad_weight_shape(op, grad_y, x, grad_weight, stride, padding, upsample);
   if (grad_y.numel() == 0) return;
-  args.algo = algo_of(op, algo, args.shape, grad_weight.size(2), dtype_of(x, op));
+  args.algo = algo_of(op, algo, args.shape, x, grad_weight, true);
   const Tensor gradient = image_tensor(grad_y), source = image_tensor(x);
   const Tensor source2 = x2.has_value() ? image_tensor(*x2) : source;
   args.grad_y = image_of(gradient, 0);
@@ -246,7 +167,7 @@ void sliced_conv2d_grad_weight(const Tensor& grad_y, const Tensor& x,
   if (x2.has_value()) args.x2 = image_of(source2, c_in2_offset);
   args.compute = dtype_of(gradient, op);
   args.grad_weight = weight_of(op, grad_weight, grad_weight.mutable_data_ptr());
-  args.grad_bias = grad_bias.has_value() ? grad_bias->mutable_data_ptr() : nullptr;
+  args.grad_bias = grad_data_or_null(grad_bias);
   check_memory(op, ddsm::conv2d_grad_weight(args));
 }
 
@@ -255,15 +176,13 @@ void sliced_conv2d_panels(const Tensor& weight, int64_t algo, bool upsample, boo
   const char* op = "sliced_conv2d_panels";
   check_weight(op, weight);
   const DType dtype = dtype_of(weight, op);
-  STD_TORCH_CHECK(algo >= 0 && algo <= 2 && (algo == 0 || weight.size(2) == 3), op,
-                  ": algo is ", algo, ", need 0, or 1 or 2 with a 3x3 kernel");
   STD_TORCH_CHECK(dtype == DType::kFloat32 || dtype == DType::kBFloat16, op,
                   ": weight is not float32 or bfloat16");
   STD_TORCH_CHECK(weight.numel() > 0 && weight.size(2) <= ddsm::kLargestPanelKernel &&
-                      !(algo == 0 && transposed),
+                      !((algo == 0 || algo == 3) && transposed) && !(algo == 3 && upsample),
                   op, ": no panels of this kind");
-  const Conv2dWeight from = weight_of(op, weight, const_cast<void*>(weight.const_data_ptr()));
-  const auto kind = static_cast<Conv2dAlgo>(algo);
+  const Conv2dWeight from = weight_of(op, weight);
+  const Conv2dAlgo kind = algo_of(op, algo, weight.size(2), dtype);
   const int64_t c_out = weight.size(0), c_in = weight.size(1), scale = upsample ? 2 : 1;
   STD_TORCH_CHECK(
       panels.scalar_type() == ScalarType::Float && panels.is_contiguous() &&
@@ -271,7 +190,7 @@ void sliced_conv2d_panels(const Tensor& weight, int64_t algo, bool upsample, boo
               ddsm::conv2d_panel_floats(from.kernel, c_out, c_in, kind, scale, transposed),
       op, ": panels is not a float32 tensor of conv2d_panel_floats elements");
   ddsm::conv2d_make_panels(from, c_out, c_in, kind, scale, transposed,
-                           static_cast<float*>(panels.mutable_data_ptr()));
+                           panels.mutable_data_ptr());
 }
 
 }  // namespace

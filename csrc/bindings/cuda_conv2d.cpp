@@ -1,40 +1,18 @@
 // sliced_conv2d and its gradients on CUDA: checks, allocates, fills Args, launches on torch's
-// current stream. float32 products are tf32, as in torch's own convolutions by default.
+// current stream.
 #include <torch/csrc/stable/library.h>
 
+#include <tuple>
+#include <vector>
+
+#include "conv2d_args.h"
 #include "cuda_conv2d_args.h"
+#include "ddsm/group_norm_cuda.h"
 
 namespace {
 
 using namespace ddsm::binding;
-using ddsm::Conv2dImage;
-using ddsm::Conv2dShape;
-using ddsm::Conv2dWeight;
 using DeviceGuard = torch::stable::accelerator::DeviceGuard;
-
-void check_weight(const char* op, const Tensor& weight) {
-  STD_TORCH_CHECK(weight.dim() == 4 && weight.size(2) == weight.size(3) && weight.size(2) >= 1, op,
-                  ": weight is not [c_out_max, c_in_max, k, k]");
-}
-
-void check_image(const char* op, const Tensor& x, const Tensor& weight, int64_t offset) {
-  STD_TORCH_CHECK(x.dim() == 4, op, ": an image has ", x.dim(), " dimensions, need 4");
-  STD_TORCH_CHECK(x.size(1) >= 1 && offset >= 0 && offset <= weight.size(1) - x.size(1), op, ": ",
-                  x.size(1), " channels at weight offset ", offset, ", weight has ",
-                  weight.size(1), " input channels");
-}
-
-void check_sources(const char* op, const Tensor& x, const std::optional<Tensor>& x2,
-                   const Tensor& weight, int64_t c_in2_offset) {
-  check_image(op, x, weight, 0);
-  if (!x2.has_value()) return;
-  check_same_device(op, x, *x2);
-  check_image(op, *x2, weight, c_in2_offset);
-  STD_TORCH_CHECK(x2->scalar_type() == x.scalar_type() && x2->size(0) == x.size(0) &&
-                      x2->size(2) == x.size(2) && x2->size(3) == x.size(3) &&
-                      c_in2_offset >= x.size(1),
-                  op, ": x2 does not match x, or its channels overlap x's in the weight");
-}
 
 // `algo` forces a tile of csrc/cuda/tile_choice.h, 1 + its index, for tests and benchmarks; 0 lets
 // it choose. Panels are rearranged weights of the CPU's algorithms; here the weight is read in place.
@@ -45,103 +23,150 @@ int32_t forced_tile(const char* op, const std::optional<Tensor>& panels, int64_t
   return static_cast<int32_t>(algo);
 }
 
-Conv2dShape shape_of(const char* op, int64_t images, int64_t height, int64_t width, int64_t kernel,
-                     int64_t stride, int64_t padding, bool upsample) {
-  STD_TORCH_CHECK(stride == 1 || stride == 2, op, ": stride is ", stride, ", need 1 or 2");
-  STD_TORCH_CHECK(padding >= 0 && padding < kernel, op, ": padding is ", padding,
-                  ", need 0 <= padding < ", kernel);
-  const int64_t scale = upsample ? 2 : 1, reach = 2 * padding - kernel;
-  // The upper bound keeps a raw call's numbers from overflowing here.
-  constexpr int64_t most = int64_t{1} << 40;
-  STD_TORCH_CHECK(height >= 1 && width >= 1 && height <= most && width <= most &&
-                      height * scale + reach >= 0 && width * scale + reach >= 0,
-                  op, ": ", height, "x", width, " pixels are too few or too many for the kernel");
-  return {images,
-          height,
-          width,
-          (height * scale + reach) / stride + 1,
-          (width * scale + reach) / stride + 1,
-          stride,
-          padding,
-          scale};
+// The arguments that every forward call has, checked; the tensors keep the memory they point to.
+struct Forward {
+  ddsm::Conv2dCudaForwardArgs args;
+  Tensor source, source2;
+};
+
+Forward forward_of(const char* op, const Tensor& x, const std::optional<Tensor>& x2,
+                   const Tensor& weight, int64_t c_out, int64_t c_in2_offset, int64_t stride,
+                   int64_t padding, bool upsample, bool tf32) {
+  check_weight(op, weight);
+  check_same_device(op, x, weight);
+  check_dtypes(op, x, weight);
+  check_sources(op, x, x2, weight, c_in2_offset);
+  check_c_out(op, c_out, weight);
+  const Tensor source = adjacent_channels(x);
+  Forward forward{{}, source, x2.has_value() ? adjacent_channels(*x2) : source};
+  ddsm::Conv2dCudaForwardArgs& args = forward.args;
+  args.options = options_of(op, x, tf32);
+  args.shape = shape_of(op, x.size(0), x.size(2), x.size(3), weight.size(2), stride, padding,
+                        upsample);
+  args.x = image_of(forward.source, 0);
+  if (x2.has_value()) args.x2 = image_of(forward.source2, c_in2_offset);
+  args.weight = weight_of(op, weight);
+  args.c_out = c_out;
+  return forward;
 }
 
-// x with adjacent channels: x itself where it is that already.
-Tensor image_tensor(const Tensor& x) {
-  if (x.size(1) == 1 || x.stride(1) == 1) return x;
-  return torch::stable::contiguous(x, torch::headeronly::MemoryFormat::ChannelsLast);
+Tensor empty_output(const Tensor& x, const ddsm::Conv2dCudaForwardArgs& args) {
+  const int64_t channels = (1 + args.further_count) * args.c_out;
+  return empty_nhwc(x, x.size(0), channels, args.shape.out_height, args.shape.out_width);
 }
 
-Conv2dImage image_of(const Tensor& x, int64_t weight_offset) {
-  return {x.const_data_ptr(), x.stride(0), x.stride(2), x.stride(3), x.size(1), weight_offset};
-}
-
-Conv2dWeight weight_of(const char* op, const Tensor& weight, void* data) {
-  return {data,
-          dtype_of(weight, op),
-          weight.stride(0),
-          weight.stride(1),
-          weight.stride(2),
-          weight.stride(3),
-          static_cast<int32_t>(weight.size(2))};
+void run_forward(const char* op, ddsm::Conv2dCudaForwardArgs& args, const Tensor& x, Tensor& y) {
+  args.y = y.mutable_data_ptr();
+  run_conv2d(op, args, x, ddsm::conv2d_forward_cuda_workspace_bytes, ddsm::conv2d_forward_cuda);
 }
 
 Tensor sliced_conv2d(const Tensor& x, const std::optional<Tensor>& x2, const Tensor& weight,
                      const std::optional<Tensor>& bias, int64_t c_out, int64_t c_in2_offset,
                      int64_t stride, int64_t padding, bool upsample,
-                     const std::optional<Tensor>& panels, int64_t algo) {
+                     const std::optional<Tensor>& panels, int64_t algo, bool tf32) {
   const char* op = "sliced_conv2d";
-  check_weight(op, weight);
-  check_operands(op, x, weight);
-  check_sources(op, x, x2, weight, c_in2_offset);
-  check_bias(op, bias, weight);
-  check_c_out(op, c_out, weight);
   const DeviceGuard guard(x.get_device_index());
-  ddsm::Conv2dCudaForwardArgs args{};
-  args.shape = shape_of(op, x.size(0), x.size(2), x.size(3), weight.size(2), stride, padding,
-                        upsample);
-  Tensor y = empty_nhwc(x, x.size(0), c_out, args.shape.out_height, args.shape.out_width);
+  Forward forward = forward_of(op, x, x2, weight, c_out, c_in2_offset, stride, padding, upsample,
+                               tf32);
+  forward.args.options.tile = forced_tile(op, panels, algo);
+  check_bias(op, bias, weight);
+  Tensor y = empty_output(x, forward.args);
   if (y.numel() == 0) return y;
-  const Tensor source = image_tensor(x), source2 = x2.has_value() ? image_tensor(*x2) : source;
   const Tensor bias_row = contiguous_or(bias, weight);
-  args.options.dtype = dtype_of(x, op);
-  args.options.tile = forced_tile(op, panels, algo);
-  args.x = image_of(source, 0);
-  if (x2.has_value()) args.x2 = image_of(source2, c_in2_offset);
-  args.weight = weight_of(op, weight, const_cast<void*>(weight.const_data_ptr()));
-  args.bias = bias.has_value() ? bias_row.const_data_ptr() : nullptr;
-  args.y = y.mutable_data_ptr();
-  args.c_out = c_out;
-  run_conv2d(op, args, x, ddsm::conv2d_forward_cuda_workspace_bytes, ddsm::conv2d_forward_cuda);
+  forward.args.bias = bias.has_value() ? bias_row.const_data_ptr() : nullptr;
+  run_forward(op, forward.args, x, y);
   return y;
+}
+
+// Weights that are read as one, each with a bias.
+void check_parts(const char* op, const std::vector<Tensor>& weights,
+                 const std::vector<Tensor>& biases) {
+  const size_t count = weights.size();
+  STD_TORCH_CHECK((count == 1 || count == 3) && biases.size() == count, op, ": ", count,
+                  " weights and ", biases.size(), " biases; need 1 or 3 of each");
+  for (size_t i = 0; i < count; ++i) {
+    bool same = weights[i].dim() == 4 && weights[i].scalar_type() == weights[0].scalar_type();
+    for (int64_t d = 0; same && d < 4; ++d) {
+      same = weights[i].size(d) == weights[0].size(d) &&
+             (weights[i].size(d) == 1 || weights[i].stride(d) == weights[0].stride(d));
+    }
+    STD_TORCH_CHECK(same, op, ": the weights differ in shape, strides or dtype; need equal ones");
+    check_same_device(op, weights[0], weights[i]);
+    check_bias(op, biases[i], weights[i]);
+    STD_TORCH_CHECK(biases[i].is_contiguous(), op, ": a bias is not contiguous");
+  }
+}
+
+// Checks what is added to the sums and says where it lies; the result keeps its memory.
+Tensor add_residual(const char* op, const Tensor& residual, const Tensor& x, const Tensor& y,
+                    ddsm::Conv2dCudaForwardArgs& args) {
+  check_same_device(op, x, residual);
+  bool same = residual.dim() == 4 && residual.scalar_type() == y.scalar_type();
+  for (int64_t d = 0; same && d < 4; ++d) same = residual.size(d) == y.size(d);
+  STD_TORCH_CHECK(same, op, ": residual is not of the output's shape and dtype");
+  const Tensor rows = nhwc(residual);
+  args.residual = rows.const_data_ptr();
+  args.residual_stride = pixel_stride_of(rows);
+  return rows;
+}
+
+void add_shift(const char* op, const Tensor& shift, const Tensor& x, const Tensor& y,
+               ddsm::Conv2dCudaForwardArgs& args) {
+  check_same_device(op, x, shift);
+  STD_TORCH_CHECK(shift.dim() == 2 && shift.scalar_type() == x.scalar_type() &&
+                      shift.size(0) == y.size(0) && shift.size(1) == y.size(1) &&
+                      (shift.size(1) == 1 || shift.stride(1) == 1),
+                  op, ": shift is not [N, channels of the output] of x's dtype, channels adjacent");
+  args.shift = shift.const_data_ptr();
+  args.shift_stride = shift.stride(0);
+}
+
+std::tuple<Tensor, Tensor> sliced_conv2d_fused(
+    const Tensor& x, const std::optional<Tensor>& x2, const std::vector<Tensor>& weights,
+    const std::vector<Tensor>& biases, int64_t c_out, int64_t c_in2_offset, int64_t stride,
+    int64_t padding, bool upsample, const std::optional<Tensor>& shift,
+    const std::optional<Tensor>& residual, bool with_moments, bool tf32) {
+  const char* op = "sliced_conv2d_fused";
+  check_parts(op, weights, biases);
+  const DeviceGuard guard(x.get_device_index());
+  Forward forward = forward_of(op, x, x2, weights[0], c_out, c_in2_offset, stride, padding,
+                               upsample, tf32);
+  ddsm::Conv2dCudaForwardArgs& args = forward.args;
+  args.bias = biases[0].const_data_ptr();
+  args.further_count = static_cast<int64_t>(weights.size()) - 1;
+  for (size_t i = 1; i < weights.size(); ++i) {
+    args.further[i - 1] = {weights[i].const_data_ptr(), biases[i].const_data_ptr()};
+  }
+  Tensor y = empty_output(x, args);
+  if (shift.has_value()) add_shift(op, *shift, x, y, args);
+  const Tensor residual_rows = residual.has_value() ? add_residual(op, *residual, x, y, args) : y;
+  const int64_t pixels = args.shape.out_height * args.shape.out_width;
+  Tensor moments = empty_scratch(
+      with_moments ? ddsm::group_norm_cuda_moments_bytes(y.size(0), pixels, y.size(1)) : 0, x);
+  if (with_moments) args.moments = moments.mutable_data_ptr();
+  if (y.numel() > 0) run_forward(op, args, x, y);
+  return {y, moments};
 }
 
 Tensor sliced_conv2d_grad_x(const Tensor& grad_y, const Tensor& weight, int64_t c_in,
                             int64_t c_in_offset, int64_t height, int64_t width, int64_t stride,
                             int64_t padding, bool upsample, const std::optional<Tensor>& panels,
-                            int64_t algo) {
+                            int64_t algo, bool tf32) {
   const char* op = "sliced_conv2d_grad_x";
   check_weight(op, weight);
-  check_operands(op, grad_y, weight);
-  STD_TORCH_CHECK(grad_y.dim() == 4 && grad_y.size(1) >= 1 && grad_y.size(1) <= weight.size(0), op,
-                  ": grad_y does not match weight");
-  STD_TORCH_CHECK(c_in >= 1 && c_in_offset >= 0 && c_in_offset <= weight.size(1) - c_in, op,
-                  ": c_in is ", c_in, " at offset ", c_in_offset, ", weight has ", weight.size(1),
-                  " input channels");
+  check_same_device(op, grad_y, weight);
+  check_dtypes(op, grad_y, weight);
   const DeviceGuard guard(grad_y.get_device_index());
   ddsm::Conv2dCudaGradXArgs args{};
-  args.shape = shape_of(op, grad_y.size(0), height, width, weight.size(2), stride, padding,
-                        upsample);
-  STD_TORCH_CHECK(grad_y.size(2) == args.shape.out_height &&
-                      grad_y.size(3) == args.shape.out_width,
-                  op, ": grad_y is not of the output's height and width");
+  args.shape = grad_x_shape(op, grad_y, weight, c_in, c_in_offset, height, width, stride, padding,
+                            upsample);
   Tensor grad_x = empty_nhwc(grad_y, grad_y.size(0), c_in, height, width);
   if (grad_x.numel() == 0) return grad_x;
-  const Tensor source = image_tensor(grad_y);
-  args.options.dtype = dtype_of(grad_y, op);
+  const Tensor source = adjacent_channels(grad_y);
+  args.options = options_of(op, grad_y, tf32);
   args.options.tile = forced_tile(op, panels, algo);
   args.grad_y = image_of(source, 0);
-  args.weight = weight_of(op, weight, const_cast<void*>(weight.const_data_ptr()));
+  args.weight = weight_of(op, weight);
   args.grad_x = grad_x.mutable_data_ptr();
   args.c_in = c_in;
   args.c_in_offset = c_in_offset;
@@ -153,33 +178,27 @@ void sliced_conv2d_grad_weight(const Tensor& grad_y, const Tensor& x,
                                const std::optional<Tensor>& x2, int64_t c_in2_offset,
                                int64_t stride, int64_t padding, bool upsample,
                                const Tensor& grad_weight, const std::optional<Tensor>& grad_bias,
-                               int64_t algo) {
+                               int64_t algo, bool tf32) {
   const char* op = "sliced_conv2d_grad_weight";
   check_weight(op, grad_weight);
-  check_operands(op, grad_y, grad_weight);
+  check_same_device(op, grad_y, grad_weight);
+  check_dtypes(op, grad_y, grad_weight);
   check_same_device(op, grad_y, x);
   check_sources(op, x, x2, grad_weight, c_in2_offset);
   check_grad_bias(op, grad_bias, grad_weight);
   const DeviceGuard guard(x.get_device_index());
   ddsm::Conv2dCudaGradWeightArgs args{};
-  args.shape = shape_of(op, x.size(0), x.size(2), x.size(3), grad_weight.size(2), stride, padding,
-                        upsample);
-  STD_TORCH_CHECK(grad_y.dim() == 4 && grad_y.scalar_type() == x.scalar_type() &&
-                      grad_y.size(0) == x.size(0) && grad_y.size(1) >= 1 &&
-                      grad_y.size(1) <= grad_weight.size(0) &&
-                      grad_y.size(2) == args.shape.out_height &&
-                      grad_y.size(3) == args.shape.out_width,
-                  op, ": grad_y does not match x and grad_weight");
+  args.shape = grad_weight_shape(op, grad_y, x, grad_weight, stride, padding, upsample);
   if (grad_y.numel() == 0) return;
-  const Tensor gradient = image_tensor(grad_y), source = image_tensor(x);
-  const Tensor source2 = x2.has_value() ? image_tensor(*x2) : source;
-  args.options.dtype = dtype_of(x, op);
+  const Tensor gradient = adjacent_channels(grad_y), source = adjacent_channels(x);
+  const Tensor source2 = x2.has_value() ? adjacent_channels(*x2) : source;
+  args.options = options_of(op, x, tf32);
   args.options.tile = forced_tile(op, std::nullopt, algo);
   args.grad_y = image_of(gradient, 0);
   args.x = image_of(source, 0);
   if (x2.has_value()) args.x2 = image_of(source2, c_in2_offset);
   args.grad_weight = weight_of(op, grad_weight, grad_weight.mutable_data_ptr());
-  args.grad_bias = grad_bias.has_value() ? grad_bias->mutable_data_ptr() : nullptr;
+  args.grad_bias = grad_data_or_null(grad_bias);
   run_conv2d(op, args, x, ddsm::conv2d_grad_weight_cuda_workspace_bytes,
              ddsm::conv2d_grad_weight_cuda);
 }
@@ -188,6 +207,7 @@ void sliced_conv2d_grad_weight(const Tensor& grad_y, const Tensor& x,
 
 STABLE_TORCH_LIBRARY_IMPL(ddsm_ext, CUDA, m) {
   m.impl("sliced_conv2d", TORCH_BOX(&sliced_conv2d));
+  m.impl("sliced_conv2d_fused", TORCH_BOX(&sliced_conv2d_fused));
   m.impl("sliced_conv2d_grad_x", TORCH_BOX(&sliced_conv2d_grad_x));
   m.impl("sliced_conv2d_grad_weight", TORCH_BOX(&sliced_conv2d_grad_weight));
 }

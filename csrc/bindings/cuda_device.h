@@ -1,4 +1,4 @@
-// What every CUDA binding needs: one device, its stream, launch errors, a workspace.
+// What every CUDA binding needs: a stream, launch errors.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
@@ -6,13 +6,6 @@
 #include "tensor.h"
 
 namespace ddsm::binding {
-
-// Kernels run where x is: another tensor elsewhere would be read through a foreign address.
-inline void check_same_device(const char* op, const Tensor& x, const Tensor& other) {
-  STD_TORCH_CHECK(other.is_cpu() == x.is_cpu() &&
-                      other.get_device_index() == x.get_device_index(),
-                  op, ": the tensors are on different devices; need one");
-}
 
 // torch's current stream on the device of x.
 inline void* stream_of(const Tensor& x) {

@@ -6,10 +6,6 @@
 
 namespace ddsm::binding {
 
-inline bool same_device(const Tensor& a, const Tensor& b) {
-  return a.is_cpu() == b.is_cpu() && a.get_device_index() == b.get_device_index();
-}
-
 // What the Python layer has checked already, for callers of the raw op: memory safety depends
 // on it.
 inline void check_group_norm(const Tensor& x, const std::optional<Tensor>& x2,

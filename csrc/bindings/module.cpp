@@ -12,7 +12,8 @@ namespace py = pybind11;
 
 namespace {
 
-constexpr ddsm::Isa kIsas[] = {ddsm::Isa::kPortable, ddsm::Isa::kAvx2, ddsm::Isa::kAvx512};
+constexpr ddsm::Isa kIsas[] = {ddsm::Isa::kPortable, ddsm::Isa::kAvx2, ddsm::Isa::kAvx512,
+                              ddsm::Isa::kAvx512Bf16};
 
 py::dict build_info() {
   py::dict info;
@@ -42,7 +43,7 @@ void set_isa(const std::string& name) {
       return;
     }
   }
-  throw py::value_error("set_isa: isa is '" + name + "'; need portable, avx2 or avx512");
+  throw py::value_error("set_isa: isa is '" + name + "'; need portable, avx2, avx512 or avx512_bf16");
 }
 
 }  // namespace

@@ -1,30 +1,47 @@
 // The schema of every op: the one list. Kernels register themselves in the file of their op.
+//
+// tf32: products of float32 numbers may be tf32 where the device has it (only GPUs do).
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(ddsm_ext, m) {
   m.def(
       "sliced_conv2d(Tensor x, Tensor? x2, Tensor weight, Tensor? bias, SymInt c_out, "
       "SymInt c_in2_offset, SymInt stride, SymInt padding, bool upsample, Tensor? panels=None, "
-      "int algo=0) -> Tensor");
+      "int algo=0, bool tf32=False) -> Tensor");
   m.def(
       "sliced_conv2d_panels(Tensor weight, int algo, bool upsample, bool transposed, "
       "Tensor(a!) panels) -> ()");
   m.def(
       "sliced_conv2d_grad_x(Tensor grad_y, Tensor weight, SymInt c_in, SymInt c_in_offset, "
       "SymInt height, SymInt width, SymInt stride, SymInt padding, bool upsample, "
-      "Tensor? panels=None, int algo=0) -> Tensor");
+      "Tensor? panels=None, int algo=0, bool tf32=False) -> Tensor");
   m.def(
       "sliced_conv2d_grad_weight(Tensor grad_y, Tensor x, Tensor? x2, SymInt c_in2_offset, "
       "SymInt stride, SymInt padding, bool upsample, Tensor(a!) grad_weight, "
-      "Tensor(b!)? grad_bias, int algo=0) -> ()");
-  m.def("sliced_linear(Tensor x, Tensor weight, Tensor? bias, SymInt c_out) -> Tensor");
-  m.def("sliced_linear_grad_x(Tensor grad_y, Tensor weight, SymInt c_in) -> Tensor");
+      "Tensor(b!)? grad_bias, int algo=0, bool tf32=False) -> ()");
+  // Bias, time shift, residual and the moments of y in one launch; weights of one shape side by
+  // side. CUDA only, without autograd: for steps of a network.
+  m.def(
+      "sliced_conv2d_fused(Tensor x, Tensor? x2, Tensor[] weights, Tensor[] biases, int c_out, "
+      "int c_in2_offset, int stride, int padding, bool upsample, Tensor? shift, "
+      "Tensor? residual, bool moments, bool tf32) -> (Tensor, Tensor)");
+  m.def(
+      "sliced_linear(Tensor x, Tensor weight, Tensor? bias, SymInt c_out, bool tf32=False) "
+      "-> Tensor");
+  m.def(
+      "sliced_linear_grad_x(Tensor grad_y, Tensor weight, SymInt c_in, bool tf32=False) "
+      "-> Tensor");
   m.def(
       "sliced_linear_grad_weight(Tensor grad_y, Tensor x, Tensor(a!) grad_weight, "
-      "Tensor(b!)? grad_bias) -> ()");
+      "Tensor(b!)? grad_bias, bool tf32=False) -> ()");
   m.def(
       "sliced_group_norm(Tensor x, Tensor? x2, Tensor weight, Tensor bias, SymInt groups, "
       "SymInt c2_offset, float eps, bool silu) -> (Tensor, Tensor, Tensor, Tensor)");
+  // From the moments that convolutions left of the sources; CUDA only, without autograd.
+  m.def(
+      "sliced_group_norm_apply(Tensor x, Tensor? x2, Tensor weight, Tensor bias, int groups, "
+      "int c2_offset, float eps, bool silu, Tensor? moments, Tensor? moments2) "
+      "-> (Tensor, Tensor)");
   m.def(
       "sliced_group_norm_backward(Tensor grad_y, Tensor? grad_y2, Tensor x, Tensor? x2, "
       "Tensor weight, Tensor bias, Tensor mean, Tensor rstd, SymInt groups, SymInt c2_offset, "

@@ -33,6 +33,15 @@ inline DType dtype_of(const Tensor& tensor, const char* op) {
   return DType::kFloat32;
 }
 
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  return a.is_cpu() == b.is_cpu() && a.get_device_index() == b.get_device_index();
+}
+
+// Kernels run where x is: another tensor elsewhere would be read through a foreign address.
+inline void check_same_device(const char* op, const Tensor& x, const Tensor& other) {
+  STD_TORCH_CHECK(same_device(x, other), op, ": the tensors are on different devices; need one");
+}
+
 // True if x [N, C, H, W] has its channels adjacent in memory and its pixels evenly spaced, as a
 // channels_last tensor or a channel slice of one has: element (n, c, h, w) lies at
 // ((n * H + h) * W + w) * pixel_stride + c.
@@ -94,10 +103,6 @@ inline Tensor empty_scratch(int64_t bytes, const Tensor& like) {
 // The type of statistics of `like`: float64 for float64, else float32.
 inline ScalarType statistics_type(const Tensor& like) {
   return like.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-inline const void* data_or_null(const std::optional<Tensor>& tensor) {
-  return tensor.has_value() ? tensor->const_data_ptr() : nullptr;
 }
 
 }  // namespace ddsm::binding

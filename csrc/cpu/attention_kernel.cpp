@@ -13,6 +13,8 @@
 
 #include <math.h>
 
+#include <cstring>
+
 #include "lanes.h"
 #include "panel_gemm.h"
 
@@ -31,10 +33,12 @@ inline float log_of(float x) { return ::logf(x); }
 inline int64_t blocks_of(int64_t rows) { return (rows + kBlockRows - 1) / kBlockRows; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// s [padded] holds `count` scores: turns them into exp(s - max), returns their sum and the max.
-template <class C>
-double softmax_row(C* s, int64_t count, int64_t padded, C* max_out) {
+// s [padded] holds `count` scores: out, which may begin where s does, becomes exp(scale * s - max);
+// returns the sum of these and the max.
+template <class C, class Out>
+double softmax_row(C* s, int64_t count, int64_t padded, C scale, Out* out, C* max_out) {
   constexpr int64_t kLanes = Lanes<C>::kCount, kChunk = 512;
+  for (int64_t i = 0; i < padded; i += kLanes) store(s + i, load(s + i) * scale);
   for (int64_t i = count; i < padded; ++i) s[i] = -__builtin_inff();
   Vec<C> top = load(s);
   for (int64_t i = kLanes; i < padded; i += kLanes) {
@@ -51,8 +55,8 @@ double softmax_row(C* s, int64_t count, int64_t padded, C* max_out) {
     for (int64_t i = from; i < to; i += kPanel<C>) {
       Vec<C> e[2] = {load(s + i) - max, load(s + i + kLanes) - max};
       exp(e);
-      store(s + i, e[0]);
-      store(s + i + kLanes, e[1]);
+      store(out + i, e[0]);
+      store(out + i + kLanes, e[1]);
       sum += e[0] + e[1];
     }
     for (int64_t i = 0; i < kLanes; ++i) total += sum[i];
@@ -65,6 +69,7 @@ template <class T>
 struct Attention {
   using C = Compute<T>;
   static constexpr int64_t kLanes = Lanes<C>::kCount;
+  static constexpr bool kPairs = kHasPairs && sizeof(T) == 2;
 
   const AttentionArgs& args;
   const int64_t t_q, t_k, d;
@@ -96,6 +101,15 @@ struct Attention {
 
   // ---- forward ---------------------------------------------------------------------------------
 
+  // True if the forward multiplies pairs of bfloat16 as they lie in q and k.
+  bool paired() const {
+    const auto whole = [](const AttentionTensor& tensor) {
+      return (tensor.n_stride | tensor.head_stride | tensor.t_stride) % 2 == 0 &&
+             reinterpret_cast<uintptr_t>(tensor.data) % 4 == 0;
+    };
+    return kPairs && d % 2 == 0 && whole(args.q) && whole(args.k);
+  }
+
   struct ForwardPacked {
     C *k_columns, *v;  // k^T: [t_k_padded / panel][d][panel]; v: [d_padded / panel][t_k][panel]
   };
@@ -104,12 +118,22 @@ struct Attention {
 
   ForwardPacked forward_packed(C* scratch) const { return {scratch, scratch + t_k_padded * d}; }
 
+  template <bool paired>
   void forward_pack(int64_t head, C* scratch) const {
     const ForwardPacked packed = forward_packed(scratch);
-    pack_transposed(row(args.k, head, 0), args.k.t_stride, t_k, d, packed.k_columns);
-    pack_rows(row(args.v, head, 0), args.v.t_stride, t_k, d, packed.v);
+    const T *k = row(args.k, head, 0), *v = row(args.v, head, 0);
+    if constexpr (paired) {
+      const C* k_pairs = reinterpret_cast<const C*>(k);
+      pack_transposed(k_pairs, args.k.t_stride / 2, t_k, d / 2, packed.k_columns);
+      pack_row_pairs(v, args.v.t_stride, t_k, d, packed.v);
+    } else {
+      pack_transposed(k, args.k.t_stride, t_k, d, packed.k_columns);
+      pack_rows(v, args.v.t_stride, t_k, d, packed.v);
+    }
   }
 
+  // With pairs, depth counts them, and a row of weights takes half of its row of scores.
+  template <bool paired>
   void forward_block(int64_t head, int64_t block, C* packed_scratch, C* scratch) const {
     const ForwardPacked packed = forward_packed(packed_scratch);
     C* scores = scratch;                             // [rows, t_k_padded]
@@ -118,16 +142,29 @@ struct Attention {
     const int64_t from = block * kBlockRows;
     const int64_t count = smaller(t_q - from, kBlockRows);
     const int64_t rows = round_up(count, kTileRows);
-    copy_block(args.q, head, from, count, static_cast<C>(args.scale), q);
-    gemm(q, d, packed.k_columns, d, rows, t_k_padded, d, scores, t_k_padded);
+    const int64_t depth = paired ? d / 2 : d, keys = paired ? (t_k + 1) / 2 : t_k;
+    if constexpr (paired) {
+      for (int64_t i = 0; i < count; ++i) {
+        std::memcpy(q + i * depth, row(args.q, head, from + i), d * sizeof(T));
+      }
+      std::memset(q + count * depth, 0, (rows - count) * depth * sizeof(C));
+    } else {
+      copy_block(args.q, head, from, count, 1, q);
+    }
+    gemm<Order::kRows, paired>(q, depth, packed.k_columns, depth, rows, t_k_padded, depth, scores,
+                               t_k_padded);
     C factors[kBlockRows];
     for (int64_t i = 0; i < count; ++i) {
-      C max;
-      const double sum = softmax_row(scores + i * t_k_padded, t_k, t_k_padded, &max);
+      C* s = scores + i * t_k_padded;
+      C max, scale = static_cast<C>(args.scale);
+      const double sum =
+          paired ? softmax_row(s, t_k, t_k_padded, scale, reinterpret_cast<T*>(s), &max)
+                 : softmax_row(s, t_k, t_k_padded, scale, s, &max);
       factors[i] = static_cast<C>(1 / sum);
       lse(head)[from + i] = static_cast<C>(max + log_of(sum));
     }
-    gemm(scores, t_k_padded, packed.v, t_k, rows, d_padded, t_k, sums, d_padded);
+    gemm<Order::kRows, paired>(scores, t_k_padded, packed.v, keys, rows, d_padded, keys, sums,
+                               d_padded);
     for (int64_t i = 0; i < count; ++i) {
       store_row(sums + i * d_padded, factors[i], row(args.out, head, from + i));
     }
@@ -332,12 +369,20 @@ struct Attention {
   }
 
   void forward() const {
+    if constexpr (kPairs) {
+      if (paired()) return forward_as<true>();
+    }
+    forward_as<false>();
+  }
+
+  template <bool paired>
+  void forward_as() const {
     const int64_t blocks = blocks_of(t_q);
     const auto block = [&](int64_t head, int64_t index, C* packed, C* scratch) {
-      forward_block(head, index, packed, scratch);
+      forward_block<paired>(head, index, packed, scratch);
     };
     run(blocks, forward_packed_size(), forward_block_size(),
-        [&](int64_t head, C* packed) { forward_pack(head, packed); },
+        [&](int64_t head, C* packed) { forward_pack<paired>(head, packed); },
         [&](int64_t head, C* packed, C* scratch) {
           for (int64_t index = 0; index < blocks; ++index) block(head, index, packed, scratch);
         },

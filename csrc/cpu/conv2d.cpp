@@ -15,6 +15,7 @@ namespace ddsm {
 DDSM_DECLARE_VARIANTS(GemmTileShape, gemm_tile_shape, DType compute)
 DDSM_DECLARE_VARIANTS(void, make_panel, const GemmProblem& problem, const GemmPhase& phase,
                       int64_t panel, float* to)
+DDSM_DECLARE_VARIANTS(void, make_bf16_panel, const GemmProblem& problem, int64_t panel, void* to)
 DDSM_DECLARE_VARIANTS(void, make_winograd_panel, const GemmProblem& problem, int64_t panel,
                       int32_t tile, bool flipped, float* to)
 
@@ -24,6 +25,10 @@ namespace {
 constexpr int64_t kMomentPixels = 64;
 // Weights whose rearrangement pays for waking a thread.
 constexpr int64_t kPanelGrain = 1 << 14;
+
+bool is_winograd(Conv2dAlgo algo) {
+  return algo == Conv2dAlgo::kWinograd4 || algo == Conv2dAlgo::kWinograd2;
+}
 
 // m of F(m x m, 3 x 3).
 int32_t tile_of(Conv2dAlgo algo) { return algo == Conv2dAlgo::kWinograd4 ? 4 : 2; }
@@ -76,7 +81,7 @@ WinogradProblem winograd_problem(Conv2dAlgo algo, const Conv2dShape& shape, cons
   problem.width = transposed ? shape.width : shape.out_width;
   problem.scale = transposed ? 1 : shape.scale;
   problem.padding = transposed ? 2 - shape.padding : shape.padding;
-  problem.panels = p.data;
+  problem.panels = static_cast<const float*>(p.data);
   problem.panel_depth = transposed ? p.c_out_max : p.c_in_max;
   problem.panel_count = ceil_div(transposed ? p.c_in_max : p.c_out_max, panel_lanes());
   return problem;
@@ -122,22 +127,29 @@ void direct_moments(const Conv2dForwardArgs& args) {
 
 }  // namespace
 
+bool conv2d_has(Conv2dAlgo algo) {
+  return algo != Conv2dAlgo::kDirectBf16 || active_isa() == Isa::kAvx512Bf16;
+}
+
 int64_t conv2d_moment_pixels(const Conv2dShape& shape, Conv2dAlgo algo) {
-  return algo == Conv2dAlgo::kDirect ? kMomentPixels : tile_of(algo) * shape.out_width;
+  return is_winograd(algo) ? tile_of(algo) * shape.out_width : kMomentPixels;
 }
 
 int64_t conv2d_panel_floats(int64_t kernel, int64_t c_out_max, int64_t c_in_max, Conv2dAlgo algo,
                             int64_t scale, bool transposed) {
+  if (algo == Conv2dAlgo::kDirectBf16) {  // two to a float
+    return kernel * kernel * panel_floats(c_out_max, ceil_div(c_in_max, 2));
+  }
   const int64_t one = transposed ? panel_floats(c_in_max, c_out_max)
                                  : panel_floats(c_out_max, c_in_max);
-  if (algo != Conv2dAlgo::kDirect) return (tile_of(algo) + 2) * (tile_of(algo) + 2) * one;
+  if (is_winograd(algo)) return (tile_of(algo) + 2) * (tile_of(algo) + 2) * one;
   int64_t taps = 0;
   for (const Conv2dPhase& phase : plan_panels(kernel, scale)) taps += phase.taps.size();
   return taps * one;
 }
 
 void conv2d_make_panels(const Conv2dWeight& weight, int64_t c_out_max, int64_t c_in_max,
-                        Conv2dAlgo algo, int64_t scale, bool transposed, float* panels) {
+                        Conv2dAlgo algo, int64_t scale, bool transposed, void* panels) {
   GemmProblem problem{};
   problem.weight_dtype = weight.dtype;
   problem.n_sources = 1;
@@ -151,28 +163,35 @@ void conv2d_make_panels(const Conv2dWeight& weight, int64_t c_out_max, int64_t c
   const int64_t count = ceil_div(problem.lanes, panel_lanes());
   const int64_t grain =
       kPanelGrain / (panel_lanes() * problem.sources[0].channels * weight.kernel * weight.kernel);
-  if (algo != Conv2dAlgo::kDirect) {
+  const auto for_each_panel = [&](const auto& make) {
     parallel_for(0, count, grain + 1, [&](int64_t begin, int64_t end) {
-      for (int64_t p = begin; p < end; ++p) {
-        DDSM_CALL_VARIANT(make_winograd_panel, problem, p, tile_of(algo), transposed, panels);
-      }
+      for (int64_t p = begin; p < end; ++p) make(p);
+    });
+  };
+  float* to = static_cast<float*>(panels);
+  if (algo == Conv2dAlgo::kDirectBf16) {
+    for_each_panel([&](int64_t p) { DDSM_CALL_VARIANT(make_bf16_panel, problem, p, to); });
+    return;
+  }
+  if (is_winograd(algo)) {
+    for_each_panel([&](int64_t p) {
+      DDSM_CALL_VARIANT(make_winograd_panel, problem, p, tile_of(algo), transposed, to);
     });
     return;
   }
   for (const Conv2dPhase& phase : plan_panels(weight.kernel, scale)) {
     const GemmPhase gemm = gemm_phase(phase, 0, 0);
-    parallel_for(0, count, grain + 1, [&](int64_t begin, int64_t end) {
-      for (int64_t p = begin; p < end; ++p) DDSM_CALL_VARIANT(make_panel, problem, gemm, p, panels);
-    });
-    panels += phase.taps.size() * panel_floats(problem.lanes, problem.sources[0].channels);
+    for_each_panel([&](int64_t p) { DDSM_CALL_VARIANT(make_panel, problem, gemm, p, to); });
+    to += phase.taps.size() * panel_floats(problem.lanes, problem.sources[0].channels);
   }
 }
 
 bool conv2d_forward(const Conv2dForwardArgs& args) {
-  if (args.algo != Conv2dAlgo::kDirect) return winograd_forward(args);
+  if (is_winograd(args.algo)) return winograd_forward(args);
   const Conv2dShape& shape = args.shape;
   GemmProblem problem{};
-  problem.compute = compute_of(args.y_dtype);
+  problem.compute =
+      args.algo == Conv2dAlgo::kDirectBf16 ? DType::kBFloat16 : compute_of(args.y_dtype);
   problem.weight_dtype = args.weight.dtype;
   problem.y_dtype = args.y_dtype;
   problem.n_sources = args.x2.data ? 2 : 1;
@@ -190,7 +209,7 @@ bool conv2d_forward(const Conv2dForwardArgs& args) {
   problem.residual = args.residual;
   const int64_t columns = args.parts * args.c_out;
   problem.y_n_stride = shape.out_height * shape.out_width * columns;
-  const float* panels = args.panels.data;
+  const float* panels = static_cast<const float*>(args.panels.data);
   for (const Conv2dPhase& phase : plan_forward(shape, args.weight.kernel)) {
     if (!gemm_multiply(problem,
                        gemm_phase(phase, shape.out_width * columns, columns, panels))) {
@@ -206,7 +225,7 @@ bool conv2d_forward(const Conv2dForwardArgs& args) {
 }
 
 bool conv2d_grad_x(const Conv2dGradXArgs& args) {
-  if (args.algo != Conv2dAlgo::kDirect) {
+  if (is_winograd(args.algo)) {
     WinogradProblem problem = winograd_problem(args.algo, args.shape, args.panels, true);
     problem.dtype = args.grad_x_dtype;
     problem.n_sources = 1;

@@ -16,9 +16,10 @@ namespace {
 // avx2: fitted to the CIFAR-10 U-Net's layers on one thread of a Zen 3 with 512 KB L2, on which the
 // choice cost 0.5 % over the best algorithm of each layer. avx512 and portable are guesses from it,
 // not fitted to any measurement.
-constexpr Conv2dCosts kAvx2{42, 34, 0.75, 1.3, 14, 25, 1};
-constexpr Conv2dCosts kAvx512{46, 38, 1.1, 1.8, 14, 25, 1.5};
-constexpr Conv2dCosts kPortable{10, 8, 0.35, 0.6, 14, 25, 0.5};
+constexpr Conv2dCosts kAvx2{42, 34, 0.75, 1.3, 14, 25, 1, 0};
+constexpr Conv2dCosts kAvx512{46, 38, 1.1, 1.8, 14, 25, 1.5, 0};
+constexpr Conv2dCosts kAvx512Bf16{46, 38, 1.1, 1.8, 14, 25, 1.5, 88};
+constexpr Conv2dCosts kPortable{10, 8, 0.35, 0.6, 14, 25, 0.5, 0};
 
 // A sandwich step runs three widths or four on the same weights.
 constexpr double kUses = 3;
@@ -30,12 +31,12 @@ int64_t round_up(int64_t x, int64_t multiple) { return ceil_div(x, multiple) * m
 
 // One matrix product [rows, depth] x [depth, lanes] that reads its panels from memory once.
 double product_ns(int64_t rows, int64_t depth, int64_t lanes, double macs_per_ns,
-                  const Conv2dCosts& costs, const Conv2dGrain& grain) {
+                  double element_bytes, const Conv2dCosts& costs, const Conv2dGrain& grain) {
   // Less than a whole tile of rows costs nearly as much as the whole one.
   const double tile_rows = std::max<int64_t>(rows, grain.rows / 2);
   const double panels = static_cast<double>(depth) * round_up(lanes, grain.lanes);
-  return costs.frequency_ns +
-         std::max(tile_rows * panels / macs_per_ns, 4 * panels / costs.panel_bytes_per_ns);
+  return costs.frequency_ns + std::max(tile_rows * panels / macs_per_ns,
+                                       element_bytes * panels / costs.panel_bytes_per_ns);
 }
 
 double winograd_ns(const Conv2dProblem& p, int64_t tile, const Conv2dCosts& costs,
@@ -46,7 +47,7 @@ double winograd_ns(const Conv2dProblem& p, int64_t tile, const Conv2dCosts& cost
   const double expansion = frequencies / (2.25 * tile * tile);
   const double outputs = static_cast<double>(tiles) * tile * tile;
   const double product =
-      product_ns(tiles, p.c_in, p.c_out, costs.winograd_macs_per_ns, costs, grain);
+      product_ns(tiles, p.c_in, p.c_out, costs.winograd_macs_per_ns, 4, costs, grain);
   return frequencies * product +
          static_cast<double>(frequencies) * p.rearranged / kUses / costs.rearranged_per_ns +
          expansion * outputs * p.c_in / costs.input_floats_per_ns +
@@ -78,15 +79,24 @@ double conv2d_cost_ns(const Conv2dProblem& p, Conv2dAlgo algo, const Conv2dCosts
     return winograd ? winograd_grad_ns(p, tile_of(algo), costs)
                     : std::numeric_limits<double>::infinity();
   }
+  const int64_t pixels = p.images * p.out_height * p.out_width;
+  if (algo == Conv2dAlgo::kDirectBf16) {
+    if (!p.bf16 || p.scale != 1 || p.kernel > kLargestPanelKernel ||
+        costs.bf16_macs_per_ns == 0) {
+      return std::numeric_limits<double>::infinity();
+    }
+    const int64_t taps = p.kernel * p.kernel;
+    return product_ns(pixels, taps * p.c_in, p.c_out, costs.bf16_macs_per_ns, 2, costs, grain) +
+           0.5 * taps * p.rearranged / kUses / costs.rearranged_per_ns;
+  }
   if (algo == Conv2dAlgo::kDirect) {
-    const int64_t pixels = p.images * p.out_height * p.out_width;
     const bool phases = p.scale == 2 && p.stride == 1;
     if (!phases) {
-      return product_ns(pixels, p.kernel * p.kernel * p.c_in, p.c_out, costs.macs_per_ns, costs,
+      return product_ns(pixels, p.kernel * p.kernel * p.c_in, p.c_out, costs.macs_per_ns, 4, costs,
                         grain);
     }
     const int64_t taps = p.kernel / 2 + 1;  // of each of the four phases, along one axis
-    return 4 * product_ns(pixels / 4, taps * taps * p.c_in, p.c_out, costs.macs_per_ns, costs,
+    return 4 * product_ns(pixels / 4, taps * taps * p.c_in, p.c_out, costs.macs_per_ns, 4, costs,
                           grain);
   }
   return winograd ? winograd_ns(p, tile_of(algo), costs, grain)
@@ -96,7 +106,8 @@ double conv2d_cost_ns(const Conv2dProblem& p, Conv2dAlgo algo, const Conv2dCosts
 Conv2dAlgo conv2d_choose(const Conv2dProblem& problem, const Conv2dCosts& costs,
                          const Conv2dGrain& grain) {
   Conv2dAlgo best = Conv2dAlgo::kDirect;
-  for (Conv2dAlgo algo : {Conv2dAlgo::kWinograd4, Conv2dAlgo::kWinograd2}) {
+  for (Conv2dAlgo algo :
+       {Conv2dAlgo::kWinograd4, Conv2dAlgo::kWinograd2, Conv2dAlgo::kDirectBf16}) {
     if (conv2d_cost_ns(problem, algo, costs, grain) < conv2d_cost_ns(problem, best, costs, grain)) {
       best = algo;
     }
@@ -106,6 +117,8 @@ Conv2dAlgo conv2d_choose(const Conv2dProblem& problem, const Conv2dCosts& costs,
 
 Conv2dCosts conv2d_costs() {
   switch (active_isa()) {
+    case Isa::kAvx512Bf16:
+      return kAvx512Bf16;
     case Isa::kAvx512:
       return kAvx512;
     case Isa::kAvx2:

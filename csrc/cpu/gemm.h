@@ -32,7 +32,8 @@ struct GemmPhase {
   int32_t n_taps;
   const GemmTap* taps;
   // [parts][panels of lanes_max][n_taps][depth_max][panel lanes] of the compute type, packed
-  // before; null: gemm_multiply packs them from the weight
+  // before; null: gemm_multiply packs them from the weight. For kBFloat16 [..][depth_max / 2,
+  // rounded up][panel lanes][2]
   const void* panels;
 };
 
@@ -52,6 +53,7 @@ struct GemmWeight {
 };
 
 // compute kFloat32 goes with weights and y in float32 or bfloat16, kFloat64 with float64 only.
+// kBFloat16, of Isa::kAvx512Bf16 alone: sources, panels, bias and y in bfloat16, sums in float32.
 struct GemmProblem {
   DType compute, weight_dtype, y_dtype;
   int32_t n_sources;

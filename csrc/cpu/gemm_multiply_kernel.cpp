@@ -17,8 +17,87 @@ constexpr int64_t kMostPixels = 384;
 struct Segment {
   int64_t table_row;  // source * n_taps + tap
   int64_t channel, length;
-  int64_t panel_offset;  // elements from the panel's start
+  int64_t depth;  // where it begins in the panel
 };
+
+template <class T>
+using SumVector = typename Lanes<Compute<T>>::InMemory;
+
+// sum[i] += row i of the segment x its panel rows.
+template <int kRows, int kVectors, class T>
+DDSM_INLINE void multiply_segment(const T* const* rows, const Segment& segment, const T* panel,
+                                  SumVector<T> (&sum)[kRows][kVectors]) {
+  constexpr int kVector = Lanes<T>::kCount;
+  panel += segment.depth * kPanelRow<T>;
+  const T* a[kRows];  // ends of the rows: counting up to zero saves the register of a bound
+  DDSM_UNROLL
+  for (int i = 0; i < kRows; ++i) a[i] = rows[i] + segment.channel + segment.length;
+  for (int64_t c = -segment.length; c != 0; ++c, panel += kPanelRow<T>) {
+    SumVector<T> b[kVectors];
+    DDSM_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      b[v] = *reinterpret_cast<const SumVector<T>*>(panel + v * kVector);
+    }
+    prefetch_panel(panel);
+    DDSM_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      DDSM_UNROLL
+      for (int v = 0; v < kVectors; ++v) sum[i][v] += a[i][c] * b[v];
+    }
+  }
+}
+
+#if defined(__AVX512BF16__)
+typedef uint32_t Pair __attribute__((aligned(2), may_alias));  // two neighbours in memory
+
+// sum[i] += pair(i) x one panel row, of which the bits outside `mask` are not ours to read.
+template <int kRows, int kVectors, class PairOf>
+DDSM_INLINE void multiply_pair(const PairOf& pair, const Bf16* panel, uint32_t mask,
+                               SumVector<Bf16> (&sum)[kRows][kVectors]) {
+  __m512bh b[kVectors];
+  DDSM_UNROLL
+  for (int v = 0; v < kVectors; ++v) {
+    const __m512i row = _mm512_loadu_si512(panel + v * (kPanelRow<Bf16> / kPanelVectors));
+    b[v] = (__m512bh)_mm512_and_si512(row, _mm512_set1_epi32(static_cast<int32_t>(mask)));
+  }
+  DDSM_UNROLL
+  for (int i = 0; i < kRows; ++i) {
+    const __m512bh a = (__m512bh)_mm512_set1_epi32(static_cast<int32_t>(pair(i)));
+    DDSM_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      sum[i][v] = (SumVector<Bf16>)_mm512_dpbf16_ps((__m512)sum[i][v], a, b[v]);
+    }
+  }
+}
+
+// Pairs of depth; where the segment begins or ends inside a pair, the other half is left out.
+template <int kRows, int kVectors>
+DDSM_INLINE void multiply_segment(const Bf16* const* rows, const Segment& segment,
+                                  const Bf16* panel, SumVector<Bf16> (&sum)[kRows][kVectors]) {
+  panel += segment.depth / 2 * kPanelRow<Bf16>;
+  const int64_t head = segment.depth % 2, pairs = (segment.length - head) / 2;
+  if (head) {
+    const auto first = [&](int i) { return uint32_t{rows[i][segment.channel].bits} << 16; };
+    multiply_pair(first, panel, 0xffff0000u, sum);
+    panel += kPanelRow<Bf16>;
+  }
+  const Pair* a[kRows];
+  DDSM_UNROLL
+  for (int i = 0; i < kRows; ++i) {
+    a[i] = reinterpret_cast<const Pair*>(rows[i] + segment.channel + head) + pairs;
+  }
+  for (int64_t p = -pairs; p != 0; ++p, panel += kPanelRow<Bf16>) {
+    prefetch_panel(panel);
+    multiply_pair([&](int i) { return a[i][p]; }, panel, 0xffffffffu, sum);
+  }
+  if (head + 2 * pairs < segment.length) {
+    const auto last = [&](int i) {
+      return uint32_t{rows[i][segment.channel + segment.length - 1].bits};
+    };
+    multiply_pair(last, panel, 0x0000ffffu, sum);
+  }
+}
+#endif
 
 template <class T, class TY>
 struct TileCall {
@@ -27,9 +106,9 @@ struct TileCall {
   const Segment* segments;
   int64_t n_segments;
   const T* panel;
-  T* partial;      // [rows][kPanel] sums of earlier depth blocks
+  Compute<T>* partial;  // [rows][kPanel] sums of earlier depth blocks
   bool first, last;
-  const T* const* bias;  // [rows] of [kPanel]
+  const Compute<T>* const* bias;  // [rows] of [kPanel]
   TY* const* y;          // [rows]
   int64_t column, lanes;  // of y
   const TY* residual;     // like y_begin; null: none
@@ -38,8 +117,9 @@ struct TileCall {
 
 template <class T, class TY, int kRows, int kVectors>
 __attribute__((noinline)) void multiply_tile(const TileCall<T, TY>& call) {
-  typedef typename Lanes<T>::InMemory Vector;
-  constexpr int kVector = Lanes<T>::kCount, kPanel = kPanelLanes<T>;
+  using C = Compute<T>;
+  typedef SumVector<T> Vector;
+  constexpr int kVector = Lanes<C>::kCount, kPanel = kPanelLanes<T>;
   Vector sum[kRows][kVectors];
   DDSM_UNROLL
   for (int i = 0; i < kRows; ++i) {
@@ -48,25 +128,7 @@ __attribute__((noinline)) void multiply_tile(const TileCall<T, TY>& call) {
   }
   for (int64_t q = 0; q < call.n_segments; ++q) {
     const Segment& segment = call.segments[q];
-    const T* panel = call.panel + segment.panel_offset;
-    const T* const* column = call.table + segment.table_row * call.table_stride;
-    const int64_t length = segment.length;
-    const T* a[kRows];  // ends of the rows: counting up to zero saves the register of a bound
-    DDSM_UNROLL
-    for (int i = 0; i < kRows; ++i) a[i] = column[i] + segment.channel + length;
-    for (int64_t c = -length; c != 0; ++c, panel += kPanel) {
-      Vector b[kVectors];
-      DDSM_UNROLL
-      for (int v = 0; v < kVectors; ++v) {
-        b[v] = *reinterpret_cast<const Vector*>(panel + v * kVector);
-      }
-      prefetch_panel(panel);
-      DDSM_UNROLL
-      for (int i = 0; i < kRows; ++i) {
-        DDSM_UNROLL
-        for (int v = 0; v < kVectors; ++v) sum[i][v] += a[i][c] * b[v];
-      }
-    }
+    multiply_segment(call.table + segment.table_row * call.table_stride, segment, call.panel, sum);
   }
   if (!call.first) {
     DDSM_UNROLL
@@ -101,12 +163,12 @@ __attribute__((noinline)) void multiply_tile(const TileCall<T, TY>& call) {
     DDSM_UNROLL
     for (int v = 0; v < kVectors; ++v) {
       if ((v + 1) * kVector <= call.lanes) {
-        Vec<T> value = (Vec<T>)sum[i][v];
+        Vec<C> value = (Vec<C>)sum[i][v];
         if (residual) value += load(residual + v * kVector);
         store(to + v * kVector, value);
         continue;
       }
-      T values[kVector];
+      C values[kVector];
       *reinterpret_cast<Vector*>(values) = sum[i][v];
       const int64_t valid = smaller(kVector, call.lanes - v * kVector);
       for (int64_t q = 0; q < valid; ++q) {
@@ -136,10 +198,11 @@ void multiply_rows(TileCall<T, TY> call, int64_t rows) {
 template <class T, class TY>
 struct Scratch {
   int64_t depth, pixels, panels;  // of a panel; at a time; at a time
-  T *zero_row, *staged, *packed, *partial;
-  T* biases;  // [images at a time][kPanel]
+  T *zero_row, *staged, *packed;
+  Compute<T>* partial;
+  Compute<T>* biases;  // [images at a time][kPanel]
   const T** table;
-  const T** bias_rows;
+  const Compute<T>** bias_rows;
   TY** y;
   Segment* segments;
   int64_t* block_begin;  // first segment of each depth block
@@ -158,26 +221,29 @@ Scratch<T, TY> carve(const GemmProblem& problem, const GemmPhase& phase, Arena& 
   const int64_t panel_bytes = larger(1, s.depth) * kPanel * static_cast<int64_t>(sizeof(T));
   s.panels = smaller(larger(1, kPanelBytes / panel_bytes),
                      problem.parts * ceil_div(problem.lanes, kPanel));
-  const int64_t block = problem.longest_sum > 0 ? problem.longest_sum : kDepthBlock;
+  const int64_t block = problem.longest_sum > 0 ? problem.longest_sum : kDepthBlock * kDepthStep<T>;
   s.n_blocks = larger(1, ceil_div(s.depth, block));
   s.zero_row = arena.take<T>(most_channels(problem));
   s.staged = arena.take<T>(kPackDepth * problem.weight.kernel * problem.weight.kernel * kPanel);
   s.packed = arena.take<T>(phase.panels ? 0 : s.panels * s.depth * kPanel);
-  s.partial = arena.take<T>(s.pixels * kPanel);
+  s.partial = arena.take<Compute<T>>(s.pixels * kPanel);
   const int64_t images = ceil_div(s.pixels, larger(1, phase.rows * phase.cols)) + 1;
-  s.biases = arena.take<T>((problem.image_bias ? images : 1) * kPanel);
+  s.biases = arena.take<Compute<T>>((problem.image_bias ? images : 1) * kPanel);
   s.table = arena.take<const T*>(rows * s.pixels);
-  s.bias_rows = arena.take<const T*>(s.pixels);
+  s.bias_rows = arena.take<const Compute<T>*>(s.pixels);
   s.y = arena.take<TY*>(s.pixels);
   s.segments = arena.take<Segment>(rows + s.n_blocks);
   s.block_begin = arena.take<int64_t>(s.n_blocks + 1);
   return s;
 }
 
-// Cuts the depth into n_blocks even blocks, at tap boundaries where they fall inside one.
+// Cuts the depth into n_blocks even blocks (of whole panel rows), at tap boundaries where they fall
+// inside one.
 template <class T, class TY>
 void cut_depth(const GemmProblem& problem, const GemmPhase& phase, Scratch<T, TY>& scratch) {
-  const int64_t block = ceil_div(scratch.depth, scratch.n_blocks);
+  constexpr int64_t kStep = kDepthStep<T>;
+  const int64_t block = ceil_div(ceil_div(scratch.depth, scratch.n_blocks), kStep) * kStep;
+  const int64_t tap_depth = ceil_div(problem.depth_max, kStep) * kStep;
   int64_t n_segments = 0, blocks = 0, room = 0, depth = 0;
   for (int s = 0; s < problem.n_sources; ++s) {
     for (int t = 0; t < phase.n_taps; ++t) {
@@ -187,9 +253,9 @@ void cut_depth(const GemmProblem& problem, const GemmPhase& phase, Scratch<T, TY
           room = block;
         }
         const int64_t length = smaller(room, problem.sources[s].channels - c);
-        const int64_t row =
-            phase.panels ? t * problem.depth_max + problem.sources[s].depth_offset + c : depth;
-        scratch.segments[n_segments++] = {s * phase.n_taps + t, c, length, row * kPanelLanes<T>};
+        const int64_t begin =
+            phase.panels ? t * tap_depth + problem.sources[s].depth_offset + c : depth;
+        scratch.segments[n_segments++] = {s * phase.n_taps + t, c, length, begin};
         c += length;
         depth += length;
         room -= length;
@@ -218,7 +284,7 @@ const T* packed_panel(const GemmProblem& problem, const GemmPhase& phase, const 
   const int64_t of_part = ceil_div(problem.lanes_max, kPanelLanes<T>);
   const int64_t index = place.part * of_part + place.lane / kPanelLanes<T>;
   return static_cast<const T*>(phase.panels) +
-         index * phase.n_taps * problem.depth_max * kPanelLanes<T>;
+         index * phase.n_taps * ceil_div(problem.depth_max, kDepthStep<T>) * kPanelRow<T>;
 }
 
 // scratch.bias_rows[q] = what pixel first + q of the phase gets added in the lanes of the panel.
@@ -234,9 +300,9 @@ void gather_biases(const GemmProblem& problem, const GemmPhase& phase, const Pan
     const float* more = problem.image_bias
                             ? problem.image_bias + (first_image + n) * problem.lanes + place.lane
                             : nullptr;
-    T* to = scratch.biases + n * kPanel;
+    Compute<T>* to = scratch.biases + n * kPanel;
     for (int64_t v = 0; v < kPanel; ++v) {
-      to[v] = bias && v < place.lanes ? to_compute(bias[v]) : T(0);
+      to[v] = bias && v < place.lanes ? to_compute(bias[v]) : Compute<T>(0);
       if (more && v < place.lanes) to[v] += more[v];
     }
   }
@@ -267,7 +333,7 @@ void multiply_panel(const GemmProblem& problem, const Scratch<T, TY>& scratch, c
     call.lanes = place.lanes;
     call.residual = static_cast<const TY*>(problem.residual);
     call.y_begin = static_cast<const TY*>(problem.y);
-    if (place.lanes <= Lanes<T>::kCount) {
+    if (place.lanes <= Lanes<Compute<T>>::kCount) {
       multiply_rows<T, TY, 1>(call, count);
     } else {
       multiply_rows<T, TY, kPanelVectors>(call, count);
@@ -283,13 +349,15 @@ void multiply_range(const GemmProblem& problem, const GemmPhase& phase, const Ge
   Scratch<T, TY> scratch = carve<T, TY>(problem, phase, arena);
   cut_depth(problem, phase, scratch);
   const int64_t zero_count = most_channels(problem);
-  for (int64_t c = 0; c < zero_count; ++c) scratch.zero_row[c] = T(0);
+  for (int64_t c = 0; c < zero_count; ++c) scratch.zero_row[c] = T{};
   for (int64_t group = range.second_begin; group < range.second_end; group += scratch.panels) {
     const int64_t panels = smaller(scratch.panels, range.second_end - group);
-    for (int64_t q = 0; q < panels && !phase.panels; ++q) {
-      const PanelPlace place = panel_place<T>(problem, group + q);
-      pack_panel<T, TW>(problem, phase, place.lane, place.lanes, scratch.staged,
-                        scratch.packed + q * scratch.depth * kPanel);
+    if constexpr (kDepthStep<T> == 1) {
+      for (int64_t q = 0; q < panels && !phase.panels; ++q) {
+        const PanelPlace place = panel_place<T>(problem, group + q);
+        pack_panel<T, TW>(problem, phase, place.lane, place.lanes, scratch.staged,
+                          scratch.packed + q * scratch.depth * kPanel);
+      }
     }
     for (int64_t p = range.first_begin; p < range.first_end; p += scratch.pixels) {
       const int64_t count = smaller(scratch.pixels, range.first_end - p);
@@ -317,6 +385,8 @@ size_t gemm_multiply_workspace(const GemmProblem& problem, const GemmPhase& phas
   Arena arena{nullptr, 0};
   if (problem.compute == DType::kFloat64) {
     carve<double, double>(problem, phase, arena);
+  } else if (problem.compute == DType::kBFloat16) {
+    carve<Bf16, Bf16>(problem, phase, arena);
   } else {
     carve<float, float>(problem, phase, arena);
   }
@@ -329,6 +399,10 @@ void gemm_multiply_range(const GemmProblem& problem, const GemmPhase& phase,
   const bool narrow_y = problem.y_dtype == DType::kBFloat16;
   if (problem.compute == DType::kFloat64) {
     multiply_range<double, double, double>(problem, phase, range, workspace);
+#if defined(__AVX512BF16__)
+  } else if (problem.compute == DType::kBFloat16) {
+    multiply_range<Bf16, Bf16, Bf16>(problem, phase, range, workspace);
+#endif
   } else if (narrow_weight && narrow_y) {
     multiply_range<float, Bf16, Bf16>(problem, phase, range, workspace);
   } else if (narrow_weight) {

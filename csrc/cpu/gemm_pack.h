@@ -8,7 +8,7 @@ namespace ddsm::DDSM_ISA {
 
 constexpr int64_t kPackDepth = 32;  // depth packed at a time: 9 taps x 32 x 16 lanes = 18 KB
 
-#if defined(DDSM_ISA_avx2) || defined(DDSM_ISA_avx512)
+#if defined(__AVX2__)
 typedef float Float8 __attribute__((vector_size(32), aligned(4), may_alias));
 typedef int32_t Int8 __attribute__((vector_size(32)));
 
@@ -58,7 +58,7 @@ static void transpose_run(const TW* from, int64_t lane_stride, int64_t lanes, in
     for (int64_t lane = 0; lane < lanes; ++lane) to[lane] = to_compute(from[lane]);
     j = 1;
   }
-#if defined(DDSM_ISA_avx2) || defined(DDSM_ISA_avx512)
+#if defined(__AVX2__)
   if constexpr (sizeof(T) == 4) {
     const int64_t lanes8 = lanes / 8 * 8;
     for (; j + 8 <= run; j += 8) {

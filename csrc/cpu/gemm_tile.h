@@ -16,13 +16,19 @@
 
 namespace ddsm::DDSM_ISA {
 
-// 12 row pointers, the panel pointer, the counter and its end just fit 16 general registers; the
-// accumulators then take 24 of 32 (AVX-512) or 12 of 16 (AVX2) vector registers.
-constexpr int kTileRows = kVectorBytes == 64 ? 12 : kVectorBytes == 32 ? 6 : 4;
+// The accumulators take 28 of 32 (AVX-512) or 12 of 16 (AVX2) vector registers. 14 row pointers are
+// more than fit the general registers beside the rest, and yet 3 % faster than 12 on a Zen 4.
+constexpr int kTileRows = kVectorBytes == 64 ? 14 : kVectorBytes == 32 ? 6 : 4;
 constexpr int kPanelVectors = 2;
 
 template <class T>
-constexpr int kPanelLanes = Lanes<T>::kCount * kPanelVectors;
+constexpr int kPanelLanes = Lanes<Compute<T>>::kCount * kPanelVectors;
+
+// Depth of a panel row: bfloat16 operands (gemm.h) are multiplied in pairs of depth.
+template <class T>
+constexpr int kDepthStep = sizeof(Compute<T>) / sizeof(T);
+template <class T>
+constexpr int kPanelRow = kPanelLanes<T> * kDepthStep<T>;
 
 // Fetches the panel row that is multiplied 24 rows (1.5 or 3 KB) later. The rows of A take the
 // hardware's streams, so it falls behind on the panel: on a Zen 3 this made products of depth 128
@@ -31,8 +37,8 @@ template <class T>
 DDSM_INLINE void prefetch_panel(const T* row) {
   constexpr int kRowsAhead = 24, kLine = 64 / sizeof(T);
   DDSM_UNROLL
-  for (int at = 0; at < kPanelLanes<T>; at += kLine) {
-    __builtin_prefetch(row + kRowsAhead * kPanelLanes<T> + at);
+  for (int at = 0; at < kPanelRow<T>; at += kLine) {
+    __builtin_prefetch(row + kRowsAhead * kPanelRow<T> + at);
   }
 }
 

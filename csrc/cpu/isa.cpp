@@ -18,6 +18,8 @@ bool cpu_runs(Isa isa) {
       return cpu_runs(Isa::kAvx2) && __builtin_cpu_supports("avx512f") &&
              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
              __builtin_cpu_supports("avx512vl");
+    case Isa::kAvx512Bf16:
+      return cpu_runs(Isa::kAvx512) && __builtin_cpu_supports("avx512bf16");
   }
   return false;
 #else
@@ -26,6 +28,7 @@ bool cpu_runs(Isa isa) {
 }
 
 Isa best_isa() {
+  if (cpu_runs(Isa::kAvx512Bf16)) return Isa::kAvx512Bf16;
   if (cpu_runs(Isa::kAvx512)) return Isa::kAvx512;
   if (cpu_runs(Isa::kAvx2)) return Isa::kAvx2;
   return Isa::kPortable;
@@ -50,6 +53,8 @@ bool set_isa(Isa isa) {
 
 const char* isa_name(Isa isa) {
   switch (isa) {
+    case Isa::kAvx512Bf16:
+      return "avx512_bf16";
     case Isa::kAvx512:
       return "avx512";
     case Isa::kAvx2:

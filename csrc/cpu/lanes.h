@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#if defined(DDSM_ISA_avx2)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -12,9 +12,9 @@
 
 namespace ddsm::DDSM_ISA {
 
-#if defined(DDSM_ISA_avx512)
+#if defined(__AVX512F__)
 constexpr int kVectorBytes = 64;
-#elif defined(DDSM_ISA_avx2)
+#elif defined(__AVX2__)
 constexpr int kVectorBytes = 32;
 #else
 constexpr int kVectorBytes = 16;
@@ -89,7 +89,9 @@ static inline Vec<double> load(const double* p) {
 }
 static inline Vec<float> load(const Bf16* p) {
   const Bf16InMemory half = *reinterpret_cast<const Bf16InMemory*>(p);
-#if defined(DDSM_ISA_avx2)
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)half), 16);
+#elif defined(__AVX2__)
   // One instruction; GCC 12 makes four of the portable form.
   return (Vec<float>)((Bf16Wide)_mm256_cvtepu16_epi32((__m128i)half) << 16);
 #else

@@ -50,8 +50,11 @@ void dot_tile(const LinearForwardArgs& args, int64_t m0, int64_t o0, int64_t o_e
       store(parts, sum[i][j]);
       T total = T(0);
       for (int64_t q = c; q < args.c_in; ++q) total += x[i][q] * to_compute(w[j][q]);
-      DDSM_UNROLL
-      for (int v = 0; v < kVector; ++v) total += parts[v];
+      // By halves: in a row, 16 lanes would round twice as often as PyTorch does.
+      for (int half = kVector / 2; half > 0; half /= 2) {
+        for (int v = 0; v < half; ++v) parts[v] += parts[v + half];
+      }
+      total += parts[0];
       if (bias) total += to_compute(bias[o0 + j]);
       from_compute(total, static_cast<TY*>(args.y) + (m0 + i) * args.c_out + o0 + j);
     }

@@ -46,19 +46,20 @@ void merge_blocks(const NormSource& source, int64_t pixels, int64_t n, double* m
   }
 }
 
-void join_row(const void* x, DType dtype, int64_t channels, float* y) {
-  if (dtype == DType::kFloat32) {
-    std::memcpy(y, x, sizeof(float) * channels);
-    return;
-  }
-  const Bf16* from = static_cast<const Bf16*>(x);
-  constexpr int64_t kLanes = Lanes<float>::kCount;
-  int64_t c = 0;
-  for (; c + kLanes <= channels; c += kLanes) store(y + c, load(from + c));
-  for (; c < channels; ++c) y[c] = to_compute(from[c]);
+template <class T>
+void join_row(const T* x, int64_t channels, T* y) {
+  std::memcpy(y, x, sizeof(T) * channels);
 }
 
-void silu_row(float* y, int64_t channels) {
+void join_row(const Bf16* x, int64_t channels, float* y) {
+  constexpr int64_t kLanes = Lanes<float>::kCount;
+  int64_t c = 0;
+  for (; c + kLanes <= channels; c += kLanes) store(y + c, load(x + c));
+  for (; c < channels; ++c) y[c] = to_compute(x[c]);
+}
+
+template <class T>
+void silu_row(T* y, int64_t channels) {
   constexpr int64_t kLanes = Lanes<float>::kCount;
   for (int64_t c = 0; c < channels; c += kLanes) {
     const int64_t lanes = channels - c < kLanes ? channels - c : kLanes;
@@ -71,17 +72,17 @@ void silu_row(float* y, int64_t channels) {
   }
 }
 
-template <class T>
+template <class T, class TY>
 void apply_pixels(const NormApplyArgs& args, int64_t begin, int64_t end) {
   const int64_t total = args.channels[0] + (args.x[1] ? args.channels[1] : 0);
   for (int64_t p = begin; p < end; ++p) {
-    float* y = args.y + p * total;
+    TY* y = static_cast<TY*>(args.y) + p * total;
     const float* norm = args.norm ? args.norm + p / args.pixels * 3 * total : nullptr;
     for (int s = 0; s < 2 && args.x[s]; ++s) {
       const int64_t c = args.channels[s];
       const T* x = static_cast<const T*>(args.x[s]) + p * c;
       if (!norm) {
-        join_row(x, args.dtype, c, y);
+        join_row(x, c, y);
         if (args.silu) silu_row(y, c);
       } else {
         args.silu ? apply_row<true>(x, norm, norm + total, norm + 2 * total, c, y)
@@ -138,8 +139,13 @@ void norm_merge_image(const NormMergeArgs& args, int64_t n, double* scratch) {
 }
 
 void norm_apply_range(const NormApplyArgs& args, int64_t begin, int64_t end) {
-  args.dtype == DType::kBFloat16 ? apply_pixels<Bf16>(args, begin, end)
-                                 : apply_pixels<float>(args, begin, end);
+  if (args.dtype != DType::kBFloat16) {
+    apply_pixels<float, float>(args, begin, end);
+  } else if (args.y_dtype == DType::kBFloat16) {
+    apply_pixels<Bf16, Bf16>(args, begin, end);
+  } else {
+    apply_pixels<Bf16, float>(args, begin, end);
+  }
 }
 
 }  // namespace ddsm::DDSM_ISA

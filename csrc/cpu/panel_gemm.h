@@ -9,7 +9,7 @@ namespace ddsm::DDSM_ISA {
 
 // Accumulator tile: kTileRows x 2 vectors, chosen to fill the vector registers
 // (28 of 32 with AVX-512, 12 of 16 else, leaving room for two of B and one broadcast of A).
-#if defined(DDSM_ISA_avx512)
+#if defined(__AVX512F__)
 constexpr int kTileRows = 14;
 #else
 constexpr int kTileRows = 6;
@@ -28,7 +28,33 @@ static inline int64_t round_up(int64_t x, int64_t multiple) {
 // How A [m, k] lies in memory: element (i, p) at i * stride + p, or at p * stride + i.
 enum class Order { kRows, kColumns };
 
-template <Order order, class C>
+// What an element of A and a vector of B add to a sum.
+template <bool kPairs>
+struct Product {
+  template <class C>
+  static inline Vec<C> add(Vec<C> sum, C a, Vec<C> b) {
+    return sum + broadcast(a) * b;
+  }
+};
+
+// The same where elements of A and B are pairs of bfloat16, neighbours in depth, in the bits of a
+// float.
+#if defined(__AVX512BF16__)
+constexpr bool kHasPairs = true;
+template <>
+struct Product<true> {
+  static inline Vec<float> add(Vec<float> sum, float a, Vec<float> b) {
+    int32_t bits;
+    __builtin_memcpy(&bits, &a, sizeof(bits));
+    return (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(bits),
+                                        (__m512bh)b);
+  }
+};
+#else
+constexpr bool kHasPairs = false;
+#endif
+
+template <Order order, bool kPairs, class C>
 static inline void gemm_tile(const C* a, int64_t a_stride, const C* b, int64_t k, C* c,
                              int64_t c_stride, bool accumulate) {
   constexpr int64_t kLanes = Lanes<C>::kCount;
@@ -39,10 +65,9 @@ static inline void gemm_tile(const C* a, int64_t a_stride, const C* b, int64_t k
     const Vec<C> b0 = load(b + p * kPanel<C>), b1 = load(b + p * kPanel<C> + kLanes);
 #pragma GCC unroll 16
     for (int i = 0; i < kTileRows; ++i) {
-      const Vec<C> x =
-          broadcast(order == Order::kRows ? a[i * a_stride + p] : a[p * a_stride + i]);
-      sum[i][0] += x * b0;
-      sum[i][1] += x * b1;
+      const C x = order == Order::kRows ? a[i * a_stride + p] : a[p * a_stride + i];
+      sum[i][0] = Product<kPairs>::add(sum[i][0], x, b0);
+      sum[i][1] = Product<kPairs>::add(sum[i][1], x, b1);
     }
   }
 #pragma GCC unroll 16
@@ -58,7 +83,7 @@ static inline void gemm_tile(const C* a, int64_t a_stride, const C* b, int64_t k
 
 // C [m, columns] = (accumulate: +=) A [m, k] B; m is a multiple of kTileRows, columns of kPanel.
 // b_depth: depth of B's panels, of which the k from b on are used.
-template <Order order = Order::kRows, class C>
+template <Order order = Order::kRows, bool kPairs = false, class C>
 __attribute__((noinline)) static void gemm(const C* a, int64_t a_stride, const C* b,
                                            int64_t b_depth, int64_t m, int64_t columns, int64_t k,
                                            C* c, int64_t c_stride, bool accumulate = false) {
@@ -68,7 +93,7 @@ __attribute__((noinline)) static void gemm(const C* a, int64_t a_stride, const C
       const C* panel = b + j * b_depth + from * kPanel<C>;
       for (int64_t i = 0; i < m; i += kTileRows) {
         const C* tile = order == Order::kRows ? a + i * a_stride + from : a + from * a_stride + i;
-        gemm_tile<order>(tile, a_stride, panel, depth, c + i * c_stride + j, c_stride,
+        gemm_tile<order, kPairs>(tile, a_stride, panel, depth, c + i * c_stride + j, c_stride,
                          accumulate || from > 0);
       }
     }
@@ -108,6 +133,23 @@ __attribute__((noinline)) static void pack_rows(const T* rows, int64_t stride, i
         } else {
           for (int64_t i = 0; i < kPanel<C>; ++i) packed[i] = i < used ? to_compute(row[i]) : C(0);
         }
+      }
+    }
+  }
+}
+
+// B[k / 2][column] = the pair rows[k][column], rows[k + 1][column]; zero beyond the last row.
+__attribute__((noinline)) static void pack_row_pairs(const Bf16* rows, int64_t stride,
+                                                     int64_t count, int64_t width, float* out) {
+  uint32_t* packed = reinterpret_cast<uint32_t*>(out);
+  for (int64_t j = 0; j < width; j += kPanel<float>) {
+    const int64_t used = width - j < kPanel<float> ? width - j : kPanel<float>;
+    for (int64_t k = 0; k < count; k += 2, packed += kPanel<float>) {
+      const Bf16 *low = rows + k * stride + j, *high = low + stride;
+      for (int64_t i = 0; i < kPanel<float>; ++i) {
+        const uint32_t first = i < used ? low[i].bits : 0;
+        const uint32_t second = i < used && k + 1 < count ? high[i].bits : 0;
+        packed[i] = first | second << 16;
       }
     }
   }

@@ -43,6 +43,29 @@ void winograd_panel(const GemmWeight& weight, int64_t lanes, int64_t depth, int6
   }
 }
 
+// Pairs of depth of one panel: to[(tap * pairs + depth / 2) * kPanelRow + lane * 2 + depth % 2].
+void bf16_panel(const GemmWeight& weight, int64_t lanes, int64_t depth, int64_t panel, Bf16* to) {
+  constexpr int64_t kPanel = kPanelLanes<Bf16>, kRow = kPanelRow<Bf16>;
+  alignas(64) float staged[kPackDepth * kLargestPanelKernel * kLargestPanelKernel * kPanel];
+  const int64_t lane = panel * kPanel, taps = weight.kernel * weight.kernel;
+  const int64_t pairs = ceil_div(depth, 2);
+  to += panel * taps * pairs * kRow;
+  for (int64_t d = 0; d < depth; d += kPackDepth) {
+    const int64_t count = smaller(kPackDepth, depth - d);
+    stage_weights(weight,
+                  static_cast<const Bf16*>(weight.data) + lane * weight.lane_stride +
+                      d * weight.depth_stride,
+                  smaller(kPanel, lanes - lane), count, staged);
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      for (int64_t i = 0; i < (count + 1) / 2 * 2; ++i) {
+        const float* from = staged + (i * taps + tap) * kPanel;
+        Bf16* out = to + (tap * pairs + (d + i) / 2) * kRow + i % 2;
+        for (int64_t v = 0; v < kPanel; ++v) from_compute(i < count ? from[v] : 0.0f, out + 2 * v);
+      }
+    }
+  }
+}
+
 }  // namespace
 
 // Panel `panel` of a problem with one source of the allocated channels.
@@ -56,6 +79,11 @@ void make_panel(const GemmProblem& problem, const GemmPhase& phase, int64_t pane
   } else {
     pack_panel<float, float>(problem, phase, lane, lanes, staged, to);
   }
+}
+
+void make_bf16_panel(const GemmProblem& problem, int64_t panel, void* to) {
+  bf16_panel(problem.weight, problem.lanes, problem.sources[0].channels, panel,
+             static_cast<Bf16*>(to));
 }
 
 void make_winograd_panel(const GemmProblem& problem, int64_t panel, int32_t tile, bool flipped,

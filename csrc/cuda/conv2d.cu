@@ -71,10 +71,35 @@ struct Views {
 Views views_of(const Conv2dCudaForwardArgs& args) {
   const DType dtype = args.options.dtype;
   const bool two = args.x2.data != nullptr;
-  return {{view_of(args.x, size_of_x(args.shape), dtype),
-           two ? view_of(args.x2, size_of_x(args.shape), dtype) : ImageView{}},
-          view_of(args.weight, dtype, args.x.weight_offset, two ? args.x2.weight_offset : 0),
-          two ? 2 : 1};
+  Conv2dWeight weight = args.weight;
+  bool further_aligned = true;
+  for (int64_t i = 0; i < args.further_count; ++i) {
+    void* data = const_cast<void*>(args.further[i].weight);
+    further_aligned &= is_aligned(data);
+    if (data < weight.data) weight.data = data;  // so that no part's offset is negative
+  }
+  Views views{{view_of(args.x, size_of_x(args.shape), dtype),
+               two ? view_of(args.x2, size_of_x(args.shape), dtype) : ImageView{}},
+              view_of(weight, dtype, args.x.weight_offset, two ? args.x2.weight_offset : 0),
+              two ? 2 : 1};
+  views.weight.vector &= further_aligned && is_aligned(args.weight.data);
+  return views;
+}
+
+// All weights of a forward call, seen from the first in memory.
+PartMap parts_of(const Conv2dCudaForwardArgs& args, const WeightView& first) {
+  PartMap parts{Divider(args.c_out), {}, {}};
+  auto add = [&](int64_t index, const void* weight, const void* bias) {
+    const auto bytes =
+        reinterpret_cast<uintptr_t>(weight) - reinterpret_cast<uintptr_t>(first.data);
+    parts.offset[index] = static_cast<int64_t>(bytes) / element_bytes(args.weight.dtype);
+    parts.bias[index] = bias;
+  };
+  add(0, args.weight.data, args.bias);
+  for (int64_t i = 0; i < args.further_count; ++i) {
+    add(1 + i, args.further[i].weight, args.further[i].bias);
+  }
+  return parts;
 }
 
 Views views_of(const Conv2dCudaGradXArgs& args) {
@@ -86,16 +111,22 @@ Views views_of(const Conv2dCudaGradXArgs& args) {
   return views;
 }
 
+int64_t out_pixels(const Conv2dShape& shape) {
+  return shape.images * shape.out_height * shape.out_width;
+}
+
 ConvGeometry geometry_of(const Conv2dCudaForwardArgs& args) {
   const Conv2dShape& shape = args.shape;
   return {math_of(args.options), false,        shape.images,  shape.height, shape.width,
-          args.weight.kernel,    shape.stride, shape.padding, shape.scale};
+          args.weight.kernel,    shape.stride, shape.padding, shape.scale,
+          1 + args.further_count};
 }
 
 ConvGeometry geometry_of(const Conv2dCudaGradXArgs& args) {
   const Conv2dShape& shape = args.shape;
   return {math_of(args.options), true,         shape.images,  shape.out_height, shape.out_width,
-          args.weight.kernel,    shape.stride, shape.padding, shape.scale};
+          args.weight.kernel,    shape.stride, shape.padding, shape.scale,
+          1};
 }
 
 // A product of m x n with `taps` taps of the views' channels, on the path that serves it.
@@ -113,23 +144,35 @@ GemmProblem problem_of(const char* name, const Views& views, const ConvGeometry&
 }
 
 GemmProblem problem_of(const Conv2dCudaForwardArgs& args) {
-  const Conv2dShape& shape = args.shape;
-  const int64_t m = shape.images * shape.out_height * shape.out_width;
   const int64_t taps = int64_t(args.weight.kernel) * args.weight.kernel;
-  return problem_of("sliced_conv2d", views_of(args), geometry_of(args), m, args.c_out, taps,
-                    args.options);
+  return problem_of("sliced_conv2d", views_of(args), geometry_of(args), out_pixels(args.shape),
+                    (1 + args.further_count) * args.c_out, taps, args.options);
 }
 
-GemmProblem problem_of(const Conv2dCudaGradXArgs& args) {
+// The classes of pixels whose gradients are one convolution each.
+int32_t class_count(const Conv2dShape& shape) {
+  return shape.stride == 2 && shape.scale == 1 ? 4 : 1;
+}
+
+PixelClass pixel_class(const Conv2dShape& shape, int32_t index) {
+  const auto width = static_cast<int32_t>(shape.width);
+  if (class_count(shape) == 1) return {1, 0, 0, width};
+  return {2, index / 2, index % 2, width};
+}
+
+TapMap taps_of(const Conv2dCudaGradXArgs& args, const PixelClass& pixels) {
+  const int32_t kernel = args.weight.kernel;
+  if (pixels.every > 1) return class_taps(pixels, kernel, args.shape.padding);
+  return gradient_taps(kernel, args.shape.padding, args.shape.scale);
+}
+
+// Of one class of pixels.
+GemmProblem problem_of(const Conv2dCudaGradXArgs& args, const PixelClass& pixels) {
   const Conv2dShape& shape = args.shape;
-  const int64_t m = shape.images * shape.height * shape.width;
-  const int64_t window = args.weight.kernel * shape.scale;
+  const int64_t m = shape.images * pixels.count(shape.height, pixels.first_h) *
+                    pixels.count(shape.width, pixels.first_w);
   return problem_of("sliced_conv2d_grad_x", views_of(args), geometry_of(args), m, args.c_in,
-                    window * window, args.options);
-}
-
-int64_t out_pixels(const Conv2dShape& shape) {
-  return shape.images * shape.out_height * shape.out_width;
+                    taps_of(args, pixels).count(), args.options);
 }
 
 GemmProblem problem_of(const Conv2dCudaGradWeightArgs& args) {
@@ -165,7 +208,9 @@ const char* check(const GemmProblem& problem, const GemmChoice& choice) {
   if (problem.multiprocessors < 1) return "no CUDA device answers";
   if (const char* reason = refusal(problem)) return reason;
   if (problem.hopper && problem.hopper_refusal) return problem.hopper_refusal;
-  if (choice.tile >= kTileCount || choice.splits > problem.k_steps || choice.splits > kMaxSplits) {
+  // A gradient without taps is a product without steps: zeros, in one split.
+  const int64_t most_splits = problem.k_steps > 1 ? problem.k_steps : 1;
+  if (choice.tile >= kTileCount || choice.splits > most_splits || choice.splits > kMaxSplits) {
     return "the forced tile or number of splits does not exist for this problem";
   }
   if (!has_tile(problem, choice.tile)) return "no kernel for this tile";
@@ -246,6 +291,30 @@ ConvParams conv_params(const Views& views, const GemmProblem& problem, const Gem
   return p;
 }
 
+const char* grad_x_of_class(const Conv2dCudaGradXArgs& args, const PixelClass& pixels,
+                            void* stream) {
+  const GemmProblem problem = problem_of(args, pixels);
+  if (problem.m == 0) return nullptr;
+  const GemmChoice choice = choice_of(problem, args.options);
+  if (const char* error = check(problem, choice)) return error;
+  const Conv2dShape& shape = args.shape;
+  const int64_t lanes = 16 / element_bytes(args.options.dtype);
+  ConvParams p = conv_params(views_of(args), problem, choice, args.options);
+  p.taps = taps_of(args, pixels);
+  // A class's taps already meet the right rows of grad_y, as if at stride 1.
+  const int64_t stride = pixels.every > 1 ? 1 : shape.stride;
+  p.h = gradient_axis(shape.out_height, stride, shape.scale);
+  p.w = gradient_axis(shape.out_width, stride, shape.scale);
+  p.rows = pixel_map(pixels.count(shape.height, pixels.first_h),
+                     pixels.count(shape.width, pixels.first_w));
+  p.parts.columns = Divider(args.c_in);
+  p.epilogue.y = args.grad_x;
+  p.epilogue.pixels = shape.height * shape.width;
+  p.epilogue.pixel_class = pixels;
+  p.epilogue.vector = is_aligned(args.grad_x) && args.c_in % lanes == 0;
+  return run_conv(p, problem, geometry_of(args), choice.tile, stream);
+}
+
 }  // namespace
 
 int64_t conv2d_forward_cuda_workspace_bytes(const Conv2dCudaForwardArgs& args) {
@@ -254,8 +323,13 @@ int64_t conv2d_forward_cuda_workspace_bytes(const Conv2dCudaForwardArgs& args) {
 }
 
 int64_t conv2d_grad_x_cuda_workspace_bytes(const Conv2dCudaGradXArgs& args) {
-  const GemmProblem problem = problem_of(args);
-  return partial_bytes(problem, choice_of(problem, args.options));
+  int64_t most = 0;
+  for (int32_t i = 0; i < class_count(args.shape); ++i) {
+    const GemmProblem problem = problem_of(args, pixel_class(args.shape, i));
+    const int64_t bytes = partial_bytes(problem, choice_of(problem, args.options));
+    if (bytes > most) most = bytes;
+  }
+  return most;
 }
 
 int64_t conv2d_grad_weight_cuda_workspace_bytes(const Conv2dCudaGradWeightArgs& args) {
@@ -273,13 +347,13 @@ const char* conv2d_forward_cuda(const Conv2dCudaForwardArgs& args, void* stream)
   const Conv2dShape& shape = args.shape;
   const int64_t lanes = 16 / element_bytes(args.options.dtype);
   ConvParams p = conv_params(views_of(args), problem, choice, args.options);
-  p.taps = {Divider(args.weight.kernel), 1, 1, static_cast<int32_t>(shape.padding)};
+  p.parts = parts_of(args, p.weight);
+  p.taps = forward_taps(args.weight.kernel, shape.padding);
   p.h = forward_axis(shape.height, shape.stride, shape.scale);
   p.w = forward_axis(shape.width, shape.stride, shape.scale);
   p.rows = pixel_map(shape.out_height, shape.out_width);
   EpilogueParams& e = p.epilogue;
   e.y = args.y;
-  e.bias = args.bias;
   e.shift = args.shift;
   e.residual = args.residual;
   e.shift_stride = args.shift_stride;
@@ -287,28 +361,17 @@ const char* conv2d_forward_cuda(const Conv2dCudaForwardArgs& args, void* stream)
   e.moments = static_cast<Moments*>(args.moments);
   e.pixels = shape.out_height * shape.out_width;
   e.bias_wide = args.weight.dtype != args.options.dtype;
-  e.vector = is_aligned(args.y) && args.c_out % lanes == 0 &&
+  e.vector = is_aligned(args.y) && problem.n % lanes == 0 &&
              (!args.residual || (is_aligned(args.residual) && args.residual_stride % lanes == 0));
   return run_conv(p, problem, geometry_of(args), choice.tile, stream);
 }
 
 const char* conv2d_grad_x_cuda(const Conv2dCudaGradXArgs& args, void* stream) {
-  const GemmProblem problem = problem_of(args);
-  if (problem.m == 0) return nullptr;
-  const GemmChoice choice = choice_of(problem, args.options);
-  if (const char* error = check(problem, choice)) return error;
-  const Conv2dShape& shape = args.shape;
-  const int64_t lanes = 16 / element_bytes(args.options.dtype);
-  ConvParams p = conv_params(views_of(args), problem, choice, args.options);
-  p.taps = {Divider(args.weight.kernel), static_cast<int32_t>(shape.scale), -1,
-            static_cast<int32_t>(shape.padding)};
-  p.h = gradient_axis(shape.out_height, shape.stride, shape.scale);
-  p.w = gradient_axis(shape.out_width, shape.stride, shape.scale);
-  p.rows = pixel_map(shape.height, shape.width);
-  p.epilogue.y = args.grad_x;
-  p.epilogue.pixels = shape.height * shape.width;
-  p.epilogue.vector = is_aligned(args.grad_x) && args.c_in % lanes == 0;
-  return run_conv(p, problem, geometry_of(args), choice.tile, stream);
+  const char* error = nullptr;
+  for (int32_t i = 0; i < class_count(args.shape) && !error; ++i) {
+    error = grad_x_of_class(args, pixel_class(args.shape, i), stream);
+  }
+  return error;
 }
 
 const char* conv2d_grad_weight_cuda(const Conv2dCudaGradWeightArgs& args, void* stream) {
@@ -326,7 +389,7 @@ const char* conv2d_grad_weight_cuda(const Conv2dCudaGradWeightArgs& args, void* 
   p.source_count = args.x2.data ? 2 : 1;
   if (args.x2.data) p.source[1] = view_of(args.x2, size_of_x(shape), dtype);
   p.grad = view_of(args.grad_weight, dtype, 0, 0);
-  p.taps = {Divider(args.grad_weight.kernel), 1, 1, static_cast<int32_t>(shape.padding)};
+  p.taps = forward_taps(args.grad_weight.kernel, shape.padding);
   p.h = forward_axis(shape.height, shape.stride, shape.scale);
   p.w = forward_axis(shape.width, shape.stride, shape.scale);
   p.rows = pixel_map(shape.out_height, shape.out_width);

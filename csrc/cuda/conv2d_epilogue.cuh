@@ -92,6 +92,22 @@ DDSM_DEVICE void store_partial(const ConvParams& p, int32_t split, int32_t m0, i
   }
 }
 
+template <class T>
+DDSM_DEVICE float bias_of(const ConvParams& p, int32_t column) {
+  const int32_t part = p.parts.part(column);
+  const void* bias = p.parts.bias_of(part);
+  if (!bias || column >= p.n) return 0.0f;
+  return load_number<T>(bias, p.parts.channel(column, part), p.epilogue.bias_wide);
+}
+
+// Row m's pixel, counted over all images of y.
+DDSM_DEVICE int64_t pixel_of(const ConvParams& p, int32_t m) {
+  const EpilogueParams& e = p.epilogue;
+  if (e.pixel_class.every == 1) return m;
+  const auto at = p.rows.at(m);
+  return at.image * e.pixels + e.pixel_class.place(at.h, at.w);
+}
+
 // Stores the block's outputs y[m0.., n0..] from the sums in shared memory.
 template <class Tile>
 DDSM_DEVICE void finish_tile(const ConvParams& p, int32_t m0, int32_t n0) {
@@ -103,9 +119,7 @@ DDSM_DEVICE void finish_tile(const ConvParams& p, int32_t m0, int32_t n0) {
   const int32_t n = n0 + column;
   float bias[V];
 #pragma unroll
-  for (int i = 0; i < V; ++i) {
-    bias[i] = e.bias && n + i < p.n ? load_number<T>(e.bias, n + i, e.bias_wide) : 0.0f;
-  }
+  for (int i = 0; i < V; ++i) bias[i] = bias_of<T>(p, n + i);
   for (int row = ptx::thread_index() / kPerRow; row < Tile::kM; row += Tile::kThreads / kPerRow) {
     const int64_t m = m0 + row;
     if (m >= p.m || n >= p.n) continue;
@@ -132,7 +146,8 @@ DDSM_DEVICE void finish_tile(const ConvParams& p, int32_t m0, int32_t n0) {
     Pack<T, V> out;
 #pragma unroll
     for (int i = 0; i < V; ++i) from_float(value[i], &out.lane[i]);
-    store_pack(static_cast<T*>(e.y) + m * p.n + n, out, p.n - n, e.vector);
+    const int64_t pixel = pixel_of(p, static_cast<int32_t>(m));
+    store_pack(static_cast<T*>(e.y) + pixel * p.n + n, out, p.n - n, e.vector);
     if (e.moments) {
 #pragma unroll
       for (int i = 0; i < V; ++i) {

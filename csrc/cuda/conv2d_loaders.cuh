@@ -131,9 +131,13 @@ struct ConvLoader {
 #pragma unroll
     for (int i = 0; i < kChunksB; ++i) {
       const int32_t line = item(i) / B::kChunks, along = item(i) % B::kChunks * B::kVector;
-      const int64_t o = kGradient ? line : n0 + line, c = kGradient ? n0 + along : along;
-      const bool valid = kGradient || o < p.n;
-      in_weight[i] = valid ? o * p.weight.out_stride + c * p.weight.in_stride : -1;
+      if constexpr (kGradient) {
+        in_weight[i] = line * p.weight.out_stride + (n0 + along) * p.weight.in_stride;
+      } else {
+        const int32_t part = p.parts.part(n0 + line), o = p.parts.channel(n0 + line, part);
+        const int64_t offset = p.parts.offset_of(part) + along * p.weight.in_stride;
+        in_weight[i] = n0 + line < p.n ? offset + o * p.weight.out_stride : -1;
+      }
     }
     find();
   }

@@ -13,6 +13,7 @@ struct ConvGeometry {
   bool gradient;
   int64_t images, height, width;
   int64_t kernel, stride, padding, scale;
+  int64_t weights;  // side by side
 
   // The box that a filter's first tap walks through, as tensor maps have it. Forward: from
   // -padding on, and its last tap ends at padding past the image. Gradient: grad_x[i] gathers from
@@ -99,6 +100,7 @@ inline const char* hopper_refusal(const ImageView (&source)[2], int32_t sources,
   if (!aligned) {
     return "the sm_90a path needs pixels and filters of one type, at multiples of 16 bytes";
   }
+  if (g.weights != 1) return "the sm_90a path needs one weight, not several side by side";
   if (g.scale != 1) return "the sm_90a path needs x as it is, not enlarged";
   if (g.gradient && g.stride != 1) return "the sm_90a path needs stride 1 for the gradient of x";
   if (g.kernel > 128) return "the sm_90a path needs a kernel of at most 128 taps a side";

@@ -18,6 +18,8 @@ struct ImageView {
   int64_t weight_channel;  // that its first channel meets
 };
 
+constexpr int32_t kMostParts = 3;
+
 struct WeightView {
   void* data;
   int64_t out_stride, in_stride, r_stride, s_stride;
@@ -40,13 +42,34 @@ struct PixelMap {
   }
 };
 
+// Weights side by side, each with its own memory: `columns` of y belong to each.
+struct PartMap {
+  Divider columns;
+  int64_t offset[kMostParts];    // from WeightView::data
+  const void* bias[kMostParts];  // null: zero
+
+  DDSM_HOST_DEVICE int32_t part(int32_t column) const { return columns.quotient(column); }
+  // The output channel of its weight that a column of part `part` is.
+  DDSM_HOST_DEVICE int32_t channel(int32_t column, int32_t part) const {
+    return column - part * static_cast<int32_t>(columns.divisor);
+  }
+  // Not by an index: it would copy the parameters to local memory.
+  DDSM_HOST_DEVICE int64_t offset_of(int32_t part) const {
+    return part == 0 ? offset[0] : part == 1 ? offset[1] : offset[2];
+  }
+  DDSM_HOST_DEVICE const void* bias_of(int32_t part) const {
+    return part == 0 ? bias[0] : part == 1 ? bias[1] : bias[2];
+  }
+};
+
 // What becomes of a sum before it is stored; conv2d_cuda.h has the formula.
 struct EpilogueParams {
-  void* y;  // [m, n]
-  const void *bias, *shift, *residual;
+  void* y;  // [m, n], or the pixels of `pixel_class` in [images, pixels, n]
+  const void *shift, *residual;
   int64_t shift_stride, residual_stride;
   Moments* moments;  // [images, moment_blocks(pixels), n]
-  int64_t pixels;    // of an image
+  int64_t pixels;    // of an image of y
+  PixelClass pixel_class;
   bool bias_wide;    // bias is float32 beside a 16-bit y
   bool vector;       // rows of y and residual are multiples of 16 bytes
 };
@@ -56,6 +79,7 @@ struct ConvParams {
   ImageView source[2];
   int32_t source_count;
   WeightView weight;
+  PartMap parts;
   TapMap taps;
   GatherAxis h, w;
   PixelMap rows;

@@ -49,26 +49,63 @@ inline GatherAxis gradient_axis(int64_t out_size, int64_t stride, int64_t scale)
   return {static_cast<int32_t>(scale), static_cast<int32_t>(out_size * stride), last, last};
 }
 
-// Weight taps in the order of the K loop. In the gradient an enlarged image's pixel gathers from
-// scale * scale positions, each a tap of its own.
+// Weight taps in the order of the K loop: those of a window's rows (and columns) `first`,
+// first + every, ..., of which the i-th meets the source at an offset of `offset` + sign * i. In the
+// gradient an enlarged image's pixel gathers from scale * scale positions, each a tap of its own.
 struct TapMap {
-  Divider kernel;
-  int32_t repeat, sign, padding;  // repeat: 1 forward, scale (1 or 2) in the gradient
+  struct Axis {
+    int32_t first, offset, count;
+  };
+  Axis h, w;
+  Divider columns;  // w.count
+  int32_t every, sign, repeat;  // repeat: 1 forward, scale (1 or 2) in the gradient
 
   struct Tap {
     int32_t r, s, h_offset, w_offset;
   };
-  DDSM_HOST_DEVICE int32_t count() const {
-    return static_cast<int32_t>(kernel.divisor * kernel.divisor) * repeat * repeat;
-  }
+  DDSM_HOST_DEVICE int32_t count() const { return h.count * w.count * repeat * repeat; }
   DDSM_HOST_DEVICE Tap tap(int32_t index) const {
     const int32_t last = repeat - 1;  // the number of its bits too
     const int32_t a = index >> last & last, b = index & last, weight = index >> 2 * last;
-    const int32_t r = kernel.quotient(weight);
-    const int32_t s = weight - r * static_cast<int32_t>(kernel.divisor);
-    return {r, s, a + sign * (r - padding), b + sign * (s - padding)};
+    const int32_t i = columns.quotient(weight), j = weight - i * w.count;
+    return {h.first + every * i, w.first + every * j, a + h.offset + sign * i,
+            b + w.offset + sign * j};
   }
 };
+
+inline TapMap forward_taps(int32_t kernel, int64_t padding) {
+  const TapMap::Axis axis{0, static_cast<int32_t>(-padding), kernel};
+  return {axis, axis, Divider(kernel), 1, 1, 1};
+}
+inline TapMap gradient_taps(int32_t kernel, int64_t padding, int64_t scale) {
+  const TapMap::Axis axis{0, static_cast<int32_t>(padding), kernel};
+  return {axis, axis, Divider(kernel), 1, -1, static_cast<int32_t>(scale)};
+}
+
+// The pixels (h, w) of an image with h % every = first_h and w % every = first_w, in row-major
+// order. At stride 2 the gradient of x is four convolutions, one for each of these classes, as a
+// class meets only every other row and column of the window: a quarter of the products.
+struct PixelClass {
+  int32_t every = 1, first_h = 0, first_w = 0, width = 0;  // width: of the whole image
+
+  // Where the class's pixel (h, w) lies in the image.
+  DDSM_HOST_DEVICE int64_t place(int32_t h, int32_t w) const {
+    return int64_t(h * every + first_h) * width + w * every + first_w;
+  }
+  // Rows (or columns) of `size` that the class has.
+  int64_t count(int64_t size, int32_t first) const { return (size - first + every - 1) / every; }
+};
+
+// A class's taps for the gradient of x at stride `every`.
+inline TapMap class_taps(const PixelClass& pixels, int32_t kernel, int64_t padding) {
+  auto axis = [&](int32_t first) {
+    const auto from = first + static_cast<int32_t>(padding), tap = from % pixels.every;
+    const int32_t count = kernel > tap ? (kernel - tap + pixels.every - 1) / pixels.every : 0;
+    return TapMap::Axis{tap, (from - tap) / pixels.every, count};
+  };
+  const TapMap::Axis h = axis(pixels.first_h), w = axis(pixels.first_w);
+  return {h, w, Divider(w.count > 0 ? w.count : 1), pixels.every, -1, 1};
+}
 
 // Where the 16-byte chunk `chunk` of line `line` lies in a tile of `chunks` chunks a line (4 or a
 // multiple of 8): permuted so that the accesses of a warp fall into different banks.

@@ -11,18 +11,22 @@ from ddsm_ext.ops import _panels
 
 
 def explain_choices(
-    widths: Sequence[float] = WIDTHS, batch: int = 8, config: UNetConfig = REFERENCE_CIFAR10
+    widths: Sequence[float] = WIDTHS,
+    batch: int = 8,
+    dtype: str = "float32",
+    config: UNetConfig = REFERENCE_CIFAR10,
 ) -> str:
     """Return a table of every convolution shape with its estimated us per algorithm.
 
     Args:
         widths: widths of the network.
         batch: images a step.
+        dtype: "float32" or "bfloat16", of images and weights.
         config: the network whose shapes are taken; see `config_at`.
     """
     native = _library.native
     lines = [
-        f"{native.active_isa()}, batch {batch}, one core; chosen algorithm marked *",
+        f"{native.active_isa()}, batch {batch}, {dtype}, one core; chosen algorithm marked *",
         f"{'width':>8} {'convolution':<28} {'calls':>5}"
         + "".join(f"{name + ' us':>19}" for name in _panels.ALGORITHMS),
     ]
@@ -38,6 +42,7 @@ def explain_choices(
                 shape.kernel,
                 shape.stride,
                 2 if shape.upsample else 1,
+                dtype == "bfloat16",
             )
             chosen = _panels.choose_algorithm(native.active_isa(), problem)
             costs_ns = [

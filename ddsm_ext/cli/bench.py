@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     if args.explain:
         from ddsm_ext.bench.choices import explain_choices
 
-        print(explain_choices(widths, args.batch))
+        print(explain_choices(widths, args.batch, args.dtype))
         return 0
 
     import os

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,8 +16,19 @@ from ddsm_ext.ops.linear import sliced_linear
 LAST_LAYER_GAIN = 1e-5
 
 
+def wanted_format(device: torch.device) -> torch.memory_format:
+    """Return how a convolution's weight should lie in a device's memory.
+
+    CUDA kernels read 16 bytes at once if neighbouring input channels are adjacent; the CPU's
+    rearrange the weight in any case.
+    """
+    return torch.channels_last if device.type == "cuda" else torch.preserve_format
+
+
 class SlicedConv2d(nn.Module):
     """Convolution with `weight[:c_out, :c_in]`, over one source or over an unjoined concat of two.
+
+    On CUDA the weight is channels_last, however the module came there (`wanted_format`).
 
     Args:
         c_in: allocated channels of the first source.
@@ -52,6 +64,19 @@ class SlicedConv2d(nn.Module):
         self.upsample = upsample
         self.skip_offset = c_in if per_source else None
         nn.init.xavier_uniform_(self.weight, gain=gain, generator=generator)
+        self._lay_out()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SlicedConv2d:
+        """What `to`, `cuda`, `half` and the like call."""
+        super()._apply(fn, recurse)
+        self._lay_out()
+        return self
+
+    def _lay_out(self) -> None:
+        wanted = wanted_format(self.weight.device)
+        for tensor in (self.weight, self.weight.grad):
+            if wanted != torch.preserve_format and tensor is not None:
+                tensor.data = tensor.data.contiguous(memory_format=wanted)
 
     def forward(
         self, x: Tensor, c_out: int, *, x2: Tensor | None = None, accumulate_grad: bool = False

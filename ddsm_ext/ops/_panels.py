@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from ddsm_ext import _library
 
 # In the order of the kernels' numbers (Conv2dAlgo).
-ALGORITHMS = ("direct", "winograd_4x4", "winograd_2x2")
-DIRECT, WINOGRAD_4X4, WINOGRAD_2X2 = range(3)
+ALGORITHMS = ("direct", "winograd_4x4", "winograd_2x2", "direct_bf16")
+DIRECT, WINOGRAD_4X4, WINOGRAD_2X2, DIRECT_BF16 = range(4)
+# The largest kernel that is rearranged for DIRECT_BF16 (kLargestPanelKernel).
+_LARGEST_KERNEL = 5
 
 # (algorithm, upsample, transposed)
 Kind = tuple[int, bool, bool]
@@ -73,13 +75,14 @@ def conv_panels(
 
     Args:
         weight: [c_out_max, c_in_max, k, k], float32 or bfloat16 on the CPU.
-        algorithm: DIRECT, WINOGRAD_4X4 or WINOGRAD_2X2.
+        algorithm: DIRECT, WINOGRAD_4X4, WINOGRAD_2X2 or, for a bfloat16 weight, DIRECT_BF16.
         upsample: DIRECT only: for the four phases of a convolution after nearest 2x upsampling.
         transposed: Winograd only: for the gradient of x.
 
     Returns:
-        A flat float32 tensor, laid out for the instruction set in use. It is written again when
-        the weight has changed, so it must not be kept beyond a check of `content_stamp`.
+        A flat float32 tensor (of DIRECT_BF16 each holds two numbers), laid out for the instruction
+        set in use. It is written again when the weight has changed, so it must not be kept beyond
+        a check of `content_stamp`.
     """
     kind = (algorithm, upsample and algorithm == DIRECT, transposed)
     stamp = content_stamp(weight)
@@ -100,14 +103,26 @@ def conv_panels(
         return panels
 
 
-def check_algorithm(op: str, algo: Any, weight: Tensor, stride: int, dtype: torch.dtype) -> None:
+def check_algorithm(
+    op: str, algo: Any, weight: Tensor, stride: int, upsample: bool, dtype: torch.dtype
+) -> None:
     """Refuse an algorithm that does not exist or does not compute this convolution."""
     if algo == "auto" or algo == "direct":
         return
     if algo not in ALGORITHMS:
         raise ValueError(f"{op}: algo is {algo!r}; need one of auto, {', '.join(ALGORITHMS)}")
     kernel = weight.shape[2]
-    if kernel != 3 or stride != 1 or dtype not in (torch.float32, torch.bfloat16):
+    if algo == "direct_bf16":
+        if not dtype == weight.dtype == torch.bfloat16 or upsample or kernel > _LARGEST_KERNEL:
+            raise ValueError(
+                f"{op}: algo is {algo!r} for {dtype}, weight {weight.dtype}, a {kernel}x{kernel} "
+                f"kernel and upsample={upsample}; need bfloat16, at most "
+                f"{_LARGEST_KERNEL}x{_LARGEST_KERNEL} and no upsampling"
+            )
+        if not _library.native.conv2d_has(DIRECT_BF16):
+            isa = _library.native.active_isa()
+            raise ValueError(f"{op}: algo is {algo!r} on {isa} kernels; need avx512_bf16")
+    elif kernel != 3 or stride != 1 or dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(
             f"{op}: algo is {algo!r} for a {kernel}x{kernel} kernel at stride {stride} in {dtype}; "
             "need 3x3 at stride 1 in float32 or bfloat16"
@@ -132,6 +147,7 @@ class ConvShape(NamedTuple):
     kernel: int
     stride: int
     scale: int
+    bf16: bool = False  # images and weight are bfloat16
 
 
 def resolve_algorithm(
@@ -142,12 +158,13 @@ def resolve_algorithm(
     Args:
         algo: a name that `check_algorithm` let through.
         weight: the convolution's weight.
-        shape: the convolution.
+        shape: the convolution; `bf16` is for a forward, gradients are computed in float32.
         training: the weight changes all the time, so that panels serve few calls.
         grad_weight: choose for the gradient of the weights instead.
     """
     if algo != "auto":
-        return ALGORITHMS.index(algo)
+        number = ALGORITHMS.index(algo)
+        return DIRECT if number == DIRECT_BF16 and not shape.bf16 else number
     # Panels of a passing tensor would be made for one call.
     if not isinstance(weight, nn.Parameter) or weight.device.type != "cpu":
         return DIRECT

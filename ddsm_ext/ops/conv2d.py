@@ -33,6 +33,7 @@ from ddsm_ext.ops._panels import (
     conv_panels,
     resolve_algorithm,
 )
+from ddsm_ext.ops._precision import conv_tf32
 
 _OP = "sliced_conv2d"
 
@@ -68,11 +69,12 @@ def sliced_conv2d(
             `bias.grad` itself and reports none to autograd (hooks do not see them). Under
             torch.compile autograd accumulates them as usual.
         algo: "direct", "winograd_4x4" or "winograd_2x2" (3x3 kernels at stride 1 in float32 or
-            bfloat16) or "auto". Winograd does 4 and 2.25 times fewer multiplications; in float32
-            its error is up to 8 times PyTorch's (from 8 input channels on). It rearranges the
-            whole weight once and keeps the result until the weight changes; "auto" therefore
-            weighs it, by a fixed cost model of the shapes, for an `nn.Parameter` only, and is
-            "direct" under torch.compile.
+            bfloat16), "direct_bf16" (products of a bfloat16 x and weight, summed in float32, on
+            CPUs that have them; gradients in float32; no upsampling) or "auto". Winograd does 4 and
+            2.25 times fewer multiplications; in float32 its error is up to 8 times PyTorch's (from
+            8 input channels on). All but "direct" rearrange the whole weight once and keep the
+            result until the weight changes; "auto" therefore weighs them, by a fixed cost model of
+            the shapes, for an `nn.Parameter` only, and is "direct" under torch.compile.
 
     Returns:
         [N, c_out, H_out, W_out] of x's dtype with channels_last strides.
@@ -84,7 +86,7 @@ def sliced_conv2d(
     c_in2_offset = _check_arguments(
         x, weight, bias, c_out, stride, padding, x2, c_in2_offset, upsample, accumulate_grad
     )
-    check_algorithm(_OP, algo, weight, stride, x.dtype)
+    check_algorithm(_OP, algo, weight, stride, upsample, x.dtype)
     dtype = autocast_dtype(x)
     if dtype is not None:
         x = x.to(dtype)
@@ -104,11 +106,12 @@ def sliced_conv2d(
             upsample=upsample,
         )
     numbers = (c_out, c_in2_offset, stride, padding, upsample)
+    tf32 = conv_tf32(x)
     if torch.compiler.is_compiling():
-        return torch.ops.ddsm_ext.sliced_conv2d(*tensors, *numbers)
+        return torch.ops.ddsm_ext.sliced_conv2d(*tensors, *numbers, None, DIRECT, tf32)
     if needs_grad:
-        return _SlicedConv2d.apply(*tensors, *numbers, algo, accumulate_grad)
-    return _forward(algo, False, *tensors, *numbers)
+        return _SlicedConv2d.apply(*tensors, *numbers, tf32, algo, accumulate_grad)
+    return _forward(algo, False, *tensors, *numbers, tf32)
 
 
 def sliced_conv2d_ref(
@@ -210,6 +213,7 @@ def _fake(
     upsample: bool,
     panels: Tensor | None = None,
     algo: int = DIRECT,
+    tf32: bool = False,
 ) -> Tensor:
     k = weight.shape[2]
     height = output_size(x.shape[2], k, stride, padding, upsample)
@@ -230,6 +234,7 @@ def _fake_grad_x(
     upsample: bool,
     panels: Tensor | None = None,
     algo: int = DIRECT,
+    tf32: bool = False,
 ) -> Tensor:
     return _empty_nhwc(grad_y, grad_y.shape[0], c_in, height, width)  # [N, c_in, H, W]
 
@@ -246,6 +251,7 @@ def _fake_grad_weight(
     grad_weight: Tensor,
     grad_bias: Tensor | None,
     algo: int = DIRECT,
+    tf32: bool = False,
 ) -> None:
     return None
 
@@ -269,6 +275,7 @@ def _forward(
     stride: int,
     padding: int,
     upsample: bool,
+    tf32: bool,
 ) -> Tensor:
     """Run the kernel with the algorithm that `algo` names or that suits the shapes."""
     k = weight.shape[2]
@@ -281,19 +288,23 @@ def _forward(
         k,
         stride,
         2 if upsample else 1,
+        x.dtype == weight.dtype == torch.bfloat16,
     )
     algorithm = resolve_algorithm(algo, weight, shape, training=training)
     panels = None if algorithm == DIRECT else conv_panels(weight, algorithm)
-    numbers = (c_out, c_in2_offset, stride, padding, upsample, panels, algorithm)
+    numbers = (c_out, c_in2_offset, stride, padding, upsample, panels, algorithm, tf32)
     return call_kernel(torch.ops.ddsm_ext.sliced_conv2d.default, x, x2, weight, bias, *numbers)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, x2, weight, bias, _c_out, c_in2_offset, stride, padding, upsample = inputs[:9]
-    ctx.save_for_backward(x, x2, weight, bias)
-    ctx.c_in2_offset = c_in2_offset
+def _save(ctx: Any, tensors: tuple[Any, ...], numbers: tuple[Any, ...], tf32: bool) -> None:
+    ctx.save_for_backward(*tensors)
+    _c_out, ctx.c_in2_offset, stride, padding, upsample = numbers
     ctx.window = (stride, padding, upsample)
-    ctx.algo, ctx.parameter = "direct", None
+    ctx.algo, ctx.parameter, ctx.tf32 = "direct", None, tf32
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _save(ctx, inputs[:4], inputs[4:9], inputs[-1])
 
 
 def _grad_sources(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -311,7 +322,7 @@ def _grad_sources(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | Non
                 algorithm = resolve_algorithm(ctx.algo, owner, shape, training=True)
             panels = None if algorithm == DIRECT else conv_panels(owner, algorithm, transposed=True)
             grads[index] = torch.ops.ddsm_ext.sliced_conv2d_grad_x(
-                grad_y, weight, c, offset, height, width, *ctx.window, panels, algorithm
+                grad_y, weight, c, offset, height, width, *ctx.window, panels, algorithm, ctx.tf32
             )
     return grads[0], grads[1]
 
@@ -326,7 +337,7 @@ def _add_grad_weight(ctx: Any, grad_y: Tensor, grad_weight: Tensor, grad_bias: A
     owner = weight if ctx.parameter is None else ctx.parameter
     algorithm = resolve_algorithm(ctx.algo, owner, shape, training=True, grad_weight=True)
     torch.ops.ddsm_ext.sliced_conv2d_grad_weight(
-        grad_y, x, x2, ctx.c_in2_offset, *ctx.window, grad_weight, grad_bias, algorithm
+        grad_y, x, x2, ctx.c_in2_offset, *ctx.window, grad_weight, grad_bias, algorithm, ctx.tf32
     )
 
 
@@ -340,7 +351,7 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
         grad_weight = torch.zeros_like(weight)  # [c_out_max, c_in_max, k, k]
         grad_bias = torch.zeros_like(bias) if wants_bias else None  # [c_out_max]
         _add_grad_weight(ctx, grad_y, grad_weight, grad_bias)
-    return grad_x, grad_x2, grad_weight if wants_weight else None, grad_bias, *[None] * 7
+    return grad_x, grad_x2, grad_weight if wants_weight else None, grad_bias, *[None] * 8
 
 
 torch.library.register_autograd("ddsm_ext::sliced_conv2d", _backward, setup_context=_setup_context)
@@ -356,7 +367,7 @@ class _SlicedConv2d(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _setup_context(ctx, inputs, output)
+        _save(ctx, inputs[:4], inputs[4:9], inputs[9])
         ctx.algo = inputs[-2]
         # The parameters themselves: saved_tensors may give other tensor objects.
         ctx.parameter = inputs[2] if isinstance(inputs[2], nn.Parameter) else None
@@ -373,7 +384,7 @@ class _SlicedConv2d(torch.autograd.Function):
             weight, bias = ctx.owners
             grad_weight = grad_buffer(weight) if wants_weight else torch.zeros_like(weight)
             _add_grad_weight(ctx, grad_y, grad_weight, grad_buffer(bias) if wants_bias else None)
-        return grad_x, grad_x2, *[None] * 9
+        return grad_x, grad_x2, *[None] * 10
 
 
 register_flop_formula(torch.ops.ddsm_ext.sliced_conv2d)(flops)

@@ -23,6 +23,7 @@ from ddsm_ext.ops._arguments import (
     shape_text,
 )
 from ddsm_ext.ops._dispatch import runs_native
+from ddsm_ext.ops._precision import matmul_tf32
 
 _OP = "sliced_linear"
 
@@ -61,11 +62,12 @@ def sliced_linear(
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     if not runs_native(_OP, x, needs_grad=needs_grad):
         return sliced_linear_ref(x, weight, bias, c_out)
+    tf32 = matmul_tf32(x)
     if torch.compiler.is_compiling():
-        return torch.ops.ddsm_ext.sliced_linear(*tensors, c_out)
+        return torch.ops.ddsm_ext.sliced_linear(*tensors, c_out, tf32)
     if needs_grad:
-        return _SlicedLinear.apply(*tensors, c_out, accumulate_grad)
-    return call_kernel(torch.ops.ddsm_ext.sliced_linear.default, *tensors, c_out)
+        return _SlicedLinear.apply(*tensors, c_out, tf32, accumulate_grad)
+    return call_kernel(torch.ops.ddsm_ext.sliced_linear.default, *tensors, c_out, tf32)
 
 
 def sliced_linear_ref(x: Tensor, weight: Tensor, bias: Tensor | None, c_out: int) -> Tensor:
@@ -93,31 +95,36 @@ def _check_arguments(x: Any, weight: Any, bias: Any, c_out: Any, accumulate_grad
 
 
 @torch.library.register_fake("ddsm_ext::sliced_linear")
-def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, c_out: int) -> Tensor:
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, c_out: int, tf32: bool = False) -> Tensor:
     return x.new_empty((*x.shape[:-1], c_out))  # [..., c_out]
 
 
 @torch.library.register_fake("ddsm_ext::sliced_linear_grad_x")
-def _fake_grad_x(grad_y: Tensor, weight: Tensor, c_in: int) -> Tensor:
+def _fake_grad_x(grad_y: Tensor, weight: Tensor, c_in: int, tf32: bool = False) -> Tensor:
     return grad_y.new_empty((*grad_y.shape[:-1], c_in))  # [..., c_in]
 
 
 @torch.library.register_fake("ddsm_ext::sliced_linear_grad_weight")
 def _fake_grad_weight(
-    grad_y: Tensor, x: Tensor, grad_weight: Tensor, grad_bias: Tensor | None
+    grad_y: Tensor,
+    x: Tensor,
+    grad_weight: Tensor,
+    grad_bias: Tensor | None,
+    tf32: bool = False,
 ) -> None:
     return None
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:3])
+    ctx.tf32 = inputs[4]
 
 
 def _grad_x(ctx: Any, grad_y: Tensor) -> Tensor | None:
     x, weight, _bias = ctx.saved_tensors
     if not ctx.needs_input_grad[0]:
         return None
-    return torch.ops.ddsm_ext.sliced_linear_grad_x(grad_y, weight, x.shape[-1])
+    return torch.ops.ddsm_ext.sliced_linear_grad_x(grad_y, weight, x.shape[-1], ctx.tf32)
 
 
 def _backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
@@ -128,8 +135,8 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
     if wants_weight or wants_bias:
         grad_weight = torch.zeros_like(weight)  # [c_out_max, c_in_max]
         grad_bias = torch.zeros_like(bias) if wants_bias else None  # [c_out_max]
-        torch.ops.ddsm_ext.sliced_linear_grad_weight(grad_y, x, grad_weight, grad_bias)
-    return _grad_x(ctx, grad_y), grad_weight if wants_weight else None, grad_bias, None
+        torch.ops.ddsm_ext.sliced_linear_grad_weight(grad_y, x, grad_weight, grad_bias, ctx.tf32)
+    return _grad_x(ctx, grad_y), grad_weight if wants_weight else None, grad_bias, None, None
 
 
 torch.library.register_autograd("ddsm_ext::sliced_linear", _backward, setup_context=_setup_context)
@@ -159,8 +166,9 @@ class _SlicedLinear(torch.autograd.Function):
             grad_weight = grad_buffer(weight) if wants_weight else torch.zeros_like(weight)
             grad_bias = grad_buffer(bias) if wants_bias else None
             x = ctx.saved_tensors[0]
-            torch.ops.ddsm_ext.sliced_linear_grad_weight(grad_y, x, grad_weight, grad_bias)
-        return _grad_x(ctx, grad_y), None, None, None, None
+            grads = (grad_weight, grad_bias)
+            torch.ops.ddsm_ext.sliced_linear_grad_weight(grad_y, x, *grads, ctx.tf32)
+        return _grad_x(ctx, grad_y), *[None] * 5
 
 
 def _flops(x: Any, weight: Any, bias: Any, c_out: int, *args: Any, **kwargs: Any) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ddsm_ext import _library
-from ddsm_ext.ops._panels import DIRECT, ConvShape, choose_algorithm, conv_panels
+from ddsm_ext.ops._panels import DIRECT, DIRECT_BF16, ConvShape, choose_algorithm, conv_panels
 from ddsm_ext.runner.program import Buffer, Program
 
 # In the order of the kernels' numbers (DType).
@@ -51,10 +51,10 @@ class Norm:
 
 @dataclass(frozen=True)
 class ConvWeight:
-    """Weight and bias [parts, c_out_max] of a convolution; `skip_offset` as in `SlicedConv2d`."""
+    """Weights and biases of a convolution, side by side; `skip_offset` as in `SlicedConv2d`."""
 
     weights: tuple[Tensor, ...]
-    bias: Tensor
+    biases: tuple[Tensor, ...]
     stride: int = 1
     upsample: bool = False
     skip_offset: int | None = None
@@ -170,12 +170,12 @@ class Layers:
         height = (sources[0].height * scale + conv.stride - 1) // conv.stride
         width = (sources[0].width * scale + conv.stride - 1) // conv.stride
         c_in = sum(source.c for source in sources)
+        bf16 = self.dtype == weight.dtype == torch.bfloat16
         algorithm = DIRECT
-        if parts == 1:
-            algorithm = choose_algorithm(
-                _library.native.active_isa(),
-                ConvShape(self.images, height, width, c_in, c_out, kernel, conv.stride, scale),
-            )
+        if parts == 1 or kernel == 1:  # else Winograd, which takes one weight, might be chosen
+            pixels = (self.images, height, width)
+            problem = ConvShape(*pixels, c_in, parts * c_out, kernel, conv.stride, scale, bf16)
+            algorithm = choose_algorithm(_library.native.active_isa(), problem)
         shape = {
             "images": self.images,
             "height": sources[0].height,
@@ -189,9 +189,12 @@ class Layers:
         c, c2 = sources[0].c, sources[1].c if len(sources) > 1 else 0
         x: list[Buffer | None] = [sources[0].buffer, sources[1].buffer if c2 else None]
         strides, x2_shift = [c, c2], 0
-        if algorithm == DIRECT and (norm is not None or self.dtype != torch.float32):
-            joined = self.joined(sources, norm)
-            x, strides, x2_shift, norm = [joined, joined if c2 else None], [c_in] * 2, c, None
+        # What the kernel reads; a Winograd one normalises on the way.
+        read = torch.float32 if algorithm == DIRECT else self.dtype
+        if read != self.dtype or (algorithm in (DIRECT, DIRECT_BF16) and norm is not None):
+            joined = self.joined(sources, norm, read)
+            x, strides, norm = [joined, joined if c2 else None], [c_in] * 2, None
+            x2_shift = c * read.itemsize
         block_pixels = _library.native.conv2d_moment_pixels(shape, algorithm)
         moment_bytes = self.images * -(-height * width // block_pixels) * 2 * c_out * _DOUBLE_BYTES
         result = replace(
@@ -216,7 +219,7 @@ class Layers:
             c_out_max=weight.shape[0],
             c_in_max=weight.shape[1],
             weight_dtype=dtype_number(weight.dtype),
-            bias=conv.bias,
+            bias=_joined_biases(conv),
             norm=norm.rows if norm else None,
             norm_silu=norm.silu if norm else False,
             image_bias=image_bias,
@@ -229,10 +232,12 @@ class Layers:
         )
         return result
 
-    def joined(self, sources: tuple[Activation, ...], norm: Norm | None) -> Buffer:
-        """Return float32 [N, height, width, c of all sources], normalised."""
+    def joined(
+        self, sources: tuple[Activation, ...], norm: Norm | None, dtype: torch.dtype
+    ) -> Buffer:
+        """Return [N, height, width, c of all sources] of `dtype`, normalised."""
         pixels, c = sources[0].pixels, sum(source.c for source in sources)
-        y = self.floats(self.images * pixels * c)
+        y = Buffer(self.images * pixels * c * dtype.itemsize)
         second = sources[1] if len(sources) > 1 else None
         self._apply(
             sources[0].buffer,
@@ -244,6 +249,7 @@ class Layers:
             norm.silu if norm else False,
             self.dtype,
             y,
+            dtype,
         )
         return y
 
@@ -285,6 +291,7 @@ class Layers:
         silu: bool,
         dtype: torch.dtype,
         y: Buffer,
+        y_dtype: torch.dtype = torch.float32,
     ) -> None:
         self.program.add(
             "norm_apply",
@@ -298,7 +305,13 @@ class Layers:
             norm=norm,
             silu=silu,
             y=y,
+            y_dtype=dtype_number(y_dtype),
         )
+
+
+def _joined_biases(conv: ConvWeight) -> Tensor:
+    """Biases [parts, c_out_max]."""
+    return conv.biases[0] if len(conv.biases) == 1 else torch.cat(conv.biases).detach()
 
 
 def _panels(conv: ConvWeight, algorithm: int) -> Tensor:

@@ -20,8 +20,10 @@ from ddsm_ext.sampling.strategy import Strategy
 # Counter streams: x_T is (stream 0, step 0), the noise of the sampler's i-th step (stream 1, i).
 INITIAL_STREAM = 0
 STEP_STREAM = 1
-# 2**18 elements take 2 MB in each of Philox's int64 tensors, which stays in a core's cache.
+# 2**18 elements take 2 MB in each of Philox's int64 tensors, which stays in a core's cache; on a
+# GPU larger chunks mean fewer launches.
 _NOISE_CHUNK_ELEMENTS = 2**18
+_NOISE_CHUNK_ELEMENTS_CUDA = 2**22
 
 Progress = Callable[[int, int], None]
 Callback = Callable[[int, Tensor, Tensor], None]
@@ -225,7 +227,9 @@ def _step_noise(run: _Run, seeds: Tensor, dtype: torch.dtype) -> Iterator[Tensor
     """
     noisy = [i for i, coefficient in enumerate(run.coefficients) if coefficient.noise > 0.0]
     n = len(seeds)
-    chunk = max(1, _NOISE_CHUNK_ELEMENTS // max(1, n * math.prod(run.shape)))
+    on_cuda = run.device.type == "cuda"
+    elements = _NOISE_CHUNK_ELEMENTS_CUDA if on_cuda else _NOISE_CHUNK_ELEMENTS
+    chunk = max(1, elements // max(1, n * math.prod(run.shape)))
     for start in range(0, len(noisy), chunk):
         indices = torch.tensor(noisy[start : start + chunk], device=run.device)  # [k]
         z = normal(

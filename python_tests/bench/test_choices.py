@@ -9,7 +9,7 @@ from ddsm_ext.bench.shapes import op_shapes
 
 
 def test_one_row_a_shape_with_one_choice() -> None:
-    _, _, *rows = explain_choices((1.0, 0.5), 4, SMALL).splitlines()
+    _, _, *rows = explain_choices((1.0, 0.5), 4, config=SMALL).splitlines()
     shapes = [op_shapes(SMALL, width, "conv2d") for width in (1.0, 0.5)]
     assert len(rows) == sum(len(part) for part in shapes)
     assert all(row.count("*") == 1 for row in rows)

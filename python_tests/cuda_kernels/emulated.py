@@ -105,6 +105,10 @@ class Weight(ctypes.Structure):
     ]
 
 
+class Part(ctypes.Structure):
+    _fields_ = [("weight", c_void_p), ("bias", c_void_p)]
+
+
 class ForwardArgs(ctypes.Structure):
     _fields_ = [
         ("options", Options),
@@ -113,6 +117,8 @@ class ForwardArgs(ctypes.Structure):
         ("x2", Image),
         ("weight", Weight),
         ("bias", c_void_p),
+        ("further", Part * 2),
+        ("further_count", c_int64),
         ("shift", c_void_p),
         ("residual", c_void_p),
         ("shift_stride", c_int64),

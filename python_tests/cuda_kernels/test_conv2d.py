@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 import pytest
@@ -316,6 +317,59 @@ EPILOGUE_SIZES = ((5, 4, 4), (3, 5, 7), (1, 8, 16), (3, 1, 1))  # images, height
 def test_epilogue(dtype, splits, n, height, width):
     size = {"n": n, "height": height, "width": width}
     check_epilogue(Case(dtype=dtype, c=40, c_out=21, splits=splits, **size))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("c_out", "splits"), [(24, 1), (21, 1), (70, 2)])
+def test_three_weights_side_by_side(dtype, c_out, splits):
+    """Each in memory of its own, below and above the first; a bias for some."""
+    case = Case(dtype=dtype, c=40, c_out=c_out, kernel=1, splits=splits)
+    generator = seeded(5)
+    x, _ = case.sources(generator)
+    memory = torch.stack([case.weight(generator) for _ in range(3)])
+    weights = [memory[i].to(memory_format=torch.channels_last) for i in (1, 0, 2)]
+    biases = [normal(generator, memory.size(1), dtype=dtype), None]
+    biases.append(normal(generator, memory.size(1), dtype=dtype))
+    y = case.out(3 * c_out, case.height, case.width)
+    args = emulated.ForwardArgs(
+        options=case.options(),
+        shape=case.shape(x),
+        x=emulated.image(x),
+        weight=emulated.weight_of(weights[0]),
+        bias=biases[0].data_ptr(),
+        further_count=2,
+        y=y.data_ptr(),
+        c_out=c_out,
+    )
+    args.further[0] = emulated.Part(weights[1].data_ptr(), None)
+    args.further[1] = emulated.Part(weights[2].data_ptr(), biases[2].data_ptr())
+    emulated.call("conv2d_forward", args, [x, *weights, biases[0], biases[2]], [y])
+    exact = []
+    for weight, bias in zip(weights, biases, strict=True):
+        part = case.convolve(case.joined(x, None), case.product_input(case.slice(weight)))
+        exact.append(part if bias is None else part + bias[:c_out].double()[:, None, None])
+    check_rounded(y, torch.cat(exact, dim=1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 4), (6, 5), (8, 8)])
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_gradient_of_x_at_stride_2(dtype, height, width, kernel):
+    """All four classes of pixels, even those that no tap or no pixel belongs to."""
+    case = Case(dtype=dtype, height=height, width=width, kernel=kernel, stride=2, c=11)
+    check_rounded(*run_grad_x(case))
+    check_rounded(*run_grad_x(replace(case, ieee=dtype == torch.float32, sliced=True)))
+
+
+def test_gradient_of_x_at_stride_2_takes_a_quarter_of_the_products(capfd, monkeypatch):
+    monkeypatch.setenv("DDSM_PRINT_CHOICES", "1")
+    products = {}
+    for stride in (1, 2):
+        run_grad_x(Case(stride=stride, height=8, width=8))
+        lines = re.findall(r"m=(\d+) n=\d+ k_steps=(\d+)", capfd.readouterr().err)
+        products[stride] = [int(m) * int(k_steps) for m, k_steps in lines]
+    assert len(products[2]) == 4
+    assert sum(products[2]) * 4 == sum(products[1])
 
 
 def test_a_tile_that_does_not_exist_is_refused():

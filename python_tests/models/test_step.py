@@ -70,6 +70,10 @@ def test_float32_weights_with_bfloat16_images():
     assert (y - expected).abs().max() <= 0.03 * expected.abs().max()
 
 
+def test_weights_as_a_gpu_leaves_them():
+    check(network().to(memory_format=torch.channels_last))
+
+
 def test_other_sizes_and_batches():
     """One runner serves all of them, in any order, on memory that grows."""
     net = network()
@@ -223,9 +227,9 @@ def test_the_sampler_compiles_by_default():
 
     runner = net.step_runner()
     assert isinstance(runner, StepRunner)
-    assert not runner._plans
+    assert runner.held_bytes() == 0
     compiled = images()
-    assert runner._plans
+    assert runner.held_bytes() > 0
     torch.testing.assert_close(compiled, images(compiled=False), rtol=1e-3, atol=1e-3)
 
 

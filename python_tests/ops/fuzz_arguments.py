@@ -13,7 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from ddsm_ext._library import native
 from ddsm_ext.ops import sliced_attention, sliced_conv2d, sliced_group_norm, sliced_linear
+from ddsm_ext.ops._panels import DIRECT_BF16
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16, torch.int64, torch.complex64)
 KERNEL_DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float64])
@@ -98,14 +100,21 @@ def ones(draw: st.DrawFn, *shape: int, dtype: torch.dtype) -> Tensor:
     return torch.ones(shape, dtype=dtype, requires_grad=draw(st.booleans()))
 
 
-ALGOS = ("auto", "direct", "winograd_4x4", "winograd_2x2")
+def conv2d_algos(dtype: torch.dtype, kernel: int, stride: int, upsample: bool) -> list[str]:
+    """The algorithms that compute such a convolution here."""
+    algos = ["auto", "direct"]
+    if kernel == 3 and stride == 1 and dtype != torch.float64:
+        algos += ["winograd_4x4", "winograd_2x2"]
+    if dtype == torch.bfloat16 and not upsample and native.conv2d_has(DIRECT_BF16):
+        algos.append("direct_bf16")
+    return algos
 
 
 @st.composite
 def conv2d_arguments(draw: st.DrawFn) -> dict[str, Any]:
     dtype, k = draw(KERNEL_DTYPES), draw(st.sampled_from([3, 1, 3, 2, 4]))
     stride, padding = draw(st.integers(1, 2)), draw(st.integers(0, k - 1))
-    winograd = k == 3 and stride == 1 and dtype != torch.float64
+    upsample = draw(st.booleans())
     n, c, c2 = draw(st.integers(0, 2)), draw(st.integers(1, 7)), draw(st.integers(0, 4))
     h, w = (draw(st.integers(max(1, k - 2 * padding), 6)) for _ in range(2))
     c_in_max, c_out_max = c + c2 + draw(st.integers(0, 4)), draw(st.integers(1, 9))
@@ -119,9 +128,9 @@ def conv2d_arguments(draw: st.DrawFn) -> dict[str, Any]:
         "padding": padding,
         "x2": ones(draw, n, c2, h, w, dtype=dtype) if c2 else None,
         "c_in2_offset": draw(st.sampled_from([None, c_in_max - c2])) if c2 else None,
-        "upsample": draw(st.booleans()),
+        "upsample": upsample,
         "accumulate_grad": draw(st.booleans()),
-        "algo": draw(st.sampled_from(ALGOS if winograd else ALGOS[:2])),
+        "algo": draw(st.sampled_from(conv2d_algos(dtype, k, stride, upsample))),
     }
 
 

@@ -15,7 +15,7 @@ from ops.fuzz_arguments import OPS, near, run_examples
 from torch import Tensor
 
 from ddsm_ext._library import native
-from ddsm_ext.ops._panels import ALGORITHMS
+from ddsm_ext.ops._panels import ALGORITHMS, DIRECT, DIRECT_BF16
 
 
 def conv2d_calls(a: dict[str, Any]) -> dict[str, list[Any]]:
@@ -27,13 +27,17 @@ def conv2d_calls(a: dict[str, Any]) -> dict[str, list[Any]]:
     forward = [x, x2, weight, bias, a["c_out"], offset, *window, *panels_and_algo(weight, algo)]
     y = torch.ops.ddsm_ext.sliced_conv2d(*forward)
     grads = [torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)]
+    grad_algo = DIRECT if algo == DIRECT_BF16 else algo
     grad_x = [y, weight, c, 0, h, w, *window]
-    grad_x += panels_and_algo(weight, 0 if a["upsample"] else algo, transposed=True)
+    grad_x += panels_and_algo(weight, DIRECT if a["upsample"] else grad_algo, transposed=True)
     kind = [algo, a["upsample"] and algo == 0, False]
+    biases = [weight.new_ones(weight.shape[0]) if bias is None else bias]
+    wanted = [y[:, :, 0, 0], y, True, False]  # shift, residual, moments, tf32
     return {
         "sliced_conv2d": forward,
+        "sliced_conv2d_fused": [x, x2, [weight], biases, a["c_out"], offset, *window, *wanted],
         "sliced_conv2d_grad_x": grad_x,
-        "sliced_conv2d_grad_weight": [y, x, x2, offset, *window, *grads, algo],
+        "sliced_conv2d_grad_weight": [y, x, x2, offset, *window, *grads, grad_algo],
         "sliced_conv2d_panels": [weight, *kind, empty_panels(weight, *kind)],
     }
 
@@ -43,8 +47,8 @@ def empty_panels(weight: Tensor, *kind: int) -> Tensor:
 
 
 def panels_and_algo(weight: Tensor, algo: int, *, transposed: bool = False) -> list[Any]:
-    if algo == 0:
-        return [None, 0]
+    if algo == DIRECT:
+        return [None, DIRECT]
     panels = empty_panels(weight, algo, False, transposed)
     torch.ops.ddsm_ext.sliced_conv2d_panels(weight, algo, False, transposed, panels)
     return [panels, algo]
@@ -72,6 +76,7 @@ def group_norm_calls(a: dict[str, Any]) -> dict[str, list[Any]]:
     sources = [x, x2, weight, bias, mean, rstd]
     return {
         "sliced_group_norm": forward,
+        "sliced_group_norm_apply": [*forward, None, None],
         "sliced_group_norm_backward": [*grad_ys, *sources, *split, a["silu"], *grads],
     }
 
@@ -98,6 +103,9 @@ def other_value(draw: st.DrawFn, kind: str, value: Any) -> Any:
     """Another value of the schema type `kind`."""
     if kind.startswith("Optional[") and draw(st.integers(0, 3)) == 0:
         return None
+    if isinstance(value, list):
+        longer = value * draw(st.integers(0, 3))
+        return [near(draw, item) if draw(st.booleans()) else item for item in longer]
     if value is None:
         value = torch.ones(2, 3, 4, 4) if "Tensor" in kind else 0.5
     return near(draw, value)

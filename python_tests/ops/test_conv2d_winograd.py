@@ -12,7 +12,7 @@ from ops.op_checks import ISAS, normal, seeded
 from torch import Tensor, nn
 
 from ddsm_ext import _library
-from ddsm_ext.ops._panels import ALGORITHMS, ConvShape, choose_algorithm
+from ddsm_ext.ops._panels import ALGORITHMS, DIRECT_BF16, ConvShape, choose_algorithm
 from ddsm_ext.ops.conv2d import sliced_conv2d
 
 WINOGRAD = ("winograd_4x4", "winograd_2x2")
@@ -152,7 +152,7 @@ def test_poison_beyond_the_slice(algo):
     op_checks.check_outside_unchanged(poisoned.grad, before, slice(21), slice(19))
 
 
-@pytest.mark.parametrize("algo", ALGORITHMS)
+@pytest.mark.parametrize("algo", ["direct", *WINOGRAD])
 def test_repeatable_on_any_thread_count(algo):
     generator = seeded(8)
     x, weight, bias = case(generator, 40, 40, 16, 16, torch.float32)
@@ -214,7 +214,7 @@ def test_cost_model():
     native = _library.native
 
     def cost(algo: str, *shape: int, rearranged: int = 0, grad_weight: bool = False) -> float:
-        problem = native.Conv2dProblem(*shape, rearranged, grad_weight)
+        problem = native.Conv2dProblem(*shape, False, rearranged, grad_weight)
         return native.conv2d_cost_ns(problem, ALGORITHMS.index(algo))
 
     large = (64, 32, 32, 256, 256, 3, 1, 1)
@@ -232,5 +232,7 @@ def test_cost_model():
     assert cost("winograd_4x4", *small, rearranged=256 * 256) > cost("winograd_4x4", *small)
     for other in ((8, 16, 16, 64, 64, 1, 1, 1), (8, 16, 16, 64, 64, 3, 2, 1)):
         assert cost("winograd_2x2", *other) == float("inf")
-        assert choose_algorithm(native.active_isa(), ConvShape(*other)) == 0
-    assert all(value > 0 for value in native.conv2d_costs().values())
+        assert choose_algorithm(native.active_isa(), ConvShape(*other, False)) == 0
+    costs = native.conv2d_costs()
+    assert (costs.pop("bf16_macs_per_ns") > 0) == native.conv2d_has(DIRECT_BF16)
+    assert all(value > 0 for value in costs.values())

@@ -11,8 +11,7 @@
 
 namespace ddsm {
 
-// A batch of images with channel stride 1, float32 (float64 when y is float64); for the Winograd
-// algorithms of y's type.
+// A batch of images with channel stride 1: of y's type, but float32 for kDirect and a bfloat16 y.
 struct Conv2dImage {
   const void* data;  // null: no such source
   int64_t n_stride, h_stride, w_stride;
@@ -34,12 +33,16 @@ struct Conv2dShape {
 };
 
 // How a convolution is computed. kWinograd4 and kWinograd2 are F(4x4, 3x3) and F(2x2, 3x3).
-enum class Conv2dAlgo : int32_t { kDirect, kWinograd4, kWinograd2 };
+// kDirectBf16 multiplies bfloat16 (x, weight and y) without widening, where conv2d_has says so.
+enum class Conv2dAlgo : int32_t { kDirect, kWinograd4, kWinograd2, kDirectBf16 };
+
+// True if the instruction set in use computes with the algorithm.
+DDSM_EXPORT bool conv2d_has(Conv2dAlgo algo);
 
 // A weight rearranged for one algorithm, whole supernet at once; any width reads a prefix. Made by
 // conv2d_make_panels, laid out for the instruction set that was active then.
 struct Conv2dPanels {
-  const float* data;  // null: none; kDirect then packs what it needs
+  const void* data;  // null: none; kDirect then packs what it needs
   int64_t c_out_max, c_in_max;
 };
 
@@ -94,12 +97,13 @@ struct Conv2dGradWeightArgs {
 DDSM_EXPORT int64_t conv2d_moment_pixels(const Conv2dShape& shape, Conv2dAlgo algo);
 
 // Panels of a float32 or bfloat16 weight: of the forward, or (transposed) of the gradient of x.
-// Kernels to kLargestPanelKernel; Winograd panels serve any scale, transposed ones are Winograd's.
+// Kernels to kLargestPanelKernel; Winograd panels serve any scale, transposed ones are Winograd's,
+// kDirectBf16 takes no enlargement (its weights would be sums, rounded once more).
 constexpr int32_t kLargestPanelKernel = 5;
 DDSM_EXPORT int64_t conv2d_panel_floats(int64_t kernel, int64_t c_out_max, int64_t c_in_max,
                                         Conv2dAlgo algo, int64_t scale, bool transposed);
 void conv2d_make_panels(const Conv2dWeight& weight, int64_t c_out_max, int64_t c_in_max,
-                        Conv2dAlgo algo, int64_t scale, bool transposed, float* panels);
+                        Conv2dAlgo algo, int64_t scale, bool transposed, void* panels);
 
 // False: out of memory, nothing usable was written.
 bool conv2d_forward(const Conv2dForwardArgs& args);

@@ -1,4 +1,4 @@
-// Which algorithm computes a convolution fastest: a pure function of its shape and of five measured
+// Which algorithm computes a convolution fastest: a pure function of its shape and of a few measured
 // constants of the instruction set. It knows no threads, so that results do not depend on them.
 #pragma once
 
@@ -16,12 +16,14 @@ struct Conv2dCosts {
   double panel_bytes_per_ns;    // panels streamed from memory
   double frequency_ns;          // start of one matrix product
   double rearranged_per_ns;     // panel floats made from weights
+  double bf16_macs_per_ns;      // of a direct convolution that does not widen; 0: there is none
 };
 
 // A convolution as the choice sees it: active channels, k x k kernel, output size. For the gradient
 // of x, c_in and c_out are swapped and the output is x.
 struct Conv2dProblem {
   int64_t images, out_height, out_width, c_in, c_out, kernel, stride, scale;
+  bool bf16;           // x, weight and y are bfloat16
   int64_t rearranged;  // allocated c_in * c_out if panels must be made for few uses, else 0
   bool grad_weight;    // the gradient of the weights instead
 };

@@ -20,7 +20,14 @@ struct Conv2dCudaOptions {
   void* workspace;  // conv2d_*_cuda_workspace_bytes, 16-byte aligned
 };
 
-// y = conv + bias + shift + residual, rounded once.
+// A weight beside Conv2dCudaForwardArgs::weight, of its dtype, sizes and strides, and its bias.
+struct Conv2dCudaPart {
+  const void* weight;
+  const void* bias;  // as Conv2dCudaForwardArgs::bias
+};
+
+// y = conv + bias + shift + residual, rounded once. Further weights (q, k and v of an attention are
+// three) read the same images; their outputs lie beside each other.
 struct Conv2dCudaForwardArgs {
   Conv2dCudaOptions options;
   // inputs
@@ -28,14 +35,16 @@ struct Conv2dCudaForwardArgs {
   Conv2dImage x, x2;
   Conv2dWeight weight;
   const void* bias;      // [c_out] of weight.dtype; null: zero
-  const void* shift;     // [images, c_out], a time embedding; null: zero
-  const void* residual;  // [images, out_height, out_width, c_out]; null: zero
+  Conv2dCudaPart further[2];
+  int64_t further_count;
+  const void* shift;     // [images, channels of y], a time embedding; null: zero
+  const void* residual;  // [images, out_height, out_width, channels of y]; null: zero
   int64_t shift_stride;  // between images
   int64_t residual_stride;  // between pixels
   // outputs
-  void* y;        // [images, out_height, out_width, c_out] contiguous
+  void* y;  // [images, out_height, out_width, (1 + further_count) * c_out] contiguous
   void* moments;  // group_norm_cuda_moments_bytes, 16-byte aligned; null: not wanted
-  int64_t c_out;
+  int64_t c_out;  // of each weight
 };
 
 struct Conv2dCudaGradXArgs {

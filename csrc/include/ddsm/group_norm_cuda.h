@@ -11,7 +11,8 @@
 
 namespace ddsm {
 
-// Bytes of args.scratch, 16-byte aligned, for either direction.
+// Bytes of args.scratch, 16-byte aligned, for either direction; a forward call that is given all
+// moments needs none.
 int64_t group_norm_cuda_scratch_bytes(const GroupNormArgs& args);
 
 // Bytes of the moments that conv2d_forward_cuda leaves of y, for group_norm_forward_cuda.

@@ -51,7 +51,8 @@ struct NormApplyArgs {
   const float* norm;  // as NormMergeArgs::norm, null: no normalisation
   bool silu;          // y = silu(normalised x)
   // output
-  float* y;  // [images, pixels, channels of all sources]
+  void* y;  // [images, pixels, channels of all sources]
+  DType y_dtype;  // float32, or bfloat16 where dtype is
 };
 
 void norm_moments(const NormMomentsArgs& args);

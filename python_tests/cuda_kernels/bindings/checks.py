@@ -119,6 +119,40 @@ def check_float64_is_refused() -> None:
         sliced_conv2d(x, weight, None, 6)
 
 
+def to_tf32(value: Tensor) -> Tensor:
+    """float32 numbers rounded to tf32, in fp64."""
+    bits = value.contiguous().view(torch.int32)
+    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32).double()
+
+
+def check_tf32_is_an_argument() -> None:
+    """Raw forward and backward calls round their operands to tf32 if told so, else not at all."""
+    x = normal(2, 16, 5, 4, dtype=torch.float32)
+    weight = normal(24, 16, 1, 1, dtype=torch.float32)
+    y = normal(2, 24, 5, 4, dtype=torch.float32)
+    rows = [t.permute(0, 2, 3, 1).flatten(0, 2) for t in (x, y)]  # [N H W, c]
+    matrix = weight[:, :, 0, 0]
+    for tf32 in (False, True):
+        operand = to_tf32 if tf32 else Tensor.double
+        a, b, w = (operand(t) for t in (*rows, matrix))
+        grads = [torch.zeros_like(weight), torch.zeros_like(matrix)]
+        ops, window = torch.ops.ddsm_ext, (1, 0, False)
+        results = (
+            (ops.sliced_conv2d(x, None, weight, None, 24, 16, *window, None, 0, tf32), a @ w.T),
+            (ops.sliced_conv2d_grad_x(y, weight, 16, 0, 5, 4, *window, None, 0, tf32), b @ w),
+            (ops.sliced_linear(rows[0], matrix, None, 24, tf32), a @ w.T),
+            (ops.sliced_linear_grad_x(rows[1], matrix, 16, tf32), b @ w),
+            (grads[0], b.T @ a),
+            (grads[1], b.T @ a),
+        )
+        ops.sliced_conv2d_grad_weight(y, x, None, 16, *window, grads[0], None, 0, tf32)
+        ops.sliced_linear_grad_weight(rows[1], rows[0], grads[1], None, tf32)
+        for got, exact in results:
+            if got.dim() == 4 and got.shape[2:] == x.shape[2:]:
+                got = got.permute(0, 2, 3, 1)
+            check_close(got.reshape(exact.shape), exact, 1e-6)
+
+
 def check_all() -> None:
     for check in (check_conv2d, check_linear, check_group_norm):
         check(torch.float32, torch.float32)
@@ -126,3 +160,4 @@ def check_all() -> None:
         check(torch.bfloat16, torch.float32)
     check_nothing_is_done_for_no_images()
     check_float64_is_refused()
+    check_tf32_is_an_argument()

@@ -10,9 +10,10 @@ import warnings
 from typing import Any
 
 import torch
-from cuda_kernels.bindings import checks
+from cuda_kernels.bindings import checks, steps
 from hypothesis import assume
 from ops import fuzz_raw
+from runner.recorder import Recorder
 
 
 def check_random_raw_calls(name: str, examples: int) -> None:
@@ -35,6 +36,8 @@ def main() -> None:
         torch.ops.load_library(sys.argv[1])
     torch.manual_seed(0)
     checks.check_all()
+    steps.check_all_steps(torch.device("cpu"))
+    steps.check_captured_steps(torch.device("cpu"), Recorder)
     for name in ("sliced_conv2d", "sliced_linear", "sliced_group_norm"):
         check_random_raw_calls(name, 100)
 

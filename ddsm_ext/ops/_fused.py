@@ -1,0 +1,130 @@
+"""The CUDA ops that a captured step of a network is made of: no autograd, no checks but C++'s."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from ddsm_ext import _library
+from ddsm_ext.ops._conv2d_flops import flops
+from ddsm_ext.ops._precision import conv_tf32, is_tf32
+
+_CONV2D, _GROUP_NORM = "sliced_conv2d_fused", "sliced_group_norm_apply"
+
+
+def has_fused(device_type: str) -> bool:
+    """True if the compiled libraries hold these ops for "cuda"."""
+    return all(_library.has_kernel(op, device_type) for op in (_CONV2D, _GROUP_NORM))
+
+
+def precision(dtype: torch.dtype) -> tuple[bool, bool]:
+    """Return what a captured step keeps of torch's switches: tf32 of convolutions, of products."""
+    wide = dtype == torch.float32
+    return wide and is_tf32("conv"), wide and is_tf32("matmul")
+
+
+def conv2d_fused(
+    sources: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    c_out: int,
+    *,
+    c_in2_offset: int = 0,
+    stride: int = 1,
+    upsample: bool = False,
+    shift: Tensor | None = None,
+    residual: Tensor | None = None,
+    moments: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Convolve ("same" padding), add bias, shift and residual, take the result's moments.
+
+    Args:
+        sources: x [N, c_in, H, W] and perhaps x2 [N, c_in2, H, W].
+        weights: one, or three of one shape and layout [c_out_max, c_in_max, k, k] whose outputs
+            lie side by side.
+        biases: [c_out_max] for each weight.
+        c_out: active output channels of each weight.
+        c_in2_offset: first weight input channel of x2.
+        stride: 1 or 2.
+        upsample: enlarge the sources 2x (nearest neighbour) first.
+        shift: [N, channels of y] added to every pixel.
+        residual: [N, channels of y, H_out, W_out] added to the result.
+        moments: whether `group_norm_apply` will read the result.
+
+    Returns:
+        y [N, c_out of all weights, H_out, W_out], channels_last, and its moments: bytes of a layout
+        that belongs to the kernels, or None.
+    """
+    x, x2 = sources[0], sources[1] if len(sources) > 1 else None
+    y, found = torch.ops.ddsm_ext.sliced_conv2d_fused(
+        x,
+        x2,
+        weights,
+        biases,
+        c_out,
+        c_in2_offset,
+        stride,
+        weights[0].shape[2] // 2,
+        upsample,
+        shift,
+        residual,
+        moments,
+        conv_tf32(x),
+    )
+    return y, found if moments else None
+
+
+def group_norm_apply(
+    sources: Sequence[Tensor],
+    moments: Sequence[Tensor | None],
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    *,
+    c2_offset: int = 0,
+    eps: float,
+    silu: bool,
+) -> tuple[Tensor, ...]:
+    """Normalise one source or the unjoined concat of two, as `sliced_group_norm` does.
+
+    Args:
+        sources: x [N, c, H, W] and perhaps x2 [N, c2, H, W].
+        moments: what `conv2d_fused` left of each source; None: found in a pass of its own.
+        weight, bias: gamma and beta, [c_max].
+        groups: number of groups over all channels.
+        c2_offset: where x2's part of weight and bias begins.
+        eps: added to the variance.
+        silu: apply SiLU to the result.
+
+    Returns:
+        One tensor for each source, of its shape, channels_last.
+    """
+    two = len(sources) > 1
+    y, y2 = torch.ops.ddsm_ext.sliced_group_norm_apply(
+        sources[0],
+        sources[1] if two else None,
+        weight,
+        bias,
+        groups,
+        c2_offset,
+        eps,
+        silu,
+        moments[0],
+        moments[1] if two else None,
+    )
+    return (y, y2) if two else (y,)
+
+
+@register_flop_formula(torch.ops.ddsm_ext.sliced_conv2d_fused)
+def _flops(x, x2, weights, biases, c_out, *numbers, **more) -> int:  # type: ignore[no-untyped-def]
+    """FLOPs (2 x MACs) of all weights."""
+    return len(weights) * flops(x, x2, weights[0], None, c_out, *numbers[:4])
+
+
+@register_flop_formula(torch.ops.ddsm_ext.sliced_group_norm_apply)
+def _flops_norm(*shapes, **more) -> int:  # type: ignore[no-untyped-def]
+    """0 FLOPs: like PyTorch's own counters, only products count."""
+    return 0

@@ -1,0 +1,142 @@
+"""Checks of whole U-Net steps made of the fused CUDA ops, on any device that has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from cuda_kernels.bindings.checks import check_close, normal, tolerance
+from models.test_unet import CONFIGS, build, inputs
+from torch import Tensor
+
+from ddsm_ext.models.graph_steps import GraphSteps, run_step
+from ddsm_ext.models.step_key import StepKey
+from ddsm_ext.models.unet import SlimmableUNet
+from ddsm_ext.ops._fused import conv2d_fused, group_norm_apply
+from ddsm_ext.ops.conv2d import sliced_conv2d_ref
+from ddsm_ext.ops.group_norm import sliced_group_norm_ref
+from ddsm_ext.runner.graphs import Graphs
+
+
+def network(name: str, dtype: torch.dtype, device: torch.device) -> SlimmableUNet:
+    """A small network laid out as on a GPU, rounded to `dtype`."""
+    net = build(CONFIGS[name]).to(dtype).to(device).eval()
+    return net.to(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def exact_step(net: SlimmableUNet, x: Tensor, t: Tensor, width: float) -> Tensor:
+    """The step in fp64, by plain torch layers with their own copy of the weights."""
+    return net.export_subnet(width).double()(x.double(), t)
+
+
+@torch.no_grad()
+def check_step(
+    name: str,
+    width: float,
+    dtype: torch.dtype,
+    weight_dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    net = network(name, weight_dtype, device)
+    x, t = (tensor.to(device) for tensor in inputs(net.config, torch.float32))
+    x = x.to(dtype).contiguous(memory_format=torch.channels_last)
+    y = run_step(net, width, x, t)
+    assert y.dtype == dtype
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    # Some twenty layers, each rounded to the dtype; full precision where there is no tf32.
+    full = dtype == torch.float32 and device.type == "cpu"
+    check_close(y, exact_step(net, x, t, width), 1e-5 if full else 3 * tolerance(dtype))
+
+
+def check_steps(device: torch.device) -> None:
+    fp32, bf16 = torch.float32, torch.bfloat16
+    for name in ("source", "heads", "reference"):
+        for width in (1.0, 0.5):
+            check_step(name, width, fp32, fp32, device)
+        check_step(name, 0.5, bf16, bf16, device)
+    check_step("prefix", 0.3, fp32, fp32, device)
+    check_step("source", 1.0, bf16, bf16, device)
+    check_step("source", 0.5, bf16, fp32, device)
+
+
+def check_convolution_leaves_moments(device: torch.device) -> None:
+    """A norm of two sources by the moments that their convolutions left, and by its own."""
+    with device:
+        x, weight, bias = (
+            normal(*s, dtype=torch.float32) for s in ((2, 8, 6, 5), (16, 8, 3, 3), (16,))
+        )
+        shift, residual = (
+            normal(2, 12, dtype=torch.float32),
+            normal(2, 12, 6, 5, dtype=torch.float32),
+        )
+        gamma, beta = (normal(24, dtype=torch.float32) for _ in range(2))
+    y, moments = conv2d_fused(
+        [x], [weight], [bias], 12, shift=shift, residual=residual, moments=True
+    )
+    exact = sliced_conv2d_ref(*(v.double() for v in (x, weight, bias)), 12, padding=1)
+    exact += shift.double()[:, :, None, None] + residual.double()
+    check_close(y, exact, tolerance(torch.float32))
+    y2, moments2 = conv2d_fused([x], [weight], [bias], 4, stride=1, moments=True)
+    norm = {"c2_offset": 20, "eps": 1e-5, "silu": True}
+    expected = sliced_group_norm_ref(
+        *(v.double() for v in (y, gamma, beta)), 4, x2=y2.double(), **norm
+    )
+    for given in ((moments, moments2), (moments, None), (None, None)):
+        parts = group_norm_apply([y, y2], given, gamma, beta, 4, **norm)
+        for got, part in zip(parts, expected, strict=True):
+            check_close(got, part, 1e-5)
+    with pytest.raises(RuntimeError, match="moments are not those of their source"):
+        group_norm_apply([y, y2], (moments2, moments), gamma, beta, 4, **norm)
+
+
+def check_fused_arguments(device: torch.device) -> None:
+    """The ops have no checks in Python: what does not fit ends in a RuntimeError."""
+    with device:
+        x, weight, bias = torch.ones(2, 8, 6, 5), torch.ones(16, 8, 1, 1), torch.ones(16)
+    for weights, biases, message in (
+        ([weight, weight], [bias, bias], "2 weights and 2 biases; need 1 or 3 of each"),
+        ([weight] * 3, [bias], "3 weights and 1 biases"),
+        ([weight, weight, weight[:8]], [bias] * 3, "the weights differ in shape"),
+        ([weight, weight, weight.double()], [bias] * 3, "the weights differ in shape"),
+        ([weight], [bias[:8]], "bias is not"),
+        ([weight], [torch.ones(32, device=device)[::2]], "a bias is not contiguous"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            conv2d_fused([x], weights, biases, 12)
+    for more, message in (
+        ({"shift": x[:, :7, 0, 0]}, "shift is not"),
+        ({"shift": x[:1, :, 0, 0]}, "shift is not"),
+        ({"residual": x[:, :7]}, "residual is not of the output's shape and dtype"),
+        ({"residual": x.bfloat16()}, "residual is not"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            conv2d_fused([x], [weight], [bias], 8, **more)
+
+
+@torch.no_grad()
+def check_captured_steps(
+    device: torch.device, make_graphs: Callable[[torch.device], Graphs]
+) -> None:
+    """Steps of two widths and two batches on the same weights, whose values change in between."""
+    net = network("source", torch.float32, device)
+    steps = GraphSteps(net, device, make_graphs)
+    assert steps.reason_against(net) is None
+    x, t = (tensor.to(device) for tensor in inputs(net.config, torch.float32))
+    for factor in (1.0, 1.1):
+        for parameter in net.parameters():
+            parameter.mul_(factor)
+        for width in (1.0, 0.5):
+            for n in (2, 3):
+                key = StepKey(width, n, *x.shape[2:], torch.float32)
+                y = steps.run(net, key, x[:n], t[:n])
+                exact = exact_step(net, x[:n], t[:n], width)
+                check_close(y, exact, 1e-5 if device.type == "cpu" else 6e-3)
+    assert steps.held_bytes() > 0
+
+
+def check_all_steps(device: torch.device) -> None:
+    check_fused_arguments(device)
+    check_convolution_leaves_moments(device)
+    check_steps(device)
