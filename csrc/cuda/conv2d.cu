@@ -226,25 +226,11 @@ PixelMap pixel_map(int64_t height, int64_t width) {
   return {Divider(height * width), Divider(width)};
 }
 
-const char* run_hopper(const ConvParams& params, const GemmProblem& problem,
-                       const ConvGeometry& geometry, int32_t tile, void* stream) {
-  const ConvMaps maps =
-      conv_maps(params.source, params.source_count, params.weight, params.n, geometry, tile);
-  HopperConvParams p{};
-  for (int32_t i = 0; i < params.source_count; ++i) {
-    if (const char* error = encode(maps.image[i], &p.image[i])) return error;
-    if (const char* error = encode(maps.weight[i], &p.weight[i])) return error;
-  }
-  p.conv = params;
-  p.corner = static_cast<int32_t>(geometry.lower());
-  const auto launch_conv = problem.math == Math::kFloat16 ? launch_conv_sm90<Float16>
-                                                          : launch_conv_sm90<BFloat16>;
-  return launch_conv(p, tile, geometry.gradient, problem.multiprocessors, stream);
-}
-
 const char* run_conv(const ConvParams& params, const GemmProblem& problem,
                      const ConvGeometry& geometry, int32_t tile, void* stream) {
-  if (problem.hopper) return run_hopper(params, problem, geometry, tile, stream);
+  if (problem.hopper) {
+    return run_conv_sm90(params, geometry, tile, problem.multiprocessors, stream);
+  }
   const bool aligned = problem.aligned, gradient = geometry.gradient;
   switch (problem.math) {
     case Math::kBFloat16:

@@ -17,7 +17,8 @@ template <class T>
 const char* launch_conv_sm90(const HopperConvParams& params, int32_t tile, bool gradient,
                              int32_t multiprocessors, void* stream);
 
-// Null, or why the driver did not encode the maps (tensor_map.cu).
-const char* encode(const TensorMapSpec& spec, TensorMap* map);
+// Encodes the tensor maps and launches one of them (conv2d_sm90.cu).
+const char* run_conv_sm90(const ConvParams& params, const ConvGeometry& geometry, int32_t tile,
+                          int32_t multiprocessors, void* stream);
 
 }  // namespace ddsm

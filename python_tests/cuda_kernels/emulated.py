@@ -24,7 +24,7 @@ SOURCES = (
     "conv2d.cu",
     *(f"conv2d_{p}{t}.cu" for p in ("", "grad_weight_") for t in TYPES),
     *(f"conv2d_sm90_{t}.cu" for t in TYPES[:2]),
-    "tensor_map.cu",
+    "conv2d_sm90.cu",
 )
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 

@@ -26,7 +26,7 @@ INSTRUCTIONS = {
     "conv2d_grad_weight_fp32": ("HMMA", "LDGSTS", "FFMA"),
     "group_norm": ("MUFU.EX2",),
     "conv2d": (),
-    "tensor_map": (),
+    "conv2d_sm90": (),
     # On sm_90a; on others their kernels only trap.
     "conv2d_sm90_bf16": SM90A,
     "conv2d_sm90_fp16": SM90A,

@@ -1,4 +1,5 @@
-// Tensor maps as the driver encodes them; the emulator reads their description itself.
+// The convolution on sm_90a: tensor maps as the driver encodes them, and the launch. The emulator
+// reads the maps' description itself.
 #include "conv2d_sm90.cuh"
 
 #ifdef __CUDACC__
@@ -7,9 +8,9 @@
 #endif
 
 namespace ddsm {
+namespace {
 
 #ifdef __CUDACC__
-namespace {
 
 // A function of the driver, found at run time: the library links no libcuda.
 template <class Function>
@@ -23,8 +24,7 @@ Function driver_function(const char* name) {
   return known ? reinterpret_cast<Function>(found) : nullptr;
 }
 
-}  // namespace
-
+// Null, or why the driver did not encode the map.
 const char* encode(const TensorMapSpec& spec, TensorMap* map) {
   static const auto tiled =
       driver_function<PFN_cuTensorMapEncodeTiled_v12000>("cuTensorMapEncodeTiled");
@@ -67,5 +67,23 @@ const char* encode(const TensorMapSpec& spec, TensorMap* map) {
 }
 
 #endif
+
+}  // namespace
+
+const char* run_conv_sm90(const ConvParams& params, const ConvGeometry& geometry, int32_t tile,
+                          int32_t multiprocessors, void* stream) {
+  const ConvMaps maps =
+      conv_maps(params.source, params.source_count, params.weight, params.n, geometry, tile);
+  HopperConvParams p{};
+  for (int32_t i = 0; i < params.source_count; ++i) {
+    if (const char* error = encode(maps.image[i], &p.image[i])) return error;
+    if (const char* error = encode(maps.weight[i], &p.weight[i])) return error;
+  }
+  p.conv = params;
+  p.corner = static_cast<int32_t>(geometry.lower());
+  const auto launch_conv = geometry.math == Math::kFloat16 ? launch_conv_sm90<Float16>
+                                                           : launch_conv_sm90<BFloat16>;
+  return launch_conv(p, tile, geometry.gradient, multiprocessors, stream);
+}
 
 }  // namespace ddsm
