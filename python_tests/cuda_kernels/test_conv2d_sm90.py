@@ -97,6 +97,11 @@ def test_images_of_one_pixel_a_row(rows):
     check(hopper(n=rows, kernel=1, c=72, c_out=24, height=1, width=1))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_its_own_choice_of_tile_and_splits(dtype):
+    check(Case(dtype=dtype, n=2, c=64, c2=40, c_out=48, height=8, width=8))
+
+
 def test_repeatable():
     case = hopper(n=6, c=40, splits=3)
     assert run_forward(case)[0].equal(run_forward(case)[0])
