@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from cuda_kernels import emulated
+from cuda_kernels import emulated, test_conv2d
 from cuda_kernels.test_conv2d import (
     EPILOGUE_SIZES,
     Case,
@@ -145,6 +145,12 @@ def test_the_path_is_printed(capfd, monkeypatch, more, line):
     monkeypatch.setenv("DDSM_PRINT_CHOICES", "1")
     run_forward(hopper(**{"tile": 0, **more}))
     assert line in capfd.readouterr().err
+
+
+def test_several_weights_take_the_other_path(capfd, monkeypatch):
+    monkeypatch.setenv("DDSM_PRINT_CHOICES", "1")
+    test_conv2d.test_three_weights_side_by_side(torch.bfloat16, 24, 0)
+    assert "sm_80 path (the sm_90a path needs one weight" in capfd.readouterr().err
 
 
 WRONG = r"Tensor-likes are not close|Mismatched elements"
