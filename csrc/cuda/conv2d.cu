@@ -1,9 +1,9 @@
-// sliced_conv2d on CUDA: from the arguments to a tile, parameters and launches.
+// sliced_conv2d on CUDA: from the arguments to a path, a tile, parameters and launches.
 #include "ddsm/conv2d_cuda.h"
 
 #include <cstdlib>
 
-#include "conv2d_params.h"
+#include "conv2d_sm90.cuh"
 #include "gemm_tile.cuh"
 #include "launch.cuh"
 
@@ -20,12 +20,21 @@ Math math_of(const Conv2dCudaOptions& options) {
   return options.ieee ? Math::kIeee : Math::kTf32;
 }
 
-ImageView view_of(const Conv2dImage& image, const Conv2dShape& shape, DType dtype) {
+struct ImageSize {
+  int64_t images, height, width;
+};
+
+ImageSize size_of_x(const Conv2dShape& s) { return {s.images, s.height, s.width}; }
+ImageSize size_of_y(const Conv2dShape& s) { return {s.images, s.out_height, s.out_width}; }
+
+ImageView view_of(const Conv2dImage& image, const ImageSize& size, DType dtype) {
   const int64_t lanes = 16 / element_bytes(dtype);
   // A stride along a dimension of one element says nothing.
-  const bool n_aligned = shape.images == 1 || image.n_stride % lanes == 0;
-  const bool vector = is_aligned(image.data) && n_aligned && image.h_stride % lanes == 0 &&
-                      image.w_stride % lanes == 0;
+  const auto aligned = [&](int64_t count, int64_t stride) {
+    return count == 1 || stride % lanes == 0;
+  };
+  const bool vector = is_aligned(image.data) && aligned(size.images, image.n_stride) &&
+                      aligned(size.height, image.h_stride) && aligned(size.width, image.w_stride);
   return {image.data,     image.n_stride, image.h_stride,
           image.w_stride, static_cast<int32_t>(image.channels), vector, image.weight_offset};
 }
@@ -44,12 +53,8 @@ WeightView view_of(const Conv2dWeight& weight, DType dtype, int64_t offset, int6
 }
 
 // Steps of the K loop for one source of a tap.
-int64_t steps_of(int64_t channels, DType dtype) {
-  return blocks_of(channels, kStepBytes / element_bytes(dtype));
-}
-
-int64_t steps_of(const Conv2dImage& x, const Conv2dImage& x2, DType dtype) {
-  return steps_of(x.channels, dtype) + (x2.data ? steps_of(x2.channels, dtype) : 0);
+int64_t steps_of(int64_t channels, DType dtype, int64_t step_bytes = kStepBytes) {
+  return blocks_of(channels, step_bytes / element_bytes(dtype));
 }
 
 // The parts of the parameters that decide whether every operand is aligned.
@@ -73,8 +78,8 @@ Views views_of(const Conv2dCudaForwardArgs& args) {
     further_aligned &= is_aligned(data);
     if (data < weight.data) weight.data = data;  // so that no part's offset is negative
   }
-  Views views{{view_of(args.x, args.shape, dtype),
-               two ? view_of(args.x2, args.shape, dtype) : ImageView{}},
+  Views views{{view_of(args.x, size_of_x(args.shape), dtype),
+               two ? view_of(args.x2, size_of_x(args.shape), dtype) : ImageView{}},
               view_of(weight, dtype, args.x.weight_offset, two ? args.x2.weight_offset : 0),
               two ? 2 : 1};
   views.weight.vector &= further_aligned && is_aligned(args.weight.data);
@@ -99,23 +104,49 @@ PartMap parts_of(const Conv2dCudaForwardArgs& args, const WeightView& first) {
 
 Views views_of(const Conv2dCudaGradXArgs& args) {
   const DType dtype = args.options.dtype;
-  Views views{{view_of(args.grad_y, args.shape, dtype), {}},
+  Views views{{view_of(args.grad_y, size_of_y(args.shape), dtype), {}},
               view_of(args.weight, dtype, args.c_in_offset, 0),
               1};
   views.images[0].weight_channel = args.c_in_offset;
   return views;
 }
 
+int64_t out_pixels(const Conv2dShape& shape) {
+  return shape.images * shape.out_height * shape.out_width;
+}
+
+ConvGeometry geometry_of(const Conv2dCudaForwardArgs& args) {
+  const Conv2dShape& shape = args.shape;
+  return {math_of(args.options), false,        shape.images,  shape.height, shape.width,
+          args.weight.kernel,    shape.stride, shape.padding, shape.scale,
+          1 + args.further_count};
+}
+
+ConvGeometry geometry_of(const Conv2dCudaGradXArgs& args) {
+  const Conv2dShape& shape = args.shape;
+  return {math_of(args.options), true,         shape.images,  shape.out_height, shape.out_width,
+          args.weight.kernel,    shape.stride, shape.padding, shape.scale,
+          1};
+}
+
+// A product of m x n with `taps` taps of the views' channels, on the path that serves it.
+GemmProblem problem_of(const char* name, const Views& views, const ConvGeometry& geometry,
+                       int64_t m, int64_t n, int64_t taps, const Conv2dCudaOptions& options) {
+  GemmProblem problem{name, geometry.math, m, n, 0, 1, views.aligned(), multiprocessors()};
+  problem.hopper_refusal = hopper_refusal(views.images, views.sources, views.weight, n,
+                                          problem.aligned, geometry, has_sm90a());
+  problem.hopper = takes_hopper(problem.hopper_refusal, options.tile);
+  for (int32_t i = 0; i < views.sources; ++i) {
+    problem.k_steps += taps * steps_of(views.images[i].channels, options.dtype,
+                                       problem.hopper ? kHopperStepBytes : kStepBytes);
+  }
+  return problem;
+}
+
 GemmProblem problem_of(const Conv2dCudaForwardArgs& args) {
   const int64_t taps = int64_t(args.weight.kernel) * args.weight.kernel;
-  return {"sliced_conv2d",
-          math_of(args.options),
-          args.shape.images * args.shape.out_height * args.shape.out_width,
-          (1 + args.further_count) * args.c_out,
-          taps * steps_of(args.x, args.x2, args.options.dtype),
-          1,
-          views_of(args).aligned(),
-          multiprocessors()};
+  return problem_of("sliced_conv2d", views_of(args), geometry_of(args), out_pixels(args.shape),
+                    (1 + args.further_count) * args.c_out, taps, args.options);
 }
 
 // The classes of pixels whose gradients are one convolution each.
@@ -137,34 +168,28 @@ TapMap taps_of(const Conv2dCudaGradXArgs& args, const PixelClass& pixels) {
 
 // Of one class of pixels.
 GemmProblem problem_of(const Conv2dCudaGradXArgs& args, const PixelClass& pixels) {
-  return {"sliced_conv2d_grad_x",
-          math_of(args.options),
-          args.shape.images * pixels.count(args.shape.height, pixels.first_h) *
-              pixels.count(args.shape.width, pixels.first_w),
-          args.c_in,
-          taps_of(args, pixels).count() * steps_of(args.grad_y.channels, args.options.dtype),
-          1,
-          views_of(args).aligned(),
-          multiprocessors()};
-}
-
-int64_t out_pixels(const Conv2dShape& shape) {
-  return shape.images * shape.out_height * shape.out_width;
+  const Conv2dShape& shape = args.shape;
+  const int64_t m = shape.images * pixels.count(shape.height, pixels.first_h) *
+                    pixels.count(shape.width, pixels.first_w);
+  return problem_of("sliced_conv2d_grad_x", views_of(args), geometry_of(args), m, args.c_in,
+                    taps_of(args, pixels).count(), args.options);
 }
 
 GemmProblem problem_of(const Conv2dCudaGradWeightArgs& args) {
   const DType dtype = args.options.dtype;
-  auto aligned = [&](const Conv2dImage& image) {
-    return !image.data || view_of(image, args.shape, dtype).vector;
-  };
+  const ImageSize size = size_of_x(args.shape);
+  auto aligned = [&](const Conv2dImage& x) { return !x.data || view_of(x, size, dtype).vector; };
   return {"sliced_conv2d_grad_weight",
           math_of(args.options),
           args.grad_y.channels,
           args.x.channels + (args.x2.data ? args.x2.channels : 0),
           steps_of(out_pixels(args.shape), dtype),
           int64_t(args.grad_weight.kernel) * args.grad_weight.kernel,
-          aligned(args.grad_y) && aligned(args.x) && aligned(args.x2),
-          multiprocessors()};
+          view_of(args.grad_y, size_of_y(args.shape), dtype).vector && aligned(args.x) &&
+              aligned(args.x2),
+          multiprocessors(),
+          false,
+          "the sm_90a path has no gradient of the weight"};
 }
 
 GemmChoice choice_of(const GemmProblem& problem, const Conv2dCudaOptions& options) {
@@ -182,11 +207,13 @@ int64_t partial_bytes(const GemmProblem& problem, const GemmChoice& choice) {
 const char* check(const GemmProblem& problem, const GemmChoice& choice) {
   if (problem.multiprocessors < 1) return "no CUDA device answers";
   if (const char* reason = refusal(problem)) return reason;
+  if (problem.hopper && problem.hopper_refusal) return problem.hopper_refusal;
   // A gradient without taps is a product without steps: zeros, in one split.
   const int64_t most_splits = problem.k_steps > 1 ? problem.k_steps : 1;
   if (choice.tile >= kTileCount || choice.splits > most_splits || choice.splits > kMaxSplits) {
     return "the forced tile or number of splits does not exist for this problem";
   }
+  if (!has_tile(problem, choice.tile)) return "no kernel for this tile";
   if (getenv("DDSM_PRINT_CHOICES")) {
     char line[256];
     describe(problem, choice, line, sizeof line);
@@ -199,9 +226,12 @@ PixelMap pixel_map(int64_t height, int64_t width) {
   return {Divider(height * width), Divider(width)};
 }
 
-const char* run_conv(const ConvParams& params, const GemmProblem& problem, int32_t tile,
-                     bool gradient, void* stream) {
-  const bool aligned = problem.aligned;
+const char* run_conv(const ConvParams& params, const GemmProblem& problem,
+                     const ConvGeometry& geometry, int32_t tile, void* stream) {
+  if (problem.hopper) {
+    return run_conv_sm90(params, geometry, tile, problem.multiprocessors, stream);
+  }
+  const bool aligned = problem.aligned, gradient = geometry.gradient;
   switch (problem.math) {
     case Math::kBFloat16:
       return launch_conv<TensorCores<BFloat16>>(params, tile, gradient, aligned, stream);
@@ -268,7 +298,7 @@ const char* grad_x_of_class(const Conv2dCudaGradXArgs& args, const PixelClass& p
   p.epilogue.pixels = shape.height * shape.width;
   p.epilogue.pixel_class = pixels;
   p.epilogue.vector = is_aligned(args.grad_x) && args.c_in % lanes == 0;
-  return run_conv(p, problem, choice.tile, true, stream);
+  return run_conv(p, problem, geometry_of(args), choice.tile, stream);
 }
 
 }  // namespace
@@ -319,7 +349,7 @@ const char* conv2d_forward_cuda(const Conv2dCudaForwardArgs& args, void* stream)
   e.bias_wide = args.weight.dtype != args.options.dtype;
   e.vector = is_aligned(args.y) && problem.n % lanes == 0 &&
              (!args.residual || (is_aligned(args.residual) && args.residual_stride % lanes == 0));
-  return run_conv(p, problem, choice.tile, false, stream);
+  return run_conv(p, problem, geometry_of(args), choice.tile, stream);
 }
 
 const char* conv2d_grad_x_cuda(const Conv2dCudaGradXArgs& args, void* stream) {
@@ -340,10 +370,10 @@ const char* conv2d_grad_weight_cuda(const Conv2dCudaGradWeightArgs& args, void* 
   const int64_t pixels = out_pixels(shape);
   if (pixels > kMostRows) return kTooManyRows;
   GradWeightParams p{};
-  p.grad_y = view_of(args.grad_y, shape, dtype);
-  p.source[0] = view_of(args.x, shape, dtype);
+  p.grad_y = view_of(args.grad_y, size_of_y(shape), dtype);
+  p.source[0] = view_of(args.x, size_of_x(shape), dtype);
   p.source_count = args.x2.data ? 2 : 1;
-  if (args.x2.data) p.source[1] = view_of(args.x2, shape, dtype);
+  if (args.x2.data) p.source[1] = view_of(args.x2, size_of_x(shape), dtype);
   p.grad = view_of(args.grad_weight, dtype, 0, 0);
   p.taps = forward_taps(args.grad_weight.kernel, shape.padding);
   p.h = forward_axis(shape.height, shape.stride, shape.scale);

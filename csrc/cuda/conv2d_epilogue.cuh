@@ -81,6 +81,17 @@ DDSM_DEVICE void store_moments(const ConvParams& p, int32_t m0, int32_t n0) {
   }
 }
 
+// Stores the block's sums as those of one split.
+template <class Tile>
+DDSM_DEVICE void store_partial(const ConvParams& p, int32_t split, int32_t m0, int32_t n0) {
+  for (int item = ptx::thread_index(); item < Tile::kM * Tile::kN; item += Tile::kThreads) {
+    const int row = item / Tile::kN, column = item % Tile::kN;
+    if (m0 + row >= p.m || n0 + column >= p.n) continue;
+    ptx::store_global(p.partial + (int64_t(split) * p.m + m0 + row) * p.n + n0 + column,
+                      ptx::load_shared<float>(Tile::out_address(row, column)));
+  }
+}
+
 template <class T>
 DDSM_DEVICE float bias_of(const ConvParams& p, int32_t column) {
   const int32_t part = p.parts.part(column);
@@ -145,7 +156,7 @@ DDSM_DEVICE void finish_tile(const ConvParams& p, int32_t m0, int32_t n0) {
     }
   }
   if (e.moments) {
-    ptx::sync_threads();
+    Tile::sync();
     store_moments<Tile>(p, m0, n0);
   }
 }

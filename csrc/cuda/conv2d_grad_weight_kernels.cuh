@@ -144,7 +144,7 @@ const char* launch_grad_tile(const GradWeightParams& p, void* stream) {
 
 template <class MathKind, int kTile = 0>
 const char* launch_grad_aligned(const GradWeightParams& p, int32_t tile, void* stream) {
-  if constexpr (kTile < kTileCount) {
+  if constexpr (kTile < kPortableTiles) {
     if (tile == kTile) return launch_grad_tile<kTile, MathKind, true>(p, stream);
     return launch_grad_aligned<MathKind, kTile + 1>(p, tile, stream);
   }

@@ -24,16 +24,8 @@ conv_kernel(const ConvParams p) {
   run_pipeline(tile, loader, first, split_begin(p.steps, split + 1, p.splits));
   tile.store_sums();
   ptx::sync_threads();
-  if (p.splits == 1) {
-    finish_tile<Tile>(p, m0, n0);
-    return;
-  }
-  for (int item = ptx::thread_index(); item < Tile::kM * Tile::kN; item += Tile::kThreads) {
-    const int row = item / Tile::kN, column = item % Tile::kN;
-    if (m0 + row >= p.m || n0 + column >= p.n) continue;
-    ptx::store_global(p.partial + (int64_t(split) * p.m + m0 + row) * p.n + n0 + column,
-                      ptx::load_shared<float>(Tile::out_address(row, column)));
-  }
+  if (p.splits == 1) finish_tile<Tile>(p, m0, n0);
+  else store_partial<Tile>(p, split, m0, n0);
 }
 
 template <class Tile>
@@ -57,21 +49,26 @@ conv_reduce_kernel(const ConvParams p) {
   finish_tile<Tile>(p, m0, n0);
 }
 
+template <int kTile, class MathKind>
+const char* launch_conv_reduce_tile(const ConvParams& p, void* stream) {
+  // The reduction does not depend on how B lay: one kernel for both directions.
+  using Tile = BlockTile<kTile, MathKind, Major::kK, Major::kK>;
+  const int64_t tiles = blocks_of(p.m, Tile::kM) * blocks_of(p.n, Tile::kN);
+  return launch(conv_reduce_kernel<Tile>, {tiles, 1, Tile::kThreads, Tile::kOutBytes}, stream, p);
+}
+
 template <int kTile, class MathKind, bool kGradient, bool kAligned>
 const char* launch_conv_tile(const ConvParams& p, void* stream) {
   using Tile = BlockTile<kTile, MathKind, Major::kK, kGradient ? Major::kMN : Major::kK>;
   const int64_t tiles = blocks_of(p.m, Tile::kM) * blocks_of(p.n, Tile::kN);
   const LaunchShape shape{tiles, p.splits, Tile::kThreads, Tile::kSharedBytes};
   const char* error = launch(conv_kernel<Tile, kGradient, kAligned>, shape, stream, p);
-  if (error || p.splits == 1) return error;
-  // The reduction does not depend on how B lay: one kernel for both directions.
-  using Plain = BlockTile<kTile, MathKind, Major::kK, Major::kK>;
-  return launch(conv_reduce_kernel<Plain>, {tiles, 1, Tile::kThreads, Tile::kOutBytes}, stream, p);
+  return error || p.splits == 1 ? error : launch_conv_reduce_tile<kTile, MathKind>(p, stream);
 }
 
 template <class MathKind, bool kGradient, int kTile = 0>
 const char* launch_aligned(const ConvParams& p, int32_t tile, void* stream) {
-  if constexpr (kTile < kTileCount) {
+  if constexpr (kTile < kPortableTiles) {
     if (tile == kTile) return launch_conv_tile<kTile, MathKind, kGradient, true>(p, stream);
     return launch_aligned<MathKind, kGradient, kTile + 1>(p, tile, stream);
   }
@@ -92,6 +89,12 @@ const char* launch_conv(const ConvParams& params, int32_t tile, bool gradient, b
                         void* stream) {
   return gradient ? launch_direction<MathKind, true>(params, tile, aligned, stream)
                   : launch_direction<MathKind, false>(params, tile, aligned, stream);
+}
+
+// y from the partial sums of any kernel.
+template <class MathKind>
+const char* launch_conv_reduce(const ConvParams& params, void* stream) {
+  return launch_conv_reduce_tile<kPlainTile, MathKind>(params, stream);
 }
 
 }  // namespace ddsm

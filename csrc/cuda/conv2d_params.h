@@ -118,6 +118,8 @@ template <class MathKind>
 const char* launch_conv(const ConvParams& params, int32_t tile, bool gradient, bool aligned,
                         void* stream);
 template <class MathKind>
+const char* launch_conv_reduce(const ConvParams& params, void* stream);
+template <class MathKind>
 const char* launch_grad_weight(const GradWeightParams& params, int32_t tile, bool aligned,
                                void* stream);
 

@@ -111,6 +111,7 @@ struct BlockTile {
   // nt * 8 + lane % 4 * 2 + i % 2, as mma.sync has it.
   float sums[kWarpM / 16][kWarpN / 8][4];
 
+  static DDSM_DEVICE void sync() { ptx::sync_threads(); }  // of the threads above
   static DDSM_DEVICE int warp() { return static_cast<int>(ptx::thread_index() / 32); }
   static DDSM_DEVICE int warp_m() { return warp() / kWarpsN * kWarpM; }
   static DDSM_DEVICE int warp_n() { return warp() % kWarpsN * kWarpN; }

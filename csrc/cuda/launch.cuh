@@ -47,6 +47,19 @@ inline int multiprocessors() {
   return count;
 }
 
+// True if the current device runs sm_90a code and this build has some.
+inline bool has_sm90a() {
+#ifdef DDSM_SM90A
+  int device = 0, major = 0, minor = 0;
+  return cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess &&
+         major == 9 && minor == 0;
+#else
+  return false;
+#endif
+}
+
 #else
 
 template <class... Parameters, class... Arguments>
@@ -58,6 +71,7 @@ const char* launch(void (*kernel)(Parameters...), const LaunchShape& shape, void
 }
 
 inline int multiprocessors() { return 4; }
+inline bool has_sm90a() { return simt::is_hopper(); }
 
 #endif
 

@@ -33,7 +33,8 @@ DDSM_DEVICE void sync_threads() { __syncthreads(); }
 DDSM_DEVICE void sync_warp() { __syncwarp(); }
 
 DDSM_DEVICE unsigned char* shared_memory() {
-  extern __shared__ __align__(128) unsigned char ddsm_shared[];
+  // 1024: where the pattern of the 128-byte swizzle of sm_90a begins.
+  extern __shared__ __align__(1024) unsigned char ddsm_shared[];
   return ddsm_shared;
 }
 DDSM_DEVICE uint32_t shared_window(uint32_t address) {

@@ -1,5 +1,5 @@
-// Which tile and how many K splits a matrix product takes: a pure function, for every architecture
-// from sm_80 on. No CUDA header.
+// Which path, tile and how many K splits a matrix product takes: pure functions, for every
+// architecture from sm_80 on. No CUDA header.
 #pragma once
 
 #include <cstdint>
@@ -15,12 +15,16 @@ struct GemmTile {
   int32_t resident;  // blocks that a multiprocessor should hold at a time
 };
 
-// 64 bytes of K a step, so that a step of 32 channels of 16 bits wastes nothing.
+// Bytes of K a step. 64: a step of 32 channels of 16 bits wastes nothing; on sm_90a the rows of a
+// bulk copy's widest swizzle, of which the products skip what lies past the last channel.
 constexpr int32_t kStepBytes = 64;
+constexpr int32_t kHopperStepBytes = 128;
 constexpr int32_t kStages = 4;
+// First the tiles of the portable path (sm_80 and later), then those of the sm_90a path.
 constexpr GemmTile kTiles[] = {
-    {128, 128, 2, 4, 2}, {128, 64, 2, 2, 3}, {64, 64, 2, 2, 4}, {64, 32, 2, 2, 5}};
-constexpr int32_t kTileCount = 4;
+    {128, 128, 2, 4, 2}, {128, 64, 2, 2, 3}, {64, 64, 2, 2, 4}, {64, 32, 2, 2, 5},
+    {128, 128, 8, 1, 1}, {128, 64, 8, 1, 1}, {128, 32, 8, 1, 1}};
+constexpr int32_t kPortableTiles = 4, kTileCount = 7;
 constexpr int32_t kMaxSplits = 64;
 // The one tile of kIeee, whose products run on the ordinary FMA units and gain nothing from a
 // larger one, and of operands that are not aligned, which come element by element.
@@ -33,15 +37,28 @@ struct GemmProblem {
   int64_t batches;        // products of this size: 1, or the taps of a weight gradient
   bool aligned;           // every operand comes in chunks of 16 bytes, by cp.async
   int32_t multiprocessors;
+  bool hopper;                 // takes the sm_90a path: k_steps are of kHopperStepBytes
+  const char* hopper_refusal;  // null, or why that path cannot serve
 };
 
 struct GemmChoice {
   int32_t tile, splits;  // tile: index into kTiles
 };
 
+constexpr bool is_hopper_tile(int32_t tile) {
+  return tile >= kPortableTiles && tile < kTileCount;
+}
+
 // True if there are kernels for the tile.
-constexpr bool has_tile(Math math, bool aligned, int32_t tile) {
-  return tile == kPlainTile || (math != Math::kIeee && aligned);
+inline bool has_tile(const GemmProblem& problem, int32_t tile) {
+  if (problem.hopper || tile >= kPortableTiles) return problem.hopper && is_hopper_tile(tile);
+  return tile == kPlainTile || (problem.math != Math::kIeee && problem.aligned);
+}
+
+// The path of a product: the sm_90a one wherever it can serve, unless a tile (0: none, else 1 + its
+// index) is forced. Which of the two is faster where has not been measured.
+inline bool takes_hopper(const char* hopper_refusal, int32_t forced_tile) {
+  return forced_tile == 0 ? hopper_refusal == nullptr : is_hopper_tile(forced_tile - 1);
 }
 
 inline int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
@@ -61,10 +78,10 @@ inline const char* refusal(const GemmProblem& problem) {
   return nullptr;
 }
 
-// Time of a choice in steps of a 128x128 tile on one multiprocessor. Not yet fitted to a
-// measurement: the constants are estimates from an A100's data sheet.
+// Time of a choice in steps of a 128x128 tile on one multiprocessor, for choices of one path. Not
+// yet fitted to a measurement: the constants are estimates from an A100's data sheet.
 inline double estimated_cost(const GemmProblem& problem, const GemmChoice& choice) {
-  constexpr double kEfficiency[kTileCount] = {1.0, 0.85, 0.7, 0.5};
+  constexpr double kEfficiency[kTileCount] = {1.0, 0.85, 0.7, 0.5, 1.0, 0.85, 0.5};
   constexpr double kFillSteps = 6;         // prologue and epilogue of a block
   constexpr double kBytesPerStep = 6000;   // of memory traffic of one multiprocessor
   constexpr double kReduceLaunch = 10;
@@ -85,10 +102,10 @@ inline double estimated_cost(const GemmProblem& problem, const GemmChoice& choic
 
 inline GemmChoice choose_tile(const GemmProblem& problem) {
   constexpr int32_t kSplits[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, kMaxSplits};
-  GemmChoice best{kPlainTile, 1};
+  GemmChoice best{problem.hopper ? kPortableTiles : kPlainTile, 1};
   double best_cost = estimated_cost(problem, best);
   for (int32_t tile = 0; tile < kTileCount; ++tile) {
-    if (!has_tile(problem.math, problem.aligned, tile)) continue;
+    if (!has_tile(problem, tile)) continue;
     // A tile twice as wide as the output computes nothing but padding in its other half.
     if (kTiles[tile].n > 32 && problem.n <= kTiles[tile].n / 2) continue;
     for (const int32_t splits : kSplits) {
@@ -108,11 +125,15 @@ inline GemmChoice choose_tile(const GemmProblem& problem) {
 inline int describe(const GemmProblem& problem, const GemmChoice& choice, char* text,
                     size_t bytes) {
   constexpr const char* kNames[] = {"bf16", "fp16", "tf32", "ieee"};
-  return snprintf(text, bytes, "ddsm_ext: %s %s m=%lld n=%lld k_steps=%lld x%lld: %dx%d, %d splits",
+  const char* reason = problem.hopper_refusal ? problem.hopper_refusal : "its tile was forced";
+  return snprintf(text, bytes,
+                  "ddsm_ext: %s %s m=%lld n=%lld k_steps=%lld x%lld: %dx%d, %d splits, %s%s%s",
                   problem.name, kNames[static_cast<int>(problem.math)],
                   static_cast<long long>(problem.m), static_cast<long long>(problem.n),
                   static_cast<long long>(problem.k_steps), static_cast<long long>(problem.batches),
-                  kTiles[choice.tile].m, kTiles[choice.tile].n, choice.splits);
+                  kTiles[choice.tile].m, kTiles[choice.tile].n, choice.splits,
+                  problem.hopper ? "sm_90a path" : "sm_80 path (",
+                  problem.hopper ? "" : reason, problem.hopper ? "" : ")");
 }
 
 }  // namespace ddsm

@@ -25,6 +25,8 @@ SOURCES = (
     "group_norm.cu",
     "conv2d.cu",
     *(f"conv2d_{p}{t}.cu" for p in ("", "grad_weight_") for t in TYPES),
+    *(f"conv2d_sm90_{t}.cu" for t in TYPES[:2]),
+    "conv2d_sm90.cu",
 )
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -59,7 +61,8 @@ def objects() -> tuple[Path, ...]:
     folder = Path(tempfile.mkdtemp(prefix="ddsm-emulated-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     own = sorted(Path(__file__).parent.glob("*.cpp"))
-    sources = [CUDA / "emulator" / "simt.cpp", *own, *(CUDA / name for name in SOURCES)]
+    emulator = sorted((CUDA / "emulator").glob("*.cpp"))
+    sources = [*emulator, *own, *(CUDA / name for name in SOURCES)]
     return tuple(compile_objects(folder, sources))
 
 

@@ -12,6 +12,7 @@ void allow_memory(const void* data, uint64_t bytes, int writable) {
   ddsm::simt::allow_memory(data, bytes, writable != 0);
 }
 void forget_memory() { ddsm::simt::forget_memory(); }
+void set_hopper(int hopper) { ddsm::simt::set_hopper(hopper != 0); }
 
 #define DDSM_ENTRY(op, Args)                                                           \
   int64_t op##_bytes(const ddsm::Args* args) {                                         \

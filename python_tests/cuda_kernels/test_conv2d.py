@@ -130,7 +130,7 @@ def run_forward(case: Case, library: object = None) -> tuple[Tensor, Tensor]:
     return y, exact + bias[: case.c_out].double()[:, None, None]
 
 
-def run_grad_x(case: Case) -> tuple[Tensor, Tensor]:
+def run_grad_x(case: Case, library: object = None) -> tuple[Tensor, Tensor]:
     """Gradient of the last source, of the kernels and of the reference."""
     generator = seeded(2)
     x, _ = case.sources(generator)
@@ -151,7 +151,7 @@ def run_grad_x(case: Case) -> tuple[Tensor, Tensor]:
         c_in=c_in,
         c_in_offset=offset,
     )
-    emulated.call("conv2d_grad_x", args, [grad_y, weight], [grad_x])
+    emulated.call("conv2d_grad_x", args, [grad_y, weight], [grad_x], library)
     source = torch.zeros(grad_x.shape, dtype=torch.float64, requires_grad=True)
     part = case.product_input(weight[: case.c_out, offset : offset + c_in])
     y = case.convolve(source, part)
@@ -262,22 +262,19 @@ def test_repeatable(splits):
     assert run_grad_weight(case)[0].equal(run_grad_weight(case)[0])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("splits", [1, 2])
-@pytest.mark.parametrize(("n", "height", "width"), [(5, 4, 4), (3, 5, 7), (1, 8, 16), (3, 1, 1)])
-def test_epilogue(dtype, splits, n, height, width):
+def check_epilogue(case: Case) -> None:
     """Time embedding, residual, and the moments of what is stored."""
-    case = Case(dtype=dtype, n=n, height=height, width=width, c=40, c_out=21, splits=splits)
+    n, height, width, c_out = case.n, case.height, case.width, case.c_out
     generator = seeded(4)
     x, _ = case.sources(generator)
     weight = case.weight(generator)
-    shift = as_layout(normal(generator, n, 21, dtype=dtype), "sliced")  # [N, c_out]
-    residual = normal(generator, n, 21, height, width, dtype=dtype)
+    shift = as_layout(normal(generator, n, c_out, dtype=case.dtype), "sliced")  # [N, c_out]
+    residual = normal(generator, n, c_out, height, width, dtype=case.dtype)
     residual = as_layout(residual, "sliced")  # [N, c_out, H, W], pixels evenly spaced
-    y = case.out(21, height, width)
+    y = case.out(c_out, height, width)
     pixels = height * width
     blocks = emulated.library().moment_blocks(pixels)
-    moments = torch.full((n, blocks, 21, 2), torch.nan)
+    moments = torch.full((n, blocks, c_out, 2), torch.nan)
     args = emulated.ForwardArgs(
         options=case.options(),
         shape=case.shape(x),
@@ -289,12 +286,12 @@ def test_epilogue(dtype, splits, n, height, width):
         residual_stride=residual.stride(0) // pixels,
         y=y.data_ptr(),
         moments=moments.data_ptr(),
-        c_out=21,
+        c_out=c_out,
     )
     emulated.call("conv2d_forward", args, [x, weight, shift, residual], [y, moments])
     exact = case.convolve(case.joined(x, None), case.product_input(case.slice(weight)))
     check_rounded(y, exact + shift.double()[:, :, None, None] + residual.double())
-    values = y.double().permute(0, 2, 3, 1).reshape(n, pixels, 21)
+    values = y.double().permute(0, 2, 3, 1).reshape(n, pixels, c_out)
     for image in range(n):
         first = 0
         for block in range(blocks):
@@ -309,6 +306,17 @@ def test_epilogue(dtype, splits, n, height, width):
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
             first = end
         assert first == pixels
+
+
+EPILOGUE_SIZES = ((5, 4, 4), (3, 5, 7), (1, 8, 16), (3, 1, 1))  # images, height, width
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("splits", [1, 2])
+@pytest.mark.parametrize(("n", "height", "width"), EPILOGUE_SIZES)
+def test_epilogue(dtype, splits, n, height, width):
+    size = {"n": n, "height": height, "width": width}
+    check_epilogue(Case(dtype=dtype, c=40, c_out=21, splits=splits, **size))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -366,7 +374,7 @@ def test_gradient_of_x_at_stride_2_takes_a_quarter_of_the_products(capfd, monkey
 
 def test_a_tile_that_does_not_exist_is_refused():
     with pytest.raises(RuntimeError, match="the forced tile or number of splits does not exist"):
-        run_forward(Case(tile=5))
+        run_forward(Case(tile=8))
     with pytest.raises(RuntimeError, match="no kernel for this tile"):
         run_forward(Case(dtype=torch.float32, ieee=True, tile=PLAIN_TILE - 1))
     with pytest.raises(RuntimeError, match="no kernel for this tile"):

@@ -13,7 +13,7 @@ from ddsm_ext import _library
 from ddsm_ext.diffusion import DiffusionConfig, make_schedule
 from ddsm_ext.models.unet import SlimmableUNet
 from ddsm_ext.ops.attention import sliced_attention
-from ddsm_ext.ops.conv2d import sliced_conv2d
+from ddsm_ext.ops.conv2d import sliced_conv2d, sliced_conv2d_ref
 from ddsm_ext.runner.graphs import GraphPool
 from ddsm_ext.sampling import SamplerConfig, sample
 
@@ -56,6 +56,63 @@ def test_runs_on_the_current_stream_and_in_a_graph():
     graph.replay()
     torch.cuda.synchronize()
     assert y.equal(expected)
+
+
+# images, height, width, c, c2, c_out, kernel, stride: tails of pixels, of channels and of K, more
+# tiles than a GPU has multiprocessors, and the shapes of the CIFAR-10 network.
+SM90A_SHAPES = (
+    (3, 7, 9, 40, 0, 24, 3, 1),
+    (2, 5, 6, 8, 72, 136, 3, 1),
+    (4, 9, 9, 72, 0, 40, 3, 2),
+    (5, 8, 8, 64, 0, 64, 1, 1),
+    (1, 1, 1, 128, 0, 256, 1, 1),
+    (64, 32, 32, 128, 0, 128, 3, 1),
+    (128, 16, 16, 256, 256, 256, 3, 1),
+    (16, 4, 4, 64, 0, 64, 3, 1),
+)
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0),
+    reason="the GPU is not of compute capability 9.0",
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tile", [5, 6, 7])
+@pytest.mark.parametrize("shape", SM90A_SHAPES)
+def test_the_sm90a_path_beside_fp64_and_the_sm80_path(dtype, tile, shape):
+    n, height, width, c, c2, c_out, kernel, stride = shape
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        sources = [torch.randn(n, channels, height, width) for channels in (c, c2) if channels]
+        weight = torch.randn(c_out + 8, c + c2 + 16, kernel, kernel)
+        bias = torch.randn(c_out + 8).to(dtype)
+    sources = [x.to(dtype).contiguous(memory_format=torch.channels_last) for x in sources]
+    weight = weight.to(dtype).contiguous(memory_format=torch.channels_last)
+    weight[c_out:] = torch.nan  # beyond the slice
+    x, x2 = sources[0], sources[1] if c2 else None
+    padding, offset = kernel // 2, c + 8 if c2 else 0
+    window = {"stride": stride, "padding": padding, "c_in2_offset": offset}
+    exact = sliced_conv2d_ref(
+        x.double(), weight.double(), bias.double(), c_out,
+        x2=None if x2 is None else x2.double(), **window,
+    )  # fmt: skip
+    ops = torch.ops.ddsm_ext
+    numbers = (c_out, offset, stride, padding, False, None)
+    y, portable = (
+        ops.sliced_conv2d(x, x2, weight, bias, *numbers, forced) for forced in (tile, 1)
+    )
+    checks.check_close(y, exact, checks.tolerance(dtype))
+    checks.check_close(y, portable.double(), checks.tolerance(dtype))
+    if stride > 1:
+        return
+    grad_y = torch.randn_like(exact).to(dtype).contiguous(memory_format=torch.channels_last)
+    exact = torch.nn.grad.conv2d_input(
+        x.shape, weight[:c_out, :c].double(), grad_y.double(), padding=padding
+    )
+    more = (c, 0, height, width, 1, padding, False, None)
+    grad_x, portable = (ops.sliced_conv2d_grad_x(grad_y, weight, *more, t) for t in (tile, 1))
+    checks.check_close(grad_x, exact, checks.tolerance(dtype))
+    checks.check_close(grad_x, portable.double(), checks.tolerance(dtype))
 
 
 def network(dtype: torch.dtype = torch.float32) -> SlimmableUNet:

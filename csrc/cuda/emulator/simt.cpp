@@ -6,17 +6,19 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <unordered_map>
 #include <vector>
+
+#include "machine.h"
 
 namespace ddsm::simt {
 namespace {
 
 constexpr size_t kStackBytes = 128 * 1024;
-constexpr size_t kUnit = 2;  // bytes that one shadow entry watches
-constexpr int kNobody = -1, kMany = -2;
+constexpr size_t kUnit = 2;  // bytes of global memory that are watched as one
 
-enum class State { kReady, kAtBarrier, kAtWarp, kDone };
+enum class State { kReady, kAtBarrier, kAtGroup, kWaiting, kDone };
 
 struct PendingCopy {
   uint32_t address;
@@ -28,8 +30,11 @@ struct Thread {
   jmp_buf jump;
   bool entered;
   State state;
-  WarpBody instruction;
+  GroupBody instruction;
   void* operand;
+  std::function<bool()> ready;  // while kWaiting
+  const char* awaited;
+  Clock clock;
   std::vector<PendingCopy> open;                 // copies not yet committed
   std::vector<std::vector<PendingCopy>> groups;  // committed, oldest first
 };
@@ -37,12 +42,6 @@ struct Thread {
 struct Memory {
   size_t bytes;
   bool writable;
-};
-
-// When a unit of shared memory was last touched, in barriers of the block and of the warp.
-struct Shadow {
-  int writer = kNobody, reader = kNobody, reader_warp = kNobody, pending = kNobody;
-  unsigned write_time = 0, write_warp_time = 0, read_time = 0, read_warp_time = 0;
 };
 
 std::map<uintptr_t, Memory>& memories() {
@@ -55,25 +54,19 @@ struct Machine {
   Grid grid, block;
   int threads;
   int current;
-  unsigned time;  // barriers that the block has passed
-  std::vector<unsigned> warp_time;
   std::vector<std::unique_ptr<Thread>> pool;
   std::vector<std::unique_ptr<char[]>> stacks;
-  std::vector<unsigned char> shared;
-  std::vector<Shadow> shadow;
+  SharedMemory shared;
+  std::map<int, std::vector<int>> barriers;               // sync_some: who has arrived
   std::unordered_map<uintptr_t, uint64_t> global_writer;  // unit -> thread of the whole launch
   jmp_buf scheduler;
   std::string fault;
 };
 Machine machine;
 
-std::string who(int thread) {
-  return "thread " + std::to_string(thread) + " of block " + std::to_string(machine.block.x) + "," +
-         std::to_string(machine.block.y);
-}
-
 Thread& self() { return *machine.pool[machine.current]; }
 int warp_of(int thread) { return thread / kWarp; }
+const std::string& who() { return machine.shared.name(machine.current); }
 
 void yield() {
   if (_setjmp(self().jump) == 0) _longjmp(machine.scheduler, 1);
@@ -88,7 +81,7 @@ void enter() {
   try {
     (*machine.body)();
     if (!self().open.empty() || !self().groups.empty()) {
-      throw Fault(who(machine.current) + " ends with copies under way");
+      throw Fault(who() + " ends with copies under way");
     }
   } catch (const Fault& fault) {
     machine.fault = fault.what();
@@ -106,11 +99,24 @@ void resume(int index) {
   setcontext(&thread.context);
 }
 
+std::vector<std::string> agent_names() {
+  const std::string block =
+      " of block " + std::to_string(machine.block.x) + "," + std::to_string(machine.block.y);
+  std::vector<std::string> names;
+  for (int i = 0; i < machine.threads; ++i) names.push_back("thread " + std::to_string(i) + block);
+  for (int i = 0; i < kMostMbarriers; ++i) {
+    names.push_back("a bulk copy of mbarrier " + std::to_string(i) + block);
+  }
+  for (int i = 0; i < (machine.threads + kWarpgroup - 1) / kWarpgroup; ++i) {
+    names.push_back("a product of warpgroup " + std::to_string(i) + block);
+  }
+  return names;
+}
+
 void start_block(size_t shared_bytes) {
-  machine.time = 1;
-  machine.warp_time.assign(machine.threads / kWarp, 1);
-  machine.shared.assign(shared_bytes, 0xFF);
-  machine.shadow.assign((shared_bytes + kUnit - 1) / kUnit, Shadow{});
+  const auto names = agent_names();
+  machine.barriers.clear();
+  machine.shared.reset(shared_bytes, names);
   while (static_cast<int>(machine.pool.size()) < machine.threads) {
     machine.pool.push_back(std::make_unique<Thread>());
     machine.stacks.emplace_back(new char[kStackBytes]);
@@ -123,9 +129,12 @@ void start_block(size_t shared_bytes) {
     makecontext(&thread.context, enter, 0);
     thread.entered = false;
     thread.state = State::kReady;
+    thread.clock.assign(names.size(), 0);
+    thread.clock[i] = 1;
     thread.open.clear();
     thread.groups.clear();
   }
+  start_hopper();
 }
 
 int count(State state, int first, int last) {
@@ -134,80 +143,100 @@ int count(State state, int first, int last) {
   return found;
 }
 
+// Runs each thread that can go on, once; false: there is none.
+bool run_ready() {
+  bool progress = false;
+  for (int i = 0; i < machine.threads && machine.fault.empty(); ++i) {
+    Thread& thread = *machine.pool[i];
+    if (thread.state == State::kWaiting && thread.ready()) thread.state = State::kReady;
+    if (thread.state != State::kReady) continue;
+    progress = true;
+    resume(i);
+  }
+  return progress;
+}
+
+std::string stuck() {
+  std::string text = std::to_string(count(State::kAtBarrier, 0, machine.threads)) +
+                     " threads wait at a barrier and " +
+                     std::to_string(count(State::kAtGroup, 0, machine.threads)) +
+                     " at a warp instruction that not all reach";
+  for (int i = 0; i < machine.threads; ++i) {
+    if (machine.pool[i]->state != State::kWaiting) continue;
+    return text + ", " + std::to_string(count(State::kWaiting, 0, machine.threads)) +
+           " wait without end, the first for " + machine.pool[i]->awaited;
+  }
+  return text;
+}
+
 void run_block(size_t shared_bytes) {
   start_block(shared_bytes);
-  for (bool progress = true; progress && machine.fault.empty();) {
-    progress = false;
-    for (int i = 0; i < machine.threads && machine.fault.empty(); ++i) {
-      if (machine.pool[i]->state != State::kReady) continue;
-      progress = true;
-      resume(i);
+  try {
+    const auto all_done = [] {
+      return count(State::kDone, 0, machine.threads) == machine.threads;
+    };
+    while (machine.fault.empty() && !all_done() && (run_ready() || land_bulk_copy())) {
     }
-  }
-  const int done = count(State::kDone, 0, machine.threads);
-  if (machine.fault.empty() && done != machine.threads) {
-    machine.fault = std::to_string(count(State::kAtBarrier, 0, machine.threads)) +
-                    " threads wait at a barrier and " +
-                    std::to_string(count(State::kAtWarp, 0, machine.threads)) +
-                    " at a warp instruction that not all reach";
+    if (!machine.fault.empty()) return;
+    if (!all_done()) throw Fault(stuck());
+    finish_hopper();
+  } catch (const Fault& fault) {
+    machine.fault = fault.what();
   }
 }
 
-[[noreturn]] void race(uint32_t address, const char* what, int other) {
-  throw Fault("shared byte " + std::to_string(address) + ": " + who(machine.current) + what +
-              (other == kMany ? "several threads" : "thread " + std::to_string(other)) +
-              " and no barrier is between");
-}
-
-// True if an earlier access at (time, warp_time) by `thread` or its warp is ordered before now.
-bool ordered(int thread, int warp, unsigned time, unsigned warp_time) {
-  if (thread == machine.current || time < machine.time) return true;
-  const int own = warp_of(machine.current);
-  return warp == own && warp_time < machine.warp_time[own];
-}
-
-void watch(uint32_t address, size_t bytes, Access access) {
-  const int me = machine.current;
-  for (size_t unit = address / kUnit; unit * kUnit < address + bytes; ++unit) {
-    Shadow& s = machine.shadow[unit];
-    const uint32_t at = static_cast<uint32_t>(unit * kUnit);
-    if (s.pending != kNobody) race(at, " touches what is being copied by ", s.pending);
-    if (s.writer != kNobody &&
-        !ordered(s.writer, warp_of(s.writer), s.write_time, s.write_warp_time)) {
-      race(at, access == Access::kRead ? " reads what was written by " : " overwrites ", s.writer);
-    }
-    if (access == Access::kRead) {
-      if (s.writer == kNobody) throw Fault("shared byte " + std::to_string(at) + ": " + who(me) +
-                                           " reads what nobody wrote");
-      const bool same_time = s.reader != kNobody && s.read_time == machine.time;
-      s.reader_warp = same_time && s.reader_warp != warp_of(me) ? kMany : warp_of(me);
-      s.reader = same_time && s.reader != me ? kMany : me;
-      s.read_time = machine.time;
-      s.read_warp_time = machine.warp_time[warp_of(me)];
-    } else {
-      if (s.reader != kNobody &&
-          !ordered(s.reader, s.reader_warp, s.read_time, s.read_warp_time)) {
-        race(at, " overwrites what was read by ", s.reader);
-      }
-      s.writer = me;
-      s.write_time = machine.time;
-      s.write_warp_time = machine.warp_time[warp_of(me)];
-    }
+// Everything that any of `group` did is ordered before what each does next.
+void order(const std::vector<int>& group) {
+  Clock all = machine.pool[group[0]]->clock;
+  for (const int i : group) join(all, machine.pool[i]->clock);
+  for (const int i : group) {
+    machine.pool[i]->clock = all;
+    tick(i);
   }
 }
 
-void check_shared(uint32_t address, size_t bytes) {
-  if (address + bytes > machine.shared.size()) {
-    throw Fault("shared byte " + std::to_string(address) + ": out of bounds, " +
-                who(machine.current) + " has " + std::to_string(machine.shared.size()));
-  }
-  if (address % bytes != 0) {
-    throw Fault("shared byte " + std::to_string(address) + ": not aligned to " +
-                std::to_string(bytes));
-  }
+std::vector<int> adjacent(int first, int size) {
+  std::vector<int> group(size);
+  std::iota(group.begin(), group.end(), first);
+  return group;
 }
 
 }  // namespace
+
+int copies_agent(int mbarrier) { return machine.threads + mbarrier; }
+int products_agent(int warpgroup) { return machine.threads + kMostMbarriers + warpgroup; }
+int threads() { return machine.threads; }
+int thread() { return machine.current; }
+void act_as(int thread) { machine.current = thread; }
+SharedMemory& shared_memory() { return machine.shared; }
+Clock& clock_of(int thread) { return machine.pool[thread]->clock; }
+Epoch now() { return {machine.current, self().clock[machine.current]}; }
+void tick(int thread) { ++machine.pool[thread]->clock[thread]; }
+
+void wait_until(std::function<bool()> ready, const char* what) {
+  if (ready()) return;
+  self().ready = std::move(ready);
+  self().awaited = what;
+  wait_as(State::kWaiting);
+}
+
+void converge(int size, GroupBody body, void* operand) {
+  const int first = machine.current / size * size;
+  self().instruction = body;
+  self().operand = operand;
+  if (count(State::kAtGroup, first, first + size) + 1 < size) {
+    wait_as(State::kAtGroup);
+    return;
+  }
+  std::vector<void*> operands(size);
+  for (int lane = 0; lane < size; ++lane) {
+    Thread& thread = *machine.pool[first + lane];
+    if (thread.instruction != body) throw Fault("a warp diverges at a warp instruction");
+    operands[lane] = thread.operand;
+  }
+  body(operands.data());
+  for (int lane = 0; lane < size; ++lane) machine.pool[first + lane]->state = State::kReady;
+}
 
 void allow_memory(const void* data, size_t bytes, bool writable) {
   if (bytes > 0) memories()[reinterpret_cast<uintptr_t>(data)] = {bytes, writable};
@@ -236,42 +265,34 @@ unsigned block_index() { return machine.block.x; }
 unsigned block_index_y() { return machine.block.y; }
 unsigned grid_size() { return machine.grid.x; }
 
-void sync_threads() {
-  if (count(State::kAtBarrier, 0, machine.threads) + 1 < machine.threads) {
+void sync_threads() { sync_some(0, machine.threads); }
+
+void sync_some(int id, int count) {
+  std::vector<int>& arrived = machine.barriers[id];
+  arrived.push_back(machine.current);
+  if (static_cast<int>(arrived.size()) < count) {
     wait_as(State::kAtBarrier);
     return;
   }
-  ++machine.time;
-  for (int i = 0; i < machine.threads; ++i) machine.pool[i]->state = State::kReady;
+  order(arrived);
+  for (const int i : arrived) machine.pool[i]->state = State::kReady;
+  arrived.clear();
 }
 
-void warp_instruction(WarpBody body, void* operand) {
-  const int first = warp_of(machine.current) * kWarp;
-  self().instruction = body;
-  self().operand = operand;
-  if (count(State::kAtWarp, first, first + kWarp) + 1 < kWarp) {
-    wait_as(State::kAtWarp);
-    return;
-  }
-  void* operands[kWarp];
-  for (int lane = 0; lane < kWarp; ++lane) {
-    Thread& thread = *machine.pool[first + lane];
-    if (thread.instruction != body) throw Fault("a warp diverges at a warp instruction");
-    operands[lane] = thread.operand;
-  }
-  body(operands);
-  for (int lane = 0; lane < kWarp; ++lane) machine.pool[first + lane]->state = State::kReady;
-}
+void warp_instruction(GroupBody body, void* operand) { converge(kWarp, body, operand); }
 
 void sync_warp() {
   // Once for the warp: the body runs on the last thread to arrive.
-  warp_instruction([](void* const*) { ++machine.warp_time[warp_of(machine.current)]; }, nullptr);
+  const GroupBody body = [](void* const*) {
+    order(adjacent(warp_of(machine.current) * kWarp, kWarp));
+  };
+  warp_instruction(body, nullptr);
 }
 
 unsigned char* shared(uint32_t address, size_t bytes, Access access) {
-  check_shared(address, bytes);
-  watch(address, bytes, access);
-  return machine.shared.data() + address;
+  machine.shared.check(address, bytes, bytes, machine.current);
+  machine.shared.access(address, bytes, access, now(), self().clock);
+  return machine.shared.data(address);
 }
 
 unsigned char* global(const void* address, size_t bytes, Access access) {
@@ -280,7 +301,7 @@ unsigned char* global(const void* address, size_t bytes, Access access) {
   const bool inside = memory != memories().begin() &&
                       at + bytes <= (--memory)->first + memory->second.bytes;
   if (!inside) {
-    throw Fault("global memory: out of bounds, " + who(machine.current) + " touches " +
+    throw Fault("global memory: out of bounds, " + who() + " touches " +
                 std::to_string(bytes) + " bytes" +
                 (memory == memories().end() ? std::string()
                                           : " at byte " + std::to_string(at - memory->first) +
@@ -290,14 +311,14 @@ unsigned char* global(const void* address, size_t bytes, Access access) {
     throw Fault("global memory: " + std::to_string(bytes) + " bytes at an address not aligned");
   }
   if (access == Access::kWrite && !memory->second.writable) {
-    throw Fault("global memory: " + who(machine.current) + " writes an input");
+    throw Fault("global memory: " + who() + " writes an input");
   }
   const uint64_t blocks = uint64_t(machine.block.y) * machine.grid.x + machine.block.x;
   const uint64_t me = blocks * machine.threads + machine.current;
   for (uintptr_t unit = at / kUnit; unit * kUnit < at + bytes; ++unit) {
     const auto found = machine.global_writer.find(unit);
     if (found != machine.global_writer.end() && found->second != me) {
-      throw Fault("global memory: " + who(machine.current) +
+      throw Fault("global memory: " + who() +
                   " touches what another thread of the launch wrote");
     }
     if (access == Access::kWrite) machine.global_writer[unit] = me;
@@ -317,11 +338,8 @@ void copy_async(uint32_t shared_address, const void* source, int bytes) {
              kUnit);
     }
   }
-  check_shared(shared_address, 16);
-  watch(shared_address, 16, Access::kWrite);
-  for (size_t i = 0; i < 16; i += kUnit) {
-    machine.shadow[(shared_address + i) / kUnit].pending = machine.current;
-  }
+  shared(shared_address, 16, Access::kWrite);
+  machine.shared.expect_copy(shared_address, 16, machine.current);
   self().open.push_back(copy);
 }
 
@@ -334,10 +352,7 @@ void wait_groups(int still_running) {
   auto& groups = self().groups;
   while (static_cast<int>(groups.size()) > still_running) {
     for (const PendingCopy& copy : groups.front()) {
-      for (size_t i = 0; i < 16; i += kUnit) {
-        machine.shadow[(copy.address + i) / kUnit].pending = kNobody;
-      }
-      memcpy(shared(copy.address, 16, Access::kWrite), copy.bytes, 16);
+      machine.shared.land_copy(copy.address, copy.bytes, 16, now());
     }
     groups.erase(groups.begin());
   }

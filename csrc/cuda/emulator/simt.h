@@ -7,7 +7,9 @@
 //   - touches shared memory that another thread wrote (or writes what another read) with no barrier
 //     between the two,
 //   - reads or writes global memory that another thread of the launch wrote,
-//   - leaves threads waiting at a barrier or a warp instruction that not all reach.
+//   - leaves threads waiting at a barrier or a warp instruction that not all reach, or for a phase
+//     of an mbarrier that nobody completes.
+// Bulk copies land, and products of warpgroups run, as late as the kernel lets them.
 #pragma once
 
 #include <cstddef>
@@ -15,6 +17,8 @@
 #include <functional>
 #include <stdexcept>
 #include <string>
+
+#include "race.h"
 
 namespace ddsm::simt {
 
@@ -35,6 +39,10 @@ void forget_memory();
 // Runs `body` once for every thread; null, or what went wrong (valid until the next call).
 const char* run(Grid grid, int threads, size_t shared_bytes, const std::function<void()>& body);
 
+// Whether the emulated device runs sm_90a code: no, unless set.
+void set_hopper(bool hopper);
+bool is_hopper();
+
 // What the running thread is.
 unsigned thread_index();
 unsigned block_index();
@@ -43,12 +51,13 @@ unsigned grid_size();
 
 void sync_threads();
 void sync_warp();
+// Barrier `id` of `count` threads of the block.
+void sync_some(int id, int count);
 
 // One instruction of a whole warp: `body` sees the 32 threads' operands once all have arrived.
-using WarpBody = void (*)(void* const* operands);
-void warp_instruction(WarpBody body, void* operand);
+using GroupBody = void (*)(void* const* operands);
+void warp_instruction(GroupBody body, void* operand);
 
-enum class Access { kRead, kWrite };
 unsigned char* shared(uint32_t address, size_t bytes, Access access);
 unsigned char* global(const void* address, size_t bytes, Access access);
 

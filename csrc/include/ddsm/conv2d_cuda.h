@@ -14,7 +14,8 @@ namespace ddsm {
 struct Conv2dCudaOptions {
   DType dtype;  // of every image: float32, bfloat16, float16. Weights: the same or float32
   bool ieee;    // float32 products in full precision; false: tf32
-  // 0: chosen by tile_choice.h; else that many K splits, and 1 + the index of a tile
+  // 0: chosen by tile_choice.h; else that many K splits, and 1 + the index of a tile, which also
+  // says whether the sm_80 or the sm_90a path is taken
   int32_t splits, tile;
   void* workspace;  // conv2d_*_cuda_workspace_bytes, 16-byte aligned
 };

@@ -1,0 +1,67 @@
+// What a bulk tensor copy (TMA) reads: images as im2col sees them, or a weight in boxes. Pure, with
+// the limits that the driver and the PTX ISA document. No CUDA header.
+#pragma once
+
+#include <cstdint>
+
+namespace ddsm {
+
+// A row of a box in shared memory, and the span within which its chunks of 16 bytes are permuted
+// (CU_TENSOR_MAP_SWIZZLE_128B).
+constexpr uint32_t kSwizzleBytes = 128;
+// The permutation repeats after 8 rows; a tile that starts at such a multiple needs no base offset.
+constexpr uint32_t kSwizzleAtomBytes = 8 * kSwizzleBytes;
+
+// Where the byte that a box without permutation has at `address` lies: bits 4 to 6 of the address
+// are xored with bits 7 to 9. PTX ISA, "Swizzling modes", 128B with an atom of 16 bytes.
+constexpr uint32_t swizzled_128(uint32_t address) {
+  return address ^ (address >> 7 & 7) << 4;
+}
+
+// A tensor of four dimensions, innermost first, of elements of 2 bytes.
+//   im2col   C, W, H, N; rows are `pixels` positions of a filter's corner, that walk through
+//            [lower, size - 1 + upper] of W, then H, by `step`, then N
+//   tiled    rows are the box's elements of dimensions 1, 2 and 3, the innermost first
+struct TensorMapSpec {
+  const void* data;
+  bool half_floats;        // float16, else bfloat16
+  bool im2col;
+  int64_t size[4];
+  int64_t stride_bytes[3];  // of dimensions 1, 2, 3
+  int64_t row;              // elements of dimension 0 that a box holds
+  int64_t box[3];           // tiled: of dimensions 1, 2, 3
+  int64_t pixels;           // im2col
+  int64_t lower, upper;     // im2col: of W and of H
+  int64_t step;             // im2col: of W and of H
+};
+
+// Null, or why no tensor map can describe it. CUDA driver API, cuTensorMapEncodeTiled and
+// cuTensorMapEncodeIm2col.
+inline const char* refusal(const TensorMapSpec& t) {
+  if (reinterpret_cast<uintptr_t>(t.data) % 16 != 0) return "a tensor map needs memory aligned to 16 bytes";
+  for (const int64_t size : t.size) {
+    if (size < 1 || size > int64_t(1) << 32) return "a tensor map needs dimensions of 1 to 2^32";
+  }
+  for (const int64_t stride : t.stride_bytes) {
+    if (stride % 16 != 0) return "a tensor map needs strides of multiples of 16 bytes";
+    if (stride < 0 || stride >= int64_t(1) << 40) return "a tensor map needs strides below 2^40 bytes";
+  }
+  if (t.row * 2 != kSwizzleBytes) return "a tensor map needs rows as long as the swizzle";
+  if (!t.im2col) {
+    for (const int64_t box : t.box) {
+      if (box < 1 || box > 256) return "a tensor map needs boxes of 1 to 256 elements a side";
+    }
+    return nullptr;
+  }
+  if (t.lower < -128 || t.lower > 127 || t.upper < -128 || t.upper > 127) {
+    return "a tensor map needs corners of the pixel box of -128 to 127";
+  }
+  if (t.size[1] + t.upper <= t.lower || t.size[2] + t.upper <= t.lower) {
+    return "a tensor map needs a pixel box with pixels";
+  }
+  if (t.pixels < 1 || t.pixels > 1024) return "a tensor map needs columns of 1 to 1024 pixels";
+  if (t.step < 1 || t.step > 8) return "a tensor map needs a traversal stride of 1 to 8";
+  return nullptr;
+}
+
+}  // namespace ddsm

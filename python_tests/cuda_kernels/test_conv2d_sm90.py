@@ -1,0 +1,228 @@
+"""The sm_90a convolution kernels on the emulator beside an fp64 reference. No GPU takes part."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+
+import pytest
+import torch
+from cuda_kernels import emulated, test_conv2d
+from cuda_kernels.test_conv2d import (
+    EPILOGUE_SIZES,
+    Case,
+    check_epilogue,
+    check_rounded,
+    run_forward,
+    run_grad_x,
+)
+
+DTYPES = (torch.bfloat16, torch.float16)
+TILES = (5, 6, 7)  # 128 pixels by 128, 64 and 32 channels
+BLOCKS = 4  # multiprocessors of the emulated device
+
+
+@pytest.fixture(autouse=True)
+def _hopper():
+    emulated.library().set_hopper(1)
+    yield
+    emulated.library().set_hopper(0)
+
+
+def hopper(**more: object) -> Case:
+    return Case(**{"tile": 6, "splits": 1, **more})
+
+
+def check(case: Case) -> None:
+    check_rounded(*run_forward(case))
+    if case.stride == 1:
+        check_rounded(*run_grad_x(case))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tile", TILES)
+def test_tiles(dtype, tile):
+    """Tails of pixels, of output channels and of K in one problem."""
+    check(hopper(dtype=dtype, tile=tile, n=3, c=72, c_out=136, height=7, width=7))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2), (5, 1), (5, 2)])
+@pytest.mark.parametrize(("height", "width"), [(6, 5), (7, 8)])
+def test_windows(dtype, kernel, stride, height, width):
+    size = {"height": height, "width": width, "n": 5}
+    check(hopper(dtype=dtype, kernel=kernel, stride=stride, **size))
+
+
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize(("c", "c2", "c_out"), [(8, 0, 8), (24, 64, 40), (64, 8, 32), (96, 56, 64)])
+def test_channel_counts(tile, c, c2, c_out):
+    """Every number of products that a step can have, and both sources."""
+    check(hopper(tile=tile, c=c, c2=c2, c_out=c_out, height=3, width=4))
+
+
+@pytest.mark.parametrize(("c", "c2", "c_out"), [(3, 0, 43), (43, 11, 3), (59, 67, 59)])
+def test_odd_channels_of_wider_images(c, c2, c_out):
+    """Rows are multiples of 16 bytes, the channels that are taken are not; NaN lies beyond."""
+    check(hopper(sliced=True, c=c, c2=c2, c_out=c_out))
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_blocks_take_several_tiles(tile):
+    """More tiles than blocks, and fewer steps a tile than stages: the ring runs on."""
+    case = hopper(tile=tile, kernel=1, n=9, c=72, c_out=72, height=11, width=11)
+    assert -(-case.n * case.height * case.width // 128) > BLOCKS
+    check(case)
+    check(hopper(tile=tile, kernel=3, n=11, c=8, c_out=8, height=10, width=10))
+
+
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("splits", [2, 5])
+def test_splits(tile, splits):
+    check(hopper(tile=tile, c=24, c2=72, n=4, height=8, width=8, splits=splits))
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize(("n", "height", "width"), [*EPILOGUE_SIZES, (5, 12, 12)])
+def test_epilogue(splits, n, height, width):
+    """Time embedding, residual, and the moments of what is stored, also over several tiles."""
+    size = {"n": n, "height": height, "width": width}
+    check_epilogue(hopper(c=40, c_out=21, splits=splits, **size))
+
+
+@pytest.mark.parametrize("rows", [1, 130])
+def test_images_of_one_pixel_a_row(rows):
+    """As sliced_linear has them: strides of single-pixel dimensions say nothing."""
+    check(hopper(n=1, kernel=1, c=72, c_out=24, height=rows, width=1))
+    check(hopper(n=rows, kernel=1, c=72, c_out=24, height=1, width=1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_its_own_choice_of_tile_and_splits(dtype):
+    check(Case(dtype=dtype, n=2, c=64, c2=40, c_out=48, height=8, width=8))
+
+
+def test_repeatable():
+    case = hopper(n=6, c=40, splits=3)
+    assert run_forward(case)[0].equal(run_forward(case)[0])
+
+
+REFUSED = (
+    ({"dtype": torch.float32}, "needs bfloat16 or float16 images"),
+    ({"c": 13}, "needs pixels and filters of one type, at multiples of 16 bytes"),
+    ({"weight_dtype": torch.float32}, "needs pixels and filters of one type"),
+    ({"channels_last": False}, "needs pixels and filters of one type"),
+    ({"upsample": True}, "needs x as it is, not enlarged"),
+)
+
+
+@pytest.mark.parametrize(("more", "reason"), REFUSED)
+def test_what_it_cannot_serve_is_refused_by_name(more, reason):
+    with pytest.raises(RuntimeError, match=f"the sm_90a path {reason}"):
+        run_forward(hopper(**more))
+
+
+def test_a_gradient_at_stride_2_is_refused_by_name():
+    with pytest.raises(RuntimeError, match="the sm_90a path needs stride 1 for the gradient of x"):
+        run_grad_x(hopper(stride=2))
+
+
+def test_another_device_is_refused_by_name():
+    emulated.library().set_hopper(0)
+    with pytest.raises(RuntimeError, match=r"needs a GPU of compute capability 9\.0 and a build"):
+        run_forward(hopper())
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ({}, "n=24 k_steps=9 x1: 128x32, 1 splits, sm_90a path"),
+        ({"c": 13}, "sm_80 path (the sm_90a path needs pixels and filters of one type, at mult"),
+        ({"tile": 2}, "n=24 k_steps=9 x1: 128x64, 1 splits, sm_80 path (its tile was forced)"),
+    ],
+)
+def test_the_path_is_printed(capfd, monkeypatch, more, line):
+    monkeypatch.setenv("DDSM_PRINT_CHOICES", "1")
+    run_forward(hopper(**{"tile": 0, **more}))
+    assert line in capfd.readouterr().err
+
+
+def test_several_weights_take_the_other_path(capfd, monkeypatch):
+    monkeypatch.setenv("DDSM_PRINT_CHOICES", "1")
+    test_conv2d.test_three_weights_side_by_side(torch.bfloat16, 24, 0)
+    assert "sm_80 path (the sm_90a path needs one weight" in capfd.readouterr().err
+
+
+WRONG = r"Tensor-likes are not close|Mismatched elements"
+RACE = "no barrier is between"
+# file, right line, planted mistake, what the emulator or the reference says
+PLANTED = (
+    ("ptx::mbarrier_wait(Tile::full(place.stage), place.parity);", "",
+     "is being copied|what nobody wrote"),
+    ("ptx::mbarrier_wait(Tile::empty(place.stage), place.parity ^ 1);", "",
+     f"read by a product.*{RACE}|more arrivals"),
+    ("(Tile::empty(place.stage), place.parity ^ 1)", "(Tile::empty(place.stage), place.parity)",
+     "wait without end, the first for a phase of an mbarrier"),
+    ("(Tile::full(place.stage), place.parity)", "(Tile::full(place.stage), place.parity ^ 1)",
+     "what nobody wrote|is being copied|what was written by a bulk copy"),
+    ("parity ^= 1;", "", "wait without end|more arrivals"),
+    ("mbarrier_arrive_expect(full, Tile::kStageBytes)",
+     "mbarrier_arrive_expect(full, Tile::kStageBytes - 128)", "wait without end"),
+    ("mbarrier_arrive_expect(full, Tile::kStageBytes)",
+     "mbarrier_arrive_expect(full, Tile::kBytesA)",
+     "is being copied|wait without end|what was written by a bulk copy"),
+    ("ptx::warpgroup_wait<1>();", "ptx::warpgroup_wait<2>();", f"read by.*{RACE}"),
+    ("ptx::warpgroup_wait<0>();", "", f"{WRONG}|{RACE}|products under way"),
+    ("ptx::warpgroup_fence();", "", "no wgmma.fence"),
+    ("Tile::kThreads / 32);", "Tile::kThreads / 64);", f"wait without end|{RACE}"),
+    ("  ptx::sync_threads();\n", "", "an mbarrier whose init it may not see"),
+    ("Tile::sync();  // all", "// all", f"overwrites what was read by .*{RACE}"),
+    ("tile.store_sums();\n    Tile::sync();", "tile.store_sums();",
+     f"what nobody wrote|reads what was written by .*{RACE}"),
+    ("add || part > 0", "add && part > 0", WRONG),
+    ("step > work.first);", "true);", WRONG),
+    ("(left + 15) / 16", "left / 16", WRONG),
+    ("i / 4 * 8 + lane % 4 * 2)", "i / 4 * 8 + lane % 4)", f"{WRONG}|{RACE}|not aligned"),
+    ("warp * 16 + lane / 4 + i / 2 % 2 * 8;", "warp * 16 + lane / 4 + i / 4 % 2 * 8;",
+     "what nobody wrote"),
+    ("k_major_descriptor(b + part * 32)", "k_major_descriptor(b + part * 16)", WRONG),
+    ("/ ptx::kWarpgroup * 64 * kHopperStepBytes", "/ ptx::kWarpgroup * 32 * kHopperStepBytes",
+     WRONG),
+    ("tap.w_offset - p.corner", "tap.h_offset - p.corner", WRONG),
+    ("pixel.w * p.conv.w.step + p.corner", "pixel.w * p.conv.w.step", f"{WRONG}|pixel box"),
+    ("tap.s, tap.r, n0}", "tap.r, tap.s, n0}", WRONG),
+)  # fmt: skip
+IN_GRADIENT = (
+    ("part * 16 * kHopperStepBytes", "part * 8 * kHopperStepBytes", WRONG),
+    ("kPanelBytes)\n", "kPanelBytes / 2)\n", WRONG),
+    ("{n0 + panel * Tile::kStep,", "{n0,", WRONG),
+)
+
+
+def faulty_library(folder, line, mistake):
+    copy = folder / "cuda"
+    shutil.copytree(emulated.CUDA, copy)
+    source = copy / "conv2d_sm90_kernels.cuh"
+    text = source.read_text()
+    assert line in text
+    source.write_text(text.replace(line, mistake))
+    faulty = emulated.compile_objects(folder, [copy / "conv2d_sm90_bf16.cu"])
+    others = [o for o in emulated.objects() if o.name != "conv2d_sm90_bf16.o"]
+    library = ctypes.CDLL(str(emulated.link(folder, [*faulty, *others])))
+    library.set_hopper(1)
+    return library
+
+
+@pytest.mark.parametrize(("line", "mistake", "finding"), PLANTED)
+def test_a_planted_fault_is_found(tmp_path, line, mistake, finding):
+    # More steps than stages, steps of 64 and of 40 channels, more tiles than blocks.
+    case = hopper(n=6, c=104, c_out=40, height=10, width=10)
+    with pytest.raises((RuntimeError, AssertionError), match=finding):
+        check_rounded(*run_forward(case, faulty_library(tmp_path, line, mistake)))
+
+
+@pytest.mark.parametrize(("line", "mistake", "finding"), IN_GRADIENT)
+def test_a_fault_planted_in_the_gradient_is_found(tmp_path, line, mistake, finding):
+    case = hopper(tile=5, n=2, c=104, c_out=40)
+    with pytest.raises((RuntimeError, AssertionError), match=finding):
+        check_rounded(*run_grad_x(case, faulty_library(tmp_path, line, mistake)))
