@@ -1,4 +1,7 @@
 // sliced_conv2d on CUDA: from the arguments to a path, a tile, parameters and launches.
+//
+// An enlarged image is read by index. Four convolutions with 2x2 windows would need 16 products
+// instead of 36, but of sums of weights: a copy of them, made again whenever the weights change.
 #include "ddsm/conv2d_cuda.h"
 
 #include <cstdlib>

@@ -12,7 +12,7 @@ from ddsm_ext.models.step_key import StepError, StepKey
 from ddsm_ext.models.step_walk import StepWalk
 from ddsm_ext.models.unet import SlimmableUNet
 from ddsm_ext.nn.sinusoidal import embed_time
-from ddsm_ext.ops._fused import has_fused, precision
+from ddsm_ext.ops._fused import precision, why_missing
 from ddsm_ext.runner.cuda_layers import Activation, CudaLayers
 from ddsm_ext.runner.graphs import Call, GraphPool, Graphs
 from ddsm_ext.runner.weights import WatchedPlaces
@@ -79,8 +79,9 @@ class GraphSteps:
 
     def reason_against(self, net: SlimmableUNet) -> str | None:
         """See `Steps`."""
-        if not has_fused(self._device.type):
-            return "the CUDA kernels are not loaded (ddsm checks says why)"
+        missing = why_missing(self._device.type)
+        if missing is not None:
+            return missing
         for name, parameter in net.named_parameters():
             # The kernels take any layout, others only element by element.
             if parameter.dim() == 4 and not parameter.is_contiguous(

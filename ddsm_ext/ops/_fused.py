@@ -15,9 +15,11 @@ from ddsm_ext.ops._precision import conv_tf32, is_tf32
 _CONV2D, _GROUP_NORM = "sliced_conv2d_fused", "sliced_group_norm_apply"
 
 
-def has_fused(device_type: str) -> bool:
-    """True if the compiled libraries hold these ops for "cuda"."""
-    return all(_library.has_kernel(op, device_type) for op in (_CONV2D, _GROUP_NORM))
+def why_missing(device_type: str) -> str | None:
+    """Return why the compiled libraries lack these ops for "cuda"; None: they have them."""
+    if all(_library.has_kernel(op, device_type) for op in (_CONV2D, _GROUP_NORM)):
+        return None
+    return _library.cuda_missing_reason or f"the CUDA library has no kernels for {device_type}"
 
 
 def precision(dtype: torch.dtype) -> tuple[bool, bool]:
