@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import pybind11
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,6 +32,8 @@ def version() -> str:
 
 def build(folder: Path, targets: str) -> None:
     """Do what `pip install` does but without setuptools, whose version here may be too old."""
+    import pybind11  # of a build alone: who imports the rest need not have it
+
     cmake, package = folder / "cmake", folder / "site" / "ddsm_ext"
     options = {
         "Python_EXECUTABLE": sys.executable,
