@@ -15,7 +15,7 @@ using namespace ddsm::binding;
 using DeviceGuard = torch::stable::accelerator::DeviceGuard;
 
 // `algo` forces a tile of csrc/cuda/tile_choice.h, 1 + its index, for tests and benchmarks; 0 lets
-// it choose. Panels are rearranged weights of the CPU's algorithms; here the weight is read in place.
+// it choose. Panels are rearranged weights of the CPU's algorithms; here a weight stays in place.
 int32_t forced_tile(const char* op, const std::optional<Tensor>& panels, int64_t algo) {
   STD_TORCH_CHECK(!panels.has_value() && algo >= 0 && algo < 100, op, ": algo is ", algo,
                   panels.has_value() ? " with panels" : "",

@@ -43,7 +43,8 @@ void set_isa(const std::string& name) {
       return;
     }
   }
-  throw py::value_error("set_isa: isa is '" + name + "'; need portable, avx2, avx512 or avx512_bf16");
+  throw py::value_error("set_isa: isa is '" + name +
+                        "'; need portable, avx2, avx512 or avx512_bf16");
 }
 
 }  // namespace

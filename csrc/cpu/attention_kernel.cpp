@@ -343,9 +343,9 @@ struct Attention {
     return (packed_count * packed_size + args.slots * block_size) * sizeof(C);
   }
 
-  // pack(head, index, packed) in `packs` parts for every head, and then the work of a head, which two
-  // functions can do: whole(head, packed, scratch), or part(head, index, packed, scratch) for each
-  // of its `parts`.
+  // pack(head, index, packed) in `packs` parts for every head, and then the work of a head, which
+  // two functions can do: whole(head, packed, scratch), or part(head, index, packed, scratch) for
+  // each of its `parts`.
   template <class Pack, class Whole, class Part>
   void run(int64_t parts, int64_t packed_size, int64_t block_size, int64_t packs, const Pack& pack,
            const Whole& whole, const Part& part) const {

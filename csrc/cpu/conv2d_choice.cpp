@@ -15,7 +15,8 @@ namespace {
 
 // avx2: fitted to the CIFAR-10 U-Net's layers on one thread of a Zen 3 with 512 KB L2, on which the
 // choice cost 0.5 % over the best algorithm of each layer. avx512: on one thread of a Zen 4 with
-// 1 MB L2 it cost at most 0.5 % at batch 8 and batch 1. portable is a guess, not fitted to any measurement.
+// 1 MB L2 it cost at most 0.5 % at batch 8 and batch 1. portable is a guess, not fitted to any
+// measurement.
 constexpr Conv2dCosts kAvx2{42, 34, 0.75, 1.3, 14, 25, 1, 0, 0};
 constexpr Conv2dCosts kAvx512{46, 38, 1.1, 1.8, 14, 25, 1.5, 0, 25};
 constexpr Conv2dCosts kAvx512Bf16{46, 38, 1.1, 1.8, 14, 25, 1.5, 88, 25};

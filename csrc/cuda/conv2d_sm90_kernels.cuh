@@ -116,7 +116,8 @@ struct TileWork {
 
 template <class Tile>
 DDSM_DEVICE int64_t work_count(const ConvParams& p) {
-  const int64_t tiles_m = (p.m + Tile::kM - 1) / Tile::kM, tiles_n = (p.n + Tile::kN - 1) / Tile::kN;
+  const int64_t tiles_m = (p.m + Tile::kM - 1) / Tile::kM;
+  const int64_t tiles_n = (p.n + Tile::kN - 1) / Tile::kN;
   return tiles_m * tiles_n * p.splits;
 }
 
@@ -257,7 +258,9 @@ template <class T, int kTile = kPortableTiles>
 const char* launch_hopper(const HopperConvParams& p, int32_t tile, bool gradient,
                           int32_t multiprocessors, void* stream) {
   if constexpr (kTile < kTileCount) {
-    if (tile != kTile) return launch_hopper<T, kTile + 1>(p, tile, gradient, multiprocessors, stream);
+    if (tile != kTile) {
+      return launch_hopper<T, kTile + 1>(p, tile, gradient, multiprocessors, stream);
+    }
     return gradient ? launch_hopper_tile<kTile, T, true>(p, multiprocessors, stream)
                     : launch_hopper_tile<kTile, T, false>(p, multiprocessors, stream);
   }

@@ -50,8 +50,9 @@ inline GatherAxis gradient_axis(int64_t out_size, int64_t stride, int64_t scale)
 }
 
 // Weight taps in the order of the K loop: those of a window's rows (and columns) `first`,
-// first + every, ..., of which the i-th meets the source at an offset of `offset` + sign * i. In the
-// gradient an enlarged image's pixel gathers from scale * scale positions, each a tap of its own.
+// first + every, ..., of which the i-th meets the source at an offset of `offset` + sign * i. In
+// the gradient an enlarged image's pixel gathers from scale * scale positions, each a tap of its
+// own.
 struct TapMap {
   struct Axis {
     int32_t first, offset, count;

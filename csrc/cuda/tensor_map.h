@@ -38,13 +38,17 @@ struct TensorMapSpec {
 // Null, or why no tensor map can describe it. CUDA driver API, cuTensorMapEncodeTiled and
 // cuTensorMapEncodeIm2col.
 inline const char* refusal(const TensorMapSpec& t) {
-  if (reinterpret_cast<uintptr_t>(t.data) % 16 != 0) return "a tensor map needs memory aligned to 16 bytes";
+  if (reinterpret_cast<uintptr_t>(t.data) % 16 != 0) {
+    return "a tensor map needs memory aligned to 16 bytes";
+  }
   for (const int64_t size : t.size) {
     if (size < 1 || size > int64_t(1) << 32) return "a tensor map needs dimensions of 1 to 2^32";
   }
   for (const int64_t stride : t.stride_bytes) {
     if (stride % 16 != 0) return "a tensor map needs strides of multiples of 16 bytes";
-    if (stride < 0 || stride >= int64_t(1) << 40) return "a tensor map needs strides below 2^40 bytes";
+    if (stride < 0 || stride >= int64_t(1) << 40) {
+      return "a tensor map needs strides below 2^40 bytes";
+    }
   }
   if (t.row * 2 != kSwizzleBytes) return "a tensor map needs rows as long as the swizzle";
   if (!t.im2col) {
