@@ -16,8 +16,13 @@ PACKAGE = Path(ddsm_ext.__file__).parent
 
 def import_copy(folder: Path, statement: str = "import ddsm_ext._library") -> str:
     """Import the package copied to `folder` in a new process; return the last line of its error."""
+    # The finder of an editable install would find there what the copy lacks.
+    prepare = (
+        "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f)]; "
+        f"sys.path.insert(0, {str(folder)!r}); "
+    )
     result = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(folder)!r}); {statement}"],
+        [sys.executable, "-c", prepare + statement],
         cwd=folder,
         capture_output=True,
         text=True,

@@ -46,21 +46,13 @@ std::tuple<Tensor, Tensor, Tensor> sliced_attention_backward(
     const Tensor& out_any, const Tensor& lse, std::optional<double> scale) {
   check_attention(q_any, k_any, v_any);
   check_backward(grad_out_any, q_any, out_any, lse);
-  const Tensor q = adjacent(q_any), k = adjacent(k_any), v = adjacent(v_any);
-  const Tensor grad_out = adjacent(grad_out_any), out = adjacent(out_any);
-  Tensor grad_q = empty_by_position(q), grad_k = empty_by_position(k);
-  Tensor grad_v = empty_by_position(v);
-  AttentionArgs args = cpu_args(q, k, v, scale);
-  args.grad_out = strided(grad_out);
-  args.out = strided(out);
-  args.lse = const_cast<void*>(lse.const_data_ptr());
-  args.grad_q = strided(grad_q);
-  args.grad_k = strided(grad_k);
-  args.grad_v = strided(grad_v);
-  Tensor scratch = empty_scratch(ddsm::attention_backward_scratch_bytes(args), q);
+  const AttentionBackward t(grad_out_any, q_any, k_any, v_any, out_any, lse);
+  AttentionArgs args = cpu_args(t.q, t.k, t.v, scale);
+  t.fill(args);
+  Tensor scratch = empty_scratch(ddsm::attention_backward_scratch_bytes(args), t.q);
   args.scratch = scratch.mutable_data_ptr();
   ddsm::attention_backward(args);
-  return {grad_q, grad_k, grad_v};
+  return {t.grad_q, t.grad_k, t.grad_v};
 }
 
 }  // namespace

@@ -88,4 +88,31 @@ inline AttentionArgs attention_args(const Tensor& q, const Tensor& k, const Tens
   return args;
 }
 
+// The tensors of a backward call: inputs with adjacent head dimensions, new gradients.
+struct AttentionBackward {
+  Tensor q, k, v, grad_out, out, lse, grad_q, grad_k, grad_v;
+
+  AttentionBackward(const Tensor& grad_out_any, const Tensor& q_any, const Tensor& k_any,
+                    const Tensor& v_any, const Tensor& out_any, const Tensor& statistics)
+      : q(adjacent(q_any)),
+        k(adjacent(k_any)),
+        v(adjacent(v_any)),
+        grad_out(adjacent(grad_out_any)),
+        out(adjacent(out_any)),
+        lse(statistics),
+        grad_q(empty_by_position(q)),
+        grad_k(empty_by_position(k)),
+        grad_v(empty_by_position(v)) {}
+
+  // Beside what a forward call has.
+  void fill(AttentionArgs& args) const {
+    args.grad_out = strided(grad_out);
+    args.out = strided(out);
+    args.lse = const_cast<void*>(lse.const_data_ptr());
+    args.grad_q = strided(grad_q);
+    args.grad_k = strided(grad_k);
+    args.grad_v = strided(grad_v);
+  }
+};
+
 }  // namespace ddsm::binding

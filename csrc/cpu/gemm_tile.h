@@ -17,7 +17,8 @@
 namespace ddsm::DDSM_ISA {
 
 // The accumulators take 28 of 32 (AVX-512) or 12 of 16 (AVX2) vector registers. 14 row pointers are
-// more than fit the general registers beside the rest, and yet 3 % faster than 12 on a Zen 4.
+// more than fit the general registers beside the rest; yet on a Zen 4 a step of 8 images takes 0 to
+// 4 % less than with 12 rows, and one of 1 image as long.
 constexpr int kTileRows = kVectorBytes == 64 ? 14 : kVectorBytes == 32 ? 6 : 4;
 constexpr int kPanelVectors = 2;
 

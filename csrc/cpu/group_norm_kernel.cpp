@@ -176,7 +176,7 @@ struct GroupNorm {
       for (int v = 0; v < Count; ++v) u[v] = xhat[v] * gamma[v] + beta[v];
       for (int v = 0; v < Count; ++v) e[v] = -u[v];
       exp(e);
-      for (int v = 0; v < Count; ++v) e[v] = reciprocal(1 + e[v]);
+      for (int v = 0; v < Count; ++v) e[v] = 1 / (1 + e[v]);
       for (int v = 0; v < Count; ++v) du[v] *= e[v] * (1 + u[v] * (1 - e[v]));
     }
   }

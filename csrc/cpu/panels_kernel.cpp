@@ -20,42 +20,47 @@ void transform_weights(const float* staged, bool flipped, float* to, int64_t str
   }
 }
 
-template <class TW>
-void winograd_panel(const GemmWeight& weight, int64_t lanes, int64_t depth, int64_t panel,
-                    int32_t tile, bool flipped, float* to) {
+// Calls body(first depth, count) for each stretch of depth of a panel whose weights now lie in
+// staged [count][k * k][kPanel].
+template <class TW, class Body>
+void for_each_stage(const GemmWeight& weight, int64_t lanes, int64_t depth, int64_t panel,
+                    float* staged, const Body& body) {
   constexpr int64_t kPanel = kPanelLanes<float>;
-  float staged[kPackDepth * 9 * kPanel];
-  const int64_t lane = panel * kPanel, panels = ceil_div(lanes, kPanel);
-  const int64_t stride = panels * depth * kPanel;  // between frequencies
-  to += panel * depth * kPanel;
+  const int64_t lane = panel * kPanel;
   for (int64_t d = 0; d < depth; d += kPackDepth) {
     const int64_t count = smaller(kPackDepth, depth - d);
     stage_weights(weight,
                   static_cast<const TW*>(weight.data) + lane * weight.lane_stride +
                       d * weight.depth_stride,
                   smaller(kPanel, lanes - lane), count, staged);
+    body(d, count);
+  }
+}
+
+template <class TW>
+void winograd_panel(const GemmWeight& weight, int64_t lanes, int64_t depth, int64_t panel,
+                    int32_t tile, bool flipped, float* to) {
+  constexpr int64_t kPanel = kPanelLanes<float>;
+  float staged[kPackDepth * 9 * kPanel];
+  const int64_t stride = ceil_div(lanes, kPanel) * depth * kPanel;  // between frequencies
+  to += panel * depth * kPanel;
+  for_each_stage<TW>(weight, lanes, depth, panel, staged, [&](int64_t d, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
       const float* from = staged + i * 9 * kPanel;
       float* out = to + (d + i) * kPanel;
       tile == 4 ? transform_weights<4>(from, flipped, out, stride)
                 : transform_weights<2>(from, flipped, out, stride);
     }
-  }
+  });
 }
 
 // Pairs of depth of one panel: to[(tap * pairs + depth / 2) * kPanelRow + lane * 2 + depth % 2].
 void bf16_panel(const GemmWeight& weight, int64_t lanes, int64_t depth, int64_t panel, Bf16* to) {
   constexpr int64_t kPanel = kPanelLanes<Bf16>, kRow = kPanelRow<Bf16>;
   alignas(64) float staged[kPackDepth * kLargestPanelKernel * kLargestPanelKernel * kPanel];
-  const int64_t lane = panel * kPanel, taps = weight.kernel * weight.kernel;
-  const int64_t pairs = ceil_div(depth, 2);
+  const int64_t taps = weight.kernel * weight.kernel, pairs = ceil_div(depth, 2);
   to += panel * taps * pairs * kRow;
-  for (int64_t d = 0; d < depth; d += kPackDepth) {
-    const int64_t count = smaller(kPackDepth, depth - d);
-    stage_weights(weight,
-                  static_cast<const Bf16*>(weight.data) + lane * weight.lane_stride +
-                      d * weight.depth_stride,
-                  smaller(kPanel, lanes - lane), count, staged);
+  for_each_stage<Bf16>(weight, lanes, depth, panel, staged, [&](int64_t d, int64_t count) {
     for (int64_t tap = 0; tap < taps; ++tap) {
       for (int64_t i = 0; i < (count + 1) / 2 * 2; ++i) {
         const float* from = staged + (i * taps + tap) * kPanel;
@@ -63,7 +68,7 @@ void bf16_panel(const GemmWeight& weight, int64_t lanes, int64_t depth, int64_t 
         for (int64_t v = 0; v < kPanel; ++v) from_compute(i < count ? from[v] : 0.0f, out + 2 * v);
       }
     }
-  }
+  });
 }
 
 }  // namespace
