@@ -121,11 +121,70 @@ void add_shift(const char* op, const Tensor& shift, const Tensor& x, const Tenso
   args.shift_stride = shift.stride(0);
 }
 
+// Checks weight, bias, x and perhaps x2 of a shortcut; the result keeps the memory that is read.
+std::vector<Tensor> add_shortcut(const char* op, const std::vector<Tensor>& shortcut,
+                                 int64_t c_in2_offset, const Tensor& y,
+                                 ddsm::Conv2dCudaForwardArgs& args) {
+  if (shortcut.empty()) return {};
+  const size_t count = shortcut.size();
+  STD_TORCH_CHECK((count == 3 || count == 4) && args.further_count == 0, op, ": a shortcut of ",
+                  count, " tensors beside ", 1 + args.further_count,
+                  " weights; need weight, bias, x and perhaps x2 beside one weight");
+  const Tensor &weight = shortcut[0], &bias = shortcut[1], &x = shortcut[2];
+  check_weight(op, weight);
+  STD_TORCH_CHECK(weight.size(2) == 1 && weight.size(0) >= y.size(1) &&
+                      dtype_of(weight, op) == args.weight.dtype,
+                  op, ": the shortcut's weight is not [", y.size(1), " or more, c_in_max, 1, 1] of "
+                  "the other weight's dtype");
+  std::optional<Tensor> x2;
+  if (count == 4) x2 = shortcut[3];
+  check_same_device(op, y, weight);
+  check_same_device(op, y, x);
+  check_sources(op, x, x2, weight, c_in2_offset);
+  check_bias(op, bias, weight);
+  STD_TORCH_CHECK(bias.is_contiguous(), op, ": the shortcut's bias is not contiguous");
+  STD_TORCH_CHECK(x.scalar_type() == y.scalar_type() && x.size(0) == y.size(0) &&
+                      x.size(2) == y.size(2) && x.size(3) == y.size(3),
+                  op, ": the shortcut's x is not of the output's dtype, images and pixels");
+  std::vector<Tensor> rows{adjacent_channels(x)};
+  args.shortcut.x = image_of(rows[0], 0);
+  if (x2.has_value()) {
+    rows.push_back(adjacent_channels(*x2));
+    args.shortcut.x2 = image_of(rows[1], c_in2_offset);
+  }
+  args.shortcut.weight = weight_of(op, weight);
+  args.shortcut.bias = bias.const_data_ptr();
+  return rows;
+}
+
+void add_tickets(const char* op, const std::optional<Tensor>& tickets, const Tensor& x,
+                 ddsm::Conv2dCudaForwardArgs& args) {
+  if (!tickets.has_value()) return;
+  STD_TORCH_CHECK(same_device(*tickets, x) && tickets->scalar_type() == ScalarType::Int &&
+                      tickets->is_contiguous() && tickets->numel() == ddsm::kConvTickets,
+                  op, ": tickets are not ", ddsm::kConvTickets, " int32 numbers on x's device");
+  args.options.tickets = static_cast<unsigned*>(tickets->mutable_data_ptr());
+}
+
+// [N, classes of pixels, moment blocks, bytes of all channels]
+Tensor empty_moments(bool wanted, const Tensor& y, const ddsm::Conv2dCudaForwardArgs& args) {
+  if (!wanted) return empty_scratch(0, y);
+  const int64_t classes = ddsm::conv2d_forward_cuda_moment_classes(args);
+  const int64_t pixels = args.shape.out_height * args.shape.out_width / classes;
+  const int64_t block_bytes = 8 * y.size(1);
+  const int64_t blocks = ddsm::group_norm_cuda_moments_bytes(1, pixels, y.size(1)) / block_bytes;
+  const int64_t sizes[4] = {y.size(0), classes, blocks, block_bytes};
+  const int64_t strides[4] = {classes * blocks * block_bytes, blocks * block_bytes, block_bytes, 1};
+  return empty_strided(y, ScalarType::Byte, sizes, strides, 4);
+}
+
 std::tuple<Tensor, Tensor> sliced_conv2d_fused(
     const Tensor& x, const std::optional<Tensor>& x2, const std::vector<Tensor>& weights,
     const std::vector<Tensor>& biases, int64_t c_out, int64_t c_in2_offset, int64_t stride,
     int64_t padding, bool upsample, const std::optional<Tensor>& shift,
-    const std::optional<Tensor>& residual, bool with_moments, bool tf32) {
+    const std::optional<Tensor>& residual, const std::vector<Tensor>& shortcut,
+    int64_t shortcut_c_in2_offset, bool with_moments, const std::optional<Tensor>& tickets,
+    bool overlaps, bool tf32) {
   const char* op = "sliced_conv2d_fused";
   check_parts(op, weights, biases);
   const DeviceGuard guard(x.get_device_index());
@@ -139,10 +198,11 @@ std::tuple<Tensor, Tensor> sliced_conv2d_fused(
   }
   Tensor y = empty_output(x, args);
   if (shift.has_value()) add_shift(op, *shift, x, y, args);
+  std::vector<Tensor> shortcut_rows = add_shortcut(op, shortcut, shortcut_c_in2_offset, y, args);
+  add_tickets(op, tickets, x, args);
+  args.options.overlaps = overlaps;
   const Tensor residual_rows = residual.has_value() ? add_residual(op, *residual, x, y, args) : y;
-  const int64_t pixels = args.shape.out_height * args.shape.out_width;
-  Tensor moments = empty_scratch(
-      with_moments ? ddsm::group_norm_cuda_moments_bytes(y.size(0), pixels, y.size(1)) : 0, x);
+  Tensor moments = empty_moments(with_moments, y, args);
   if (with_moments) args.moments = moments.mutable_data_ptr();
   if (y.numel() > 0) run_forward(op, args, x, y);
   return {y, moments};

@@ -16,7 +16,7 @@ inline void check_dtypes(const char* op, const Tensor& x, const Tensor& weight) 
 
 // Tiles and splits as tile_choice.h chooses them.
 inline Conv2dCudaOptions options_of(const char* op, const Tensor& x, bool tf32) {
-  return {dtype_of(x, op), !tf32, 0, 0, nullptr};
+  return {dtype_of(x, op), !tf32, 0, 0, false, nullptr, nullptr};
 }
 
 // Runs `launch` with a workspace of the size that `bytes` says, on the current stream.

@@ -19,12 +19,15 @@ STABLE_TORCH_LIBRARY(ddsm_ext, m) {
       "sliced_conv2d_grad_weight(Tensor grad_y, Tensor x, Tensor? x2, SymInt c_in2_offset, "
       "SymInt stride, SymInt padding, bool upsample, Tensor(a!) grad_weight, "
       "Tensor(b!)? grad_bias, int algo=0, bool tf32=False) -> ()");
-  // Bias, time shift, residual and the moments of y in one launch; weights of one shape side by
-  // side. CUDA only, without autograd: for steps of a network.
+  // Bias, time shift, residual, a 1x1 shortcut (none, or weight, bias, x and perhaps x2) and the
+  // moments of y in one launch; weights of one shape side by side. tickets: zeros that no other
+  // launch uses at the same time. overlaps: the kernel before writes no weights. CUDA only, without
+  // autograd: for steps of a network.
   m.def(
       "sliced_conv2d_fused(Tensor x, Tensor? x2, Tensor[] weights, Tensor[] biases, int c_out, "
       "int c_in2_offset, int stride, int padding, bool upsample, Tensor? shift, "
-      "Tensor? residual, bool moments, bool tf32) -> (Tensor, Tensor)");
+      "Tensor? residual, Tensor[] shortcut, int shortcut_c_in2_offset, bool moments, "
+      "Tensor? tickets, bool overlaps, bool tf32) -> (Tensor, Tensor)");
   m.def(
       "sliced_linear(Tensor x, Tensor weight, Tensor? bias, SymInt c_out, bool tf32=False) "
       "-> Tensor");

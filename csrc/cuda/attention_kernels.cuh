@@ -400,7 +400,7 @@ template <class T, AttentionPass kPass, int kRowTiles, int kSlabs, bool kGeneral
 const char* launch_attention_block(const AttentionParams& p, int64_t blocks, void* stream) {
   using Block = AttentionBlock<T, kPass, kRowTiles, kSlabs, kGeneral>;
   const LaunchShape shape{blocks, 1, Block::kThreads, Block::kSharedBytes};
-  return launch(attention_kernel<Block>, shape, stream, p);
+  return launch("attention", attention_kernel<Block>, shape, stream, p);
 }
 
 template <class T, AttentionPass kPass>

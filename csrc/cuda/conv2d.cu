@@ -306,6 +306,8 @@ const char* grad_x_of_class(const Conv2dCudaGradXArgs& args, const PixelClass& p
 
 }  // namespace
 
+int64_t conv2d_forward_cuda_moment_classes(const Conv2dCudaForwardArgs&) { return 1; }
+
 int64_t conv2d_forward_cuda_workspace_bytes(const Conv2dCudaForwardArgs& args) {
   const GemmProblem problem = problem_of(args);
   return partial_bytes(problem, choice_of(problem, args.options));

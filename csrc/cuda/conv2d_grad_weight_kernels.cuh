@@ -125,18 +125,18 @@ const char* launch_grad_tile(const GradWeightParams& p, void* stream) {
   const int64_t taps = p.taps.count();
   const LaunchShape shape{blocks_of(p.c_out, Tile::kM) * tiles_n, taps * p.splits, Tile::kThreads,
                           Tile::kSharedBytes};
-  const char* error = launch(grad_weight_kernel<Tile, kAligned>, shape, stream, p);
+  const char* error = launch("grad_weight", grad_weight_kernel<Tile, kAligned>, shape, stream, p);
   if (!error && p.splits > 1) {
     const int64_t blocks = blocks_of(taps * p.c_out * p.c_in, kSimpleThreads);
     const LaunchShape reduce{blocks < kReduceBlocks ? blocks : kReduceBlocks, 1, kSimpleThreads, 0};
-    error = launch(grad_reduce_kernel<T>, reduce, stream, p);
+    error = launch("grad_reduce", grad_reduce_kernel<T>, reduce, stream, p);
   }
   if (!error && p.grad_bias) {
     const int64_t blocks = blocks_of(p.pixels, kBiasPixels) * blocks_of(p.c_out, 32);
-    error = launch(bias_partial_kernel<T>, {blocks, 1, kSimpleThreads, kSimpleThreads * 4}, stream,
+    error = launch("bias_partial", bias_partial_kernel<T>, {blocks, 1, kSimpleThreads, kSimpleThreads * 4}, stream,
                    p);
     if (error) return error;
-    error = launch(bias_reduce_kernel<T>,
+    error = launch("bias_reduce", bias_reduce_kernel<T>,
                    {blocks_of(p.c_out, kSimpleThreads), 1, kSimpleThreads, 0}, stream, p);
   }
   return error;

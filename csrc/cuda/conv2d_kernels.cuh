@@ -54,7 +54,7 @@ const char* launch_conv_reduce_tile(const ConvParams& p, void* stream) {
   // The reduction does not depend on how B lay: one kernel for both directions.
   using Tile = BlockTile<kTile, MathKind, Major::kK, Major::kK>;
   const int64_t tiles = blocks_of(p.m, Tile::kM) * blocks_of(p.n, Tile::kN);
-  return launch(conv_reduce_kernel<Tile>, {tiles, 1, Tile::kThreads, Tile::kOutBytes}, stream, p);
+  return launch("conv_reduce", conv_reduce_kernel<Tile>, {tiles, 1, Tile::kThreads, Tile::kOutBytes}, stream, p);
 }
 
 template <int kTile, class MathKind, bool kGradient, bool kAligned>
@@ -62,7 +62,7 @@ const char* launch_conv_tile(const ConvParams& p, void* stream) {
   using Tile = BlockTile<kTile, MathKind, Major::kK, kGradient ? Major::kMN : Major::kK>;
   const int64_t tiles = blocks_of(p.m, Tile::kM) * blocks_of(p.n, Tile::kN);
   const LaunchShape shape{tiles, p.splits, Tile::kThreads, Tile::kSharedBytes};
-  const char* error = launch(conv_kernel<Tile, kGradient, kAligned>, shape, stream, p);
+  const char* error = launch("conv", conv_kernel<Tile, kGradient, kAligned>, shape, stream, p);
   return error || p.splits == 1 ? error : launch_conv_reduce_tile<kTile, MathKind>(p, stream);
 }
 

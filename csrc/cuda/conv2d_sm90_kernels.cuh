@@ -249,7 +249,7 @@ const char* launch_hopper_tile(const HopperConvParams& p, int32_t multiprocessor
       blocks_of(p.conv.m, Tile::kM) * blocks_of(p.conv.n, Tile::kN) * p.conv.splits;
   const LaunchShape shape{works < multiprocessors ? works : multiprocessors, 1,
                           Tile::kThreads + ptx::kWarpgroup, Tile::kSharedBytes};
-  const char* error = launch(conv_sm90_kernel<Tile>, shape, stream, p);
+  const char* error = launch("conv_sm90", conv_sm90_kernel<Tile>, shape, stream, p);
   if (error || p.conv.splits == 1) return error;
   return launch_conv_reduce<TensorCores<T>>(p.conv, stream);
 }

@@ -486,20 +486,20 @@ const char* forward(const GroupNormArgs& args, const void* const moments[2], voi
     joined.of[s] = part_of<Moments>(args, source);
     constexpr int V = 4 / sizeof(T);
     const bool packs = takes_packs(source, 4);
-    const char* error = launch(
+    const char* error = launch("group_norm_moments",
         packs ? group_norm_moments_kernel<T, V> : group_norm_moments_kernel<T, 1>,
         packs ? sums_shape<V>(args, source.c) : sums_shape<1>(args, source.c), stream, source,
         args.pixels, part_of<Moments>(args, source));
     if (error) return error;
   }
   const char* error =
-      launch(group_norm_merge_kernel, merge_shape(args), stream, joined, norm_of<float>(args),
+      launch("group_norm_merge", group_norm_merge_kernel, merge_shape(args), stream, joined, norm_of<float>(args),
              args.eps);
   for (int64_t s = 0; s < args.source_count && !error; ++s) {
     const Source<T> source = source_of<T>(args, s, false);
     auto* kernel = takes_packs(source, 16) ? group_norm_apply_kernel<T, P, 16 / sizeof(T)>
                                            : group_norm_apply_kernel<T, P, 1>;
-    error = launch(kernel, apply_shape(args, source.c), stream, source, norm_of<P>(args));
+    error = launch("group_norm_apply", kernel, apply_shape(args, source.c), stream, source, norm_of<P>(args));
   }
   return error;
 }
@@ -517,7 +517,7 @@ const char* backward(const GroupNormArgs& args, void* stream) {
     joined.of[s] = sums;
     constexpr int V = 4 / sizeof(T);
     const bool packs = takes_packs(source, 4);
-    error = launch(
+    error = launch("group_norm_grad_sums",
         packs ? group_norm_grad_sums_kernel<T, P, V> : group_norm_grad_sums_kernel<T, P, 1>,
         packs ? sums_shape<V>(args, source.c) : sums_shape<1>(args, source.c), stream, source,
         norm, sums);
@@ -526,18 +526,18 @@ const char* backward(const GroupNormArgs& args, void* stream) {
     auto* grad_bias = static_cast<P*>(args.grad_bias);
     LaunchShape shape = sums_shape<1>(args, source.c);
     shape.blocks = blocks_of(source.c, kLanes);
-    error = launch(group_norm_grad_params_kernel<P>, shape, stream, sums, args.n, args.pixels,
+    error = launch("group_norm_grad_params", group_norm_grad_params_kernel<P>, shape, stream, sums, args.n, args.pixels,
                    source.c, grad_weight ? grad_weight + source.param_offset : nullptr,
                    grad_bias ? grad_bias + source.param_offset : nullptr);
   }
   if (error) return error;
-  error = launch(group_norm_grad_merge_kernel<P>, merge_shape(args), stream, joined, norm,
+  error = launch("group_norm_grad_merge", group_norm_grad_merge_kernel<P>, merge_shape(args), stream, joined, norm,
                  args.sources[1].param_offset, means);
   for (int64_t s = 0; s < args.source_count && !error; ++s) {
     const Source<T> source = source_of<T>(args, s, true);
     auto* kernel = takes_packs(source, 16) ? group_norm_grad_apply_kernel<T, P, 16 / sizeof(T)>
                                            : group_norm_grad_apply_kernel<T, P, 1>;
-    error = launch(kernel, apply_shape(args, source.c), stream, source, norm, means);
+    error = launch("group_norm_grad_apply", kernel, apply_shape(args, source.c), stream, source, norm, means);
   }
   return error;
 }

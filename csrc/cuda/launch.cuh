@@ -6,6 +6,9 @@
 #endif
 
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
 
 #include "ptx.cuh"
 
@@ -15,26 +18,62 @@ struct LaunchShape {
   int64_t blocks, blocks_y;
   int threads;
   int64_t shared_bytes;
+  // The kernel may begin while the one before it in the stream ends (programmatic dependent launch,
+  // where the device runs sm_90a code): until ptx::wait_for_kernel_before it then touches nothing
+  // but memory that no kernel of the stream writes.
+  bool overlaps = false;
 };
+
+// DDSM_SM90A=0 turns everything off that only sm_90a has.
+inline bool wants_sm90a() {
+  const char* value = getenv("DDSM_SM90A");
+  return !value || strcmp(value, "0") != 0;
+}
 
 #ifdef __CUDACC__
 
-// Null, or what the launch reported.
+// True if the current device runs sm_90a code, this build has some, and it is wanted.
+inline bool has_sm90a() {
+#ifdef DDSM_SM90A
+  static const bool wanted = wants_sm90a();
+  int device = 0, major = 0, minor = 0;
+  return wanted && cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess &&
+         major == 9 && minor == 0;
+#else
+  return false;
+#endif
+}
+
+// Null, or what the launch reported. `name`: of the kernel, in that report.
 template <class... Parameters, class... Arguments>
-const char* launch(void (*kernel)(Parameters...), const LaunchShape& shape, void* stream,
-                   const Arguments&... arguments) {
+const char* launch(const char* name, void (*kernel)(Parameters...), const LaunchShape& shape,
+                   void* stream, const Arguments&... arguments) {
   cudaError_t error = cudaSuccess;
   if (shape.shared_bytes > 48 * 1024) {
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(shape.shared_bytes));
   }
   if (error == cudaSuccess) {
-    const dim3 grid(static_cast<unsigned>(shape.blocks), static_cast<unsigned>(shape.blocks_y));
-    kernel<<<grid, shape.threads, shape.shared_bytes, static_cast<cudaStream_t>(stream)>>>(
-        arguments...);
-    error = cudaGetLastError();
+    cudaLaunchAttribute overlap{};
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(shape.blocks),
+                          static_cast<unsigned>(shape.blocks_y));
+    config.blockDim = dim3(static_cast<unsigned>(shape.threads));
+    config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
+    config.stream = static_cast<cudaStream_t>(stream);
+    config.attrs = &overlap;
+    config.numAttrs = shape.overlaps && has_sm90a() ? 1 : 0;
+    error = cudaLaunchKernelEx(&config, kernel, arguments...);
+    if (error != cudaSuccess) cudaGetLastError();  // it must not be reported to another call
   }
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  if (error == cudaSuccess) return nullptr;
+  thread_local char report[256];
+  snprintf(report, sizeof report, "%s: %s", name, cudaGetErrorString(error));
+  return report;
 }
 
 // Multiprocessors of the current device; 0 if it does not say.
@@ -47,31 +86,23 @@ inline int multiprocessors() {
   return count;
 }
 
-// True if the current device runs sm_90a code and this build has some.
-inline bool has_sm90a() {
-#ifdef DDSM_SM90A
-  int device = 0, major = 0, minor = 0;
-  return cudaGetDevice(&device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess &&
-         major == 9 && minor == 0;
 #else
-  return false;
-#endif
-}
 
-#else
+inline bool has_sm90a() { return simt::is_hopper() && wants_sm90a(); }
 
 template <class... Parameters, class... Arguments>
-const char* launch(void (*kernel)(Parameters...), const LaunchShape& shape, void*,
+const char* launch(const char* name, void (*kernel)(Parameters...), const LaunchShape& shape, void*,
                    const Arguments&... arguments) {
-  const simt::Grid grid{static_cast<unsigned>(shape.blocks), static_cast<unsigned>(shape.blocks_y)};
-  return simt::run(grid, shape.threads, static_cast<size_t>(shape.shared_bytes),
-                   [&] { kernel(arguments...); });
+  const simt::Launch started{name,
+                             {static_cast<unsigned>(shape.blocks),
+                              static_cast<unsigned>(shape.blocks_y)},
+                             shape.threads,
+                             static_cast<size_t>(shape.shared_bytes),
+                             shape.overlaps && has_sm90a()};
+  return simt::run(started, [&] { kernel(arguments...); });
 }
 
-inline int multiprocessors() { return 4; }
-inline bool has_sm90a() { return simt::is_hopper(); }
+inline int multiprocessors() { return simt::multiprocessors(); }
 
 #endif
 

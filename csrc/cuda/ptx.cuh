@@ -58,6 +58,34 @@ DDSM_DEVICE void store_global(T* address, T value) {
   *address = value;
 }
 
+// Past the multiprocessor's own cache: what other blocks of the launch wrote.
+template <class T>
+DDSM_DEVICE T load_of_blocks(const T* address) {
+  return __ldcg(address);
+}
+
+// Counts to `last`, then to 0 again; returns the count before. What the block wrote before a
+// barrier that came before the ticket is seen after a barrier by blocks that take later tickets.
+DDSM_DEVICE unsigned take_ticket(unsigned* counter, unsigned last) {
+  __threadfence();
+  const unsigned ticket = atomicInc(counter, last);
+  __threadfence();
+  return ticket;
+}
+
+// See LaunchShape::overlaps. Every thread waits that touches global memory; the kernel after this
+// one may begin when every block has allowed it or ended.
+DDSM_DEVICE void wait_for_kernel_before() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;\n" ::: "memory");
+#endif
+}
+DDSM_DEVICE void allow_kernel_after() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+#endif
+}
+
 // 16 bytes to shared memory, `bytes` of them (0 to 16) from global memory and the rest zero.
 DDSM_DEVICE void cp_async(uint32_t address, const void* source, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_window(address)),
@@ -144,6 +172,14 @@ template <class T>
 void store_global(T* address, T value) {
   memcpy(simt::global(address, sizeof(T), simt::Access::kWrite), &value, sizeof(T));
 }
+
+template <class T>
+T load_of_blocks(const T* address) {
+  return load_global(address);
+}
+using simt::allow_kernel_after;
+using simt::take_ticket;
+using simt::wait_for_kernel_before;
 
 inline void cp_async(uint32_t address, const void* source, int bytes) {
   simt::copy_async(address, source, bytes);

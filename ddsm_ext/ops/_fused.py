@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -28,6 +29,31 @@ def precision(dtype: torch.dtype) -> tuple[bool, bool]:
     return wide and is_tf32("conv"), wide and is_tf32("matmul")
 
 
+@dataclass(frozen=True)
+class Shortcut:
+    """A 1x1 convolution beside another one.
+
+    Attributes:
+        sources: x [N, c_in, H, W] and perhaps x2 [N, c_in2, H, W], of the output's H and W.
+        weight: [c_out_max, c_in_max, 1, 1]; bias: [c_out_max].
+        c_in2_offset: first weight input channel of x2.
+    """
+
+    sources: Sequence[Tensor]
+    weight: Tensor
+    bias: Tensor
+    c_in2_offset: int = 0
+
+    def tensors(self) -> list[Tensor]:
+        """As the op takes them."""
+        return [self.weight, self.bias, *self.sources]
+
+
+def make_tickets(device: torch.device) -> Tensor:
+    """Return what tells the last part of a split sum that it is the last; see `conv2d_fused`."""
+    return torch.zeros(4096, dtype=torch.int32, device=device)
+
+
 def conv2d_fused(
     sources: Sequence[Tensor],
     weights: Sequence[Tensor],
@@ -39,9 +65,12 @@ def conv2d_fused(
     upsample: bool = False,
     shift: Tensor | None = None,
     residual: Tensor | None = None,
+    shortcut: Shortcut | None = None,
     moments: bool = False,
+    tickets: Tensor | None = None,
+    overlaps: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Convolve ("same" padding), add bias, shift and residual, take the result's moments.
+    """Convolve ("same" padding), add bias, shift, residual and shortcut, take the result's moments.
 
     Args:
         sources: x [N, c_in, H, W] and perhaps x2 [N, c_in2, H, W].
@@ -54,7 +83,11 @@ def conv2d_fused(
         upsample: enlarge the sources 2x (nearest neighbour) first.
         shift: [N, channels of y] added to every pixel.
         residual: [N, channels of y, H_out, W_out] added to the result.
+        shortcut: a 1x1 convolution of further sources, added to the result; beside one weight only.
         moments: whether `group_norm_apply` will read the result.
+        tickets: `make_tickets`'s, which no other launch uses at the same time; None: cleared memory
+            for this call.
+        overlaps: the kernel may begin while the one before it ends, which writes no weights.
 
     Returns:
         y [N, c_out of all weights, H_out, W_out], channels_last, and its moments: bytes of a layout
@@ -73,7 +106,11 @@ def conv2d_fused(
         upsample,
         shift,
         residual,
+        shortcut.tensors() if shortcut else [],
+        shortcut.c_in2_offset if shortcut else 0,
         moments,
+        tickets,
+        overlaps,
         conv_tf32(x),
     )
     return y, found if moments else None
@@ -122,8 +159,13 @@ def group_norm_apply(
 
 @register_flop_formula(torch.ops.ddsm_ext.sliced_conv2d_fused)
 def _flops(x, x2, weights, biases, c_out, *numbers, **more) -> int:  # type: ignore[no-untyped-def]
-    """FLOPs (2 x MACs) of all weights."""
-    return len(weights) * flops(x, x2, weights[0], None, c_out, *numbers[:4])
+    """FLOPs (2 x MACs) of all weights and of the shortcut."""
+    total = len(weights) * flops(x, x2, weights[0], None, c_out, *numbers[:4])
+    shortcut = numbers[6]
+    if shortcut:
+        weight, bias, source, *second = shortcut
+        total += flops(source, *(second or [None]), weight, None, c_out, numbers[7], 1, 0, False)
+    return total
 
 
 @register_flop_formula(torch.ops.ddsm_ext.sliced_group_norm_apply)

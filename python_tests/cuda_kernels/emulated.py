@@ -77,6 +77,8 @@ class Options(ctypes.Structure):
         ("ieee", c_bool),
         ("splits", c_int32),
         ("tile", c_int32),
+        ("overlaps", c_bool),
+        ("tickets", c_void_p),
         ("workspace", c_void_p),
     ]
 
@@ -111,6 +113,10 @@ class Part(ctypes.Structure):
     _fields_ = [("weight", c_void_p), ("bias", c_void_p)]
 
 
+class Shortcut(ctypes.Structure):
+    _fields_ = [("x", Image), ("x2", Image), ("weight", Weight), ("bias", c_void_p)]
+
+
 class ForwardArgs(ctypes.Structure):
     _fields_ = [
         ("options", Options),
@@ -121,6 +127,7 @@ class ForwardArgs(ctypes.Structure):
         ("bias", c_void_p),
         ("further", Part * 2),
         ("further_count", c_int64),
+        ("shortcut", Shortcut),
         ("shift", c_void_p),
         ("residual", c_void_p),
         ("shift_stride", c_int64),

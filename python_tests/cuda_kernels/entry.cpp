@@ -1,5 +1,6 @@
 // C entry points of the emulated kernels, for emulated.py.
 #include <cstdint>
+#include <string>
 
 #include "../../csrc/cuda/emulator/simt.h"
 #include "ddsm/attention_cuda.h"
@@ -13,6 +14,21 @@ void allow_memory(const void* data, uint64_t bytes, int writable) {
 }
 void forget_memory() { ddsm::simt::forget_memory(); }
 void set_hopper(int hopper) { ddsm::simt::set_hopper(hopper != 0); }
+void set_multiprocessors(int count) { ddsm::simt::set_multiprocessors(count); }
+void want_kernels(int wanted) { ddsm::simt::want_kernels(wanted != 0); }
+// The launches since the last call: "name blocks x blocks_y x threads", a line each; what overlaps
+// the kernel before it ends with "+".
+const char* take_launches() {
+  static std::string text;
+  text.clear();
+  for (const auto& launch : ddsm::simt::launches()) {
+    text += launch.name + " " + std::to_string(launch.grid.x) + "x" +
+            std::to_string(launch.grid.y) + "x" + std::to_string(launch.threads) +
+            (launch.overlaps ? "+\n" : "\n");
+  }
+  ddsm::simt::launches().clear();
+  return text.c_str();
+}
 
 #define DDSM_ENTRY(op, Args)                                                           \
   int64_t op##_bytes(const ddsm::Args* args) {                                         \

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <numeric>
+#include <tuple>
 #include <unordered_map>
 #include <vector>
 
@@ -37,6 +38,24 @@ struct Thread {
   Clock clock;
   std::vector<PendingCopy> open;                 // copies not yet committed
   std::vector<std::vector<PendingCopy>> groups;  // committed, oldest first
+  bool waited;  // for the kernel before
+};
+
+// The last write to a unit of global memory: by which block, and when in its life.
+struct GlobalWrite {
+  uint64_t block;
+  Epoch epoch;
+};
+
+// What a block had done when it took a ticket.
+struct Arrival {
+  uint64_t block;
+  Clock clock;
+};
+// What of other blocks a block sees, from `since` on.
+struct Acquired {
+  Arrival arrival;
+  Epoch since;
 };
 
 struct Memory {
@@ -58,7 +77,10 @@ struct Machine {
   std::vector<std::unique_ptr<char[]>> stacks;
   SharedMemory shared;
   std::map<int, std::vector<int>> barriers;               // sync_some: who has arrived
-  std::unordered_map<uintptr_t, uint64_t> global_writer;  // unit -> thread of the whole launch
+  std::unordered_map<uintptr_t, GlobalWrite> global_writes;  // by unit
+  std::map<const void*, std::vector<Arrival>> tickets;       // taken, by counter
+  std::vector<Acquired> acquired;                            // by the running block
+  bool overlaps;
   jmp_buf scheduler;
   std::string fault;
 };
@@ -116,6 +138,7 @@ std::vector<std::string> agent_names() {
 void start_block(size_t shared_bytes) {
   const auto names = agent_names();
   machine.barriers.clear();
+  machine.acquired.clear();
   machine.shared.reset(shared_bytes, names);
   while (static_cast<int>(machine.pool.size()) < machine.threads) {
     machine.pool.push_back(std::make_unique<Thread>());
@@ -133,6 +156,7 @@ void start_block(size_t shared_bytes) {
     thread.clock[i] = 1;
     thread.open.clear();
     thread.groups.clear();
+    thread.waited = false;
   }
   start_hopper();
 }
@@ -195,6 +219,21 @@ void order(const std::vector<int>& group) {
   }
 }
 
+uint64_t running_block() { return uint64_t(machine.block.y) * machine.grid.x + machine.block.x; }
+
+// Whether the running thread may count on having what was written.
+bool sees(const GlobalWrite& write) {
+  const Clock& now = self().clock;
+  if (write.block == running_block()) return ordered(write.epoch, now);
+  for (const Acquired& acquired : machine.acquired) {
+    if (acquired.arrival.block == write.block && ordered(acquired.since, now) &&
+        ordered(write.epoch, acquired.arrival.clock)) {
+      return true;
+    }
+  }
+  return false;
+}
+
 std::vector<int> adjacent(int first, int size) {
   std::vector<int> group(size);
   std::iota(group.begin(), group.end(), first);
@@ -244,12 +283,33 @@ void allow_memory(const void* data, size_t bytes, bool writable) {
 
 void forget_memory() { memories().clear(); }
 
+std::vector<Launch>& launches() {
+  static std::vector<Launch> all;
+  return all;
+}
+static bool kernels_wanted = true;
+void want_kernels(bool wanted) { kernels_wanted = wanted; }
+
+static int multiprocessor_count = 4;
+void set_multiprocessors(int count) { multiprocessor_count = count; }
+int multiprocessors() { return multiprocessor_count; }
+
 const char* run(Grid grid, int threads, size_t shared_bytes, const std::function<void()>& body) {
+  return run({"", grid, threads, shared_bytes, false}, body);
+}
+
+const char* run(const Launch& launch, const std::function<void()>& body) {
+  launches().push_back(launch);
+  if (!kernels_wanted) return nullptr;
+  const auto [grid, threads, shared_bytes] =
+      std::tuple(launch.grid, launch.threads, launch.shared_bytes);
   machine.fault.clear();
   machine.body = &body;
   machine.grid = grid;
   machine.threads = threads;
-  machine.global_writer.clear();
+  machine.overlaps = launch.overlaps;
+  machine.global_writes.clear();
+  machine.tickets.clear();
   if (threads < 1 || threads % kWarp != 0) machine.fault = "a block is not made of whole warps";
   for (unsigned y = 0; y < grid.y && machine.fault.empty(); ++y) {
     for (unsigned x = 0; x < grid.x && machine.fault.empty(); ++x) {
@@ -313,15 +373,16 @@ unsigned char* global(const void* address, size_t bytes, Access access) {
   if (access == Access::kWrite && !memory->second.writable) {
     throw Fault("global memory: " + who() + " writes an input");
   }
-  const uint64_t blocks = uint64_t(machine.block.y) * machine.grid.x + machine.block.x;
-  const uint64_t me = blocks * machine.threads + machine.current;
+  if (machine.overlaps && !self().waited) {
+    throw Fault("global memory: " + who() + " has not waited for the kernel before");
+  }
   for (uintptr_t unit = at / kUnit; unit * kUnit < at + bytes; ++unit) {
-    const auto found = machine.global_writer.find(unit);
-    if (found != machine.global_writer.end() && found->second != me) {
+    const auto found = machine.global_writes.find(unit);
+    if (found != machine.global_writes.end() && !sees(found->second)) {
       throw Fault("global memory: " + who() +
                   " touches what another thread of the launch wrote");
     }
-    if (access == Access::kWrite) machine.global_writer[unit] = me;
+    if (access == Access::kWrite) machine.global_writes[unit] = {running_block(), now()};
   }
   return const_cast<unsigned char*>(static_cast<const unsigned char*>(address));
 }
@@ -341,6 +402,25 @@ void copy_async(uint32_t shared_address, const void* source, int bytes) {
   shared(shared_address, 16, Access::kWrite);
   machine.shared.expect_copy(shared_address, 16, machine.current);
   self().open.push_back(copy);
+}
+
+unsigned take_ticket(unsigned* counter, unsigned last) {
+  if (machine.overlaps && !self().waited) {
+    throw Fault("global memory: " + who() + " has not waited for the kernel before");
+  }
+  const unsigned ticket = *counter;
+  if (ticket > last) throw Fault("a counter of tickets does not begin at 0");
+  std::vector<Arrival>& arrivals = machine.tickets[counter];
+  for (const Arrival& arrival : arrivals) machine.acquired.push_back({arrival, now()});
+  arrivals.push_back({running_block(), self().clock});
+  tick(machine.current);
+  *counter = ticket == last ? 0 : ticket + 1;
+  return ticket;
+}
+
+void wait_for_kernel_before() { self().waited = true; }
+void allow_kernel_after() {
+  if (!self().waited) throw Fault(who() + " allows the next kernel before it has waited itself");
 }
 
 void commit_group() {

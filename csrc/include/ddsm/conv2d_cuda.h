@@ -17,8 +17,17 @@ struct Conv2dCudaOptions {
   // 0: chosen by tile_choice.h; else that many K splits, and 1 + the index of a tile, which also
   // says whether the sm_80 or the sm_90a path is taken
   int32_t splits, tile;
+  // The launch may begin while the kernel before it in the stream ends; that one and any other that
+  // may still run then write neither weights nor biases.
+  bool overlaps;
+  // conv2d_forward_cuda: kConvTickets zeros, and zeros again afterwards, that no other launch uses
+  // at the same time. Null: some of the workspace, cleared before by a command of its own.
+  unsigned* tickets;
   void* workspace;  // conv2d_*_cuda_workspace_bytes, 16-byte aligned
 };
+
+// The most tiles of an output whose sums over K are split.
+constexpr int64_t kConvTickets = 4096;
 
 // A weight beside Conv2dCudaForwardArgs::weight, of its dtype, sizes and strides, and its bias.
 struct Conv2dCudaPart {
@@ -26,7 +35,14 @@ struct Conv2dCudaPart {
   const void* bias;  // as Conv2dCudaForwardArgs::bias
 };
 
-// y = conv + bias + shift + residual, rounded once. Further weights (q, k and v of an attention are
+// A 1x1 convolution of other images of y's size (height and width), at stride 1, with a bias.
+struct Conv2dCudaShortcut {
+  Conv2dImage x, x2;  // x.data null: there is none; x2.data null: one source
+  Conv2dWeight weight;
+  const void* bias;  // as Conv2dCudaForwardArgs::bias
+};
+
+// y = conv + bias + shortcut + shift + residual, rounded once. Further weights (q, k and v of an attention are
 // three) read the same images; their outputs lie beside each other.
 struct Conv2dCudaForwardArgs {
   Conv2dCudaOptions options;
@@ -37,13 +53,16 @@ struct Conv2dCudaForwardArgs {
   const void* bias;      // [c_out] of weight.dtype; null: zero
   Conv2dCudaPart further[2];
   int64_t further_count;
+  Conv2dCudaShortcut shortcut;  // none beside further weights
   const void* shift;     // [images, channels of y], a time embedding; null: zero
   const void* residual;  // [images, out_height, out_width, channels of y]; null: zero
   int64_t shift_stride;  // between images
   int64_t residual_stride;  // between pixels
   // outputs
   void* y;  // [images, out_height, out_width, (1 + further_count) * c_out] contiguous
-  void* moments;  // group_norm_cuda_moments_bytes, 16-byte aligned; null: not wanted
+  // group_norm_cuda_moments_bytes of conv2d_forward_cuda_moment_classes classes, 16-byte aligned;
+  // null: not wanted
+  void* moments;
   int64_t c_out;  // of each weight
 };
 
@@ -68,6 +87,10 @@ struct Conv2dCudaGradWeightArgs {
   Conv2dWeight grad_weight;
   void* grad_bias;  // [c_out] of grad_weight.dtype; null: not wanted
 };
+
+// The classes of pixels whose moments lie apart: 1, or 4 where rows and columns of y are computed
+// alternately.
+int64_t conv2d_forward_cuda_moment_classes(const Conv2dCudaForwardArgs& args);
 
 int64_t conv2d_forward_cuda_workspace_bytes(const Conv2dCudaForwardArgs& args);
 int64_t conv2d_grad_x_cuda_workspace_bytes(const Conv2dCudaGradXArgs& args);
