@@ -41,6 +41,10 @@ DDSM_ENTRY(conv2d_forward, Conv2dCudaForwardArgs)
 DDSM_ENTRY(conv2d_grad_x, Conv2dCudaGradXArgs)
 DDSM_ENTRY(conv2d_grad_weight, Conv2dCudaGradWeightArgs)
 
+int conv2d_moment_classes(const ddsm::Conv2dCudaForwardArgs* args) {
+  return static_cast<int>(ddsm::conv2d_forward_cuda_moment_classes(*args));
+}
+
 int64_t group_norm_forward_bytes(const ddsm::GroupNormArgs* args) {
   return ddsm::group_norm_cuda_scratch_bytes(*args);
 }
