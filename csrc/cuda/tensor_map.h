@@ -27,7 +27,6 @@ DDSM_HOST_DEVICE constexpr uint32_t swizzled(uint32_t address, uint32_t row_byte
 //   tiled    rows are the box's elements of dimensions 1, 2 and 3, the innermost first
 struct TensorMapSpec {
   const void* data;
-  bool constant;           // no kernel of the stream writes it
   bool half_floats;        // float16, else bfloat16
   bool im2col;
   int64_t size[4];
@@ -37,6 +36,7 @@ struct TensorMapSpec {
   int64_t pixels;           // im2col
   int64_t lower, upper;     // im2col: of W and of H
   int64_t step;             // im2col: of W and of H
+  bool constant;            // no kernel of the stream writes the memory
 };
 
 // Null, or why no tensor map can describe it. CUDA driver API, cuTensorMapEncodeTiled and
@@ -54,7 +54,7 @@ inline const char* refusal(const TensorMapSpec& t) {
       return "a tensor map needs strides below 2^40 bytes";
     }
   }
-  if (t.row != 64 && t.row != 32) return "a tensor map needs rows as long as a swizzle";
+  if (t.row != 64 && t.row != 32) return "a tensor map needs rows as long as the swizzle";
   if (!t.im2col) {
     for (const int64_t box : t.box) {
       if (box < 1 || box > 256) return "a tensor map needs boxes of 1 to 256 elements a side";

@@ -152,8 +152,16 @@ int64_t moment_block_pixels(int64_t pixels, int64_t image, int64_t block) {
 
 const char* choose(int math, int64_t m, int64_t n, int64_t k_steps, int64_t batches,
                    int aligned, int multiprocessors, int* tile, int* splits, char* line) {
-  const GemmProblem problem{"product", static_cast<Math>(math), m, n, k_steps, batches,
-                            aligned != 0, multiprocessors};
+  GemmProblem problem{};
+  problem.name = "product";
+  problem.math = static_cast<Math>(math);
+  problem.m = m;
+  problem.n = n;
+  problem.k_steps = k_steps;
+  problem.parts = 1;
+  problem.batches = batches;
+  problem.aligned = aligned != 0;
+  problem.multiprocessors = multiprocessors;
   if (const char* reason = refusal(problem)) return reason;
   const GemmChoice choice = choose_tile(problem);
   *tile = choice.tile;

@@ -42,7 +42,7 @@ def blocks_of(pixels: int) -> int:
     return emulated.library().moment_blocks(pixels)
 
 
-def run(call: Fused) -> tuple[Tensor, Tensor, Tensor]:
+def run(call: Fused, library: ctypes.CDLL | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Output, its moments, and the output of the reference."""
     case, generator = call.conv, seeded(4)
     x, x2 = case.sources(generator)
@@ -96,7 +96,7 @@ def run(call: Fused) -> tuple[Tensor, Tensor, Tensor]:
     args.options.overlaps = call.overlaps
     if call.tickets:
         args.options.tickets = tickets.data_ptr()
-    emulated.call("conv2d_forward", args, reads, [y, moments, tickets])
+    emulated.call("conv2d_forward", args, reads, [y, moments, tickets], library)
     assert not tickets.any()  # as they were
     return y, moments, exact
 
@@ -130,8 +130,8 @@ def check_moments(y: Tensor, moments: Tensor) -> None:
         assert first == pixels
 
 
-def check(call: Fused) -> None:
-    y, moments, exact = run(call)
+def check(call: Fused, library: ctypes.CDLL | None = None) -> None:
+    y, moments, exact = run(call, library)
     check_rounded(y, exact)
     check_moments(y, moments)
 

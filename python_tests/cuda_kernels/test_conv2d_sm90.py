@@ -7,15 +7,9 @@ import shutil
 
 import pytest
 import torch
-from cuda_kernels import emulated, test_conv2d
-from cuda_kernels.test_conv2d import (
-    EPILOGUE_SIZES,
-    Case,
-    check_epilogue,
-    check_rounded,
-    run_forward,
-    run_grad_x,
-)
+from cuda_kernels import emulated, test_conv2d_fused
+from cuda_kernels.test_conv2d import Case, check_rounded, run_forward, run_grad_x
+from cuda_kernels.test_conv2d_fused import Fused
 
 DTYPES = (torch.bfloat16, torch.float16)
 TILES = (5, 6, 7, 8, 9, 10)  # of 128 or 64 pixels by 128, 64 and 32 channels, and 256 by 128
@@ -77,18 +71,20 @@ def test_blocks_take_several_tiles(tile):
     check(hopper(tile=tile, kernel=3, n=11, c=8, c_out=8, height=10, width=10))
 
 
-@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("tile", TILES[:-1])
 @pytest.mark.parametrize("splits", [2, 5])
 def test_splits(tile, splits):
     check(hopper(tile=tile, c=24, c2=72, n=4, height=8, width=8, splits=splits))
 
 
-@pytest.mark.parametrize("splits", [1, 3])
-@pytest.mark.parametrize(("n", "height", "width"), [*EPILOGUE_SIZES, (5, 12, 12)])
-def test_epilogue(splits, n, height, width):
-    """Time embedding, residual, and the moments of what is stored, also over several tiles."""
-    size = {"n": n, "height": height, "width": width}
-    check_epilogue(hopper(c=40, c_out=21, splits=splits, **size))
+def test_tiles_of_both_warpgroups_are_not_split():
+    with pytest.raises(RuntimeError, match="this tile, or more than 4096 tiles, cannot be split"):
+        run_forward(hopper(tile=10, splits=2))
+
+
+def test_tiles_of_half_a_panel_have_no_gradient():
+    with pytest.raises(RuntimeError, match="no kernel for this tile"):
+        run_grad_x(hopper(tile=7))
 
 
 @pytest.mark.parametrize("rows", [1, 130])
@@ -113,7 +109,7 @@ REFUSED = (
     ({"c": 13}, "needs pixels and filters of one type, at multiples of 16 bytes"),
     ({"weight_dtype": torch.float32}, "needs pixels and filters of one type"),
     ({"channels_last": False}, "needs pixels and filters of one type"),
-    ({"upsample": True}, "needs x as it is, not enlarged"),
+    ({"upsample": True, "stride": 2}, "needs stride 1, no gradient and no shortcut for an enl"),
 )
 
 
@@ -130,14 +126,23 @@ def test_a_gradient_at_stride_2_is_refused_by_name():
 
 def test_another_device_is_refused_by_name():
     emulated.library().set_hopper(0)
-    with pytest.raises(RuntimeError, match=r"needs a GPU of compute capability 9\.0 and a build"):
+    with pytest.raises(RuntimeError, match=r"needs a GPU of compute capability 9\.0, a build"):
         run_forward(hopper())
+
+
+def test_the_variable_turns_it_off(monkeypatch):
+    monkeypatch.setenv("DDSM_SM90A", "0")
+    with pytest.raises(RuntimeError, match="and DDSM_SM90A not 0"):
+        run_forward(hopper())
+    emulated.launches()
+    check_rounded(*run_forward(hopper(tile=0)))
+    assert emulated.launches() == [("conv", False)]
 
 
 @pytest.mark.parametrize(
     ("more", "line"),
     [
-        ({}, "n=24 k_steps=9 x1: 128x32, 1 splits, sm_90a path"),
+        ({}, "n=24 k_steps=9 x1: 64x32, 1 splits, sm_90a path"),
         ({"c": 13}, "sm_80 path (the sm_90a path needs pixels and filters of one type, at mult"),
         ({"tile": 2}, "n=24 k_steps=9 x1: 128x64, 1 splits, sm_80 path (its tile was forced)"),
     ],
@@ -148,62 +153,101 @@ def test_the_path_is_printed(capfd, monkeypatch, more, line):
     assert line in capfd.readouterr().err
 
 
-def test_several_weights_take_the_other_path(capfd, monkeypatch):
-    monkeypatch.setenv("DDSM_PRINT_CHOICES", "1")
-    test_conv2d.test_three_weights_side_by_side(torch.bfloat16, 24, 0)
-    assert "sm_80 path (the sm_90a path needs one weight" in capfd.readouterr().err
-
-
 WRONG = r"Tensor-likes are not close|Mismatched elements"
 RACE = "no barrier is between"
+KERNELS, TILE, EPILOGUE = (f"conv2d_sm90_{part}.cuh" for part in ("kernels", "tile", "epilogue"))
 # file, right line, planted mistake, what the emulator or the reference says
 PLANTED = (
-    ("ptx::mbarrier_wait(Tile::full(place.stage), place.parity);", "",
+    (KERNELS, "ptx::mbarrier_wait(Tile::full(place.stage), place.parity, p.stall);", "",
      "is being copied|what nobody wrote"),
-    ("ptx::mbarrier_wait(Tile::empty(place.stage), place.parity ^ 1);", "",
+    (KERNELS, "ptx::mbarrier_wait(Tile::empty(place.stage), place.parity ^ 1, p.stall);", "",
      f"read by a product.*{RACE}|more arrivals"),
-    ("(Tile::empty(place.stage), place.parity ^ 1)", "(Tile::empty(place.stage), place.parity)",
+    (KERNELS, "(Tile::empty(place.stage), place.parity ^ 1", "(Tile::empty(place.stage), place.parity",
      "wait without end, the first for a phase of an mbarrier"),
-    ("(Tile::full(place.stage), place.parity)", "(Tile::full(place.stage), place.parity ^ 1)",
+    (KERNELS, "(Tile::full(place.stage), place.parity", "(Tile::full(place.stage), place.parity ^ 1",
      "what nobody wrote|is being copied|what was written by a bulk copy"),
-    ("parity ^= 1;", "", "wait without end|more arrivals"),
-    ("mbarrier_arrive_expect(full, Tile::kStageBytes)",
+    (TILE, "parity ^= rounds & 1;", "", "wait without end|more arrivals"),
+    (KERNELS, "mbarrier_arrive_expect(full, Tile::kStageBytes)",
      "mbarrier_arrive_expect(full, Tile::kStageBytes - 128)", "wait without end"),
-    ("mbarrier_arrive_expect(full, Tile::kStageBytes)",
+    (KERNELS, "mbarrier_arrive_expect(full, Tile::kStageBytes)",
      "mbarrier_arrive_expect(full, Tile::kBytesA)",
      "is being copied|wait without end|what was written by a bulk copy"),
-    ("ptx::warpgroup_wait<1>();", "ptx::warpgroup_wait<2>();", f"read by.*{RACE}"),
-    ("ptx::warpgroup_wait<0>();", "", f"{WRONG}|{RACE}|products under way"),
-    ("ptx::warpgroup_fence();", "", "no wgmma.fence"),
-    ("Tile::kThreads / 32);", "Tile::kThreads / 64);", f"wait without end|{RACE}"),
-    ("  ptx::sync_threads();\n", "", "an mbarrier whose init it may not see"),
-    ("Tile::sync();  // all", "// all", f"overwrites what was read by .*{RACE}"),
-    ("tile.store_sums();\n    Tile::sync();", "tile.store_sums();",
-     f"what nobody wrote|reads what was written by .*{RACE}"),
-    ("add || part > 0", "add && part > 0", WRONG),
-    ("step > work.first);", "true);", WRONG),
-    ("(left + 15) / 16", "left / 16", WRONG),
-    ("i / 4 * 8 + lane % 4 * 2)", "i / 4 * 8 + lane % 4)", f"{WRONG}|{RACE}|not aligned"),
-    ("warp * 16 + lane / 4 + i / 2 % 2 * 8;", "warp * 16 + lane / 4 + i / 4 % 2 * 8;",
-     "what nobody wrote"),
-    ("k_major_descriptor(b + part * 32)", "k_major_descriptor(b + part * 16)", WRONG),
-    ("/ ptx::kWarpgroup * 64 * kHopperStepBytes", "/ ptx::kWarpgroup * 32 * kHopperStepBytes",
+    (KERNELS, "ptx::warpgroup_wait<1>();", "ptx::warpgroup_wait<2>();", f"read by.*{RACE}"),
+    (KERNELS, "ptx::warpgroup_wait<0>();", "", f"{WRONG}|{RACE}|products under way"),
+    (TILE, "ptx::warpgroup_fence();", "", "no wgmma.fence"),
+    (KERNELS, "Tile::kOwners * ptx::kWarpgroup / 32);", "Tile::kOwners * ptx::kWarpgroup / 64);",
+     f"wait without end|{RACE}"),
+    (KERNELS, "  ptx::sync_threads();\n", "", "an mbarrier whose init it may not see"),
+    (KERNELS, "if (!Tile::kShared && ptx::elect_one()) ptx::mbarrier_arrive(Tile::turn",
+     "if (false) ptx::mbarrier_arrive(Tile::turn", "wait without end"),
+    (KERNELS, "ptx::mbarrier_wait(Tile::turn(warpgroup), ", "(void)(",
+     "what nobody wrote|is being copied|what was written by a bulk copy|more arrivals|without end"),
+    (KERNELS, "place.advance(Tile::kStages, work.last - work.first);", "",
+     "what nobody wrote|is being copied|what was written by a bulk copy|more arrivals|without end"),
+    (TILE, "add || part > 0", "add && part > 0", WRONG),
+    (KERNELS, "step > work.first);", "true);", WRONG),
+    (KERNELS, "(left + 15) / 16", "left / 16", WRONG),
+    (TILE, "k_major_descriptor(b + part * 32)", "k_major_descriptor(b + part * 16)", WRONG),
+    (TILE, "half * 64 * kHopperStepBytes", "half * 32 * kHopperStepBytes", WRONG),
+    (KERNELS, "((work.phase % 2 + tap.w_offset) >> shift)", "((work.phase % 2 + tap.h_offset) >> shift)",
      WRONG),
-    ("tap.w_offset - p.corner", "tap.h_offset - p.corner", WRONG),
-    ("pixel.w * p.conv.w.step + p.corner", "pixel.w * p.conv.w.step", f"{WRONG}|pixel box"),
-    ("tap.s, tap.r, n0}", "tap.r, tap.s, n0}", WRONG),
+    (KERNELS, "pixel.w * p.conv.w.step + p.corner", "pixel.w * p.conv.w.step",
+     f"{WRONG}|pixel box"),
+    (KERNELS, "tap.s, tap.r, work.column}", "tap.r, tap.s, work.column}", WRONG),
+    (EPILOGUE, "own / 32 * 16 + lane / 4", "own / 32 * 16 + lane / 8", f"{WRONG}|{RACE}|nobody wrote"),
+    (EPILOGUE, "chunk * 8 + lane % 4 * 2)", "chunk * 8 + lane % 4)", f"{WRONG}|{RACE}|not aligned"),
+    (EPILOGUE, "    ptx::pass_to_copies();\n", "", "did not pass to copies"),
+    (EPILOGUE, "    ptx::pass_to_copies();\n    sync();", "    ptx::pass_to_copies();",
+     f"reads what was written by .*{RACE}|did not pass to copies"),
+    (EPILOGUE, "    sync();  // the terms", "    // the terms",
+     f"reads what was written by .*{RACE}|overwrites what was read by .*{RACE}|nobody wrote"),
+    (EPILOGUE, "      ptx::copy_out_wait();\n", "", f"overwrites what was read by a bulk copy.*{RACE}"),
+    (KERNELS, "  if (epilogue.copies()) ptx::copy_out_wait();", "", "bulk copies out under way"),
 )  # fmt: skip
 IN_GRADIENT = (
-    ("part * 16 * kHopperStepBytes", "part * 8 * kHopperStepBytes", WRONG),
-    ("kPanelBytes)\n", "kPanelBytes / 2)\n", WRONG),
-    ("{n0 + panel * Tile::kStep,", "{n0,", WRONG),
+    (TILE, "part * 16 * kHopperStepBytes", "part * 8 * kHopperStepBytes", WRONG),
+    (TILE, "kPanelBytes)\n", "kPanelBytes / 2)\n", WRONG),
+    (KERNELS, "{work.column + panel * Tile::kStep,", "{work.column,", WRONG),
 )
+# In what is done beside the products.
+IN_FUSED = (
+    (EPILOGUE, "    sync();  // before anything", "    // before anything",
+     f"overwrites what was read by .*{RACE}"),
+    (EPILOGUE, "ptx::mbarrier_wait(Tile::residual(warpgroup), residual_parity, p.stall);", "",
+     "is being copied|what nobody wrote"),
+    (EPILOGUE, "residual_parity ^= 1;", "", "is being copied|what was written by a bulk copy"),
+    (EPILOGUE, "rest < end - row", "false", WRONG),
+    (EPILOGUE, "i % kPer * 2 + lane % 2 + lane / 2 * 4", "i % kPer * 2 + lane % 2 + lane / 2 * 2",
+     WRONG),
+    (EPILOGUE, "image * p.phases + work.phase", "image + work.phase", f"{WRONG}|another thread"),
+    (KERNELS, "work.phase / 2 + tap.h_offset", "work.phase % 2 + tap.h_offset", WRONG),
+    (EPILOGUE, "work.phase / 2, work.phase % 2,", "work.phase % 2, work.phase / 2,", WRONG),
+)  # fmt: skip
+IN_SPLITS = (
+    (EPILOGUE, "    const uint32_t ticket = Tile::kTickets + warpgroup * 4;\n    sync();",
+     "    const uint32_t ticket = Tile::kTickets + warpgroup * 4;", "another thread of the launch"),
+    (EPILOGUE, "+ 1 < static_cast<unsigned>(conv.splits)) return false;",
+     "> static_cast<unsigned>(conv.splits)) return false;", "another thread of the launch"),
+    (EPILOGUE, "p.tickets + work.tile", "p.tickets", f"another thread|{WRONG}|nan|tickets"),
+    (EPILOGUE, "int64_t(work.split) * kAll", "int64_t(0) * kAll", "another thread of the launch"),
+)  # fmt: skip
+IN_OVERLAP = (
+    (KERNELS, "  ptx::wait_for_kernel_before();\n  ptx::allow_kernel_after();\n", "",
+     "has not waited for the kernel before"),
+    (KERNELS, "  ptx::wait_for_kernel_before();\n#pragma", "#pragma",
+     "has not waited for the kernel before"),
+    (KERNELS, "  ptx::wait_for_kernel_before();\n  ptx::allow_kernel_after();\n",
+     "  ptx::allow_kernel_after();\n  ptx::wait_for_kernel_before();\n",
+     "allows the next kernel before it has waited"),
+    (KERNELS, "if (early > 0) {\n        --early;", "if (false) {",
+     "wait without end|more arrivals|is being copied"),
+)  # fmt: skip
 
 
-def faulty_library(folder, line, mistake):
+def faulty_library(folder, file, line, mistake):
     copy = folder / "cuda"
     shutil.copytree(emulated.CUDA, copy)
-    source = copy / "conv2d_sm90_kernels.cuh"
+    source = copy / file
     text = source.read_text()
     assert line in text
     source.write_text(text.replace(line, mistake))
@@ -214,16 +258,44 @@ def faulty_library(folder, line, mistake):
     return library
 
 
-@pytest.mark.parametrize(("line", "mistake", "finding"), PLANTED)
-def test_a_planted_fault_is_found(tmp_path, line, mistake, finding):
+@pytest.mark.parametrize(("file", "line", "mistake", "finding"), PLANTED)
+def test_a_planted_fault_is_found(tmp_path, file, line, mistake, finding):
     # More steps than stages, steps of 64 and of 40 channels, more tiles than blocks.
     case = hopper(n=6, c=104, c_out=40, height=10, width=10)
     with pytest.raises((RuntimeError, AssertionError), match=finding):
-        check_rounded(*run_forward(case, faulty_library(tmp_path, line, mistake)))
+        check_rounded(*run_forward(case, faulty_library(tmp_path, file, line, mistake)))
 
 
-@pytest.mark.parametrize(("line", "mistake", "finding"), IN_GRADIENT)
-def test_a_fault_planted_in_the_gradient_is_found(tmp_path, line, mistake, finding):
+@pytest.mark.parametrize(("file", "line", "mistake", "finding"), IN_GRADIENT)
+def test_a_fault_planted_in_the_gradient_is_found(tmp_path, file, line, mistake, finding):
     case = hopper(tile=5, n=2, c=104, c_out=40)
     with pytest.raises((RuntimeError, AssertionError), match=finding):
-        check_rounded(*run_grad_x(case, faulty_library(tmp_path, line, mistake)))
+        check_rounded(*run_grad_x(case, faulty_library(tmp_path, file, line, mistake)))
+
+
+def check_fused(library, *calls: Fused) -> None:
+    for call in calls:
+        test_conv2d_fused.check(call, library)
+
+
+@pytest.mark.parametrize(("file", "line", "mistake", "finding"), IN_FUSED)
+def test_a_fault_planted_beside_the_products_is_found(tmp_path, file, line, mistake, finding):
+    library = faulty_library(tmp_path, file, line, mistake)
+    many = hopper(tile=7, n=40, c=16, c_out=32, height=6, width=6)  # tiles, images in a block
+    enlarged = hopper(tile=6, c=40, c_out=24, n=3, height=5, width=7, upsample=True)
+    with pytest.raises((RuntimeError, AssertionError), match=finding):
+        check_fused(library, Fused(many, residual=True), Fused(enlarged))
+
+
+@pytest.mark.parametrize(("file", "line", "mistake", "finding"), IN_SPLITS)
+def test_a_fault_planted_in_splits_is_found(tmp_path, file, line, mistake, finding):
+    case = hopper(n=9, c=72, c_out=72, height=8, width=8, splits=3)
+    with pytest.raises((RuntimeError, AssertionError), match=finding):
+        check_fused(faulty_library(tmp_path, file, line, mistake), Fused(case, tickets=True))
+
+
+@pytest.mark.parametrize(("file", "line", "mistake", "finding"), IN_OVERLAP)
+def test_a_fault_planted_in_overlaps_is_found(tmp_path, file, line, mistake, finding):
+    case = hopper(n=9, c=72, c_out=72, height=8, width=8)
+    with pytest.raises((RuntimeError, AssertionError), match=finding):
+        check_fused(faulty_library(tmp_path, file, line, mistake), Fused(case, overlaps=True))

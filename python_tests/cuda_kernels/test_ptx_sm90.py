@@ -25,6 +25,7 @@ class TensorMap(ctypes.Structure):
         ("lower", c_int64),
         ("upper", c_int64),
         ("step", c_int64),
+        ("constant", c_bool),
     ]
 
 
@@ -172,7 +173,8 @@ REFUSED = (
     ({"size": (64, 4, 4, 2**32 + 1)}, r"dimensions of 1 to 2\^32"),
     ({"stride_bytes": (128, 520, 2048)}, "strides of multiples of 16 bytes"),
     ({"stride_bytes": (128, 512, 2**40)}, r"strides below 2\^40 bytes"),
-    ({"row": 32}, "rows as long as the swizzle"),
+    ({"row": 32}, None),
+    ({"row": 16}, "rows as long as the swizzle"),
     ({"im2col": False, "box": (1, 1, 257)}, "boxes of 1 to 256 elements a side"),
     ({"lower": -129}, "corners of the pixel box of -128 to 127"),
     ({"upper": 128}, "corners of the pixel box of -128 to 127"),
