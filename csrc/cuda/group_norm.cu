@@ -109,13 +109,15 @@ LaunchShape sum_blocks(NormParams<T, V>& p, int64_t pack, bool overlaps) {
           overlaps};
 }
 
+constexpr int64_t kFewestRows = 8;
+
 // How many pixels a block of the apply kernels covers, and its launch. Many, as each reads the
 // moments of its image again: of half an image of 16-bit numbers they are 6 % of what a block moves
 // (8 bytes a channel and 64 pixels beside 2 x 2 a pixel). Fewer where blocks would be too few: two
 // for most multiprocessors, or, below the rows that a block's threads take at a time, one.
 template <class T, class V>
 LaunchShape apply_blocks(NormParams<T, V>& p, int64_t pack, bool overlaps) {
-  constexpr int64_t kAhead = 4, kFewestRows = 8;
+  constexpr int64_t kAhead = 4;
   const int64_t images_chunks = p.n * chunks_of(p), available = multiprocessors();
   const auto blocks = [&](int64_t rows) { return images_chunks * blocks_of(p.pixels, rows); };
   const int64_t packs = p.sources[0].chunk_channels / pack;
@@ -133,11 +135,11 @@ LaunchShape apply_blocks(NormParams<T, V>& p, int64_t pack, bool overlaps) {
 // Null, or why the blocks of a launch cannot be counted.
 const char* refusal(const GroupNormArgs& args) {
   constexpr int64_t kMost = (int64_t(1) << 31) - 1;
-  const int64_t blocks = args.n * blocks_of(args.pixels, 8) * (channels_of(args) + 2);
-  const bool fits = args.pixels <= kMost - kMomentPixels && args.n * args.groups <= kMost;
-  return fits && blocks / kNormChannels < kMost
-             ? nullptr
-             : "more than 2^31 blocks of 8 pixels and 64 channels";
+  // Chunks of equal size have more than half of kNormChannels channels.
+  const int64_t chunks = channels_of(args) / (kNormChannels / 2) + args.source_count;
+  const bool fits = args.pixels <= kMost - kMomentPixels && args.n * args.groups <= kMost &&
+                    args.n * blocks_of(args.pixels, kFewestRows) * chunks <= kMost;
+  return fits ? nullptr : "more than 2^31 blocks of 8 pixels and 32 channels";
 }
 
 // The sources' parts in scratch, for those that have none.
