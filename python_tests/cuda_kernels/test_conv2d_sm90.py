@@ -163,7 +163,7 @@ PLANTED = (
     (KERNELS, "ptx::mbarrier_wait(Tile::empty(place.stage), place.parity ^ 1, p.stall);", "",
      f"read by a product.*{RACE}|more arrivals"),
     (KERNELS, "(Tile::empty(place.stage), place.parity ^ 1", "(Tile::empty(place.stage), place.parity",
-     "wait without end, the first for a phase of an mbarrier"),
+     "wait without end, the first for a phase of an mbarrier|more arrivals"),
     (KERNELS, "(Tile::full(place.stage), place.parity", "(Tile::full(place.stage), place.parity ^ 1",
      "what nobody wrote|is being copied|what was written by a bulk copy"),
     (TILE, "parity ^= rounds & 1;", "", "wait without end|more arrivals"),
@@ -201,7 +201,6 @@ PLANTED = (
      f"reads what was written by .*{RACE}|did not pass to copies"),
     (EPILOGUE, "    sync();  // the terms", "    // the terms",
      f"reads what was written by .*{RACE}|overwrites what was read by .*{RACE}|nobody wrote"),
-    (EPILOGUE, "      ptx::copy_out_wait();\n", "", f"overwrites what was read by a bulk copy.*{RACE}"),
     (KERNELS, "  if (epilogue.copies()) ptx::copy_out_wait();", "", "bulk copies out under way"),
 )  # fmt: skip
 IN_GRADIENT = (
@@ -211,6 +210,7 @@ IN_GRADIENT = (
 )
 # In what is done beside the products.
 IN_FUSED = (
+    (EPILOGUE, "      ptx::copy_out_wait();\n", "", f"overwrites what was read by a bulk copy.*{RACE}"),
     (EPILOGUE, "    sync();  // before anything", "    // before anything",
      f"overwrites what was read by .*{RACE}"),
     (EPILOGUE, "ptx::mbarrier_wait(Tile::residual(warpgroup), residual_parity, p.stall);", "",
@@ -225,7 +225,7 @@ IN_FUSED = (
 )  # fmt: skip
 IN_SPLITS = (
     (EPILOGUE, "    const uint32_t ticket = Tile::kTickets + warpgroup * 4;\n    sync();",
-     "    const uint32_t ticket = Tile::kTickets + warpgroup * 4;", "another thread of the launch"),
+     "    const uint32_t ticket = Tile::kTickets + warpgroup * 4;", f"another thread|{RACE}"),
     (EPILOGUE, "+ 1 < static_cast<unsigned>(conv.splits)) return false;",
      "> static_cast<unsigned>(conv.splits)) return false;", "another thread of the launch"),
     (EPILOGUE, "p.tickets + work.tile", "p.tickets", f"another thread|{WRONG}|nan|tickets"),
@@ -284,7 +284,7 @@ def test_a_fault_planted_beside_the_products_is_found(tmp_path, file, line, mist
     many = hopper(tile=7, n=40, c=16, c_out=32, height=6, width=6)  # tiles, images in a block
     enlarged = hopper(tile=6, c=40, c_out=24, n=3, height=5, width=7, upsample=True)
     with pytest.raises((RuntimeError, AssertionError), match=finding):
-        check_fused(library, Fused(many, residual=True), Fused(enlarged))
+        check_fused(library, Fused(many, residual="channels_last"), Fused(enlarged))
 
 
 @pytest.mark.parametrize(("file", "line", "mistake", "finding"), IN_SPLITS)
