@@ -43,7 +43,7 @@ def measure_costs(run: Path, scorer: Scorer) -> tuple[CostTable, CostTable]:
     config, device = sampler.config, sampler.device
     widths = config.search.widths
     batch = config.eval.batch_size
-    x = torch.randn(batch, *sampler.shape, device=device)  # [N, C, H, W]
+    x = torch.randn(batch, *sampler.shape, device=device, dtype=sampler.dtype)  # [N, C, H, W]
     x = x.contiguous(memory_format=torch.channels_last)
     t = torch.zeros(batch, dtype=torch.int64, device=device)  # [N]
 
@@ -55,7 +55,7 @@ def measure_costs(run: Path, scorer: Scorer) -> tuple[CostTable, CostTable]:
 
     where = conditions(
         batch=batch,
-        dtype="float32",
+        dtype=config.sampler.dtype,
         device=device.type,
         network=f"ch {config.model.ch}, image {config.model.image_size}",
     )
@@ -98,7 +98,7 @@ def sensitivity_of(scorer: Scorer, images: Tensor) -> Sensitivity:
 
     with progress_bar("sensitivity", count, "level") as bar:
         return measure_sensitivity(
-            sampler.network,
+            lambda x, t, width: sampler.network(x.to(sampler.dtype), t, width),
             images.to(sampler.device),
             add_noise=lambda x0, noise, t: add_noise(x0, noise, t, schedule),
             timesteps=timesteps,
