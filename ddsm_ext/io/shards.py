@@ -1,8 +1,8 @@
 """A network's weights as several small safetensors files and the index that joins them.
 
 The index has the form that the Hugging Face libraries read: `NAME.safetensors.index.json` with
-"metadata" and "weight_map" (tensor -> file). The files are `NAME-1a2b3c4d-00001-of-00003.safetensors`
-and so on, named by their content.
+"metadata" and "weight_map" (tensor -> file). The files are named by their content, too:
+`NAME-1a2b3c4d-00001-of-00003.safetensors`.
 """
 
 from __future__ import annotations
