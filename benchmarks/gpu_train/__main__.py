@@ -184,9 +184,8 @@ class Plan:
         values = merge(preset_values("cifar10"), self.preset.settings)
         model = UNetConfig.from_dict(values["model"])
         share = unet_macs(model, self.preset.equal_width) / unet_macs(model, 1.0)
-        arguments = self.arguments
-        cache = str(self.work / "cache")
-        settings = self.preset.resolved(str(arguments.data), str(arguments.features), cache, share)
+        paths = (self.arguments.data, self.arguments.features, self.work)
+        settings = self.preset.resolved(*paths, share)
         settings["train"] |= {"seed": 0, "start_from": None}
         return settings
 

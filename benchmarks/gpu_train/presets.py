@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 Settings = dict[str, dict[str, Any]]
@@ -20,18 +21,19 @@ class Preset:
     needs_gpu: bool = True
     threads: int | None = None  # of the processor; None: as many as it has
 
-    def resolved(self, data: str, features: str, cache: str, equal_cost: float) -> Settings:
+    def resolved(self, data: Path, features: Path, work: Path, equal_cost: float) -> Settings:
         """Return the settings with the paths of one run.
 
         Args:
             data: archive or folder of images.
             features: classifier file.
-            cache: folder of decoded images.
+            work: folder of decoded images and their statistics.
             equal_cost: MACs of `equal_width` as a share of the full width's.
         """
         values = copy.deepcopy(self.settings)
-        values["data"] |= {"source": data, "cache": cache}
-        values["eval"] |= {"features": f"classifier:{features}"}
+        values["data"] |= {"source": str(data), "cache": str(work / "cache")}
+        reference = str(work / "reference.npz")
+        values["eval"] |= {"features": f"classifier:{features}", "reference": reference}
         values["search"] |= {"budget_macs": equal_cost}
         return values
 
@@ -59,12 +61,17 @@ _CIFAR10: Settings = {
     },
     "sampler": {"kind": "ddim", "steps": 50, "dtype": "bfloat16"},
     "search": {"population": 32, "generations": 8, "full_per_generation": 1, "full_final": 6},
-    "eval": {"images": 4000, "search_images": 1024, "batch_size": 512},
+    "eval": {
+        "images": 4000,
+        "search_images": 1024,
+        "sensitivity_images": 512,
+        "batch_size": 512,
+    },
 }
 
 _TINY: Settings = {
     "model": {
-        "ch": 16,
+        "ch": 8,
         "ch_mult": [1, 2],
         "attn": [],
         "num_res_blocks": 1,
@@ -77,7 +84,7 @@ _TINY: Settings = {
     | {"batch_size": 16, "warmup_steps": 20, "workers": 0, "log_every": 5, "checkpoint_every": 20},
     "sampler": {"kind": "ddim", "steps": 6, "dtype": "bfloat16"},
     "search": {"population": 8, "generations": 2, "full_per_generation": 1, "full_final": 2},
-    "eval": {"images": 128, "search_images": 32, "batch_size": 32},
+    "eval": {"images": 128, "search_images": 32, "sensitivity_images": 16, "batch_size": 32},
 }
 
 PRESETS = {

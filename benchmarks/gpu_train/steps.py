@@ -140,7 +140,8 @@ def _stop(process: subprocess.Popen[bytes]) -> int:
 def _last_lines(log: Path, first: int) -> list[str]:
     with log.open("rb") as file:
         file.seek(first)
-        lines = [line.decode(errors="replace").rstrip()[:300] for line in deque(file, TAIL_LINES)]
+        every = (line.decode(errors="replace").rstrip()[:300] for line in file)
+        lines = list(deque((line for line in every if line[:1].isalnum()), TAIL_LINES))
     for line in lines:
         print(f"    {line}", flush=True)
     return lines

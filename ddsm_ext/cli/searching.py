@@ -26,7 +26,6 @@ from ddsm_ext.search.objective import additive_quality
 from ddsm_ext.search.progress import terminal_progress
 from ddsm_ext.search.sensitivity import Sensitivity, measure_sensitivity
 
-SENSITIVITY_IMAGES = 128
 SENSITIVITY_LEVELS = 24
 SENSITIVITY_STREAM = 2  # sampling itself draws from the streams 0 and 1
 # Seeds of a search's samples begin here: a strategy is chosen on other noise than it is scored on.
@@ -134,9 +133,8 @@ def search_run(run: Path, scorer: Scorer) -> Any:
     set_aside_other(run, {**_identity(scorer), "cost": config.search.cost, **_choices(config)})
     macs, ms = measure_costs(run, scorer)
     save_costs(run, macs, ms)
-    images = (
-        torch.cat(list(image_batches(scorer.dataset, SENSITIVITY_IMAGES))).float() / 127.5 - 1.0
-    )
+    images = torch.cat(list(image_batches(scorer.dataset, config.eval.sensitivity_images)))
+    images = images.float() / 127.5 - 1.0  # [N, C, H, W] in [-1, 1]
     measured = sensitivity_of(scorer, images)
     measured.save(run / "search" / "sensitivity.json")
     log_snrs = plan_log_snrs(scorer.sampler.schedule, config.sampler)
