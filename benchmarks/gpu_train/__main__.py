@@ -37,9 +37,9 @@ DDSM = ("-m", "ddsm_ext.cli.main")
 def main(words: list[str]) -> int:
     """Run the plan; returns 0 if all went well, 1 if a step failed, 2 if nothing could begin."""
     start_s = time.monotonic()
-    arguments = _arguments(words)
     signal.signal(signal.SIGTERM, _leave)
     try:
+        arguments = _arguments(words)
         checks.check_arguments(arguments)
         plan = Plan(arguments, Budget(start_s, arguments.minutes))
         plan.prepare()
@@ -54,8 +54,13 @@ def _leave(number: int, frame: object) -> NoReturn:
     raise SystemExit(128 + number)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise Refusal(f"{message}; see --help")
+
+
 def _arguments(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="gpu_train.sh",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -134,6 +139,8 @@ class Plan:
         if self.site is not None:
             sys.path.insert(0, str(self.site))
         self.out.mkdir(parents=True, exist_ok=True)
+        for left in self.out.glob(".*.tmp"):  # of a call that was killed while it wrote
+            left.unlink()
         self._settle()
 
     def _build(self, folder: Path) -> None:

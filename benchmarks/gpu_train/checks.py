@@ -13,7 +13,7 @@ from typing import Any
 
 from gpu_train.presets import PRESETS
 
-LEAST_MINUTES = 0.5
+LEAST_MINUTES, MOST_MINUTES = 0.5, 24 * 60
 # What the commands of the plan import, in a process that sees what they will see.
 _PROBE = """
 import json, sys
@@ -50,8 +50,10 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     Raises:
         Refusal: one sentence about the first thing that is wrong.
     """
-    if arguments.minutes < LEAST_MINUTES:
-        raise Refusal(f"--minutes is {arguments.minutes:g}; need at least {LEAST_MINUTES:g}")
+    if not LEAST_MINUTES <= arguments.minutes <= MOST_MINUTES:
+        raise Refusal(
+            f"--minutes is {arguments.minutes:g}; need {LEAST_MINUTES:g} to {MOST_MINUTES}"
+        )
     if arguments.preset not in PRESETS:
         raise Refusal(f"--preset is {arguments.preset!r}; need one of {', '.join(PRESETS)}")
     if not arguments.data.exists():

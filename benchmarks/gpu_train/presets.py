@@ -62,7 +62,7 @@ _CIFAR10: Settings = {
     "sampler": {"kind": "ddim", "steps": 50, "dtype": "bfloat16"},
     "search": {"population": 32, "generations": 8, "full_per_generation": 1, "full_final": 6},
     "eval": {
-        "images": 4000,
+        "images": 4096,
         "search_images": 1024,
         "sensitivity_images": 512,
         "batch_size": 512,

@@ -129,7 +129,10 @@ def test_a_killed_plan_leaves_no_command_behind(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        (["--minutes", "0.1"], "--minutes is 0.1; need at least 0.5"),
+        (["--minutes", "0.1"], "--minutes is 0.1; need 0.5 to 1440"),
+        (["--minutes", "nan"], "--minutes is nan; need 0.5 to 1440"),
+        (["--minutes", "many"], "argument --minutes: invalid float value: 'many'; see --help"),
+        (["--minute", "7"], "unrecognized arguments: --minute 7"),
         (["--preset", "cifar"], "--preset is 'cifar'; need one of cifar10, tiny"),
         (["--data", "/nowhere.tar"], "--data /nowhere.tar: no such file or folder"),
         (["--features", "/nowhere"], "--features /nowhere: no such file; need one of `ddsm class"),
