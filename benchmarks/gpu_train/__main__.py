@@ -1,6 +1,7 @@
 """Trains a network for all widths, searches a strategy and scores it, within minutes.
 
-What lies in OUT_DIR afterwards, and at any moment before (at most 8 files, each below 15 MB):
+What lies in OUT_DIR, and at any moment of the run is of use (8 files at most, but for the fraction
+of a second in which new weights replace the old ones; each below 15 MB):
   ema-*.safetensors           averaged weights in bfloat16; `ddsm convert` joins what the index
   ema.safetensors.index.json  names into a run folder, with the settings that the index holds
   results.json                settings, log, sensitivity, front, scores, times, outcome of each step
