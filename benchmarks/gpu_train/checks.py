@@ -14,7 +14,8 @@ from typing import Any
 from gpu_train.presets import PRESETS
 
 LEAST_MINUTES, MOST_MINUTES = 0.5, 24 * 60
-# What the commands of the plan import, in a process that sees what they will see.
+# What the commands of the plan import, in a process that sees what they will see. Packages of other
+# people come first: whether they are there is known before ddsm_ext is built.
 _PROBE = """
 import json, sys
 about = {}
@@ -24,6 +25,8 @@ try:
     if torch.cuda.is_available():
         about |= {"gpu": torch.cuda.get_device_name(0)}
         about |= {"capability": list(torch.cuda.get_device_capability(0))}
+    import numpy, PIL.Image, safetensors.torch, tqdm
+    import pymoo.algorithms.moo.nsga2, pymoo.indicators.hv
     if sys.argv[1] == "package":
         import ddsm_ext.training.loop, ddsm_ext.training.data, ddsm_ext.search.evolution
         import ddsm_ext.cli.evaluate, ddsm_ext.io.shards
@@ -71,7 +74,16 @@ def check_arguments(arguments: argparse.Namespace) -> None:
 
 
 def probe(what: str, features: Path, environment: Mapping[str, str]) -> dict[str, Any]:
-    """Ask a process with `environment` for its versions, GPU and, for "package", ours.
+    """Ask a process with `environment` for its versions, its GPU and what it lacks.
+
+    Args:
+        what: "torch": what others wrote; "package": ddsm_ext and the features, too.
+        features: classifier file.
+        environment: variables beside this process's own.
+
+    Returns:
+        "torch", "cuda", "gpu" and "capability" where there is one; for "package" also "ddsm_ext",
+        "cuda_missing" (why its CUDA library is not there) and "features_shape" [C, H].
 
     Raises:
         Refusal: a package is missing, or something does not load.
@@ -87,7 +99,7 @@ def probe(what: str, features: Path, environment: Mapping[str, str]) -> dict[str
     if (missing := about.get("missing")) is not None:
         raise Refusal(
             f"the Python package {missing} is missing; need it on PYTHONPATH, e.g. from "
-            f"`pip install --target FOLDER {missing.partition('.')[0]}`"
+            f"`pip install --target FOLDER {missing.partition('.')[0]}` (benchmarks/README.md)"
         )
     if (refused := about.get("refused")) is not None:
         raise Refusal(refused)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from bench.scripts import ROOT, load
 
+import ddsm_ext
 from ddsm_ext.cli.config import RunConfig, merge, preset_values
 from ddsm_ext.cli.main import main as ddsm
 from ddsm_ext.eval.classifier import ClassifierConfig, save_classifier, train_classifier
@@ -162,17 +163,16 @@ def test_help_says_what_comes_out_and_what_a_second_call_needs(
         assert part in text
 
 
+@pytest.mark.parametrize("what", ["torch", "package"])
 @pytest.mark.parametrize("package", ["pymoo", "PIL"])
-def test_a_missing_package_is_named_before_anything_is_trained(
-    tmp_path: Path, package: str, given: Path
+def test_a_missing_package_is_named_before_anything_is_built_or_trained(
+    tmp_path: Path, package: str, what: str, given: Path
 ) -> None:
     (tmp_path / f"{package}.py").write_text(
         f"raise ModuleNotFoundError('No module named {package}', name='{package}')"
     )
     with pytest.raises(Refusal, match=f"the Python package {package} is missing; need it on PYTH"):
-        checks.probe(
-            "package", given / "features-32.safetensors", {"PYTHONPATH": str(tmp_path)}
-        )
+        checks.probe(what, given / "features-32.safetensors", {"PYTHONPATH": str(tmp_path)})
 
 
 @NO_GPU
@@ -187,6 +187,31 @@ def test_devices_and_features_are_checked(given: Path) -> None:
         checks.check_package("cpu", about, "tiny")
     with pytest.raises(Refusal, match="not a safetensors file"):
         checks.probe("package", Path(__file__), {})
+
+
+@NO_GPU
+def test_a_build_that_fails_is_one_sentence(given: Path, tmp_path: Path) -> None:
+    plan = Plan(_arguments(words(given, tmp_path)), Budget(time.monotonic(), 60.0))
+    plan.work.mkdir()
+    with pytest.raises(Refusal, match=r"building ddsm_ext failed \(exit code 1: .*log.txt$"):
+        plan._build(tmp_path / "build")
+
+
+def test_a_built_package_is_taken_from_its_folder(
+    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "ddsm_ext").symlink_to(Path(ddsm_ext.__file__).parent)
+    arguments = _arguments(words(given, tmp_path, "--site", str(site)))
+    plan = Plan(arguments, Budget(time.monotonic(), 60.0))
+    plan.prepare()
+    assert plan.about["ddsm_ext"] == ddsm_ext.__version__
+    code = "import ddsm_ext; print(ddsm_ext.__file__)"
+    environment = {**os.environ, **plan.environment}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert done.stdout.decode().startswith(str(site))
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
