@@ -21,6 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", default="digits", metavar="PATH", help="labelled images (default: the digits)"
     )
     parser.add_argument("--out", required=True, metavar="FILE", help=".safetensors file to write")
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        default=20,
+        metavar="N",
+        help="passes over the images; fewer take less time and recognise less (default: 20)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -29,18 +36,21 @@ def run(args: argparse.Namespace) -> int:
     if out.suffix != ".safetensors":
         raise ValueError(f"--out is {args.out}; needs a name that ends in .safetensors")
 
-    from ddsm_ext.eval.classifier import save_classifier, train_classifier
+    from ddsm_ext.eval.classifier import ClassifierConfig, save_classifier, train_classifier
     from ddsm_ext.training.config import DataConfig
     from ddsm_ext.training.data import load_dataset
 
     dataset = load_dataset(DataConfig(source=args.data, split="all"))
     if dataset.labels is None:
         raise ValueError(f"--data {args.data}: its images have no labels; needs a folder a class")
+    channels, size, _ = dataset.shape
+    config = ClassifierConfig(size, channels, int(dataset.labels.max()) + 1, epochs=args.epochs)
     with progress_bar("training the classifier", None, "epoch") as bar:
         trained = train_classifier(
             dataset.images,
             dataset.labels,
             data_name=dataset.name,
+            config=config,
             progress=lambda epoch, epochs, loss: bar.update(),
         )
     save_classifier(trained, out)

@@ -33,7 +33,13 @@ def build_network(config: RunConfig, device: torch.device) -> Any:
         return SlimmableUNet(config.model).to(device)
 
 
-def load_network(run: Path, config: RunConfig, device: torch.device, weights: str = "ema") -> Any:
+def load_network(
+    run: Path,
+    config: RunConfig,
+    device: torch.device,
+    weights: str = "ema",
+    dtype: torch.dtype = torch.float32,
+) -> Any:
     """Return the network of a run's newest whole checkpoint, in eval mode.
 
     Args:
@@ -41,6 +47,7 @@ def load_network(run: Path, config: RunConfig, device: torch.device, weights: st
         config: its configuration.
         device: where to put it.
         weights: "ema" (averaged over training) or "model" (the last step's).
+        dtype: of its weights.
 
     Raises:
         FileNotFoundError: the run has no whole checkpoint yet.
@@ -57,7 +64,12 @@ def load_network(run: Path, config: RunConfig, device: torch.device, weights: st
         raise ValueError(f"{newest}: has no {weights} weights{did_you_mean(weights, groups)}")
     network = build_network(config, torch.device("cpu"))
     load_weights(network, groups[weights], str(newest))
-    return network.to(device).eval()
+    return network.to(device, dtype).eval()
+
+
+def sampling_dtype(config: RunConfig) -> torch.dtype:
+    """Return the dtype that `sampler.dtype` names."""
+    return getattr(torch, config.sampler.dtype)
 
 
 def load_weights(network: Any, tensors: dict[str, Tensor], where: str) -> None:
@@ -121,7 +133,7 @@ class Sampler:
     """A network with everything that sampling from it needs.
 
     Args:
-        network: called as network(x, t, width).
+        network: called as network(x, t, width), computes in the dtype of its weights.
         config: the run's configuration; its sampler section decides kind and steps.
         device: where the network is.
         batch_size: images that run together.
@@ -142,6 +154,11 @@ class Sampler:
         model = self.config.model
         return (model.image_channels, model.image_size, model.image_size)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the network's weights, in which it computes."""
+        return next(self.network.parameters()).dtype
+
     def images(
         self,
         strategy: Strategy | float,
@@ -159,6 +176,7 @@ class Sampler:
             parameterisation=self.config.diffusion.parameterisation,
             batch_size=self.batch_size,
             device=self.device,
+            dtype=self.dtype,
             progress=progress,
         )
 

@@ -1,7 +1,8 @@
-"""Import what the official DDSM code wrote: a checkpoint, or the result of its search.
+"""Import what the official DDSM code wrote, or weights in several files, as a run or a strategy.
 
-ddsm convert ckpt.pt --flags flagfile.txt     a checkpoint, into a new run folder
+ddsm convert ckpt.pt --flags flagfile.txt     an official checkpoint, into a new run folder
 ddsm convert search.txt --out s.json          widths of the timesteps, into a strategy file
+ddsm convert ema.safetensors.index.json       the files that the index names, into a new run folder
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 from ddsm_ext.cli import runs
 from ddsm_ext.cli.config import RunConfig, merge, parse_settings, preset_values
 from ddsm_ext.cli.console import say
+from ddsm_ext.io.shards import INDEX_ENDING
 from ddsm_ext.settings import did_you_mean
 
 STRATEGY_ENDINGS = (".txt", ".json")
@@ -22,13 +24,15 @@ FIXED_SECTIONS = ("model", "diffusion")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `ddsm convert`."""
-    parser.add_argument("source", help="official checkpoint (.pt) or search result (.txt)")
+    parser.add_argument(
+        "source", help="official checkpoint (.pt) or search result (.txt), or an index of weights"
+    )
     parser.add_argument("--out", metavar="FILE", help="strategy file to write (search results)")
     parser.add_argument("--flags", metavar="FILE", help="flag file that the checkpoint came with")
     parser.add_argument("--groups", type=int, help="groups of its GroupNorm: 32 (default) or 16")
     parser.add_argument("--group", default="ema_model", help="ema_model (default) or net_model")
     parser.add_argument("--root", default="runs", metavar="FOLDER", help="where its run goes")
-    parser.add_argument("--name", default="official", help="name of the run (default: official)")
+    parser.add_argument("--name", help="name of the run (default: official, or that of the index)")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE",
                         help="a setting of the run, e.g. data.source=cifar.zip")  # fmt: skip
 
@@ -41,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
     if args.group not in ("ema_model", "net_model"):
         known = ("ema_model", "net_model")
         raise ValueError(f"--group is {args.group!r}{did_you_mean(args.group, known)}")
+    if source.name.endswith(INDEX_ENDING):
+        return _convert_shards(source, args)
     if source.suffix.lower() in STRATEGY_ENDINGS:
         return _convert_search(source, Path(args.out or f"{source.stem}-strategy.json"))
     return _convert_checkpoint(source, args)
@@ -58,16 +64,41 @@ def _convert_search(source: Path, out: Path) -> int:
 
 def _convert_checkpoint(source: Path, args: argparse.Namespace) -> int:
     from ddsm_ext.compat.official_ddsm import load_official_ddsm
-    from ddsm_ext.io.checkpoint import save_checkpoint
-    from ddsm_ext.io.run_dir import create_run
 
     flags = official_flags(args)
     network = load_official_ddsm(source, flags, group=args.group)
     config = official_run(network.config, int(flags.get("T", 1000)), args.set)
     tensors: dict[str, Any] = {k: v.contiguous() for k, v in network.state_dict().items()}
-    folder = create_run(args.root, args.name, config.to_dict())
+    return _new_run(args.name or "official", config, tensors, 0, source, args)
+
+
+def _convert_shards(source: Path, args: argparse.Namespace) -> int:
+    """Join the files of an index that carries its run's configuration."""
+    from ddsm_ext.io.shards import load_shards
+
+    tensors, about = load_shards(source)
+    if "config" not in about:
+        raise ValueError(f"{source}: its metadata hold no config; needs one of a run of ddsm")
+    config = RunConfig.from_dict(merge(about["config"], parse_settings(args.set)), str(source))
+    name = args.name or source.name.removesuffix(INDEX_ENDING)
+    floats = {key: tensor.float() for key, tensor in tensors.items()}
+    return _new_run(name, config, floats, int(about.get("step", 0)), source, args)
+
+
+def _new_run(
+    name: str,
+    config: RunConfig,
+    tensors: dict[str, Any],
+    step: int,
+    source: Path,
+    args: argparse.Namespace,
+) -> int:
+    from ddsm_ext.io.checkpoint import save_checkpoint
+    from ddsm_ext.io.run_dir import create_run
+
+    folder = create_run(args.root, name, config.to_dict())
     runs.note_command(folder)
-    save_checkpoint(folder, 0, {"model": tensors, "ema": tensors}, {"source": source.name})
+    save_checkpoint(folder, step, {"model": tensors, "ema": tensors}, {"source": source.name})
     say(f"{sum(t.numel() for t in tensors.values()):,} parameters, widths {config.model.widths}")
     print(folder)
     return 0

@@ -18,6 +18,7 @@ class EvalConfig(Settings):
         batch_size: images that run together.
         reference: .npz of reference statistics; None takes the data set of the run.
         search_images: samples of one score during a search.
+        sensitivity_images: real images on which a search measures the error of each width.
         kid_subsets: subsets of the kernel distance.
         kid_subset_size: images of such a subset.
 
@@ -31,6 +32,7 @@ class EvalConfig(Settings):
     batch_size: int = 256
     reference: str | None = None
     search_images: int = 1024
+    sensitivity_images: int = 128
     kid_subsets: int = 50
     kid_subset_size: int = 500
 
@@ -40,6 +42,7 @@ class EvalConfig(Settings):
             ("first_seed", 0),
             ("batch_size", 1),
             ("search_images", 2),
+            ("sensitivity_images", 1),
             ("kid_subsets", 1),
             ("kid_subset_size", 2),
         ):

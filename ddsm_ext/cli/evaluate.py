@@ -67,8 +67,10 @@ def run(args: argparse.Namespace) -> int:
     if args.images:
         print(json.dumps(score_folder(scorer, args.images), indent=2))
         return 0
-    rows = [scorer.score(name, strategy, seeds) for name, strategy in chosen]
-    metrics = save_scores(folder, scorer, rows)
+    rows: list[dict[str, Any]] = []
+    for name, strategy in chosen:
+        rows.append(scorer.score(name, strategy, seeds))
+        metrics = save_scores(folder, scorer, rows[-1:])  # kept, whatever becomes of the next
     both = _full_and_strategy(rows, [strategy for _, strategy in chosen])
     if both:
         save_timing(folder, interleaved_ms(scorer.sampler, both, config.eval.batch_size))

@@ -53,9 +53,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     device = runs.choose_device(args.device)
 
-    from ddsm_ext.cli.compose import Sampler, load_network
+    from ddsm_ext.cli.compose import Sampler, load_network, sampling_dtype
 
-    network = load_network(folder, config, device, args.weights)
+    network = load_network(folder, config, device, args.weights, sampling_dtype(config))
     sampler = Sampler(network, config, device, args.batch_size)
     images, ms = sampler.timed_images(strategy, seeds, f"sampling {name}")
     steps = config.sampler.steps or config.diffusion.timesteps

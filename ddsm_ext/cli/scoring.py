@@ -16,6 +16,7 @@ from ddsm_ext.cli.compose import (
     load_network,
     make_extractor_for,
     reference_for,
+    sampling_dtype,
     weights_digest,
 )
 from ddsm_ext.cli.config import RunConfig
@@ -48,7 +49,7 @@ class Scorer:
         cls, run: Path, config: RunConfig, device: torch.device, dataset: Any = None
     ) -> Scorer:
         """Return the scorer of a run's newest checkpoint; without a data set it reads the run's."""
-        network = load_network(run, config, device)
+        network = load_network(run, config, device, dtype=sampling_dtype(config))
         dataset = load_images(config) if dataset is None else dataset
         extractor = make_extractor_for(config, run, dataset)
         reference = reference_for(config, extractor, dataset)

@@ -26,7 +26,6 @@ from ddsm_ext.search.objective import additive_quality
 from ddsm_ext.search.progress import terminal_progress
 from ddsm_ext.search.sensitivity import Sensitivity, measure_sensitivity
 
-SENSITIVITY_IMAGES = 128
 SENSITIVITY_LEVELS = 24
 SENSITIVITY_STREAM = 2  # sampling itself draws from the streams 0 and 1
 # Seeds of a search's samples begin here: a strategy is chosen on other noise than it is scored on.
@@ -43,7 +42,7 @@ def measure_costs(run: Path, scorer: Scorer) -> tuple[CostTable, CostTable]:
     config, device = sampler.config, sampler.device
     widths = config.search.widths
     batch = config.eval.batch_size
-    x = torch.randn(batch, *sampler.shape, device=device)  # [N, C, H, W]
+    x = torch.randn(batch, *sampler.shape, device=device, dtype=sampler.dtype)  # [N, C, H, W]
     x = x.contiguous(memory_format=torch.channels_last)
     t = torch.zeros(batch, dtype=torch.int64, device=device)  # [N]
 
@@ -55,7 +54,7 @@ def measure_costs(run: Path, scorer: Scorer) -> tuple[CostTable, CostTable]:
 
     where = conditions(
         batch=batch,
-        dtype="float32",
+        dtype=config.sampler.dtype,
         device=device.type,
         network=f"ch {config.model.ch}, image {config.model.image_size}",
     )
@@ -98,7 +97,7 @@ def sensitivity_of(scorer: Scorer, images: Tensor) -> Sensitivity:
 
     with progress_bar("sensitivity", count, "level") as bar:
         return measure_sensitivity(
-            sampler.network,
+            lambda x, t, width: sampler.network(x.to(sampler.dtype), t, width),
             images.to(sampler.device),
             add_noise=lambda x0, noise, t: add_noise(x0, noise, t, schedule),
             timesteps=timesteps,
@@ -134,9 +133,8 @@ def search_run(run: Path, scorer: Scorer) -> Any:
     set_aside_other(run, {**_identity(scorer), "cost": config.search.cost, **_choices(config)})
     macs, ms = measure_costs(run, scorer)
     save_costs(run, macs, ms)
-    images = (
-        torch.cat(list(image_batches(scorer.dataset, SENSITIVITY_IMAGES))).float() / 127.5 - 1.0
-    )
+    images = torch.cat(list(image_batches(scorer.dataset, config.eval.sensitivity_images)))
+    images = images.float() / 127.5 - 1.0  # [N, C, H, W] in [-1, 1]
     measured = sensitivity_of(scorer, images)
     measured.save(run / "search" / "sensitivity.json")
     log_snrs = plan_log_snrs(scorer.sampler.schedule, config.sampler)

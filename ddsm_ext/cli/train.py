@@ -98,7 +98,7 @@ def train_run(folder: Path, config: RunConfig, dataset: Any, device: Any) -> Any
     """
     import numpy as np
 
-    from ddsm_ext.cli.compose import Sampler, build_network
+    from ddsm_ext.cli.compose import Sampler
     from ddsm_ext.diffusion.schedule import make_schedule
     from ddsm_ext.io.images import image_grid
     from ddsm_ext.sampling.samplers import to_uint8
@@ -109,7 +109,7 @@ def train_run(folder: Path, config: RunConfig, dataset: Any, device: Any) -> Any
         return image_grid(np.asarray(to_uint8(images).cpu()).transpose(0, 2, 3, 1))
 
     return train(
-        build_network(config, device),
+        _first_network(folder, config, device),
         dataset,
         make_schedule(config.diffusion),
         config.train,
@@ -118,3 +118,14 @@ def train_run(folder: Path, config: RunConfig, dataset: Any, device: Any) -> Any
         device=device,
         sample_grid=sample_grid,
     )
+
+
+def _first_network(folder: Path, config: RunConfig, device: Any) -> Any:
+    """Return the network that a run begins with; a checkpoint in its folder will replace it."""
+    from ddsm_ext.cli.compose import build_network, load_network
+    from ddsm_ext.io.checkpoint import list_checkpoints
+
+    source = config.train.start_from
+    if source is None or list_checkpoints(folder):
+        return build_network(config, device)
+    return load_network(Path(source), config, device)

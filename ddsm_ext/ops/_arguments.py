@@ -133,14 +133,25 @@ def check_accumulate(op: str, flag: Any, weight: Tensor, bias: Tensor | None) ->
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """Return the dtype that an enabled autocast wants for x, or None for x's own.
 
-    Weights keep their dtype: the kernels read a float32 weight with a 16-bit x directly, so
-    autocast copies no weight.
+    Weights keep their dtype, and their gradients with it; see `factor_beside`.
     """
     device = x.device.type
     if x.dtype == torch.float64 or device == "meta" or not torch.is_autocast_enabled(device):
         return None
     dtype = torch.get_autocast_dtype(device)
     return None if dtype == x.dtype else dtype
+
+
+def factor_beside(x: Tensor, parameter: Tensor | None) -> Tensor | None:
+    """Return a weight or bias as the kernels multiply and add it beside x.
+
+    The CPU's read a float32 one beside a 16-bit x directly. On CUDA tensor cores multiply equal
+    dtypes and bulk copies convert nothing: there it would be read element by element, so that a
+    copy in x's dtype, a few microseconds, takes its place.
+    """
+    if parameter is None or parameter.dtype == x.dtype or not x.is_cuda:
+        return parameter
+    return parameter.detach().to(x.dtype)
 
 
 def shape_text(value: Tensor) -> str:

@@ -21,6 +21,7 @@ from ddsm_ext.ops._arguments import (
     check_second_source,
     check_tensor,
     check_weight_match,
+    factor_beside,
     grad_buffer,
     shape_text,
 )
@@ -293,7 +294,8 @@ def _forward(
     algorithm = resolve_algorithm(algo, weight, shape, training=training)
     panels = None if algorithm == DIRECT else conv_panels(weight, algorithm)
     numbers = (c_out, c_in2_offset, stride, padding, upsample, panels, algorithm, tf32)
-    return call_kernel(torch.ops.ddsm_ext.sliced_conv2d.default, x, x2, weight, bias, *numbers)
+    factors = (factor_beside(x, weight), factor_beside(x, bias))
+    return call_kernel(torch.ops.ddsm_ext.sliced_conv2d.default, x, x2, *factors, *numbers)
 
 
 def _save(ctx: Any, tensors: tuple[Any, ...], numbers: tuple[Any, ...], tf32: bool) -> None:
@@ -310,6 +312,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _grad_sources(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None]:
     x, x2, weight, _bias = ctx.saved_tensors
     grads: list[Tensor | None] = [None, None]
+    factor = factor_beside(grad_y, weight)
     for index, (source, offset) in enumerate(((x, 0), (x2, ctx.c_in2_offset))):
         if ctx.needs_input_grad[index]:
             n, c, height, width = source.shape
@@ -322,7 +325,7 @@ def _grad_sources(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | Non
                 algorithm = resolve_algorithm(ctx.algo, owner, shape, training=True)
             panels = None if algorithm == DIRECT else conv_panels(owner, algorithm, transposed=True)
             grads[index] = torch.ops.ddsm_ext.sliced_conv2d_grad_x(
-                grad_y, weight, c, offset, height, width, *ctx.window, panels, algorithm, ctx.tf32
+                grad_y, factor, c, offset, height, width, *ctx.window, panels, algorithm, ctx.tf32
             )
     return grads[0], grads[1]
 

@@ -19,6 +19,7 @@ from ddsm_ext.ops._arguments import (
     check_c_out,
     check_tensor,
     check_weight_match,
+    factor_beside,
     grad_buffer,
     shape_text,
 )
@@ -67,7 +68,7 @@ def sliced_linear(
         return torch.ops.ddsm_ext.sliced_linear(*tensors, c_out, tf32)
     if needs_grad:
         return _SlicedLinear.apply(*tensors, c_out, tf32, accumulate_grad)
-    return call_kernel(torch.ops.ddsm_ext.sliced_linear.default, *tensors, c_out, tf32)
+    return _forward(*tensors, c_out, tf32)
 
 
 def sliced_linear_ref(x: Tensor, weight: Tensor, bias: Tensor | None, c_out: int) -> Tensor:
@@ -115,6 +116,11 @@ def _fake_grad_weight(
     return None
 
 
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, c_out: int, tf32: bool) -> Tensor:
+    factors = (factor_beside(x, weight), factor_beside(x, bias))
+    return call_kernel(torch.ops.ddsm_ext.sliced_linear.default, x, *factors, c_out, tf32)
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:3])
     ctx.tf32 = inputs[4]
@@ -124,7 +130,8 @@ def _grad_x(ctx: Any, grad_y: Tensor) -> Tensor | None:
     x, weight, _bias = ctx.saved_tensors
     if not ctx.needs_input_grad[0]:
         return None
-    return torch.ops.ddsm_ext.sliced_linear_grad_x(grad_y, weight, x.shape[-1], ctx.tf32)
+    factor = factor_beside(grad_y, weight)
+    return torch.ops.ddsm_ext.sliced_linear_grad_x(grad_y, factor, x.shape[-1], ctx.tf32)
 
 
 def _backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
@@ -147,7 +154,7 @@ class _SlicedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(*args: Any) -> Tensor:
-        return call_kernel(torch.ops.ddsm_ext.sliced_linear.default, *args[:-1])
+        return _forward(*args[:-1])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

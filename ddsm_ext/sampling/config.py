@@ -9,6 +9,7 @@ from ddsm_ext.settings import Settings, is_number
 KINDS = ("ddpm", "ddim")
 VARIANCES = ("fixed_large", "fixed_small")
 SPACINGS = ("linspace", "leading", "trailing", "quadratic")
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class SamplerConfig(Settings):
             "linspace": round(i (T - 1) / (K - 1)), both ends included (K = 1: T - 1);
             "leading": floor(i T / K), starts from 0; "trailing": ceil((i + 1) T / K) - 1, ends at
             T - 1; "quadratic": both ends, spaced as i² (Song et al. 2021, appendix D.2).
+        dtype: "float32" or "bfloat16", in which the network and its weights compute; the image
+            itself stays in float32.
 
     Raises:
         TypeError: a setting has the wrong type.
@@ -39,11 +42,13 @@ class SamplerConfig(Settings):
     variance: str = "fixed_large"
     clip_denoised: bool = True
     spacing: str = "linspace"
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         self._check_choice("kind", KINDS)
         self._check_choice("variance", VARIANCES)
         self._check_choice("spacing", SPACINGS)
+        self._check_choice("dtype", DTYPES)
         if self.steps is not None:
             whole = isinstance(self.steps, int) and not isinstance(self.steps, bool)
             self._check_type("steps", whole, "an int >= 1 or None")

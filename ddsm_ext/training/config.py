@@ -47,6 +47,7 @@ class TrainConfig(Settings):
     steps: int = 2000  # optimiser steps
     batch_size: int = 128  # images a step and rank
     seed: int = 0  # every random number derives from (seed, rank, step)
+    start_from: str | None = None  # run whose averaged weights training begins with; None: random
 
     widths: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)  # the first is the full width
     middle_widths: int = 1  # random widths a step between the largest and the smallest
@@ -80,6 +81,8 @@ class TrainConfig(Settings):
             self._check(name, is_int(getattr(self, name), 1), "an int >= 1")
         for name in ("seed", "middle_widths", "warmup_steps", "workers", "sample_every"):
             self._check(name, is_int(getattr(self, name), 0), "an int >= 0")
+        start = self.start_from
+        self._check("start_from", start is None or isinstance(start, str), "None or a run folder")
         self._check("max_bad_steps", is_int(self.max_bad_steps, 1), "an int >= 1")
         object.__setattr__(self, "widths", self._sorted_widths())
         self._check("lr", is_number(self.lr, 0) and self.lr > 0, "a number > 0")

@@ -11,6 +11,7 @@ import torch
 from ddsm_ext.cli import searching
 from ddsm_ext.cli.main import main
 from ddsm_ext.compat.official_ddsm import official_state_dict_shapes
+from ddsm_ext.eval.classifier import load_classifier
 from ddsm_ext.sampling.strategy import Strategy
 
 
@@ -139,6 +140,16 @@ def test_the_digits_classifier_is_rebuilt(
     assert said.out.strip() == str(out)
     accuracy = float(said.err.split("%")[0].split()[-1])
     assert accuracy >= 97.0  # a nearest-neighbour rule reaches 98 % on these digits
+
+
+def test_a_classifier_of_one_epoch_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "quick.safetensors"
+    assert main(["classifier", "--out", str(out), "--epochs", "1"]) == 0
+    assert load_classifier(out)[0].config.epochs == 1
+    assert main(["classifier", "--out", str(out), "--epochs", "0"]) == 2
+    assert "epochs is 0; need an int >= 1" in capsys.readouterr().err
 
 
 def test_unlabelled_images_train_no_classifier(

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from cli.test_main import PACKAGE_ROOT
 from PIL import Image
 
 from ddsm_ext.cli.main import main
+from ddsm_ext.cli.scoring import Scorer
+from ddsm_ext.io.checkpoint import load_checkpoint, newest_complete
 from ddsm_ext.sampling.strategy import Strategy
 
 TINY = [
@@ -52,6 +58,38 @@ def test_training_writes_a_run_and_the_same_command_continues(
     assert len(list(trained.parent.iterdir())) == 1
 
 
+def test_training_begins_with_the_weights_of_another_run(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A learning rate that moves nothing leaves the averaged weights of the first run."""
+    more = [f"train.start_from={trained}", "train.lr=1e-30", "train.steps=2"]
+    command = ["train", "--root", str(tmp_path), *sets([*TINY, *more])]
+    assert main(command) == 0
+    run = Path(capsys.readouterr().out.strip())
+    wanted = load_checkpoint(newest_complete(trained)).tensors["ema"]
+    found = load_checkpoint(newest_complete(run))
+    assert found.step == 2
+    for group in ("model", "ema"):
+        for name, tensor in wanted.items():
+            assert torch.equal(found.tensors[group][name], tensor), name
+    (tmp_path / "moved").mkdir()
+    gone = [f"train.start_from={tmp_path / 'moved'}", "train.lr=1e-30"]
+    assert main([*command, *sets(gone)]) == 2
+    assert "has no whole checkpoint" in capsys.readouterr().err
+
+
+def test_samples_in_bfloat16_are_near_those_in_float32(searched: Path, tmp_path: Path) -> None:
+    pixels = []
+    for dtype in ("float32", "bfloat16"):
+        out = str(tmp_path / dtype)
+        command = ["sample", "--run", str(searched), "--strategy", "1", "--seeds", "0-7"]
+        assert main([*command, "--out", out, "--set", f"sampler.dtype={dtype}"]) == 0
+        with Image.open(Path(out) / "grid.png") as grid:
+            pixels.append(np.asarray(grid, dtype=np.float64))
+    difference = np.abs(pixels[0] - pixels[1]).mean()
+    assert 0 < difference < 4  # of 255; bfloat16 keeps 8 bits
+
+
 def test_search_chooses_within_the_budget(searched: Path) -> None:
     strategy = Strategy.load(searched / "search" / "strategy.json")
     assert strategy.origin["cost_relative"] <= 0.6
@@ -82,6 +120,38 @@ def test_a_seed_is_an_image_in_any_batch(searched: Path, tmp_path: Path) -> None
         worst = max(abs(x - y) for x, y in zip(a.tobytes(), b.tobytes(), strict=True))
     assert worst <= 1
     assert (tmp_path / "a/grid.png").exists()
+
+
+def test_a_search_and_scores_run_in_bfloat16(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    low = sets(["sampler.dtype=bfloat16"])
+    assert main(["search", "--run", str(run), *low]) == 0
+    costs = json.loads((run / "search" / "cost_table.json").read_text())
+    assert costs["conditions"]["dtype"] == "bfloat16"
+    capsys.readouterr()
+    assert main(["eval", "--run", str(run), "--strategy", "1", *low]) == 0
+    assert json.loads(capsys.readouterr().out)["sampler"]["dtype"] == "bfloat16"
+
+
+def test_an_interrupted_eval_keeps_what_it_scored(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    whole = Scorer.score
+
+    def score(self: Scorer, name: str, strategy: Strategy, seeds: list[int]) -> dict[str, Any]:
+        if name != "full width":
+            raise KeyboardInterrupt
+        return whole(self, name, strategy, seeds)
+
+    monkeypatch.setattr(Scorer, "score", score)
+    assert main(["eval", "--run", str(run), "--strategy", "1", "--strategy", "0.5"]) == 130
+    rows = json.loads((run / "metrics.json").read_text())["rows"]
+    assert [row["label"] for row in rows] == ["full width"]
 
 
 def test_eval_prints_json_and_the_report_shows_it(

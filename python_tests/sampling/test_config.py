@@ -16,6 +16,7 @@ def test_round_trip() -> None:
         ({"kind": "dimm"}, ValueError, "did you mean ddim"),
         ({"variance": "fixedlarge"}, ValueError, "did you mean fixed_large"),
         ({"spacing": "even"}, ValueError, "spacing is 'even'"),
+        ({"dtype": "bf16"}, ValueError, "dtype is 'bf16'"),
         ({"steps": 0}, ValueError, "steps is 0; need at least 1"),
         ({"steps": 2.5}, TypeError, "steps is 2.5"),
         ({"steps": True}, TypeError, "steps is True"),

@@ -52,6 +52,7 @@ def test_unknown_settings_get_a_hint():
         {"keep": 0},
         {"max_bad_steps": 0},
         {"seed": -1},
+        {"start_from": 3},
     ],
 )
 def test_bad_training_settings(values):
