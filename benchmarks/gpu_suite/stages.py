@@ -125,7 +125,7 @@ def _compare(batch: int, limit_s: float, reserve_s: float, *widths: str, again: 
 
 def _tests(name: str, about: str, limit_s: float, reserve_s: float, *files: str) -> Stage:
     paths = (f"{TESTS}/{file}" for file in files)
-    command = ("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-n0", *paths)
+    command = ("-m", "pytest", "-q", "--maxfail=5", "-p", "no:cacheprovider", *paths)
     return Stage(name, about, limit_s, reserve_s, command)
 
 
