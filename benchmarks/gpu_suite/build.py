@@ -123,9 +123,7 @@ def compile_atoms(folder: Path) -> None:
     emulator = [str(path) for path in sorted((ROOT / "csrc/cuda/emulator").glob("*.cpp"))]
     emulated = work / "emulated"
     flags = ["-O1", "-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas"]
-    for_cpu = subprocess.Popen(
-        ["g++", *include, *flags, *sources, *emulator, "-o", str(emulated)]
-    )
+    for_cpu = subprocess.Popen(["g++", *include, *flags, *sources, *emulator, "-o", str(emulated)])
     target = "-gencode=arch=compute_90a,code=sm_90a"
     command = ["nvcc", *include, "-O3", "-DDDSM_SM90A", target, "-x", "cu", *sources]
     subprocess.run([*command, "-o", str(folder / "atoms")], check=True)

@@ -14,35 +14,31 @@ import torch
 from gpu_suite import work
 
 SECTIONS = ("SpeedOfLight", "MemoryWorkloadAnalysis", "WarpStateStats", "LaunchStats")
-# One launch each of what ncu then watches: kernels of steps at widths 1 and .25.
-LAUNCHES = 3
+# What a kernel is called here, the width of the step, the kernel's name, launches of it to pass.
+KERNELS = (
+    ("convolution, width 1", 1.0, "conv_sm90_kernel|conv_kernel", 8),
+    ("convolution, width .25", 0.25, "conv_sm90_kernel|conv_kernel", 8),
+    ("group norm, width 1", 1.0, "norm_apply_kernel", 4),
+)
 
 
-def run_kernels() -> None:
-    """Run a step at two widths: what ncu watches of it is chosen by its options."""
+def run_step(width: float) -> None:
+    """Run a step once."""
     net = work.network()
     x, t = work.inputs(128 if work.ON_GPU else 2)
     with torch.no_grad():
-        for width in (1.0, 0.25):
-            work.step_of(net, width, x, t)()
+        work.step_of(net, width, x, t)()
     work.synchronise()
 
 
-def watched(pattern: str, skip: int) -> list[str]:
+def watched(width: float, pattern: str, skip: int) -> list[str]:
     """Return ncu's words for one launch of a kernel whose name matches."""
     words = ["ncu", "--clock-control", "none", "--kernel-name-base", "demangled"]
-    words += ["--kernel-name", f"regex:{pattern}", "--launch-skip", str(skip), "--launch-count", "1"]
+    words += ["--kernel-name", f"regex:{pattern}"]
+    words += ["--launch-skip", str(skip), "--launch-count", "1"]
     for section in SECTIONS:
         words += ["--section", section]
-    return [*words, sys.executable, "-m", "gpu_suite.counters", "--run"]
-
-
-# Kernel and how many of its launches to pass over: one of width 1, and one of width .25.
-KERNELS = (
-    ("convolution, width 1", "conv_sm90_kernel|conv_kernel", 8),
-    ("convolution, width .25", "conv_sm90_kernel|conv_kernel", 110),
-    ("group norm", "apply_kernel", 4),
-)
+    return [*words, sys.executable, "-m", "gpu_suite.counters", "--run", str(width)]
 
 
 def figures_of(text: str) -> dict[str, str]:
@@ -61,18 +57,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="gpu_suite.counters")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--seconds", type=float, default=40.0)
-    parser.add_argument("--run", action="store_true", help="only run the kernels")
+    parser.add_argument("--run", type=float, metavar="WIDTH", help="only run a step")
     arguments = parser.parse_args()
-    if arguments.run:
-        run_kernels()
+    if arguments.run is not None:
+        run_step(arguments.run)
         return 0
     if shutil.which("ncu") is None:
         print("ncu is not on PATH")
         return 1
     found = {}
-    for name, pattern, skip in KERNELS:
+    for name, width, pattern, skip in KERNELS:
         try:
-            done = subprocess.run(watched(pattern, skip), capture_output=True, text=True,
+            done = subprocess.run(watched(width, pattern, skip), capture_output=True, text=True,
                                   timeout=arguments.seconds / len(KERNELS))  # fmt: skip
             text = done.stdout + done.stderr
         except subprocess.TimeoutExpired as error:

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from ddsm_ext.bench.timing import interleaved
+from ddsm_ext.models.unet import SlimmableUNet
 from gpu_suite import work
 
 ROUNDS = 5
 
 
-def times_of(batch: int, rounds: int = ROUNDS) -> dict[str, Any]:
+def times_of(net: SlimmableUNet, batch: int, rounds: int = ROUNDS) -> dict[str, Any]:
     """Return width -> milliseconds of a step (median and least), inputs copied in included."""
-    net = work.network()
     x, t = work.inputs(batch)
     runner = net.step_runner()
     runner.prepare(work.WIDTHS, tuple(x.shape), x.dtype, x.device)  # type: ignore[arg-type]
@@ -36,11 +36,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="gpu_suite.graph_times")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    net = work.network()
     times: dict[str, Any] = {}
     about = work.setting().conditions(0) | {"sm90a": work.sm90a()}
     with torch.no_grad():
         for batch in work.BATCHES:
-            times[str(batch)] = times_of(batch)
+            times[str(batch)] = times_of(net, batch)
             short = {b: {w: round(v["ms"], 3) for w, v in row.items()} for b, row in times.items()}
             print(f"batch {batch}: " + ", ".join(
                 f"width {w} {value['ms']:.3f} ms" for w, value in times[str(batch)].items()

@@ -75,8 +75,9 @@ class Process:
         return found
 
     def tail(self, count: int) -> list[str]:
-        """Return the last lines of the output, JSON left out."""
-        return list(deque((line for line in self._lines() if not line.startswith("{")), count))
+        """Return the last lines of the output, JSON and the command left out."""
+        lines = (line for line in self._lines() if line.strip())
+        return list(deque((line for line in lines if not line.startswith(("{", "$ "))), count))
 
     def _lines(self) -> list[str]:
         return self.log.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -106,9 +106,10 @@ _WARM = (*(_warm(width, 128) for width in WIDTHS), _warm("1", 1))
 
 def _both(stage: Stage) -> list[Stage]:
     """A stage that times, and the same without the sm_90a path."""
-    words = [word.replace(f"{stage.name}.json", f"{stage.name}-sm80.json") for word in stage.command]
+    name = f"{stage.name}-sm80"
+    words = [word.replace(f"{stage.name}.json", f"{name}.json") for word in stage.command]
     other = replace(
-        stage, name=f"{stage.name}-sm80", about=f"{stage.about}, without the sm_90a path",
+        stage, name=name, about=f"{stage.about}, without the sm_90a path",
         command=tuple(words), environment=(*stage.environment, *SM80), again=0,
     )  # fmt: skip
     return [stage, other]

@@ -63,11 +63,12 @@ def run_unet_step(
     Returns:
         JSON-ready: "rows" (one a width: macs, norm, of each candidate `_ms` and `_min_ms` an image
         and `_peak_bytes` a step and `_setup_s`, ratio_<candidate> to ours; ours_panel_bytes,
-        roof_ms an image, error of ours, native; differs, if candidates do), "strategy" (the published CIFAR-10 strategy:
-        steps, macs_saved, time_saved and realised_saving by candidate; None unless all four widths
-        were timed), "held_bytes" (what each candidate keeps for all widths; None on the CPU),
-        "uncompiled" (why ours is the module, or None), "failed" (what was not compiled and what
-        differs, and why), "left_out" (what there was no time to compile), "roof" and "conditions".
+        roof_ms an image, error of ours, native; differs, if candidates do), "strategy" (the
+        published CIFAR-10 strategy: steps, macs_saved, time_saved and realised_saving by candidate;
+        None unless all four widths were timed), "held_bytes" (what each candidate keeps for all
+        widths; None on the CPU), "uncompiled" (why ours is the module, or None), "failed" (what was
+        not compiled and what differs, and why), "left_out" (what there was no time to compile),
+        "roof" and "conditions".
 
     Raises:
         ValueError: an argument that cannot be used, or a candidate that computes something else
