@@ -69,7 +69,7 @@ def read_summary(place: Path) -> dict[str, Any]:
         if isinstance(content, dict) and isinstance(content.get("stages"), list):
             return content
         reason = "it names no stages"
-    except (OSError, KeyError, ValueError, tarfile.TarError) as error:
+    except (OSError, EOFError, KeyError, ValueError, tarfile.TarError) as error:
         reason = str(error)
     raise ValueError(
         f"gpu_suite: {place} holds no earlier run ({reason}); need its folder, its {SUMMARY} or "

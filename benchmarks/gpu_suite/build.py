@@ -125,7 +125,7 @@ def compile_atoms(folder: Path) -> None:
     flags = ["-O1", "-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas"]
     for_cpu = subprocess.Popen(["g++", *include, *flags, *sources, *emulator, "-o", str(emulated)])
     target = "-gencode=arch=compute_90a,code=sm_90a"
-    command = ["nvcc", *include, "-O3", "-DDDSM_SM90A", target, "-x", "cu", *sources]
+    command = ["nvcc", *include, "-O3", "-Xlinker=-s", target, "-x", "cu", *sources]
     subprocess.run([*command, "-o", str(folder / "atoms")], check=True)
     if for_cpu.wait() != 0:
         raise subprocess.CalledProcessError(for_cpu.returncode, "g++")

@@ -130,6 +130,8 @@ class Run:
             own_s = max(stage.reserve_s for stage in group)
             running = [job for job in self._background if job.stage.name in awaited]
             self._await(running, self.left_s(later_s + own_s))
+        if group[0].background:
+            later_s = 0.0  # it goes on beside them
         waiting = []
         for stage in group:
             reason = self._reason_to_skip(stage, self.left_s(later_s))
