@@ -61,8 +61,8 @@ def main(words: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="gpu-suite-") as scratch:
         place = Place(ROOT, build, Path(scratch), sys.executable)
         left_s = seconds - (time.monotonic() - start_s)
-        run = Run(stages, place, left_s, sm90a_off=_carried_off(earlier, stages),
-                  record=partial(_record, out, about))  # fmt: skip
+        off = _off_from_the_start(gpu, earlier, stages)
+        run = Run(stages, place, left_s, sm90a_off=off, record=partial(_record, out, about))
         outcomes = run.all()
         _record(out, about, run)
     print(f"\n{table(outcomes)}\n{out / archive.ARCHIVE}")
@@ -111,8 +111,14 @@ def _stages(
     ), seconds
 
 
-def _carried_off(earlier: dict[str, Any] | None, stages: list[Stage]) -> str:
-    """Why the sm_90a path stays off after an earlier run: nothing here would prove it."""
+def _off_from_the_start(
+    gpu: dict[str, Any], earlier: dict[str, Any] | None, stages: list[Stage]
+) -> str:
+    """Why the sm_90a path is off: here, or since an earlier run that nothing now proves again."""
+    if os.environ.get("DDSM_SM90A") == "0":
+        return "DDSM_SM90A is 0"
+    if gpu["capability"] != "9.0":
+        return f"the GPU is of compute capability {gpu['capability']}"
     if earlier is None or any(stage.proves_sm90a for stage in stages):
         return ""
     reason: str = earlier.get("sm90a_off", "")

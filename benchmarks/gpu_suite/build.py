@@ -107,8 +107,19 @@ def compile_libraries(folder: Path, targets: str, *, native: bool) -> None:
     for name in _LIBRARIES:
         shutil.copy2(cmake / name, package / name)
         subprocess.run(["strip", "--strip-unneeded", str(package / name)], check=True)
-    built = {"version": version(), "compiler": "", "torch_target": "2.10", "cuda_toolkit": "13",
-             "cuda_architectures": targets.replace(";", " "), "sanitizer": ""}  # fmt: skip
+    put_stand_in(package, targets)
+
+
+def put_stand_in(package: Path, targets: str) -> None:
+    """Write `_native.py`, which takes the Python module's place; see native_stand_in.py."""
+    built = {
+        "version": version(),
+        "compiler": "",
+        "torch_target": "2.10",
+        "cuda_toolkit": "13.0",
+        "cuda_architectures": targets.replace(";", " "),
+        "sanitizer": "",
+    }
     text = Path(__file__).with_name("native_stand_in.py").read_text(encoding="utf-8")
     text = text.replace("BUILT: dict[str, str] = {}", f"BUILT: dict[str, str] = {built!r}")
     (package / "_native.py").write_text(text, encoding="utf-8")

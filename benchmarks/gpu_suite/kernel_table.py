@@ -35,7 +35,7 @@ def kernels_of(call: Callable[[], object], steps: int = STEPS) -> list[dict[str,
     calls: dict[str, int] = defaultdict(int)
     spent_us: dict[str, float] = defaultdict(float)
     for event in recorded.events():
-        if event.device_type == device and not event.is_user_annotation:
+        if event.device_type == device and not getattr(event, "is_user_annotation", False):
             calls[event.name] += 1
             spent_us[event.name] += event.time_range.elapsed_us()
     rows = [

@@ -236,6 +236,8 @@ class Run:
         for outcome in self.outcomes:
             if outcome.name == stage.needs and outcome.status != "ok":
                 return f"{outcome.name} {outcome.status}"
+        if self.sm90a_off and stage.wants_sm90a:
+            return f"the sm_90a path is off: {self.sm90a_off}"
         if self.sm90a_off and dict(stage.environment).get("DDSM_SM90A") == "0":
             return "the sm_90a path is off everywhere"
         if stage.tool is not None and shutil.which(stage.tool) is None:

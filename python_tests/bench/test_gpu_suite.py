@@ -155,32 +155,54 @@ def test_a_run_with_planted_faults_reports_all_the_rest(
 
 
 def test_a_stopped_suite_ends_what_it_started(tmp_path: Path) -> None:
+    pid, out = tmp_path / "pid", tmp_path / "out"
+    hang = f"import os, signal; open({str(pid)!r}, 'w').write(str(os.getpid())); signal.pause()"
     code = (
         "import gpu_suite.__main__ as m, gpu_suite.stages as s\n"
-        "m.query_gpu = lambda: dict(gpu='Fake GPU', torch='', cuda='')\n"
-        "code = 'import os, signal, pathlib; "
-        "pathlib.Path(r\"%s\").write_text(str(os.getpid())); signal.pause()'\n"
-        "m.choose = lambda names: [s.Stage('hangs', '', 50, 0, ('-c', code), needs=None)]\n"
-        "raise SystemExit(m.main([r'%s']))" % (tmp_path / "pid", tmp_path / "out")
+        "m.query_gpu = lambda: dict(gpu='Fake GPU', torch='', cuda='', capability='9.0')\n"
+        f"hangs = s.Stage('hangs', '', 50, 0, ('-c', {hang!r}), needs=None)\n"
+        "m.choose = lambda names: [hangs]\n"
+        f"raise SystemExit(m.main([{str(out)!r}]))"
     )
     suite = subprocess.Popen(
         [sys.executable, "-c", code],
         env={"PYTHONPATH": str(ROOT / "benchmarks"), "PATH": "/usr/bin:/bin"},
         stdout=subprocess.DEVNULL,
     )
-    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+    while not pid.exists() or not pid.read_text():
         time.sleep(0.05)
     suite.send_signal(signal.SIGTERM)
     assert suite.wait(10) == 128 + signal.SIGTERM
-    pid = (tmp_path / "pid").read_text()
-    state = Path("/proc") / pid / "stat"
+    state = Path("/proc") / pid.read_text() / "stat"
     assert not state.exists() or state.read_text().split()[2] == "Z"
 
 
+@pytest.mark.usefixtures("planted")
+@pytest.mark.parametrize("reason", ["capability", "environment"])
+def test_where_the_sm90a_path_is_off_from_the_start(
+    reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tile = stage("sm90a-tile", "raise SystemExit(1)", proves_sm90a=True, wants_sm90a=True)
+    monkeypatch.setattr(command_line, "choose", lambda names: [tile, *PLANTED[-2:]])
+    about = command_line.query_gpu()
+    if reason == "environment":
+        monkeypatch.setenv("DDSM_SM90A", "0")
+    else:
+        monkeypatch.setattr(command_line, "query_gpu", lambda: {**about, "capability": "8.6"})
+    assert main([str(tmp_path)]) == 0
+    summary = archive.read_summary(tmp_path)
+    assert [s["status"] for s in summary["stages"]] == ["skipped", "ok", "skipped"]
+    assert (
+        summary["sm90a_off"]
+        == {
+            "capability": "the GPU is of compute capability 8.6",
+            "environment": "DDSM_SM90A is 0",
+        }[reason]
+    )
+
+
 def earlier(*failed: str) -> list[dict[str, object]]:
-    return [
-        {"name": s.name, "status": "failed" if s.name in failed else "ok"} for s in STAGES
-    ]
+    return [{"name": s.name, "status": "failed" if s.name in failed else "ok"} for s in STAGES]
 
 
 def test_a_second_run_begins_with_what_failed() -> None:

@@ -1,4 +1,4 @@
-"""The GPU suite's stages as processes: what hangs, crashes or is wrong costs its own figures only."""
+"""The GPU suite's stages as processes: a hang, a crash or a fault costs its own figures only."""
 
 from __future__ import annotations
 
@@ -147,7 +147,6 @@ class FakeProcess:
     """Lasts as long as its stage's command says, by a fake clock."""
 
     now_s = 0.0
-    limits: dict[str, float] = {}
 
     def __init__(self, words: list[str], folder: Path, environment: object, log: Path) -> None:
         self.end_s = FakeProcess.now_s + float(words[2])

@@ -37,6 +37,9 @@ from ddsm_ext.ops.group_norm import sliced_group_norm_ref
 
 # Of the largest result: a rounding step of 16 bits, as sums are float32; two of tf32.
 TOLERANCE = {torch.float32: 2.0**-9, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
+# A forced tile may not serve a shape; that the GPU or the build has no sm_90a path is a fault.
+REFUSALS = ("no kernel for this tile", "the sm_90a path needs")
+NO_REFUSAL = "needs a GPU of compute capability"
 Row = dict[str, Any]
 Call = Callable[[], Sequence[Tensor]]
 
@@ -134,7 +137,7 @@ def printed_choices() -> Iterator[list[str]]:
 
 
 def compare(what: str, call: Call, exact: Sequence[Tensor], allowed: float) -> Row:
-    """Return a row on a call that is made twice; "fault" says what is wrong."""
+    """Return a row on a call that is made twice; "fault" says what is wrong, if something is."""
     row: Row = {"case": what, "allowed": allowed, "fault": None}
     try:
         with outputs_begin_as_nan(exact), printed_choices() as lines:
@@ -148,7 +151,9 @@ def compare(what: str, call: Call, exact: Sequence[Tensor], allowed: float) -> R
         ]
         row["error"] = max(errors, key=lambda e: (e != e, e))
     except RuntimeError as error:
-        row["fault"] = str(error).splitlines()[0][:300]
+        text = str(error).splitlines()[0][:300]
+        refused = any(reason in text for reason in REFUSALS) and NO_REFUSAL not in text
+        row["refused" if refused else "fault"] = text
         return row
     if not row["error"] <= allowed:
         row["fault"] = f"error {row['error']:.2g}, allowed {allowed:.2g}"
@@ -229,7 +234,7 @@ def grad_weight(conv: Conv, dtype: torch.dtype, algo: int) -> Row:
         grad, grad_bias = torch.zeros_like(weight), torch.zeros_like(bias)
         torch.ops.ddsm_ext.sliced_conv2d_grad_weight(
             grad_y, sources[0], sources[1] if conv.c2 else None, offset or conv.c, conv.stride,
-            conv.kernel // 2, False, grad, grad_bias, algo, conv_tf32(x.float()),
+            conv.kernel // 2, False, grad, grad_bias, algo, conv_tf32(sources[0]),
         )  # fmt: skip
         return [grad[: conv.c_out, channels], grad_bias[: conv.c_out]]
 
@@ -343,6 +348,7 @@ def main() -> int:
     errors = [row["error"] / row["allowed"] for row in rows if "error" in row]
     print(json.dumps({
         "cases": len(rows),
+        "refused": sum("refused" in row for row in rows),
         "faults": faults[:4],
         "largest_error_of_allowed": round(max(errors, default=0.0), 3),
         "launches": {"sm_90a": hopper, "sm_80": len(paths) - hopper},

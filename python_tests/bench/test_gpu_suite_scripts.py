@@ -1,0 +1,321 @@
+"""The GPU suite's own scripts, tried on the CPU with a small network, and with planted faults."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from bench import fake_gpu
+from bench.fake_gpu import FakeGpu
+from bench.scripts import ROOT  # makes gpu_suite importable
+from bench.small_network import SMALL
+
+with mock.patch.dict(os.environ, DDSM_TEST_DEVICE="cpu"):
+    from gpu_suite import (
+        atoms,
+        compare,
+        counters,
+        graph_times,
+        kernel_table,
+        roofs,
+        sweep,
+        warm,
+        whole_step,
+        work,
+    )
+
+from gpu_suite.tiles import tiles
+
+from ddsm_ext.bench import step_candidates, unet_step
+from ddsm_ext.bench.shapes import REFERENCE_CIFAR10
+
+
+def run(script: Any, monkeypatch: pytest.MonkeyPatch, *words: object) -> int | None:
+    monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, words)])
+    code: int | None = script.main()
+    return code
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    found: dict[str, Any] = json.loads(lines[-1])
+    return found
+
+
+def test_roofs(tmp_path, monkeypatch, capsys) -> None:
+    run(roofs, monkeypatch, "--json", tmp_path / "roofs.json")
+    assert last_line(capsys)["tflop_per_s"] > 0
+    assert json.loads((tmp_path / "roofs.json").read_text())["conditions"]["device"] == "cpu"
+
+
+def test_whole_steps_are_right_and_a_wrong_one_is_found(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(work, "WIDTHS", (0.5, 0.25))
+    assert run(whole_step, monkeypatch, "--json", tmp_path / "step.json") == 0
+    figures = last_line(capsys)
+    assert 0 < figures["largest_error"] < whole_step.TOLERANCE
+    assert figures["faults"] == []
+    rows = json.loads((tmp_path / "step.json").read_text())["rows"]
+    assert [row["width"] for row in rows] == [0.5, 0.25]
+    assert all(row["eager_repeats"] and row["replays_repeat"] for row in rows)
+
+    monkeypatch.setattr(work, "WIDTHS", (0.25,))
+    step_of = work.step_of
+    monkeypatch.setattr(work, "step_of", lambda *a: lambda: step_of(*a)() * 1.2)
+    assert run(whole_step, monkeypatch) == 1
+    assert "width 0.25, batch 2: eager differs by" in last_line(capsys)["faults"][0]
+
+
+def test_kernels_are_counted(tmp_path, monkeypatch, capsys) -> None:
+    a = torch.randn(64, 64)
+    rows = kernel_table.kernels_of(lambda: (a @ a, a @ a, a + a), steps=4)
+    by_name = {row["kernel"]: row for row in rows}
+    assert by_name["aten::mm"]["calls"] == 2
+    assert by_name["aten::add"]["calls"] == 1
+    assert rows == sorted(rows, key=lambda row: -row["us"])
+    run(kernel_table, monkeypatch, "--json", tmp_path / "profile.json")
+    tables = json.loads((tmp_path / "profile.json").read_text())["tables"]
+    assert [table["width"] for table in tables] == [1.0, 0.5, 0.25]
+    assert list(last_line(capsys)["us and launches"]) == ["2/1", "2/0.5", "2/0.25"]
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("void ddsm::(anonymous namespace)::apply_kernel<bf16, true>(ddsm::Params)",
+         "apply_kernel<bf16, true>"),
+        ("void at::native::copy(int, float)", "at::native::copy"),
+        ("Memcpy DtoD", "Memcpy DtoD"),
+    ],
+)  # fmt: skip
+def test_kernels_have_short_names(name: str, short: str) -> None:
+    assert kernel_table.short_name(name) == short
+
+
+def test_graphs_are_timed_at_every_batch_and_width(tmp_path, monkeypatch, capsys) -> None:
+    run(graph_times, monkeypatch, "--json", tmp_path / "graphs.json")
+    times = json.loads((tmp_path / "graphs.json").read_text())["ms_a_step"]
+    assert set(times) == {"2", "1"}
+    assert all(times[b][w]["ms"] > 0 for b in times for w in ("1", "0.5", "0.25"))
+    assert set(last_line(capsys)["ms"]) == {"2", "1"}
+
+
+def test_the_sweep_takes_the_costliest_shapes_and_times_what_is_accepted(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    run(sweep, monkeypatch, "--json", tmp_path / "sweep.json", "--seconds", 30)
+    content = json.loads((tmp_path / "sweep.json").read_text())
+    assert len(content["rows"]) == last_line(capsys)["timings"] > 0
+    assert all(row["algo"] == 0 and row["us"] > 0 for row in content["rows"])
+
+
+def test_choices_fill_a_gpu_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "CONFIG", REFERENCE_CIFAR10)
+    shape = sweep.shapes_of(1.0)[0]
+    assert shape.macs >= 128 * 128 * 9 * 1024
+    for tile in tiles():
+        large = sweep.problem_of(shape, 128, 132, sm90a=tile.sm90a)
+        small = sweep.problem_of(shape, 1, 132, sm90a=tile.sm90a)
+        assert large.m == 128 * shape.size**2
+        assert sweep.choices_of(large, tile) in ([1], [1, 2], [1, 2, 3], [1, 2, 3, 4])
+        assert len(sweep.choices_of(small, tile)) > 3
+    narrow = sweep.Problem(1024, 32, 9, 132)
+    assert [t.n for t in tiles() if sweep.choices_of(narrow, t)] == [
+        t.n for t in tiles() if t.n == 32
+    ]
+
+
+@pytest.fixture
+def compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "CANDIDATES", ("slicing", "dense_cl", "ours", "ours_module"))
+    monkeypatch.setattr(compare, "ROUNDS", 1)
+    monkeypatch.setattr(work, "CONFIG", SMALL)
+
+
+@pytest.mark.usefixtures("compared")
+def test_widths_are_compared_one_after_the_other(tmp_path, monkeypatch, capsys) -> None:
+    words = ("--batch", 2, "--widths", 1, 0.5, "--seconds", 60, "--json", tmp_path)
+    assert run(compare, monkeypatch, *words) == 0
+    figures = last_line(capsys)
+    assert list(figures["widths"]) == ["1", "0.5"]
+    assert figures["widths"]["1"]["ratio"].keys() == {"slicing", "dense_cl", "ours_module"}
+    (path,) = tmp_path.glob("*.json")
+    (result,) = json.loads(path.read_text())["results"]
+    assert [row["width"] for row in result["rows"]] == [1.0, 0.5]
+    assert result["conditions"]["note"] == compare.NOTE
+    # Time for one width alone.
+    assert run(compare, monkeypatch, *words[:-3], 1, "--json", tmp_path / "short") == 0
+    assert list(last_line(capsys)["widths"]) == ["1"]
+
+
+@pytest.mark.usefixtures("compared")
+def test_a_candidate_that_differs_is_marked_and_its_row_kept(tmp_path, monkeypatch, capsys) -> None:
+    builder = step_candidates._Builder
+    dense_cl = builder.dense_cl
+
+    def wrong(self: object, width: float) -> object:
+        call = dense_cl(self, width)
+        return (lambda: call() + 1) if width == 1.0 else call
+
+    monkeypatch.setattr(builder, "dense_cl", wrong)
+    words = ("--batch", 2, "--widths", 1, 0.5, "--seconds", 60, "--json", tmp_path)
+    assert run(compare, monkeypatch, *words) == 1
+    (sentence,) = last_line(capsys)["failed"]
+    assert sentence.startswith("U-Net at width 1: dense_cl differs from slicing by")
+    (path,) = tmp_path.glob("*.json")
+    (result,) = json.loads(path.read_text())["results"]
+    marks = [row.get("differs") for row in result["rows"]]
+    assert marks == [sentence, None]
+    with pytest.raises(ValueError, match="dense_cl differs from slicing"):
+        unet_step.run_unet_step([1.0], 2, rounds=1, config=SMALL)
+
+
+def test_slicing_leaves_cudnns_algorithms_as_the_reference_code_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake_gpu.install(monkeypatch)
+    seen: dict[str, bool] = {}
+    reference = step_candidates.SlicingUNet.__call__
+
+    def watched(self: object, *arguments: object) -> torch.Tensor:
+        seen["slicing"] = torch.backends.cudnn.benchmark
+        return reference(self, *arguments)
+
+    monkeypatch.setattr(step_candidates.SlicingUNet, "__call__", watched)
+    setting = FakeGpu("float32")
+    with setting.active(), torch.no_grad():
+        steps = step_candidates.prepare_steps(SMALL, [0.5], ["slicing"], 1, setting)
+        steps.ready[0.5, "slicing"].call()
+        assert torch.backends.cudnn.benchmark
+    assert seen == {"slicing": False}
+
+
+def test_the_cache_is_warmed_by_what_is_compared(monkeypatch, capsys) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def prepared(*arguments: object) -> step_candidates.Steps:
+        asked.append(arguments)
+        return step_candidates.Steps(failed=["compiled at width 0.5: no compiler"])
+
+    monkeypatch.setattr(warm, "prepare_steps", prepared)
+    assert run(warm, monkeypatch, "--width", 0.5, "--batch", 2) == 1
+    ((config, widths, names, batch, _),) = asked
+    assert (config, widths, names, batch) == (work.CONFIG, [0.5], ["compiled"], 2)
+    assert set(last_line(capsys)) >= {"compiled_s", "fxgraph_cache_hit", "fxgraph_cache_miss"}
+
+
+PROGRAM = """#!/bin/sh
+case "$1" in
+  --list) printf 'good\\tsm_80\\tneeded\\ta\\nslow\\tsm_90a\\t%s\\tb\\nbad\\tsm_90a\\t%s\\tc\\n' \
+"$KIND" "$KIND"; printf 'dies\\tsm_90a\\tquestion\\td\\n';;
+  good) echo '{"atom": "good", "status": "right"}';;
+  slow) exec sleep 30;;
+  bad) echo '{"atom": "bad", "status": "wrong", "different": 3}'; exit 1;;
+  dies) echo 'a driver error' >&2; kill -SEGV $$;;
+esac
+"""
+
+
+@pytest.mark.parametrize(("kind", "code"), [("needed", 1), ("question", 0)])
+def test_atoms_that_hang_die_or_are_wrong(kind, code, tmp_path, monkeypatch, capsys) -> None:
+    program = tmp_path / "atoms"
+    program.write_text(PROGRAM)
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("KIND", kind)
+    monkeypatch.setattr(atoms.run_atom, "__defaults__", (0.5,))
+    assert run(atoms, monkeypatch, tmp_path, "--json", tmp_path / "rows.json") == code
+    rows = {row["atom"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "good": "right", "slow": "not run", "bad": "wrong", "dies": "not run",
+    }  # fmt: skip
+    assert rows["slow"]["reason"] == "stopped after 0.5 s"
+    figures = last_line(capsys)
+    assert figures["right"] == 1
+    assert set(figures["not_right"]) == ({"slow", "bad"} if code else set())
+    assert run(atoms, monkeypatch, tmp_path / "nowhere") == 1
+
+
+NCU = """==PROF== Disconnected
+    Section: GPU Speed Of Light Throughput
+    ----------------------- ----------- ------------
+    DRAM Frequency                  Ghz         2.61
+    Duration                         us        48.22
+    Memory Throughput                 %        61.30
+    L2 Cache Throughput               %        44.05
+    Registers Per Thread register/thread          168
+"""
+
+
+def test_counters_are_read_from_what_ncu_prints(tmp_path, monkeypatch, capsys) -> None:
+    figures = counters.figures_of(NCU)
+    assert figures["Duration"] == "48.22 us"
+    assert figures["Memory Throughput"] == "61.30 %"
+    assert figures["Registers Per Thread"] == "168 register/thread"
+    program = tmp_path / "ncu"
+    program.write_text("#!/bin/sh\necho '==ERROR== ERR_NVGPUCTRPERM' >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert run(counters, monkeypatch, "--json", tmp_path / "counters.json") == 1
+    assert "ERR_NVGPUCTRPERM" in (tmp_path / "counters.json").read_text()
+    assert "ERR_NVGPUCTRPERM" in capsys.readouterr().out
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert run(counters, monkeypatch) == 1
+
+
+FAMILY = ROOT / "python_tests" / "cuda_kernels" / "gpu" / "families.py"
+PLANTED = """
+import sys
+sys.path[:0] = [{tests!r}, {folder!r}]
+import families
+linear = families.OURS["linear"]
+def wrong(x, weight, bias, c_out):
+    return linear(x, weight, bias, c_out) * {factor}
+families.OURS = {{**families.OURS, "linear": wrong}}
+families.LAYERS["linear"] = families.LAYERS["linear"][:1]
+sys.argv = ["families.py", "linear"]
+sys.exit(families.main())
+"""
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.1, float("nan")])
+def test_a_wrong_kernel_is_found_by_its_family(factor: float) -> None:
+    """In a process of its own, as the device is chosen at the first import."""
+    code = PLANTED.format(tests=str(FAMILY.parents[2]), folder=str(FAMILY.parent),
+                          factor=repr(factor) if factor == factor else "float('nan')")  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True,
+        env={**os.environ, "DDSM_TEST_DEVICE": "cpu"},
+    )  # fmt: skip
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert done.returncode == (0 if factor == 1.0 else 1), done.stderr
+    assert bool(figures["faults"]) == (factor != 1.0)
+    assert figures["cases"] == 2
+
+
+REFUSED = """
+import sys
+sys.path[:0] = [{tests!r}, {folder!r}]
+import families, torch
+rows = []
+for text in ("x: no kernel for this tile", "x: the sm_90a path needs stride 1 for the gradient",
+             "x: the sm_90a path needs a GPU of compute capability 9.0", "an illegal access"):
+    def call():
+        raise RuntimeError(text)
+    rows.append(families.compare("case", call, [torch.ones(1)], 0.1))
+print([("refused" in row, row["fault"] is not None) for row in rows])
+"""
+
+
+def test_a_tile_that_cannot_serve_is_no_fault_but_a_missing_path_is() -> None:
+    code = REFUSED.format(tests=str(FAMILY.parents[2]), folder=str(FAMILY.parent))
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True,
+        env={**os.environ, "DDSM_TEST_DEVICE": "cpu"},
+    )  # fmt: skip
+    assert done.stdout.strip() == str([(True, False), (True, False), (False, True), (False, True)])
