@@ -18,7 +18,7 @@ from gpu_suite.stages import Stage
 # A command that knows its limit ends so much earlier: importing torch, a last timing.
 MARGIN_S = 6.0
 LEAST_S = 4.0
-BESIDE = 6  # processes of a group at a time
+BESIDE = 8  # processes of a group at a time
 TAIL_LINES = {"ok": 3, "failed": 12}
 _POLL_S = 0.05
 

@@ -208,11 +208,11 @@ def test_each_stage_has_its_limit_cut_to_what_later_ones_do_not_need(tmp_path: P
 def test_a_group_is_kept_time_for_once(tmp_path: Path) -> None:
     stages = [
         stage("a", "1", limit_s=99.0, reserve_s=5.0),
-        *(stage(f"g{i}", "3", limit_s=9.0, reserve_s=12.0, group="g") for i in range(8)),
+        *(stage(f"g{i}", "3", limit_s=9.0, reserve_s=12.0, group="g") for i in range(10)),
     ]
     found = run_of(stages, tmp_path, 60.0).all()
     assert round(found[0].limit_s) == 48
-    assert round(FakeProcess.now_s) == 7  # 1 s, then 6 and 2 processes of 3 s each
+    assert round(FakeProcess.now_s) == 7  # 1 s, then 8 and 2 processes of 3 s each
 
 
 @pytest.mark.usefixtures("clock")

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from cuda_kernels.gpu.device import DEVICE
+from cuda_kernels.gpu.device import DEVICE, ON_GPU
 from torch import Tensor
 
 from ddsm_ext import ops
@@ -23,7 +23,7 @@ OURS: Functions = {
     "linear": ops.sliced_linear,
     "group_norm": ops.sliced_group_norm,
     # With gradients it is the kernel in any case, without them on a GPU mostly torch's.
-    "attention": partial(ops.sliced_attention, backend="kernel"),
+    "attention": partial(ops.sliced_attention, backend="kernel" if ON_GPU else "auto"),
 }
 REFERENCE: Functions = {
     "conv2d": sliced_conv2d_ref,
