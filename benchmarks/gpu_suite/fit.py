@@ -2,89 +2,149 @@
 
     python -m gpu_suite.fit sweep.json
 
-`Constants.cost` is `estimated_cost` of that header; a test holds them together.
+The estimates are the header's own: it is compiled with its constants in an array. Those are what it
+declares as `constexpr double` with plain numbers.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import re
 import statistics
+import subprocess
 import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gpu_suite.tiles import HEADER, Tile, constant, tiles
+from gpu_suite.tiles import HEADER, tiles
 
 Rows = Sequence[Mapping[str, Any]]
+_PROBLEM = ("m", "n", "k_steps", "batches", "multiprocessors")
+_PRIOR = 0.02  # what no timing tells stays where it was
+_NUMBER = r"[0-9]+(?:\.[0-9]*)?"
+_DECLARED = re.compile(
+    rf"constexpr double (k\w+\[\w+\]\s*=\s*\{{[^}}]*\}}|k\w+ = {_NUMBER}(?:, k\w+ = {_NUMBER})*);"
+)
+_WRAPPER = """
+extern "C" void set_constants(const double* values, int count) {{
+  for (int i = 0; i < count; ++i) fitted[i] = values[i];
+}}
+extern "C" void costs(const long* rows, int count, double* found) {{
+  for (int i = 0; i < count; ++i, rows += 8) {{
+    ddsm::GemmProblem p{{}};
+    p.name = "";
+    p.m = rows[0];
+    p.n = rows[1];
+    p.k_steps = rows[2];
+    p.batches = rows[3];
+    p.multiprocessors = static_cast<int>(rows[4]);
+    p.aligned = true;
+    p.hopper = rows[5] != 0;
+    {more}
+    found[i] = ddsm::{estimate}(
+        p, {{static_cast<int>(rows[6]), static_cast<int>(rows[7])}});
+  }}
+}}
+"""
 
 
-@dataclass(frozen=True)
-class Problem:
-    """A product of m x n outputs in k_steps steps of K."""
+class HeaderModel:
+    """The header's estimates with its constants as numbers that can be set."""
 
-    m: int
-    n: int
-    k_steps: int
-    multiprocessors: int
+    def __init__(self, text: str | None = None) -> None:
+        self.text = HEADER.read_text(encoding="utf-8") if text is None else text
+        self.declared = [match.group(1) for match in _DECLARED.finditer(self.text)]
+        self.values = np.array([float(v) for d in self.declared for v in _numbers(d)])
 
-    def blocks(self, tile: Tile) -> int:
-        """Tiles of all outputs."""
-        return -(-self.m // tile.m) * -(-self.n // tile.n)
+    def source(self) -> str:
+        """Return C++ of which `costs` and `set_constants` can be called."""
+        names, at = [], 0
+        for declaration in self.declared:
+            count = len(_numbers(declaration))
+            if "[" in declaration:
+                names.append(f"#define {declaration.partition('[')[0]} (fitted + {at})")
+            else:
+                scalars = re.findall(r"k\w+", declaration)
+                names += [f"#define {name} (fitted[{at + i}])" for i, name in enumerate(scalars)]
+            at += count
+        text = _DECLARED.sub("", self.text).replace("#pragma once", "")
+        text = re.sub(r"constexpr double (\w+)\(", r"inline double \1(", text)
+        estimate = re.search(r"inline double (estimated_\w+)\(const GemmProblem&", text)
+        assert estimate is not None, f"{HEADER} estimates nothing"
+        more = "p.parts = 1;" if re.search(r"\bint64_t parts;", text) else ""
+        wrapper = _WRAPPER.format(more=more, estimate=estimate.group(1))
+        return f"static double fitted[{at or 1}];\n" + "\n".join(names) + "\n" + text + wrapper
 
-    def to_dict(self) -> dict[str, int]:
-        """The fields."""
-        return asdict(self)
+    @cached_property
+    def _library(self) -> ctypes.CDLL:
+        include = HEADER.parents[1] / "include"
+        with tempfile.TemporaryDirectory() as folder:
+            source, library = Path(folder, "model.cpp"), Path(folder, "model.so")
+            source.write_text(self.source(), encoding="utf-8")
+            command = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", f"-I{include}",
+                       f"-I{HEADER.parent}", str(source), "-o", str(library)]  # fmt: skip
+            subprocess.run(command, check=True)
+            return ctypes.CDLL(str(library))
+
+    def costs(self, rows: Rows, values: np.ndarray) -> np.ndarray:
+        """Return the estimate of each row with these values of the constants."""
+        numbers = np.array(
+            [
+                [*(row[name] for name in _PROBLEM), int(tiles()[row["tile"] - 1].sm90a),
+                 row["tile"] - 1, row["splits"]]
+                for row in rows
+            ],
+            dtype=np.int64,
+        )  # fmt: skip
+        found, values = np.empty(len(rows)), np.ascontiguousarray(values, dtype=np.float64)
+        address = ctypes.c_void_p
+        self._library.set_constants(address(values.ctypes.data), len(values))
+        self._library.costs(address(numbers.ctypes.data), len(rows), address(found.ctypes.data))
+        return found
+
+    def lines(self, values: np.ndarray) -> list[str]:
+        """Return the declarations with these values, in the header's order."""
+        left = iter(values)
+        return [
+            "constexpr double "
+            + re.sub(
+                rf"(?<=[={{,])(\s*){_NUMBER}", lambda m: m.group(1) + _written(next(left)), text
+            )
+            + ";"
+            for text in self.declared
+        ]
 
 
-@dataclass(frozen=True)
-class Constants:
-    """What the header calls kEfficiency, kFillSteps, kBytesPerStep and kReduceLaunch."""
-
-    efficiency: tuple[float, ...]
-    fill_steps: float
-    bytes_per_step: float
-    reduce_launch: float
-
-    def cost(self, problem: Problem, tile: Tile, splits: int) -> float:
-        """Steps of a 128x128 tile on one multiprocessor."""
-        area = tile.m * tile.n / (128.0 * 128.0) / self.efficiency[tile.algo - 1]
-        steps = -(-problem.k_steps // splits)
-        rounds = -(-problem.blocks(tile) * splits // problem.multiprocessors)
-        cost = rounds * (steps + self.fill_steps) * area
-        if splits > 1:
-            outputs = float(problem.m) * problem.n
-            moved = outputs * 4 * (2 * splits + 1) / problem.multiprocessors
-            cost += self.reduce_launch + moved / self.bytes_per_step
-        return cost
+def _written(value: float) -> str:
+    text = f"{value:.4g}"
+    return f"{value:.0f}" if "e" in text else text
 
 
-def header_constants() -> Constants:
-    """Return what the header has now."""
-    found = re.search(r"kEfficiency\[\w+\]\s*=\s*\{([^}]*)\}", HEADER.read_text(encoding="utf-8"))
-    assert found is not None
-    efficiency = tuple(float(text) for text in found.group(1).split(","))
-    names = ("kFillSteps", "kBytesPerStep", "kReduceLaunch")
-    return Constants(efficiency, *(constant(name) for name in names))
+def _numbers(declaration: str) -> list[str]:
+    return re.findall(rf"(?<=[={{,])\s*({_NUMBER})", declaration)
 
 
 @dataclass(frozen=True)
 class Fit:
     """Fitted constants.
 
-    `us_a_step` is what a step takes on each path; `error` the median of |time / estimate - 1|;
-    `off_the_best` by how much choices are slower than the best that was timed, in the mean, by the
-    fitted constants and by the header's; `best` a row for each path of each shape.
+    `lines` are the header's declarations with new values; `us_a_unit` is what a unit of an estimate
+    takes on each path; `error` the median of |estimate / time - 1|; `off_the_best` by how much
+    choices are slower than the best that was timed, in the mean, with the fitted constants and with
+    those before; `best` a row for each path of each shape.
     """
 
-    constants: Constants
-    us_a_step: dict[str, float]
+    lines: list[str]
+    us_a_unit: dict[str, float]
     error: float
     off_the_best: dict[str, float]
     best: list[dict[str, Any]]
@@ -95,93 +155,72 @@ class Fit:
 
     def text(self, gpu: str) -> str:
         """Return lines to put into the header, and the best choices as comments."""
-        c, off = self.constants, self.off_the_best
-        efficiency = ", ".join(f"{value:.3g}" for value in c.efficiency)
-        lines = [
-            f"// Fitted to timings of an {gpu}: half of the estimates within {self.error:.0%}, "
-            f"choices {off['fitted']:.0%}",
-            f"// slower than the best that was timed (with the constants before: "
+        off = self.off_the_best
+        return "\n".join([
+            f"// Fitted to timings of an {gpu}: half of the estimates within {self.error:.0%},",
+            f"// choices {off['fitted']:.0%} slower than the best that was timed (before: "
             f"{off['before']:.0%}).",
-            f"constexpr double kEfficiency[kTileCount] = {{{efficiency}}};",
-            f"constexpr double kFillSteps = {c.fill_steps:.3g};",
-            f"constexpr double kBytesPerStep = {c.bytes_per_step:.4g};",
-            f"constexpr double kReduceLaunch = {c.reduce_launch:.3g};",
-        ]
-        lines += [
-            f"// {row['path']:<6} batch {row['batch']:>3} {row['shape']:<26} best "
-            f"{row['tile']:>8} x{row['splits']:<2} {row['us']:8.1f} us, fitted choice "
-            f"{row['off']:.0%} slower"
-            for row in self.best
-        ]
-        return "\n".join(lines)
+            *self.lines,
+            *(
+                f"// {row['path']:<6} batch {row['batch']:>3} {row['shape']:<26} best "
+                f"{row['tile']:>8} x{row['splits']:<2} {row['us']:8.1f} us, fitted choice "
+                f"{row['off']:.0%} slower"
+                for row in self.best
+            ),
+        ])  # fmt: skip
 
 
 def fit(rows: Rows) -> Fit | None:
     """Return the constants nearest to the timings, by least squares of logarithms.
 
     Args:
-        rows: of `sweep`: shape, batch, tile (an algo), splits, m, n, k_steps, multiprocessors, us.
+        rows: of `sweep`: shape, batch, tile (an algo), splits, m, n, k_steps, batches,
+            multiprocessors, us.
 
     Returns:
-        None where there are fewer timings than constants.
+        None where there are few timings beside the constants.
     """
+    model = HeaderModel()
     timed = [row for row in rows if "us" in row and row.get("tile")]
-    used = sorted({row["tile"] for row in timed})
-    if len(timed) < 3 * (len(used) + 5):
+    if len(timed) < 3 * len(model.values):
         return None
-    before, every = header_constants(), tiles()
-    paths = sorted({every[algo - 1].sm90a for algo in used})
-    # Of each path the first tile has the header's efficiency; the rest is relative to it.
-    fixed = {next(a for a in used if every[a - 1].sm90a == path) for path in paths}
-    free = [algo for algo in used if algo not in fixed]
-
-    def unpack(logs: np.ndarray) -> tuple[Constants, dict[bool, float]]:
-        values = np.exp(logs)
-        efficiency = list(before.efficiency)
-        for algo, value in zip(free, values, strict=False):
-            efficiency[algo - 1] = float(value)
-        rest = [float(value) for value in values[len(free) :]]
-        return Constants(tuple(efficiency), *rest[:3]), dict(zip(paths, rest[3:], strict=True))
+    us = np.log([row["us"] for row in timed])
+    hopper = np.array([tiles()[row["tile"] - 1].sm90a for row in timed])
+    paths = [path for path in (False, True) if (hopper == path).any()]
+    count, start = len(model.values), np.log(model.values)
+    before = np.log(model.costs(timed, model.values))
+    units = [float(np.median((us - before)[hopper == path])) for path in paths]
 
     def residuals(logs: np.ndarray) -> np.ndarray:
-        constants, units = unpack(logs)
-        return np.array([
-            math.log(units[every[row["tile"] - 1].sm90a] * _cost(constants, row) / row["us"])
-            for row in timed
-        ])  # fmt: skip
+        of_path = dict(zip(paths, logs[count:], strict=True))
+        scale = np.array([of_path[bool(path)] for path in hopper])
+        estimates = np.log(model.costs(timed, np.exp(logs[:count])))
+        return np.concatenate([estimates + scale - us, _PRIOR * (logs[:count] - start)])
 
-    units = [
-        statistics.median(row["us"] / _cost(before, row) for row in timed
-                          if every[row["tile"] - 1].sm90a == path)
-        for path in paths
-    ]  # fmt: skip
-    start = [before.efficiency[algo - 1] for algo in free]
-    start += [before.fill_steps, before.bytes_per_step, before.reduce_launch, *units]
-    logs = _least_squares(residuals, np.log(np.array(start)))
-    constants, of_path = unpack(logs)
-    error = float(np.median(np.abs(np.expm1(-residuals(logs)))))
-    best, off = _choices(timed, constants)
-    _, off_before = _choices(timed, before)
+    logs = _least_squares(residuals, np.concatenate([start, units]))
+    costs = model.costs(timed, np.exp(logs[:count]))
+    best, off = _choices(timed, costs)
+    _, off_before = _choices(timed, np.exp(before))
     names = {False: "sm_80", True: "sm_90a"}
-    return Fit(constants, {names[path]: unit for path, unit in of_path.items()}, error,
-               {"fitted": off, "before": off_before}, best)  # fmt: skip
+    return Fit(
+        model.lines(np.exp(logs[:count])),
+        {names[p]: math.exp(unit) for p, unit in zip(paths, logs[count:], strict=True)},
+        float(np.median(np.abs(np.expm1(residuals(logs)[: len(timed)])))),
+        {"fitted": off, "before": off_before},
+        best,
+    )
 
 
-def _cost(constants: Constants, row: Mapping[str, Any]) -> float:
-    problem = Problem(row["m"], row["n"], row["k_steps"], row["multiprocessors"])
-    return constants.cost(problem, tiles()[row["tile"] - 1], row["splits"])
-
-
-def _choices(timed: Rows, constants: Constants) -> tuple[list[dict[str, Any]], float]:
+def _choices(timed: Rows, costs: np.ndarray) -> tuple[list[dict[str, Any]], float]:
     """Return the best choice of each path of each shape, and how far off chosen ones are."""
-    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = defaultdict(list)
-    for row in timed:
+    groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for i, row in enumerate(timed):
         path = "sm_90a" if tiles()[row["tile"] - 1].sm90a else "sm_80"
-        groups[path, row["batch"], row["shape"]].append(row)
+        groups[path, row["batch"], row["shape"]].append(i)
     best = []
     for (path, batch, shape), found in groups.items():
-        fastest = min(found, key=lambda row: row["us"])
-        chosen = min(found, key=lambda row: _cost(constants, row))
+        fastest = timed[min(found, key=lambda i: timed[i]["us"])]
+        chosen = timed[min(found, key=lambda i: costs[i])]
         best.append({
             "path": path, "batch": batch, "shape": shape, "us": fastest["us"],
             "tile": str(tiles()[fastest["tile"] - 1]), "splits": fastest["splits"],
@@ -190,7 +229,7 @@ def _choices(timed: Rows, constants: Constants) -> tuple[list[dict[str, Any]], f
     return best, statistics.mean(row["off"] for row in best)
 
 
-def _least_squares(residuals: Any, start: np.ndarray, rounds: int = 60) -> np.ndarray:
+def _least_squares(residuals: Any, start: np.ndarray, rounds: int = 80) -> np.ndarray:
     """Levenberg and Marquardt with differences; steps of at most a factor of 2."""
     x, damping = start, 1e-2
     r = residuals(x)

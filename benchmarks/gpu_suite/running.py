@@ -51,6 +51,8 @@ class Place:
             paths.append(str(self.root / "benchmarks"))
         own = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
         own |= {"PYTHONUNBUFFERED": "1", "TORCHINDUCTOR_CACHE_DIR": str(self.build / "inductor")}
+        # Four stages compile beside each other on 16 cores.
+        own["TORCHINDUCTOR_COMPILE_THREADS"] = "4"
         if not sm90a:
             own["DDSM_SM90A"] = "0"
         return {**os.environ, **own, **dict(stage.environment)}

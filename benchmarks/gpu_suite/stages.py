@@ -61,14 +61,13 @@ def _script(name: str, *words: str) -> tuple[str, ...]:
 
 def _family(name: str, about: str, *words: str, **more: object) -> Stage:
     command = (f"{TESTS}/families.py", *(words or (name,)), "--json", f"{{out}}/family-{name}.json")
-    stage = Stage(name, about, 25, 32, command, group="families",
-                  environment=(("DDSM_PRINT_CHOICES", "1"),))  # fmt: skip
+    stage = Stage(name, about, 25, 36, command, group="families")
     return replace(stage, **more)  # type: ignore[arg-type]
 
 
 def _families() -> list[Stage]:
     hopper = [tile for tile in tiles() if tile.sm90a]
-    found = [
+    return [
         *(
             _family(f"sm90a-forward-{tile.algo}", f"convolutions by the sm_90a tile {tile}",
                     "forward", "--algo", str(tile.algo), proves_sm90a=True, wants_sm90a=True)
@@ -81,7 +80,7 @@ def _families() -> list[Stage]:
         ),
         _family("fused", "convolutions with shift, residual and moments, as in a step",
                 proves_sm90a=True),
-        _family("fused-sm80", "the same without the sm_90a path", "fused"),
+        _family("fused-sm80", "the same without the sm_90a path", "fused", environment=SM80),
         _family("sm80-forward", "convolutions by every tile of the sm_80 path", "forward"),
         _family("sm80-grad-x", "gradients of x by every tile of the sm_80 path", "grad-x"),
         _family("grad-weight", "gradients of weight and bias"),
@@ -89,11 +88,6 @@ def _families() -> list[Stage]:
         _family("attention", "attention and its gradients"),
         _family("linear", "linear layers and their gradients"),
     ]  # fmt: skip
-    printing = (("DDSM_PRINT_CHOICES", "1"),)
-    return [
-        replace(stage, environment=(*printing, *SM80)) if stage.name == "fused-sm80" else stage
-        for stage in found
-    ]
 
 
 def _warm(width: str, batch: int) -> Stage:

@@ -20,8 +20,9 @@ from ddsm_ext.bench.shapes import ConvShape, config_at, op_shapes
 from ddsm_ext.bench.timing import interleaved
 from ddsm_ext.ops._precision import conv_tf32
 from gpu_suite import work
-from gpu_suite.fit import Fit, Problem, fit
-from gpu_suite.tiles import Tile, constant, tiles
+from gpu_suite.choices import parsed, printed_choices
+from gpu_suite.fit import Fit, fit
+from gpu_suite.tiles import Tile, tiles
 
 BATCHES = (128, 16, 1) if work.ON_GPU else (2,)
 SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
@@ -36,24 +37,12 @@ def shapes_of(width: float) -> list[ConvShape]:
     return sorted(shapes, key=lambda s: -s.macs * counted[s])[:COSTLIEST]
 
 
-def problem_of(shape: ConvShape, batch: int, multiprocessors: int, *, sm90a: bool) -> Problem:
-    """Return the product that a convolution is on one of the two paths."""
-    step = int(constant("kHopperStepBytes" if sm90a else "kStepBytes")) // 2
-    steps = shape.kernel**2 * sum(-(-c // step) for c in (shape.c_in, shape.c_in2))
-    return Problem(batch * shape.size**2, shape.c_out, steps, multiprocessors)
-
-
-def choices_of(problem: Problem, tile: Tile) -> list[int]:
+def splits_of(shape: ConvShape, batch: int, tile: Tile, multiprocessors: int) -> list[int]:
     """Return numbers of splits worth timing with a tile: up to four blocks a multiprocessor."""
-    if tile.n > 32 and problem.n <= tile.n // 2:
+    if tile.n > 32 and shape.c_out <= tile.n // 2:
         return []
-    blocks = problem.blocks(tile)
-    return [
-        splits
-        for splits in SPLITS
-        if splits <= problem.k_steps
-        and (splits == 1 or blocks * splits <= 4 * problem.multiprocessors)
-    ]
+    blocks = -(-batch * shape.size**2 // tile.m) * -(-shape.c_out // tile.n)
+    return [splits for splits in SPLITS if splits == 1 or blocks * splits <= 4 * multiprocessors]
 
 
 def calls_of(shape: ConvShape, batch: int) -> Callable[[int], Tensor]:
@@ -81,17 +70,20 @@ def time_shape(shape: ConvShape, batch: int, multiprocessors: int) -> list[dict[
     run = calls_of(shape, batch)
     rows: dict[int, dict[str, Any]] = {0: {}}
     for tile in tiles() if work.ON_GPU else ():
-        problem = problem_of(shape, batch, multiprocessors, sm90a=tile.sm90a)
-        for splits in choices_of(problem, tile):
-            row = {"tile": tile.algo, "splits": splits, **problem.to_dict()}
-            rows[tile.algo + 100 * splits] = row
+        for splits in splits_of(shape, batch, tile, multiprocessors):
+            rows[tile.algo + 100 * splits] = {"tile": tile.algo, "splits": splits}
     calls, refused = {}, {}
     for algo in rows:
         try:
-            run(algo)
-            calls[algo] = partial(run, algo)
+            with printed_choices() as lines:
+                run(algo)
         except RuntimeError as error:
             refused[algo] = str(error).splitlines()[0]
+            continue
+        # What the kernels multiply, in their own words.
+        rows[algo] |= next((found for line in lines if (found := parsed(line))), {})
+        rows[algo]["multiprocessors"] = multiprocessors
+        calls[algo] = partial(run, algo)
     work.synchronise()
     time_calls = interleaved_graphs if work.ON_GPU else interleaved
     timing = work.setting().timing | {"min_sample_ms": 2.0}
@@ -123,7 +115,7 @@ def main() -> None:
             done += 1
             content = {"rows": rows, "conditions": about}
             work.report(arguments.json, content, {"shapes": done, "timings": len(rows)})
-    found = fit(rows)
+    found = fit([row for row in rows if "m" in row])
     if found is None:
         print("too few timings to fit the constants")
         return

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
-
-# 4 of these run beside each other on 16 cores. Before torch reads it.
-os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "3")
 
 import torch
 

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -31,6 +32,7 @@ with mock.patch.dict(os.environ, DDSM_TEST_DEVICE="cpu"):
         work,
     )
 
+from gpu_suite import choices
 from gpu_suite.tiles import tiles
 
 from ddsm_ext.bench import step_candidates, unet_step
@@ -119,16 +121,12 @@ def test_choices_fill_a_gpu_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(work, "CONFIG", REFERENCE_CIFAR10)
     shape = sweep.shapes_of(1.0)[0]
     assert shape.macs >= 128 * 128 * 9 * 1024
+    narrow = replace(shape, c_out=32)
     for tile in tiles():
-        large = sweep.problem_of(shape, 128, 132, sm90a=tile.sm90a)
-        small = sweep.problem_of(shape, 1, 132, sm90a=tile.sm90a)
-        assert large.m == 128 * shape.size**2
-        assert sweep.choices_of(large, tile) in ([1], [1, 2], [1, 2, 3], [1, 2, 3, 4])
-        assert len(sweep.choices_of(small, tile)) > 3
-    narrow = sweep.Problem(1024, 32, 9, 132)
-    assert [t.n for t in tiles() if sweep.choices_of(narrow, t)] == [
-        t.n for t in tiles() if t.n == 32
-    ]
+        large, small = (sweep.splits_of(shape, batch, tile, 132) for batch in (128, 1))
+        assert large in ([1], [1, 2], [1, 2, 3], [1, 2, 3, 4])
+        assert len(small) > 1
+        assert bool(sweep.splits_of(narrow, 1, tile, 132)) == (tile.n == 32 or tile.n < 64)
 
 
 @pytest.fixture
@@ -266,6 +264,29 @@ def test_counters_are_read_from_what_ncu_prints(tmp_path, monkeypatch, capsys) -
     assert "ERR_NVGPUCTRPERM" in capsys.readouterr().out
     monkeypatch.setenv("PATH", "/nonexistent")
     assert run(counters, monkeypatch) == 1
+
+
+def test_what_the_kernels_print_is_read_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The lines of tile_choice.h's `describe`."""
+    with choices.printed_choices() as lines:
+        assert os.environ["DDSM_PRINT_CHOICES"] == "1"
+        os.write(2, b"ddsm_ext: sliced_conv2d bf16 m=131072 n=128 k_steps=18 x1: 128x64, 4 splits, "
+                    b"sm_90a path\n")  # fmt: skip
+        os.write(2, b"a warning\n")
+        os.write(2, b"ddsm_ext: sliced_conv2d tf32 m=9 n=3 k_steps=2 x4: 64x64, 1 splits, "
+                    b"sm_80 path (the sm_90a path needs bfloat16 or float16 images)\n")  # fmt: skip
+    assert "DDSM_PRINT_CHOICES" not in os.environ
+    first, warning, second = (choices.parsed(line) for line in lines)
+    assert warning is None
+    assert first == {"m": 131072, "n": 128, "k_steps": 18, "batches": 1, "splits": 4,
+                     "tile_m": 128, "tile_n": 64, "sm90a": True}  # fmt: skip
+    assert (second["batches"], second["sm90a"]) == (4, False)
+    with pytest.raises(RuntimeError, match="refused"), choices.printed_choices():
+        raise RuntimeError("refused")
+    os.write(2, b"shown again\n")
+    assert capfd.readouterr().err == "shown again\n"
 
 
 FAMILY = ROOT / "python_tests" / "cuda_kernels" / "gpu" / "families.py"

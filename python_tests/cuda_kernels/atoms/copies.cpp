@@ -11,6 +11,7 @@ namespace ddsm::atoms {
 namespace {
 
 constexpr uint32_t kData = 1024;  // where copies land; the mbarrier lies at 0
+constexpr uint32_t kRowBytes = 128;
 
 struct Copy {
   int32_t at[4];
@@ -20,7 +21,7 @@ struct Copy {
 template <bool kIm2col>
 DDSM_KERNEL(32, 1)
 copy_kernel(const DDSM_GRID_CONSTANT TensorMap map, const Copy copy, uint32_t* landed) {
-  const uint32_t bytes = copy.rows * kSwizzleBytes;
+  const uint32_t bytes = copy.rows * kRowBytes;
   if (ptx::thread_index() == 0) {
     ptx::mbarrier_init(0, 1);
     ptx::mbarrier_init_fence();
@@ -108,7 +109,7 @@ struct Images {
 };
 
 const char* land(const Images& images, TensorMapSpec more, const Copy& copy, Bytes* result) {
-  Buffer data(images.content()), landed(size_t(copy.rows) * kSwizzleBytes);
+  Buffer data(images.content()), landed(size_t(copy.rows) * kRowBytes);
   TensorMapSpec spec = images.map(data.as<void>());
   spec.im2col = more.pixels > 0;
   for (int d = 0; d < 3; ++d) spec.box[d] = more.box[d];
@@ -118,7 +119,7 @@ const char* land(const Images& images, TensorMapSpec more, const Copy& copy, Byt
   spec.step = more.step;
   TensorMap map{};
   if (const char* error = encode(spec, &map)) return error;
-  const size_t shared_bytes = kData + size_t(copy.rows) * kSwizzleBytes;
+  const size_t shared_bytes = kData + size_t(copy.rows) * kRowBytes;
   const auto kernel = spec.im2col ? copy_kernel<true> : copy_kernel<false>;
   const char* error = run_block(kernel, 32, shared_bytes, map, copy, landed.as<uint32_t>());
   *result = landed.content();

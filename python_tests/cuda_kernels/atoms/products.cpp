@@ -47,12 +47,13 @@ constexpr uint32_t kAtB = 16 * 1024;  // where b begins; a lies at 0
 int number_a(int row, int k) { return small_number(static_cast<uint32_t>(row * kK + k), 3); }
 int number_b(int n, int k) { return small_number(static_cast<uint32_t>(n * kK + k), 4); }
 
-// Rows of 64 elements with the 128-byte swizzle of the address.
+// Rows of 64 elements with the 128-byte swizzle: bits 4 to 6 of an address xored with 7 to 9.
 template <class T, class Number>
 void place(std::vector<uint16_t>* memory, uint32_t begin, int rows, Number number) {
   for (int row = 0; row < rows; ++row) {
     for (int i = 0; i < 64; ++i) {
-      const uint32_t at = swizzled_128(begin + static_cast<uint32_t>(row * 128 + i * 2));
+      const uint32_t flat = begin + static_cast<uint32_t>(row * 128 + i * 2);
+      const uint32_t at = flat ^ (flat >> 7 & 7) << 4;
       (*memory)[at / 2] = bits_of(number(row, i), T{});
     }
   }

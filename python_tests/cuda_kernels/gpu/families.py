@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,9 +24,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from cuda_kernels.gpu.device import DEVICE, ON_GPU
 from cuda_kernels.gpu.layer_calls import OURS, REFERENCE, leaves_of, results
+from gpu_suite.choices import parsed, printed_choices
+from gpu_suite.tiles import tiles
 
 from ddsm_ext.bench.shapes import AttentionShape, LinearShape, NormShape, Shape
 from ddsm_ext.ops import _fused
@@ -119,23 +121,6 @@ def outputs_begin_as_nan(like: Sequence[Tensor]) -> Iterator[None]:
             torch.use_deterministic_algorithms(before)
 
 
-@contextmanager
-def printed_choices() -> Iterator[list[str]]:
-    """Collect the lines that DDSM_PRINT_CHOICES makes the kernels print to file 2."""
-    lines: list[str] = []
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as file:
-        os.dup2(file.fileno(), 2)
-        try:
-            yield lines
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            file.seek(0)
-            lines += file.read().decode(errors="replace").splitlines()
-
-
 def compare(what: str, call: Call, exact: Sequence[Tensor], allowed: float) -> Row:
     """Return a row on a call that is made twice; "fault" says what is wrong, if something is."""
     row: Row = {"case": what, "allowed": allowed, "fault": None}
@@ -143,7 +128,7 @@ def compare(what: str, call: Call, exact: Sequence[Tensor], allowed: float) -> R
         with outputs_begin_as_nan(exact), printed_choices() as lines:
             first = [y.clone() for y in call()]
             second = call()
-        row["chosen"] = [line.rpartition(": ")[2] for line in lines if line.startswith("ddsm_ext")]
+        row["chosen"] = [choice for line in lines if (choice := parsed(line))]
         row["repeats"] = all(a.equal(b) for a, b in zip(first, second, strict=True))
         errors = [
             float((y.double() - e).abs().max() / e.abs().max().clamp_min(1e-30))
@@ -301,9 +286,6 @@ def conv_rows(check: Callable[[Conv, torch.dtype, int], Row], algos: Sequence[in
 
 def portable_tiles() -> int:
     """How many tiles the sm_80 path has; they come first."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "benchmarks"))
-    from gpu_suite.tiles import tiles
-
     return sum(not tile.sm90a for tile in tiles())
 
 
@@ -342,8 +324,8 @@ def main() -> int:
         content = {"family": arguments.family, "seed": seed, "rows": rows}
         arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     faults = [f"{row['case']}: {row['fault']}" for row in rows if row["fault"]]
-    paths = [choice for row in rows for choice in row.get("chosen", ())]
-    hopper = sum("sm_90a" in path and "sm_80" not in path for path in paths)
+    chosen = [choice for row in rows for choice in row.get("chosen", ())]
+    hopper = sum(choice["sm90a"] for choice in chosen)
     print("\n".join(faults[:10]))
     errors = [row["error"] / row["allowed"] for row in rows if "error" in row]
     print(json.dumps({
@@ -351,7 +333,7 @@ def main() -> int:
         "refused": sum("refused" in row for row in rows),
         "faults": faults[:4],
         "largest_error_of_allowed": round(max(errors, default=0.0), 3),
-        "launches": {"sm_90a": hopper, "sm_80": len(paths) - hopper},
+        "launches": {"sm_90a": hopper, "sm_80": len(chosen) - hopper},
     }))  # fmt: skip
     return 1 if faults else 0
 
