@@ -290,53 +290,41 @@ def test_what_the_kernels_print_is_read_and_nothing_else(
 
 
 FAMILY = ROOT / "python_tests" / "cuda_kernels" / "gpu" / "families.py"
+IN_A_PROCESS = f"""
+import contextlib, io, json, sys
+sys.path[:0] = [{str(FAMILY.parents[2])!r}, {str(FAMILY.parent)!r}]
+import families, torch
+"""
+# Wrong by nothing, by a factor, by NaN.
 PLANTED = """
-import sys
-sys.path[:0] = [{tests!r}, {folder!r}]
-import families
-linear = families.OURS["linear"]
-def wrong(x, weight, bias, c_out):
-    return linear(x, weight, bias, c_out) * {factor}
-families.OURS = {{**families.OURS, "linear": wrong}}
+right = families.OURS["linear"]
 families.LAYERS["linear"] = families.LAYERS["linear"][:1]
 sys.argv = ["families.py", "linear"]
-sys.exit(families.main())
+for factor in (1.0, 1.1, float("nan")):
+    wrong = lambda x, weight, bias, c_out: right(x, weight, bias, c_out) * factor
+    families.OURS = {**families.OURS, "linear": wrong}
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        code = families.main()
+    figures = json.loads(shown.getvalue().splitlines()[-1])
+    print(code, figures["cases"], bool(figures["faults"]))
 """
-
-
-@pytest.mark.parametrize("factor", [1.0, 1.1, float("nan")])
-def test_a_wrong_kernel_is_found_by_its_family(factor: float) -> None:
-    """In a process of its own, as the device is chosen at the first import."""
-    code = PLANTED.format(tests=str(FAMILY.parents[2]), folder=str(FAMILY.parent),
-                          factor=repr(factor) if factor == factor else "float('nan')")  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True,
-        env={**os.environ, "DDSM_TEST_DEVICE": "cpu"},
-    )  # fmt: skip
-    figures = json.loads(done.stdout.splitlines()[-1])
-    assert done.returncode == (0 if factor == 1.0 else 1), done.stderr
-    assert bool(figures["faults"]) == (factor != 1.0)
-    assert figures["cases"] == 2
-
-
 REFUSED = """
-import sys
-sys.path[:0] = [{tests!r}, {folder!r}]
-import families, torch
-rows = []
 for text in ("x: no kernel for this tile", "x: the sm_90a path needs stride 1 for the gradient",
              "x: the sm_90a path needs a GPU of compute capability 9.0", "an illegal access"):
     def call():
         raise RuntimeError(text)
-    rows.append(families.compare("case", call, [torch.ones(1)], 0.1))
-print([("refused" in row, row["fault"] is not None) for row in rows])
+    row = families.compare("case", call, [torch.ones(1)], 0.1)
+    print("refused" in row, row["fault"] is not None)
 """
 
 
-def test_a_tile_that_cannot_serve_is_no_fault_but_a_missing_path_is() -> None:
-    code = REFUSED.format(tests=str(FAMILY.parents[2]), folder=str(FAMILY.parent))
+def test_a_family_finds_a_wrong_kernel_and_passes_over_a_tile_that_cannot_serve() -> None:
+    """In a process of its own, as the device is chosen at the first import."""
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True,
+        [sys.executable, "-c", IN_A_PROCESS + PLANTED + REFUSED], capture_output=True, text=True,
         env={**os.environ, "DDSM_TEST_DEVICE": "cpu"},
     )  # fmt: skip
-    assert done.stdout.strip() == str([(True, False), (True, False), (False, True), (False, True)])
+    assert done.stdout.splitlines() == [
+        "0 2 False", "1 2 True", "1 2 True",
+        "True False", "True False", "False True", "False True",
+    ], done.stderr  # fmt: skip
