@@ -58,7 +58,7 @@ def main(words: list[str]) -> int:
     about = {**gpu, "started": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds}
     print(f"{gpu['gpu']}, torch {gpu['torch']}, CUDA {gpu['cuda']}: "
           f"{len(stages)} stages in {seconds:g} s", flush=True)  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="gpu-suite-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="gpu-suite-", ignore_cleanup_errors=True) as scratch:
         place = Place(ROOT, build, Path(scratch), sys.executable)
         left_s = seconds - (time.monotonic() - start_s)
         off = _off_from_the_start(gpu, earlier, stages)

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-LIMIT_S = 3.0
+LIMIT_S = 4.0  # a CUDA context takes a second, a wait that traps two
 BESIDE = 4
 
 

@@ -47,11 +47,11 @@ class Place:
     def environment(self, stage: Stage, *, sm90a: bool) -> dict[str, str]:
         """The environment of a stage: the built package is found, the source folder is not."""
         paths = [str(self.build / "site")]
-        if stage.command[:1] == ("-m",) and stage.command[1].startswith("gpu_suite."):
+        if any(word.startswith("gpu_suite.") for word in stage.command):
             paths.append(str(self.root / "benchmarks"))
         own = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
         own |= {"PYTHONUNBUFFERED": "1", "TORCHINDUCTOR_CACHE_DIR": str(self.build / "inductor")}
-        # Four stages compile beside each other on 16 cores.
+        # Four stages, and two patient ones, compile beside each other on 16 cores.
         own["TORCHINDUCTOR_COMPILE_THREADS"] = "4"
         if not sm90a:
             own["DDSM_SM90A"] = "0"
@@ -85,7 +85,8 @@ class Run:
     """One run of the suite.
 
     Stages of one group run beside each other, others one after the other; each has its own limit,
-    cut to what is left beyond the reserves of those after it. Work in the background goes on
+    cut to what is left beyond the reserves of those after it or, where that is less, to its own
+    reserve. Work in the background goes on
     meanwhile and stands still while something is timed.
 
     Args:
@@ -126,6 +127,10 @@ class Run:
         """Seconds of the budget left beyond those kept for later stages."""
         return max(self.budget_s - (self.clock() - self._start_s) - later_s, 0.0)
 
+    def _share_s(self, stage: Stage, later_s: float) -> float:
+        """What later stages leave, or what is kept for this one: where time is short, they wait."""
+        return max(self.left_s(later_s), min(stage.reserve_s, self.left_s()))
+
     def _run_group(self, group: Sequence[Stage], later_s: float) -> None:
         awaited = {name for stage in group for name in stage.after}
         if awaited:
@@ -136,7 +141,7 @@ class Run:
             later_s = 0.0  # it goes on beside them
         waiting = []
         for stage in group:
-            reason = self._reason_to_skip(stage, self.left_s(later_s))
+            reason = self._reason_to_skip(stage, self._share_s(stage, later_s))
             if reason is None:
                 waiting.append(stage)
             else:
@@ -160,7 +165,7 @@ class Run:
                 job.process.end()
 
     def _begin(self, stage: Stage, later_s: float) -> _Running:
-        limit_s = min(stage.limit_s, self.left_s(later_s))
+        limit_s = min(stage.limit_s, self._share_s(stage, later_s))
         print(f"== {stage.name}: {stage.about} (up to {limit_s:.0f} s)", flush=True)
         logs = self.place.scratch / "logs"
         logs.mkdir(parents=True, exist_ok=True)

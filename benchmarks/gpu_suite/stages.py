@@ -90,14 +90,23 @@ def _families() -> list[Stage]:
     ]  # fmt: skip
 
 
-def _warm(width: str, batch: int) -> Stage:
+def _warm(width: str, batch: int, *, patient: bool = False) -> Stage:
+    """Compiles one step; a patient one leaves the processor to the others."""
     name = f"warm-{batch}-{width}"
     about = f"torch.compile at width {width}, batch {batch}, for the cache (in the background)"
     command = _script("warm", "--width", width, "--batch", str(batch))
-    return Stage(name, about, 200, 0, command, group="warm", background=True)
+    stage = Stage(name, about, 200, 0, command, group="warm", background=True)
+    if not patient:
+        return stage
+    return replace(stage, command=("nice", "-n", "10", "{python}", *command), tool="nice")
 
 
-_WARM = (*(_warm(width, 128) for width in WIDTHS), _warm("1", 1))
+_WARM = (
+    *(_warm(width, 128) for width in WIDTHS),
+    _warm("1", 1),
+    _warm("0.25", 1, patient=True),
+    _warm("1", 512, patient=True),
+)
 
 
 def _both(stage: Stage) -> list[Stage]:
@@ -115,7 +124,7 @@ def _compare(batch: int, limit_s: float, reserve_s: float, *widths: str, again: 
     about = f"whole steps beside slicing, dense weights and torch.compile, batch {batch}"
     command = _script("compare", "--batch", str(batch), "--widths", *widths, "--json",
                       "{out}/results", "--seconds", "{seconds}")  # fmt: skip
-    warm = tuple(stage.name for stage in _WARM)
+    warm = tuple(stage.name for stage in _WARM if stage.name.startswith(f"warm-{batch}-"))
     return Stage(f"compare-{batch}", about, limit_s, reserve_s, command, quiet=True, after=warm,
                  again=again)  # fmt: skip
 
@@ -154,9 +163,9 @@ STAGES: tuple[Stage, ...] = (
           _script("build", "{build}"), needs=None, again=99),
     Stage("roofs", "what the GPU is, and how fast it copies and multiplies", 15, 6,
           _script("roofs", "--json", "{out}/roofs.json"), again=9),
-    *_WARM,
     Stage("atoms", "single instructions beside the emulator, a process each", 25, 10,
           _script("atoms", "{build}", "--json", "{out}/atoms.json"), again=8),
+    *_WARM,
     *_families(),
     Stage("step", "whole steps beside float64: eager, captured, replayed, weights changed", 40, 18,
           _script("whole_step", "--json", "{out}/step.json"), again=7),

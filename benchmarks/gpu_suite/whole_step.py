@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,11 @@ def check(net: SlimmableUNet, width: float, batch: int) -> dict[str, Any]:
     row["eager"] = relative_error(_same_images(first), exact)
     row["eager_repeats"] = bool(torch.equal(eager(), first))
     runner = net.step_runner()
-    replayed = runner(x, t, width).clone()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        replayed = runner(x, t, width).clone()
+    said = [str(warning.message) for warning in caught]
+    row["uncompiled"] = [text for text in said if "uncompiled" in text] if work.ON_GPU else []
     row["captured"] = relative_error(_same_images(replayed), exact)
     row["replays_repeat"] = bool(torch.equal(runner(x, t, width), replayed))
     for parameter in net.parameters():  # as an optimizer does
@@ -65,7 +70,7 @@ def faults(row: dict[str, Any]) -> list[str]:
     for name in ("eager_repeats", "replays_repeat"):
         if not row[name]:
             found.append(f"{what}: {name.replace('_', ' ')}: no")
-    return found
+    return found + [f"{what}: {text}" for text in row["uncompiled"]]
 
 
 def main() -> int:

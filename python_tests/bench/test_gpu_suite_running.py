@@ -205,6 +205,21 @@ def test_each_stage_has_its_limit_cut_to_what_later_ones_do_not_need(tmp_path: P
 
 
 @pytest.mark.usefixtures("clock")
+def test_where_time_is_short_the_most_telling_stages_have_it(tmp_path: Path) -> None:
+    stages = [
+        stage("a", "70", limit_s=60.0, reserve_s=20.0),
+        stage("b", "70", limit_s=60.0, reserve_s=15.0),
+        stage("c", "70", limit_s=60.0, reserve_s=0.0),
+        stage("d", "1", limit_s=60.0, reserve_s=40.0),
+    ]
+    found = {o.name: o for o in run_of(stages, tmp_path, 42.0).all()}
+    assert round(found["a"].limit_s) == 20
+    assert round(found["b"].limit_s) == 15
+    assert found["c"].reason == "0 s are left"
+    assert found["d"].status == "ok"
+
+
+@pytest.mark.usefixtures("clock")
 def test_a_group_is_kept_time_for_once(tmp_path: Path) -> None:
     stages = [
         stage("a", "1", limit_s=99.0, reserve_s=5.0),

@@ -131,7 +131,6 @@ def test_choices_fill_a_gpu_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.fixture
 def compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare, "CANDIDATES", ("slicing", "dense_cl", "ours", "ours_module"))
     monkeypatch.setattr(compare, "ROUNDS", 1)
     monkeypatch.setattr(work, "CONFIG", SMALL)
 
@@ -147,6 +146,9 @@ def test_widths_are_compared_one_after_the_other(tmp_path, monkeypatch, capsys) 
     (result,) = json.loads(path.read_text())["results"]
     assert [row["width"] for row in result["rows"]] == [1.0, 0.5]
     assert result["conditions"]["note"] == compare.NOTE
+    assert result["left_out"] == [
+        "compiled at width 1: not in the cache", "compiled at width 0.5: not in the cache"
+    ]  # fmt: skip
     # Time for one width alone.
     assert run(compare, monkeypatch, *words[:-3], 1, "--json", tmp_path / "short") == 0
     assert list(last_line(capsys)["widths"]) == ["1"]
@@ -194,18 +196,27 @@ def test_slicing_leaves_cudnns_algorithms_as_the_reference_code_does(
     assert seen == {"slicing": False}
 
 
-def test_the_cache_is_warmed_by_what_is_compared(monkeypatch, capsys) -> None:
+def test_the_cache_is_warmed_by_what_is_compared(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    failed = ["compiled at width 0.5: no compiler"]
     asked: list[tuple[object, ...]] = []
 
     def prepared(*arguments: object) -> step_candidates.Steps:
         asked.append(arguments)
-        return step_candidates.Steps(failed=["compiled at width 0.5: no compiler"])
+        return step_candidates.Steps(failed=failed)
 
     monkeypatch.setattr(warm, "prepare_steps", prepared)
     assert run(warm, monkeypatch, "--width", 0.5, "--batch", 2) == 1
     ((config, widths, names, batch, _),) = asked
     assert (config, widths, names, batch) == (work.CONFIG, [0.5], ["compiled"], 2)
     assert set(last_line(capsys)) >= {"compiled_s", "fxgraph_cache_hit", "fxgraph_cache_miss"}
+    assert "compiled" not in compare.candidates(2, 0.5)
+    failed.clear()
+    assert run(warm, monkeypatch, "--width", 0.5, "--batch", 2) == 0
+    assert "compiled" in compare.candidates(2, 0.5)
+    assert "compiled" not in compare.candidates(2, 1.0)
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    assert "compiled" not in compare.candidates(2, 0.5)
 
 
 PROGRAM = """#!/bin/sh
