@@ -49,6 +49,7 @@ def main() -> int:
     if not program.exists():
         print(f"{program} is missing; the build makes it")
         return 1
+    program.chmod(0o755)  # copying from machine to machine may lose it
     known = listed(program)
     with ThreadPoolExecutor(BESIDE) as pool:
         rows = list(pool.map(lambda name: known[name] | run_atom(program, name), known))
