@@ -14,13 +14,17 @@ namespace {
 using namespace ddsm::binding;
 using DeviceGuard = torch::stable::accelerator::DeviceGuard;
 
-// `algo` forces a tile of csrc/cuda/tile_choice.h, 1 + its index, for tests and benchmarks; 0 lets
-// it choose. Panels are rearranged weights of the CPU's algorithms; here a weight stays in place.
-int32_t forced_tile(const char* op, const std::optional<Tensor>& panels, int64_t algo) {
-  STD_TORCH_CHECK(!panels.has_value() && algo >= 0 && algo < 100, op, ": algo is ", algo,
+// `algo` forces a tile of csrc/cuda/tile_choice.h, 1 + its index, and 100 times a number of K splits,
+// for tests and benchmarks; 0 of either lets it choose. Panels are rearranged weights of the CPU's
+// algorithms; here a weight stays in place.
+void force_choice(const char* op, const std::optional<Tensor>& panels, int64_t algo,
+                  ddsm::Conv2dCudaOptions& options) {
+  STD_TORCH_CHECK(!panels.has_value() && algo >= 0 && algo < 10000, op, ": algo is ", algo,
                   panels.has_value() ? " with panels" : "",
-                  "; the CUDA kernels need 0, or 1 + the index of a tile, and no panels");
-  return static_cast<int32_t>(algo);
+                  "; the CUDA kernels need 0, or 1 + the index of a tile + 100 * K splits, and no "
+                  "panels");
+  options.tile = static_cast<int32_t>(algo % 100);
+  options.splits = static_cast<int32_t>(algo / 100);
 }
 
 // The arguments that every forward call has, checked; the tensors keep the memory they point to.
@@ -68,7 +72,7 @@ Tensor sliced_conv2d(const Tensor& x, const std::optional<Tensor>& x2, const Ten
   const DeviceGuard guard(x.get_device_index());
   Forward forward = forward_of(op, x, x2, weight, c_out, c_in2_offset, stride, padding, upsample,
                                tf32);
-  forward.args.options.tile = forced_tile(op, panels, algo);
+  force_choice(op, panels, algo, forward.args.options);
   check_bias(op, bias, weight);
   Tensor y = empty_output(x, forward.args);
   if (y.numel() == 0) return y;
@@ -224,7 +228,7 @@ Tensor sliced_conv2d_grad_x(const Tensor& grad_y, const Tensor& weight, int64_t 
   if (grad_x.numel() == 0) return grad_x;
   const Tensor source = adjacent_channels(grad_y);
   args.options = options_of(op, grad_y, tf32);
-  args.options.tile = forced_tile(op, panels, algo);
+  force_choice(op, panels, algo, args.options);
   args.grad_y = image_of(source, 0);
   args.weight = weight_of(op, weight);
   args.grad_x = grad_x.mutable_data_ptr();
@@ -253,7 +257,7 @@ void sliced_conv2d_grad_weight(const Tensor& grad_y, const Tensor& x,
   const Tensor gradient = adjacent_channels(grad_y), source = adjacent_channels(x);
   const Tensor source2 = x2.has_value() ? adjacent_channels(*x2) : source;
   args.options = options_of(op, x, tf32);
-  args.options.tile = forced_tile(op, std::nullopt, algo);
+  force_choice(op, std::nullopt, algo, args.options);
   args.grad_y = image_of(gradient, 0);
   args.x = image_of(source, 0);
   if (x2.has_value()) args.x2 = image_of(source2, c_in2_offset);

@@ -151,21 +151,34 @@ def relative_error(got: Output, expected: Output) -> float:
     return float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
 
 
+def errors_against_slicing(outputs: Mapping[str, Output]) -> dict[str, float]:
+    """Return the relative error of every other candidate against slicing."""
+    return {
+        name: relative_error(output, outputs["slicing"])
+        for name, output in outputs.items()
+        if name != "slicing"
+    }
+
+
+def disagreement(what: str, errors: Mapping[str, float], tolerance: float) -> str | None:
+    """Return a sentence on the first candidate whose error is too large; None: there is none."""
+    for name, error in errors.items():
+        if not error <= tolerance:
+            return (
+                f"{what}: {name} differs from slicing by {error:.2g}; "
+                f"need at most {tolerance:g} before it is timed"
+            )
+    return None
+
+
 def check_agreement(what: str, outputs: Mapping[str, Output], tolerance: float) -> float:
     """Return the relative error of ours against slicing, after checking all candidates.
 
     Raises:
         ValueError: a candidate computes something else, so its time means nothing.
     """
-    errors = {
-        name: relative_error(output, outputs["slicing"])
-        for name, output in outputs.items()
-        if name != "slicing"
-    }
-    for name, error in errors.items():
-        if not error <= tolerance:
-            raise ValueError(
-                f"{what}: {name} differs from slicing by {error:.2g}; "
-                f"need at most {tolerance:g} before it is timed"
-            )
+    errors = errors_against_slicing(outputs)
+    reason = disagreement(what, errors, tolerance)
+    if reason is not None:
+        raise ValueError(reason)
     return errors["ours"]

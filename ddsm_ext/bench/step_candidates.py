@@ -135,7 +135,18 @@ class _Builder:
         return replace(step, uncompiled=self.uncompiled)
 
     def slicing(self, width: float) -> Call:
-        return lambda: self.reference(self.x, self.t, width)
+        cudnn = torch.backends.cudnn
+
+        def call() -> Tensor:
+            # As the reference code leaves it. Every width has its own shapes: to time cuDNN's
+            # algorithms for all of them takes minutes.
+            before, cudnn.benchmark = cudnn.benchmark, False
+            try:
+                return self.reference(self.x, self.t, width)
+            finally:
+                cudnn.benchmark = before
+
+        return call
 
     def dense(self, width: float) -> Call:
         network = self.net.export_subnet(width)

@@ -1,12 +1,12 @@
-"""The GPU suite's stages, budget and summary, on a machine that may have no GPU."""
+"""The GPU suite's stages and command line, on a machine that may have no GPU."""
 
 from __future__ import annotations
 
-import json
+import re
+import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,11 +14,13 @@ import torch
 from bench import fake_gpu
 from bench.scripts import ROOT, load  # makes gpu_suite importable
 from bench.small_network import SMALL
-from gpu_suite import running
-from gpu_suite.__main__ import main, query_gpu
-from gpu_suite.build import architectures
-from gpu_suite.running import Outcome, Place, run_stages, summary, write_summary
-from gpu_suite.stages import STAGES, Stage, choose
+from bench.suite_stages import stage
+from gpu_suite import __main__ as command_line
+from gpu_suite import archive
+from gpu_suite.__main__ import SECOND_RUN_SECONDS, SECONDS, main, query_gpu
+from gpu_suite.running import Place
+from gpu_suite.stages import SM80, STAGES, choose, second_run
+from gpu_suite.tiles import HEADER, constant, tiles
 
 from ddsm_ext.bench.readme import all_tables, gpu_headlines, speed_section
 from ddsm_ext.bench.results import load_results, save_result
@@ -27,34 +29,50 @@ from ddsm_ext.bench.unet_step import run_unet_step
 from ddsm_ext.io.run_dir import machine_info
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+PLANTED = (
+    stage("build", "", needs=None),
+    stage("hangs", "import signal; signal.pause()", limit_s=0.8),
+    stage("crashes", "import os, signal; os.kill(os.getpid(), signal.SIGABRT)"),
+    stage("wrong", "print('error 0.5, allowed 0.01'); raise SystemExit(1)", group="families",
+          proves_sm90a=True),
+    stage("times", "import os; print(os.environ['DDSM_SM90A'])"),
+    stage("times-sm80", "", environment=SM80),
+)  # fmt: skip
 
 
-def python(name: str, code: str, **options: object) -> Stage:
-    stage = Stage(name, f"about {name}", 0.0, ("-c", code), needs=None)
-    return replace(stage, **options)
+def kept_s() -> float:
+    return sum({s.group or s.name: s.reserve_s for s in STAGES}.values())
 
 
-def place(folder: Path) -> Place:
-    return Place(folder, folder, folder / "build", sys.executable)
+def test_what_is_kept_for_all_stages_fits_beside_half_of_the_time_for_compiling() -> None:
+    warm_s = max(s.limit_s for s in STAGES if s.background)
+    assert kept_s() + warm_s / 2 <= SECONDS <= 560
+    assert len({s.name for s in STAGES}) == len(STAGES)
+    groups = [s.group or s.name for s in STAGES]
+    runs = [group for i, group in enumerate(groups) if i == 0 or group != groups[i - 1]]
+    assert len(set(runs)) == len(runs), "stages of a group are not adjacent"
+    names = [s.name for s in STAGES]
+    for s in STAGES:
+        assert s.needs is None or names.index(s.needs) < names.index(s.name)
+        assert all(names.index(other) < names.index(s.name) for other in s.after)
+        assert s.group or s.reserve_s <= s.limit_s
 
 
-def test_the_shares_of_all_stages_fit_in_nine_minutes() -> None:
-    assert sum(stage.reserve_s for stage in STAGES) <= 540
-    assert len({stage.name for stage in STAGES}) == len(STAGES)
-    before: set[str | None] = {None}
-    for stage in STAGES:
-        assert stage.needs in before
-        before.add(stage.name)
-
-
-def test_every_file_and_option_of_the_commands_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    there = Place(ROOT, Path("out"), Path("build"), "python3")
-    for stage in STAGES:
-        words = there.command(stage, 100.0)
+def test_every_file_module_and_option_of_the_commands_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    there = Place(ROOT, Path("build"), Path("out"), "python3")
+    for s in STAGES:
+        words = there.command(s, 100.0)
         for word in words:
+            assert "{" not in word
             if word.endswith(".py"):
-                assert (ROOT / word).is_file(), f"{stage.name}: {word}"
-        assert not any("{" in word for word in words)
+                assert (ROOT / word).resolve().is_file(), f"{s.name}: {word}"
+        if words[1] == "-m" and words[2].startswith("gpu_suite."):
+            script = ROOT / "benchmarks" / (words[2].replace(".", "/") + ".py")
+            options = [word for word in words if word.startswith("--")]
+            for option in options:
+                assert f'"{option}"' in script.read_text(), f"{s.name}: {option}"
         if words[1] == "benchmarks/bench_unet_step.py":
             monkeypatch.setattr(sys, "argv", words[1:])
             module = load("bench_unet_step", ROOT / words[1])
@@ -63,99 +81,25 @@ def test_every_file_and_option_of_the_commands_is_there(monkeypatch: pytest.Monk
             assert all(0 < job.rounds < 9 for job in jobs)
 
 
-def test_stages_are_chosen_by_name_in_the_suites_order() -> None:
+def test_each_tile_of_the_sm90a_path_has_a_family() -> None:
+    """The header is the one list of tiles."""
+    text = HEADER.read_text()
+    body = re.search(r"kTiles\[\] = \{(.*?)\};", text, re.S).group(1)
+    assert len(tiles()) == body.count("{") == int(constant("kTileCount"))
+    hopper = [tile for tile in tiles() if tile.sm90a]
+    assert len(hopper) == len(tiles()) - int(constant("kPortableTiles")) > 0
+    names = {s.name for s in STAGES}
+    for tile in hopper:
+        assert {f"sm90a-forward-{tile.algo}", f"sm90a-grad-x-{tile.algo}"} <= names
+    assert {s.name for s in STAGES if s.proves_sm90a} >= {"fused"}
+
+
+def test_stages_are_chosen_by_name_or_group_in_the_suites_order() -> None:
     assert choose([]) == list(STAGES)
-    assert [stage.name for stage in choose(["report", "build"])] == ["build", "report"]
+    assert [s.name for s in choose(["report", "build"])] == ["build", "report"]
+    assert {s.group for s in choose(["families"])} == {"families"}
     with pytest.raises(ValueError, match="stage 'biuld' is unknown; need some of build, "):
         choose(["biuld"])
-
-
-def test_a_failing_stage_does_not_end_the_suite(tmp_path: Path) -> None:
-    stages = [
-        python("good", "print('fine')"),
-        python("bad", "import sys; print('why'); sys.exit(3)"),
-        python("dependent", "", needs="bad"),
-        python("toolless", "", tool="no-such-program"),
-        python("last", "import os; print(os.environ['PYTHONPATH'], os.environ['EXTRA'])",
-               environment=(("EXTRA", "more"),)),
-    ]  # fmt: skip
-    outcomes = run_stages(stages, place(tmp_path), 100.0)
-    assert [(o.name, o.status, o.reason) for o in outcomes] == [
-        ("good", "ok", ""),
-        ("bad", "failed", "exit code 3"),
-        ("dependent", "skipped", "bad failed"),
-        ("toolless", "skipped", "no-such-program is not on PATH"),
-        ("last", "ok", ""),
-    ]
-    log = (tmp_path / "log.txt").read_text()
-    assert log.index("fine") < log.index("why") < log.index(f"{tmp_path}/build/site more")
-
-
-def test_a_stage_that_overruns_is_ended_with_its_children(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(running, "LEAST_S", 0.0)
-    child = "import time, pathlib; time.sleep(4); pathlib.Path('survived').touch()"
-    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    start = time.monotonic()
-    (outcome,) = run_stages([python("slow", code)], place(tmp_path), 2.0)
-    assert (outcome.status, outcome.reason) == ("failed", "stopped after 2 s")
-    assert time.monotonic() - start < 4.0
-    time.sleep(3.0)
-    assert not (tmp_path / "survived").exists()
-
-
-def test_each_stage_has_what_the_later_ones_do_not_need(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """100 s; the first takes 50 of its 60, the second 35 of its 30 + 10, nothing is left."""
-    now, durations = [0.0], {"a": 50.0, "b": 35.0, "c": 9.0, "d": 1.0}
-    limits = {}
-
-    def run(stage: Stage, there: Place, limit_s: float) -> tuple[str, str]:
-        limits[stage.name] = limit_s
-        now[0] += durations[stage.name]
-        return "ok", ""
-
-    monkeypatch.setattr(running, "_run", run)
-    shares = {"a": 60.0, "b": 20.0, "c": 8.0, "d": 2.0}
-    stages = [python(name, "", reserve_s=share) for name, share in shares.items()]
-    seen: list[int] = []
-    outcomes = run_stages(
-        stages, place(tmp_path), 100.0, clock=lambda: now[0], record=lambda o: seen.append(len(o))
-    )
-    assert limits == {"a": 70.0, "b": 40.0, "c": 13.0, "d": 6.0}
-    assert seen == [1, 2, 3, 4]
-    now[0], durations["c"] = 0.0, 14.0
-    outcomes = run_stages(stages, place(tmp_path), 100.0, clock=lambda: now[0])
-    assert (outcomes[3].status, outcomes[3].reason) == ("skipped", "1 s are left")
-
-
-def test_summary_and_its_json(tmp_path: Path) -> None:
-    outcomes = [Outcome("build", "ok", "", 61.25, 90.0), Outcome("x", "skipped", "y", 0.0, 3.0)]
-    assert summary(outcomes).splitlines() == [
-        "build  ok         61.2 s",
-        "x      skipped     0.0 s  y",
-    ]
-    write_summary(tmp_path / "suite.json", {"gpu": "A GPU"}, outcomes)
-    content = json.loads((tmp_path / "suite.json").read_text())
-    assert content["gpu"] == "A GPU"
-    assert content["stages"][1] == {
-        "name": "x", "status": "skipped", "reason": "y", "seconds": 0.0, "limit_s": 3.0,
-    }  # fmt: skip
-
-
-@NO_GPU
-def test_without_a_gpu_it_says_so_in_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="finds no GPU; need a machine with an NVIDIA GPU"):
-        query_gpu()
-    done = subprocess.run(
-        [ROOT / "benchmarks" / "gpu_suite.sh", tmp_path / "out"], capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "finds no GPU" in done.stderr
-    assert not (tmp_path / "out").exists()
 
 
 def test_the_stages_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,9 +109,127 @@ def test_the_stages_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "stage 'nothing' is unknown" in capsys.readouterr().err
 
 
-def test_the_gpus_own_architecture_and_hoppers_are_built() -> None:
-    assert architectures((9, 0)) == "90a-real"
-    assert architectures((8, 6)) == "90a-real;86-real"
+@NO_GPU
+def test_without_a_gpu_it_says_so_in_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="finds no GPU; need a machine with an NVIDIA GPU"):
+        query_gpu()
+    script = ROOT / "benchmarks" / "gpu_suite.sh"
+    done = subprocess.run([script, tmp_path / "out"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "finds no GPU" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fake GPU, a stage that hangs, one that crashes, one that is wrong."""
+    about = {"gpu": "Fake GPU", "torch": "2.11.0", "cuda": "13.0", "capability": "9.0"}
+    monkeypatch.setattr(command_line, "query_gpu", lambda: about)
+    monkeypatch.setattr(command_line, "choose", lambda names: list(PLANTED))
+    monkeypatch.setattr(command_line, "second_run", lambda earlier, seconds: list(PLANTED[-2:]))
+
+
+@pytest.mark.usefixtures("planted")
+def test_a_run_with_planted_faults_reports_all_the_rest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path / "out"), "--seconds", "60"]) == 1
+    summary = archive.read_summary(tmp_path / "out")
+    assert summary["gpu"] == "Fake GPU"
+    assert summary["sm90a_off"] == "wrong failed"
+    assert [(s["name"], s["status"]) for s in summary["stages"]] == [
+        ("build", "ok"), ("hangs", "failed"), ("crashes", "failed"), ("wrong", "failed"),
+        ("times", "ok"), ("times-sm80", "skipped"),
+    ]  # fmt: skip
+    shown = capsys.readouterr().out
+    assert "Fake GPU, torch 2.11.0, CUDA 13.0: 6 stages in 60 s" in shown
+    assert "ended by signal 6" in shown
+    assert "error 0.5, allowed 0.01" in shown
+    # A second run in which nothing proves the path again keeps it off.
+    assert main([str(tmp_path / "second"), "--after", str(tmp_path / "out")]) == 0
+    second = archive.read_summary(tmp_path / "second" / archive.ARCHIVE)
+    assert second["sm90a_off"] == "wrong failed"
+    assert [s["status"] for s in second["stages"]] == ["ok", "skipped"]
+    assert main([str(tmp_path / "third"), "--after", str(tmp_path / "nothing")]) == 2
+
+
+def test_a_stopped_suite_ends_what_it_started(tmp_path: Path) -> None:
+    pid, out = tmp_path / "pid", tmp_path / "out"
+    hang = f"import os, signal; open({str(pid)!r}, 'w').write(str(os.getpid())); signal.pause()"
+    code = (
+        "import gpu_suite.__main__ as m, gpu_suite.stages as s\n"
+        "m.query_gpu = lambda: dict(gpu='Fake GPU', torch='', cuda='', capability='9.0')\n"
+        f"hangs = s.Stage('hangs', '', 50, 0, ('-c', {hang!r}), needs=None)\n"
+        "m.choose = lambda names: [hangs]\n"
+        f"raise SystemExit(m.main([{str(out)!r}]))"
+    )
+    suite = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(ROOT / "benchmarks"), "PATH": "/usr/bin:/bin"},
+        stdout=subprocess.DEVNULL,
+    )
+    while not pid.exists() or not pid.read_text():
+        time.sleep(0.05)
+    suite.send_signal(signal.SIGTERM)
+    assert suite.wait(10) == 128 + signal.SIGTERM
+    state = Path("/proc") / pid.read_text() / "stat"
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
+@pytest.mark.usefixtures("planted")
+@pytest.mark.parametrize("reason", ["capability", "environment"])
+def test_where_the_sm90a_path_is_off_from_the_start(
+    reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tile = stage("sm90a-tile", "raise SystemExit(1)", proves_sm90a=True, wants_sm90a=True)
+    monkeypatch.setattr(command_line, "choose", lambda names: [tile, *PLANTED[-2:]])
+    about = command_line.query_gpu()
+    if reason == "environment":
+        monkeypatch.setenv("DDSM_SM90A", "0")
+    else:
+        monkeypatch.setattr(command_line, "query_gpu", lambda: {**about, "capability": "8.6"})
+    assert main([str(tmp_path)]) == 0
+    summary = archive.read_summary(tmp_path)
+    assert [s["status"] for s in summary["stages"]] == ["skipped", "ok", "skipped"]
+    assert (
+        summary["sm90a_off"]
+        == {
+            "capability": "the GPU is of compute capability 8.6",
+            "environment": "DDSM_SM90A is 0",
+        }[reason]
+    )
+
+
+def earlier(*failed: str) -> list[dict[str, object]]:
+    return [{"name": s.name, "status": "failed" if s.name in failed else "ok"} for s in STAGES]
+
+
+def test_a_second_run_begins_with_what_failed() -> None:
+    nothing = [s.name for s in second_run(earlier(), SECOND_RUN_SECONDS)]
+    assert nothing[:2] == ["build", "roofs"]
+    assert {"graphs", "profile", "compare-128", "step"} <= set(nothing)
+    assert "training" not in nothing
+    mended = second_run(earlier("training", "fused", "filters"), SECOND_RUN_SECONDS)
+    names = [s.name for s in mended]
+    assert {"training", "filters", "build"} <= set(names)
+    assert {s.name for s in STAGES if s.group == "families"} <= set(names)
+    for chosen in (mended, second_run(earlier(*(s.name for s in STAGES)), SECOND_RUN_SECONDS)):
+        kept = {s.group or s.name: s.reserve_s for s in chosen}
+        assert sum(kept.values()) <= SECOND_RUN_SECONDS <= 200
+        assert not any(s.background or s.after for s in chosen)
+
+
+def test_the_script_for_a_second_run_wants_two_folders(tmp_path: Path) -> None:
+    script = ROOT / "benchmarks" / "gpu_rerun.sh"
+    done = subprocess.run([script, tmp_path], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (
+        2, "gpu_rerun.sh: 1 arguments; need the earlier run and OUT_DIR\n",
+    )  # fmt: skip
+    done = subprocess.run([script, tmp_path, tmp_path / "out"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "holds no earlier run" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_tables_and_plots_of_gpu_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,11 @@ def test_bindings(tmp_path):
     package = Path(ddsm_ext.__file__).resolve().parents[1]
     done = subprocess.run(
         [sys.executable, str(here / "run.py"), str(library)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(package), str(here.parents[1])])},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(package), str(here.parents[1])]),
+            "DDSM_TEST_DEVICE": "cpu",
+        },
         capture_output=True,
         text=True,
         timeout=300,

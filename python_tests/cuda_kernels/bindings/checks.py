@@ -174,7 +174,27 @@ def check_tf32_is_an_argument() -> None:
             check_close(got.reshape(exact.shape), exact, 1e-6)
 
 
+def check_a_choice_can_be_forced() -> None:
+    """Tiles and K splits that a call forces give the same numbers; others are refused."""
+    x = normal(2, 64, 6, 5, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    weight = normal(24, 64, 3, 3, dtype=torch.bfloat16).contiguous(
+        memory_format=torch.channels_last
+    )
+    numbers = (24, 64, 1, 1, False, None)
+    exact = sliced_conv2d_ref(x.double(), weight.double(), None, 24, padding=1)
+    conv2d = torch.ops.ddsm_ext.sliced_conv2d
+    for algo in (0, 1, 301, 204, 400):
+        y = conv2d(x, None, weight, None, *numbers, algo)
+        check_close(y, exact, tolerance(torch.bfloat16))
+    for algo in (60, 6500):  # a tile, a number of splits that is not there
+        with pytest.raises(RuntimeError, match="the forced tile or number of splits"):
+            conv2d(x, None, weight, None, *numbers, algo)
+    with pytest.raises(RuntimeError, match="the CUDA kernels need 0, or 1"):
+        conv2d(x, None, weight, None, *numbers, 10000)
+
+
 def check_all() -> None:
+    check_a_choice_can_be_forced()
     for dtype in (torch.float32, torch.bfloat16):
         check_attention(dtype)
     for check in (check_conv2d, check_linear, check_group_norm):

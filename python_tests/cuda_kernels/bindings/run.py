@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from cuda_kernels.bindings import checks, steps
+from cuda_kernels.gpu import families
 from hypothesis import assume
 from ops import fuzz_raw
 from runner.recorder import Recorder
@@ -39,6 +40,8 @@ def main() -> None:
     checks.check_all()
     steps.check_all_steps(torch.device("cpu"))
     steps.check_captured_steps(torch.device("cpu"), Recorder)
+    faults = [row for row in families.fused_rows() if row["fault"]]
+    assert not faults, faults
     for name in ("sliced_attention", "sliced_conv2d", "sliced_linear", "sliced_group_norm"):
         check_random_raw_calls(name, 100)
 

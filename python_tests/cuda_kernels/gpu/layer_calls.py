@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from cuda_kernels.gpu.device import DEVICE
+from cuda_kernels.gpu.device import DEVICE, ON_GPU
 from torch import Tensor
 
 from ddsm_ext import ops
@@ -21,7 +22,8 @@ OURS: Functions = {
     "conv2d": ops.sliced_conv2d,
     "linear": ops.sliced_linear,
     "group_norm": ops.sliced_group_norm,
-    "attention": ops.sliced_attention,
+    # With gradients it is the kernel in any case, without them on a GPU mostly torch's.
+    "attention": partial(ops.sliced_attention, backend="kernel" if ON_GPU else "auto"),
 }
 REFERENCE: Functions = {
     "conv2d": sliced_conv2d_ref,

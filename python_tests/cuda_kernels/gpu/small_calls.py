@@ -5,7 +5,6 @@ compute-sanitizer --tool memcheck --kernel-name kns=ddsm python small_calls.py
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -13,9 +12,13 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from bench.small_network import SMALL
+from cuda_kernels.gpu.device import DEVICE, ON_GPU
 from cuda_kernels.gpu.layer_calls import OURS, leaves_of, results
 
+from ddsm_ext.bench.network import random_inputs, random_network
 from ddsm_ext.bench.shapes import AttentionShape, ConvShape, LinearShape, NormShape, Shape
+from ddsm_ext.models.graph_steps import run_step
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Channels that divide by all a kernel likes, and that do not; each window; one source and two.
@@ -49,7 +52,21 @@ def main() -> None:
                 if not all(torch.isfinite(value).all() for value in values):
                     raise SystemExit(f"small_calls: {shape} {dtype}: a result is not finite")
                 calls += 1
-    print(f"small_calls: {calls} calls, device {os.environ.get('DDSM_TEST_DEVICE', 'cuda')}")
+    if ON_GPU:
+        run_steps()
+    print(f"small_calls: {calls} calls, device {DEVICE}")
+
+
+@torch.no_grad()
+def run_steps() -> None:
+    """Steps of a small network, by the fused kernels that have no other caller."""
+    for dtype in DTYPES:
+        net = random_network(SMALL).to(DEVICE, dtype)
+        x, t = random_inputs(SMALL, 2, dtype, device=DEVICE)
+        for width in (1.0, 0.5):
+            x = x.contiguous(memory_format=torch.channels_last)
+            if not torch.isfinite(run_step(net, width, x, t)).all():
+                raise SystemExit(f"small_calls: a step of {dtype} at width {width:g} is not finite")
 
 
 if __name__ == "__main__":

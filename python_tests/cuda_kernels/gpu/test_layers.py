@@ -18,6 +18,7 @@ from ddsm_ext.bench.shapes import (
     config_at,
     op_shapes,
 )
+from ddsm_ext.ops import sliced_attention
 from ddsm_ext.ops._dispatch import runs_native
 
 pytestmark = needs_device
@@ -60,6 +61,11 @@ def faults_of(
     exact = results(REFERENCE, shape, [leaf.double() for leaf in leaves], grad_y.double())
     assert torch.equal(got[0], y), f"{shape}: with gradients the output is another"
     faults = []
+    if isinstance(shape, AttentionShape):  # what a step calls, which may be torch's
+        with torch.no_grad():
+            relative = error(sliced_attention(*leaves), exact[0])
+        if not relative <= allowed:
+            faults.append(f"{shape}, y without gradients: relative error {relative:.2g}")
     for name, ours, expected in zip(("y", *names_of(shape, len(leaves))), got, exact, strict=True):
         assert ours.shape == expected.shape
         assert ours.dtype == dtype

@@ -1,0 +1,92 @@
+"""Every kernel of a step with its calls and microseconds, by torch's profiler."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from gpu_suite import work
+
+STEPS = 3
+
+
+def kernels_of(call: Callable[[], object], steps: int = STEPS) -> list[dict[str, Any]]:
+    """Return the kernels of a call, the costliest first: name, calls, us of one step.
+
+    On the CPU: its operators.
+    """
+    for _ in range(2):
+        call()
+    work.synchronise()
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if work.ON_GPU else [])]
+    with profile(activities=activities) as recorded:
+        for _ in range(steps):
+            call()
+        work.synchronise()
+    device = DeviceType.CUDA if work.ON_GPU else DeviceType.CPU
+    calls: dict[str, int] = defaultdict(int)
+    spent_us: dict[str, float] = defaultdict(float)
+    for event in recorded.events():
+        if event.device_type == device and not getattr(event, "is_user_annotation", False):
+            calls[event.name] += 1
+            spent_us[event.name] += event.time_range.elapsed_us()
+    rows = [
+        {"kernel": short_name(name), "calls": calls[name] / steps, "us": spent_us[name] / steps}
+        for name in calls
+    ]
+    return sorted(rows, key=lambda row: -row["us"])
+
+
+def short_name(name: str) -> str:
+    """Return a kernel's name without what all of ours share and without its parameters."""
+    name = re.sub(r"^void ", "", name).replace("ddsm::", "").replace("(anonymous namespace)::", "")
+    name = re.sub(r"\(.*$", "", name) if name.count("<") <= name.count(">") else name
+    return name[:160]
+
+
+def format_rows(rows: list[dict[str, Any]], most: int = 14) -> str:
+    """Return the costliest kernels as lines."""
+    return "\n".join(
+        f"{row['us']:9.1f} us  {row['calls']:5.1f} calls  {row['us'] / row['calls']:8.2f} us each"
+        f"  {row['kernel'][:90]}"
+        for row in rows[:most]
+    )
+
+
+def main() -> None:
+    """Profile two batches at three widths."""
+    parser = argparse.ArgumentParser(prog="gpu_suite.kernel_table")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    net = work.network()
+    tables, figures = [], {}
+    with torch.no_grad():
+        for batch in (128, 1) if work.ON_GPU else (2,):
+            x, t = work.inputs(batch)
+            for width in work.WIDTHS:
+                rows = kernels_of(work.step_of(net, width, x, t))
+                total_us = sum(row["us"] for row in rows)
+                launches = sum(row["calls"] for row in rows)
+                print(f"batch {batch}, width {width:g}: {launches:.0f} kernels, {total_us:.0f} us")
+                print(format_rows(rows), flush=True)
+                tables.append({"batch": batch, "width": width, "kernels": rows,
+                               "us": total_us, "launches": launches})  # fmt: skip
+                figures[f"{batch}/{width:g}"] = [round(total_us), round(launches)]
+                _write(arguments.json, tables, figures)  # what is there, should time run out
+
+
+def _write(path: Path | None, tables: list[dict[str, Any]], figures: dict[str, Any]) -> None:
+    about = work.setting().conditions(0) | {"sm90a": work.sm90a()}
+    work.report(path, {"tables": tables, "conditions": about}, {"us and launches": figures})
+
+
+if __name__ == "__main__":
+    main()
