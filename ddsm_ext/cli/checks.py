@@ -57,7 +57,7 @@ def _libraries() -> bool:
     costs = ", ".join(f"{name} {value:g}" for name, value in native.conv2d_costs().items())
     _line("conv choice", costs)
     reason = _library.cuda_missing_reason
-    _line("CUDA kernels", f"not loaded: {reason}" if reason else "loaded")
+    _line("CUDA kernels", f"not loaded, {reason}" if reason else "loaded")
     _line("sm_90a path", sm90a_path(info["cuda_architectures"], os.environ))
     _line("GPU", _gpu())
     problem = "" if reason else _gpu_problem(info["cuda_architectures"])
@@ -74,9 +74,10 @@ def sm90a_path(architectures: str, environment: Mapping[str, str]) -> str:
         architectures: those of the CUDA library, separated by spaces.
         environment: holds DDSM_SM90A, which the library reads.
     """
+    off = environment.get("DDSM_SM90A") == "0"
     if "90a-real" not in architectures.split():
-        return "not built"
-    if environment.get("DDSM_SM90A") == "0":
+        return "not built; also off: DDSM_SM90A=0" if off else "not built"
+    if off:
         return "off: DDSM_SM90A=0"
     return "on, where the GPU's capability is 9.0; DDSM_SM90A=0 turns it off"
 
@@ -90,13 +91,13 @@ def serves(architectures: str, capability: tuple[int, int]) -> bool:
     """
     number = 10 * capability[0] + capability[1]
     for architecture in architectures.split():
-        digits, kind = architecture.rstrip("a").replace("a-", "-").split("-")
-        own = int(digits)
+        name, kind = architecture.split("-")
+        own = int(name.rstrip("a"))
         # Machine code runs on later GPUs of its generation, sm_90a on its own one alone; portable
         # code is translated by the driver of any later one.
         if kind == "virtual":
             fits = number >= own
-        elif "a-" in architecture:
+        elif name.endswith("a"):
             fits = number == own
         else:
             fits = number >= own and capability[0] == own // 10

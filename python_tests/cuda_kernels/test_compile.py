@@ -42,9 +42,9 @@ pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is no
 
 
 def architectures() -> list[str]:
-    """The default of CMakeLists.txt: "80-real", ..., "80-virtual"."""
+    """All that CMakeLists.txt names: "80-real", ..., "80-virtual"."""
     text = (emulated.ROOT / "CMakeLists.txt").read_text()
-    return re.search(r'set\(DDSM_CUDA_ARCHITECTURES "([^"]+)"', text).group(1).split(";")
+    return re.search(r'set\(DDSM_CUDA_ALL_ARCHITECTURES "([^"]+)"', text).group(1).split(";")
 
 
 def gencode(architecture: str) -> str:
