@@ -152,7 +152,9 @@ def test_libraries_name_no_folder_of_the_build() -> None:
             assert text.startswith(b"csrc/"), f"{library.name} holds {text.decode()}"
             named += 1
     assert named > 5
-    with pytest.raises(RuntimeError, match=r"(^|\s)csrc/bindings/linear_args\.h:\d+, sliced_linear: "):
+    with pytest.raises(
+        RuntimeError, match=r"(^|\s)csrc/bindings/linear_args\.h:\d+, sliced_linear: "
+    ):
         torch.ops.ddsm_ext.sliced_linear(torch.ones(2, 3), torch.ones(4, 2), None, 4)
 
 

@@ -1,4 +1,4 @@
-"""A source folder without libraries, as after `pip install .`, borrows those of the installation."""
+"""A source folder without libraries, as after `pip install .`, borrows the installed ones."""
 
 from __future__ import annotations
 
@@ -109,7 +109,9 @@ def test_own_libraries_of_another_python_are_passed_over(source: Path, site: Pat
 def test_another_version_is_named_and_refused(source: Path, tmp_path: Path) -> None:
     other = make_site(tmp_path / "other", "99.0.0")
     error = run_code(WHERE, source, other)
-    assert error.startswith("ImportError: ddsm_ext: the compiled library is missing, built: nothing")
+    assert error.startswith(
+        "ImportError: ddsm_ext: the compiled library is missing, built: nothing"
+    )
     assert f"installed: ddsm_ext 99.0.0 in {other / 'ddsm_ext'}, running: ddsm_ext" in error
     assert error.endswith("run `pip install .` again in the source folder")
 

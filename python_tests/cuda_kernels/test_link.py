@@ -1,4 +1,4 @@
-"""CMake's CUDA library links: it loads beside a stand-in for CUDA's part of torch, and holds all ops."""
+"""CMake's CUDA library links: beside a stand-in for libtorch_cuda.so it loads with all its ops."""
 
 from __future__ import annotations
 
