@@ -48,7 +48,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     configure = ["cmake", "-S", str(emulated.ROOT), "-B", str(folder), "-G", "Ninja"]
     configure += [f"-D{name}={value}" for name, value in options.items()]
     for command in (configure, ["cmake", "--build", str(folder), "--target", "ddsm_cuda"]):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return folder / "libddsm_cuda.so"
 
