@@ -122,7 +122,7 @@ def test_the_build_is_for_hidden_gpus_too(tmp_path: Path, driver: Path) -> None:
         ("error 803", "no GPU was seen when it was built, the driver reports error 803"),
         (
             "75",
-            "the GPU seen when it was built has compute capability 7.5; the kernels need 8.0",
+            "the GPU seen when it was built has compute capability 7.5, the kernels need 8.0",
         ),
     ],
 )

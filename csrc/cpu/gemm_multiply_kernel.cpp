@@ -115,8 +115,8 @@ struct TileCall {
   const TY* y_begin;
 };
 
-// The first `valid` of a vector, plus as many of the residual (null: none). Not inlined, as a tile's
-// unrolled rows would each hold a copy: four fifths of the time that AVX-512 takes to compile.
+// The first `valid` of a vector, plus as many of the residual (null: none). Not inlined, as each
+// unrolled row of a tile would hold a copy: four fifths of the time to compile it for AVX-512.
 template <class C, class TY>
 __attribute__((noinline)) void store_lanes(Vec<C> sum, int64_t valid, const TY* residual, TY* to) {
   C values[Lanes<C>::kCount];

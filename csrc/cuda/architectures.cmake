@@ -58,7 +58,7 @@ else()
     endif()
   elseif(NOT cuda_architectures)
     list(JOIN capabilities ", " capabilities)
-    set(cuda_missing
-        "the GPU seen when it was built has compute capability ${capabilities}; the kernels need 8.0")
+    string(CONCAT cuda_missing "the GPU seen when it was built has compute capability "
+                               "${capabilities}, the kernels need 8.0")
   endif()
 endif()
