@@ -30,11 +30,13 @@ class CMakeBuild(build_ext):
             *("-B", str(build)),
             *("-G", "Ninja"),
             # Named on every run: the build folder outlives pip's build environment, whose ninja
-            # and pybind11 would otherwise be remembered.
+            # and pybind11 would otherwise be remembered, and so would the last run's options.
             f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DDDSM_VERSION={package_version()}",
+            f"-DDDSM_CUDA={os.environ.get('DDSM_CUDA') or 'AUTO'}",
+            f"-DDDSM_CUDA_ARCHITECTURES={os.environ.get('DDSM_CUDA_ARCHITECTURES', '')}",
             *os.environ.get("DDSM_CMAKE_ARGS", "").split(),
         ]
         subprocess.run(configure, check=True)
@@ -46,6 +48,8 @@ class CMakeBuild(build_ext):
         self.install_libraries(ROOT / "ddsm_ext")
 
     def install_libraries(self, place: Path) -> None:
+        for library in place.glob("libddsm_*.so"):
+            library.unlink()  # a CUDA library of an earlier build would be taken for this one's
         build = Path(self.build_temp).resolve()
         subprocess.run(["cmake", "--install", str(build), "--prefix", str(place)], check=True)
 

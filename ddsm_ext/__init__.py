@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = attach(
         "SlimmableUNet": "models",
         "Strategy": "sampling",
         "UNetConfig": "models",
+        "_native": "_library",  # which finds it, where it lies elsewhere
         "ops": "ops",
     },
 )

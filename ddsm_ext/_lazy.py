@@ -15,8 +15,9 @@ def attach(
     Args:
         package: the package's `__name__`.
         names: exported name -> submodule that defines it; a name equal to its submodule is the
-            submodule itself.
+            submodule itself. One that begins with an underscore is not listed.
     """
+    public = sorted(name for name in names if not name.startswith("_"))
 
     def __getattr__(name: str) -> Any:
         if name not in names:
@@ -25,6 +26,6 @@ def attach(
         return module if names[name] == name else getattr(module, name)
 
     def __dir__() -> list[str]:
-        return sorted(names)
+        return list(public)
 
-    return __getattr__, __dir__, sorted(names)
+    return __getattr__, __dir__, public

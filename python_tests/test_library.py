@@ -1,5 +1,6 @@
 """Loading the compiled libraries: what is there is described, what is wrong is one sentence."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -16,9 +17,10 @@ PACKAGE = Path(ddsm_ext.__file__).parent
 
 def import_copy(folder: Path, statement: str = "import ddsm_ext._library") -> str:
     """Import the package copied to `folder` in a new process; return the last line of its error."""
-    # The finder of an editable install would find there what the copy lacks.
+    # The finder of an editable install, or an installation, would give what the copy lacks.
     prepare = (
         "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f)]; "
+        "from importlib import metadata; metadata.distributions = lambda **_: []; "
         f"sys.path.insert(0, {str(folder)!r}); "
     )
     result = subprocess.run(
@@ -36,7 +38,7 @@ def package_copy(tmp_path: Path) -> Path:
     """A copy of what loading needs: the libraries and the top-level modules."""
     copy = tmp_path / "ddsm_ext"
     copy.mkdir()
-    for file in [*PACKAGE.glob("*.py"), *PACKAGE.glob("*.so")]:
+    for file in [*PACKAGE.glob("*.py"), *_library.folder.glob("*.so")]:
         shutil.copy(file, copy)
     return copy
 
@@ -62,17 +64,21 @@ def test_unknown_isa_is_refused_by_name() -> None:
 def test_missing_library_says_what_to_do(package_copy: Path) -> None:
     (package_copy / "libddsm_cpu.so").unlink()
     error = import_copy(package_copy.parent)
-    assert "compiled library is missing" in error
+    assert f"compiled library is missing, built: nothing for this Python in {package_copy}" in error
+    assert "installed: none" in error
     assert f"torch {torch.__version__}" in error
     assert "run `pip install .` again" in error
 
 
-def test_stale_library_names_both_versions(package_copy: Path) -> None:
+def test_stale_library_names_both_versions(package_copy: Path, tmp_path: Path) -> None:
     init = package_copy / "__init__.py"
     init.write_text(init.read_text().replace(ddsm_ext.__version__, "99.0.0"))
     error = import_copy(package_copy.parent)
     assert f"built: ddsm_ext {ddsm_ext.__version__}" in error
     assert "running: ddsm_ext 99.0.0" in error
+    assert "delete" not in error
+    (package_copy.parent / "csrc").mkdir()  # a source folder, whose libraries pip does not replace
+    assert f"; delete {package_copy}/*.so and run `pip install .`" in import_copy(tmp_path)
 
 
 def test_damaged_library_is_one_sentence(package_copy: Path) -> None:
@@ -86,7 +92,7 @@ def test_module_of_another_python_is_refused(package_copy: Path) -> None:
     for module in package_copy.glob("_native*.so"):
         module.rename(package_copy / "_native.cpython-399-x86_64-linux-gnu.so")
     error = import_copy(package_copy.parent)
-    assert "compiled library does not load" in error
+    assert "compiled library is missing, built: nothing for this Python" in error
 
 
 def test_old_torch_is_refused_by_version(package_copy: Path) -> None:
@@ -95,11 +101,61 @@ def test_old_torch_is_refused_by_version(package_copy: Path) -> None:
     assert "torch is 2.9.1, the compiled library needs torch >= 2.10" in error
 
 
-def test_cuda_is_absent_with_a_reason_or_present() -> None:
+def test_cuda_is_present_or_absent_with_a_reason_and_what_helps() -> None:
+    built = _library.native.build_info()
+    assert bool(built["cuda_architectures"]) != bool(built["cuda_missing"])
     if _library.has_cuda():
         assert torch.version.cuda is not None
-    else:
-        assert _library.cuda_missing_reason
+        assert built["cuda_architectures"]
+        return
+    if torch.version.cuda is None:
+        assert f"torch {torch.__version__} is built without CUDA" in _library.cuda_missing_reason
+    if built["cuda_missing"]:
+        assert f"no CUDA library: {built['cuda_missing']}; " in _library.cuda_missing_reason
+        assert "`DDSM_CUDA=ON pip install .`" in _library.cuda_missing_reason
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        (None, "reason ddsm_ext has no CUDA library: "),
+        (b"not an ELF file", "reason the CUDA library does not load ("),
+    ],
+)
+def test_a_torch_with_cuda_is_told_what_builds_the_library(
+    package_copy: Path, file: bytes | None, expected: str
+) -> None:
+    library = package_copy / "libddsm_cuda.so"
+    library.unlink(missing_ok=True)
+    if file:
+        library.write_bytes(file)
+    statement = (
+        "import torch, warnings; warnings.simplefilter('ignore'); torch.version.cuda = '13.0'; "
+        "from ddsm_ext import _library; print('reason', _library.cuda_missing_reason)"
+    )
+    reason = import_copy(package_copy.parent, statement)
+    assert reason.startswith(expected)
+    assert "`DDSM_CUDA=ON pip install .` in the source folder" in reason
+    assert "is built without CUDA" not in reason
+
+
+def test_native_module_is_there_without_the_library_module(package_copy: Path) -> None:
+    statement = "from ddsm_ext import _native; print(_native.active_isa())"
+    assert import_copy(package_copy.parent, statement) == _library.native.active_isa()
+
+
+def test_libraries_name_no_folder_of_the_build() -> None:
+    """Sources appear in error texts; of their paths only what lies below the source folder."""
+    named = 0
+    for library in _library.folder.glob("*.so"):
+        for text in re.findall(rb"[ -~]*csrc/[ -~]*", library.read_bytes()):
+            assert text.startswith(b"csrc/"), f"{library.name} holds {text.decode()}"
+            named += 1
+    assert named > 5
+    with pytest.raises(
+        RuntimeError, match=r"(^|\s)csrc/bindings/linear_args\.h:\d+, sliced_linear: "
+    ):
+        torch.ops.ddsm_ext.sliced_linear(torch.ones(2, 3), torch.ones(4, 2), None, 4)
 
 
 def test_top_level_import_loads_no_torch(tmp_path: Path) -> None:

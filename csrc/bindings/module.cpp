@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../cpu/isa.h"
+#include "build_info.h"
 #include "step_plan.h"
 
 namespace py = pybind11;
@@ -17,12 +18,9 @@ constexpr ddsm::Isa kIsas[] = {ddsm::Isa::kPortable, ddsm::Isa::kAvx2, ddsm::Isa
 
 py::dict build_info() {
   py::dict info;
-  info["version"] = DDSM_VERSION;
-  info["compiler"] = DDSM_COMPILER;
-  info["torch_target"] = DDSM_TORCH_TARGET;
-  info["cuda_toolkit"] = DDSM_CUDA_TOOLKIT;              // "" if built without
-  info["cuda_architectures"] = DDSM_CUDA_ARCHITECTURES;  // "" if built without
-  info["sanitizer"] = DDSM_SANITIZER;                    // "" if none
+  for (const BuildFact* fact = kBuildInfo; fact->name != nullptr; ++fact) {
+    info[fact->name] = fact->value;
+  }
   return info;
 }
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -28,12 +29,16 @@ def run(args: argparse.Namespace) -> int:
     print(f"ddsm_ext {__version__}, Python {platform.python_version()}, {platform.platform()}")
     for package in PACKAGES:
         try:
-            print(f"  {package:<14}{metadata.version(package)}")
+            _line(package, metadata.version(package))
         except metadata.PackageNotFoundError:
-            print(f"  {package:<14}not installed")
+            _line(package, "not installed")
     passed = _libraries() and _ops(args.device)
     print("all checks passed" if passed else "some checks FAILED")
     return 0 if passed else 1
+
+
+def _line(name: str, value: object) -> None:
+    print(f"  {name:<19} {value}")
 
 
 def _libraries() -> bool:
@@ -43,16 +48,77 @@ def _libraries() -> bool:
         print(f"FAILED  library: {error}")
         return False
     native = _library.native
-    for name, value in native.build_info().items():
-        print(f"  {name:<14}{', '.join(map(str, value)) if isinstance(value, list) else value}")
+    info = native.build_info()
+    _line("libraries", _library.folder)
+    for name, value in info.items():
+        _line(name, value)
     isas = ", ".join(native.available_isas())
-    print(f"  {'processor':<14}kernels use {native.active_isa()} (build and CPU have {isas})")
+    _line("processor", f"kernels use {native.active_isa()} (build and CPU have {isas})")
     costs = ", ".join(f"{name} {value:g}" for name, value in native.conv2d_costs().items())
-    print(f"  {'conv choice':<14}{costs}")
+    _line("conv choice", costs)
     reason = _library.cuda_missing_reason
-    print(f"  {'CUDA kernels':<14}{'loaded' if not reason else 'not loaded: ' + reason}")
-    print(f"  {'GPU':<14}{_gpu()}")
+    _line("CUDA kernels", f"not loaded, {reason}" if reason else "loaded")
+    _line("sm_90a path", sm90a_path(info["cuda_architectures"], os.environ))
+    _line("GPU", _gpu())
+    problem = "" if reason else _gpu_problem(info["cuda_architectures"])
+    if problem:
+        print(f"FAILED  GPU: {problem}")
+        return False
     return True
+
+
+def sm90a_path(architectures: str, environment: Mapping[str, str]) -> str:
+    """Say whether 16-bit convolutions use Hopper's own instructions.
+
+    Args:
+        architectures: those of the CUDA library, separated by spaces.
+        environment: holds DDSM_SM90A, which the library reads.
+    """
+    off = environment.get("DDSM_SM90A") == "0"
+    if "90a-real" not in architectures.split():
+        return "not built; also off: DDSM_SM90A=0" if off else "not built"
+    if off:
+        return "off: DDSM_SM90A=0"
+    return "on, where the GPU's capability is 9.0; DDSM_SM90A=0 turns it off"
+
+
+def serves(architectures: str, capability: tuple[int, int]) -> bool:
+    """Return whether a library of these architectures runs on a GPU.
+
+    Args:
+        architectures: such as "86-real 90a-real 80-virtual".
+        capability: the GPU's compute capability.
+    """
+    number = 10 * capability[0] + capability[1]
+    for architecture in architectures.split():
+        name, kind = architecture.split("-")
+        own = int(name.rstrip("a"))
+        # Machine code runs on later GPUs of its generation, sm_90a on its own one alone; portable
+        # code is translated by the driver of any later one.
+        if kind == "virtual":
+            fits = number >= own
+        elif name.endswith("a"):
+            fits = number == own
+        else:
+            fits = number >= own and capability[0] == own // 10
+        if fits:
+            return True
+    return False
+
+
+def _gpu_problem(architectures: str) -> str:
+    """Return why the CUDA library cannot run on this machine's GPU, or ""."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return ""
+    capability = torch.cuda.get_device_capability()
+    if serves(architectures, capability):
+        return ""
+    return (
+        f"its compute capability is {capability[0]}.{capability[1]}, the CUDA library is built for "
+        f"{architectures}; run `pip install .` in the source folder on this machine"
+    )
 
 
 def _gpu() -> str:

@@ -39,6 +39,12 @@ _MISSING = {
 }
 
 
+def why_no_library(device_type: str) -> str:
+    """Return " (why it is not loaded; what builds it)" for want of the CUDA library, else ""."""
+    reason = _library.cuda_missing_reason
+    return f" ({reason})" if device_type == "cuda" and reason else ""
+
+
 def has_native(op: str, x: Tensor, *, needs_grad: bool) -> bool:
     """True if compiled kernels of `op` serve x's device and dtype; arguments as `runs_native`'s."""
     missing = _MISSING.get((op, x.device.type, needs_grad), op)
@@ -64,4 +70,5 @@ def runs_native(op: str, x: Tensor, *, needs_grad: bool) -> bool:
 @cache
 def _warn_once(op: str, missing: str | None, device_type: str, dtype: torch.dtype) -> None:
     what = f"{op} has no {dtype} kernel" if missing is None else f"{missing} has no kernel"
-    warnings.warn(f"ddsm_ext: {what} for {device_type}; plain torch runs instead", stacklevel=4)
+    where = device_type + why_no_library(device_type)
+    warnings.warn(f"ddsm_ext: {what} for {where}; plain torch runs instead", stacklevel=4)

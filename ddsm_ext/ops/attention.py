@@ -11,7 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ddsm_ext.ops._arguments import autocast_dtype, call_kernel, check_tensor, shape_text
 from ddsm_ext.ops._attention_backend import BACKENDS, choose_backend, rows_are_aligned
-from ddsm_ext.ops._dispatch import has_native, runs_native
+from ddsm_ext.ops._dispatch import has_native, runs_native, why_no_library
 
 _OP = "sliced_attention"
 
@@ -54,8 +54,9 @@ def _resolve_backend(backend: str, tensors: tuple[Tensor, ...], *, needs_grad: b
     """Return "kernel" or "sdpa"."""
     q = tensors[0]
     if backend == "kernel" and not has_native(_OP, q, needs_grad=needs_grad):
+        where = q.device.type + why_no_library(q.device.type)
         raise ValueError(
-            f"{_OP}: backend is 'kernel', q is {q.dtype} on {q.device.type}, which has no kernel; "
+            f"{_OP}: backend is 'kernel', q is {q.dtype} on {where}, which has no kernel; "
             "need 'auto' or 'sdpa'"
         )
     if backend != "auto":

@@ -73,9 +73,9 @@ CHECKS: dict[str, Callable[[Kernels], None]] = {"group_norm": check_group_norm}
 
 
 def architectures() -> list[str]:
-    """The default of CMakeLists.txt: "80-real", ..., "80-virtual"."""
+    """All that CMakeLists.txt names: "80-real", ..., "80-virtual"."""
     text = (emulated.ROOT / "CMakeLists.txt").read_text()
-    return re.search(r'set\(DDSM_CUDA_ARCHITECTURES "([^"]+)"', text).group(1).split(";")
+    return re.search(r'set\(DDSM_CUDA_ALL_ARCHITECTURES "([^"]+)"', text).group(1).split(";")
 
 
 def gencode(architecture: str) -> str:
