@@ -6,6 +6,7 @@
 
 #include <cstdlib>
 
+#include "conv2d_head.cuh"
 #include "conv2d_sm90.cuh"
 #include "gemm_tile.cuh"
 #include "launch.cuh"
@@ -310,7 +311,7 @@ int64_t conv2d_forward_cuda_moment_classes(const Conv2dCudaForwardArgs&) { retur
 
 int64_t conv2d_forward_cuda_workspace_bytes(const Conv2dCudaForwardArgs& args) {
   const GemmProblem problem = problem_of(args);
-  return partial_bytes(problem, choice_of(problem, args.options));
+  return head_refusal(args) ? partial_bytes(problem, choice_of(problem, args.options)) : 0;
 }
 
 int64_t conv2d_grad_x_cuda_workspace_bytes(const Conv2dCudaGradXArgs& args) {
@@ -334,7 +335,8 @@ const char* conv2d_forward_cuda(const Conv2dCudaForwardArgs& args, void* stream)
   const GemmProblem problem = problem_of(args);
   if (problem.m == 0) return nullptr;
   const GemmChoice choice = choice_of(problem, args.options);
-  if (const char* error = check(problem, choice)) return error;
+  const bool head = !head_refusal(args);
+  if (const char* error = head ? refusal(problem) : check(problem, choice)) return error;
   const Conv2dShape& shape = args.shape;
   const int64_t lanes = 16 / element_bytes(args.options.dtype);
   ConvParams p = conv_params(views_of(args), problem, choice, args.options);
@@ -354,6 +356,7 @@ const char* conv2d_forward_cuda(const Conv2dCudaForwardArgs& args, void* stream)
   e.bias_wide = args.weight.dtype != args.options.dtype;
   e.vector = is_aligned(args.y) && problem.n % lanes == 0 &&
              (!args.residual || (is_aligned(args.residual) && args.residual_stride % lanes == 0));
+  if (head) return run_conv_head(p, args, problem.math, stream);
   return run_conv(p, problem, geometry_of(args), choice.tile, stream);
 }
 

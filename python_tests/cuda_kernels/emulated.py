@@ -27,6 +27,9 @@ SOURCES = (
     *(f"conv2d_{p}{t}.cu" for p in ("", "grad_weight_") for t in TYPES),
     *(f"conv2d_sm90_{t}.cu" for t in TYPES[:2]),
     "conv2d_sm90.cu",
+    "conv2d_head.cu",
+    "linear_fused.cu",
+    "sinusoidal_embedding.cu",
 )
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 

@@ -12,7 +12,8 @@ from cuda_kernels import emulated
 
 import ddsm_ext
 
-BINDINGS = tuple(f"cuda_{op}.cpp" for op in ("attention", "conv2d", "group_norm", "linear"))
+OPS = ("attention", "conv2d", "group_norm", "linear", "sinusoidal_embedding")
+BINDINGS = tuple(f"cuda_{op}.cpp" for op in OPS)
 
 
 def test_bindings(tmp_path):

@@ -31,7 +31,10 @@ INSTRUCTIONS = {
     "conv2d_grad_weight_bf16": TENSOR_CORES,
     "conv2d_grad_weight_fp16": TENSOR_CORES,
     "conv2d_grad_weight_fp32": ("HMMA", "LDGSTS", "FFMA"),
+    "conv2d_head": (*TENSOR_CORES, "FFMA"),
     "group_norm": ("MUFU.EX2",),
+    "linear_fused": (*TENSOR_CORES, "FFMA", "LDG.E.128", "MUFU.EX2"),
+    "sinusoidal_embedding": ("DFMA",),
     "conv2d": (),
     "conv2d_sm90": (),
     # On sm_90a; on others their kernels only trap.
