@@ -194,6 +194,40 @@ class AttentionArgs(ctypes.Structure):
     ]
 
 
+class LinearPart(ctypes.Structure):
+    _fields_ = [
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        *((name, c_int64) for name in ("out_stride", "in_stride", "c_out", "column")),
+    ]
+
+
+class LinearFusedArgs(ctypes.Structure):
+    _fields_ = [
+        ("dtype", c_int32),
+        ("weight_dtype", c_int32),
+        *((name, c_bool) for name in ("ieee", "silu", "overlaps")),
+        ("x", c_void_p),
+        *((name, c_int64) for name in ("x_stride", "rows", "c")),
+        ("parts", ctypes.POINTER(LinearPart)),
+        ("part_count", c_int64),
+        ("y", c_void_p),
+        ("y_stride", c_int64),
+    ]
+
+
+class SinusoidalArgs(ctypes.Structure):
+    _fields_ = [
+        ("dtype", c_int32),
+        ("table_dtype", c_int32),
+        ("t_type", c_int32),
+        ("t", c_void_p),
+        ("table", c_void_p),
+        *((name, c_int64) for name in ("t_stride", "n", "dim", "rows")),
+        ("y", c_void_p),
+    ]
+
+
 class GradXArgs(ctypes.Structure):
     _fields_ = [
         ("options", Options),
