@@ -23,21 +23,23 @@ GroupNormArgs cuda_args(const Tensor& x, const Tensor& weight, const Tensor& bia
   return args;
 }
 
+using Moments = ddsm::GroupNormMoments;
+
 // A forward call's tensors, checked before, and its arguments.
 struct Forward {
   Tensor weight, bias, x, x2, y, y2, mean, rstd;
   GroupNormArgs args;
 
   Forward(const Tensor& x_any, const std::optional<Tensor>& x2_any, const Tensor& weight_any,
-          const Tensor& bias_any, int64_t groups, int64_t c2_offset, double eps, bool silu)
+          const Tensor& bias_any, int64_t groups, int64_t c2_offset, double eps, bool silu, bool with_statistics)
       : weight(dense_param(weight_any)),
         bias(dense_param(bias_any)),
         x(nhwc(x_any)),
         x2(x2_any.has_value() ? nhwc(*x2_any) : x),
         y(empty_source(x, x_any)),
         y2(empty_source(x, x2_any)),
-        mean(empty_statistics(x, groups)),
-        rstd(empty_statistics(x, groups)),
+        mean(empty_statistics(x, with_statistics ? groups : 0)),
+        rstd(empty_statistics(x, with_statistics ? groups : 0)),
         args(cuda_args(x, weight, bias, groups, silu)) {
     args.eps = eps;
     add_source(args, x, 0);
@@ -46,16 +48,17 @@ struct Forward {
       add_source(args, x2, c2_offset);
       args.sources[1].y = y2.mutable_data_ptr();
     }
+    if (!with_statistics) return;
     args.mean = mean.mutable_data_ptr();
     args.rstd = rstd.mutable_data_ptr();
   }
 
-  void run(const char* op, const void* const moments[2]) {
+  void run(const char* op, const Moments moments[2], bool overlaps) {
     if (args.n == 0 || args.pixels == 0) return;
-    const bool all_given = moments[0] && (args.source_count < 2 || moments[1]);
+    const bool all_given = moments[0].data && (args.source_count < 2 || moments[1].data);
     Tensor scratch = empty_scratch(all_given ? 0 : ddsm::group_norm_cuda_scratch_bytes(args), x);
     args.scratch = scratch.mutable_data_ptr();
-    check_launch(op, ddsm::group_norm_forward_cuda(args, moments, stream_of(x)));
+    check_launch(op, ddsm::group_norm_forward_cuda(args, moments, overlaps, stream_of(x)));
   }
 };
 
@@ -64,35 +67,42 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sliced_group_norm(
     int64_t groups, int64_t c2_offset, double eps, bool silu) {
   check_group_norm(x, x2, weight, bias, groups, c2_offset);
   const DeviceGuard guard(x.get_device_index());
-  Forward forward(x, x2, weight, bias, groups, c2_offset, eps, silu);
-  const void* const moments[2] = {nullptr, nullptr};
-  forward.run("sliced_group_norm", moments);
+  Forward forward(x, x2, weight, bias, groups, c2_offset, eps, silu, true);
+  const Moments moments[2] = {};
+  forward.run("sliced_group_norm", moments, false);
   return {forward.y, forward.y2, forward.mean, forward.rstd};
 }
 
-// What sliced_conv2d_fused left of a source; null: nothing.
-const void* moments_of(const std::optional<Tensor>& moments, const Tensor& source) {
-  if (!moments.has_value()) return nullptr;
-  const int64_t bytes = ddsm::group_norm_cuda_moments_bytes(
-      source.size(0), source.size(2) * source.size(3), source.size(1));
+// What sliced_conv2d_fused left of a source, [N, classes, blocks, 8 * channels].
+Moments moments_of(const std::optional<Tensor>& moments, const Tensor& source) {
+  if (!moments.has_value()) return {};
+  const int64_t pixels = source.size(2) * source.size(3);
+  const int64_t classes = moments->dim() == 4 ? moments->size(1) : 0;
+  const bool divided = classes == 1 || (classes == 4 && pixels % 4 == 0);
+  const int64_t bytes = divided ? ddsm::group_norm_cuda_moments_bytes(
+                                      source.size(0) * classes, pixels / classes, source.size(1))
+                                : -1;
   STD_TORCH_CHECK(same_device(*moments, source) && moments->scalar_type() == ScalarType::Byte &&
-                      moments->is_contiguous() && moments->numel() == bytes,
+                      moments->is_contiguous() && moments->numel() == bytes &&
+                      moments->size(0) == source.size(0) &&
+                      moments->size(3) == 8 * source.size(1),
                   "sliced_group_norm_apply: moments are not those of their source");
-  return moments->const_data_ptr();
+  return {moments->const_data_ptr(), classes};
 }
 
 std::tuple<Tensor, Tensor> sliced_group_norm_apply(
     const Tensor& x_any, const std::optional<Tensor>& x2_any, const Tensor& weight_any,
     const Tensor& bias_any, int64_t groups, int64_t c2_offset, double eps, bool silu,
-    const std::optional<Tensor>& moments, const std::optional<Tensor>& moments2) {
+    const std::optional<Tensor>& moments, const std::optional<Tensor>& moments2, bool overlaps) {
   check_group_norm(x_any, x2_any, weight_any, bias_any, groups, c2_offset);
   STD_TORCH_CHECK(x2_any.has_value() || !moments2.has_value(),
                   "sliced_group_norm_apply: moments2 are given but x2 is not; need both or none");
-  const void* const given[2] = {moments_of(moments, x_any),
-                                x2_any.has_value() ? moments_of(moments2, *x2_any) : nullptr};
+  const Moments given[2] = {moments_of(moments, x_any),
+                            x2_any.has_value() ? moments_of(moments2, *x2_any) : Moments{}};
   const DeviceGuard guard(x_any.get_device_index());
-  Forward forward(x_any, x2_any, weight_any, bias_any, groups, c2_offset, eps, silu);
-  forward.run("sliced_group_norm_apply", given);
+  Forward forward(x_any, x2_any, weight_any, bias_any, groups, c2_offset, eps, silu,
+                  false);
+  forward.run("sliced_group_norm_apply", given, overlaps);
   return {forward.y, forward.y2};
 }
 

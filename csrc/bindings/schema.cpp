@@ -48,11 +48,12 @@ STABLE_TORCH_LIBRARY(ddsm_ext, m) {
   m.def(
       "sliced_group_norm(Tensor x, Tensor? x2, Tensor weight, Tensor bias, SymInt groups, "
       "SymInt c2_offset, float eps, bool silu) -> (Tensor, Tensor, Tensor, Tensor)");
-  // From the moments that convolutions left of the sources; CUDA only, without autograd.
+  // From the moments that convolutions left of the sources. overlaps: it may begin while the kernel
+  // before it ends. CUDA only, without autograd.
   m.def(
       "sliced_group_norm_apply(Tensor x, Tensor? x2, Tensor weight, Tensor bias, int groups, "
-      "int c2_offset, float eps, bool silu, Tensor? moments, Tensor? moments2) "
-      "-> (Tensor, Tensor)");
+      "int c2_offset, float eps, bool silu, Tensor? moments, Tensor? moments2, "
+      "bool overlaps) -> (Tensor, Tensor)");
   m.def(
       "sliced_group_norm_backward(Tensor grad_y, Tensor? grad_y2, Tensor x, Tensor? x2, "
       "Tensor weight, Tensor bias, Tensor mean, Tensor rstd, SymInt groups, SymInt c2_offset, "

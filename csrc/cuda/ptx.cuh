@@ -53,9 +53,16 @@ template <class T>
 DDSM_DEVICE T load_global(const T* address) {
   return *address;
 }
+// 16 bytes in one instruction; of a structure of smaller numbers the compiler makes several.
 template <class T>
 DDSM_DEVICE void store_global(T* address, T value) {
-  *address = value;
+  if constexpr (sizeof(T) == 16 && alignof(T) == 16) {
+    uint4 words;
+    memcpy(&words, &value, sizeof words);
+    *reinterpret_cast<uint4*>(address) = words;
+  } else {
+    *address = value;
+  }
 }
 
 // Past the multiprocessor's own cache: what other blocks of the launch wrote.
@@ -135,6 +142,15 @@ DDSM_DEVICE float exp2(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
   return y;
 }
+
+// 1 / x, at most one unit in the last place off; 0 where that is below the normal numbers.
+DDSM_DEVICE float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+  return y;
+}
+
+DDSM_DEVICE double reciprocal_sqrt(double x) { return rsqrt(x); }
 
 // float bits to the nearest tf32 number, ties away from zero.
 DDSM_DEVICE uint32_t to_tf32(uint32_t x) {
@@ -292,6 +308,8 @@ inline float shuffle(float value, int lane) {
 }
 
 inline float exp2(float x) { return std::exp2(x); }
+inline float reciprocal(float x) { return 1.0f / x; }
+inline double reciprocal_sqrt(double x) { return 1 / std::sqrt(x); }
 
 inline uint32_t to_tf32(uint32_t x) {
   const float value = float_of(x);

@@ -177,6 +177,7 @@ def group_norm_apply(
     c2_offset: int = 0,
     eps: float,
     silu: bool,
+    overlaps: bool = False,
 ) -> tuple[Tensor, ...]:
     """Normalise one source or the unjoined concat of two, as `sliced_group_norm` does.
 
@@ -188,6 +189,7 @@ def group_norm_apply(
         c2_offset: where x2's part of weight and bias begins.
         eps: added to the variance.
         silu: apply SiLU to the result.
+        overlaps: the kernel may begin while the one before it ends.
 
     Returns:
         One tensor for each source, of its shape, channels_last.
@@ -204,6 +206,7 @@ def group_norm_apply(
         silu,
         moments[0],
         moments[1] if two else None,
+        overlaps,
     )
     return (y, y2) if two else (y,)
 

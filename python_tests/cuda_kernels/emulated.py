@@ -175,6 +175,10 @@ class GroupNormArgs(ctypes.Structure):
     ]
 
 
+class GroupNormMoments(ctypes.Structure):
+    _fields_ = [("data", c_void_p), ("classes", c_int64)]
+
+
 class AttentionTensor(ctypes.Structure):
     _fields_ = [("data", c_void_p)] + [
         (name, c_int64) for name in ("n_stride", "head_stride", "t_stride")

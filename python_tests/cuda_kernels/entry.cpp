@@ -62,10 +62,9 @@ int64_t group_norm_backward_bytes(const ddsm::GroupNormArgs* args) {
 }
 int64_t group_norm_forward_args_bytes() { return sizeof(ddsm::GroupNormArgs); }
 int64_t group_norm_backward_args_bytes() { return sizeof(ddsm::GroupNormArgs); }
-const char* group_norm_forward(const ddsm::GroupNormArgs* args, const void* moments,
-                               const void* moments2) {
-  const void* const both[2] = {moments, moments2};
-  return ddsm::group_norm_forward_cuda(*args, both, nullptr);
+const char* group_norm_forward(const ddsm::GroupNormArgs* args,
+                               const ddsm::GroupNormMoments* moments, int overlaps) {
+  return ddsm::group_norm_forward_cuda(*args, moments, overlaps != 0, nullptr);
 }
 const char* group_norm_backward(const ddsm::GroupNormArgs* args) {
   return ddsm::group_norm_backward_cuda(*args, nullptr);

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from ctypes import c_int64, c_void_p
+import ctypes
+import math
+from ctypes import c_char_p, c_int64
 
 import pytest
 import torch
 import torch.nn.functional as F
 from cuda_kernels import emulated
-from ops.op_checks import as_layout, normal, seeded
+from ops.op_checks import FORWARD_RATIO, as_layout, check_error, normal, seeded
 from torch import Tensor
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -86,22 +88,69 @@ class Case:
             )
         return args
 
-    def forward(self, moments: tuple[Tensor | None, ...] = (None, None)) -> Tensor:
+    def forward(
+        self,
+        moments: tuple[Tensor | None, ...] = (None, None),
+        *,
+        statistics: bool = True,
+        overlaps: bool = False,
+        library: ctypes.CDLL | None = None,
+    ) -> Tensor:
+        """The output, its channels joined; moments: [N, classes, blocks, c, 2] of a source."""
         y = self.empty()
-        data = [c_void_p(m.data_ptr() if m is not None else None) for m in moments]
+        given = (emulated.GroupNormMoments * 2)()
+        for place, of_source in zip(given, moments, strict=True):
+            if of_source is not None:
+                place.data, place.classes = of_source.data_ptr(), of_source.size(1)
         reads = [*self.x, self.weight, self.bias, *moments]
-        writes = [*y, self.mean, self.rstd]
         args = self.args(y, backward=False)
-        emulated.call("group_norm_forward", args, reads, writes, more=data)
+        if not statistics:
+            args.mean = args.rstd = None
+        writes = [*y, self.mean, self.rstd] if statistics else y
+        more = [given, int(overlaps)]
+        emulated.call("group_norm_forward", args, reads, writes, library, more)
         return torch.cat(y, dim=1)
 
-    def backward(self, grad_weight: Tensor | None, grad_bias: Tensor | None) -> Tensor:
+    def moments(self, source: int, classes: int) -> Tensor:
+        """What a convolution leaves of a source: [N, classes, blocks, c, 2], NaN for no pixels."""
+        x = self.x[source]
+        n, c, height, width = x.shape
+        # Of classes (h % 2, w % 2) if there are four.
+        every = math.isqrt(classes)
+        apart = x.double().reshape(n, c, height // every, every, width // every, every)
+        lists = apart.permute(0, 3, 5, 2, 4, 1).reshape(n, classes, -1, c)
+        pixels = lists.size(2)
+        library = emulated.library()
+        library.moment_block_pixels.restype = c_int64
+        blocks = library.moment_blocks(c_int64(pixels))
+        moments = torch.full((n, classes, blocks, c, 2), torch.nan)
+        for image in range(n):
+            first = 0
+            for block in range(blocks):
+                place = [c_int64(v) for v in (pixels, image, block)]
+                rows = library.moment_block_pixels(*place)
+                part = lists[image, :, first : first + rows]  # [classes, rows, c]
+                if rows:
+                    mean = part.mean(1)
+                    moments[image, :, block, :, 0] = mean
+                    moments[image, :, block, :, 1] = (part - mean[:, None]).square().sum(1)
+                first += rows
+            assert first == pixels
+        return moments
+
+    def backward(
+        self,
+        grad_weight: Tensor | None,
+        grad_bias: Tensor | None,
+        library: ctypes.CDLL | None = None,
+    ) -> Tensor:
         grad_x = self.empty()
         args = self.args(grad_x, backward=True)
         args.grad_weight = None if grad_weight is None else grad_weight.data_ptr()
         args.grad_bias = None if grad_bias is None else grad_bias.data_ptr()
         reads = [*self.x, *self.grad_y, self.weight, self.bias, self.mean, self.rstd]
-        emulated.call("group_norm_backward", args, reads, [*grad_x, grad_weight, grad_bias])
+        writes = [*grad_x, grad_weight, grad_bias]
+        emulated.call("group_norm_backward", args, reads, writes, library)
         return torch.cat(grad_x, dim=1)
 
     def exact(self) -> tuple[Tensor, ...]:
@@ -119,16 +168,16 @@ def check_close(got: Tensor, exact: Tensor, relative: float) -> None:
     torch.testing.assert_close(got.double(), exact, rtol=rounding, atol=atol)
 
 
-def check(case: Case) -> None:
+def check(case: Case, library: ctypes.CDLL | None = None) -> None:
     y, grad_x, grad_weight, grad_bias = case.exact()
-    check_close(case.forward(), y, 4e-6)
+    check_close(case.forward(library=library), y, 4e-6)
     n, groups = case.mean.shape
     joined = torch.cat(case.x, dim=1).double().reshape(n, groups, -1)
     check_close(case.mean, joined.mean(2), 1e-6)
     check_close(case.rstd, (joined.var(2, correction=0) + EPS).rsqrt(), 1e-6)
     before = [torch.where(case.used, torch.ones_like(p), torch.nan) for p in (case.weight,) * 2]
     after = [b.clone() for b in before]
-    check_close(case.backward(*after), grad_x, 1e-5)
+    check_close(case.backward(*after, library), grad_x, 1e-5)
     for got, exact in zip(after, (grad_weight, grad_bias), strict=True):
         check_close(got[case.used], exact + 1, 1e-5)
         assert got.isnan().equal(~case.used)
@@ -167,33 +216,138 @@ def test_only_one_parameter_gradient():
     check_close(grad[case.used], exact, 1e-5)
 
 
-@pytest.mark.parametrize(("height", "width"), [(4, 4), (5, 7), (8, 16)])
-def test_moments_that_a_convolution_left(height, width):
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("channels", "groups"),
+    [
+        ((96,), 32),  # two chunks of 48 channels
+        ((72, 56), 2),  # a group beyond a chunk, and over both sources
+        ((136,), 1),  # one group of more channels than a block covers
+        ((16, 184), 1),
+        ((104, 8), 7),  # groups of 16 that straddle chunks of 56
+        ((128,), 128),  # groups of one channel
+    ],
+)
+def test_groups_of_any_size(dtype, channels, groups):
+    check(Case(channels, groups, n=1, height=3, dtype=dtype))
+
+
+@pytest.fixture
+def multiprocessors():
+    """Sets those of the emulated device."""
+    yield emulated.library().set_multiprocessors
+    emulated.library().set_multiprocessors(4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[::2])
+@pytest.mark.parametrize("n", [1, 3])
+def test_many_blocks_an_image(multiprocessors, dtype, n):
+    """Each finds the statistics for itself, one of them stores them."""
+    multiprocessors(132)
+    check(Case((24, 8), 4, n=n, height=9, width=15, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+@pytest.mark.parametrize("classes", [(1, 1), (4, 1), (1, 4), (4, 4)])
+@pytest.mark.parametrize(("height", "width"), [(4, 4), (6, 10), (8, 16), (16, 16)])
+def test_moments_that_a_convolution_left(dtype, classes, height, width):
     """The same output from given moments, of one source or of both."""
-    case = Case((12, 8), 4, n=3, height=height, width=width, dtype=torch.float32)
-    pixels = height * width
-    library = emulated.library()
-    library.moment_block_pixels.restype = c_int64
-    blocks = library.moment_blocks(c_int64(pixels))
-    moments = []
-    for x in case.x:
-        values = x.permute(0, 2, 3, 1).reshape(3, pixels, -1)
-        of_source = torch.full((3, blocks, values.size(2), 2), torch.nan)
-        for image in range(3):
-            first = 0
-            for block in range(blocks):
-                place = [c_int64(v) for v in (pixels, image, block)]
-                rows = library.moment_block_pixels(*place)
-                part = values[image, first : first + rows].double()
-                if rows:
-                    mean = part.mean(0)
-                    of_source[image, block, :, 0] = mean
-                    of_source[image, block, :, 1] = (part - mean).square().sum(0)
-                first += rows
-        moments.append(of_source)
+    case = Case((12, 8), 4, n=3, height=height, width=width, dtype=dtype)
+    first, second = (case.moments(i, count) for i, count in enumerate(classes))
     y = case.exact()[0]
-    check_close(case.forward((moments[0], moments[1])), y, 4e-6)
-    check_close(case.forward((None, moments[1])), y, 4e-6)
+    for given in ((first, second), (None, second), (first, None)):
+        check_close(case.forward(given), y, 4e-6)
+    mean = torch.cat(case.x, dim=1).double().reshape(3, 4, -1).mean(2)
+    check_close(case.mean, mean, 1e-6)
+    case.mean.fill_(torch.nan)
+    check_close(case.forward((first, second), statistics=False), y, 4e-6)
+    assert case.mean.isnan().all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(5, 7), (9, 15), (1, 3)])
+def test_moments_of_odd_images(height, width):
+    case = Case((40, 24), 4, n=4, height=height, width=width)
+    given = (case.moments(0, 1), case.moments(1, 1))
+    check_close(case.forward(given), case.exact()[0], 4e-6)
+
+
+@pytest.mark.parametrize("silu", [False, True])
+def test_as_exact_as_pytorch(silu):
+    """Of float32 numbers, whatever their mean; kernels on a GPU round a little differently."""
+    for mean, scale in ((4, 1), (-1000, 1), (0, 30)):
+        case = Case((32,), 8, n=2, height=8, width=16, dtype=torch.float32, silu=silu)
+        case.x = [as_layout(x * scale + mean, "channels_last") for x in case.x]
+        torchs = norm(case.x[0], case.weight[:32], case.bias[:32], 8, silu)
+        check_error(case.forward(), torchs, case.exact()[0], FORWARD_RATIO)
+
+
+def take_launches() -> list[str]:
+    """The launches since the last call: "name blocks x blocks_y x threads", "+" if one overlaps."""
+    library = emulated.library()
+    library.take_launches.restype = c_char_p
+    return library.take_launches().decode().split("\n")[:-1]
+
+
+def names(launches: list[str]) -> list[str]:
+    return [launch.split()[0] for launch in launches]
+
+
+@pytest.mark.parametrize("channels", [(24,), (24, 8)])
+def test_launches(channels):
+    """One for both sources, one more for moments that are not given; three backward."""
+    case = Case(channels, 4)
+    moments = [case.moments(i, 1) for i in range(len(channels))] + [None]
+    take_launches()
+    case.forward((*moments[:2],))
+    assert names(take_launches()) == ["group_norm_apply"]
+    for given in ((None, moments[1]), (None, None)):
+        case.forward(given)
+        assert names(take_launches()) == ["group_norm_moments", "group_norm_apply"]
+    case.backward(torch.zeros_like(case.weight), None)
+    names_backward = ["group_norm_grad_sums", "group_norm_grad_params", "group_norm_grad_apply"]
+    assert names(take_launches()) == names_backward
+    case.backward(None, None)
+    assert names(take_launches()) == names_backward[::2]
+
+
+@pytest.fixture
+def listed_only(multiprocessors):
+    """Launches of a device with 132 multiprocessors are listed, kernels do not run."""
+    multiprocessors(132)
+    emulated.library().want_kernels(0)
+    yield
+    emulated.library().want_kernels(1)
+
+
+@pytest.mark.parametrize("c", [128, 64, 32])
+def test_blocks_of_a_whole_image(listed_only, c):
+    """Enough blocks for one image; for many, blocks that read few moments beside their pixels."""
+    for n in (1, 128):
+        case = Case((c,), 32, n=n, height=32, width=32)
+        given = torch.empty(n, 1, 16, c, 2)
+        take_launches()
+        case.forward((given, None))
+        blocks = int(take_launches()[0].split()[1].split("x")[0])
+        assert blocks >= 100
+        pixels = n * 1024 * c / blocks / min(c, 64)  # of a block
+        if n == 128:
+            assert 16 * 8 <= 0.07 * pixels * 2 * 2  # bytes a channel
+
+
+def test_overlaps_the_kernel_before():
+    """It waits for that one: the emulator watches every access."""
+    emulated.library().set_hopper(1)
+    try:
+        case = Case((24, 8), 4)
+        moments = (case.moments(0, 1), case.moments(1, 1))
+        for given in (moments, (None, None)):
+            take_launches()
+            check_close(case.forward(given, overlaps=True), case.exact()[0], 4e-6)
+            assert all(launch.endswith("+") for launch in take_launches())
+        case.forward(moments)
+        assert not take_launches()[0].endswith("+")
+    finally:
+        emulated.library().set_hopper(0)
 
 
 def test_repeatable():

@@ -15,13 +15,21 @@ namespace ddsm {
 // moments needs none.
 int64_t group_norm_cuda_scratch_bytes(const GroupNormArgs& args);
 
-// Bytes of the moments that conv2d_forward_cuda leaves of y, for group_norm_forward_cuda.
+// Bytes of the moments that conv2d_forward_cuda leaves of y, for group_norm_forward_cuda. Where y's
+// pixels are in classes: n * classes and the pixels of a class.
 int64_t group_norm_cuda_moments_bytes(int64_t n, int64_t pixels, int64_t channels);
 
-// moments[i]: what conv2d_forward_cuda left of source i (Conv2dCudaForwardArgs.moments); null: they
-// are computed here, in a pass of their own.
-const char* group_norm_forward_cuda(const GroupNormArgs& args, const void* const moments[2],
-                                    void* stream);
+// What conv2d_forward_cuda left of a source (Conv2dCudaForwardArgs.moments): [n, classes, blocks of
+// a class's pixels, channels]. data null: nothing, a pass of its own finds them.
+struct GroupNormMoments {
+  const void* data;
+  int64_t classes;  // 1 or 4 (conv2d_forward_cuda_moment_classes), divides the pixels
+};
+
+// args.mean and args.rstd may be null: not wanted. overlaps: the launch may begin while the kernel
+// before it in the stream ends.
+const char* group_norm_forward_cuda(const GroupNormArgs& args, const GroupNormMoments moments[2],
+                                    bool overlaps, void* stream);
 
 // Adds to grad_weight and grad_bias in a fixed order.
 const char* group_norm_backward_cuda(const GroupNormArgs& args, void* stream);
