@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -18,7 +18,9 @@ class StepLayers(Protocol):
     Activations, norms and time embeddings are the layers' own kinds of objects.
     """
 
-    def linears(self, x: Any, c_in: int, linears: Sequence[Linear], **more: Any) -> Any: ...
+    def linears(
+        self, x: Any, c_in: int, linears: Sequence[Linear], **more: Any
+    ) -> Iterable[Any]: ...
     def norm(self, sources: Any, weight: Tensor, bias: Tensor, groups: int, **more: Any) -> Any: ...
     def conv2d(self, sources: Any, conv: ConvWeight, c_out: int, **more: Any) -> Any: ...
     def attention(self, qkv: Any, heads: int) -> Any: ...
@@ -76,14 +78,14 @@ class StepWalk:
         return self.run.conv2d((h,), conv, config.image_channels, norm=norm, **last)
 
     def _time(self, embedding: Any, modules: Sequence[Any]) -> Iterator[Any]:
-        """Yield what the time embedding adds to each residual block, [N, c_out], in order."""
+        """Return what the time embedding adds to each residual block, [N, c_out], in order."""
         module = self.net.time_embedding
         x, c = embedding, self.net.config.ch
         for layer in (module.linear1, module.linear2):
             linear = Linear(layer.weight, layer.bias, self._c_time)
             (x,) = self.run.linears(x, c, (linear,), silu=True)
             c = self._c_time
-        # All at once, as they read the same rows.
+        # In one call, as they read the same rows.
         projections = [
             Linear(module.time.weight, module.time.bias, c_out)
             for block, module, (c_out, _) in zip(

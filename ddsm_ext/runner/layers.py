@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -112,12 +112,14 @@ class Layers:
 
     def linears(
         self, x: Buffer, c_in: int, linears: Sequence[Linear], *, silu: bool = False
-    ) -> list[Buffer]:
-        """Map float32 [N, c_in] to float32 [N, c_out] by each of the layers, and SiLU."""
-        ys = [self.linear(x, c_in, one.weight, one.bias, one.c_out) for one in linears]
-        if not silu:
-            return ys
-        return [self.silu(y, one.c_out) for y, one in zip(ys, linears, strict=True)]
+    ) -> Iterator[Buffer]:
+        """Map float32 [N, c_in] to float32 [N, c_out] by each of the layers, and SiLU.
+
+        A layer is appended when its result is asked for: the caches hold it until it is read.
+        """
+        for one in linears:
+            y = self.linear(x, c_in, one.weight, one.bias, one.c_out)
+            yield self.silu(y, one.c_out) if silu else y
 
     def silu(self, x: Buffer, c: int) -> Buffer:
         """Apply SiLU to float32 [N, c]."""

@@ -16,9 +16,13 @@ SIZES = ((2, 5, 6), (3, 16, 16), (1, 3, 150), (40, 1, 5), (2, 70, 1))  # images,
 
 def kernels() -> list[str]:
     """Names of the kernels that were launched since the last call."""
+    return [line.split()[0] for line in launches()]
+
+
+def launches() -> list[str]:
     library = emulated.library()
     library.take_launches.restype = emulated.c_char_p
-    return [line.split()[0] for line in library.take_launches().decode().splitlines()]
+    return library.take_launches().decode().splitlines()
 
 
 def check(case: Case) -> None:
@@ -90,6 +94,26 @@ def test_what_it_does_not_serve(change):
 def test_repeatable():
     case = Case(c=3, c_out=70, n=5, height=7)
     assert run_forward(case)[0].equal(run_forward(case)[0])
+
+
+def test_an_overlapping_launch_waits():
+    x = torch.ones(1, 3, 4, 4).to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    weight, y = torch.ones(8, 3, 3, 3).to(x), torch.empty(1, 8, 4, 4).to(x)
+    args = emulated.ForwardArgs(
+        options=emulated.options(x.dtype, overlaps=True),
+        shape=emulated.shape_of(x, 3, 1, 1, False),
+        x=emulated.image(x),
+        weight=emulated.weight_of(weight),
+        y=y.data_ptr(),
+        c_out=8,
+    )
+    emulated.library().set_hopper(1)
+    try:
+        launches()
+        emulated.call("conv2d_forward", args, [x, weight], [y])
+        assert launches() == ["conv_head 1x1x128+"]
+    finally:
+        emulated.library().set_hopper(0)
 
 
 def test_the_choice_is_printed(capfd, monkeypatch):
