@@ -31,7 +31,8 @@ struct Forward {
   GroupNormArgs args;
 
   Forward(const Tensor& x_any, const std::optional<Tensor>& x2_any, const Tensor& weight_any,
-          const Tensor& bias_any, int64_t groups, int64_t c2_offset, double eps, bool silu, bool with_statistics)
+          const Tensor& bias_any, int64_t groups, int64_t c2_offset, double eps, bool silu,
+          bool with_statistics)
       : weight(dense_param(weight_any)),
         bias(dense_param(bias_any)),
         x(nhwc(x_any)),

@@ -135,7 +135,9 @@ const char* refusal(const GroupNormArgs& args) {
   constexpr int64_t kMost = (int64_t(1) << 31) - 1;
   const int64_t blocks = args.n * blocks_of(args.pixels, 8) * (channels_of(args) + 2);
   const bool fits = args.pixels <= kMost - kMomentPixels && args.n * args.groups <= kMost;
-  return fits && blocks / kNormChannels < kMost ? nullptr : "more than 2^31 blocks of 8 pixels and 64 channels";
+  return fits && blocks / kNormChannels < kMost
+             ? nullptr
+             : "more than 2^31 blocks of 8 pixels and 64 channels";
 }
 
 // The sources' parts in scratch, for those that have none.

@@ -1,9 +1,9 @@
-// What the group norm kernels share: a block's place in the work, its walk over rows of pixels, sums
-// over groups, and its channels' coefficients.
+// What the group norm kernels share: a block's place in the work, its walk over rows of pixels,
+// sums over groups, and its channels' coefficients.
 //
-// A block covers some pixels of an image and at most kNormChannels adjacent channels of a source. A
-// thread keeps V channels (16 bytes; V = 1 where memory is not aligned) and takes every `step`-th of
-// the pixels ("rows").
+// A block covers some pixels of an image and at most kNormChannels adjacent channels of a source.
+// A thread keeps V channels (16 bytes; V = 1 where memory is not aligned) and takes every `step`-th
+// of the pixels ("rows").
 #pragma once
 
 #include <type_traits>
@@ -96,8 +96,8 @@ struct RowWalk {
       load(ahead[k], k < count);
     }
   }
-  // finish(begin(row), whether there is such a row) for each; what `begin` needs of a row's registers
-  // is free for the next one's.
+  // finish(begin(row), whether there is such a row) for each; what `begin` needs of a row's
+  // registers is free for the next one's.
   template <int kAhead, class Rows, class Load, class Begin, class Finish>
   DDSM_DEVICE void run(Rows (&ahead)[kAhead], Load& load, const Begin& begin,
                        const Finish& finish) const {
@@ -273,10 +273,10 @@ DDSM_DEVICE void for_parts(const NormParts<V>& parts, int32_t image, int32_t c, 
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
       const int32_t r = first + i * step;
-      const int32_t block = r - parts.blocks.quotient(r) * static_cast<int32_t>(parts.blocks.divisor);
-      pixels[i] = r < parts.count ? static_cast<int32_t>(
-                                        moment_block_pixels(parts.pixels, image, block))
-                                  : 0;
+      const int32_t blocks = static_cast<int32_t>(parts.blocks.divisor);
+      const int32_t block = r - parts.blocks.quotient(r) * blocks;
+      const int64_t found = moment_block_pixels(parts.pixels, image, block);
+      pixels[i] = r < parts.count ? static_cast<int32_t>(found) : 0;
       if (pixels[i] > 0) values[i] = ptx::load_global(data + int64_t(r) * c);
     }
 #pragma unroll

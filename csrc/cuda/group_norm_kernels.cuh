@@ -73,6 +73,7 @@ group_norm_moments_kernel(const NormParams<T, Moments> p) {
       sums[i].second = fmaf(d, d, sums[i].second);
     }
   });
+  ptx::allow_kernel_after();
   const Pair sum = sum_rows<V>(sums, walk, place.channels);
   if (static_cast<int32_t>(ptx::thread_index()) >= place.channels || count == 0) return;
   const int32_t channel = packed_channel<V>(place.channels);
@@ -85,8 +86,8 @@ group_norm_moments_kernel(const NormParams<T, Moments> p) {
 }
 
 // ---- Apply -------------------------------------------------------------------------------------
-// y = act(u), u = x * a + b with a = rstd * gamma and b = beta - mean * a. b comes of a mean in double
-// and of a as it was rounded, so that it costs no more than a mean rounded to float would.
+// y = act(u), u = x * a + b with a = rstd * gamma and b = beta - mean * a. b comes of a mean in
+// double and of a as it was rounded, so that it costs no more than a mean rounded to float would.
 template <int V>
 struct Affine : Coefficients<V, 2> {
   static DDSM_DEVICE void put(int32_t channels, int32_t channel, double mean, float a, float beta) {
@@ -134,7 +135,8 @@ DDSM_DEVICE void prepare_affine(const NormParams<T, const Moments>& p, const Nor
     const double rest = sum.second * p.inverse_count - delta * delta;
     const auto rstd = static_cast<float>(ptx::reciprocal_sqrt((rest > 0 ? rest : 0) + p.eps));
     const int64_t param = source.param_offset + place.channel + thread;
-    Affine<V>::put(place.channels, thread, mean, rstd * load_param(p, p.weight, param), load_param(p, p.bias, param));
+    Affine<V>::put(place.channels, thread, mean, rstd * load_param(p, p.weight, param),
+                   load_param(p, p.bias, param));
     if (p.mean && place.row_block == 0 && first + thread == group * p.group_size) {
       const int64_t at = int64_t(place.image) * p.groups + group;
       ptx::store_global(p.mean + at, static_cast<float>(mean));

@@ -29,8 +29,8 @@ struct NormSource {
   int32_t chunks, chunk_channels;          // of its channels, one a block
 };
 
-// Moments of a source's channels or sums over them, [n, count, c], of blocks of its pixels: the r-th
-// of block r % blocks of the pixels of class r / blocks.
+// Moments of a source's channels or sums over them, [n, count, c], of blocks of its pixels: the
+// r-th of block r % blocks of the pixels of class r / blocks.
 template <class V>
 struct NormParts {
   V* data;

@@ -6,11 +6,14 @@ import os
 import re
 import shutil
 import subprocess
-from importlib.util import find_spec
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
-from cuda_kernels import emulated
+from cuda_kernels import emulated, sass
+from cuda_kernels.sass import Instruction
 
 SECONDS, KILOBYTES = 90, 3 * 2**20  # of the processor and of memory, for one file
 # Instructions that must be there: tensor core products, asynchronous copies, ldmatrix, and FMA.
@@ -32,16 +35,44 @@ INSTRUCTIONS = {
     "conv2d_grad_weight_fp16": TENSOR_CORES,
     "conv2d_grad_weight_fp32": ("HMMA", "LDGSTS", "FFMA"),
     "conv2d_head": (*TENSOR_CORES, "FFMA"),
-    "group_norm": ("MUFU.EX2",),
     "linear_fused": (*TENSOR_CORES, "FFMA", "LDG.E.128", "MUFU.EX2"),
     "sinusoidal_embedding": ("DFMA",),
+    "group_norm": ("MUFU.EX2", "MUFU.RCP", "LDG.E.128", "STG.E.128"),
     "conv2d": (),
     "conv2d_sm90": (),
     # On sm_90a; on others their kernels only trap.
     "conv2d_sm90_bf16": SM90A,
     "conv2d_sm90_fp16": SM90A,
 }
-pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
+needs_disassembler = pytest.mark.skipif(
+    sass.tool() is None, reason="cuobjdump is not installed (pip install nvidia-cuda-cuobjdump)"
+)
+Kernels = dict[str, list[Instruction]]
+
+
+def check_group_norm(kernels: Kernels) -> None:
+    """The row loop of group norm's apply: no shared memory, few instructions a number."""
+    # float32 numbers take twice the time of memory, and a correction of the quotient.
+    for instance, numbers, most in (
+        ("INS_8BFloat16ELi8E", 8, 12),
+        ("INS_7Float16ELi8E", 8, 12),
+        ("IfLi4E", 4, 13),
+    ):
+        (name,) = [k for k in kernels if f"23group_norm_apply_kernel{instance}" in k]
+        bodies = sass.loops(kernels[name], "STG.E.128")
+        assert len(bodies) == 2, f"{name}: not one loop with SiLU and one without"
+        for body in bodies:
+            names = [instruction.name for instruction in body]
+            stores = names.count("STG.E.128")
+            assert names.count("LDG.E.128") == stores >= 4, f"{name}: rows in flight"
+            assert not any(n.startswith(("LDS", "STS")) for n in names), name
+            per_number = len(body) / (stores * numbers)
+            assert per_number <= most, f"{name}: {per_number:.1f} instructions a number"
+
+
+# What is checked of a source's kernels beyond INSTRUCTIONS, for each architecture.
+CHECKS: dict[str, Callable[[Kernels], None]] = {"group_norm": check_group_norm}
 
 
 def architectures() -> list[str]:
@@ -70,42 +101,83 @@ def compile_measured(source: Path, output: Path, log: Path) -> tuple[float, int]
     return usage.ru_utime + usage.ru_stime, usage.ru_maxrss
 
 
-def cuobjdump() -> str | None:
-    """The toolkit's disassembler, or the one that Triton carries."""
-    found = shutil.which("cuobjdump")
-    triton = find_spec("triton")
-    if found or triton is None:
-        return found
-    carried = Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    return str(carried) if carried.exists() else None
+@pytest.fixture(scope="module")
+def compiled():
+    """Compiles a source once: its object file, what nvcc printed, seconds and kilobytes."""
+    with TemporaryDirectory() as folder:
+
+        @cache
+        def compile_stem(stem: str) -> tuple[Path, str, float, int]:
+            output, log = (Path(folder) / f"{stem}.{end}" for end in ("o", "log"))
+            used = compile_measured(emulated.CUDA / f"{stem}.cu", output, log)
+            return output, log.read_text(), *used
+
+        yield compile_stem
+
+
+def real_architectures() -> list[str]:
+    return [a.split("-")[0] for a in architectures() if a.endswith("real")]
 
 
 def test_every_source_is_named():
     assert {p.stem for p in emulated.CUDA.glob("*.cu")} == set(INSTRUCTIONS)
+    assert set(CHECKS) <= set(INSTRUCTIONS)
 
 
 @pytest.mark.slow
+@needs_nvcc
 @pytest.mark.parametrize("stem", sorted(INSTRUCTIONS))
-def test_compiles_within_bounds(tmp_path, stem):
-    output, log = tmp_path / f"{stem}.o", tmp_path / "log"
-    seconds, kilobytes = compile_measured(emulated.CUDA / f"{stem}.cu", output, log)
+def test_compiles_within_bounds(compiled, stem):
+    _, text, seconds, kilobytes = compiled(stem)
     assert seconds < SECONDS
     assert kilobytes < KILOBYTES
-    text = log.read_text()
     assert not re.search("C75(08|1[0-9])", text), "setmaxnreg is ignored or wgmma serialised"
     spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", text)
     assert set(spills) <= {("0", "0")}
     kernels = re.findall(r"Compiling entry function '(\S+)' for 'sm_(\w+)'", text)
-    real = [a.split("-")[0] for a in architectures() if a.endswith("real")]
     if INSTRUCTIONS[stem]:
-        assert {architecture for _, architecture in kernels} == set(real)
-    tool = cuobjdump()
-    if tool is None:
-        return  # the resource report above needs no disassembler
-    for architecture in real if INSTRUCTIONS[stem] else ():
-        command = [tool, "-sass", "-arch", f"sm_{architecture}", str(output)]
-        sass = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert {architecture for _, architecture in kernels} == set(real_architectures())
+
+
+@pytest.mark.slow
+@needs_nvcc
+@needs_disassembler
+@pytest.mark.parametrize("stem", [stem for stem in sorted(INSTRUCTIONS) if INSTRUCTIONS[stem]])
+def test_has_the_instructions_meant(compiled, stem):
+    for architecture in real_architectures():
+        text = sass.disassemble(compiled(stem)[0], architecture)
         for instruction in INSTRUCTIONS[stem]:
             if INSTRUCTIONS[stem] is not SM90A or architecture == "90a":
-                assert instruction in sass, f"no {instruction} for sm_{architecture}"
-        assert not re.search(r"\b(LDL|STL)\b", sass), f"local memory is used on sm_{architecture}"
+                assert instruction in text, f"no {instruction} for sm_{architecture}"
+        assert not re.search(r"\b(LDL|STL)\b", text), f"local memory is used on sm_{architecture}"
+        if stem in CHECKS:
+            CHECKS[stem](sass.kernels(text))
+
+
+# As cuobjdump prints it: an outer loop, in it one with a store, and a branch forward.
+SAMPLE = """
+                Function : _ZN4ddsm5firstE
+        .headerflags    @"EF_CUDA_SM90 EF_CUDA_VIRTUAL_SM(EF_CUDA_SM90)"
+        /*0000*/                   LDC R1, c[0x0][0x28] ;                 /* 0x00000a00ff017b82 */
+                                                                          /* 0x000fe20000000800 */
+        /*0010*/                   MOV R2, 0x100 ;                        /* 0x0000010000027802 */
+        /*0020*/              @!P0 BRA 0x60 ;                             /* 0x0000000000108947 */
+        /*0030*/                   LDS R3, [R2] ;                         /* 0x0000000002037984 */
+        /*0040*/               @P1 STG.E.128 desc[UR4][R4.64], R8 ;       /* 0x0000000804001986 */
+        /*0050*/              @!P2 BRA 0x30 ;                             /* 0xfffffffc00f4a947 */
+        /*0060*/              @UP0 BRA 0x10 ;                             /* 0xfffffffc00e80947 */
+        /*0070*/                   EXIT ;                                 /* 0x000000000000794d */
+                Function : _ZN4ddsm6secondE
+        /*0000*/                   EXIT ;                                 /* 0x000000000000794d */
+"""
+
+
+def test_loops_are_found():
+    kernels = sass.kernels(SAMPLE)
+    assert [len(kernel) for kernel in kernels.values()] == [8, 1]
+    first = kernels["_ZN4ddsm5firstE"]
+    (body,) = sass.loops(first, "STG.E.128")
+    assert [i.name for i in body] == ["LDS", "STG.E.128", "BRA"]
+    (outer,) = sass.loops(first, "MOV")
+    assert [i.address for i in outer] == list(range(0x10, 0x70, 0x10))
+    assert sass.loops(first, "EXIT") == []

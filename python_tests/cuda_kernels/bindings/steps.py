@@ -163,6 +163,29 @@ def check_shortcut(device: torch.device) -> None:
             assert not tickets.any()
 
 
+def check_moments_of_classes(device: torch.device) -> None:
+    """Moments of an image's pixels in four classes, one beside the other."""
+    with device:
+        y = normal(2, 12, 16, 16, dtype=torch.float32)
+        gamma, beta = (normal(12, dtype=torch.float32) for _ in range(2))
+    classes = y.double().reshape(2, 12, 8, 2, 8, 2).permute(0, 3, 5, 1, 2, 4).reshape(2, 4, 12, 64)
+    mean = classes.mean(-1)  # [N, classes, c]
+    m2 = (classes - mean[..., None]).square().sum(-1)
+    moments = torch.stack([mean, m2], -1).float()[:, :, None]  # [N, classes, blocks, c, 2]
+    moments = moments.view(torch.uint8).flatten(3)  # [N, classes, blocks, 8 c]
+    norm = {"eps": 1e-5, "silu": True}
+    expected = sliced_group_norm_ref(*(v.double() for v in (y, gamma, beta)), 4, **norm)
+    (first,) = group_norm_apply([y], [moments], gamma, beta, 4, **norm)
+    check_close(first, expected, 1e-5)
+    (second,) = group_norm_apply([y], [moments], gamma, beta, 4, overlaps=True, **norm)
+    assert second.equal(first)
+    for wrong in (moments.flatten(0, 1), moments[:, :2], moments[:1], moments[..., :88]):
+        with pytest.raises(RuntimeError, match="moments are not those of their source"):
+            group_norm_apply([y], [wrong.contiguous()], gamma, beta, 4, **norm)
+    with pytest.raises(RuntimeError, match="moments are not those of their source"):
+        group_norm_apply([y[..., :15]], [moments], gamma, beta, 4, **norm)
+
+
 def check_fused_arguments(device: torch.device) -> None:
     """The ops have no checks in Python: what does not fit ends in a RuntimeError."""
     with device:
@@ -229,4 +252,5 @@ def check_all_steps(device: torch.device) -> None:
     check_linears(device)
     check_embedding(device)
     check_shortcut(device)
+    check_moments_of_classes(device)
     check_steps(device)
