@@ -4,8 +4,6 @@
 // instead of 36, but of sums of weights: a copy of them, made again whenever the weights change.
 #include "ddsm/conv2d_cuda.h"
 
-#include <cstdlib>
-
 #include "conv2d_head.cuh"
 #include "conv2d_sm90.cuh"
 #include "gemm_tile.cuh"
@@ -61,41 +59,21 @@ int64_t steps_of(int64_t channels, DType dtype, int64_t step_bytes = kStepBytes)
   return blocks_of(channels, step_bytes / element_bytes(dtype));
 }
 
-// The parts of the parameters that decide whether every operand is aligned.
-struct Views {
-  ImageView images[2];
-  WeightView weight;
-  int32_t sources;
-
-  bool aligned() const {
-    return images[0].vector && (sources < 2 || images[1].vector) && weight.vector && !weight.wide;
-  }
-};
-
-Views views_of(const Conv2dCudaForwardArgs& args) {
-  const DType dtype = args.options.dtype;
-  const bool two = args.x2.data != nullptr;
-  Conv2dWeight weight = args.weight;
-  bool further_aligned = true;
+// The first of the weights in memory, so that no part's offset is negative.
+const void* first_weight(const Conv2dCudaForwardArgs& args) {
+  const void* first = args.weight.data;
   for (int64_t i = 0; i < args.further_count; ++i) {
-    void* data = const_cast<void*>(args.further[i].weight);
-    further_aligned &= is_aligned(data);
-    if (data < weight.data) weight.data = data;  // so that no part's offset is negative
+    if (args.further[i].weight < first) first = args.further[i].weight;
   }
-  Views views{{view_of(args.x, size_of_x(args.shape), dtype),
-               two ? view_of(args.x2, size_of_x(args.shape), dtype) : ImageView{}},
-              view_of(weight, dtype, args.x.weight_offset, two ? args.x2.weight_offset : 0),
-              two ? 2 : 1};
-  views.weight.vector &= further_aligned && is_aligned(args.weight.data);
-  return views;
+  return first;
 }
 
 // All weights of a forward call, seen from the first in memory.
-PartMap parts_of(const Conv2dCudaForwardArgs& args, const WeightView& first) {
+PartMap parts_of(const Conv2dCudaForwardArgs& args) {
   PartMap parts{Divider(args.c_out), {}, {}};
+  const auto first = reinterpret_cast<uintptr_t>(first_weight(args));
   auto add = [&](int64_t index, const void* weight, const void* bias) {
-    const auto bytes =
-        reinterpret_cast<uintptr_t>(weight) - reinterpret_cast<uintptr_t>(first.data);
+    const auto bytes = reinterpret_cast<uintptr_t>(weight) - first;
     parts.offset[index] = static_cast<int64_t>(bytes) / element_bytes(args.weight.dtype);
     parts.bias[index] = bias;
   };
@@ -106,13 +84,47 @@ PartMap parts_of(const Conv2dCudaForwardArgs& args, const WeightView& first) {
   return parts;
 }
 
-Views views_of(const Conv2dCudaGradXArgs& args) {
+// Adds x and perhaps x2 from source `first` on, and the weight that they meet; returns how many.
+int32_t add_sources(ConvOperands& operands, int32_t first, const Conv2dImage& x,
+                    const Conv2dImage& x2, const Conv2dWeight& weight, const ImageSize& size,
+                    DType dtype) {
+  const bool two = x2.data != nullptr;
+  operands.source[first] = view_of(x, size, dtype);
+  if (two) operands.source[first + 1] = view_of(x2, size, dtype);
+  operands.weight[first / kFirstShortcut] =
+      view_of(weight, dtype, x.weight_offset, two ? x2.weight_offset : 0);
+  return two ? 2 : 1;
+}
+
+ConvOperands operands_of(const Conv2dCudaForwardArgs& args) {
   const DType dtype = args.options.dtype;
-  Views views{{view_of(args.grad_y, size_of_y(args.shape), dtype), {}},
-              view_of(args.weight, dtype, args.c_in_offset, 0),
-              1};
-  views.images[0].weight_channel = args.c_in_offset;
-  return views;
+  const Conv2dCudaShortcut& shortcut = args.shortcut;
+  ConvOperands operands{};
+  Conv2dWeight weight = args.weight;
+  weight.data = const_cast<void*>(first_weight(args));
+  operands.source_count =
+      add_sources(operands, 0, args.x, args.x2, weight, size_of_x(args.shape), dtype);
+  operands.parts = parts_of(args);
+  bool& vector = operands.weight[0].vector;
+  for (int64_t i = 0; i <= args.further_count; ++i) {
+    vector &= operands.parts.offset[i] % (16 / element_bytes(weight.dtype)) == 0;
+  }
+  if (shortcut.x.data) {
+    operands.shortcut_count = add_sources(operands, kFirstShortcut, shortcut.x, shortcut.x2,
+                                          shortcut.weight, size_of_y(args.shape), dtype);
+  }
+  return operands;
+}
+
+ConvOperands operands_of(const Conv2dCudaGradXArgs& args) {
+  const DType dtype = args.options.dtype;
+  ConvOperands operands{};
+  Conv2dImage grad_y = args.grad_y;
+  grad_y.weight_offset = args.c_in_offset;
+  operands.source_count =
+      add_sources(operands, 0, grad_y, {}, args.weight, size_of_y(args.shape), dtype);
+  operands.parts.columns = Divider(args.c_in);
+  return operands;
 }
 
 int64_t out_pixels(const Conv2dShape& shape) {
@@ -120,37 +132,50 @@ int64_t out_pixels(const Conv2dShape& shape) {
 }
 
 ConvGeometry geometry_of(const Conv2dCudaForwardArgs& args) {
-  const Conv2dShape& shape = args.shape;
-  return {math_of(args.options), false,        shape.images,  shape.height, shape.width,
-          args.weight.kernel,    shape.stride, shape.padding, shape.scale,
-          1 + args.further_count};
+  const Conv2dShape& s = args.shape;
+  return {math_of(args.options), false,    s.images,  s.height, s.width, s.out_height, s.out_width,
+          args.weight.kernel,    s.stride, s.padding, s.scale,  1 + args.further_count};
 }
 
 ConvGeometry geometry_of(const Conv2dCudaGradXArgs& args) {
-  const Conv2dShape& shape = args.shape;
-  return {math_of(args.options), true,         shape.images,  shape.out_height, shape.out_width,
-          args.weight.kernel,    shape.stride, shape.padding, shape.scale,
-          1};
+  const Conv2dShape& s = args.shape;
+  return {math_of(args.options), true,     s.images,  s.out_height, s.out_width, s.height, s.width,
+          args.weight.kernel,    s.stride, s.padding, s.scale,      1};
 }
 
-// A product of m x n with `taps` taps of the views' channels, on the path that serves it.
-GemmProblem problem_of(const char* name, const Views& views, const ConvGeometry& geometry,
-                       int64_t m, int64_t n, int64_t taps, const Conv2dCudaOptions& options) {
-  GemmProblem problem{name, geometry.math, m, n, 0, 1, views.aligned(), multiprocessors()};
-  problem.hopper_refusal = hopper_refusal(views.images, views.sources, views.weight, n,
-                                          problem.aligned, geometry, has_sm90a());
+// A product of m rows with `taps` taps of the operands' channels, on the path that serves it.
+GemmProblem problem_of(const char* name, const ConvOperands& operands, const ConvGeometry& geometry,
+                       int64_t m, int64_t taps, bool shift_and_residual,
+                       const Conv2dCudaOptions& options) {
+  GemmProblem problem{};
+  problem.name = name;
+  problem.math = geometry.math;
+  problem.m = m;
+  problem.parts = geometry.weights;
+  problem.n = problem.parts * static_cast<int64_t>(operands.parts.columns.divisor);
+  problem.batches = 1;
+  problem.aligned = operands.aligned();
+  problem.multiprocessors = multiprocessors();
+  problem.gradient = geometry.gradient;
+  problem.hopper_refusal = hopper_refusal(operands, operands.parts.columns.divisor, geometry,
+                                          shift_and_residual, has_sm90a());
   problem.hopper = takes_hopper(problem.hopper_refusal, options.tile);
-  for (int32_t i = 0; i < views.sources; ++i) {
-    problem.k_steps += taps * steps_of(views.images[i].channels, options.dtype,
-                                       problem.hopper ? kHopperStepBytes : kStepBytes);
+  if (problem.hopper) {
+    problem.batches = geometry.phases();
+    problem.m /= problem.batches;
+  }
+  const int64_t step_bytes = problem.hopper ? kHopperStepBytes : kStepBytes;
+  for (int32_t i = 0; i < kMostSources; ++i) {
+    const int64_t steps = steps_of(operands.source[i].channels, options.dtype, step_bytes);
+    problem.k_steps += i < kFirstShortcut ? taps * steps : steps;
   }
   return problem;
 }
 
 GemmProblem problem_of(const Conv2dCudaForwardArgs& args) {
   const int64_t taps = int64_t(args.weight.kernel) * args.weight.kernel;
-  return problem_of("sliced_conv2d", views_of(args), geometry_of(args), out_pixels(args.shape),
-                    (1 + args.further_count) * args.c_out, taps, args.options);
+  return problem_of("sliced_conv2d", operands_of(args), geometry_of(args), out_pixels(args.shape),
+                    taps, args.shift && args.residual, args.options);
 }
 
 // The classes of pixels whose gradients are one convolution each.
@@ -175,25 +200,27 @@ GemmProblem problem_of(const Conv2dCudaGradXArgs& args, const PixelClass& pixels
   const Conv2dShape& shape = args.shape;
   const int64_t m = shape.images * pixels.count(shape.height, pixels.first_h) *
                     pixels.count(shape.width, pixels.first_w);
-  return problem_of("sliced_conv2d_grad_x", views_of(args), geometry_of(args), m, args.c_in,
-                    taps_of(args, pixels).count(), args.options);
+  return problem_of("sliced_conv2d_grad_x", operands_of(args), geometry_of(args), m,
+                    taps_of(args, pixels).count(), false, args.options);
 }
 
 GemmProblem problem_of(const Conv2dCudaGradWeightArgs& args) {
   const DType dtype = args.options.dtype;
   const ImageSize size = size_of_x(args.shape);
   auto aligned = [&](const Conv2dImage& x) { return !x.data || view_of(x, size, dtype).vector; };
-  return {"sliced_conv2d_grad_weight",
-          math_of(args.options),
-          args.grad_y.channels,
-          args.x.channels + (args.x2.data ? args.x2.channels : 0),
-          steps_of(out_pixels(args.shape), dtype),
-          int64_t(args.grad_weight.kernel) * args.grad_weight.kernel,
-          view_of(args.grad_y, size_of_y(args.shape), dtype).vector && aligned(args.x) &&
-              aligned(args.x2),
-          multiprocessors(),
-          false,
-          "the sm_90a path has no gradient of the weight"};
+  GemmProblem problem{};
+  problem.name = "sliced_conv2d_grad_weight";
+  problem.math = math_of(args.options);
+  problem.m = args.grad_y.channels;
+  problem.n = args.x.channels + (args.x2.data ? args.x2.channels : 0);
+  problem.parts = 1;
+  problem.k_steps = steps_of(out_pixels(args.shape), dtype);
+  problem.batches = int64_t(args.grad_weight.kernel) * args.grad_weight.kernel;
+  problem.aligned = view_of(args.grad_y, size_of_y(args.shape), dtype).vector && aligned(args.x) &&
+                    aligned(args.x2);
+  problem.multiprocessors = multiprocessors();
+  problem.hopper_refusal = "the sm_90a path has no gradient of the weight";
+  return problem;
 }
 
 GemmChoice choice_of(const GemmProblem& problem, const Conv2dCudaOptions& options) {
@@ -203,8 +230,22 @@ GemmChoice choice_of(const GemmProblem& problem, const Conv2dCudaOptions& option
   return choice;
 }
 
+// Sums of the gradient of a weight that are not yet added up.
 int64_t partial_bytes(const GemmProblem& problem, const GemmChoice& choice) {
   return choice.splits > 1 ? 4 * choice.splits * problem.batches * problem.m * problem.n : 0;
+}
+
+// Sums of whole tiles that are not yet added up, and the tickets where the caller brings none.
+int64_t tile_bytes(const GemmProblem& problem, const GemmChoice& choice) {
+  if (choice.splits == 1) return 0;
+  const GemmTile& tile = kTiles[choice.tile];
+  return 4 * choice.splits * tiles_of(problem, choice.tile) * tile.m * tile.n;
+}
+int64_t workspace_bytes(const GemmProblem& problem, const Conv2dCudaOptions& options) {
+  const GemmChoice choice = choice_of(problem, options);
+  if (choice.splits == 1) return 0;
+  return tile_bytes(problem, choice) +
+         (options.tickets ? 0 : tiles_of(problem, choice.tile) * sizeof(unsigned));
 }
 
 // Null, or why the problem cannot run; prints the choice where DDSM_PRINT_CHOICES asks for it.
@@ -218,6 +259,7 @@ const char* check(const GemmProblem& problem, const GemmChoice& choice) {
     return "the forced tile or number of splits does not exist for this problem";
   }
   if (!has_tile(problem, choice.tile)) return "no kernel for this tile";
+  if (!can_split(problem, choice)) return "this tile, or more than 4096 tiles, cannot be split";
   if (getenv("DDSM_PRINT_CHOICES")) {
     char line[256];
     describe(problem, choice, line, sizeof line);
@@ -266,19 +308,28 @@ const char* run_grad_weight(const GradWeightParams& params, const GemmProblem& p
 }
 
 // What both directions share.
-ConvParams conv_params(const Views& views, const GemmProblem& problem, const GemmChoice& choice,
-                       const Conv2dCudaOptions& options) {
+ConvParams conv_params(const ConvOperands& operands, const GemmProblem& problem,
+                       const GemmChoice& choice, const Conv2dCudaOptions& options) {
   ConvParams p{};
-  p.source[0] = views.images[0];
-  p.source[1] = views.images[1];
-  p.source_count = views.sources;
-  p.weight = views.weight;
+  static_cast<ConvOperands&>(p) = operands;
   p.m = static_cast<int32_t>(problem.m);
   p.n = static_cast<int32_t>(problem.n);
   p.steps = static_cast<int32_t>(problem.k_steps);
   p.splits = choice.splits;
   p.partial = static_cast<float*>(options.workspace);
+  p.tickets = options.tickets;
+  p.overlaps = options.overlaps;
+  if (choice.splits > 1 && !p.tickets) {
+    p.tickets = reinterpret_cast<unsigned*>(p.partial + tile_bytes(problem, choice) / 4);
+  }
   return p;
+}
+
+// Null, or why the tickets of the workspace could not be cleared.
+const char* clear_tickets(const ConvParams& p, const GemmProblem& problem, const GemmChoice& choice,
+                          const Conv2dCudaOptions& options, void* stream) {
+  if (choice.splits == 1 || options.tickets) return nullptr;
+  return clear(p.tickets, tiles_of(problem, choice.tile) * sizeof(unsigned), stream);
 }
 
 const char* grad_x_of_class(const Conv2dCudaGradXArgs& args, const PixelClass& pixels,
@@ -289,7 +340,8 @@ const char* grad_x_of_class(const Conv2dCudaGradXArgs& args, const PixelClass& p
   if (const char* error = check(problem, choice)) return error;
   const Conv2dShape& shape = args.shape;
   const int64_t lanes = 16 / element_bytes(args.options.dtype);
-  ConvParams p = conv_params(views_of(args), problem, choice, args.options);
+  ConvParams p = conv_params(operands_of(args), problem, choice, args.options);
+  if (const char* error = clear_tickets(p, problem, choice, args.options, stream)) return error;
   p.taps = taps_of(args, pixels);
   // A class's taps already meet the right rows of grad_y, as if at stride 1.
   const int64_t stride = pixels.every > 1 ? 1 : shape.stride;
@@ -297,7 +349,6 @@ const char* grad_x_of_class(const Conv2dCudaGradXArgs& args, const PixelClass& p
   p.w = gradient_axis(shape.out_width, stride, shape.scale);
   p.rows = pixel_map(pixels.count(shape.height, pixels.first_h),
                      pixels.count(shape.width, pixels.first_w));
-  p.parts.columns = Divider(args.c_in);
   p.epilogue.y = args.grad_x;
   p.epilogue.pixels = shape.height * shape.width;
   p.epilogue.pixel_class = pixels;
@@ -307,18 +358,19 @@ const char* grad_x_of_class(const Conv2dCudaGradXArgs& args, const PixelClass& p
 
 }  // namespace
 
-int64_t conv2d_forward_cuda_moment_classes(const Conv2dCudaForwardArgs&) { return 1; }
+int64_t conv2d_forward_cuda_moment_classes(const Conv2dCudaForwardArgs& args) {
+  return problem_of(args).batches;
+}
 
 int64_t conv2d_forward_cuda_workspace_bytes(const Conv2dCudaForwardArgs& args) {
-  const GemmProblem problem = problem_of(args);
-  return head_refusal(args) ? partial_bytes(problem, choice_of(problem, args.options)) : 0;
+  return head_refusal(args) ? workspace_bytes(problem_of(args), args.options) : 0;
 }
 
 int64_t conv2d_grad_x_cuda_workspace_bytes(const Conv2dCudaGradXArgs& args) {
   int64_t most = 0;
   for (int32_t i = 0; i < class_count(args.shape); ++i) {
     const GemmProblem problem = problem_of(args, pixel_class(args.shape, i));
-    const int64_t bytes = partial_bytes(problem, choice_of(problem, args.options));
+    const int64_t bytes = workspace_bytes(problem, args.options);
     if (bytes > most) most = bytes;
   }
   return most;
@@ -334,21 +386,26 @@ int64_t conv2d_grad_weight_cuda_workspace_bytes(const Conv2dCudaGradWeightArgs& 
 const char* conv2d_forward_cuda(const Conv2dCudaForwardArgs& args, void* stream) {
   const GemmProblem problem = problem_of(args);
   if (problem.m == 0) return nullptr;
-  const GemmChoice choice = choice_of(problem, args.options);
   const bool head = !head_refusal(args);
+  const GemmChoice choice =
+      head ? GemmChoice{kPlainTile, 1} : choice_of(problem, args.options);
   if (const char* error = head ? refusal(problem) : check(problem, choice)) return error;
   const Conv2dShape& shape = args.shape;
   const int64_t lanes = 16 / element_bytes(args.options.dtype);
-  ConvParams p = conv_params(views_of(args), problem, choice, args.options);
-  p.parts = parts_of(args, p.weight);
+  ConvParams p = conv_params(operands_of(args), problem, choice, args.options);
+  if (const char* error = clear_tickets(p, problem, choice, args.options, stream)) return error;
   p.taps = forward_taps(args.weight.kernel, shape.padding);
   p.h = forward_axis(shape.height, shape.stride, shape.scale);
   p.w = forward_axis(shape.width, shape.stride, shape.scale);
-  p.rows = pixel_map(shape.out_height, shape.out_width);
+  const bool classes = problem.batches > 1;  // of x's pixels each
+  p.rows = classes ? pixel_map(shape.height, shape.width)
+                   : pixel_map(shape.out_height, shape.out_width);
   EpilogueParams& e = p.epilogue;
   e.y = args.y;
   e.shift = args.shift;
   e.residual = args.residual;
+  e.shortcut_bias = args.shortcut.bias;
+  e.pixel_class.width = static_cast<int32_t>(shape.out_width);
   e.shift_stride = args.shift_stride;
   e.residual_stride = args.residual_stride;
   e.moments = static_cast<Moments*>(args.moments);

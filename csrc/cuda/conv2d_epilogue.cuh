@@ -51,7 +51,7 @@ DDSM_DEVICE void store_pack(T* target, const Pack<T, V>& pack, int count, bool v
 template <class Tile>
 DDSM_DEVICE void store_moments(const ConvParams& p, int32_t m0, int32_t n0) {
   const EpilogueParams& e = p.epilogue;
-  const int64_t blocks = moment_blocks(e.pixels);
+  const int64_t blocks = moment_blocks(e.pixels);  // of the one class
   constexpr int kRows = static_cast<int>(kMomentPixels);
   for (int item = ptx::thread_index(); item < Tile::kN * (Tile::kM / kRows);
        item += Tile::kThreads) {
@@ -81,23 +81,48 @@ DDSM_DEVICE void store_moments(const ConvParams& p, int32_t m0, int32_t n0) {
   }
 }
 
-// Stores the block's sums as those of one split.
+// Puts a split's sums beside those of the tile's other splits. The block that comes last has the
+// sums of all of them in shared memory, added in the order of the splits; for others it is false.
 template <class Tile>
-DDSM_DEVICE void store_partial(const ConvParams& p, int32_t split, int32_t m0, int32_t n0) {
-  for (int item = ptx::thread_index(); item < Tile::kM * Tile::kN; item += Tile::kThreads) {
-    const int row = item / Tile::kN, column = item % Tile::kN;
-    if (m0 + row >= p.m || n0 + column >= p.n) continue;
-    ptx::store_global(p.partial + (int64_t(split) * p.m + m0 + row) * p.n + n0 + column,
-                      ptx::load_shared<float>(Tile::out_address(row, column)));
+DDSM_DEVICE bool add_splits(const ConvParams& p, int64_t tile, int32_t split, int32_t m0) {
+  using Four = Pack<float, 4>;
+  constexpr int kItems = Tile::kM * Tile::kN / 4, kPerRow = Tile::kN / 4;
+  Four* partial = reinterpret_cast<Four*>(p.partial) + tile * p.splits * kItems;
+  const int32_t rows = p.m - m0 < Tile::kM ? p.m - m0 : Tile::kM;
+  const auto address = [](int item) {
+    return Tile::out_address(item / kPerRow, item % kPerRow * 4);
+  };
+  for (int item = ptx::thread_index(); item < rows * kPerRow; item += Tile::kThreads) {
+    ptx::store_global(partial + split * kItems + item, ptx::load_shared<Four>(address(item)));
   }
+  ptx::sync_threads();
+  if (ptx::thread_index() == 0) {
+    const unsigned last = static_cast<unsigned>(p.splits) - 1;
+    ptx::store_shared(Tile::kTicket, ptx::take_ticket(p.tickets + tile, last));
+  }
+  ptx::sync_threads();
+  if (ptx::load_shared<unsigned>(Tile::kTicket) + 1 < static_cast<unsigned>(p.splits)) return false;
+  for (int item = ptx::thread_index(); item < rows * kPerRow; item += Tile::kThreads) {
+    Four sum{};
+    for (int32_t i = 0; i < p.splits; ++i) {
+      const Four of_split = ptx::load_of_blocks(partial + i * kItems + item);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sum.lane[j] += of_split.lane[j];
+    }
+    ptx::store_shared(address(item), sum);
+  }
+  ptx::sync_threads();
+  return true;
 }
 
 template <class T>
 DDSM_DEVICE float bias_of(const ConvParams& p, int32_t column) {
   const int32_t part = p.parts.part(column);
-  const void* bias = p.parts.bias_of(part);
-  if (!bias || column >= p.n) return 0.0f;
-  return load_number<T>(bias, p.parts.channel(column, part), p.epilogue.bias_wide);
+  const void *bias = p.parts.bias_of(part), *shortcut = p.epilogue.shortcut_bias;
+  if (column >= p.n) return 0.0f;
+  const bool wide = p.epilogue.bias_wide;
+  const float own = bias ? load_number<T>(bias, p.parts.channel(column, part), wide) : 0.0f;
+  return shortcut ? own + load_number<T>(shortcut, column, wide) : own;
 }
 
 // Row m's pixel, counted over all images of y.

@@ -5,6 +5,5 @@ namespace ddsm {
 
 template const char* launch_conv<TensorCores<Float16>>(const ConvParams&, int32_t, bool, bool,
         void*);
-template const char* launch_conv_reduce<TensorCores<Float16>>(const ConvParams&, void*);
 
 }  // namespace ddsm

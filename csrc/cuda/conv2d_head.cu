@@ -90,7 +90,7 @@ template <class Tile, class Win>
 DDSM_DEVICE void load_window_weights(const HeadParams& p, const Win& window, int32_t n0) {
   using T = typename Tile::Element;
   using B = typename Tile::B;
-  const WeightView& weight = p.conv.weight;
+  const WeightView& weight = p.conv.weight[0];
   const int steps = HeadLayout<Tile>::steps(window.depth());
   const int chunks = steps * B::kChunks;
   for (int item = ptx::thread_index(); item < Tile::kN * chunks; item += Tile::kThreads) {

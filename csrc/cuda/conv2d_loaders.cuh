@@ -52,9 +52,12 @@ DDSM_DEVICE int64_t pixel_offset(const ImageView& image, int32_t n, int32_t h, i
   return n * image.n_stride + h * image.h_stride + w * image.w_stride;
 }
 
-// The K loop's place: taps outermost, then sources, then their channels in steps.
+// The K loop's place: taps outermost, then sources, then their channels in steps; the shortcut's
+// sources follow the last tap's.
 struct KCursor {
   int32_t tap, source, channel;
+
+  DDSM_DEVICE bool in_shortcut() const { return source >= kFirstShortcut; }
 
   // True if the tap or the source is another one now.
   DDSM_DEVICE bool advance(const ConvParams& params, int step_channels) {
@@ -62,22 +65,32 @@ struct KCursor {
     if (channel < params.source[source].channels) return false;
     channel = 0;
     if (++source == params.source_count) {
-      source = 0;
       ++tap;
+      source = tap < params.taps.count() ? 0 : kFirstShortcut;
     }
     return true;
   }
 };
 
+// Steps of one source.
+DDSM_DEVICE int32_t steps_of(const ImageView& source, int step_channels) {
+  return (source.channels + step_channels - 1) / step_channels;
+}
+
 DDSM_DEVICE KCursor cursor_at(const ConvParams& params, int32_t step, int step_channels) {
-  const int32_t first = (params.source[0].channels + step_channels - 1) / step_channels;
-  int32_t of_tap = first;
-  if (params.source_count > 1) {
-    of_tap += (params.source[1].channels + step_channels - 1) / step_channels;
+  const int32_t first = steps_of(params.source[0], step_channels);
+  const int32_t of_tap =
+      first + (params.source_count > 1 ? steps_of(params.source[1], step_channels) : 0);
+  const int32_t taps = params.taps.count(), tap = step / of_tap;
+  if (tap >= taps) {
+    const int32_t in_shortcut = step - taps * of_tap;
+    const int32_t of_first = steps_of(params.source[kFirstShortcut], step_channels);
+    const bool second = in_shortcut >= of_first;
+    return {taps, kFirstShortcut + second, (in_shortcut - (second ? of_first : 0)) * step_channels};
   }
-  const int32_t in_tap = step % of_tap;
+  const int32_t in_tap = step - tap * of_tap;
   const bool second = in_tap >= first;
-  return {step / of_tap, second, (in_tap - (second ? first : 0)) * step_channels};
+  return {tap, second, (in_tap - (second ? first : 0)) * step_channels};
 }
 
 // Loads A (pixels, gathered) and B (weights: rows n in the forward, rows k in the gradient of x).
@@ -105,18 +118,25 @@ struct ConvLoader {
 
   DDSM_DEVICE ConvLoader(const ConvParams& p, int32_t first_m, int32_t first_n, int32_t first_step)
       : params(p), cursor(cursor_at(p, first_step, A::kStep)), m0(first_m), n0(first_n) {
+    find_chunks();
+    find();
+  }
+
+  // Offsets of the thread's chunks in the weight that the cursor is in.
+  DDSM_DEVICE void find_chunks() {
+    const WeightView& weight = params.weight[cursor.in_shortcut()];
 #pragma unroll
     for (int i = 0; i < kChunksB; ++i) {
       const int32_t line = item(i) / B::kChunks, along = item(i) % B::kChunks * B::kVector;
       if constexpr (kGradient) {
-        in_weight[i] = line * p.weight.out_stride + (n0 + along) * p.weight.in_stride;
+        in_weight[i] = line * weight.out_stride + (n0 + along) * weight.in_stride;
       } else {
-        const int32_t part = p.parts.part(n0 + line), o = p.parts.channel(n0 + line, part);
-        const int64_t offset = p.parts.offset_of(part) + along * p.weight.in_stride;
-        in_weight[i] = n0 + line < p.n ? offset + o * p.weight.out_stride : -1;
+        const PartMap& parts = params.parts;
+        const int32_t part = parts.part(n0 + line), o = parts.channel(n0 + line, part);
+        const int64_t offset = parts.offset_of(part) + along * weight.in_stride;
+        in_weight[i] = n0 + line < params.n ? offset + o * weight.out_stride : -1;
       }
     }
-    find();
   }
 
   static DDSM_DEVICE int item(int i) {
@@ -126,18 +146,24 @@ struct ConvLoader {
   DDSM_DEVICE void load(uint32_t stage, int32_t) {
     load_a(stage);
     load_b(stage + A::kBytes);
-    if (cursor.advance(params, A::kStep)) find();
+    if (!cursor.advance(params, A::kStep)) return;
+    if (cursor.source == kFirstShortcut) find_chunks();
+    find();
   }
 
   // Offsets for the cursor's tap and source.
   DDSM_DEVICE void find() {
     const ImageView& source = params.source[cursor.source];
-    const WeightView& weight = params.weight;
+    const WeightView& weight = params.weight[cursor.in_shortcut()];
     const auto tap = params.taps.tap(cursor.tap);
 #pragma unroll
     for (int i = 0; i < kChunksA; ++i) {
       const int32_t m = m0 + item(i) / A::kChunks;
       const auto at = params.rows.at(m < params.m ? m : 0);
+      if (cursor.in_shortcut()) {
+        pixel[i] = m < params.m ? pixel_offset(source, at.image, at.h, at.w) : -1;
+        continue;
+      }
       const int32_t up_h = at.h * params.h.step + tap.h_offset;
       const int32_t up_w = at.w * params.w.step + tap.w_offset;
       const bool valid = m < params.m && params.h.valid(up_h) && params.w.valid(up_w);
@@ -145,8 +171,8 @@ struct ConvLoader {
                                       params.w.source(up_w))
                        : -1;
     }
-    corner = tap.r * weight.r_stride + tap.s * weight.s_stride +
-             source.weight_channel * weight.in_stride;
+    corner = source.weight_channel * weight.in_stride;
+    if (!cursor.in_shortcut()) corner += tap.r * weight.r_stride + tap.s * weight.s_stride;
   }
 
   DDSM_DEVICE void load_a(uint32_t base) {
@@ -161,7 +187,7 @@ struct ConvLoader {
   }
 
   DDSM_DEVICE void load_b(uint32_t base) {
-    const WeightView& weight = params.weight;
+    const WeightView& weight = params.weight[cursor.in_shortcut()];
     const int32_t channels = params.source[cursor.source].channels;
     const int64_t step =
         corner + cursor.channel * (kGradient ? weight.out_stride : weight.in_stride);

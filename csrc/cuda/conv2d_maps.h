@@ -11,16 +11,34 @@ namespace ddsm {
 struct ConvGeometry {
   Math math;
   bool gradient;
-  int64_t images, height, width;
+  int64_t images, height, width;          // of images that are read
+  int64_t out_height, out_width;          // of those that are written
   int64_t kernel, stride, padding, scale;
   int64_t weights;  // side by side
 
   // The box that a filter's first tap walks through, as tensor maps have it. Forward: from
   // -padding on, and its last tap ends at padding past the image. Gradient: grad_x[i] gathers from
   // grad_y[i + padding - r], so the lowest tap is r = kernel - 1, and there are as many positions
-  // as x has pixels.
-  int64_t lower() const { return gradient ? padding - (kernel - 1) : -padding; }
-  int64_t upper() const { return gradient ? -padding : padding - (kernel - 1); }
+  // as x has pixels. Enlarged: rows 2 i and 2 i + 1 of the larger image gather from
+  // x[i + floor(-padding / 2)] on; a position for each pixel of x.
+  int64_t lower() const {
+    if (scale > 1) return -((padding + 1) / 2);
+    return gradient ? padding - (kernel - 1) : -padding;
+  }
+  int64_t upper() const {
+    if (scale > 1) return lower();
+    return gradient ? -padding : padding - (kernel - 1);
+  }
+
+  // Of the outputs on the sm_90a path: an enlarged image's are computed one class of pixels after
+  // the other.
+  int64_t phases() const { return scale * scale; }
+  int64_t out_pixels() const { return out_height * out_width / phases(); }
+
+  // Of a 1x1 convolution of images of the output's size.
+  ConvGeometry pointwise() const {
+    return {math, false, images, out_height, out_width, out_height, out_width, 1, 1, 0, 1, 1};
+  }
 };
 
 // Rows and columns of a tile's operands as boxes of 128 bytes: M pixels, and N rows of K forward or
@@ -57,6 +75,7 @@ inline TensorMapSpec weight_map(const WeightView& weight, int64_t first_channel,
                                 int64_t c_out, const ConvGeometry& g, int32_t tile_n) {
   TensorMapSpec map{};
   map.data = static_cast<const char*>(weight.data) + first_channel * 2;
+  map.constant = true;
   map.half_floats = g.math == Math::kFloat16;
   const bool window = g.kernel > 1;
   const int64_t size[4] = {c_in, g.kernel, g.kernel, c_out};
@@ -70,44 +89,86 @@ inline TensorMapSpec weight_map(const WeightView& weight, int64_t first_channel,
   return map;
 }
 
+// y or the residual: rows of `stride` elements, in boxes of up to 64 columns and a tile's rows.
+inline TensorMapSpec rows_map(const void* data, int64_t stride, int64_t m, int64_t n,
+                              const ConvGeometry& g, const GemmTile& tile) {
+  TensorMapSpec map{};
+  map.data = data;
+  map.half_floats = g.math == Math::kFloat16;
+  const int64_t size[4] = {n, m, 1, 1};
+  for (int d = 0; d < 4; ++d) map.size[d] = size[d];
+  for (int64_t& bytes : map.stride_bytes) bytes = stride * 2;
+  map.row = tile.n < kBoxElements ? tile.n : kBoxElements;
+  map.box[0] = tile.m > 128 ? 128 : tile.m;  // of a warpgroup
+  map.box[1] = map.box[2] = 1;
+  return map;
+}
+
 struct ConvMaps {
-  TensorMapSpec image[2], weight[2];  // of each source
+  TensorMapSpec image[kMostSources], weight[kMostSources];  // see HopperConvParams
 };
 
-// n: columns of the product. Sources: as ConvParams has them.
-inline ConvMaps conv_maps(const ImageView (&source)[2], int32_t sources, const WeightView& weight,
-                          int64_t n, const ConvGeometry& g, int32_t tile) {
+// c_out: columns of a part.
+inline ConvMaps conv_maps(const ConvOperands& o, int64_t c_out, const ConvGeometry& g,
+                          int32_t tile) {
   ConvMaps maps{};
-  for (int32_t i = 0; i < sources; ++i) {
-    const int64_t channels = source[i].channels;
-    maps.image[i] = image_map(source[i], g, kTiles[tile].m);
-    maps.weight[i] = weight_map(weight, source[i].weight_channel, g.gradient ? n : channels,
-                                g.gradient ? channels : n, g, kTiles[tile].n);
+  const GemmTile& size = kTiles[tile];
+  for (int32_t i = 0; i < o.source_count; ++i) {
+    const ImageView& source = o.source[i];
+    maps.image[i] = image_map(source, g, size.m);
+    maps.weight[i] = weight_map(o.weight[0], source.weight_channel, g.gradient ? c_out : source.channels,
+                                g.gradient ? source.channels : c_out, g, size.n);
+  }
+  for (int32_t part = 1; part < g.weights; ++part) {
+    maps.weight[part] = maps.weight[0];
+    maps.weight[part].data = static_cast<const char*>(o.weight[0].data) + o.parts.offset[part] * 2;
+  }
+  if (g.weights > 1) {
+    maps.weight[0].data = static_cast<const char*>(o.weight[0].data) + o.parts.offset[0] * 2;
+  }
+  const ConvGeometry pointwise = g.pointwise();
+  for (int32_t i = kFirstShortcut; i < kFirstShortcut + o.shortcut_count; ++i) {
+    const ImageView& source = o.source[i];
+    maps.image[i] = image_map(source, pointwise, size.m);
+    maps.weight[i] = weight_map(o.weight[1], source.weight_channel, source.channels, c_out,
+                                pointwise, size.n);
   }
   return maps;
 }
 
 // Null, or why the sm_90a path cannot serve; `device`: whether device and build have sm_90a.
-inline const char* hopper_refusal(const ImageView (&source)[2], int32_t sources,
-                                  const WeightView& weight, int64_t n, bool aligned,
-                                  const ConvGeometry& g, bool device) {
+// shift_and_residual: whether both are added.
+inline const char* hopper_refusal(const ConvOperands& o, int64_t c_out, const ConvGeometry& g,
+                                  bool shift_and_residual, bool device) {
   if (!device) {
-    return "the sm_90a path needs a GPU of compute capability 9.0 and a build for sm_90a";
+    return "the sm_90a path needs a GPU of compute capability 9.0, a build for sm_90a, and "
+           "DDSM_SM90A not 0";
   }
   if (g.math != Math::kBFloat16 && g.math != Math::kFloat16) {
     return "the sm_90a path needs bfloat16 or float16 images";
   }
-  if (!aligned) {
+  if (!o.aligned()) {
     return "the sm_90a path needs pixels and filters of one type, at multiples of 16 bytes";
   }
-  if (g.weights != 1) return "the sm_90a path needs one weight, not several side by side";
-  if (g.scale != 1) return "the sm_90a path needs x as it is, not enlarged";
+  if (g.weights != 1 && o.source_count > 1) {
+    return "the sm_90a path needs one source beside several weights";
+  }
+  if (g.scale != 1 && (g.gradient || g.stride != 1 || o.shortcut_count > 0)) {
+    return "the sm_90a path needs stride 1, no gradient and no shortcut for an enlarged image";
+  }
   if (g.gradient && g.stride != 1) return "the sm_90a path needs stride 1 for the gradient of x";
   if (g.kernel > 128) return "the sm_90a path needs a kernel of at most 128 taps a side";
-  const ConvMaps maps = conv_maps(source, sources, weight, n, g, kPortableTiles);
-  for (int32_t i = 0; i < sources; ++i) {
+  if (shift_and_residual && g.out_pixels() % 64 != 0) {
+    return "the sm_90a path needs images of a multiple of 64 pixels for a shift beside a residual";
+  }
+  const ConvMaps maps = conv_maps(o, c_out, g, kPortableTiles);
+  for (int32_t i = 0; i < kMostSources; ++i) {
+    if (!maps.image[i].data) continue;
     if (const char* reason = refusal(maps.image[i])) return reason;
     if (const char* reason = refusal(maps.weight[i])) return reason;
+  }
+  for (int32_t part = 1; part < g.weights; ++part) {
+    if (const char* reason = refusal(maps.weight[part])) return reason;
   }
   return nullptr;
 }

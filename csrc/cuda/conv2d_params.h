@@ -65,27 +65,44 @@ struct PartMap {
 // What becomes of a sum before it is stored; conv2d_cuda.h has the formula.
 struct EpilogueParams {
   void* y;  // [m, n], or the pixels of `pixel_class` in [images, pixels, n]
-  const void *shift, *residual;
+  const void *shift, *residual, *shortcut_bias;
   int64_t shift_stride, residual_stride;
-  Moments* moments;  // [images, moment_blocks(pixels), n]
+  Moments* moments;  // [images, classes, moment_blocks(pixels of a class), n]
   int64_t pixels;    // of an image of y
   PixelClass pixel_class;
   bool bias_wide;    // bias is float32 beside a 16-bit y
   bool vector;       // rows of y and residual are multiples of 16 bytes
 };
 
-// Forward and gradient of x: y[m, n] = sum over taps, sources, channels. m counts pixels of y.
-struct ConvParams {
-  ImageView source[2];
-  int32_t source_count;
-  WeightView weight;
+// Sources of a window, and behind them those of a shortcut.
+constexpr int32_t kMostSources = 4, kFirstShortcut = 2;
+
+struct ConvOperands {
+  ImageView source[kMostSources];
+  int32_t source_count, shortcut_count;
+  WeightView weight[2];  // the window's and the shortcut's
   PartMap parts;
+
+  // True if every operand can be read in chunks of 16 bytes.
+  bool aligned() const {
+    bool all = weight[0].vector && !weight[0].wide;
+    for (int i = 0; i < source_count; ++i) all &= source[i].vector;
+    for (int i = 0; i < shortcut_count; ++i) all &= source[kFirstShortcut + i].vector;
+    return all && (shortcut_count == 0 || (weight[1].vector && !weight[1].wide));
+  }
+};
+
+// Forward and gradient of x: y[m, n] = sum over taps, sources, channels, and over the shortcut's
+// sources and channels. m counts pixels of y, or of one of its classes.
+struct ConvParams : ConvOperands {
   TapMap taps;
   GatherAxis h, w;
   PixelMap rows;
   int32_t m, n, steps, splits;
   EpilogueParams epilogue;
-  float* partial;  // [splits, m, n] if splits > 1
+  float* partial;     // [tiles of y, splits, tile] if splits > 1
+  unsigned* tickets;  // [tiles of y]: splits that have come
+  bool overlaps;      // see LaunchShape
 };
 
 // Gradient of the weight: grad[o, c, r, s] += sum over pixels of grad_y and the gathered x.
@@ -117,8 +134,6 @@ constexpr int64_t kBiasPixels = 1024;
 template <class MathKind>
 const char* launch_conv(const ConvParams& params, int32_t tile, bool gradient, bool aligned,
                         void* stream);
-template <class MathKind>
-const char* launch_conv_reduce(const ConvParams& params, void* stream);
 template <class MathKind>
 const char* launch_grad_weight(const GradWeightParams& params, int32_t tile, bool aligned,
                                void* stream);

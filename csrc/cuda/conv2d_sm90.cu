@@ -40,26 +40,59 @@ const char* encode(const TensorMapSpec& spec, TensorMap* map) {
   const auto step = static_cast<cuuint32_t>(spec.im2col ? spec.step : 1);
   const auto row = static_cast<cuuint32_t>(spec.row);
   const cuuint32_t element_strides[4] = {1, step, step, 1};
+  const CUtensorMapSwizzle swizzle =
+      spec.row == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
   CUresult result;
   if (spec.im2col) {
     const int lower[2] = {static_cast<int>(spec.lower), static_cast<int>(spec.lower)};
     const int upper[2] = {static_cast<int>(spec.upper), static_cast<int>(spec.upper)};
     result = im2col(map, type, 4, data, size, strides, lower, upper, row,
                     static_cast<cuuint32_t>(spec.pixels), element_strides,
-                    CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                    CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
                     CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   } else {
     const cuuint32_t box[4] = {row, static_cast<cuuint32_t>(spec.box[0]),
                                static_cast<cuuint32_t>(spec.box[1]),
                                static_cast<cuuint32_t>(spec.box[2])};
     result = tiled(map, type, 4, data, size, strides, box, element_strides,
-                   CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                   CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
                    CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   }
   return result == CUDA_SUCCESS ? nullptr : "the driver refuses a tensor map";
 }
 
+// Where kernels of this process say that they gave up a wait: the launch only ends with an error
+// that names nothing, so this is printed at the end of the process.
+class StallReport {
+ public:
+  StallReport() {
+    void* memory = nullptr;
+    if (cudaHostAlloc(&memory, sizeof(ptx::Stall), cudaHostAllocMapped) != cudaSuccess) return;
+    memset(memory, 0, sizeof(ptx::Stall));
+    stall_ = static_cast<ptx::Stall*>(memory);
+  }
+  ~StallReport() {
+    if (!stall_ || !stall_->found) return;
+    fprintf(stderr,
+            "ddsm_ext: conv_sm90 gave up after 2 s: block %u, thread %u waited for the mbarrier at "
+            "byte %u, parity %u; DDSM_SM90A=0 does without this kernel\n",
+            stall_->block, stall_->thread, stall_->mbarrier, stall_->parity);
+  }
+  ptx::Stall* memory() const { return stall_; }
+
+ private:
+  ptx::Stall* stall_ = nullptr;
+};
+
+// Made at the first launch, which no capture holds: every step runs once before it is captured.
+ptx::Stall* stall_memory() {
+  static const StallReport report;
+  return report.memory();
+}
+
 #else
+
+ptx::Stall* stall_memory() { return nullptr; }
 
 const char* encode(const TensorMapSpec& spec, TensorMap* map) {
   *map = spec;
@@ -68,18 +101,40 @@ const char* encode(const TensorMapSpec& spec, TensorMap* map) {
 
 #endif
 
+// A map without memory is one that the kernel does not use.
+const char* encode_if(const TensorMapSpec& spec, TensorMap* map) {
+  return spec.data ? encode(spec, map) : nullptr;
+}
+
 }  // namespace
 
 const char* run_conv_sm90(const ConvParams& params, const ConvGeometry& geometry, int32_t tile,
                           int32_t multiprocessors, void* stream) {
-  const ConvMaps maps =
-      conv_maps(params.source, params.source_count, params.weight, params.n, geometry, tile);
+  const int64_t c_out = params.parts.columns.divisor;
+  const ConvMaps maps = conv_maps(params, c_out, geometry, tile);
   HopperConvParams p{};
-  for (int32_t i = 0; i < params.source_count; ++i) {
-    if (const char* error = encode(maps.image[i], &p.image[i])) return error;
-    if (const char* error = encode(maps.weight[i], &p.weight[i])) return error;
+  for (int32_t i = 0; i < kMostSources; ++i) {
+    if (const char* error = encode_if(maps.image[i], &p.image[i])) return error;
+    if (const char* error = encode_if(maps.weight[i], &p.weight[i])) return error;
   }
   p.conv = params;
+  p.stall = stall_memory();
+  p.parts = static_cast<int32_t>(geometry.weights);
+  p.phases = static_cast<int32_t>(geometry.phases());
+  const EpilogueParams& e = params.epilogue;
+  const GemmTile& size = kTiles[tile];
+  // A box may not reach over into the next part, nor lie in every second pixel.
+  p.copies_y = e.vector && p.phases == 1 && (p.parts == 1 || c_out % size.n == 0);
+  p.copies_residual = e.residual && p.copies_y;
+  const TensorMapSpec y = rows_map(e.y, params.n, params.m, params.n, geometry, size);
+  const TensorMapSpec residual =
+      rows_map(e.residual, e.residual_stride, params.m, params.n, geometry, size);
+  if (p.copies_y) {
+    if (const char* error = encode(y, &p.y)) return error;
+  }
+  if (p.copies_residual) {
+    if (const char* error = encode(residual, &p.residual)) return error;
+  }
   p.corner = static_cast<int32_t>(geometry.lower());
   const auto launch_conv = geometry.math == Math::kFloat16 ? launch_conv_sm90<Float16>
                                                            : launch_conv_sm90<BFloat16>;

@@ -7,9 +7,14 @@
 namespace ddsm {
 
 struct HopperConvParams {
-  TensorMap image[2], weight[2];  // of each source
+  TensorMap image[kMostSources];   // of each source
+  TensorMap weight[kMostSources];  // that meets it; of the one source's parts where there are more
+  TensorMap y, residual;
   ConvParams conv;
-  int32_t corner;  // where a filter's first tap begins, relative to its pixel
+  int32_t parts, phases;  // weights side by side; classes of pixels of an enlarged image
+  int32_t corner;         // where a filter's first tap begins, relative to its pixel
+  bool copies_y, copies_residual;  // by the maps, in boxes; else by threads
+  ptx::Stall* stall;               // memory of the host; null: none could be had
 };
 
 // Instantiated in conv2d_sm90_*.cu; `tile` is one of the sm_90a path.

@@ -104,8 +104,9 @@ struct BlockTile {
   // The outputs as float, lines padded so that a warp's fragment stores meet different banks.
   static constexpr int kOutPitch = kN + 8;
   static constexpr int kOutBytes = kM * kOutPitch * 4;
+  static constexpr int kTicket = kOutBytes;  // behind the outputs
   static constexpr int kSharedBytes =
-      kStages * kStageBytes > kOutBytes ? kStages * kStageBytes : kOutBytes;
+      kStages * kStageBytes > kOutBytes + 16 ? kStages * kStageBytes : kOutBytes + 16;
 
   // Element i of tile (mt, nt) is output row mt * 16 + lane / 4 + i / 2 * 8 of the warp, column
   // nt * 8 + lane % 4 * 2 + i % 2, as mma.sync has it.

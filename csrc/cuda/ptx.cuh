@@ -68,7 +68,16 @@ DDSM_DEVICE void store_global(T* address, T value) {
 // Past the multiprocessor's own cache: what other blocks of the launch wrote.
 template <class T>
 DDSM_DEVICE T load_of_blocks(const T* address) {
-  return __ldcg(address);
+  T value;
+  if constexpr (sizeof(T) == 16) {
+    const float4 loaded = __ldcg(reinterpret_cast<const float4*>(address));
+    memcpy(&value, &loaded, sizeof value);
+  } else {
+    static_assert(sizeof(T) == 8);
+    const float2 loaded = __ldcg(reinterpret_cast<const float2*>(address));
+    memcpy(&value, &loaded, sizeof value);
+  }
+  return value;
 }
 
 // Counts to `last`, then to 0 again; returns the count before. What the block wrote before a

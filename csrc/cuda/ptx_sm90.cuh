@@ -26,9 +26,33 @@ namespace ptx {
 
 constexpr int kWarpgroup = 128;  // threads
 
+// A wait that was given up.
+struct Stall {
+  uint32_t block, thread, mbarrier, parity, found;  // found: 0 as long as there was none
+};
+
 #ifdef __CUDACC__
 
 DDSM_DEVICE void trap() { asm volatile("trap;\n"); }
+
+// One thread of the warp, the same each time; all must call it.
+DDSM_DEVICE bool elect_one() {
+  uint32_t chosen;
+  asm volatile(
+      "{\n.reg .pred chosen;\nelect.sync _|chosen, 0xFFFFFFFF;\nselp.u32 %0, 1, 0, chosen;\n}\n"
+      : "=r"(chosen));
+  return chosen != 0;
+}
+// The value itself, which the compiler can no longer know: what depends on it is not computed
+// before it is needed.
+DDSM_DEVICE int hidden(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+// The compiler moves no access of memory across this.
+DDSM_DEVICE void keep_order() { asm volatile("" ::: "memory"); }
+// A value that all lanes have, as a uniform register.
+DDSM_DEVICE int uniform(int value) { return __shfl_sync(~0u, value, 0); }
 
 // Registers of each thread of the running warpgroup, given back or taken from the block's.
 template <int kCount>
@@ -40,10 +64,9 @@ DDSM_DEVICE void take_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(kCount));
 }
 
-// Barrier `kId` (not 0, the block's) of `kThreads` threads.
-template <int kId, int kThreads>
-DDSM_DEVICE void sync_some() {
-  asm volatile("barrier.sync.aligned %0, %1;\n" ::"n"(kId), "n"(kThreads) : "memory");
+// Barrier `id` (not 0, the block's) of a warpgroup's threads.
+DDSM_DEVICE void sync_warpgroup(int id) {
+  asm volatile("barrier.sync.aligned %0, %1;\n" ::"r"(id), "n"(kWarpgroup) : "memory");
 }
 
 DDSM_DEVICE void mbarrier_init(uint32_t address, uint32_t arrivals) {
@@ -67,19 +90,40 @@ DDSM_DEVICE void mbarrier_arrive_expect(uint32_t address, uint32_t bytes) {
                "r"(bytes)
                : "memory");
 }
-// Until the phase of this parity has completed: the first has parity 0, the one before it 1.
-DDSM_DEVICE void mbarrier_wait(uint32_t address, uint32_t parity) {
+DDSM_DEVICE bool mbarrier_has_phase(uint32_t address, uint32_t parity) {
+  uint32_t done;
   asm volatile(
       "{\n"
       ".reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again;\n"
-      "}\n" ::"r"(shared_window(address)),
-      "r"(parity)
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, done;\n"
+      "}\n"
+      : "=r"(done)
+      : "r"(shared_window(address)), "r"(parity)
       : "memory");
+  return done != 0;
 }
-
+DDSM_DEVICE uint64_t nanoseconds() {
+  uint64_t now;
+  asm volatile("mov.u64 %0, %%globaltimer;\n" : "=l"(now));
+  return now;
+}
+// Until the phase of this parity has completed: the first has parity 0, the one before it 1. What
+// does not come within 2 s never will: the launch then ends with an error, and `stall`, memory of
+// the host unless it is null, says where.
+DDSM_DEVICE void mbarrier_wait(uint32_t address, uint32_t parity, Stall* stall = nullptr) {
+  if (mbarrier_has_phase(address, parity)) return;
+  const uint64_t begin = nanoseconds();
+#pragma unroll 1
+  for (uint32_t tries = 1; !mbarrier_has_phase(address, parity); ++tries) {
+    if (tries % 1024 != 0 || nanoseconds() - begin < 2000000000) continue;
+    if (stall) {
+      *stall = Stall{blockIdx.x, threadIdx.x, address, parity, 1};
+      __threadfence_system();
+    }
+    trap();
+  }
+}
 // `map` lies in a __grid_constant__ parameter.
 DDSM_DEVICE void copy_tiled(const TensorMap& map, uint32_t target, uint32_t mbarrier,
                             const int32_t (&at)[4]) {
@@ -97,6 +141,25 @@ DDSM_DEVICE void copy_im2col(const TensorMap& map, uint32_t target, uint32_t mba
       "l"(&map), "r"(shared_window(mbarrier)), "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]),
       "h"(static_cast<uint16_t>(offset_w)), "h"(static_cast<uint16_t>(offset_h))
       : "memory");
+}
+
+// A box to global memory, of the thread's open group; what threads wrote there they passed to
+// copies (pass_to_copies) before a barrier.
+DDSM_DEVICE void copy_out(const TensorMap& map, uint32_t source, const int32_t (&at)[4]) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5}], [%1];\n"
+      ::"l"(&map), "r"(shared_window(source)), "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3])
+      : "memory");
+}
+DDSM_DEVICE void copy_out_commit() { asm volatile("cp.async.bulk.commit_group;\n" ::: "memory"); }
+// Until the thread's copies have read shared memory.
+DDSM_DEVICE void copy_out_wait() { asm volatile("cp.async.bulk.wait_group.read 0;\n" ::: "memory"); }
+// Makes what the thread wrote to shared memory visible to bulk copies.
+DDSM_DEVICE void pass_to_copies() {
+  asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
+}
+DDSM_DEVICE void prefetch(const TensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];\n" ::"l"(&map) : "memory");
 }
 
 // Orders the sums' registers before the products that follow.
@@ -170,16 +233,17 @@ DDSM_DEVICE void wgmma(float (&d)[kN / 2], uint64_t a, uint64_t b, bool accumula
 #else
 
 inline void trap() { throw simt::Fault("a kernel of another device was launched"); }
+inline bool elect_one() { return thread_index() % 32 == 0; }
+inline int hidden(int value) { return value; }
+inline void keep_order() {}
+inline int uniform(int value) { return value; }
 
 template <int kCount>
 void give_registers() {}
 template <int kCount>
 void take_registers() {}
 
-template <int kId, int kThreads>
-void sync_some() {
-  simt::sync_some(kId, kThreads);
-}
+inline void sync_warpgroup(int id) { simt::sync_some(id, kWarpgroup); }
 
 using simt::mbarrier_init;
 inline void mbarrier_init_fence() {}
@@ -187,9 +251,16 @@ inline void mbarrier_arrive(uint32_t address) { simt::mbarrier_arrive(address, 0
 inline void mbarrier_arrive_expect(uint32_t address, uint32_t bytes) {
   simt::mbarrier_arrive(address, bytes);
 }
+inline void mbarrier_wait(uint32_t address, uint32_t parity, Stall* = nullptr) {
+  simt::mbarrier_wait(address, parity);
+}
 using simt::copy_im2col;
+using simt::copy_out;
+using simt::copy_out_commit;
+using simt::copy_out_wait;
 using simt::copy_tiled;
-using simt::mbarrier_wait;
+using simt::pass_to_copies;
+inline void prefetch(const TensorMap&) {}
 
 inline uint32_t shared_window(uint32_t address) { return address; }
 

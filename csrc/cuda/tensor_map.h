@@ -4,18 +4,21 @@
 
 #include <cstdint>
 
+#include "host_device.h"
+
 namespace ddsm {
 
-// A row of a box in shared memory, and the span within which its chunks of 16 bytes are permuted
-// (CU_TENSOR_MAP_SWIZZLE_128B).
+// A row of an operand's box in shared memory, and the span within which its chunks of 16 bytes are
+// permuted (CU_TENSOR_MAP_SWIZZLE_128B).
 constexpr uint32_t kSwizzleBytes = 128;
 // The permutation repeats after 8 rows; a tile that starts at such a multiple needs no base offset.
 constexpr uint32_t kSwizzleAtomBytes = 8 * kSwizzleBytes;
 
-// Where the byte that a box without permutation has at `address` lies: bits 4 to 6 of the address
-// are xored with bits 7 to 9. PTX ISA, "Swizzling modes", 128B with an atom of 16 bytes.
-constexpr uint32_t swizzled_128(uint32_t address) {
-  return address ^ (address >> 7 & 7) << 4;
+// Where the byte that a box without permutation has at `address` lies, for rows of 128 or 64 bytes:
+// bits 4 to 6 (4 and 5) of the address are xored with bits 7 to 9 (7 and 8). PTX ISA, "Swizzling
+// modes", 128B and 64B with an atom of 16 bytes.
+DDSM_HOST_DEVICE constexpr uint32_t swizzled(uint32_t address, uint32_t row_bytes) {
+  return address ^ (address >> 7 & (row_bytes / 16 - 1)) << 4;
 }
 
 // A tensor of four dimensions, innermost first, of elements of 2 bytes.
@@ -24,11 +27,12 @@ constexpr uint32_t swizzled_128(uint32_t address) {
 //   tiled    rows are the box's elements of dimensions 1, 2 and 3, the innermost first
 struct TensorMapSpec {
   const void* data;
+  bool constant;           // no kernel of the stream writes it
   bool half_floats;        // float16, else bfloat16
   bool im2col;
   int64_t size[4];
   int64_t stride_bytes[3];  // of dimensions 1, 2, 3
-  int64_t row;              // elements of dimension 0 that a box holds
+  int64_t row;              // elements of dimension 0 that a box holds: 64 or 32, the swizzle's
   int64_t box[3];           // tiled: of dimensions 1, 2, 3
   int64_t pixels;           // im2col
   int64_t lower, upper;     // im2col: of W and of H
@@ -50,7 +54,7 @@ inline const char* refusal(const TensorMapSpec& t) {
       return "a tensor map needs strides below 2^40 bytes";
     }
   }
-  if (t.row * 2 != kSwizzleBytes) return "a tensor map needs rows as long as the swizzle";
+  if (t.row != 64 && t.row != 32) return "a tensor map needs rows as long as a swizzle";
   if (!t.im2col) {
     for (const int64_t box : t.box) {
       if (box < 1 || box > 256) return "a tensor map needs boxes of 1 to 256 elements a side";

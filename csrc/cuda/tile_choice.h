@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstdio>
 
+#include "ddsm/conv2d_cuda.h"
+
 namespace ddsm {
 
 // How products are formed; sums are float32 always.
@@ -20,11 +22,13 @@ struct GemmTile {
 constexpr int32_t kStepBytes = 64;
 constexpr int32_t kHopperStepBytes = 128;
 constexpr int32_t kStages = 4;
-// First the tiles of the portable path (sm_80 and later), then those of the sm_90a path.
+// First the tiles of the portable path (sm_80 and later), then those of the sm_90a path: up to 128
+// rows are one warpgroup's, 256 both warpgroups' of a block.
 constexpr GemmTile kTiles[] = {
     {128, 128, 2, 4, 2}, {128, 64, 2, 2, 3}, {64, 64, 2, 2, 4}, {64, 32, 2, 2, 5},
-    {128, 128, 8, 1, 1}, {128, 64, 8, 1, 1}, {128, 32, 8, 1, 1}};
-constexpr int32_t kPortableTiles = 4, kTileCount = 7;
+    {128, 128, 4, 1, 1}, {128, 64, 4, 1, 1}, {128, 32, 4, 1, 1}, {64, 64, 4, 1, 1},
+    {64, 32, 4, 1, 1},   {256, 128, 8, 1, 1}};
+constexpr int32_t kPortableTiles = 4, kTileCount = 10;
 constexpr int32_t kMaxSplits = 64;
 // The one tile of kIeee, whose products run on the ordinary FMA units and gain nothing from a
 // larger one, and of operands that are not aligned, which come element by element.
@@ -34,8 +38,11 @@ struct GemmProblem {
   const char* name;
   Math math;
   int64_t m, n, k_steps;  // k_steps: of kStepBytes each, every tap and source rounded up
-  int64_t batches;        // products of this size: 1, or the taps of a weight gradient
+  int64_t parts;          // weights side by side, each n / parts columns
+  int64_t batches;        // products of this size: 1, the taps of a weight gradient, or the classes
+                          // of pixels of an enlarged image
   bool aligned;           // every operand comes in chunks of 16 bytes, by cp.async
+  bool gradient;          // of x
   int32_t multiprocessors;
   bool hopper;                 // takes the sm_90a path: k_steps are of kHopperStepBytes
   const char* hopper_refusal;  // null, or why that path cannot serve
@@ -48,10 +55,17 @@ struct GemmChoice {
 constexpr bool is_hopper_tile(int32_t tile) {
   return tile >= kPortableTiles && tile < kTileCount;
 }
+constexpr bool is_shared_tile(int32_t tile) { return kTiles[tile].m > 128; }
+
+// Whether the tile of the sm_90a path has a kernel for the gradient of x: the weight's rows lie
+// across K there, in panels of 64 columns, of which no source is known to take half.
+constexpr bool serves_gradient(int32_t tile) { return kTiles[tile].n >= 64; }
 
 // True if there are kernels for the tile.
 inline bool has_tile(const GemmProblem& problem, int32_t tile) {
-  if (problem.hopper || tile >= kPortableTiles) return problem.hopper && is_hopper_tile(tile);
+  if (problem.hopper || tile >= kPortableTiles) {
+    return problem.hopper && is_hopper_tile(tile) && (!problem.gradient || serves_gradient(tile));
+  }
   return tile == kPlainTile || (problem.math != Math::kIeee && problem.aligned);
 }
 
@@ -61,7 +75,14 @@ inline bool takes_hopper(const char* hopper_refusal, int32_t forced_tile) {
   return forced_tile == 0 ? hopper_refusal == nullptr : is_hopper_tile(forced_tile - 1);
 }
 
-inline int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+constexpr int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+// Tiles of all batches. A tile of the sm_90a path is one weight's.
+inline int64_t tiles_of(const GemmProblem& problem, int32_t tile) {
+  const int64_t parts = problem.hopper ? problem.parts : 1;
+  return blocks_of(problem.m, kTiles[tile].m) * parts *
+         blocks_of(problem.n / parts, kTiles[tile].n) * problem.batches;
+}
 
 // Rows are counted in 32 bits, a tile past the end included; offsets in 64.
 constexpr int64_t kMostRows = (int64_t(1) << 31) - 256;
@@ -78,42 +99,77 @@ inline const char* refusal(const GemmProblem& problem) {
   return nullptr;
 }
 
-// Time of a choice in steps of a 128x128 tile on one multiprocessor, for choices of one path. Not
-// yet fitted to a measurement: the constants are estimates from an A100's data sheet.
-inline double estimated_cost(const GemmProblem& problem, const GemmChoice& choice) {
-  constexpr double kEfficiency[kTileCount] = {1.0, 0.85, 0.7, 0.5, 1.0, 0.85, 0.5};
-  constexpr double kFillSteps = 6;         // prologue and epilogue of a block
-  constexpr double kBytesPerStep = 6000;   // of memory traffic of one multiprocessor
-  constexpr double kReduceLaunch = 10;
+// Whether the sums of a tile may be split so: tickets are few, and only one warpgroup takes one.
+inline bool can_split(const GemmProblem& problem, const GemmChoice& choice) {
+  return choice.splits == 1 ||
+         (tiles_of(problem, choice.tile) <= kConvTickets && !is_shared_tile(choice.tile));
+}
+
+// ---- Estimates, in clocks of a multiprocessor. Not yet fitted to a measurement. ------------------
+// Rates of an H100's data sheet and of published kernels: bytes a clock that come from the level-2
+// cache, that shared memory gives, and what a split leaves and finds in that cache.
+constexpr double kCacheBytes = 40, kSharedBytes = 128, kSplitBytes = 32;
+constexpr double kLaunchClocks = 1500;  // until the first products, and after the last ones
+constexpr double kTicketClocks = 1500;
+
+// Of one step of one tile of the sm_90a path: products, or their operands' way.
+constexpr double hopper_step_clocks(const GemmTile& tile) {
+  const double product = tile.n / 2.0;  // of 64 rows and 16 of K
+  const double shared = (64 * 32 + tile.n * 32) / kSharedBytes;
+  const double products = tile.m / 64 * 4 * (product > shared ? product : shared) / 0.9;
+  const double copies = (tile.m + tile.n) * double(kHopperStepBytes) / kCacheBytes;
+  return products > copies ? products : copies;
+}
+
+// Of one step of one tile of the portable path: 0.4 of the products' peak for the largest tile.
+constexpr double portable_step_clocks(int32_t tile, Math math) {
+  constexpr double kEfficiency[kPortableTiles] = {1.0, 0.85, 0.7, 0.5};
+  const double units = math == Math::kIeee ? 8 : 1;
+  return 640 * units * kTiles[tile].m * kTiles[tile].n / (128.0 * 128.0) / kEfficiency[tile];
+}
+
+// From the sums of a tile to what is stored.
+constexpr double epilogue_clocks(const GemmTile& tile) {
+  const int32_t rows = tile.m > 128 ? 128 : tile.m;  // of a warpgroup
+  return 500 + rows * tile.n / 128.0 * 12;
+}
+
+inline double estimated_clocks(const GemmProblem& problem, const GemmChoice& choice) {
   const GemmTile& tile = kTiles[choice.tile];
-  const int64_t blocks = blocks_of(problem.m, tile.m) * blocks_of(problem.n, tile.n) *
-                         problem.batches * choice.splits;
-  const double area = tile.m * tile.n / (128.0 * 128.0) / kEfficiency[choice.tile];
+  const int64_t works = tiles_of(problem, choice.tile) * choice.splits;
   const double steps = static_cast<double>(blocks_of(problem.k_steps, choice.splits));
-  const int64_t rounds = blocks_of(blocks, problem.multiprocessors);
-  double cost = static_cast<double>(rounds) * (steps + kFillSteps) * area;
+  const double epilogue = epilogue_clocks(tile);
+  double split = 0;  // of each work
   if (choice.splits > 1) {
-    const double outputs = static_cast<double>(problem.m) * problem.n * problem.batches;
-    cost += kReduceLaunch +
-            outputs * 4 * (2 * choice.splits + 1) / problem.multiprocessors / kBytesPerStep;
+    const int64_t rows = problem.m < tile.m ? problem.m : tile.m;
+    split = kTicketClocks + rows * tile.n * 4.0 * (1 + choice.splits) / kSplitBytes;
   }
-  return cost;
+  if (!problem.hopper) {
+    const int64_t rounds = blocks_of(works, problem.multiprocessors);
+    const double step = portable_step_clocks(choice.tile, problem.math);
+    return kLaunchClocks + rounds * (steps * step + epilogue) + split;
+  }
+  // A block's tiles one after the other; of two warpgroups one finishes while the other multiplies.
+  const auto rounds = static_cast<double>(blocks_of(works, problem.multiprocessors));
+  const double products = steps * hopper_step_clocks(tile);
+  if (is_shared_tile(choice.tile)) return kLaunchClocks + rounds * (products + epilogue);
+  const double longer = products > (epilogue + split) / 2 ? products : (epilogue + split) / 2;
+  return kLaunchClocks + (rounds - 1) * longer + products + epilogue + split;
 }
 
 inline GemmChoice choose_tile(const GemmProblem& problem) {
   constexpr int32_t kSplits[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, kMaxSplits};
   GemmChoice best{problem.hopper ? kPortableTiles : kPlainTile, 1};
-  double best_cost = estimated_cost(problem, best);
+  double best_clocks = estimated_clocks(problem, best);
   for (int32_t tile = 0; tile < kTileCount; ++tile) {
     if (!has_tile(problem, tile)) continue;
-    // A tile twice as wide as the output computes nothing but padding in its other half.
-    if (kTiles[tile].n > 32 && problem.n <= kTiles[tile].n / 2) continue;
     for (const int32_t splits : kSplits) {
-      if (splits > problem.k_steps) continue;  // a block without a step
       const GemmChoice choice{tile, splits};
-      const double cost = estimated_cost(problem, choice);
-      if (cost < best_cost) {
-        best_cost = cost;
+      // A block without a step, or more splits than tickets.
+      if (splits > problem.k_steps || !can_split(problem, choice)) continue;
+      const double clocks = estimated_clocks(problem, choice);
+      if (clocks < best_clocks) {
+        best_clocks = clocks;
         best = choice;
       }
     }

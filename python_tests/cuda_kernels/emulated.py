@@ -323,5 +323,12 @@ def call(
         raise RuntimeError(fault.decode())
 
 
+def launches() -> list[tuple[str, bool]]:
+    """Name of each kernel launched since the last call, and whether it overlaps the one before."""
+    library().take_launches.restype = c_char_p
+    lines = library().take_launches().decode().splitlines()
+    return [(line.split()[0], line.endswith("+")) for line in lines]
+
+
 def options(dtype: torch.dtype, **more: Any) -> Options:
     return Options(dtype=DTYPES[dtype], **more)

@@ -53,6 +53,9 @@ int64_t sinusoidal_embedding_args_bytes() { return sizeof(ddsm::SinusoidalCudaAr
 const char* sinusoidal_embedding(const ddsm::SinusoidalCudaArgs* args) {
   return ddsm::sinusoidal_embedding_cuda(*args, nullptr);
 }
+int conv2d_moment_classes(const ddsm::Conv2dCudaForwardArgs* args) {
+  return static_cast<int>(ddsm::conv2d_forward_cuda_moment_classes(*args));
+}
 
 int64_t group_norm_forward_bytes(const ddsm::GroupNormArgs* args) {
   return ddsm::group_norm_cuda_scratch_bytes(*args);

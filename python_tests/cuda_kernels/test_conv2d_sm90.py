@@ -18,7 +18,8 @@ from cuda_kernels.test_conv2d import (
 )
 
 DTYPES = (torch.bfloat16, torch.float16)
-TILES = (5, 6, 7)  # 128 pixels by 128, 64 and 32 channels
+TILES = (5, 6, 7, 8, 9, 10)  # of 128 or 64 pixels by 128, 64 and 32 channels, and 256 by 128
+GRADIENT_TILES = (5, 6, 8, 10)  # those of at least 64 channels
 BLOCKS = 4  # multiprocessors of the emulated device
 
 
@@ -35,7 +36,7 @@ def hopper(**more: object) -> Case:
 
 def check(case: Case) -> None:
     check_rounded(*run_forward(case))
-    if case.stride == 1:
+    if case.stride == 1 and case.tile in (0, *GRADIENT_TILES):
         check_rounded(*run_grad_x(case))
 
 

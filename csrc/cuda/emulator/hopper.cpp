@@ -32,11 +32,19 @@ struct BulkCopy {
 };
 std::vector<BulkCopy> copies;
 
+struct CopyOut {
+  TensorMapSpec map;
+  uint32_t source;
+  std::array<int64_t, 4> first;
+};
+
 struct Warpgroup {
   bool fenced = false;
   uint32_t committed = 0;
   std::vector<std::vector<WarpgroupProduct>> open;                 // products not yet committed
   std::vector<std::vector<std::vector<WarpgroupProduct>>> groups;  // each: products, threads
+  uint32_t copied_out = 0;
+  std::map<int, std::vector<CopyOut>> copies_out;  // by thread
 };
 std::vector<Warpgroup> warpgroups;
 
@@ -57,11 +65,14 @@ void complete_if_done(Mbarrier& barrier) {
   barrier.completed[copies_agent(barrier.index)] = barrier.phase;
 }
 
+uint32_t row_bytes(const TensorMapSpec& map) { return static_cast<uint32_t>(map.row * 2); }
+
 void start_copy(const TensorMapSpec& map, uint32_t target, uint32_t mbarrier,
                 std::vector<std::array<int64_t, 4>> rows) {
   if (const char* reason = refusal(map)) throw Fault(reason);
+  if (!map.constant) check_waited();
   Mbarrier& barrier = mbarrier_at(mbarrier);
-  const size_t bytes = rows.size() * kSwizzleBytes;
+  const size_t bytes = rows.size() * row_bytes(map);
   shared_memory().check(target, bytes, kSwizzleBytes, thread());
   shared_memory().access(target, bytes, Access::kWrite, now(), clock_of(thread()));
   shared_memory().expect_copy(target, bytes, copies_agent(barrier.index));
@@ -81,7 +92,7 @@ void load_chunk(const TensorMapSpec& map, const std::array<int64_t, 4>& row, int
     const int64_t c = row[0] + first + i;
     if (c < 0 || c >= map.size[0]) continue;
     const char* source = static_cast<const char*>(map.data) + offset + c * 2;
-    memcpy(chunk + i * 2, global(source, 2, Access::kRead), 2);
+    memcpy(chunk + i * 2, constant_memory(source, 2), 2);
   }
 }
 
@@ -89,8 +100,9 @@ void load_chunk(const TensorMapSpec& map, const std::array<int64_t, 4>& row, int
 uint32_t chunk_address(const MatrixDescriptor& d, bool k_major, int row, int chunk) {
   const uint32_t panel = k_major ? 0 : chunk / 8 * d.leading_bytes;
   const uint32_t along = k_major ? chunk : chunk % 8;
-  return swizzled_128(d.start + panel + row / 8 * d.stride_bytes + row % 8 * kSwizzleBytes +
-                      along * 16);
+  return swizzled(d.start + panel + row / 8 * d.stride_bytes + row % 8 * kSwizzleBytes +
+                      along * 16,
+                  kSwizzleBytes);
 }
 
 MatrixDescriptor decoded(uint64_t bits) {
@@ -189,6 +201,9 @@ void finish_hopper() {
     if (!group.open.empty() || !group.groups.empty()) {
       throw Fault("a block ends with products under way");
     }
+    for (const auto& [thread, under_way] : group.copies_out) {
+      if (!under_way.empty()) throw Fault("a block ends with bulk copies out under way");
+    }
   }
 }
 
@@ -199,15 +214,16 @@ bool land_bulk_copy() {
   act_as(copy.issuer);
   Mbarrier& barrier = mbarriers.at(copy.mbarrier);
   const Epoch writer{copies_agent(barrier.index), barrier.phase + 1};
+  const uint32_t pitch = row_bytes(copy.map);
   for (size_t row = 0; row < copy.rows.size(); ++row) {
-    for (uint32_t chunk = 0; chunk < kSwizzleBytes / 16; ++chunk) {
+    for (uint32_t chunk = 0; chunk < pitch / 16; ++chunk) {
       unsigned char bytes[16];
       load_chunk(copy.map, copy.rows[row], chunk * 8, bytes);
-      const auto address = static_cast<uint32_t>(copy.target + row * kSwizzleBytes + chunk * 16);
-      shared_memory().land_copy(swizzled_128(address), bytes, 16, writer);
+      const auto address = static_cast<uint32_t>(copy.target + row * pitch + chunk * 16);
+      shared_memory().land_copy(swizzled(address, pitch), bytes, 16, writer);
     }
   }
-  barrier.bytes -= static_cast<int64_t>(copy.rows.size() * kSwizzleBytes);
+  barrier.bytes -= static_cast<int64_t>(copy.rows.size() * pitch);
   complete_if_done(barrier);
   return true;
 }
@@ -248,6 +264,47 @@ void copy_tiled(const TensorMapSpec& map, uint32_t target, uint32_t mbarrier,
     }
   }
   start_copy(map, target, mbarrier, std::move(rows));
+}
+
+void copy_out(const TensorMapSpec& map, uint32_t source, const int32_t (&at)[4]) {
+  if (const char* reason = refusal(map)) throw Fault(reason);
+  if (map.im2col || map.box[1] != 1 || map.box[2] != 1) throw Fault("a copy out of no plain box");
+  check_waited();
+  Warpgroup& group = warpgroups[own_warpgroup()];
+  const size_t bytes = static_cast<size_t>(map.box[0]) * row_bytes(map);
+  const Epoch epoch{copies_out_agent(own_warpgroup()), group.copied_out + 1};
+  shared_memory().check(source, bytes, kSwizzleBytes, thread());
+  shared_memory().check_passed(source, bytes, threads(), passed_of(thread()), now());
+  shared_memory().access(source, bytes, Access::kRead, epoch, clock_of(thread()));
+  group.copies_out[thread()].push_back({map, source, {at[0], at[1], at[2], at[3]}});
+}
+
+void copy_out_commit() {}
+
+void copy_out_wait() {
+  Warpgroup& group = warpgroups[own_warpgroup()];
+  for (const CopyOut& copy : group.copies_out[thread()]) {
+    const uint32_t pitch = row_bytes(copy.map);
+    for (int64_t row = 0; row < copy.map.box[0]; ++row) {
+      if (copy.first[1] + row >= copy.map.size[1]) break;
+      for (int64_t i = 0; i < copy.map.row; ++i) {
+        const int64_t c = copy.first[0] + i;
+        if (c >= copy.map.size[0]) break;
+        const auto address = static_cast<uint32_t>(copy.source + row * pitch + i * 2);
+        char* target = static_cast<char*>(const_cast<void*>(copy.map.data)) + c * 2 +
+                       (copy.first[1] + row) * copy.map.stride_bytes[0];
+        memcpy(global(target, 2, Access::kWrite), shared_memory().data(swizzled(address, pitch)),
+               2);
+      }
+    }
+  }
+  group.copies_out[thread()].clear();
+  clock_of(thread())[copies_out_agent(own_warpgroup())] = ++group.copied_out;
+}
+
+void pass_to_copies() {
+  passed_of(thread())[thread()] = clock_of(thread())[thread()];
+  tick(thread());
 }
 
 // PTX ISA, "im2col mode": the corner walks through the pixel box, the offsets are added to it.

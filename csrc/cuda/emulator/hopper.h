@@ -21,6 +21,12 @@ void copy_tiled(const TensorMapSpec& map, uint32_t target, uint32_t mbarrier,
 void copy_im2col(const TensorMapSpec& map, uint32_t target, uint32_t mbarrier,
                  const int32_t (&at)[4], uint32_t offset_w, uint32_t offset_h);
 
+// A box to global memory; it is read and lands when the thread waits for its copies.
+void copy_out(const TensorMapSpec& map, uint32_t source, const int32_t (&at)[4]);
+void copy_out_commit();
+void copy_out_wait();
+void pass_to_copies();
+
 // d [64, n] (+)= a [64, 16] b [16, n], by descriptors.
 struct WarpgroupProduct {
   float* d;  // the thread's n / 2 sums

@@ -15,17 +15,25 @@ constexpr int kMostMbarriers = 32;  // of a block
 // Agents after the block's threads.
 int copies_agent(int mbarrier);
 int products_agent(int warpgroup);
+int copies_out_agent(int warpgroup);
 
 int threads();       // of the block
 int thread();        // that runs
 void act_as(int thread);  // what follows counts as this thread's doing
 SharedMemory& shared_memory();
 Clock& clock_of(int thread);
+// Up to which moment of each thread its writes were passed to bulk copies, as this one knows.
+Clock& passed_of(int thread);
+// Throws Fault unless the running thread may touch memory that kernels write.
+void check_waited();
 
 // The running thread's moment, and the end of it: what follows is not ordered before what the
 // clock was given to.
 Epoch now();
 void tick(int thread);
+
+// As `global`, whether or not the thread has waited for the kernel before.
+unsigned char* constant_memory(const void* address, size_t bytes);
 
 // Leaves the running thread until `ready`, which must not throw. `what` it waits for.
 void wait_until(std::function<bool()> ready, const char* what);

@@ -73,6 +73,16 @@ void SharedMemory::access(uint32_t address, size_t bytes, Access access, const E
   }
 }
 
+void SharedMemory::check_passed(uint32_t address, size_t bytes, int threads, const Clock& passed,
+                                const Epoch& me) const {
+  for (size_t unit = first_unit(address); unit < last_unit(address, bytes); ++unit) {
+    const Epoch& writer = units_[unit].writer;
+    if (writer.agent == kNobody || writer.agent >= threads || ordered(writer, passed)) continue;
+    throw Fault("shared byte " + std::to_string(unit * kUnit) + ": " + names_[me.agent] +
+                " copies what " + names_[writer.agent] + " wrote and did not pass to copies");
+  }
+}
+
 void SharedMemory::expect_copy(uint32_t address, size_t bytes, int agent) {
   for (size_t unit = first_unit(address); unit < last_unit(address, bytes); ++unit) {
     units_[unit].copying = agent;

@@ -42,6 +42,10 @@ class SharedMemory {
   // Throws Fault if an earlier access that conflicts with this one is not ordered before `now`.
   void access(uint32_t address, size_t bytes, Access access, const Epoch& me, const Clock& now);
 
+  // Throws Fault if one of the first `threads` agents wrote the bytes and has not passed them on.
+  void check_passed(uint32_t address, size_t bytes, int threads, const Clock& passed,
+                    const Epoch& me) const;
+
   // Bytes that a copy will fill at an unknown time; nobody may touch them until it has landed.
   void expect_copy(uint32_t address, size_t bytes, int agent);
   void land_copy(uint32_t address, const unsigned char* source, size_t bytes, const Epoch& writer);

@@ -36,6 +36,7 @@ struct Thread {
   std::function<bool()> ready;  // while kWaiting
   const char* awaited;
   Clock clock;
+  Clock passed;  // writes of threads that bulk copies see
   std::vector<PendingCopy> open;                 // copies not yet committed
   std::vector<std::vector<PendingCopy>> groups;  // committed, oldest first
   bool waited;  // for the kernel before
@@ -132,6 +133,9 @@ std::vector<std::string> agent_names() {
   for (int i = 0; i < (machine.threads + kWarpgroup - 1) / kWarpgroup; ++i) {
     names.push_back("a product of warpgroup " + std::to_string(i) + block);
   }
+  for (int i = 0; i < (machine.threads + kWarpgroup - 1) / kWarpgroup; ++i) {
+    names.push_back("a bulk copy out of warpgroup " + std::to_string(i) + block);
+  }
   return names;
 }
 
@@ -154,6 +158,7 @@ void start_block(size_t shared_bytes) {
     thread.state = State::kReady;
     thread.clock.assign(names.size(), 0);
     thread.clock[i] = 1;
+    thread.passed.assign(names.size(), 0);
     thread.open.clear();
     thread.groups.clear();
     thread.waited = false;
@@ -211,10 +216,14 @@ void run_block(size_t shared_bytes) {
 
 // Everything that any of `group` did is ordered before what each does next.
 void order(const std::vector<int>& group) {
-  Clock all = machine.pool[group[0]]->clock;
-  for (const int i : group) join(all, machine.pool[i]->clock);
+  Clock all = machine.pool[group[0]]->clock, passed = machine.pool[group[0]]->passed;
+  for (const int i : group) {
+    join(all, machine.pool[i]->clock);
+    join(passed, machine.pool[i]->passed);
+  }
   for (const int i : group) {
     machine.pool[i]->clock = all;
+    machine.pool[i]->passed = passed;
     tick(i);
   }
 }
@@ -224,7 +233,7 @@ uint64_t running_block() { return uint64_t(machine.block.y) * machine.grid.x + m
 // Whether the running thread may count on having what was written.
 bool sees(const GlobalWrite& write) {
   const Clock& now = self().clock;
-  if (write.block == running_block()) return ordered(write.epoch, now);
+  if (write.block == running_block() && ordered(write.epoch, now)) return true;
   for (const Acquired& acquired : machine.acquired) {
     if (acquired.arrival.block == write.block && ordered(acquired.since, now) &&
         ordered(write.epoch, acquired.arrival.clock)) {
@@ -244,11 +253,15 @@ std::vector<int> adjacent(int first, int size) {
 
 int copies_agent(int mbarrier) { return machine.threads + mbarrier; }
 int products_agent(int warpgroup) { return machine.threads + kMostMbarriers + warpgroup; }
+int copies_out_agent(int warpgroup) {
+  return products_agent(warpgroup) + (machine.threads + kWarpgroup - 1) / kWarpgroup;
+}
 int threads() { return machine.threads; }
 int thread() { return machine.current; }
 void act_as(int thread) { machine.current = thread; }
 SharedMemory& shared_memory() { return machine.shared; }
 Clock& clock_of(int thread) { return machine.pool[thread]->clock; }
+Clock& passed_of(int thread) { return machine.pool[thread]->passed; }
 Epoch now() { return {machine.current, self().clock[machine.current]}; }
 void tick(int thread) { ++machine.pool[thread]->clock[thread]; }
 
@@ -355,7 +368,7 @@ unsigned char* shared(uint32_t address, size_t bytes, Access access) {
   return machine.shared.data(address);
 }
 
-unsigned char* global(const void* address, size_t bytes, Access access) {
+static unsigned char* touch_global(const void* address, size_t bytes, Access access) {
   const auto at = reinterpret_cast<uintptr_t>(address);
   auto memory = memories().upper_bound(at);
   const bool inside = memory != memories().begin() &&
@@ -373,9 +386,6 @@ unsigned char* global(const void* address, size_t bytes, Access access) {
   if (access == Access::kWrite && !memory->second.writable) {
     throw Fault("global memory: " + who() + " writes an input");
   }
-  if (machine.overlaps && !self().waited) {
-    throw Fault("global memory: " + who() + " has not waited for the kernel before");
-  }
   for (uintptr_t unit = at / kUnit; unit * kUnit < at + bytes; ++unit) {
     const auto found = machine.global_writes.find(unit);
     if (found != machine.global_writes.end() && !sees(found->second)) {
@@ -385,6 +395,20 @@ unsigned char* global(const void* address, size_t bytes, Access access) {
     if (access == Access::kWrite) machine.global_writes[unit] = {running_block(), now()};
   }
   return const_cast<unsigned char*>(static_cast<const unsigned char*>(address));
+}
+
+void check_waited() {
+  if (machine.overlaps && !self().waited) {
+    throw Fault("global memory: " + who() + " has not waited for the kernel before");
+  }
+}
+
+unsigned char* global(const void* address, size_t bytes, Access access) {
+  check_waited();
+  return touch_global(address, bytes, access);
+}
+unsigned char* constant_memory(const void* address, size_t bytes) {
+  return touch_global(address, bytes, Access::kRead);
 }
 
 void copy_async(uint32_t shared_address, const void* source, int bytes) {
@@ -405,9 +429,7 @@ void copy_async(uint32_t shared_address, const void* source, int bytes) {
 }
 
 unsigned take_ticket(unsigned* counter, unsigned last) {
-  if (machine.overlaps && !self().waited) {
-    throw Fault("global memory: " + who() + " has not waited for the kernel before");
-  }
+  check_waited();
   const unsigned ticket = *counter;
   if (ticket > last) throw Fault("a counter of tickets does not begin at 0");
   std::vector<Arrival>& arrivals = machine.tickets[counter];

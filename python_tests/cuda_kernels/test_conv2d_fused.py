@@ -1,0 +1,272 @@
+"""What the CUDA convolutions do beside the products, on either path, beside an fp64 reference.
+
+Shift, residual, shortcut, several weights, the moments of what is stored, tickets. On the emulator:
+no GPU takes part.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from cuda_kernels import emulated
+from cuda_kernels.test_conv2d import DTYPES, Case, as_layout, check_rounded, normal, seeded
+from torch import Tensor
+
+PORTABLE, HOPPER = (1, 4), (5, 7, 9, 10)  # tiles
+BOTH = (*PORTABLE, *HOPPER)
+
+
+@pytest.fixture(autouse=True)
+def _hopper():
+    emulated.library().set_hopper(1)
+    yield
+    emulated.library().set_hopper(0)
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A call: its convolution and what is added to it."""
+
+    conv: Case
+    shift: bool = False
+    residual: bool = False
+    shortcut: tuple[int, int] = (0, 0)  # channels of its sources
+    tickets: bool = False
+    overlaps: bool = False
+
+
+def blocks_of(pixels: int) -> int:
+    return emulated.library().moment_blocks(pixels)
+
+
+def run(call: Fused) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, its moments, and the output of the reference."""
+    case, generator = call.conv, seeded(4)
+    x, x2 = case.sources(generator)
+    weight = case.weight(generator)
+    shape = case.shape(x)
+    size = (case.n, case.c_out, shape.out_height, shape.out_width)
+    y = case.out(*size[1:])
+    exact = case.convolve(case.joined(x, x2), case.product_input(case.slice(weight)))
+    args = emulated.ForwardArgs(
+        options=case.options(),
+        shape=shape,
+        x=emulated.image(x),
+        x2=emulated.image(x2, case.offset()),
+        weight=emulated.weight_of(weight),
+        y=y.data_ptr(),
+        c_out=case.c_out,
+    )
+    reads: list[Tensor | None] = [x, x2, weight]
+    if call.shift:
+        shift = as_layout(normal(generator, *size[:2], dtype=case.dtype), "sliced")  # [N, c_out]
+        args.shift, args.shift_stride = shift.data_ptr(), shift.stride(0)
+        exact = exact + shift.double()[:, :, None, None]
+        reads.append(shift)
+    if call.residual:
+        residual = as_layout(normal(generator, *size, dtype=case.dtype), "sliced")
+        args.residual = residual.data_ptr()
+        args.residual_stride = residual.stride(0) // (size[2] * size[3])  # pixels evenly spaced
+        exact = exact + residual.double()
+        reads.append(residual)
+    if call.shortcut[0]:
+        c, c2 = call.shortcut
+        beside = replace(case, c=c, c2=c2, kernel=1, stride=1, upsample=False,
+                         height=size[2], width=size[3])  # fmt: skip
+        x3, x4 = beside.sources(generator)
+        weight3 = beside.weight(generator)
+        bias = normal(generator, weight3.size(0), dtype=weight3.dtype)
+        args.shortcut = emulated.Shortcut(
+            emulated.image(x3),
+            emulated.image(x4, beside.offset()),
+            emulated.weight_of(weight3),
+            bias.data_ptr(),
+        )
+        part = beside.convolve(beside.joined(x3, x4), case.product_input(beside.slice(weight3)))
+        exact = exact + part + bias[: case.c_out].double()[:, None, None]
+        reads += [x3, x4, weight3, bias]
+    classes = emulated.library().conv2d_moment_classes(ctypes.byref(args))
+    blocks = blocks_of(size[2] * size[3] // classes)
+    moments = torch.full((case.n, classes, blocks, case.c_out, 2), torch.nan)
+    args.moments = moments.data_ptr()
+    tickets = torch.zeros(4096, dtype=torch.int32)
+    args.options.overlaps = call.overlaps
+    if call.tickets:
+        args.options.tickets = tickets.data_ptr()
+    emulated.call("conv2d_forward", args, reads, [y, moments, tickets])
+    assert not tickets.any()  # as they were
+    return y, moments, exact
+
+
+def pixels_of(y: Tensor, classes: int) -> Tensor:
+    """Outputs [N, classes, pixels of a class, c_out]; class 2 a + b has rows 2 i + a, columns 2 j + b."""
+    if classes == 1:
+        parts = [y]
+    else:
+        parts = [y[:, :, a::2, b::2] for a in (0, 1) for b in (0, 1)]
+    return torch.stack([part.flatten(2).transpose(1, 2) for part in parts], dim=1).double()
+
+
+def check_moments(y: Tensor, moments: Tensor) -> None:
+    """Blocks of 64 pixels of a class, counted over all images; each of an image's own has its part."""
+    values = pixels_of(y, moments.size(1))
+    pixels = values.size(2)
+    for image in range(values.size(0)):
+        first = 0
+        for block in range(moments.size(2)):
+            end = min(pixels, ((image * pixels + first) // 64 + 1) * 64 - image * pixels)
+            if first == end:  # a block that this image does not reach
+                assert moments[image, :, block].isnan().all()
+                continue
+            part = values[image, :, first:end]  # [classes, the block's pixels of this image, c_out]
+            mean = part.mean(1)
+            expected = torch.stack([mean, (part - mean[:, None]).square().sum(1)], dim=-1)
+            got = moments[image, :, block].double()  # [classes, c_out, mean and deviations]
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+            first = end
+        assert first == pixels
+
+
+def check(call: Fused) -> None:
+    y, moments, exact = run(call)
+    check_rounded(y, exact)
+    check_moments(y, moments)
+
+
+SIZES = ((5, 4, 4), (3, 5, 7), (1, 8, 16), (3, 1, 1), (2, 12, 12), (2, 8, 8))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("splits", [1, 2])
+@pytest.mark.parametrize(("n", "height", "width"), SIZES[:4])
+def test_shift_and_residual(dtype, splits, n, height, width):
+    """A tile of the portable path, whatever the type."""
+    case = Case(dtype=dtype, tile=3, splits=splits, n=n, height=height, width=width)
+    check(Fused(replace(case, c=40, c_out=21), shift=True, residual=True))
+
+
+@pytest.mark.parametrize("tile", HOPPER)
+@pytest.mark.parametrize("what", ["shift", "residual"])
+@pytest.mark.parametrize("c_out", [21, 24, 72])
+@pytest.mark.parametrize(("n", "height", "width"), SIZES)
+def test_shift_or_residual(tile, what, c_out, n, height, width):
+    """With a bulk copy or without, a shift of each half or of each row; several tiles."""
+    case = Case(tile=tile, splits=1, c=24, c_out=c_out, kernel=1, n=n, height=height, width=width)
+    check(Fused(case, **{what: True}))
+
+
+@pytest.mark.parametrize("tile", HOPPER)
+def test_shift_and_residual_of_images_of_64_pixels(tile):
+    case = Case(tile=tile, splits=1, c=40, c_out=48, n=5, height=8, width=8)
+    check(Fused(case, shift=True, residual=True))
+
+
+def test_shift_and_residual_of_odd_images_are_refused():
+    with pytest.raises(RuntimeError, match="images of a multiple of 64 pixels for a shift beside"):
+        run(Fused(Case(tile=6, c=16), shift=True, residual=True))
+    check(Fused(Case(tile=0, c=16), shift=True, residual=True))  # takes the other path
+
+
+@pytest.mark.parametrize("tile", BOTH)
+@pytest.mark.parametrize(("c", "c2"), [(8, 0), (72, 0), (24, 40), (64, 8)])
+def test_shortcut(tile, c, c2):
+    """Further steps of K: sources of their own, another weight, and its bias."""
+    case = Case(tile=tile, splits=1, c=24, c_out=40, n=3, height=8, width=8)
+    check(Fused(case, shortcut=(c, c2)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_shortcut_beside_any_convolution(dtype, channels_last):
+    """Not aligned, at stride 2, enlarged, two sources on each side, split between them."""
+    case = Case(dtype=dtype, c=11, c2=6, c_out=19, channels_last=channels_last, sliced=True)
+    check(Fused(case, shortcut=(5, 9), residual=True))
+    check(Fused(replace(case, stride=2, splits=3), shortcut=(13, 0)))
+    check(Fused(replace(case, upsample=True, tile=3), shortcut=(7, 3), shift=True))
+
+
+@pytest.mark.parametrize("tile", HOPPER)
+@pytest.mark.parametrize(("kernel", "height", "width"), [(1, 3, 4), (3, 4, 4), (3, 5, 7), (5, 8, 8)])
+def test_enlarged_images(tile, kernel, height, width):
+    """Four classes of pixels, each with moments of its own."""
+    case = Case(tile=tile, splits=1, c=40, c2=16, c_out=40, n=3, upsample=True, kernel=kernel)
+    call = Fused(replace(case, height=height, width=width), residual=True)
+    y, moments, exact = run(call)
+    assert moments.size(1) == 4
+    check_rounded(y, exact)
+    check_moments(y, moments)
+
+
+@pytest.mark.parametrize("tile", [5, 9])
+def test_enlarged_images_split(tile):
+    case = Case(tile=tile, splits=4, c=72, c_out=21, n=3, height=8, width=8, upsample=True)
+    check(Fused(case, shift=True, tickets=True))
+
+
+@pytest.mark.parametrize("tile", [t for t in BOTH if t != 10])
+@pytest.mark.parametrize("splits", [2, 5])
+@pytest.mark.parametrize("tickets", [False, True])
+def test_splits(tile, splits, tickets):
+    """The last of a tile's splits finishes it, with the caller's tickets or cleared memory."""
+    case = Case(tile=tile, splits=splits, c=40, c2=24, c_out=48, n=5, height=8, width=8)
+    emulated.library().take_launches()
+    check(Fused(case, residual=True, shortcut=(40, 0), tickets=tickets))
+    launches = emulated.launches()
+    assert [name for name, _ in launches] == (["conv" if tile < 5 else "conv_sm90"] if tickets
+                                              else ["clear", "conv" if tile < 5 else "conv_sm90"])  # fmt: skip
+
+
+@pytest.mark.parametrize("tile", BOTH)
+def test_overlaps_the_kernel_before(tile):
+    """Nothing but weights is touched before that one has ended; the emulator watches."""
+    case = Case(tile=tile, splits=1, c=72, c2=8, c_out=136, n=9, height=8, width=8)
+    emulated.library().take_launches()
+    check(Fused(case, shift=True, residual=True, shortcut=(16, 8), overlaps=True))
+    assert [overlaps for _, overlaps in emulated.launches()] == [True]
+
+
+@pytest.mark.parametrize("tile", [0, *BOTH])
+@pytest.mark.parametrize("c_out", [24, 21, 70, 64, 128])
+@pytest.mark.parametrize("splits", [1, 2])
+def test_three_weights_side_by_side(tile, c_out, splits):
+    """Each in memory of its own, below and above the first; a bias for some."""
+    if tile == 10 and splits > 1:
+        pytest.skip("its tiles are not split")
+    case = Case(c=72, c_out=c_out, kernel=1, splits=splits, tile=tile)
+    check_three_weights(case)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_three_weights_of_any_type(dtype):
+    check_three_weights(Case(dtype=dtype, c=40, c_out=21, kernel=1, splits=2, tile=3))
+
+
+def check_three_weights(case: Case) -> None:
+    generator, c_out = seeded(5), case.c_out
+    x, _ = case.sources(generator)
+    memory = torch.stack([case.weight(generator) for _ in range(3)])
+    weights = [memory[i].to(memory_format=torch.channels_last) for i in (1, 0, 2)]
+    biases = [normal(generator, memory.size(1), dtype=case.dtype), None]
+    biases.append(normal(generator, memory.size(1), dtype=case.dtype))
+    y = case.out(3 * c_out, case.height, case.width)
+    args = emulated.ForwardArgs(
+        options=case.options(),
+        shape=case.shape(x),
+        x=emulated.image(x),
+        weight=emulated.weight_of(weights[0]),
+        bias=biases[0].data_ptr(),
+        further_count=2,
+        y=y.data_ptr(),
+        c_out=c_out,
+    )
+    args.further[0] = emulated.Part(weights[1].data_ptr(), None)
+    args.further[1] = emulated.Part(weights[2].data_ptr(), biases[2].data_ptr())
+    emulated.call("conv2d_forward", args, [x, *weights, biases[0], biases[2]], [y])
+    exact = []
+    for weight, bias in zip(weights, biases, strict=True):
+        part = case.convolve(case.joined(x, None), case.product_input(case.slice(weight)))
+        exact.append(part if bias is None else part + bias[:c_out].double()[:, None, None])
+    check_rounded(y, torch.cat(exact, dim=1))
