@@ -36,7 +36,7 @@ def run_with(library: Path, script: str, *arguments: str) -> str:
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(package), str(HERE.parents[1])])},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
