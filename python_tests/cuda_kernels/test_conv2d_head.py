@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cuda_kernels import emulated
-from cuda_kernels.test_conv2d import DTYPES, Case, check_epilogue, check_rounded, run_forward
+from cuda_kernels import emulated, test_conv2d_fused
+from cuda_kernels.test_conv2d import DTYPES, Case, check_rounded, run_forward
+from cuda_kernels.test_conv2d_fused import Fused
 from cuda_kernels.test_faults import faulty_library
 
 # A block has 64 or 128 pixels: images inside of one, rows longer than one, single rows and columns.
@@ -67,7 +68,8 @@ def test_float32_parameters_beside_16_bit_images(dtype):
 @pytest.mark.parametrize(("n", "height", "width"), [(5, 4, 4), (3, 5, 7), (1, 8, 16)])
 def test_what_is_added_and_moments(dtype, n, height, width):
     kernels()
-    check_epilogue(Case(dtype=dtype, c=3, c_out=40, n=n, height=height, width=width))
+    case = Case(dtype=dtype, c=3, c_out=40, n=n, height=height, width=width)
+    test_conv2d_fused.check(Fused(case, shift=True, residual=True))
     assert kernels() == ["conv_head"]
 
 
