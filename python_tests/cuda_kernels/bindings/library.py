@@ -1,4 +1,7 @@
-"""The CUDA bindings for CPU tensors, with the emulated kernels below them, as one library."""
+"""The CUDA bindings for CPU tensors, with the emulated kernels below them, as one library.
+
+With python_tests on PYTHONPATH, `python -m cuda_kernels.bindings.library FOLDER` builds it there.
+"""
 
 from __future__ import annotations
 
@@ -41,3 +44,8 @@ def run_with(library: Path, script: str, *arguments: str) -> str:
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).mkdir(parents=True, exist_ok=True)
+    print(build(Path(sys.argv[1])))
