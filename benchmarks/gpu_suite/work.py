@@ -21,6 +21,7 @@ from ddsm_ext.io.files import write_json
 from ddsm_ext.models.config import UNetConfig
 from ddsm_ext.models.graph_steps import run_step
 from ddsm_ext.models.unet import SlimmableUNet
+from ddsm_ext.ops._fused import make_tickets
 
 DEVICE = os.environ.get("DDSM_TEST_DEVICE", "cuda")
 ON_GPU = DEVICE == "cuda"
@@ -53,7 +54,8 @@ def inputs(batch: int, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, Ten
 def step_of(net: SlimmableUNet, width: float, x: Tensor, t: Tensor) -> Callable[[], Tensor]:
     """Return a step by the kernels that a graph captures; on the CPU as the module."""
     if ON_GPU:
-        return lambda: run_step(net, width, x, t)
+        tickets = make_tickets(x.device)
+        return lambda: run_step(net, width, x, t, tickets)
     return lambda: net(x, t, width)
 
 

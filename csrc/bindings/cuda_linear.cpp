@@ -1,7 +1,10 @@
 // sliced_linear and its gradients on CUDA: the 1x1 convolution of one image with a pixel a row.
 #include <torch/csrc/stable/library.h>
 
+#include <vector>
+
 #include "cuda_conv2d_args.h"
+#include "ddsm/linear_fused_cuda.h"
 #include "linear_args.h"
 
 namespace {
@@ -43,6 +46,59 @@ Tensor sliced_linear(const Tensor& x, const Tensor& weight, const std::optional<
   args.y = y.mutable_data_ptr();
   args.c_out = c_out;
   run_conv2d(op, args, x, ddsm::conv2d_forward_cuda_workspace_bytes, ddsm::conv2d_forward_cuda);
+  return y;
+}
+
+// Checks the weights beside each other and says where the outputs of each go; returns y's columns.
+int64_t add_parts(const char* op, const Tensor& x, const std::vector<Tensor>& weights,
+                  const std::vector<Tensor>& biases, const std::vector<int64_t>& c_out,
+                  std::vector<ddsm::LinearCudaPart>& parts) {
+  const size_t count = weights.size();
+  STD_TORCH_CHECK(count >= 1 && biases.size() == count && c_out.size() == count, op, ": ", count,
+                  " weights, ", biases.size(), " biases and ", c_out.size(),
+                  " counts of outputs; need one or more of each, and equally many");
+  constexpr int64_t kColumns = ddsm::kLinearColumns;
+  int64_t columns = 0;
+  for (size_t i = 0; i < count; ++i) {
+    check_matrix(op, x, weights[i], 1);
+    check_dtypes(op, x, weights[i]);
+    STD_TORCH_CHECK(weights[i].scalar_type() == weights[0].scalar_type(), op,
+                    ": the weights differ in dtype; need equal ones");
+    check_bias(op, biases[i], weights[i]);
+    STD_TORCH_CHECK(biases[i].is_contiguous(), op, ": a bias is not contiguous");
+    check_c_out(op, c_out[i], weights[i]);
+    parts.push_back({weights[i].const_data_ptr(), biases[i].const_data_ptr(),
+                     weights[i].stride(0), weights[i].stride(1), c_out[i], columns});
+    columns += (c_out[i] + kColumns - 1) / kColumns * kColumns;
+  }
+  return columns;
+}
+
+Tensor sliced_linear_fused(const Tensor& x, const std::vector<Tensor>& weights,
+                           const std::vector<Tensor>& biases, const std::vector<int64_t>& c_out,
+                           bool silu, bool overlaps, bool tf32) {
+  const char* op = "sliced_linear_fused";
+  std::vector<ddsm::LinearCudaPart> parts;
+  const int64_t columns = add_parts(op, x, weights, biases, c_out, parts);
+  const DeviceGuard guard(x.get_device_index());
+  Tensor y = empty_rows(x, columns);
+  if (y.numel() == 0) return y;
+  const Rows rows = rows_of(x);
+  ddsm::LinearFusedCudaArgs args{};
+  args.dtype = dtype_of(x, op);
+  args.weight_dtype = dtype_of(weights[0], op);
+  args.ieee = !tf32;
+  args.silu = silu;
+  args.overlaps = overlaps;
+  args.x = rows.tensor.const_data_ptr();
+  args.x_stride = rows.stride;
+  args.rows = rows.rows;
+  args.c = rows.columns;
+  args.parts = parts.data();
+  args.part_count = static_cast<int64_t>(parts.size());
+  args.y = y.mutable_data_ptr();
+  args.y_stride = columns;
+  check_launch(op, ddsm::linear_fused_cuda(args, stream_of(x)));
   return y;
 }
 
@@ -92,6 +148,7 @@ void sliced_linear_grad_weight(const Tensor& grad_y, const Tensor& x, const Tens
 
 STABLE_TORCH_LIBRARY_IMPL(ddsm_ext, CUDA, m) {
   m.impl("sliced_linear", TORCH_BOX(&sliced_linear));
+  m.impl("sliced_linear_fused", TORCH_BOX(&sliced_linear_fused));
   m.impl("sliced_linear_grad_x", TORCH_BOX(&sliced_linear_grad_x));
   m.impl("sliced_linear_grad_weight", TORCH_BOX(&sliced_linear_grad_weight));
 }

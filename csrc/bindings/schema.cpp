@@ -37,6 +37,14 @@ STABLE_TORCH_LIBRARY(ddsm_ext, m) {
   m.def(
       "sliced_linear_grad_weight(Tensor grad_y, Tensor x, Tensor(a!) grad_weight, "
       "Tensor(b!)? grad_bias, bool tf32=False) -> ()");
+  // Weights side by side, each with a bias and its count of outputs, whose columns of the result
+  // begin at multiples of 8; act is SiLU or nothing. CUDA only, without autograd.
+  m.def(
+      "sliced_linear_fused(Tensor x, Tensor[] weights, Tensor[] biases, int[] c_out, bool silu, "
+      "bool overlaps, bool tf32) -> Tensor");
+  // Of like's dtype, with rows of the table where t is one of its steps; CUDA only, without
+  // autograd. Never overlaps: it begins when all kernels before it have ended.
+  m.def("sinusoidal_embedding(Tensor t, int dim, Tensor? table, Tensor like) -> Tensor");
   m.def(
       "sliced_group_norm(Tensor x, Tensor? x2, Tensor weight, Tensor bias, SymInt groups, "
       "SymInt c2_offset, float eps, bool silu) -> (Tensor, Tensor, Tensor, Tensor)");

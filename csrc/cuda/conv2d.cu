@@ -4,6 +4,7 @@
 // instead of 36, but of sums of weights: a copy of them, made again whenever the weights change.
 #include "ddsm/conv2d_cuda.h"
 
+#include "conv2d_head.cuh"
 #include "conv2d_sm90.cuh"
 #include "gemm_tile.cuh"
 #include "launch.cuh"
@@ -362,7 +363,7 @@ int64_t conv2d_forward_cuda_moment_classes(const Conv2dCudaForwardArgs& args) {
 }
 
 int64_t conv2d_forward_cuda_workspace_bytes(const Conv2dCudaForwardArgs& args) {
-  return workspace_bytes(problem_of(args), args.options);
+  return head_refusal(args) ? workspace_bytes(problem_of(args), args.options) : 0;
 }
 
 int64_t conv2d_grad_x_cuda_workspace_bytes(const Conv2dCudaGradXArgs& args) {
@@ -385,8 +386,10 @@ int64_t conv2d_grad_weight_cuda_workspace_bytes(const Conv2dCudaGradWeightArgs& 
 const char* conv2d_forward_cuda(const Conv2dCudaForwardArgs& args, void* stream) {
   const GemmProblem problem = problem_of(args);
   if (problem.m == 0) return nullptr;
-  const GemmChoice choice = choice_of(problem, args.options);
-  if (const char* error = check(problem, choice)) return error;
+  const bool head = !head_refusal(args);
+  const GemmChoice choice =
+      head ? GemmChoice{kPlainTile, 1} : choice_of(problem, args.options);
+  if (const char* error = head ? refusal(problem) : check(problem, choice)) return error;
   const Conv2dShape& shape = args.shape;
   const int64_t lanes = 16 / element_bytes(args.options.dtype);
   ConvParams p = conv_params(operands_of(args), problem, choice, args.options);
@@ -410,6 +413,7 @@ const char* conv2d_forward_cuda(const Conv2dCudaForwardArgs& args, void* stream)
   e.bias_wide = args.weight.dtype != args.options.dtype;
   e.vector = is_aligned(args.y) && problem.n % lanes == 0 &&
              (!args.residual || (is_aligned(args.residual) && args.residual_stride % lanes == 0));
+  if (head) return run_conv_head(p, args, problem.math, stream);
   return run_conv(p, problem, geometry_of(args), choice.tile, stream);
 }
 

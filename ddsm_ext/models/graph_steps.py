@@ -11,8 +11,7 @@ from torch import Tensor
 from ddsm_ext.models.step_key import StepError, StepKey
 from ddsm_ext.models.step_walk import StepWalk
 from ddsm_ext.models.unet import SlimmableUNet
-from ddsm_ext.nn.sinusoidal import embed_time
-from ddsm_ext.ops._fused import precision, why_missing
+from ddsm_ext.ops._fused import make_tickets, precision, sinusoidal_embedding, why_missing
 from ddsm_ext.runner.cuda_layers import Activation, CudaLayers
 from ddsm_ext.runner.graphs import Call, GraphPool, Graphs
 from ddsm_ext.runner.weights import WatchedPlaces
@@ -20,20 +19,24 @@ from ddsm_ext.runner.weights import WatchedPlaces
 Precision = tuple[bool, bool]
 
 
-def run_step(net: SlimmableUNet, width: float, x: Tensor, t: Tensor) -> Tensor:
+def run_step(
+    net: SlimmableUNet, width: float, x: Tensor, t: Tensor, tickets: Tensor | None = None
+) -> Tensor:
     """Run a step with the CUDA kernels, at once.
 
     Args:
         net: the network, on x's device.
         width: a width that its config has checked.
         x: [N, C, H, W], channels_last.
-        t: [N] timesteps.
+        t: [N] timesteps, float32, float64 or int64.
+        tickets: see `CudaLayers`.
 
     Returns:
         [N, C, H, W], channels_last.
     """
-    embedding = embed_time(t, net.config.ch, net.time_embedding.table, x.dtype)  # [N, ch]
-    return StepWalk(net, CudaLayers(x.dtype), width)(Activation(x), embedding).tensor
+    # The one launch of a step that waits for everything before it, as CudaLayers wants it.
+    embedding = sinusoidal_embedding(t, net.config.ch, net.time_embedding.table, x)  # [N, ch]
+    return StepWalk(net, CudaLayers(tickets), width)(Activation(x), embedding).tensor
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,14 @@ class _Graph:
     t: Tensor  # [N] float32
     left: list[Tensor]  # the prediction [N, C, H, W]
     replay: Call
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """What the graphs share, of which one runs at a time: `Graphs.wait` sees to that."""
+
+    graphs: Graphs
+    tickets: Tensor
 
 
 class GraphSteps:
@@ -67,13 +78,13 @@ class GraphSteps:
         net: SlimmableUNet,
         device: torch.device,
         make_graphs: Callable[[torch.device], Graphs] = GraphPool,
-        step: Callable[[SlimmableUNet, float, Tensor, Tensor], Tensor] = run_step,
+        step: Callable[[SlimmableUNet, float, Tensor, Tensor, Tensor], Tensor] = run_step,
     ) -> None:
         self._device = device
         self._make_graphs = make_graphs
         self._run_step = step
         self._places = WatchedPlaces(net)
-        self._pool: Graphs | None = None
+        self._pool: _Pool | None = None
         self._graphs: dict[tuple[StepKey, Precision], _Graph] = {}
         self._failures: dict[StepKey, str] = {}
 
@@ -110,7 +121,7 @@ class GraphSteps:
             self.renew(net)
         graph = self._graph(net, key)
         assert self._pool is not None
-        self._pool.wait()
+        self._pool.graphs.wait()
         graph.x.copy_(x)
         graph.t.copy_(t)
         graph.replay()
@@ -118,15 +129,15 @@ class GraphSteps:
 
     def activation_bytes(self, net: SlimmableUNet, key: StepKey) -> int:
         """See `Steps`; captures the step once more, in memory of its own."""
-        pool = self._make_graphs(self._device)
+        pool = self._make_pool()
         graph = self._capture(net, key, pool)  # keeps the pool's memory
-        nbytes = pool.nbytes()
+        nbytes = pool.graphs.nbytes()
         del graph
         return nbytes
 
     def held_bytes(self) -> int:
         """See `Steps`."""
-        return self._pool.nbytes() if self._pool else 0
+        return self._pool.graphs.nbytes() if self._pool else 0
 
     def _graph(self, net: SlimmableUNet, key: StepKey) -> _Graph:
         kind = (key, precision(key.dtype))
@@ -134,7 +145,7 @@ class GraphSteps:
             if key in self._failures:
                 raise StepError(self._failures[key])
             if self._pool is None:
-                self._pool = self._make_graphs(self._device)
+                self._pool = self._make_pool()
             try:
                 self._graphs[kind] = self._capture(net, key, self._pool)
             except RuntimeError as error:
@@ -142,7 +153,11 @@ class GraphSteps:
                 raise StepError(self._failures[key]) from error
         return self._graphs[kind]
 
-    def _capture(self, net: SlimmableUNet, key: StepKey, pool: Graphs) -> _Graph:
+    def _make_pool(self) -> _Pool:
+        with torch.inference_mode(False):
+            return _Pool(self._make_graphs(self._device), make_tickets(self._device))
+
+    def _capture(self, net: SlimmableUNet, key: StepKey, pool: _Pool) -> _Graph:
         shape = (key.images, net.config.image_channels, key.image_height, key.image_width)
         # In inference mode they could not be written again outside of it.
         with torch.inference_mode(False), torch.no_grad():
@@ -152,6 +167,6 @@ class GraphSteps:
             left: list[Tensor] = []
 
             def step() -> None:
-                left[:] = [self._run_step(net, key.width, x, t)]
+                left[:] = [self._run_step(net, key.width, x, t, pool.tickets)]
 
-            return _Graph(x, t, left, pool.capture(step))
+            return _Graph(x, t, left, pool.graphs.capture(step))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from ddsm_ext.models.unet import SlimmableUNet, active_counts
 from ddsm_ext.nn import blocks, layers
-from ddsm_ext.runner.layers import ConvWeight
+from ddsm_ext.runner.layers import ConvWeight, Linear
 
 
 class StepLayers(Protocol):
@@ -17,8 +18,9 @@ class StepLayers(Protocol):
     Activations, norms and time embeddings are the layers' own kinds of objects.
     """
 
-    def linear(self, x: Any, c_in: int, weight: Tensor, bias: Tensor, c_out: int) -> Any: ...
-    def silu(self, x: Any, c: int) -> Any: ...
+    def linears(
+        self, x: Any, c_in: int, linears: Sequence[Linear], **more: Any
+    ) -> Iterable[Any]: ...
     def norm(self, sources: Any, weight: Tensor, bias: Tensor, groups: int, **more: Any) -> Any: ...
     def conv2d(self, sources: Any, conv: ConvWeight, c_out: int, **more: Any) -> Any: ...
     def attention(self, qkv: Any, heads: int) -> Any: ...
@@ -47,10 +49,10 @@ class StepWalk:
             last: further arguments of the last convolution.
         """
         net, config = self.net, self.net.config
-        time = self._time(embedding)
+        modules = (*net.down, *net.middle, *net.up)
+        time = self._time(embedding, modules)
         h = self.run.conv2d((x,), _conv(net.head), self._c_head, moments=True)
         skips = [h]
-        modules = (*net.down, *net.middle, *net.up)
         following = [block.kind for block in net.layout[1:]] + ["tail"]
         for block, module, after, (c_out, c_qkv) in zip(
             net.layout, modules, following, self._counts, strict=True
@@ -62,7 +64,7 @@ class StepWalk:
                 h = self._residual_block(
                     module,
                     (h, skips.pop()) if block.c_skip else (h,),
-                    time,
+                    next(time),
                     c_out,
                     c_qkv,
                     moments,
@@ -75,15 +77,23 @@ class StepWalk:
         conv = _conv(net.tail.conv)
         return self.run.conv2d((h,), conv, config.image_channels, norm=norm, **last)
 
-    def _time(self, embedding: Any) -> tuple[Any, int]:
-        """Return the time embedding [N, c] and c."""
+    def _time(self, embedding: Any, modules: Sequence[Any]) -> Iterator[Any]:
+        """Return what the time embedding adds to each residual block, [N, c_out], in order."""
         module = self.net.time_embedding
         x, c = embedding, self.net.config.ch
-        for linear in (module.linear1, module.linear2):
-            x = self.run.linear(x, c, linear.weight, linear.bias, self._c_time)
+        for layer in (module.linear1, module.linear2):
+            linear = Linear(layer.weight, layer.bias, self._c_time)
+            (x,) = self.run.linears(x, c, (linear,), silu=True)
             c = self._c_time
-            x = self.run.silu(x, c)
-        return x, c
+        # In one call, as they read the same rows.
+        projections = [
+            Linear(module.time.weight, module.time.bias, c_out)
+            for block, module, (c_out, _) in zip(
+                self.net.layout, modules, self._counts, strict=True
+            )
+            if block.kind == "residual"
+        ]
+        return iter(self.run.linears(x, c, projections))
 
     def _norm(self, module: layers.SlicedGroupNorm, sources: tuple[Any, ...]) -> Any:
         c = sum(source.c for source in sources)
@@ -101,7 +111,7 @@ class StepWalk:
         self,
         module: blocks.ResidualBlock,
         sources: tuple[Any, ...],
-        time: tuple[Any, int],
+        time: Any,
         c_out: int,
         c_qkv: int,
         moments: bool,
@@ -112,18 +122,17 @@ class StepWalk:
             c_out,
             # Not a variable: layers that run at once free its memory after this call.
             norm=self._norm(module.norm1, sources),
-            image_bias=self.run.linear(*time, module.time.weight, module.time.bias, c_out),
+            image_bias=time,
             moments=True,
         )
-        residual = sources[0]
-        if module.shortcut is not None:
-            residual = self.run.conv2d(sources, _conv(module.shortcut), c_out)
+        shortcut = module.shortcut
         h = self.run.conv2d(
             (h,),
             _conv(module.conv2),
             c_out,
             norm=self._norm(module.norm2, (h,)),
-            residual=residual,
+            residual=sources[0] if shortcut is None else None,
+            shortcut=None if shortcut is None else (sources, _conv(shortcut)),
             moments=moments or module.attention is not None,
         )
         if module.attention is None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -11,14 +13,19 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ddsm_ext import _library
 from ddsm_ext.ops._conv2d_flops import flops
-from ddsm_ext.ops._precision import conv_tf32, is_tf32
+from ddsm_ext.ops._precision import conv_tf32, is_tf32, matmul_tf32
 
-_CONV2D, _GROUP_NORM = "sliced_conv2d_fused", "sliced_group_norm_apply"
+_OPS = (
+    "sliced_conv2d_fused",
+    "sliced_group_norm_apply",
+    "sliced_linear_fused",
+    "sinusoidal_embedding",
+)
 
 
 def why_missing(device_type: str) -> str | None:
     """Return why the compiled libraries lack these ops for "cuda"; None: they have them."""
-    if all(_library.has_kernel(op, device_type) for op in (_CONV2D, _GROUP_NORM)):
+    if all(_library.has_kernel(op, device_type) for op in _OPS):
         return None
     return _library.cuda_missing_reason or f"the CUDA library has no kernels for {device_type}"
 
@@ -52,6 +59,50 @@ class Shortcut:
 def make_tickets(device: torch.device) -> Tensor:
     """Return what tells the last part of a split sum that it is the last; see `conv2d_fused`."""
     return torch.zeros(4096, dtype=torch.int32, device=device)
+
+
+def sinusoidal_embedding(t: Tensor, dim: int, table: Tensor | None, like: Tensor) -> Tensor:
+    """Embed timesteps as `nn.sinusoidal.embed_time` does, in one launch that overlaps no other.
+
+    Args:
+        t: [N] timesteps, float32, float64 or int64.
+        dim: size of the embedding, even.
+        table: [rows, dim] frozen embeddings of t = 0 ... rows - 1; None computes all.
+        like: of the dtype and device of the result.
+
+    Returns:
+        [N, dim].
+    """
+    return torch.ops.ddsm_ext.sinusoidal_embedding(t, dim, table, like)
+
+
+def linear_fused(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    c_out: Sequence[int],
+    *,
+    silu: bool = False,
+    overlaps: bool = False,
+) -> tuple[Tensor, ...]:
+    """Map one input by several weights in one launch for 64 of them.
+
+    Args:
+        x: [N, c].
+        weights: [c_out_max, c or more] each, of x's dtype or float32.
+        biases: [c_out_max] each.
+        c_out: active outputs of each weight.
+        silu: apply SiLU to the results.
+        overlaps: the kernel may begin while the one before it ends, which writes no weights.
+
+    Returns:
+        [N, c_out] each, of x's dtype: columns of one tensor, rows at multiples of 16 bytes.
+    """
+    joined = torch.ops.ddsm_ext.sliced_linear_fused(
+        x, weights, biases, c_out, silu, overlaps, matmul_tf32(x)
+    )  # [N, c_out of all, each rounded up to a multiple of 8]
+    begins = accumulate((-(-c // 8) * 8 for c in c_out), initial=0)
+    return tuple(joined[:, begin : begin + c] for begin, c in zip(begins, c_out, strict=False))
 
 
 def conv2d_fused(
@@ -166,11 +217,18 @@ def _flops(x, x2, weights, biases, c_out, *numbers, **more) -> int:  # type: ign
     total = len(weights) * flops(x, x2, weights[0], None, c_out, *numbers[:4])
     shortcut = numbers[6]
     if shortcut:
-        weight, bias, source, *second = shortcut
+        weight, _, source, *second = shortcut
         total += flops(source, *(second or [None]), weight, None, c_out, numbers[7], 1, 0, False)
     return total
 
 
+@register_flop_formula(torch.ops.ddsm_ext.sliced_linear_fused)
+def _flops_linear(x, weights, biases, c_out, *more, **named) -> int:  # type: ignore[no-untyped-def]
+    """FLOPs (2 x MACs) of all weights."""
+    return 2 * math.prod(x) * sum(c_out)
+
+
+@register_flop_formula(torch.ops.ddsm_ext.sinusoidal_embedding)
 @register_flop_formula(torch.ops.ddsm_ext.sliced_group_norm_apply)
 def _flops_norm(*shapes, **more) -> int:  # type: ignore[no-untyped-def]
     """0 FLOPs: like PyTorch's own counters, only products count."""

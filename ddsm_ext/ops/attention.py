@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
 from ddsm_ext.ops._arguments import autocast_dtype, call_kernel, check_tensor, shape_text
-from ddsm_ext.ops._attention_backend import BACKENDS, choose_backend, rows_are_aligned
+from ddsm_ext.ops._attention_backend import BACKENDS, choose_backend, rows_are_aligned, sdpa
 from ddsm_ext.ops._dispatch import has_native, runs_native, why_no_library
 
 _OP = "sliced_attention"
@@ -110,8 +110,9 @@ def sliced_attention(
     needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     backend = _resolve_backend(backend, (q, k, v), needs_grad=needs_grad)
     if backend == "sdpa" or not runs_native(_OP, q, needs_grad=needs_grad):
-        out = sliced_attention_ref(q, k, v, scale=scale)
-        return out.transpose(1, 2).contiguous().transpose(1, 2)  # flash lays it out so already
+        out = sdpa(q, k, v, scale)
+        # Flash lays it out so already, and so does cuDNN for q of this layout.
+        return out.transpose(1, 2).contiguous().transpose(1, 2)
     if torch.compiler.is_compiling():
         out, _ = torch.ops.ddsm_ext.sliced_attention(q, k, v, scale)
     elif needs_grad:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ddsm_ext.ops._fused import conv2d_fused, group_norm_apply
+from ddsm_ext.ops._fused import Shortcut, conv2d_fused, group_norm_apply, linear_fused
 from ddsm_ext.ops.attention import sliced_attention
-from ddsm_ext.ops.linear import sliced_linear
-from ddsm_ext.runner.layers import ConvWeight
+from ddsm_ext.runner.layers import ConvWeight, Linear
 
 
 @dataclass(frozen=True)
@@ -40,20 +38,32 @@ class CudaLayers:
     Parameters are read where they are. A norm is a pass of its own over its sources; everything
     else is part of a convolution.
 
+    Every launch may begin while the one before it ends. That holds where these layers follow one
+    launch that overlaps none, on one stream, with only attention's kernels between them: each then
+    waits for the one before before it touches an activation, so that none ends before all before it
+    have; what it asks for earlier are weights, which no kernel of a step writes, and whatever wrote
+    them had ended when the first launch began.
+
     Args:
-        dtype: of activations: float32, bfloat16 or float16.
+        tickets: `make_tickets`'s, which nothing else uses while these layers run; None: the
+            convolutions clear memory of their own where they split sums.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
+    def __init__(self, tickets: Tensor | None = None) -> None:
+        self._tickets = tickets
 
-    def linear(self, x: Tensor, c_in: int, weight: Tensor, bias: Tensor, c_out: int) -> Tensor:
-        """Map [N, c_in] to [N, c_out] in the weights' dtype."""
-        return sliced_linear(x, weight, bias, c_out)
-
-    def silu(self, x: Tensor, c: int) -> Tensor:
-        """Apply SiLU to [N, c]."""
-        return F.silu(x)
+    def linears(
+        self, x: Tensor, c_in: int, linears: Sequence[Linear], *, silu: bool = False
+    ) -> tuple[Tensor, ...]:
+        """Map [N, c_in] to [N, c_out] by each of the layers, and SiLU, in one launch."""
+        return linear_fused(
+            x,
+            [linear.weight for linear in linears],
+            [linear.bias for linear in linears],
+            [linear.c_out for linear in linears],
+            silu=silu,
+            overlaps=True,
+        )
 
     def norm(
         self,
@@ -77,6 +87,7 @@ class CudaLayers:
                 c2_offset=sources[0].c if skip_offset is None else skip_offset,
                 eps=eps,
                 silu=silu,
+                overlaps=True,
             )
         )
 
@@ -89,6 +100,7 @@ class CudaLayers:
         norm: Norm | None = None,
         image_bias: Tensor | None = None,
         residual: Activation | None = None,
+        shortcut: tuple[tuple[Activation, ...], ConvWeight] | None = None,
         moments: bool = False,
     ) -> Activation:
         """Convolve ("same" padding) one source or the unjoined concat of two, or their norm."""
@@ -97,12 +109,15 @@ class CudaLayers:
             conv.weights,
             conv.biases,
             c_out,
-            c_in2_offset=sources[0].c if conv.skip_offset is None else conv.skip_offset,
+            c_in2_offset=_second_offset(sources, conv),
             stride=conv.stride,
             upsample=conv.upsample,
-            shift=None if image_bias is None else image_bias.to(self.dtype),
+            shift=image_bias,
             residual=residual.tensor if residual else None,
+            shortcut=_shortcut(*shortcut) if shortcut else None,
             moments=moments,
+            tickets=self._tickets,
+            overlaps=True,
         )
         return Activation(y, found)
 
@@ -115,3 +130,14 @@ class CudaLayers:
         q, k, v = parts.permute(2, 0, 3, 1, 4)  # [N, heads, T, d] each
         y = sliced_attention(q, k, v).transpose(1, 2)  # [N, T, heads, d]
         return Activation(y.reshape(n, height, width, c).permute(0, 3, 1, 2))
+
+
+def _second_offset(sources: tuple[Activation, ...], conv: ConvWeight) -> int:
+    """Return the first weight input channel of a second source."""
+    return sources[0].c if conv.skip_offset is None else conv.skip_offset
+
+
+def _shortcut(sources: tuple[Activation, ...], conv: ConvWeight) -> Shortcut:
+    (weight,), (bias,) = conv.weights, conv.biases
+    tensors = [source.tensor for source in sources]
+    return Shortcut(tensors, weight, bias, _second_offset(sources, conv))

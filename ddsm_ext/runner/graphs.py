@@ -42,10 +42,14 @@ class GraphPool:
     def capture(self, call: Call) -> Call:
         """Record the kernels of `call`, which runs twice; replay them with the result.
 
+        The first run is not captured, and follows all replays so far.
+
         Raises:
             RuntimeError: `call` does something that a graph cannot hold.
         """
         with torch.cuda.device(self._device):
+            # Calls share memory with replays that may still run, on any stream.
+            self.wait()
             self._stream.wait_stream(torch.cuda.current_stream())
             # Not captured: kernels are loaded and library handles made at their first use.
             with torch.cuda.stream(self._stream):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -47,6 +48,15 @@ class Norm:
 
     rows: Buffer
     silu: bool
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Weight, bias and active outputs of a linear layer."""
+
+    weight: Tensor
+    bias: Tensor
+    c_out: int
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,17 @@ class Layers:
         )
         return y
 
+    def linears(
+        self, x: Buffer, c_in: int, linears: Sequence[Linear], *, silu: bool = False
+    ) -> Iterator[Buffer]:
+        """Map float32 [N, c_in] to float32 [N, c_out] by each of the layers, and SiLU.
+
+        A layer is appended when its result is asked for: the caches hold it until it is read.
+        """
+        for one in linears:
+            y = self.linear(x, c_in, one.weight, one.bias, one.c_out)
+            yield self.silu(y, one.c_out) if silu else y
+
     def silu(self, x: Buffer, c: int) -> Buffer:
         """Apply SiLU to float32 [N, c]."""
         y = self.floats(self.images * c)
@@ -150,6 +171,7 @@ class Layers:
         norm: Norm | None = None,
         image_bias: Buffer | None = None,
         residual: Activation | None = None,
+        shortcut: tuple[tuple[Activation, ...], ConvWeight] | None = None,
         moments: bool = False,
         y: Activation | None = None,
     ) -> Activation:
@@ -162,9 +184,13 @@ class Layers:
             norm: group norm of the sources, applied on the way.
             image_bias: float32 [N, c_out] to add.
             residual: output-like tensor to add.
+            shortcut: sources of the output's size and a 1x1 convolution of them to add; not
+                beside a residual.
             moments: whether a norm will read the output.
             y: where to write; None: a new activation.
         """
+        if shortcut is not None:
+            residual = self.conv2d(*shortcut, c_out)
         weight, parts = conv.weights[0], len(conv.weights)
         kernel, scale = weight.shape[2], 2 if conv.upsample else 1
         height = (sources[0].height * scale + conv.stride - 1) // conv.stride

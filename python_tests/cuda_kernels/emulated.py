@@ -27,6 +27,9 @@ SOURCES = (
     *(f"conv2d_{p}{t}.cu" for p in ("", "grad_weight_") for t in TYPES),
     *(f"conv2d_sm90_{t}.cu" for t in TYPES[:2]),
     "conv2d_sm90.cu",
+    "conv2d_head.cu",
+    "linear_fused.cu",
+    "sinusoidal_embedding.cu",
 )
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -192,6 +195,40 @@ class AttentionArgs(ctypes.Structure):
         ("lse", c_void_p),
         *((name, AttentionTensor) for name in ("grad_q", "grad_k", "grad_v")),
         ("workspace", c_void_p),
+    ]
+
+
+class LinearPart(ctypes.Structure):
+    _fields_ = [
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        *((name, c_int64) for name in ("out_stride", "in_stride", "c_out", "column")),
+    ]
+
+
+class LinearFusedArgs(ctypes.Structure):
+    _fields_ = [
+        ("dtype", c_int32),
+        ("weight_dtype", c_int32),
+        *((name, c_bool) for name in ("ieee", "silu", "overlaps")),
+        ("x", c_void_p),
+        *((name, c_int64) for name in ("x_stride", "rows", "c")),
+        ("parts", ctypes.POINTER(LinearPart)),
+        ("part_count", c_int64),
+        ("y", c_void_p),
+        ("y_stride", c_int64),
+    ]
+
+
+class SinusoidalArgs(ctypes.Structure):
+    _fields_ = [
+        ("dtype", c_int32),
+        ("table_dtype", c_int32),
+        ("t_type", c_int32),
+        ("t", c_void_p),
+        ("table", c_void_p),
+        *((name, c_int64) for name in ("t_stride", "n", "dim", "rows")),
+        ("y", c_void_p),
     ]
 
 

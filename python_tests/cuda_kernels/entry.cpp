@@ -6,6 +6,8 @@
 #include "ddsm/attention_cuda.h"
 #include "ddsm/conv2d_cuda.h"
 #include "ddsm/group_norm_cuda.h"
+#include "ddsm/linear_fused_cuda.h"
+#include "ddsm/sinusoidal_embedding_cuda.h"
 
 extern "C" {
 
@@ -41,6 +43,16 @@ DDSM_ENTRY(conv2d_forward, Conv2dCudaForwardArgs)
 DDSM_ENTRY(conv2d_grad_x, Conv2dCudaGradXArgs)
 DDSM_ENTRY(conv2d_grad_weight, Conv2dCudaGradWeightArgs)
 
+int64_t linear_fused_bytes(const ddsm::LinearFusedCudaArgs*) { return 0; }
+int64_t linear_fused_args_bytes() { return sizeof(ddsm::LinearFusedCudaArgs); }
+const char* linear_fused(const ddsm::LinearFusedCudaArgs* args) {
+  return ddsm::linear_fused_cuda(*args, nullptr);
+}
+int64_t sinusoidal_embedding_bytes(const ddsm::SinusoidalCudaArgs*) { return 0; }
+int64_t sinusoidal_embedding_args_bytes() { return sizeof(ddsm::SinusoidalCudaArgs); }
+const char* sinusoidal_embedding(const ddsm::SinusoidalCudaArgs* args) {
+  return ddsm::sinusoidal_embedding_cuda(*args, nullptr);
+}
 int conv2d_moment_classes(const ddsm::Conv2dCudaForwardArgs* args) {
   return static_cast<int>(ddsm::conv2d_forward_cuda_moment_classes(*args));
 }

@@ -2,39 +2,65 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
-import torch
-from cuda_kernels import emulated
-
-import ddsm_ext
-
-BINDINGS = tuple(f"cuda_{op}.cpp" for op in ("attention", "conv2d", "group_norm", "linear"))
+import pytest
+from cuda_kernels.bindings.library import build, run_with
 
 
-def test_bindings(tmp_path):
-    here = Path(__file__).parent / "bindings"
-    sources = [here / "on_cpu.cpp", *(emulated.ROOT / "csrc" / "bindings" / b for b in BINDINGS)]
-    torch_headers = emulated.ROOT / "csrc" / "third_party" / "torch" / "include"
-    flags = ("-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", f"-isystem{torch_headers}")
-    swap = ("-include", str(here / "on_cpu.h"))
-    objects = emulated.compile_objects(tmp_path, sources, *flags, *swap)
-    torch_cpu = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
-    library = emulated.link(tmp_path, [*objects, *emulated.objects()], str(torch_cpu))
-    package = Path(ddsm_ext.__file__).resolve().parents[1]
-    done = subprocess.run(
-        [sys.executable, str(here / "run.py"), str(library)],
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(package), str(here.parents[1])]),
-            "DDSM_TEST_DEVICE": "cpu",
-        },
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("bindings"))
+
+
+@pytest.fixture(scope="module")
+def steps(library: Path) -> list[dict[str, Any]]:
+    return json.loads(run_with(library, "launch_list.py"))["steps"]
+
+
+def test_bindings(library):
+    run_with(library, "run.py")
+
+
+def kernels(step: dict[str, Any]) -> Counter[str]:
+    return Counter(launch["kernel"] for call in step["calls"] for launch in call["launches"])
+
+
+def test_launches_of_a_step(steps):
+    """Of the CIFAR-10 network; 242 (batch 128) and 280 (batch 1) with a launch for every layer."""
+    assert len(steps) == 9
+    for step in steps:
+        found = kernels(step)
+        assert found.total() <= (130 if step["batch"] == 128 else 150), found
+
+
+def test_a_step_runs_only_its_own_ops(steps):
+    """No copy, no cast and no table of torch's lies between the fused ops."""
+    for step in steps:
+        assert {call["op"] for call in step["calls"]} <= {
+            "ddsm_ext::sinusoidal_embedding",
+            "ddsm_ext::sliced_attention",
+            "ddsm_ext::sliced_conv2d_fused",
+            "ddsm_ext::sliced_group_norm_apply",
+            "ddsm_ext::sliced_linear_fused",
+        }
+
+
+def test_what_a_step_launches_once(steps):
+    """The embedding, two layers of the time embedding, all projections, the head; 6 attentions."""
+    for step in steps:
+        found = kernels(step)
+        assert found["sinusoidal_embedding"] == found["conv_head"] == 1
+        assert found["linear_rows"] + found["linear_tile"] == 3
+        assert found["attention"] == 6
+
+
+def test_only_the_first_launch_of_a_step_waits_for_the_one_before_to_end(steps):
+    for step in steps:
+        launches = [launch for call in step["calls"] for launch in call["launches"]]
+        own = [launch for launch in launches if launch["kernel"] != "attention"]
+        assert launches[0]["kernel"] == "sinusoidal_embedding"
+        assert [launch["overlaps"] for launch in own] == [False] + [True] * (len(own) - 1)

@@ -25,7 +25,7 @@ from ddsm_ext.training.ema import Ema
 CPU = torch.device("cpu")
 
 
-def as_step(net: SlimmableUNet, width: float, x: Tensor, t: Tensor) -> Tensor:
+def as_step(net: SlimmableUNet, width: float, x: Tensor, t: Tensor, tickets: Tensor) -> Tensor:
     """The module in place of the CUDA layers, which the tests of the bindings run."""
     return net(x, t, width)
 
@@ -185,7 +185,7 @@ def test_a_capture_that_fails_is_not_tried_again():
     net = network()
     tried = []
 
-    def fails(net: SlimmableUNet, width: float, x: Tensor, t: Tensor) -> Tensor:
+    def fails(net: SlimmableUNet, width: float, *more: Tensor) -> Tensor:
         tried.append(width)
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 

@@ -32,7 +32,11 @@ def conv2d_calls(a: dict[str, Any]) -> dict[str, list[Any]]:
     grad_x += panels_and_algo(weight, DIRECT if a["upsample"] else grad_algo, transposed=True)
     kind = [algo, a["upsample"] and algo == 0, False]
     biases = [weight.new_ones(weight.shape[0]) if bias is None else bias]
-    wanted = [y[:, :, 0, 0], y, True, False]  # shift, residual, moments, tf32
+    shift = y[:, :, 0, 0].contiguous()
+    corner = weight[:, :, :1, :1].contiguous()
+    shortcut = [corner, biases[0], y[:, : corner.shape[1]]]
+    # shift, residual, shortcut and its c_in2_offset, moments, tickets, overlaps, tf32
+    wanted = [shift, y, shortcut, 0, True, None, False, False]
     return {
         "sliced_conv2d": forward,
         "sliced_conv2d_fused": [x, x2, [weight], biases, a["c_out"], offset, *window, *wanted],
@@ -57,9 +61,11 @@ def panels_and_algo(weight: Tensor, algo: int, *, transposed: bool = False) -> l
 def linear_calls(a: dict[str, Any]) -> dict[str, list[Any]]:
     x, weight, bias = a["x"], a["weight"], a["bias"]
     y = torch.ops.ddsm_ext.sliced_linear(x, weight, bias, a["c_out"])
+    biases = [weight.new_ones(weight.shape[0]) if bias is None else bias]
     grads = [torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)]
     return {
         "sliced_linear": [x, weight, bias, a["c_out"]],
+        "sliced_linear_fused": [x, [weight], biases, [a["c_out"]], True, False, False],
         "sliced_linear_grad_x": [y, weight, x.shape[-1]],
         "sliced_linear_grad_weight": [y, x, *grads],
     }

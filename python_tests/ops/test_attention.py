@@ -22,11 +22,19 @@ from ops.op_checks import (
     threads,
 )
 from torch import Tensor
+from torch.backends import cuda
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddsm_ext.ops import sliced_attention, sliced_attention_ref
-from ddsm_ext.ops._attention_backend import choose_backend, rows_are_aligned
+from ddsm_ext.ops import _attention_backend, sliced_attention, sliced_attention_ref
+from ddsm_ext.ops._attention_backend import choose_backend, prefers_cudnn, rows_are_aligned
 
+SWITCHES = (
+    cuda.cudnn_sdp_enabled,
+    cuda.flash_sdp_enabled,
+    cuda.mem_efficient_sdp_enabled,
+    cuda.math_sdp_enabled,
+)
 # (n, heads, t_q, t_k, d): every head size of the promise, blocks and panels that do not divide.
 SHAPES = [
     (2, 3, 64, 64, 1),
@@ -226,6 +234,42 @@ def test_backends_compute_the_same() -> None:
 def test_choice_of_the_backend(change: dict[str, Any], expected: str) -> None:
     fitting = {"device_type": "cuda", "dtype": torch.bfloat16, "d": 256}
     assert choose_backend(**{**fitting, "aligned": True, "repeatable": False, **change}) == expected
+
+
+def test_cudnn_comes_first_on_hopper_only() -> None:
+    assert [prefers_cudnn(c) for c in ((8, 0), (8, 9), (9, 0), (10, 0))] == [False] * 2 + [
+        True,
+        False,
+    ]
+
+
+def test_what_cudnn_cannot_do_goes_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The switches inside and after the call; the CPU stands in for a GPU that serves cuDNN."""
+    inputs = qkv((2, 3, 20, 30, 16), torch.float32)
+    expected, seen = _attention_backend.sdpa(*inputs, None), []
+    torch_sdpa = F.scaled_dot_product_attention
+    fails = False
+
+    def spy(*args: Any, **more: Any) -> Tensor:
+        seen.append(tuple(switch() for switch in SWITCHES))
+        if fails and seen[-1][0]:
+            raise RuntimeError("No valid execution plans built.")
+        return torch_sdpa(*args, **more)
+
+    monkeypatch.setattr(_attention_backend, "_serves_cudnn", lambda q, k, v: True)
+    monkeypatch.setattr(_attention_backend, "scaled_dot_product_attention", spy)
+    before = tuple(switch() for switch in SWITCHES)
+    assert torch.equal(_attention_backend.sdpa(*inputs, None), expected)
+    with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]):  # flash is off
+        torch.testing.assert_close(_attention_backend.sdpa(*inputs, None), expected)
+    fails = True
+    with pytest.warns(UserWarning, match="No valid execution plans built"):
+        assert torch.equal(_attention_backend.sdpa(*inputs, None), expected)
+    # cuDNN, flash, memory-efficient, math
+    assert seen[0] == seen[2] == (True, True, True, True)
+    assert seen[1] == (True, False, False, True)
+    assert seen[3] == (False, True, True, True)
+    assert tuple(switch() for switch in SWITCHES) == before
 
 
 def test_aligned_rows() -> None:

@@ -5,6 +5,7 @@ A process of its own: the library replaces the CPU kernels of every op that it h
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import warnings
 from typing import Any
@@ -32,6 +33,16 @@ def check_random_raw_calls(name: str, examples: int) -> None:
     fuzz_raw.fuzz(name, examples)
 
 
+def check_steps_on_hopper(library: ctypes.CDLL) -> None:
+    """Steps on the sm_90a path, whose launches overlap: each must have waited."""
+    device, dtype = torch.device("cpu"), torch.bfloat16
+    library.set_hopper(1)
+    steps.check_shortcut(device)
+    steps.check_step("source", 0.5, dtype, dtype, device)
+    steps.check_step("reference", 1.0, dtype, dtype, device)
+    library.set_hopper(0)
+
+
 def main() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that kernels are replaced
@@ -42,6 +53,7 @@ def main() -> None:
     steps.check_captured_steps(torch.device("cpu"), Recorder)
     faults = [row for row in families.fused_rows() if row["fault"]]
     assert not faults, faults
+    check_steps_on_hopper(ctypes.CDLL(sys.argv[1]))
     for name in ("sliced_attention", "sliced_conv2d", "sliced_linear", "sliced_group_norm"):
         check_random_raw_calls(name, 100)
 

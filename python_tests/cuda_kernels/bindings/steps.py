@@ -13,9 +13,18 @@ from torch import Tensor
 from ddsm_ext.models.graph_steps import GraphSteps, run_step
 from ddsm_ext.models.step_key import StepKey
 from ddsm_ext.models.unet import SlimmableUNet
-from ddsm_ext.ops._fused import conv2d_fused, group_norm_apply
+from ddsm_ext.nn.sinusoidal import embed_time
+from ddsm_ext.ops._fused import (
+    Shortcut,
+    conv2d_fused,
+    group_norm_apply,
+    linear_fused,
+    make_tickets,
+    sinusoidal_embedding,
+)
 from ddsm_ext.ops.conv2d import sliced_conv2d_ref
 from ddsm_ext.ops.group_norm import sliced_group_norm_ref
+from ddsm_ext.ops.linear import sliced_linear_ref
 from ddsm_ext.runner.graphs import Graphs
 
 
@@ -91,6 +100,69 @@ def check_convolution_leaves_moments(device: torch.device) -> None:
         group_norm_apply([y, y2], (moments2, moments), gamma, beta, 4, **norm)
 
 
+def check_linears(device: torch.device) -> None:
+    """Several weights beside each other, whose outputs are views with aligned rows."""
+    for dtype, weight_dtype in ((torch.float32,) * 2, (torch.bfloat16, torch.float32)):
+        for rows in (1, 3, 20):
+            with device:
+                x = normal(rows, 19, dtype=dtype)
+                weights = [normal(c, 32, dtype=weight_dtype) for c in (24, 40, 16)]
+                biases = [normal(len(w), dtype=weight_dtype) for w in weights]
+            counts = (13, 40, 9)
+            for silu in (False, True):
+                found = linear_fused(x, weights, biases, counts, silu=silu, overlaps=True)
+                for y, w, b, c in zip(found, weights, biases, counts, strict=True):
+                    exact = sliced_linear_ref(x.double(), w.double(), b.double(), c)
+                    exact = torch.nn.functional.silu(exact) if silu else exact
+                    assert y.dtype == dtype
+                    assert y.stride(1) == 1
+                    assert (y.storage_offset() * y.element_size()) % 16 == 0
+                    assert (y.stride(0) * y.element_size()) % 16 == 0
+                    check_close(y, exact, tolerance(dtype))
+
+
+def check_embedding(device: torch.device) -> None:
+    with device:
+        table = normal(50, 16, dtype=torch.float32)
+        t = torch.tensor([0, 3.5, 49, 50, 999])
+        for dtype in (torch.float32, torch.bfloat16):
+            for rows in (None, table):
+                expected = embed_time(t, 16, rows, dtype)
+                got = sinusoidal_embedding(t, 16, rows, torch.empty(0, dtype=dtype))
+                torch.testing.assert_close(got, expected, rtol=0.01, atol=1e-4)
+        like = torch.empty(0)
+    for arguments, message in (
+        ((t, 15, None, like), "dim is 15, need an even number"),
+        ((t[None], 16, None, like), "t has 2 dimensions, need 1"),
+        ((t.half(), 16, None, like), "t is not float32, float64 or int64"),
+        ((t, 16, table[:, :8], like), "the table is not"),
+        ((t, 16, None, like.double()), "float64 is not supported"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            sinusoidal_embedding(*arguments)
+
+
+def check_shortcut(device: torch.device) -> None:
+    """A 1x1 convolution of one source and of two, added before the result is rounded."""
+    for dtype in (torch.float32, torch.bfloat16):
+        shapes = ((2, 8, 6, 5), (16, 8, 3, 3), (16,), (2, 16, 6, 5), (2, 8, 6, 5))
+        shapes += ((16, 32, 1, 1), (16,))
+        with device:
+            x, weight, bias, first, second, beside, its_bias = (
+                normal(*shape, dtype=dtype) for shape in shapes
+            )
+        exact = sliced_conv2d_ref(*(v.double() for v in (x, weight, bias)), 12, padding=1)
+        for sources, offset in (([first], 0), ([first, second], 24)):
+            x2 = sources[1].double() if offset else None
+            numbers = [v.double() for v in (first, beside, its_bias)]
+            added = sliced_conv2d_ref(*numbers, 12, x2=x2, c_in2_offset=offset)
+            shortcut = Shortcut(sources, beside, its_bias, offset)
+            tickets = make_tickets(device)
+            y, _ = conv2d_fused([x], [weight], [bias], 12, shortcut=shortcut, tickets=tickets)
+            check_close(y, exact + added, tolerance(dtype))
+            assert not tickets.any()
+
+
 def check_moments_of_classes(device: torch.device) -> None:
     """Moments of an image's pixels in four classes, one beside the other."""
     with device:
@@ -133,9 +205,24 @@ def check_fused_arguments(device: torch.device) -> None:
         ({"shift": x[:1, :, 0, 0]}, "shift is not"),
         ({"residual": x[:, :7]}, "residual is not of the output's shape and dtype"),
         ({"residual": x.bfloat16()}, "residual is not"),
+        ({"shortcut": Shortcut([x], weight[:, :, 0], bias)}, "weight is not"),
+        ({"shortcut": Shortcut([x[:, :, :3]], weight, bias)}, "the shortcut's x is not"),
+        ({"shortcut": Shortcut([x], weight.bfloat16(), bias)}, "the shortcut's weight is not"),
+        ({"shortcut": Shortcut([x], weight, bias[:3])}, "bias is not"),
+        ({"tickets": torch.zeros(7, dtype=torch.int32, device=device)}, "tickets are not"),
     ):
         with pytest.raises(RuntimeError, match=message):
             conv2d_fused([x], [weight], [bias], 8, **more)
+    matrix = weight[:, :, 0, 0]
+    for weights, biases, counts, message in (
+        ([matrix], [bias] * 2, [8], "1 weights, 2 biases and 1 counts of outputs"),
+        ([], [], [], "0 weights"),
+        ([matrix, matrix.bfloat16()], [bias] * 2, [8] * 2, "differ in dtype|unsupported dtypes"),
+        ([matrix], [bias], [17], "c_out is 17"),
+        ([matrix[:, :3]], [bias], [8], "8 features do not match weight"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            linear_fused(x[:, :, 0, 0], weights, biases, counts)
 
 
 @torch.no_grad()
@@ -162,5 +249,8 @@ def check_captured_steps(
 def check_all_steps(device: torch.device) -> None:
     check_fused_arguments(device)
     check_convolution_leaves_moments(device)
+    check_linears(device)
+    check_embedding(device)
+    check_shortcut(device)
     check_moments_of_classes(device)
     check_steps(device)

@@ -1,0 +1,30 @@
+// Contract of sinusoidal_embedding on CUDA between bindings and kernels.
+#pragma once
+
+#include <cstdint>
+
+#include "ddsm/types.h"
+
+namespace ddsm {
+
+enum class TimeType : int32_t { kFloat32, kFloat64, kInt64 };
+
+// y[n, 2i] = sin(t f_i), y[n, 2i + 1] = cos(t f_i), f_i = 10000^(-2i / dim), in float32 and rounded
+// once; or, where t is a row of the table, that row.
+struct SinusoidalCudaArgs {
+  DType dtype;        // of y: float32, bfloat16, float16
+  DType table_dtype;  // the same choice
+  TimeType t_type;
+  // inputs
+  const void* t;      // [n], t_stride apart
+  const void* table;  // [rows, dim] contiguous; null: none
+  int64_t t_stride, n, dim, rows;  // dim: even
+  // output
+  void* y;  // [n, dim] contiguous
+};
+
+// Null, or why it refused or what the launch reported. One launch, which begins after all kernels
+// before it in the stream have ended.
+const char* sinusoidal_embedding_cuda(const SinusoidalCudaArgs& args, void* stream);
+
+}  // namespace ddsm

@@ -1,0 +1,110 @@
+"""The kernel of sinusoidal_embedding on the emulator beside the function that it replaces."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from cuda_kernels import emulated
+from cuda_kernels.test_faults import faulty_library
+from ops.op_checks import normal, seeded
+from torch import Tensor
+
+from ddsm_ext.nn.sinusoidal import embed_time
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+T_TYPES = (torch.float32, torch.float64, torch.int64)
+TIMES = (0, 1, 49, 50, 0.5, 48.999, -1, 999, 1000, 17.25, 3)
+
+
+def embed(
+    t: Tensor, dim: int, table: Tensor | None, dtype: torch.dtype, library: object = None
+) -> Tensor:
+    y = torch.full((len(t), dim), torch.nan, dtype=dtype)
+    args = emulated.SinusoidalArgs(
+        dtype=emulated.DTYPES[dtype],
+        table_dtype=emulated.DTYPES[dtype if table is None else table.dtype],
+        t_type=T_TYPES.index(t.dtype),
+        t=t.data_ptr(),
+        table=None if table is None else table.data_ptr(),
+        t_stride=t.stride(0),
+        n=len(t),
+        dim=dim,
+        rows=0 if table is None else len(table),
+        y=y.data_ptr(),
+    )
+    emulated.call("sinusoidal_embedding", args, [t, table], [y], library)
+    return y
+
+
+def check(t: Tensor, dim: int, table: Tensor | None, dtype: torch.dtype, library=None) -> None:
+    got, expected = embed(t, dim, table, dtype, library), embed_time(t, dim, table, dtype)
+    # An angle of 1000 is rounded to 6e-5; two ways to form it differ by that much.
+    atol = 7e-5 + (0 if dtype == torch.float32 else torch.finfo(dtype).eps)
+    torch.testing.assert_close(got, expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("t_type", T_TYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_values(dtype, t_type):
+    t = torch.tensor(TIMES, dtype=torch.float64).to(t_type)
+    for dim in (2, 6, 128):
+        check(t, dim, None, dtype)
+        for table_dtype in DTYPES:
+            table = normal(seeded(dim), 50, dim, dtype=table_dtype)
+            check(t, dim, table, dtype)
+            # Rows of the table, and nothing else, are taken as they are.
+            of_table = (t >= 0) & (t < 50) & (t.double() == t.double().floor())
+            got = embed(t, dim, table, dtype)[of_table]
+            assert torch.equal(got, table[t[of_table].long()].to(dtype))
+    check(t[::2], 128, None, dtype)
+    check(t[:1].expand(5), 128, None, dtype)
+    check(t[:0], 128, None, dtype)
+
+
+def test_sines_are_those_of_the_float_angle():
+    """dim 2 has one frequency, 1: sine and cosine of t itself, to half a unit of the last place."""
+    t = torch.cat([torch.linspace(-1000, 1000, 4001), torch.tensor([1e5, 999999.0, 1e-30, 0.0])])
+    got = embed(t, 2, None, torch.float32).double()
+    for column, function in ((0, math.sin), (1, math.cos)):
+        exact = torch.tensor([function(value) for value in t.tolist()], dtype=torch.float64)
+        torch.testing.assert_close(got[:, column], exact, rtol=6.1e-8, atol=1e-9)
+
+
+def test_times_that_are_no_numbers():
+    t = torch.tensor([torch.nan, torch.inf, -torch.inf])
+    assert embed(t, 8, torch.zeros(5, 8), torch.float32).isnan().all(dim=1).tolist() == [True] * 3
+
+
+def test_it_overlaps_nothing():
+    library = emulated.library()
+    library.take_launches.restype = emulated.c_char_p
+    library.set_hopper(1)
+    try:
+        library.take_launches()
+        embed(torch.ones(3), 128, None, torch.float32)
+        assert library.take_launches() == b"sinusoidal_embedding 2x1x128\n"
+    finally:
+        library.set_hopper(0)
+
+
+PLANTED = (
+    ("t <= p.last_row && ", "", "out of bounds"),
+    ("t >= 0 && ", "", "out of bounds"),
+    ("&& t == floor(t)", "", "not close"),
+    ("if (pair >= p.pairs) return;", "", "out of bounds"),
+    ("quadrant >= 2 ? -a : a", "quadrant > 2 ? -a : a", "not close"),
+    ("quadrant == 1 || quadrant == 2 ? -b", "quadrant == 1 ? -b", "not close"),
+    ("index * p.t_stride", "index", "not close"),
+    ("expf(-exponent)", "expf(exponent)", "not close"),
+)
+
+
+@pytest.mark.parametrize(("line", "mistake", "finding"), PLANTED)
+def test_a_planted_fault_is_found(tmp_path, line, mistake, finding):
+    stem = "sinusoidal_embedding"
+    library = faulty_library(tmp_path, f"{stem}.cu", line, mistake, stem)
+    t = torch.tensor(TIMES, dtype=torch.float32).repeat_interleave(2)[::2]
+    with pytest.raises((RuntimeError, AssertionError), match=finding):
+        check(t, 128, normal(seeded(1), 50, 128), torch.float32, library)
