@@ -63,7 +63,9 @@ def linear_calls(a: dict[str, Any]) -> dict[str, list[Any]]:
     y = torch.ops.ddsm_ext.sliced_linear(x, weight, bias, a["c_out"])
     biases = [weight.new_ones(weight.shape[0]) if bias is None else bias]
     grads = [torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)]
+    table = torch.ones(4, 16)
     return {
+        "sinusoidal_embedding": [torch.arange(5) / 2, 16, table, x],
         "sliced_linear": [x, weight, bias, a["c_out"]],
         "sliced_linear_fused": [x, [weight], biases, [a["c_out"]], True, False, False],
         "sliced_linear_grad_x": [y, weight, x.shape[-1]],
