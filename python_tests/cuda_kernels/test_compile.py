@@ -18,8 +18,19 @@ from cuda_kernels.sass import Instruction
 SECONDS, KILOBYTES = 90, 3 * 2**20  # of the processor and of memory, for one file
 # Instructions that must be there: tensor core products, asynchronous copies, ldmatrix, and FMA.
 TENSOR_CORES = ("HMMA", "LDGSTS", "LDSM")
-# Products of warpgroups, bulk copies (tiled and im2col), mbarriers, registers moved between roles.
-SM90A = ("HGMMA.64x128x16", "UTMALDG.4D.IM2COL", "UTMALDG.4D ", "SYNCS.PHASECHK", "USETMAXREG")
+# Products of warpgroups, bulk copies (tiled, im2col, out), mbarriers, registers moved between
+# roles, and the waiting for the kernel before.
+SM90A = (
+    "HGMMA.64x128x16",
+    "HGMMA.64x32x16",
+    "UTMALDG.4D.IM2COL",
+    "UTMALDG.4D ",
+    "UTMASTG.4D ",
+    "SYNCS.PHASECHK",
+    "USETMAXREG",
+    "ACQBULK",
+    "PREEXIT",
+)
 INSTRUCTIONS = {
     "attention": (),
     "attention_bf16": (*TENSOR_CORES, "MUFU.EX2"),

@@ -102,16 +102,17 @@ def run(call: Fused, library: ctypes.CDLL | None = None) -> tuple[Tensor, Tensor
 
 
 def pixels_of(y: Tensor, classes: int) -> Tensor:
-    """Outputs [N, classes, pixels of a class, c_out]; class 2 a + b has rows 2 i + a, columns 2 j + b."""
-    if classes == 1:
-        parts = [y]
-    else:
-        parts = [y[:, :, a::2, b::2] for a in (0, 1) for b in (0, 1)]
+    """Outputs [N, classes, pixels of a class, c_out].
+
+    Class 2 a + b of four has rows 2 i + a and columns 2 j + b.
+    """
+    every = 1 if classes == 1 else 2
+    parts = [y[:, :, a::every, b::every] for a in range(every) for b in range(every)]
     return torch.stack([part.flatten(2).transpose(1, 2) for part in parts], dim=1).double()
 
 
 def check_moments(y: Tensor, moments: Tensor) -> None:
-    """Blocks of 64 pixels of a class, counted over all images; each of an image's own has its part."""
+    """Of blocks of 64 pixels of a class, counted over all images, each image's part."""
     values = pixels_of(y, moments.size(1))
     pixels = values.size(2)
     for image in range(values.size(0)):
@@ -197,7 +198,9 @@ def test_shortcut_beside_any_convolution(dtype, channels_last):
 
 
 @pytest.mark.parametrize("tile", HOPPER)
-@pytest.mark.parametrize(("kernel", "height", "width"), [(1, 3, 4), (3, 4, 4), (3, 5, 7), (5, 8, 8)])
+@pytest.mark.parametrize(
+    ("kernel", "height", "width"), [(1, 3, 4), (3, 4, 4), (3, 5, 7), (5, 8, 8)]
+)
 def test_enlarged_images(tile, kernel, height, width):
     """Four classes of pixels, each with moments of its own."""
     case = Case(tile=tile, splits=1, c=40, c2=16, c_out=40, n=3, upsample=True, kernel=kernel)
@@ -222,9 +225,9 @@ def test_splits(tile, splits, tickets):
     case = Case(tile=tile, splits=splits, c=40, c2=24, c_out=48, n=5, height=8, width=8)
     emulated.library().take_launches()
     check(Fused(case, residual="channels_last", shortcut=(40, 0), tickets=tickets))
-    launches = emulated.launches()
-    assert [name for name, _ in launches] == (["conv" if tile < 5 else "conv_sm90"] if tickets
-                                              else ["clear", "conv" if tile < 5 else "conv_sm90"])  # fmt: skip
+    kernel = "conv" if tile < 5 else "conv_sm90"
+    names = [name for name, _ in emulated.launches()]
+    assert names == ([kernel] if tickets else ["clear", kernel])
 
 
 @pytest.mark.parametrize("tile", BOTH)
