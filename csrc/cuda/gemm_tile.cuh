@@ -93,10 +93,9 @@ struct BlockTile {
   static constexpr int kWarpsM = kTiles[kTile].warps_m, kWarpsN = kTiles[kTile].warps_n;
   static constexpr int kThreads = kWarpsM * kWarpsN * 32;
   // Blocks that a multiprocessor should hold: caps the registers of a thread. Products on FMA units
-  // and tiles that lie across K need more of them: with one block less nothing spills.
-  static constexpr bool kMoreRegisters =
-      MathKind::kIeee || kMajorB == Major::kMN;
-  static constexpr int kResident = kTiles[kTile].resident - kMoreRegisters;
+  // and tiles that lie across K need more of them: with fewer blocks nothing spills.
+  static constexpr int kFewer = MathKind::kIeee ? 2 : kMajorB == Major::kMN ? 1 : 0;
+  static constexpr int kResident = kTiles[kTile].resident - kFewer;
   static constexpr int kWarpM = kM / kWarpsM, kWarpN = kN / kWarpsN;
   using A = OperandTile<Element, kM, kMajorA>;
   using B = OperandTile<Element, kN, kMajorB>;
