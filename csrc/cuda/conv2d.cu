@@ -1,7 +1,8 @@
 // sliced_conv2d on CUDA: from the arguments to a path, a tile, parameters and launches.
 //
-// An enlarged image is read by index. Four convolutions with 2x2 windows would need 16 products
-// instead of 36, but of sums of weights: a copy of them, made again whenever the weights change.
+// An enlarged image is read by index; on sm_90a its four classes of pixels (even and odd rows and
+// columns) are computed one after the other. As four convolutions with 2x2 windows they would need
+// 16 products instead of 36, but of sums of weights: a copy, made again whenever the weights change.
 #include "ddsm/conv2d_cuda.h"
 
 #include "conv2d_head.cuh"

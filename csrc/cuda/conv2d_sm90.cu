@@ -73,10 +73,12 @@ class StallReport {
   }
   ~StallReport() {
     if (!stall_ || !stall_->found) return;
+    constexpr const char* kRoles[] = {"copies, for stage", "products, for stage",
+                                      "a turn, of warpgroup", "a residual, of warpgroup"};
     fprintf(stderr,
-            "ddsm_ext: conv_sm90 gave up after 2 s: block %u, thread %u waited for the mbarrier at "
-            "byte %u, parity %u; DDSM_SM90A=0 does without this kernel\n",
-            stall_->block, stall_->thread, stall_->mbarrier, stall_->parity);
+            "ddsm_ext: conv_sm90 gave up a wait after 2 s: block %u, %s %u, parity %u; DDSM_SM90A=0 "
+            "does without this kernel\n",
+            stall_->block, kRoles[stall_->role % 4], stall_->stage, stall_->parity);
   }
   ptx::Stall* memory() const { return stall_; }
 

@@ -6,6 +6,9 @@
 
 namespace ddsm {
 
+// What waits for an mbarrier of the kernel.
+enum HopperRole : uint32_t { kCopies, kProducts, kTurn, kResidual };
+
 struct HopperConvParams {
   TensorMap image[kMostSources];   // of each source
   TensorMap weight[kMostSources];  // that meets it; of the one source's parts where there are more

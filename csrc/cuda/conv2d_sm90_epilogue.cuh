@@ -93,7 +93,7 @@ struct HopperEpilogue {
     }
     sync();  // the terms are there; the copies out and moments of the tile before are done with
     if (p.copies_residual) {
-      ptx::mbarrier_wait(Tile::residual(warpgroup), residual_parity, p.stall);
+      ptx::mbarrier_wait(Tile::residual(warpgroup), residual_parity, p.stall, kResidual, warpgroup);
       residual_parity ^= 1;
     } else if (adds_rows()) {
       fill_rows(work);

@@ -80,7 +80,8 @@ DDSM_DEVICE void run_copies(const HopperConvParams& p) {
       if (early > 0) {
         --early;
       } else {
-        ptx::mbarrier_wait(Tile::empty(place.stage), place.parity ^ 1, p.stall);
+        ptx::mbarrier_wait(Tile::empty(place.stage), place.parity ^ 1, p.stall, kCopies,
+                           place.stage);
         load_weights<Tile>(p, cursor, work, place.stage);
       }
       load_pixels<Tile>(p, cursor, work, pixel, place.stage);
@@ -105,7 +106,7 @@ DDSM_DEVICE void run_products(Tile& tile, const HopperConvParams& p, const TileW
   uint32_t before = 0;
 #pragma unroll 1
   for (int32_t step = work.first; step < work.last; ++step) {
-    ptx::mbarrier_wait(Tile::full(place.stage), place.parity, p.stall);
+    ptx::mbarrier_wait(Tile::full(place.stage), place.parity, p.stall, kProducts, place.stage);
     const int32_t left = p.conv.source[cursor.source].channels - cursor.channel;
     tile.multiply(place.stage, first_row, (left + 15) / 16, step > work.first);
     ptx::warpgroup_wait<1>();  // the products of the step before are done
@@ -141,7 +142,8 @@ DDSM_DEVICE void run_tiles(const HopperConvParams& p, int warpgroup) {
     if (Tile::kShared) work.m0 += warpgroup * Tile::kM;
     epilogue.begin(work);
     if (!Tile::kShared && number > 0) {
-      ptx::mbarrier_wait(Tile::turn(warpgroup), (warpgroup == 0 ? own - 1 : own) & 1, p.stall);
+      ptx::mbarrier_wait(Tile::turn(warpgroup), (warpgroup == 0 ? own - 1 : own) & 1, p.stall,
+                         kTurn, warpgroup);
     }
     run_products(tile, p, work, place, warpgroup);
     epilogue.finish(tile, work);

@@ -26,9 +26,9 @@ namespace ptx {
 
 constexpr int kWarpgroup = 128;  // threads
 
-// A wait that was given up.
+// A wait that was given up: `role` and `stage` are the kernel's own words for what waited.
 struct Stall {
-  uint32_t block, thread, mbarrier, parity, found;  // found: 0 as long as there was none
+  uint32_t block, role, stage, parity, found;  // found: 0 as long as there was none
 };
 
 #ifdef __CUDACC__
@@ -110,15 +110,17 @@ DDSM_DEVICE uint64_t nanoseconds() {
 }
 // Until the phase of this parity has completed: the first has parity 0, the one before it 1. What
 // does not come within 2 s never will: the launch then ends with an error, and `stall`, memory of
-// the host unless it is null, says where.
-DDSM_DEVICE void mbarrier_wait(uint32_t address, uint32_t parity, Stall* stall = nullptr) {
+// the host unless it is null, says where. No function may be called here: the compiler then lets
+// products wait for each other.
+DDSM_DEVICE void mbarrier_wait(uint32_t address, uint32_t parity, Stall* stall = nullptr,
+                               uint32_t role = 0, uint32_t stage = 0) {
   if (mbarrier_has_phase(address, parity)) return;
   const uint64_t begin = nanoseconds();
 #pragma unroll 1
   for (uint32_t tries = 1; !mbarrier_has_phase(address, parity); ++tries) {
     if (tries % 1024 != 0 || nanoseconds() - begin < 2000000000) continue;
     if (stall) {
-      *stall = Stall{blockIdx.x, threadIdx.x, address, parity, 1};
+      *stall = Stall{blockIdx.x, role, stage, parity, 1};
       __threadfence_system();
     }
     trap();
@@ -251,7 +253,8 @@ inline void mbarrier_arrive(uint32_t address) { simt::mbarrier_arrive(address, 0
 inline void mbarrier_arrive_expect(uint32_t address, uint32_t bytes) {
   simt::mbarrier_arrive(address, bytes);
 }
-inline void mbarrier_wait(uint32_t address, uint32_t parity, Stall* = nullptr) {
+inline void mbarrier_wait(uint32_t address, uint32_t parity, Stall* = nullptr, uint32_t = 0,
+                          uint32_t = 0) {
   simt::mbarrier_wait(address, parity);
 }
 using simt::copy_im2col;

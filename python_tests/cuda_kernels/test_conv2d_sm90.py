@@ -158,9 +158,9 @@ RACE = "no barrier is between"
 KERNELS, TILE, EPILOGUE = (f"conv2d_sm90_{part}.cuh" for part in ("kernels", "tile", "epilogue"))
 # file, right line, planted mistake, what the emulator or the reference says
 PLANTED = (
-    (KERNELS, "ptx::mbarrier_wait(Tile::full(place.stage), place.parity, p.stall);", "",
+    (KERNELS, "ptx::mbarrier_wait(Tile::full(place.stage), place.parity, p.stall,", "(void)(",
      "is being copied|what nobody wrote"),
-    (KERNELS, "ptx::mbarrier_wait(Tile::empty(place.stage), place.parity ^ 1, p.stall);", "",
+    (KERNELS, "ptx::mbarrier_wait(Tile::empty(place.stage), place.parity ^ 1, p.stall,", "(void)(",
      f"read by a product.*{RACE}|more arrivals"),
     (KERNELS, "(Tile::empty(place.stage), place.parity ^ 1",
      "(Tile::empty(place.stage), place.parity",
@@ -217,7 +217,7 @@ IN_FUSED = (
      f"overwrites what was read by a bulk copy.*{RACE}"),
     (EPILOGUE, "    sync();  // before anything", "    // before anything",
      f"overwrites what was read by .*{RACE}"),
-    (EPILOGUE, "ptx::mbarrier_wait(Tile::residual(warpgroup), residual_parity, p.stall);", "",
+    (EPILOGUE, "ptx::mbarrier_wait(Tile::residual(warpgroup), residual_parity, p.stall,", "(void)(",
      "is being copied|what nobody wrote"),
     (EPILOGUE, "residual_parity ^= 1;", "", "is being copied|what was written by a bulk copy"),
     (EPILOGUE, "rest < end - row", "false", WRONG),
