@@ -169,6 +169,7 @@ GemmProblem problem_of(const char* name, const ConvOperands& operands, const Con
   for (int32_t i = 0; i < kMostSources; ++i) {
     const int64_t steps = steps_of(operands.source[i].channels, options.dtype, step_bytes);
     problem.k_steps += i < kFirstShortcut ? taps * steps : steps;
+    problem.k += (i < kFirstShortcut ? taps : 1) * operands.source[i].channels;
   }
   return problem;
 }

@@ -63,12 +63,16 @@ struct KCursor {
   DDSM_DEVICE bool advance(const ConvParams& params, int step_channels) {
     channel += step_channels;
     if (channel < params.source[source].channels) return false;
+    leave_source(params);
+    return true;
+  }
+  // To the first channel of the next source.
+  DDSM_DEVICE void leave_source(const ConvParams& params) {
     channel = 0;
     if (++source == params.source_count) {
       ++tap;
       source = tap < params.taps.count() ? 0 : kFirstShortcut;
     }
-    return true;
   }
 };
 

@@ -156,6 +156,9 @@ inline const char* hopper_refusal(const ConvOperands& o, int64_t c_out, const Co
   if (g.scale != 1 && (g.gradient || g.stride != 1 || o.shortcut_count > 0)) {
     return "the sm_90a path needs stride 1, no gradient and no shortcut for an enlarged image";
   }
+  if (g.scale != 1 && (g.out_height != g.scale * g.height || g.out_width != g.scale * g.width)) {
+    return "the sm_90a path needs an enlarged image's output to be of its size";
+  }
   if (g.gradient && g.stride != 1) return "the sm_90a path needs stride 1 for the gradient of x";
   if (g.kernel > 128) return "the sm_90a path needs a kernel of at most 128 taps a side";
   if (shift_and_residual && g.out_pixels() % 64 != 0) {

@@ -67,9 +67,16 @@ class StallReport {
  public:
   StallReport() {
     void* memory = nullptr;
-    if (cudaHostAlloc(&memory, sizeof(ptx::Stall), cudaHostAllocMapped) != cudaSuccess) return;
-    memset(memory, 0, sizeof(ptx::Stall));
-    stall_ = static_cast<ptx::Stall*>(memory);
+    // The first launch may be in somebody's capture, which must not end by this.
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    cudaThreadExchangeStreamCaptureMode(&mode);
+    if (cudaHostAlloc(&memory, sizeof(ptx::Stall), cudaHostAllocMapped) == cudaSuccess) {
+      memset(memory, 0, sizeof(ptx::Stall));
+      stall_ = static_cast<ptx::Stall*>(memory);
+    } else {
+      cudaGetLastError();  // it must not be reported to another call
+    }
+    cudaThreadExchangeStreamCaptureMode(&mode);
   }
   ~StallReport() {
     if (!stall_ || !stall_->found) return;
@@ -86,7 +93,6 @@ class StallReport {
   ptx::Stall* stall_ = nullptr;
 };
 
-// Made at the first launch, which no capture holds: every step runs once before it is captured.
 ptx::Stall* stall_memory() {
   static const StallReport report;
   return report.memory();

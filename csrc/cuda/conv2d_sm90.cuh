@@ -9,11 +9,30 @@ namespace ddsm {
 // What waits for an mbarrier of the kernel.
 enum HopperRole : uint32_t { kCopies, kProducts, kTurn, kResidual };
 
+// The tiles of an output in the order of the work: splits fastest, then columns, parts, rows, phases.
+struct TileOrder {
+  Divider splits, columns, of_part, rows;  // tiles of all parts along a row, of one, of a phase
+  int32_t works;
+
+  TileOrder() = default;
+  TileOrder(const ConvParams& conv, int32_t parts, int32_t phases, int32_t tile_rows,
+            int32_t tile_columns) {
+    const int64_t part = blocks_of(conv.parts.columns.divisor, tile_columns);
+    const int64_t row_count = blocks_of(conv.m, tile_rows);
+    splits = Divider(conv.splits);
+    columns = Divider(part * parts);
+    of_part = Divider(part);
+    rows = Divider(row_count);
+    works = static_cast<int32_t>(row_count * part * parts * phases * conv.splits);
+  }
+};
+
 struct HopperConvParams {
   TensorMap image[kMostSources];   // of each source
   TensorMap weight[kMostSources];  // that meets it; of the one source's parts where there are more
   TensorMap y, residual;
   ConvParams conv;
+  TileOrder order;
   int32_t parts, phases;  // weights side by side; classes of pixels of an enlarged image
   int32_t corner;         // where a filter's first tap begins, relative to its pixel
   bool copies_y, copies_residual;  // by the maps, in boxes; else by threads

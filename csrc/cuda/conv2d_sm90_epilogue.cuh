@@ -19,7 +19,11 @@ struct HopperEpilogue {
   const HopperConvParams& p;
   int warpgroup, thread;      // in the block, in the warpgroup
   uint32_t residual_parity = 0;
-  float terms[kTerms];  // of the columns that the thread stores for all
+  // Of the columns that the thread stores for all; as they come, so that nothing waits for them.
+  struct Term {
+    T bias, shortcut_bias, shift;
+  };
+  Term terms[kTerms];
 
   DDSM_DEVICE HopperEpilogue(const HopperConvParams& params, int of_block)
       : p(params), warpgroup(of_block), thread(ptx::thread_index() % ptx::kWarpgroup) {}
@@ -63,17 +67,21 @@ struct HopperEpilogue {
     }
   }
 
-  // Bias and shift of the item-th term: a column of a half.
-  DDSM_DEVICE float term_of(const TileWork& work, int item) const {
+  // What the item-th term, a column of a half, is the sum of. Weights here are of the images' type.
+  DDSM_DEVICE Term term_of(const TileWork& work, int item) const {
     const int half = item / Tile::kN, column = item % Tile::kN;
     const EpilogueParams& e = p.conv.epilogue;
     const int32_t m = work.m0 + half * 64, n = first_column(work) + column;
-    if (half >= Tile::kHalves || column >= columns_left(work)) return 0.0f;
-    float term = bias_of<T>(p.conv, n);
+    Term term{};
+    if (half >= Tile::kHalves || column >= columns_left(work)) return term;
+    const void* bias = p.conv.parts.bias_of(work.part);
+    if (bias) term.bias = ptx::load_global(static_cast<const T*>(bias) + work.column + column);
+    if (e.shortcut_bias) {
+      term.shortcut_bias = ptx::load_global(static_cast<const T*>(e.shortcut_bias) + n);
+    }
     if (e.shift && half_has_image() && m < p.conv.m) {
       const int64_t image = p.conv.rows.at(m).image;
-      term += to_float(
-          ptx::load_global(static_cast<const T*>(e.shift) + image * e.shift_stride + n));
+      term.shift = ptx::load_global(static_cast<const T*>(e.shift) + image * e.shift_stride + n);
     }
     return term;
   }
@@ -87,8 +95,9 @@ struct HopperEpilogue {
     for (int i = 0; i < kTerms; ++i) {
       const int item = thread + i * ptx::kWarpgroup;
       if (item < Tile::kHalves * Tile::kN) {
-        ptx::store_shared(Tile::term_address(warpgroup, item / Tile::kN, item % Tile::kN),
-                          terms[i]);
+        const float sum = to_float(terms[i].bias) + to_float(terms[i].shortcut_bias) +
+                          to_float(terms[i].shift);
+        ptx::store_shared(Tile::term_address(warpgroup, item / Tile::kN, item % Tile::kN), sum);
       }
     }
     sync();  // the terms are there; the copies out and moments of the tile before are done with
@@ -178,23 +187,41 @@ struct HopperEpilogue {
           Tile::out_address(warpgroup, own / 32 * 16 + lane / 4, chunk * 8 + lane % 4 * 2);
     }
     const uint32_t terms_begin = Tile::term_address(warpgroup, 0, lane % 4 * 2);
+    // So many chunks' terms and residuals are loaded before the first of their sums is stored.
+    constexpr int kTogether = 4;
 #pragma unroll
     for (int half = 0; half < Tile::kHalves; ++half) {
 #pragma unroll
-      for (int i = 0; i < Tile::kN / 2; i += 2) {
-        const int rows = half * 64 + i / 2 % 2 * 8, chunk = i / 4;
-        const auto term =
-            ptx::load_shared<Pack<float, 2>>(terms_begin + (half * Tile::kN + chunk * 8) * 4);
-        float first = tile.sums[half][i] + term.lane[0];
-        float second = tile.sums[half][i + 1] + term.lane[1];
-        const uint32_t address = first_row[chunk % kChunks] + rows * Tile::kOutRowBytes +
-                                 chunk / kChunks * Tile::kOutBoxBytes;
-        if (adds) {
-          const auto residual = ptx::load_shared<Pack<T, 2>>(address);
-          first += to_float(residual.lane[0]);
-          second += to_float(residual.lane[1]);
+      for (int begin = 0; begin < Tile::kN / 8; begin += kTogether) {
+        Pack<float, 2> term[kTogether];
+        Pack<T, 2> residual[kTogether][2];
+        const auto address = [&](int i, int rows) {
+          const int chunk = begin + i;
+          return first_row[chunk % kChunks] + (half * 64 + rows * 8) * Tile::kOutRowBytes +
+                 chunk / kChunks * Tile::kOutBoxBytes;
+        };
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i) {
+          term[i] = ptx::load_shared<Pack<float, 2>>(terms_begin +
+                                                     (half * Tile::kN + (begin + i) * 8) * 4);
+#pragma unroll
+          for (int rows = 0; rows < 2; ++rows) {
+            residual[i][rows] = {};
+            if (adds) residual[i][rows] = ptx::load_shared<Pack<T, 2>>(address(i, rows));
+          }
         }
-        ptx::store_shared(address, pair_of(first, second, T{}));
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i) {
+#pragma unroll
+          for (int rows = 0; rows < 2; ++rows) {
+            const int at = (begin + i) * 4 + rows * 2;
+            const float first = tile.sums[half][at] + term[i].lane[0] +
+                                to_float(residual[i][rows].lane[0]);
+            const float second = tile.sums[half][at + 1] + term[i].lane[1] +
+                                 to_float(residual[i][rows].lane[1]);
+            ptx::store_shared(address(i, rows), pair_of(first, second, T{}));
+          }
+        }
       }
     }
   }
@@ -295,13 +322,31 @@ struct HopperEpilogue {
     // Deviations from the first value: data, so the squares cannot cancel badly.
     const auto shift = load(row);
     float sum[2] = {}, square[2] = {};
-    for (int i = 0, at; (at = row + row_of(lane, i)) < stop; ++i) {
-      const auto value = load(at);
+    const auto add = [&](const Pack<T, 2>& pair) {
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        const float d = value.lane[j] - shift.lane[j];
+        const float d = to_float(pair.lane[j]) - shift.lane[j];
         sum[j] += d;
         square[j] += d * d;
+      }
+    };
+    if (stop - row == kMomentPixels) {
+      // The usual case: no load waits for another. All rows lie whole repeats of the permutation
+      // from a lane's first ones.
+      constexpr int kPer = 8 / kLanes;
+      uint32_t first[kPer];
+#pragma unroll
+      for (int i = 0; i < kPer; ++i) {
+        first[i] = Tile::out_address(warpgroup, row + row_of(lane, i), column);
+      }
+#pragma unroll
+      for (int i = 0; i < kMomentPixels / kLanes; ++i) {
+        add(ptx::load_shared<Pack<T, 2>>(first[i % kPer] + i / kPer * 8 * Tile::kOutRowBytes));
+      }
+    } else {
+#pragma unroll 1
+      for (int i = 0, at; (at = row + row_of(lane, i)) < stop; ++i) {
+        add(ptx::load_shared<Pack<T, 2>>(Tile::out_address(warpgroup, at, column)));
       }
     }
     const float count = static_cast<float>(stop - row);

@@ -57,12 +57,11 @@ DDSM_DEVICE void load_pixels(const HopperConvParams& p, const KCursor& cursor,
 // One thread's work.
 template <class Tile>
 DDSM_DEVICE void run_copies(const HopperConvParams& p) {
-  const TileGrid<Tile> grid(p);
-  const int64_t works = grid.works(p);
+  const auto works = static_cast<uint32_t>(p.order.works);
   RingPlace place;
   int32_t early = 0;  // weights asked for before the kernel before has ended
   if (ptx::block_index() < works) {
-    const TileWork work = grid.at(p, ptx::block_index());
+    const TileWork work = work_at<Tile>(p, ptx::block_index());
     KCursor cursor = cursor_at(p.conv, work.first, Tile::kStep);
     for (; early < Tile::kStages && work.first + early < work.last; ++early) {
       load_weights<Tile>(p, cursor, work, early);
@@ -71,8 +70,8 @@ DDSM_DEVICE void run_copies(const HopperConvParams& p) {
   }
   ptx::wait_for_kernel_before();
   ptx::allow_kernel_after();
-  for (int64_t index = ptx::block_index(); index < works; index += ptx::grid_size()) {
-    const TileWork work = grid.at(p, index);
+  for (uint32_t index = ptx::block_index(); index < works; index += ptx::grid_size()) {
+    const TileWork work = work_at<Tile>(p, index);
     const auto pixel = p.conv.rows.at(work.m0);
     KCursor cursor = cursor_at(p.conv, work.first, Tile::kStep);
 #pragma unroll 1
@@ -103,17 +102,20 @@ DDSM_DEVICE void run_products(Tile& tile, const HopperConvParams& p, const TileW
                               RingPlace& place, int warpgroup) {
   const int first_row = Tile::kShared ? warpgroup * Tile::kM : 0;
   KCursor cursor = cursor_at(p.conv, work.first, Tile::kStep);
+  int32_t left = p.conv.source[cursor.source].channels - cursor.channel;  // of this source
   uint32_t before = 0;
 #pragma unroll 1
   for (int32_t step = work.first; step < work.last; ++step) {
     ptx::mbarrier_wait(Tile::full(place.stage), place.parity, p.stall, kProducts, place.stage);
-    const int32_t left = p.conv.source[cursor.source].channels - cursor.channel;
     tile.multiply(place.stage, first_row, (left + 15) / 16, step > work.first);
     ptx::warpgroup_wait<1>();  // the products of the step before are done
     if (step > work.first) release<Tile>(before);
     before = place.stage;
-    cursor.advance(p.conv, Tile::kStep);
     place.advance(Tile::kStages);
+    left -= Tile::kStep;
+    if (left > 0) continue;
+    cursor.leave_source(p.conv);
+    left = p.conv.source[cursor.source].channels;
   }
   if (!Tile::kShared && ptx::elect_one()) ptx::mbarrier_arrive(Tile::turn(1 - warpgroup));
   ptx::warpgroup_wait<0>();
@@ -124,17 +126,16 @@ DDSM_DEVICE void run_products(Tile& tile, const HopperConvParams& p, const TileW
 // A warpgroup's work: every second of the block's tiles, or its half of each.
 template <class Tile>
 DDSM_DEVICE void run_tiles(const HopperConvParams& p, int warpgroup) {
-  const TileGrid<Tile> grid(p);
-  const int64_t works = grid.works(p);
+  const auto works = static_cast<uint32_t>(p.order.works);
   HopperEpilogue<Tile> epilogue(p, warpgroup);
   RingPlace place;
   int own = 0;  // tiles of this warpgroup
   ptx::wait_for_kernel_before();
 #pragma unroll 1
-  for (int64_t index = ptx::block_index(), number = 0; index < works;
+  for (uint32_t index = ptx::block_index(), number = 0; index < works;
        index += ptx::grid_size(), ++number) {
-    TileWork work = grid.at(p, index);
-    if (!Tile::kShared && number % kConsumers != warpgroup) {
+    TileWork work = work_at<Tile>(p, index);
+    if (!Tile::kShared && static_cast<int>(number % kConsumers) != warpgroup) {
       place.advance(Tile::kStages, work.last - work.first);
       continue;
     }
@@ -198,10 +199,12 @@ conv_sm90_kernel(const DDSM_GRID_CONSTANT HopperConvParams p) {
 template <int kTile, class T, bool kGradient>
 const char* launch_hopper_tile(const HopperConvParams& p, int32_t multiprocessors, void* stream) {
   using Tile = HopperTile<kTile, T, kGradient>;
-  const int64_t works = TileGrid<Tile>(p).works(p);
+  HopperConvParams params = p;
+  params.order = TileOrder(p.conv, p.parts, p.phases, Tile::kRows, Tile::kN);
+  const int32_t works = params.order.works;
   const LaunchShape shape{works < multiprocessors ? works : multiprocessors, 1, kHopperThreads,
                           Tile::kSharedBytes, p.conv.overlaps};
-  return launch("conv_sm90", conv_sm90_kernel<Tile>, shape, stream, p);
+  return launch("conv_sm90", conv_sm90_kernel<Tile>, shape, stream, params);
 }
 
 template <class T, int kTile = kPortableTiles>

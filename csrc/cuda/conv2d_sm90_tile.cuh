@@ -91,11 +91,11 @@ struct HopperTile {
   // Each count has code without branches between products and commit: else they wait for another.
   // first_row: of the warpgroup in the tile.
   DDSM_DEVICE void multiply(uint32_t stage, int first_row, int parts, bool add) {
+    if (parts >= kParts) return multiply_parts<kParts>(stage, first_row, add);
     switch (parts) {
       case 1: return multiply_parts<1>(stage, first_row, add);
       case 2: return multiply_parts<2>(stage, first_row, add);
-      case 3: return multiply_parts<3>(stage, first_row, add);
-      default: return multiply_parts<kParts>(stage, first_row, add);
+      default: return multiply_parts<3>(stage, first_row, add);
     }
   }
 
@@ -136,34 +136,27 @@ struct TileWork {
   int32_t split, first, last;
 };
 
-// Counts of tiles along the columns of a part and along the rows of a class.
 template <class Tile>
-struct TileGrid {
-  int32_t of_part, columns, rows;
-
-  DDSM_DEVICE TileGrid(const HopperConvParams& p) {
-    const auto channels = static_cast<int32_t>(p.conv.parts.columns.divisor);
-    of_part = (channels + Tile::kN - 1) / Tile::kN;
-    columns = of_part * p.parts;
-    rows = (p.conv.m + Tile::kRows - 1) / Tile::kRows;
+DDSM_DEVICE TileWork work_at(const HopperConvParams& p, int32_t index) {
+  const TileOrder& order = p.order;
+  const int32_t tile = order.splits.quotient(index);
+  const int32_t split = index - tile * p.conv.splits;
+  const int32_t row = order.columns.quotient(tile);
+  const int32_t column = tile - row * static_cast<int32_t>(order.columns.divisor);
+  const int32_t phase = order.rows.quotient(row), part = order.of_part.quotient(column);
+  TileWork work{(row - phase * static_cast<int32_t>(order.rows.divisor)) * Tile::kRows,
+                phase,
+                part,
+                (column - part * static_cast<int32_t>(order.of_part.divisor)) * Tile::kN,
+                tile,
+                split,
+                0,
+                p.conv.steps};
+  if (p.conv.splits > 1) {
+    work.first = split_begin(p.conv.steps, split, p.conv.splits);
+    work.last = split_begin(p.conv.steps, split + 1, p.conv.splits);
   }
-  DDSM_DEVICE int64_t works(const HopperConvParams& p) const {
-    return int64_t(rows) * columns * p.phases * p.conv.splits;
-  }
-  DDSM_DEVICE TileWork at(const HopperConvParams& p, int64_t index) const {
-    const auto tile = static_cast<int32_t>(index / p.conv.splits);
-    const auto split = static_cast<int32_t>(index - int64_t(tile) * p.conv.splits);
-    const int32_t row = tile / columns, column = tile - row * columns;
-    const int32_t phase = row / rows, part = column / of_part;
-    return {(row - phase * rows) * Tile::kRows,
-            phase,
-            part,
-            (column - part * of_part) * Tile::kN,
-            tile,
-            split,
-            split_begin(p.conv.steps, split, p.conv.splits),
-            split_begin(p.conv.steps, split + 1, p.conv.splits)};
-  }
-};
+  return work;
+}
 
 }  // namespace ddsm

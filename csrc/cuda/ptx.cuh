@@ -59,7 +59,11 @@ DDSM_DEVICE void store_global(T* address, T value) {
   if constexpr (sizeof(T) == 16 && alignof(T) == 16) {
     uint4 words;
     memcpy(&words, &value, sizeof words);
-    *reinterpret_cast<uint4*>(address) = words;
+    // As an instruction: the compiler takes a copy by parts apart again.
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};\n" ::"l"(
+                     __cvta_generic_to_global(address)),
+                 "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w)
+                 : "memory");
   } else {
     *address = value;
   }

@@ -114,11 +114,16 @@ DDSM_DEVICE uint64_t nanoseconds() {
 // products wait for each other.
 DDSM_DEVICE void mbarrier_wait(uint32_t address, uint32_t parity, Stall* stall = nullptr,
                                uint32_t role = 0, uint32_t stage = 0) {
-  if (mbarrier_has_phase(address, parity)) return;
-  const uint64_t begin = nanoseconds();
+  uint64_t begin = 0;
 #pragma unroll 1
-  for (uint32_t tries = 1; !mbarrier_has_phase(address, parity); ++tries) {
-    if (tries % 1024 != 0 || nanoseconds() - begin < 2000000000) continue;
+  for (;;) {
+#pragma unroll 1
+    for (int tries = 0; tries < 64; ++tries) {
+      if (mbarrier_has_phase(address, parity)) return;
+    }
+    const uint64_t now = nanoseconds();
+    if (begin == 0) begin = now;
+    if (now - begin < 2000000000) continue;
     if (stall) {
       *stall = Stall{blockIdx.x, role, stage, parity, 1};
       __threadfence_system();

@@ -38,6 +38,7 @@ struct GemmProblem {
   const char* name;
   Math math;
   int64_t m, n, k_steps;  // k_steps: of kStepBytes each, every tap and source rounded up
+  int64_t k;              // their elements that are no padding
   int64_t parts;          // weights side by side, each n / parts columns
   int64_t batches;        // products of this size: 1, the taps of a weight gradient, or the classes
                           // of pixels of an enlarged image
@@ -93,7 +94,7 @@ inline const char* refusal(const GemmProblem& problem) {
   if (problem.m > kMostRows) return kTooManyRows;
   if (problem.n > kMostRows) return "more than 2^31 columns";
   if (problem.k_steps > kMostRows) return "more than 2^31 steps along K";
-  const int64_t tiles = blocks_of(problem.m, 64) * blocks_of(problem.n, 32);
+  const int64_t tiles = blocks_of(problem.m, 64) * blocks_of(problem.n, 32) * problem.batches;
   if (tiles > kMostRows) return "more than 2^31 tiles";
   if (problem.batches * kMaxSplits > 65535) return "a kernel with more than 1023 taps";
   return nullptr;
@@ -131,7 +132,7 @@ constexpr double portable_step_clocks(int32_t tile, Math math) {
 // From the sums of a tile to what is stored.
 constexpr double epilogue_clocks(const GemmTile& tile) {
   const int32_t rows = tile.m > 128 ? 128 : tile.m;  // of a warpgroup
-  return 500 + rows * tile.n / 128.0 * 12;
+  return 500 + rows * tile.n / 128.0 * 28;
 }
 
 inline double estimated_clocks(const GemmProblem& problem, const GemmChoice& choice) {
@@ -151,7 +152,9 @@ inline double estimated_clocks(const GemmProblem& problem, const GemmChoice& cho
   }
   // A block's tiles one after the other; of two warpgroups one finishes while the other multiplies.
   const auto rounds = static_cast<double>(blocks_of(works, problem.multiprocessors));
-  const double products = steps * hopper_step_clocks(tile);
+  // What a step has of padding is neither fetched nor multiplied.
+  const double filled = static_cast<double>(problem.k) * 2 / (problem.k_steps * kHopperStepBytes);
+  const double products = steps * filled * hopper_step_clocks(tile);
   if (is_shared_tile(choice.tile)) return kLaunchClocks + rounds * (products + epilogue);
   const double longer = products > (epilogue + split) / 2 ? products : (epilogue + split) / 2;
   return kLaunchClocks + (rounds - 1) * longer + products + epilogue + split;

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import shutil
+from dataclasses import dataclass
 
 import pytest
 import torch
+import torch.nn.functional as F
 from cuda_kernels import emulated, test_conv2d_fused
 from cuda_kernels.test_conv2d import Case, check_rounded, run_forward, run_grad_x
 from cuda_kernels.test_conv2d_fused import Fused
+from torch import Tensor
 
 DTYPES = (torch.bfloat16, torch.float16)
 TILES = (5, 6, 7, 8, 9, 10)  # of 128 or 64 pixels by 128, 64 and 32 channels, and 256 by 128
@@ -102,6 +105,26 @@ def test_its_own_choice_of_tile_and_splits(dtype):
 def test_repeatable():
     case = hopper(n=6, c=40, splits=3)
     assert run_forward(case)[0].equal(run_forward(case)[0])
+
+
+@dataclass(frozen=True)
+class Padded(Case):
+    """An enlarged image with any padding; Case's keeps its size."""
+
+    padding: int = 0
+
+    def shape(self, x: Tensor) -> emulated.Shape:
+        return emulated.shape_of(x, self.kernel, self.stride, self.padding, upsample=True)
+
+    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        large = F.interpolate(x, scale_factor=2, mode="nearest")
+        return F.conv2d(large, weight, stride=self.stride, padding=self.padding)
+
+
+@pytest.mark.parametrize(("kernel", "padding"), [(1, 0), (2, 0), (2, 1), (3, 0), (3, 2), (5, 2)])
+def test_an_enlarged_image_with_any_padding(kernel, padding):
+    """By whichever path serves it: classes of pixels need an output of twice the size."""
+    check_rounded(*run_forward(Padded(kernel=kernel, padding=padding, height=6, upsample=True)))
 
 
 REFUSED = (
