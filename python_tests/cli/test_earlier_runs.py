@@ -13,6 +13,7 @@ import torch
 from cli.test_pipeline import TINY, sets
 
 from ddsm_ext.cli.main import main
+from ddsm_ext.cli.searching import set_aside_other
 from ddsm_ext.io.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from ddsm_ext.search.archive import digest
 
@@ -118,8 +119,18 @@ def test_another_value_of_a_later_setting_is_another_search(earlier: Path, setti
     before = (earlier / "search" / "archive.jsonl").read_bytes()
     assert main(["search", "--run", str(earlier), "--set", setting]) == 0
     assert (earlier / "search-00000" / "archive.jsonl").read_bytes() == before
-    assert main(["search", "--run", str(earlier)]) == 0
-    assert (earlier / "search-00001" / "archive.jsonl").exists()
+
+
+def test_the_default_is_another_search_than_a_value_set_before(earlier: Path) -> None:
+    archive = earlier / "search" / "archive.jsonl"
+    header, *rows = archive.read_text().splitlines()
+    identity = {**json.loads(header)["identity"], "sensitivity_images": 16}
+    changed = {**json.loads(header), "identity": identity, "digest": digest(identity)}
+    archive.write_text("\n".join([json.dumps(changed), *rows]) + "\n")
+    set_aside_other(earlier, {"sensitivity_images": 16})
+    assert archive.exists()
+    set_aside_other(earlier, {"sensitivity_images": None})
+    assert (earlier / "search-00000" / "archive.jsonl").exists()
 
 
 def test_its_scores_are_kept(earlier: Path) -> None:
