@@ -102,3 +102,34 @@ class Settings:
 
     def _check_choice(self, name: str, choices: Iterable[str]) -> None:
         check_choice(f"{type(self).__name__}: {name}", getattr(self, name), choices)
+
+
+def plain(values: Settings | Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings, or a mapping with settings among its values, as a JSON-ready dict."""
+    if isinstance(values, Settings):
+        return values.to_dict()
+    return {key: plain(v) if isinstance(v, Settings) else v for key, v in values.items()}
+
+
+def completed(saved: Any, now: Any) -> Any:
+    """Return what a file says in the form that compares with `plain(now)`.
+
+    A file of an earlier version lacks the settings that came later: they count as their defaults.
+    Every comparison of saved settings with those of now goes through here.
+
+    Args:
+        saved: `plain(...)` of an earlier process, as JSON gives it back.
+        now: settings, or a mapping with settings among its values.
+
+    Returns:
+        `saved` with each missing setting at its default; settings that are refused today, such as
+        unknown keys, stay as they are, and so differ.
+    """
+    if isinstance(now, Settings):
+        try:
+            return type(now).from_dict(saved).to_dict()
+        except (TypeError, ValueError):
+            return saved
+    if isinstance(now, Mapping) and isinstance(saved, Mapping):
+        return {key: completed(value, now.get(key)) for key, value in saved.items()}
+    return saved

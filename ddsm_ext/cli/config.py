@@ -7,13 +7,14 @@ import dataclasses
 import json
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ddsm_ext.cli.presets import RUN_PRESETS
-from ddsm_ext.settings import did_you_mean
+from ddsm_ext.settings import Settings, did_you_mean
 
 # section -> (module, class); read when a run is resolved, so that `--help` stays quick
 SECTIONS: dict[str, tuple[str, str]] = {
@@ -34,7 +35,7 @@ def section_class(section: str) -> type:
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Settings):
     """The configuration of a run; each section is the frozen dataclass of the part that it sets."""
 
     model: Any
@@ -50,7 +51,7 @@ class RunConfig:
         return {name: getattr(self, name).to_dict() for name in SECTIONS}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], where: str = "config") -> RunConfig:
+    def from_dict(cls, values: Mapping[str, Any], where: str = "config") -> Self:
         """Build a configuration from nested dicts; what they leave out has its default.
 
         Args:
@@ -61,7 +62,7 @@ class RunConfig:
             ValueError: a section or key is unknown, or a value is refused by its section.
             TypeError: a value has the wrong type.
         """
-        if not isinstance(values, dict):
+        if not isinstance(values, Mapping):
             raise TypeError(
                 f"{where}: holds a {type(values).__name__}, needs an object of sections"
             )

@@ -23,7 +23,9 @@ from ddsm_ext.cli.config import RunConfig
 from ddsm_ext.cli.console import progress_bar
 from ddsm_ext.cli.runs import seeds_text
 from ddsm_ext.io.files import read_json, write_json
+from ddsm_ext.sampling.config import SamplerConfig
 from ddsm_ext.sampling.strategy import Strategy
+from ddsm_ext.settings import completed
 
 
 @dataclass
@@ -119,11 +121,11 @@ class Scorer:
         }
 
 
-def _saved(run: Path, context: dict[str, Any]) -> dict[str, Any]:
+def _saved(run: Path, context: dict[str, Any], sampler: SamplerConfig) -> dict[str, Any]:
     """Return metrics.json if its scores depend on the same things, else an empty one."""
     path = run / "metrics.json"
     if path.exists():
-        saved = read_json(path)
+        saved = completed(read_json(path), {"sampler": sampler})
         if all(saved.get(key) == value for key, value in context.items()):
             return dict(saved)
     return {**context, "rows": []}
@@ -132,7 +134,7 @@ def _saved(run: Path, context: dict[str, Any]) -> dict[str, Any]:
 def scored(run: Path, scorer: Scorer, name: str, strategy: Strategy, seeds: list[int]) -> bool:
     """Whether metrics.json has this strategy's score for these seeds and these weights."""
     wanted = (name, list(strategy.widths), list(strategy.cuts), seeds_text(seeds))
-    rows = _saved(run, scorer.context())["rows"]
+    rows = _saved(run, scorer.context(), scorer.sampler.config.sampler)["rows"]
     return any((row["label"], row["widths"], row["cuts"], row["seeds"]) == wanted for row in rows)
 
 
@@ -149,7 +151,7 @@ def save_scores(run: Path, scorer: Scorer, rows: list[dict[str, Any]]) -> dict[s
         the context of the scores, without the rows.
     """
     context = scorer.context()
-    saved = _saved(run, context)
+    saved = _saved(run, context, scorer.sampler.config.sampler)
     new = {(row["label"], row["seeds"]) for row in rows}
     kept = [row for row in saved["rows"] if (row["label"], row["seeds"]) not in new]
     order = {"full": 0, "strategy": 1, "width": 2}

@@ -13,6 +13,7 @@ from torch import Tensor
 from ddsm_ext.cli.compose import image_batches, macs_per_width, weights_digest
 from ddsm_ext.cli.config import RunConfig
 from ddsm_ext.cli.console import follow, progress_bar, say
+from ddsm_ext.cli.eval_config import EvalConfig
 from ddsm_ext.cli.scoring import Scorer
 from ddsm_ext.diffusion.noise import normal
 from ddsm_ext.diffusion.process import add_noise
@@ -25,6 +26,7 @@ from ddsm_ext.search.engine import search
 from ddsm_ext.search.objective import additive_quality
 from ddsm_ext.search.progress import terminal_progress
 from ddsm_ext.search.sensitivity import Sensitivity, measure_sensitivity
+from ddsm_ext.settings import completed, plain
 
 SENSITIVITY_LEVELS = 24
 SENSITIVITY_STREAM = 2  # sampling itself draws from the streams 0 and 1
@@ -160,12 +162,15 @@ def search_run(run: Path, scorer: Scorer) -> Any:
 def _identity(scorer: Scorer) -> dict[str, Any]:
     """Everything beside the search's settings that decides what a score comes out as."""
     config = scorer.sampler.config
+    measured = config.eval.sensitivity_images
     return {
         "weights": weights_digest(scorer.sampler.network),
-        "sampler": config.sampler.to_dict(),
+        "sampler": config.sampler,
         "features": scorer.extractor.digest,
         "reference": scorer.reference_name,
         "images": config.eval.search_images,
+        # None at the default: searches from before this could be set do not say it
+        "sensitivity_images": None if measured == EvalConfig.sensitivity_images else measured,
     }
 
 
@@ -180,14 +185,14 @@ def set_aside_other(run: Path, identity: dict[str, Any]) -> None:
 
     Args:
         run: the run folder.
-        identity: what the scores of the search to come depend on.
+        identity: what the scores of the search to come depend on, with settings among it.
     """
     archive = run / "search" / "archive.jsonl"
     rows = read_jsonl(archive, missing_ok=True)
     if not rows:
         return
-    found = rows[0].get("identity", {})
-    if all(found.get(key) == value for key, value in identity.items()):
+    found = completed(rows[0].get("identity", {}), identity)
+    if all(found.get(key) == value for key, value in plain(identity).items()):
         return
     number = 0
     while (run / f"search-{number:05d}").exists():

@@ -76,12 +76,11 @@ def open_run(root: str, name: str, config: RunConfig, *, new: bool = False) -> P
     """
     from ddsm_ext.io.run_dir import create_run, find_resumable
 
-    values = config.to_dict()
-    found = None if new else find_resumable(root, values, name=name)
+    found = None if new else find_resumable(root, config, name=name)
     if found is not None:
         say(f"continuing {found}")
         return found
-    return create_run(root, name, values)
+    return create_run(root, name, config.to_dict())
 
 
 def train_run(folder: Path, config: RunConfig, dataset: Any, device: Any) -> Any:

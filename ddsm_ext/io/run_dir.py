@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ddsm_ext.io.files import parse_json, read_json, sync_folder, to_json, write_json
+from ddsm_ext.settings import Settings, completed, plain
 
 _RUN = re.compile(r"(\d{5,})-([A-Za-z0-9][A-Za-z0-9._-]*)")
 _PACKAGES = ("ddsm_ext", "torch", "numpy", "safetensors", "Pillow", "pymoo", "scikit-learn")
@@ -131,7 +132,7 @@ def _without(config: Mapping[str, Any], dotted: Iterable[str]) -> Any:
 
 def find_resumable(
     root: str | Path,
-    config: Mapping[str, Any],
+    config: Settings | Mapping[str, Any],
     *,
     name: str | None = None,
     ignore: Iterable[str] = (),
@@ -140,7 +141,8 @@ def find_resumable(
 
     Args:
         root: folder of runs.
-        config: JSON object to compare with each config.json.
+        config: settings, or a JSON object, to compare with each config.json; settings that a
+            config.json lacks count as their defaults.
         name: only runs of this name; None takes any.
         ignore: dotted entries that may differ, e.g. `train.steps`.
 
@@ -148,12 +150,12 @@ def find_resumable(
         The run folder, or None.
     """
     ignore = tuple(ignore)
-    wanted = _without(config, ignore)
+    wanted = _without(plain(config), ignore)
     for run in reversed(list_runs(root)):
         if name is not None and run.name.partition("-")[2] != name:
             continue
         with contextlib.suppress(ValueError, FileNotFoundError):
-            if _without(run_config(run), ignore) == wanted:
+            if _without(completed(run_config(run), config), ignore) == wanted:
                 return run
     return None
 

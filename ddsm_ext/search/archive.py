@@ -18,6 +18,7 @@ from typing import Any
 
 from ddsm_ext.io.files import append_jsonl, read_jsonl
 from ddsm_ext.search.genome import Genome, StrategySpace
+from ddsm_ext.settings import completed, plain
 
 VERSION = 1
 
@@ -34,7 +35,7 @@ class Archive:
     Args:
         path: the file; made when missing. One search at a time holds it.
         identity: what the scores depend on (checkpoint digest, sampler, widths, seed, ...), plain
-            JSON values.
+            JSON values and settings; settings that the file lacks count as their defaults.
         space: the strategies searched.
 
     Raises:
@@ -45,7 +46,9 @@ class Archive:
     def __init__(self, path: Path, identity: Mapping[str, Any], space: StrategySpace) -> None:
         self.path = path
         self.space = space
-        self.identity = json.loads(json.dumps(dict(identity), sort_keys=True, allow_nan=False))
+        self._given = identity
+        text = json.dumps(plain(identity), sort_keys=True, allow_nan=False)
+        self.identity = json.loads(text)
         self._scores: dict[tuple[Genome, str], float] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
@@ -124,7 +127,7 @@ class Archive:
             )
         if header.get("digest") != digest(header["identity"]):
             raise ValueError(f"{self.path}: the header is damaged; needs an archive of a search")
-        theirs = header["identity"]
+        theirs = completed(header["identity"], self._given)
         for name in sorted({*theirs, *self.identity}):
             if theirs.get(name) != self.identity.get(name):
                 was, now = _short(theirs.get(name)), _short(self.identity.get(name))

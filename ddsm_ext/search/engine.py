@@ -45,6 +45,7 @@ from ddsm_ext.search.population import (
     random_genomes,
 )
 from ddsm_ext.search.progress import ProgressCallback, SearchProgress
+from ddsm_ext.settings import plain
 
 
 class SearchStopped(Exception):
@@ -78,7 +79,7 @@ def search(
             which the first population gets the best strategies at `config.seed_budgets` and at
             the budget; None for none.
         identity: what the scores depend on beside the arguments here: checkpoint digest, sampler,
-            names of the qualities; plain JSON. None for nothing.
+            names of the qualities; plain JSON and settings. None for nothing.
         quality_name: what to call the front's quality in front.json; None names the stage.
         progress: called after every evaluation; None for silence.
         should_stop: asked before every evaluation; true ends the search. None never stops it.
@@ -115,7 +116,7 @@ def search(
     folder = Path(run_dir) / "search"
     with Archive(folder / "archive.jsonl", identity, space) as archive:
         run = _Run(config, space, cost, archive, qualities, folder)
-        run.origin = {**origin, "seed": config.seed}
+        run.origin = {**plain(origin), "seed": config.seed}
         run.quality_name = quality_name or f"{config.quality_stage} quality"
         run.progress, run.should_stop = progress, should_stop
         return run.execute([] if errors is None else _seeds(config, space, cost, errors))

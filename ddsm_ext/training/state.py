@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ddsm_ext.io.checkpoint import Checkpoint, load_checkpoint, newest_complete, save_checkpoint
 from ddsm_ext.io.files import read_jsonl, to_json, write_atomic
+from ddsm_ext.settings import completed
 from ddsm_ext.training.config import TrainConfig
 from ddsm_ext.training.ema import Ema, copy_tensors
 
@@ -166,8 +167,9 @@ class Snapshot:
                     f"{checkpoint.path}: was trained with {name} {found!r}, now it is {value!r}; "
                     "need the same to resume"
                 )
+        settings = completed(saved.get("train", {}), self.config)
         for name, value in self.config.to_dict().items():
-            found = saved.get("train", {}).get(name)
+            found = settings.get(name)
             if name not in _FREE_SETTINGS and found != value:
                 raise ValueError(
                     f"{checkpoint.path}: was trained with {name}={found!r}, now it is {value!r}; "
