@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -102,13 +103,19 @@ extern "C" double clocks(const long* of, int hopper, int tile, int splits) {
 
 
 @cache
-def _header() -> ctypes.CDLL:
+def _header(cache_bytes: float | None) -> ctypes.CDLL:
+    """Compile the header, with another rate of the level-2 cache if one is given."""
+    text = HEADER.read_text(encoding="utf-8")
+    if cache_bytes is not None:
+        text, found = re.subn(r"\bkCacheBytes = [0-9.]+", f"kCacheBytes = {cache_bytes}", text)
+        assert found == 1, f"{HEADER} has no kCacheBytes"
     with tempfile.TemporaryDirectory() as folder:
         source, library = Path(folder, "entry.cpp"), Path(folder, "entry.so")
+        Path(folder, "tile_choice.h").write_text(text, encoding="utf-8")
         source.write_text(_ENTRY, encoding="utf-8")
-        includes = [f"-I{HEADER.parent}", f"-I{HEADER.parents[1] / 'include'}"]
-        command = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", *includes, str(source)]
-        subprocess.run([*command, "-o", str(library)], check=True)
+        command = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", str(source)]
+        command += [f"-I{HEADER.parents[1] / 'include'}", "-o", str(library)]
+        subprocess.run(command, check=True)
         loaded = ctypes.CDLL(str(library))
     loaded.clocks.restype = ctypes.c_double
     return loaded
@@ -116,11 +123,16 @@ def _header() -> ctypes.CDLL:
 
 def product_clocks(
     m: int, n: int, k_steps: int, *, tile: tuple[int, int], sm90a: bool, splits: int = 1,
-    parts: int = 1, batches: int = 1,
+    parts: int = 1, batches: int = 1, cache_bytes: float | None = None,
 ) -> float:  # fmt: skip
-    """Return what tile_choice.h estimates for a product on MULTIPROCESSORS."""
+    """Return what tile_choice.h estimates for a product on MULTIPROCESSORS.
+
+    Args:
+        cache_bytes: in place of the header's kCacheBytes.
+    """
     numbers = (ctypes.c_long * 6)(m, n, k_steps, parts, batches, MULTIPROCESSORS)
-    return float(_header().clocks(numbers, int(sm90a), _index(tile, sm90a), splits))
+    clocks = _header(cache_bytes).clocks(numbers, int(sm90a), _index(tile, sm90a), splits)
+    return float(clocks)
 
 
 def _index(tile: tuple[int, int], sm90a: bool) -> int:
@@ -146,7 +158,7 @@ def _conv2d_products(
         clocks = product_clocks(pixels, columns, 1, tile=tile, sm90a=False)
         return f"conv_head {_named(tile, False)}", clocks, clocks
     tile, hopper = (choice["tile_m"], choice["tile_n"]), choice["sm90a"]
-    sizes = {key: choice[key] for key in ("m", "n", "batches", "sm90a", "splits")}
+    sizes = {key: choice[key] for key in ("m", "n", "batches", "sm90a", "splits", "cache_bytes")}
 
     def clocks_of(steps: int) -> float:
         return product_clocks(**sizes, k_steps=max(1, steps), parts=parts, tile=tile)
@@ -240,12 +252,15 @@ _COSTS = {
 }
 
 
-def costs_of(calls: Sequence[Mapping[str, Any]], choices: Iterator[str]) -> list[Cost]:
+def costs_of(
+    calls: Sequence[Mapping[str, Any]], choices: Iterator[str], cache_bytes: float | None = None
+) -> list[Cost]:
     """Return a step's launches.
 
     Args:
         calls: of launch_list.py.
         choices: what DDSM_PRINT_CHOICES printed, one line a convolution.
+        cache_bytes: see `product_clocks`.
     """
     found: list[Cost] = []
     before = None
@@ -255,9 +270,10 @@ def costs_of(calls: Sequence[Mapping[str, Any]], choices: Iterator[str]) -> list
         kernel = launch["kernel"]
         about: Any = kernel
         if op == "sliced_conv2d_fused":
-            about = parsed(line := next(choices))
+            about = parsed(line := next(choices, "none"))
             if (about is None) != (kernel == "conv_head"):
                 raise ValueError(f"a launch of {kernel} stands beside the choice '{line}'")
+            about = about and about | {"cache_bytes": cache_bytes}
         # torch's kernels let none begin early.
         overlapped = launch["overlaps"] and before != "sliced_attention"
         edge_us = OVERLAPPED_EDGE_US if overlapped else EDGE_US

@@ -19,7 +19,9 @@ import tempfile
 import textwrap
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gpu_suite.tiles import constant
 from launch_costs import (
@@ -57,9 +59,35 @@ REVIEW_LAUNCHES = {1: "280", 16: "260", 128: "242"}
 COMPILED = {1: (1.05, 1.05, 1.05), 128: (4.1, 2.1, 1.3)}
 TARGETS = {1: (1.8, 1.8, 1.8), 128: (1.25, 1.45, 1.7)}
 
+CACHE_RATES = (25.0, 30.0, 40.0, 50.0)
 
-def listed_steps(library: Path) -> dict[tuple[int, float], list[Cost]]:
-    """Return the launches of each step, as the real host code makes them without a GPU."""
+
+@dataclass(frozen=True)
+class Listed:
+    """Launches of all steps, as the real host code makes them without a GPU.
+
+    Attributes:
+        steps: batch, width and calls of each, of launch_list.py.
+        choices: what it printed for the convolutions, in order.
+    """
+
+    steps: Sequence[Mapping[str, Any]]
+    choices: Sequence[str]
+
+    def costs(self, cache_bytes: float | None = None) -> dict[tuple[int, float], list[Cost]]:
+        """Return the launches of each step; cache_bytes: see `launch_costs.product_clocks`."""
+        choices = iter(self.choices)
+        found = {
+            (step["batch"], step["width"]): costs_of(step["calls"], choices, cache_bytes)
+            for step in self.steps
+        }
+        if next(choices, None) is not None:
+            raise ValueError("launch_list.py printed more choices than it lists convolutions")
+        return found
+
+
+def listed_steps(library: Path) -> Listed:
+    """List the launches of each step with a library of emulated kernels."""
     folder = ROOT / "python_tests" / "cuda_kernels" / "bindings"
     paths = [str(ROOT), str(ROOT / "python_tests")]
     environment = {name: value for name, value in os.environ.items() if name != "DDSM_SM90A"}
@@ -72,13 +100,8 @@ def listed_steps(library: Path) -> dict[tuple[int, float], list[Cost]]:
     found = json.loads(done.stdout)
     if found["multiprocessors"] != MULTIPROCESSORS:
         raise ValueError(f"the list is of {found['multiprocessors']} multiprocessors")
-    choices = (line for line in done.stderr.splitlines() if "ddsm_ext: sliced_conv2d " in line)
-    steps = {
-        (step["batch"], step["width"]): costs_of(step["calls"], choices) for step in found["steps"]
-    }
-    if next(choices, None) is not None:
-        raise ValueError("launch_list.py printed more choices than it lists convolutions")
-    return steps
+    choices = [line for line in done.stderr.splitlines() if "ddsm_ext: sliced_conv2d " in line]
+    return Listed(found["steps"], choices)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -135,6 +158,20 @@ def verdict(steps: Steps) -> str:
     return f"By this model and that guess {'; '.join(found) or 'no target would be missed'}."
 
 
+def cache_rows(by_rate: Mapping[float, Steps]) -> list[list[object]]:
+    """Return a row for each rate of the level-2 cache: times and ratios at batch 128."""
+    rows: list[list[object]] = []
+    for rate, steps in by_rate.items():
+        row: list[object] = [f"{rate:g} ({rate * MULTIPROCESSORS * CLOCKS_A_US / 1e6:.1f} TB/s)"]
+        for compiled, width in zip(COMPILED[128], WIDTHS, strict=True):
+            costs = steps[128, width]
+            ms = [step_us(costs, H200, filled=filled) / 1000 for filled in (False, True)]
+            texts = [f"{value:.2f} ms ({compiled / value:.2f}x)" for value in ms]
+            row.append(" or ".join(dict.fromkeys(texts)))
+        rows.append(row)
+    return rows
+
+
 def kernel_rows(costs: Sequence[Cost]) -> list[list[object]]:
     """Return a row for each kernel, the costliest first, one for the edges and one for all."""
     kernels: dict[str, list[Cost]] = defaultdict(list)
@@ -182,6 +219,12 @@ in the middle). The second ratio counts a step of K by the channels that it has,
 
 {verdict} A ratio is a guess divided by a model that is hardly better than the review's own +-30 %,
 so none of this is sure: the suite's `compiled` stages replace it.
+
+No constant decides more than the bytes that a multiprocessor gets from the level-2 cache, in which
+narrow tiles live: {cache} by the header. With the same tiles, on an H200 at B = 128 (two values
+where the count by channels differs):
+
+{rates_of_cache}
 
 ## By kernel
 
@@ -235,8 +278,9 @@ test compares.
 """
 
 
-def document(steps: Steps) -> str:
+def document(listed: Listed) -> str:
     """Return docs/cuda-step-model.md."""
+    steps = listed.costs()
     head = ("kernel", "launches", "MB", "GMAC", "H100 us", "H200 us", "of the H200's step")
     kernels = "\n\n".join(
         f"B = {batch}, w = {width:g}:\n\n{table(head, kernel_rows(steps[batch, width]))}"
@@ -254,6 +298,10 @@ def document(steps: Steps) -> str:
         ),
         verdict=verdict(steps),
         kernels=kernels,
+        rates_of_cache=table(
+            ("bytes a clock", *(f"w = {width:g}" for width in WIDTHS)),
+            cache_rows({rate: listed.costs(rate) for rate in CACHE_RATES}),
+        ),
         multiprocessors=MULTIPROCESSORS,
         rates=" and ".join(f"{c.bytes_a_us / 1e6:g} TB/s ({c.name})" for c in (H100, H200)),
         shortest=SHORTEST_US,
@@ -311,14 +359,14 @@ def main() -> None:
             from cuda_kernels.bindings.library import build
 
             library = build(Path(folder))
-        steps = listed_steps(library.resolve())
+        listed = listed_steps(library.resolve())
     if arguments.layers is not None:
         width, batch = arguments.layers
-        print(costliest(steps[int(batch), width]))
+        print(costliest(listed.costs()[int(batch), width]))
     elif arguments.out is None:
-        print(document(steps), end="")
+        print(document(listed), end="")
     else:
-        arguments.out.write_text(document(steps), encoding="utf-8")
+        arguments.out.write_text(document(listed), encoding="utf-8")
 
 
 if __name__ == "__main__":

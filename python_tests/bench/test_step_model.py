@@ -106,6 +106,22 @@ def test_clocks_are_those_of_the_tiles() -> None:
     assert clocks(11, batches=6) == clocks(66)
 
 
+def test_a_faster_cache_shortens_narrow_tiles_only_to_their_products() -> None:
+    """A step of 128x32 copies 160 rows of 128 bytes: 512 clocks at 40 bytes a clock."""
+
+    def a_step(cache_bytes: float) -> float:
+        def clocks(k_steps: int) -> float:
+            return costs.product_clocks(
+                128, 32, k_steps, tile=(128, 32), sm90a=True, cache_bytes=cache_bytes
+            )
+
+        return clocks(1001) - clocks(1000)
+
+    assert a_step(40) == pytest.approx(512)
+    assert a_step(80) == pytest.approx(256)
+    assert a_step(1e9) == a_step(2e9) > 0
+
+
 def test_steps_with_few_channels_may_count_less() -> None:
     """Nine steps of half their channels each: between the clocks of four steps and of five."""
 
@@ -206,6 +222,24 @@ def test_the_table_of_targets_says_what_is_missed() -> None:
     assert "**miss 1.7x at B = 128, w = 0.25** as the header counts (predicted: 1.62x)" in text
     assert "reach it by the other count (1.86x)" in text
     assert "**miss 1.8x at B = 1, w = 1** (predicted: 1.31x, or 1.50x)" in text
+
+
+def test_the_table_of_rates_has_both_counts_where_they_differ() -> None:
+    rows = model.cache_rows({30.0: steps_of(1000), 40.0: steps_of(1000, 500)})
+    assert rows[0] == ["30 (6.9 TB/s)", "1.00 ms (4.10x)", "1.00 ms (2.10x)", "1.00 ms (1.30x)"]
+    assert rows[1][3] == "1.00 ms (1.30x) or 0.50 ms (2.60x)"
+
+
+def test_listed_choices_are_those_of_the_convolutions() -> None:
+    x, weight, line = tensor(1, 64, 8, 8), tensor(64, 64, 1, 1), choice(64, 64, 1, "64x64")
+    steps = [
+        {"batch": batch, "width": 1.0, "calls": [conv(x, None, [weight], 64)]} for batch in (1, 2)
+    ]
+    assert set(model.Listed(steps, [line] * 2).costs()) == {(1, 1.0), (2, 1.0)}
+    with pytest.raises(ValueError, match="more choices"):
+        model.Listed(steps, [line] * 3).costs()
+    with pytest.raises(ValueError, match="beside the choice 'none'"):
+        model.Listed(steps, [line]).costs()
 
 
 def test_the_table_of_kernels_adds_up() -> None:
