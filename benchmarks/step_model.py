@@ -221,8 +221,10 @@ in the middle). The second ratio counts a step of K by the channels that it has,
 so none of this is sure: the suite's `compiled` stages replace it.
 
 No constant decides more than the bytes that a multiprocessor gets from the level-2 cache, in which
-narrow tiles live: {cache} by the header. With the same tiles, on an H200 at B = 128 (two values
-where the count by channels differs):
+narrow tiles live: {cache} a clock by the header. te42kyfo's gpu-benches (gpu-l2-cache) read 9.7
+TB/s there on an H200 from 10 to 40 MB, by loads alone, which is 42 at {clock} GHz or 37 at 1.98,
+and 6.9 TB/s on an H100 PCIe of 114 multiprocessors, 34 at {clock} GHz. With the same tiles, on an
+H200 at B = 128 (two values where the count by channels differs):
 
 {rates_of_cache}
 
