@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench.scripts import ROOT, load  # makes gpu_suite importable
 from cuda_kernels.bindings.library import build, run_with
 
 
@@ -64,3 +65,11 @@ def test_only_the_first_launch_of_a_step_waits_for_the_one_before_to_end(steps):
         own = [launch for launch in launches if launch["kernel"] != "attention"]
         assert launches[0]["kernel"] == "sinusoidal_embedding"
         assert [launch["overlaps"] for launch in own] == [False] + [True] * (len(own) - 1)
+
+
+def test_the_model_of_the_step_is_of_these_launches(library):
+    """docs/cuda-step-model.md is what benchmarks/step_model.py makes of the code as it is."""
+    load("launch_costs", ROOT / "benchmarks" / "launch_costs.py")
+    model = load("step_model", ROOT / "benchmarks" / "step_model.py")
+    page = (ROOT / "docs" / "cuda-step-model.md").read_text(encoding="utf-8")
+    assert model.document(model.listed_steps(library)) == page

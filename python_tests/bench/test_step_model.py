@@ -1,0 +1,257 @@
+"""The model of the CUDA step: bytes, products and times of launches, counted by hand."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import pytest
+from bench.scripts import ROOT, load  # makes gpu_suite importable
+from gpu_suite.tiles import constant
+
+costs = load("launch_costs", ROOT / "benchmarks" / "launch_costs.py")
+model = load("step_model", ROOT / "benchmarks" / "step_model.py")
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not on PATH")
+START_US = constant("kLaunchClocks") / costs.CLOCKS_A_US
+
+
+def tensor(*shape: int) -> dict[str, Any]:
+    return {"dtype": "bfloat16", "shape": list(shape)}
+
+
+def call(op: str, arguments: list[Any], kernel: str, *, overlaps: bool = True) -> dict[str, Any]:
+    launches = [{"kernel": kernel, "grid": [1, 1], "threads": 128, "overlaps": overlaps}]
+    return {"op": f"ddsm_ext::{op}", "arguments": arguments, "launches": launches}
+
+
+def conv(x: Any, x2: Any, weights: list[Any], c_out: int, **more: Any) -> dict[str, Any]:
+    """A call with the arguments in the schema's order."""
+    arguments = [
+        x, x2, weights, [tensor(c_out)] * len(weights), c_out, 0, more.get("stride", 1), 1,
+        more.get("upsample", False), more.get("shift"), more.get("residual"),
+        more.get("shortcut", []), 0, more.get("moments", False), None, True, False,
+    ]  # fmt: skip
+    return call("sliced_conv2d_fused", arguments, more.get("kernel", "conv_sm90"))
+
+
+def choice(m: int, n: int, k_steps: int, tile: str, batches: int = 1, splits: int = 1) -> str:
+    return (
+        f"ddsm_ext: sliced_conv2d bf16 m={m} n={n} k_steps={k_steps} x{batches}: {tile}, "
+        f"{splits} splits, sm_90a path"
+    )
+
+
+HEAD = "ddsm_ext: sliced_conv2d m=2048 n=96 k=27: head kernel"
+
+
+def cost_of(*arguments: Any, line: str = "") -> Any:
+    (cost,) = costs.costs_of(list(arguments), iter([line]))
+    return cost
+
+
+def test_a_convolution_moves_everything_once() -> None:
+    """Of two sources, with shift, residual and moments; the weight is allocated wider."""
+    found = cost_of(
+        conv(tensor(2, 32, 16, 16), tensor(2, 16, 16, 16), [tensor(64, 96, 3, 3)], 40,
+             shift=tensor(2, 40), residual=tensor(2, 40, 16, 16), moments=True),
+        line=choice(512, 40, 18, "128x64"),
+    )  # fmt: skip
+    pixels = 2 * 16 * 16
+    numbers = pixels * (32 + 16)  # sources
+    numbers += 9 * 48 * 40 + 40  # weight and bias, active channels only
+    numbers += 2 * 40 + pixels * 40 + pixels * 40  # shift, residual, output
+    moments = 2 * 4 * 40  # images, blocks of 64 pixels, channels; a mean and a sum of squares each
+    assert found.nbytes == 2 * numbers + 8 * moments
+    assert found.macs == pixels * 9 * 48 * 40
+    assert found.kernel == "conv_sm90 128x64 (tile 5)"
+    assert found.what == "3x3, 48 to 40 at 16x16"
+
+
+def test_a_convolution_with_a_shortcut_multiplies_by_both_weights() -> None:
+    found = cost_of(
+        conv(tensor(1, 64, 8, 8), None, [tensor(64, 64, 3, 3)], 64,
+             shortcut=[tensor(64, 48, 1, 1), tensor(64), tensor(1, 32, 8, 8), tensor(1, 16, 8, 8)]),
+        line=choice(64, 64, 11, "64x64", splits=3),
+    )  # fmt: skip
+    assert found.macs == 64 * 64 * (9 * 64 + 48)
+    assert found.nbytes == 2 * (64 * (64 + 48 + 64) + 64 * (9 * 64 + 48) + 2 * 64)
+    assert found.what == "3x3, 64 to 64 at 8x8 and 1x1 of 48, 3 splits"
+
+
+@pytest.mark.parametrize(("more", "size"), [({"upsample": True}, 16), ({"stride": 2}, 4)])
+def test_products_are_counted_at_the_size_of_the_output(more, size) -> None:
+    line = choice(64, 64, 9, "64x64", batches=4 if "upsample" in more else 1)
+    found = cost_of(conv(tensor(1, 64, 8, 8), None, [tensor(64, 64, 3, 3)], 64, **more), line=line)
+    assert found.macs == size * size * 9 * 64 * 64
+    assert found.nbytes == 2 * (64 * 64 + 9 * 64 * 64 + 64 + size * size * 64)
+
+
+def test_weights_side_by_side_have_all_their_outputs() -> None:
+    weights = [tensor(32, 32, 1, 1)] * 3
+    found = cost_of(
+        conv(tensor(2, 32, 4, 4), None, weights, 32), line=choice(32, 96, 1, "64x32")
+    )
+    assert found.macs == 32 * 32 * 96
+    assert found.nbytes == 2 * (32 * 32 + 32 * 96 + 96 + 32 * 96)
+
+
+def test_clocks_are_those_of_the_tiles() -> None:
+    """Three weights of 64 columns are three tiles of 128 a row, not two; 132 fill the GPU once."""
+
+    def clocks(rows: int, **more: Any) -> float:
+        return costs.product_clocks(128 * rows, 192, 9, tile=(128, 128), sm90a=True, **more)
+
+    assert clocks(1, parts=3) == clocks(44, parts=3) < clocks(45, parts=3)
+    assert clocks(66) == clocks(44, parts=3) < clocks(67)
+    assert clocks(11, batches=6) == clocks(66)
+
+
+def test_a_faster_cache_shortens_narrow_tiles_only_to_their_products() -> None:
+    """A step of 128x32 copies 160 rows of 128 bytes: 512 clocks at 40 bytes a clock."""
+
+    def a_step(cache_bytes: float) -> float:
+        def clocks(k_steps: int) -> float:
+            return costs.product_clocks(
+                128, 32, k_steps, tile=(128, 32), sm90a=True, cache_bytes=cache_bytes
+            )
+
+        return clocks(1001) - clocks(1000)
+
+    assert a_step(40) == pytest.approx(512)
+    assert a_step(80) == pytest.approx(256)
+    assert a_step(1e9) == a_step(2e9) > 0
+
+
+def test_steps_with_few_channels_may_count_less() -> None:
+    """Nine steps of half their channels each: between the clocks of four steps and of five."""
+
+    def clocks(k_steps: int) -> float:
+        return costs.product_clocks(128, 32, k_steps, tile=(128, 32), sm90a=True)
+
+    x, weight = tensor(1, 32, 8, 16), tensor(32, 32, 3, 3)
+    found = cost_of(conv(x, None, [weight], 32), line=choice(128, 32, 9, "128x32"))
+    assert found.clocks == pytest.approx(clocks(9))
+    assert found.filled_clocks == pytest.approx((clocks(4) + clocks(5)) / 2)
+    full = cost_of(
+        conv(tensor(1, 64, 8, 16), None, [tensor(32, 64, 3, 3)], 32),
+        line=choice(128, 32, 9, "128x32"),
+    )
+    assert full.filled_clocks == pytest.approx(full.clocks)
+
+
+def test_norm_attention_and_linears() -> None:
+    norm = cost_of(
+        call(
+            "sliced_group_norm_apply",
+            [tensor(2, 32, 16, 16), tensor(2, 16, 16, 16), tensor(48), tensor(48), 8, 32, 1e-5,
+             True, tensor(1), tensor(1), True],
+            "group_norm_apply",
+        )
+    )  # fmt: skip
+    numbers = 2 * 256 * 48
+    assert norm.nbytes == 2 * (2 * numbers + 2 * 48) + 8 * 2 * 4 * 48
+    before = constant("kLaunchClocks") + costs.STATISTICS_CLOCKS
+    assert norm.clocks == pytest.approx(before + numbers * 9.4 / (132 * 128))
+
+    q = tensor(2, 1, 256, 64)
+    attention = cost_of(call("sliced_attention", [q, q, q, None], "attention", overlaps=False))
+    assert attention.macs == 2 * 256 * 256 * 64 * 2
+    assert attention.nbytes == 2 * 4 * 2 * 256 * 64
+
+    weights, biases = [tensor(64, 64)] * 2, [tensor(64)] * 2
+    arguments = [tensor(4, 32), weights, biases, [16, 24], False, True, False]
+    linear = cost_of(call("sliced_linear_fused", arguments, "linear_rows"))
+    assert linear.macs == 4 * 32 * 40
+    assert linear.nbytes == 2 * (4 * 32 + 40 * 33 + 4 * 40)
+
+
+def test_time_is_the_longest_of_three() -> None:
+    def us(nbytes: float, clocks: float, card: Any = costs.H200) -> float:
+        return float(costs.Cost("", "", int(nbytes), 0, clocks, clocks, 0.0).us(card))
+
+    assert us(0, 0) == costs.SHORTEST_US == 2.0
+    assert us(43e6, 0) == pytest.approx(10 + START_US)  # 4.3 TB/s
+    assert us(43e6, 0, costs.H100) == pytest.approx(43 / 2.9 + START_US)
+    assert us(43e6, 1755 * 20) == pytest.approx(20)
+
+
+def test_an_edge_is_short_where_the_kernel_before_lets_one_begin() -> None:
+    q = tensor(1, 1, 64, 64)
+    calls = [
+        call("sinusoidal_embedding", [tensor(2), 32, None, q], "sinusoidal", overlaps=False),
+        conv(tensor(2, 3, 32, 32), None, [tensor(96, 3, 3, 3)], 96, kernel="conv_head"),
+        call("sliced_attention", [q, q, q, None], "attention", overlaps=False),
+        conv(tensor(1, 64, 8, 8), None, [tensor(64, 64, 1, 1)], 64),
+        conv(tensor(1, 64, 8, 8), None, [tensor(64, 64, 1, 1)], 64),
+    ]
+    lines = [HEAD, *[choice(64, 64, 1, "64x64")] * 2]
+    found = costs.costs_of(calls, iter(lines))
+    assert [cost.edge_us for cost in found] == [0.8, 0.3, 0.8, 0.8, 0.3]
+    assert costs.step_us(found, costs.H200) == pytest.approx(
+        3.0 + sum(cost.us(costs.H200) for cost in found)
+    )
+
+
+def test_a_choice_beside_another_launch_is_an_error() -> None:
+    x, weight = tensor(2, 3, 32, 32), tensor(96, 3, 3, 3)
+    with pytest.raises(ValueError, match="conv_sm90 stands beside the choice"):
+        cost_of(conv(x, None, [weight], 96), line=HEAD)
+
+
+def steps_of(us: float, filled_us: float | None = None) -> dict[tuple[int, float], list[Any]]:
+    """Steps of two launches that take so long together."""
+    clocks, filled = (costs.CLOCKS_A_US * t / 2 for t in (us, filled_us or us))
+    cost = costs.Cost("kernel", "layer", 2_000_000, 3_000_000_000, clocks, filled, 0.0)
+    return {(b, w): [cost, cost] for b in model.BATCHES for w in model.WIDTHS}
+
+
+def test_the_table_of_steps_stands_beside_the_review() -> None:
+    rows = model.step_rows(steps_of(1234))
+    assert len(rows) == 12
+    assert rows[6] == ["B = 128, w = 1", 2, "1.23", "1.23", "6.1 (242)", "3.4"]
+    assert rows[-1] == ["B = 512, w = 0.25", 2, "1.23", "1.23", "5.1", "2.3"]
+
+
+def test_the_table_of_targets_says_what_is_missed() -> None:
+    """Guesses of 1.05 ms at batch 1; of 4.1, 2.1 and 1.3 ms at batch 128."""
+    assert model.verdict(steps_of(500)).endswith("no target would be missed.")
+    late = model.target_rows(steps_of(1000))
+    assert late[3] == ["B = 128, w = 1", "4.1", "4.10x", "4.10x", "1.25x", "reached"]
+    assert late[5] == ["B = 128, w = 0.25", "1.3", "1.30x", "1.30x", "1.7x", "missed"]
+    text = model.verdict(steps_of(800, 700))
+    assert "**miss 1.7x at B = 128, w = 0.25** as the header counts (predicted: 1.62x)" in text
+    assert "reach it by the other count (1.86x)" in text
+    assert "**miss 1.8x at B = 1, w = 1** (predicted: 1.31x, or 1.50x)" in text
+
+
+def test_the_table_of_rates_has_both_counts_where_they_differ() -> None:
+    rows = model.cache_rows({30.0: steps_of(1000), 40.0: steps_of(1000, 500)})
+    assert rows[0] == ["30 (6.9 TB/s)", "1.00 ms (4.10x)", "1.00 ms (2.10x)", "1.00 ms (1.30x)"]
+    assert rows[1][3] == "1.00 ms (1.30x) or 0.50 ms (2.60x)"
+
+
+def test_listed_choices_are_those_of_the_convolutions() -> None:
+    x, weight, line = tensor(1, 64, 8, 8), tensor(64, 64, 1, 1), choice(64, 64, 1, "64x64")
+    steps = [
+        {"batch": batch, "width": 1.0, "calls": [conv(x, None, [weight], 64)]} for batch in (1, 2)
+    ]
+    assert set(model.Listed(steps, [line] * 2).costs()) == {(1, 1.0), (2, 1.0)}
+    with pytest.raises(ValueError, match="more choices"):
+        model.Listed(steps, [line] * 3).costs()
+    with pytest.raises(ValueError, match="beside the choice 'none'"):
+        model.Listed(steps, [line]).costs()
+
+
+def test_the_table_of_kernels_adds_up() -> None:
+    costs_of_step = [
+        costs.Cost("a", "", 10_000_000, 5_000_000_000, 1755.0 * 30, 1755.0 * 30, 0.5),
+        costs.Cost("b", "", 1_000_000, 0, 1755.0 * 60, 1755.0 * 60, 0.5),
+        costs.Cost("a", "", 10_000_000, 5_000_000_000, 1755.0 * 9, 1755.0 * 9, 0.0),
+    ]
+    assert model.kernel_rows(costs_of_step) == [
+        ["b", 1, "1.0", "0.00", "60.0", "60.0", "60.0%"],
+        ["a", 2, "20.0", "10.00", "39.0", "39.0", "39.0%"],
+        ["edges between them", 3, "", "", "1.0", "1.0", "1.0%"],
+        ["all", 3, "21.0", "10.00", "100.0", "100.0", "100.0%"],
+    ]
+    assert model.costliest(costs_of_step, 1).split() == ["60.0", "us", "1", "x", "60.00", "b:"]
