@@ -70,7 +70,6 @@ class Cost:
         nbytes: what it reads of memory and writes there, everything once.
         macs: multiply-adds that the layer needs.
         clocks: of a multiprocessor, to launch and to compute if memory is no limit.
-        filled_clocks: the same where steps of K with few channels cost less.
         edge_us: from the end of the launch before.
     """
 
@@ -79,15 +78,13 @@ class Cost:
     nbytes: int
     macs: int
     clocks: float
-    filled_clocks: float
     edge_us: float
 
-    def us(self, card: Card, *, filled: bool = False) -> float:
+    def us(self, card: Card) -> float:
         """Return the time from its start to its end."""
         start = constant("kLaunchClocks")
         memory = self.nbytes / card.bytes_a_us + start / CLOCKS_A_US
-        clocks = self.filled_clocks if filled else self.clocks
-        return max(SHORTEST_US, memory, clocks / CLOCKS_A_US)
+        return max(SHORTEST_US, memory, self.clocks / CLOCKS_A_US)
 
 
 _ENTRY = """
@@ -96,7 +93,7 @@ extern "C" double clocks(const long* of, int hopper, int tile, int splits) {
   ddsm::GemmProblem p{};
   p.math = ddsm::Math::kBFloat16;
   p.m = of[0], p.n = of[1], p.k_steps = of[2], p.parts = of[3], p.batches = of[4];
-  p.multiprocessors = of[5], p.aligned = true, p.hopper = hopper != 0;
+  p.k_padding = of[5], p.multiprocessors = of[6], p.aligned = true, p.hopper = hopper != 0;
   return ddsm::estimated_clocks(p, {tile, splits});
 }
 """
@@ -123,14 +120,14 @@ def _header(cache_bytes: float | None) -> ctypes.CDLL:
 
 def product_clocks(
     m: int, n: int, k_steps: int, *, tile: tuple[int, int], sm90a: bool, splits: int = 1,
-    parts: int = 1, batches: int = 1, cache_bytes: float | None = None,
+    parts: int = 1, batches: int = 1, k_padding: int = 0, cache_bytes: float | None = None,
 ) -> float:  # fmt: skip
     """Return what tile_choice.h estimates for a product on MULTIPROCESSORS.
 
     Args:
         cache_bytes: in place of the header's kCacheBytes.
     """
-    numbers = (ctypes.c_long * 6)(m, n, k_steps, parts, batches, MULTIPROCESSORS)
+    numbers = (ctypes.c_long * 7)(m, n, k_steps, parts, batches, k_padding, MULTIPROCESSORS)
     clocks = _header(cache_bytes).clocks(numbers, int(sm90a), _index(tile, sm90a), splits)
     return float(clocks)
 
@@ -150,25 +147,18 @@ def _numel(tensor: Mapping[str, Any] | None) -> int:
 
 
 def _conv2d_products(
-    columns: int, pixels: int, products: int, choice: Mapping[str, Any] | None, parts: int
-) -> tuple[str, float, float]:
-    """Return the kernel, its clocks, and these with steps of K counted by what fills them."""
+    columns: int, pixels: int, choice: Mapping[str, Any] | None, parts: int
+) -> tuple[str, float]:
+    """Return the kernel and its clocks."""
     if choice is None:  # the first convolution: one step of K, a tile as wide as its output
         tile = (128, 128) if columns > 64 else (128, 64) if columns > 32 else (64, 32)
         clocks = product_clocks(pixels, columns, 1, tile=tile, sm90a=False)
-        return f"conv_head {_named(tile, False)}", clocks, clocks
+        return f"conv_head {_named(tile, False)}", clocks
     tile, hopper = (choice["tile_m"], choice["tile_n"]), choice["sm90a"]
-    sizes = {key: choice[key] for key in ("m", "n", "batches", "sm90a", "splits", "cache_bytes")}
-
-    def clocks_of(steps: int) -> float:
-        return product_clocks(**sizes, k_steps=max(1, steps), parts=parts, tile=tile)
-
-    clocks = filled = clocks_of(choice["k_steps"])
-    if hopper:
-        steps = NUMBER_BYTES * products / columns / constant("kHopperStepBytes")
-        part = steps - int(steps)
-        filled = (1 - part) * clocks_of(int(steps)) + part * clocks_of(int(steps) + 1)
-    return f"conv{'_sm90' if hopper else ''} {_named(tile, hopper)}", clocks, filled
+    names = ("m", "n", "k_steps", "k_padding", "batches", "sm90a", "splits", "cache_bytes")
+    sizes = {name: choice[name] for name in names}
+    clocks = product_clocks(**sizes, parts=parts, tile=tile)
+    return f"conv{'_sm90' if hopper else ''} {_named(tile, hopper)}", clocks
 
 
 def _conv2d(arguments: Sequence[Any], choice: Mapping[str, Any] | None) -> tuple[Any, ...]:
@@ -187,14 +177,14 @@ def _conv2d(arguments: Sequence[Any], choice: Mapping[str, Any] | None) -> tuple
     numbers += products + columns + (c_out if shortcut else 0)  # weights and biases
     numbers += _numel(shift) + _numel(residual) + pixels * columns
     nbytes = NUMBER_BYTES * numbers + MOMENTS_BYTES * moments
-    name, clocks, filled = _conv2d_products(columns, pixels, products, choice, len(weights))
+    name, clocks = _conv2d_products(columns, pixels, choice, len(weights))
     splits = f", {choice['splits']} splits" if choice and choice["splits"] > 1 else ""
     what = (
         f"{kernel}x{kernel}, {c_in} to {columns} at {height}x{width}"
         f"{f' and 1x1 of {deep}' if deep else ''}{', enlarged' if upsample else ''}"
         f"{', stride 2' if stride == 2 else ''}{splits}"
     )
-    return name, what, nbytes, pixels * products, clocks, filled
+    return name, what, nbytes, pixels * products, clocks
 
 
 def _norm(arguments: Sequence[Any], _: Any) -> tuple[Any, ...]:
@@ -207,7 +197,7 @@ def _norm(arguments: Sequence[Any], _: Any) -> tuple[Any, ...]:
     clocks = constant("kLaunchClocks") + STATISTICS_CLOCKS + issue
     nbytes = NUMBER_BYTES * (2 * elements + 2 * channels) + MOMENTS_BYTES * moments
     size = f"{x['shape'][2]}x{x['shape'][3]}"
-    return "group_norm_apply", f"{channels} at {size}", nbytes, 0, clocks, clocks
+    return "group_norm_apply", f"{channels} at {size}", nbytes, 0, clocks
 
 
 def _linear(arguments: Sequence[Any], kernel: str) -> tuple[Any, ...]:
@@ -224,7 +214,7 @@ def _linear(arguments: Sequence[Any], kernel: str) -> tuple[Any, ...]:
         full = rows if rows == 1 else -(-rows // LINEAR_IMAGES) * LINEAR_IMAGES
         issue = LINEAR_INSTRUCTIONS * full * c_in * columns / (LANES_A_CLOCK * MULTIPROCESSORS)
         clocks = constant("kLaunchClocks") + issue
-    return kernel, f"{c_in} to {columns}", nbytes, macs, clocks, clocks
+    return kernel, f"{c_in} to {columns}", nbytes, macs, clocks
 
 
 def _attention(arguments: Sequence[Any], _: Any) -> tuple[Any, ...]:
@@ -234,13 +224,13 @@ def _attention(arguments: Sequence[Any], _: Any) -> tuple[Any, ...]:
     clocks = constant("kLaunchClocks") + rounds * of_block
     nbytes = NUMBER_BYTES * 4 * n * heads * t * d
     macs = 2 * n * heads * t * t * d
-    return "attention (torch's)", f"{t} of {d}", nbytes, macs, clocks, clocks
+    return "attention (torch's)", f"{t} of {d}", nbytes, macs, clocks
 
 
 def _embedding(arguments: Sequence[Any], _: Any) -> tuple[Any, ...]:
     numbers = arguments[0]["shape"][0] * arguments[1]
     clocks = constant("kLaunchClocks")
-    return "sinusoidal", f"{arguments[1]}", NUMBER_BYTES * numbers, 0, clocks, clocks
+    return "sinusoidal", f"{arguments[1]}", NUMBER_BYTES * numbers, 0, clocks
 
 
 _COSTS = {
@@ -282,6 +272,6 @@ def costs_of(
     return found
 
 
-def step_us(costs: Sequence[Cost], card: Card, *, filled: bool = False) -> float:
+def step_us(costs: Sequence[Cost], card: Card) -> float:
     """Return the time of a step that is replayed as a graph."""
-    return sum(cost.us(card, filled=filled) + cost.edge_us for cost in costs)
+    return sum(cost.us(card) + cost.edge_us for cost in costs)

@@ -126,34 +126,25 @@ def step_rows(steps: Steps) -> list[list[object]]:
 
 
 def target_rows(steps: Steps) -> list[list[object]]:
-    """Return a row for each target: what is predicted by both ways to count steps of K."""
+    """Return a row for each target."""
     rows: list[list[object]] = []
     for batch, compiled in COMPILED.items():
         for i, width in enumerate(WIDTHS):
             costs, target = steps[batch, width], TARGETS[batch][i]
-            ratios = [
-                1000 * compiled[i] / step_us(costs, H200, filled=filled) for filled in (False, True)
-            ]
-            reached = [ratio >= target for ratio in ratios]
-            result = "reached" if all(reached) else "open" if any(reached) else "missed"
+            ratio = 1000 * compiled[i] / step_us(costs, H200)
             rows.append([
-                f"B = {batch}, w = {width:g}", f"{compiled[i]:g}",
-                *(f"{ratio:.2f}x" for ratio in ratios), f"{target:g}x", result,
+                f"B = {batch}, w = {width:g}", f"{compiled[i]:g}", f"{ratio:.2f}x",
+                f"{target:g}x", "reached" if ratio >= target else "missed",
             ])  # fmt: skip
     return rows
 
 
 def verdict(steps: Steps) -> str:
     """Return which targets would be missed, in words."""
-    texts = {
-        "missed": "the step would **miss {} at {}** (predicted: {}, or {})",
-        "open": "the step would **miss {} at {}** as the header counts (predicted: {}), and reach "
-        "it by the other count ({})",
-    }
     found = [
-        texts[str(row[5])].format(row[4], row[0], row[2], row[3])
+        f"the step would **miss {row[3]} at {row[0]}** (predicted: {row[2]})"
         for row in target_rows(steps)
-        if row[5] in texts
+        if row[4] == "missed"
     ]
     return f"By this model and that guess {'; '.join(found) or 'no target would be missed'}."
 
@@ -165,9 +156,8 @@ def cache_rows(by_rate: Mapping[float, Steps]) -> list[list[object]]:
         row: list[object] = [f"{rate:g} ({rate * MULTIPROCESSORS * CLOCKS_A_US / 1e6:.1f} TB/s)"]
         for compiled, width in zip(COMPILED[128], WIDTHS, strict=True):
             costs = steps[128, width]
-            ms = [step_us(costs, H200, filled=filled) / 1000 for filled in (False, True)]
-            texts = [f"{value:.2f} ms ({compiled / value:.2f}x)" for value in ms]
-            row.append(" or ".join(dict.fromkeys(texts)))
+            ms = step_us(costs, H200) / 1000
+            row.append(f"{ms:.2f} ms ({compiled / ms:.2f}x)")
         rows.append(row)
     return rows
 
@@ -213,7 +203,7 @@ kernels as it found them, and with everything done that it proposed.
 
 Targets are ratios over dense weights under `torch.compile` with CUDA graphs. No measurement of
 that exists either; the milliseconds are the review's guess for an H200 (its 1.0 to 1.1 at batch 1
-in the middle). The second ratio counts a step of K by the channels that it has, see below:
+in the middle).
 
 {targets}
 
@@ -224,7 +214,7 @@ No constant decides more than the bytes that a multiprocessor gets from the leve
 narrow tiles live: {cache} a clock by the header. te42kyfo's gpu-benches (gpu-l2-cache) read 9.7
 TB/s there on an H200 from 10 to 40 MB, by loads alone, which is 42 at {clock} GHz or 37 at 1.98,
 and 6.9 TB/s on an H100 PCIe of 114 multiprocessors, 34 at {clock} GHz. With the same tiles, on an
-H200 at B = 128 (two values where the count by channels differs):
+H200 at B = 128:
 
 {rates_of_cache}
 
@@ -246,11 +236,10 @@ once; the microseconds are of all launches of the kernel.
   and its bytes through device memory: {rates}. At least {shortest} us (the review's). The clock is
   {clock} GHz.
 - Convolutions compute for `estimated_clocks` of that header, of which {cache} bytes a clock and
-  multiprocessor from the level-2 cache limit narrow tiles most; nothing of it is fitted yet. It
-  counts every step of K as 64 channels, also where a source has 32 (w = 0.25 at 32x32) and half of
-  the step is neither fetched nor multiplied: there it may be up to twice too long. Counted by
-  channels, the step at B = 128, w = 0.25 takes {filled} ms on an H200 instead of {unfilled}. The
-  first convolution counts as one step of the portable path's tile.
+  multiprocessor from the level-2 cache limit narrow tiles most; nothing of it is fitted yet. Where
+  a source has fewer channels than a step of K (32 of 64, w = 0.25 at 32x32), the rest is neither
+  fetched nor multiplied and counts as nothing; how fast bulk copies bring such half rows is not
+  known. The first convolution counts as one step of the portable path's tile.
 - GroupNorm reads and writes every number once, beside {norm_silu} instructions a number with SiLU
   and {norm_plain} without (counted in the sm_90a machine code of its row loop), at 128 a clock and
   multiprocessor, after {statistics} clocks for the statistics.
@@ -295,7 +284,7 @@ def document(listed: Listed) -> str:
             step_rows(steps),
         ),
         targets=table(
-            ("step", "compiled ms (guess)", "predicted, H200", "by channels", "target", "result"),
+            ("step", "compiled ms (guess)", "predicted, H200", "target", "result"),
             target_rows(steps),
         ),
         verdict=verdict(steps),
@@ -315,8 +304,6 @@ def document(listed: Listed) -> str:
         attention=ATTENTION_EFFICIENCY,
         edge=EDGE_US,
         overlapped=OVERLAPPED_EDGE_US,
-        filled=f"{step_us(steps[128, 0.25], H200, filled=True) / 1000:.2f}",
-        unfilled=f"{step_us(steps[128, 0.25], H200) / 1000:.2f}",
     )
     return "\n\n".join(map(_wrapped, text.strip().split("\n\n"))) + "\n"
 

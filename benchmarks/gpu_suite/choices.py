@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 
 _LINE = re.compile(
-    r"ddsm_ext: \S+ \S+ m=(\d+) n=(\d+) k_steps=(\d+) x(\d+): (\d+)x(\d+), (\d+) splits, (.*)"
+    r"ddsm_ext: \S+ \S+ m=(\d+) n=(\d+) k_steps=(\d+) x(\d+): (\d+)x(\d+), (\d+) splits, "
+    r"(.*), (\d+) of k are padding"
 )
 
 
@@ -44,4 +45,5 @@ def parsed(line: str) -> dict[str, Any] | None:
     return {
         "m": m, "n": n, "k_steps": k_steps, "batches": batches, "splits": splits,
         "tile_m": tile_m, "tile_n": tile_n, "sm90a": found.group(8).startswith("sm_90a"),
+        "k_padding": int(found.group(9)),
     }  # fmt: skip

@@ -28,7 +28,7 @@ import numpy as np
 from gpu_suite.tiles import HEADER, tiles
 
 Rows = Sequence[Mapping[str, Any]]
-_PROBLEM = ("m", "n", "k_steps", "batches", "multiprocessors")
+_PROBLEM = ("m", "n", "k_steps", "k_padding", "batches", "multiprocessors")
 _PRIOR = 0.02  # what no timing tells stays where it was
 _NUMBER = r"[0-9]+(?:\.[0-9]*)?"
 _DECLARED = re.compile(
@@ -39,19 +39,19 @@ extern "C" void set_constants(const double* values, int count) {{
   for (int i = 0; i < count; ++i) fitted[i] = values[i];
 }}
 extern "C" void costs(const long* rows, int count, double* found) {{
-  for (int i = 0; i < count; ++i, rows += 8) {{
+  for (int i = 0; i < count; ++i, rows += 9) {{
     ddsm::GemmProblem p{{}};
     p.name = "";
     p.m = rows[0];
     p.n = rows[1];
     p.k_steps = rows[2];
-    p.batches = rows[3];
-    p.multiprocessors = static_cast<int>(rows[4]);
+    p.batches = rows[4];
+    p.multiprocessors = static_cast<int>(rows[5]);
     p.aligned = true;
-    p.hopper = rows[5] != 0;
+    p.hopper = rows[6] != 0;
     {more}
     found[i] = ddsm::{estimate}(
-        p, {{static_cast<int>(rows[6]), static_cast<int>(rows[7])}});
+        p, {{static_cast<int>(rows[7]), static_cast<int>(rows[8])}});
   }}
 }}
 """
@@ -80,7 +80,11 @@ class HeaderModel:
         text = re.sub(r"constexpr double (\w+)\(", r"inline double \1(", text)
         estimate = re.search(r"inline double (estimated_\w+)\(const GemmProblem&", text)
         assert estimate is not None, f"{HEADER} estimates nothing"
-        more = "p.parts = 1;" if re.search(r"\bint64_t parts;", text) else ""
+        more = "\n    ".join(
+            line
+            for line in ("p.parts = 1;", "p.k_padding = rows[3];")
+            if re.search(rf"\bint64_t {line[2:].partition(' ')[0]};", text)
+        )
         wrapper = _WRAPPER.format(more=more, estimate=estimate.group(1))
         return f"static double fitted[{at or 1}];\n" + "\n".join(names) + "\n" + text + wrapper
 

@@ -55,11 +55,6 @@ WeightView view_of(const Conv2dWeight& weight, DType dtype, int64_t offset, int6
           weight.s_stride, vector,            weight.dtype != dtype};
 }
 
-// Steps of the K loop for one source of a tap.
-int64_t steps_of(int64_t channels, DType dtype, int64_t step_bytes = kStepBytes) {
-  return blocks_of(channels, step_bytes / element_bytes(dtype));
-}
-
 // The first of the weights in memory, so that no part's offset is negative.
 const void* first_weight(const Conv2dCudaForwardArgs& args) {
   const void* first = args.weight.data;
@@ -166,10 +161,12 @@ GemmProblem problem_of(const char* name, const ConvOperands& operands, const Con
     problem.m /= problem.batches;
   }
   const int64_t step_bytes = problem.hopper ? kHopperStepBytes : kStepBytes;
+  const int64_t step_elements = step_bytes / element_bytes(options.dtype);
   for (int32_t i = 0; i < kMostSources; ++i) {
-    const int64_t steps = steps_of(operands.source[i].channels, options.dtype, step_bytes);
-    problem.k_steps += i < kFirstShortcut ? taps * steps : steps;
-    problem.k += (i < kFirstShortcut ? taps : 1) * operands.source[i].channels;
+    const int64_t channels = operands.source[i].channels, times = i < kFirstShortcut ? taps : 1;
+    const int64_t steps = blocks_of(channels, step_elements);
+    problem.k_steps += times * steps;
+    problem.k_padding += times * (steps * step_elements - channels);
   }
   return problem;
 }
@@ -216,7 +213,7 @@ GemmProblem problem_of(const Conv2dCudaGradWeightArgs& args) {
   problem.m = args.grad_y.channels;
   problem.n = args.x.channels + (args.x2.data ? args.x2.channels : 0);
   problem.parts = 1;
-  problem.k_steps = steps_of(out_pixels(args.shape), dtype);
+  problem.k_steps = blocks_of(out_pixels(args.shape), kStepBytes / element_bytes(dtype));
   problem.batches = int64_t(args.grad_weight.kernel) * args.grad_weight.kernel;
   problem.aligned = view_of(args.grad_y, size_of_y(args.shape), dtype).vector && aligned(args.x) &&
                     aligned(args.x2);

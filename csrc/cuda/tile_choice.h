@@ -38,7 +38,7 @@ struct GemmProblem {
   const char* name;
   Math math;
   int64_t m, n, k_steps;  // k_steps: of kStepBytes each, every tap and source rounded up
-  int64_t k;              // their elements that are no padding
+  int64_t k_padding;      // of their elements, those that round up
   int64_t parts;          // weights side by side, each n / parts columns
   int64_t batches;        // products of this size: 1, the taps of a weight gradient, or the classes
                           // of pixels of an enlarged image
@@ -153,7 +153,8 @@ inline double estimated_clocks(const GemmProblem& problem, const GemmChoice& cho
   // A block's tiles one after the other; of two warpgroups one finishes while the other multiplies.
   const auto rounds = static_cast<double>(blocks_of(works, problem.multiprocessors));
   // What a step has of padding is neither fetched nor multiplied.
-  const double filled = static_cast<double>(problem.k) * 2 / (problem.k_steps * kHopperStepBytes);
+  const double elements = static_cast<double>(problem.k_steps) * (kHopperStepBytes / 2);
+  const double filled = 1 - static_cast<double>(problem.k_padding) / elements;
   const double products = steps * filled * hopper_step_clocks(tile);
   if (is_shared_tile(choice.tile)) return kLaunchClocks + rounds * (products + epilogue);
   const double longer = products > (epilogue + split) / 2 ? products : (epilogue + split) / 2;
@@ -186,13 +187,15 @@ inline int describe(const GemmProblem& problem, const GemmChoice& choice, char* 
   constexpr const char* kNames[] = {"bf16", "fp16", "tf32", "ieee"};
   const char* reason = problem.hopper_refusal ? problem.hopper_refusal : "its tile was forced";
   return snprintf(text, bytes,
-                  "ddsm_ext: %s %s m=%lld n=%lld k_steps=%lld x%lld: %dx%d, %d splits, %s%s%s",
+                  "ddsm_ext: %s %s m=%lld n=%lld k_steps=%lld x%lld: %dx%d, %d splits, %s%s%s, "
+                  "%lld of k are padding",
                   problem.name, kNames[static_cast<int>(problem.math)],
                   static_cast<long long>(problem.m), static_cast<long long>(problem.n),
                   static_cast<long long>(problem.k_steps), static_cast<long long>(problem.batches),
                   kTiles[choice.tile].m, kTiles[choice.tile].n, choice.splits,
                   problem.hopper ? "sm_90a path" : "sm_80 path (",
-                  problem.hopper ? "" : reason, problem.hopper ? "" : ")");
+                  problem.hopper ? "" : reason, problem.hopper ? "" : ")",
+                  static_cast<long long>(problem.k_padding));
 }
 
 }  // namespace ddsm

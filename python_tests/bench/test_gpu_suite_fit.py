@@ -40,6 +40,7 @@ def rows_of(count: int = 400) -> list[dict[str, Any]]:
                     rows.append({
                         "shape": f"{n} @{size}", "batch": batch, "tile": tile.algo,
                         "splits": splits, "m": batch * size * size, "n": n, "k_steps": k,
+                        "k_padding": 0,
                         "batches": 1, "multiprocessors": 132,
                     })  # fmt: skip
     return draw.sample(rows, min(count, len(rows)))
@@ -117,6 +118,7 @@ def test_constants_may_stand_anywhere() -> None:
         "m": 1,
         "n": 1,
         "k_steps": 10,
+        "k_padding": 0,
         "batches": 1,
         "multiprocessors": 1,
         "tile": 2,

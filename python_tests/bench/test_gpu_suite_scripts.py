@@ -282,15 +282,16 @@ def test_what_the_kernels_print_is_read_and_nothing_else(
     with choices.printed_choices() as lines:
         assert os.environ["DDSM_PRINT_CHOICES"] == "1"
         os.write(2, b"ddsm_ext: sliced_conv2d bf16 m=131072 n=128 k_steps=18 x1: 128x64, 4 splits, "
-                    b"sm_90a path\n")  # fmt: skip
+                    b"sm_90a path, 288 of k are padding\n")  # fmt: skip
         os.write(2, b"a warning\n")
         os.write(2, b"ddsm_ext: sliced_conv2d tf32 m=9 n=3 k_steps=2 x4: 64x64, 1 splits, "
-                    b"sm_80 path (the sm_90a path needs bfloat16 or float16 images)\n")  # fmt: skip
+                    b"sm_80 path (the sm_90a path needs bfloat16 or float16 images), "
+                    b"0 of k are padding\n")  # fmt: skip
     assert "DDSM_PRINT_CHOICES" not in os.environ
     first, warning, second = (choices.parsed(line) for line in lines)
     assert warning is None
     assert first == {"m": 131072, "n": 128, "k_steps": 18, "batches": 1, "splits": 4,
-                     "tile_m": 128, "tile_n": 64, "sm90a": True}  # fmt: skip
+                     "tile_m": 128, "tile_n": 64, "sm90a": True, "k_padding": 288}  # fmt: skip
     assert (second["batches"], second["sm90a"]) == (4, False)
     with pytest.raises(RuntimeError, match="refused"), choices.printed_choices():
         raise RuntimeError("refused")

@@ -237,7 +237,7 @@ IN_GRADIENT = (
 # In what is done beside the products.
 IN_FUSED = (
     (EPILOGUE, "      ptx::copy_out_wait();\n", "",
-     f"overwrites what was read by a bulk copy.*{RACE}"),
+     f"overwrites what was read by .*{RACE}"),
     (EPILOGUE, "    sync();  // before anything", "    // before anything",
      f"overwrites what was read by .*{RACE}"),
     (EPILOGUE, "ptx::mbarrier_wait(Tile::residual(warpgroup), residual_parity, p.stall,", "(void)(",
