@@ -26,6 +26,7 @@ SM90A = (
     "UTMALDG.4D.IM2COL",
     "UTMALDG.4D ",
     "UTMASTG.4D ",
+    "STG.E.128",
     "SYNCS.PHASECHK",
     "USETMAXREG",
     "ACQBULK",
