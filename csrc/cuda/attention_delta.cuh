@@ -50,8 +50,8 @@ const char* launch_attention_delta(const AttentionDeltaParams& p, void* stream) 
   const bool vector = p.grad_out.vector && p.out.vector && p.d % V == 0;
   const int64_t rows_a_block = kDeltaThreads / 32;
   const LaunchShape shape{(p.rows + rows_a_block - 1) / rows_a_block, 1, kDeltaThreads, 0};
-  return launch("attention_delta", vector ? attention_delta_kernel<T, V> : attention_delta_kernel<T, 1>, shape,
-                stream, p);
+  auto* kernel = vector ? attention_delta_kernel<T, V> : attention_delta_kernel<T, 1>;
+  return launch("attention_delta", kernel, shape, stream, p);
 }
 
 }  // namespace ddsm

@@ -2,7 +2,7 @@
 //
 // An enlarged image is read by index; on sm_90a its four classes of pixels (even and odd rows and
 // columns) are computed one after the other. As four convolutions with 2x2 windows they would need
-// 16 products instead of 36, but of sums of weights: a copy, made again whenever the weights change.
+// 16 products instead of 36, but of sums of weights: a copy, made again whenever weights change.
 #include "ddsm/conv2d_cuda.h"
 
 #include "conv2d_head.cuh"

@@ -133,8 +133,8 @@ const char* launch_grad_tile(const GradWeightParams& p, void* stream) {
   }
   if (!error && p.grad_bias) {
     const int64_t blocks = blocks_of(p.pixels, kBiasPixels) * blocks_of(p.c_out, 32);
-    error = launch("bias_partial", bias_partial_kernel<T>, {blocks, 1, kSimpleThreads, kSimpleThreads * 4}, stream,
-                   p);
+    const LaunchShape shape{blocks, 1, kSimpleThreads, kSimpleThreads * 4};
+    error = launch("bias_partial", bias_partial_kernel<T>, shape, stream, p);
     if (error) return error;
     error = launch("bias_reduce", bias_reduce_kernel<T>,
                    {blocks_of(p.c_out, kSimpleThreads), 1, kSimpleThreads, 0}, stream, p);

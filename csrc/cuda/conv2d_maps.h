@@ -116,8 +116,9 @@ inline ConvMaps conv_maps(const ConvOperands& o, int64_t c_out, const ConvGeomet
   for (int32_t i = 0; i < o.source_count; ++i) {
     const ImageView& source = o.source[i];
     maps.image[i] = image_map(source, g, size.m);
-    maps.weight[i] = weight_map(o.weight[0], source.weight_channel, g.gradient ? c_out : source.channels,
-                                g.gradient ? source.channels : c_out, g, size.n);
+    const int64_t in = g.gradient ? c_out : source.channels;
+    const int64_t out = g.gradient ? source.channels : c_out;
+    maps.weight[i] = weight_map(o.weight[0], source.weight_channel, in, out, g, size.n);
   }
   for (int32_t part = 1; part < g.weights; ++part) {
     maps.weight[part] = maps.weight[0];

@@ -83,8 +83,8 @@ class StallReport {
     constexpr const char* kRoles[] = {"copies, for stage", "products, for stage",
                                       "a turn, of warpgroup", "a residual, of warpgroup"};
     fprintf(stderr,
-            "ddsm_ext: conv_sm90 gave up a wait after 2 s: block %u, %s %u, parity %u; DDSM_SM90A=0 "
-            "does without this kernel\n",
+            "ddsm_ext: conv_sm90 gave up a wait after 2 s: block %u, %s %u, parity %u; "
+            "DDSM_SM90A=0 does without this kernel\n",
             stall_->block, kRoles[stall_->role % 4], stall_->stage, stall_->parity);
   }
   ptx::Stall* memory() const { return stall_; }

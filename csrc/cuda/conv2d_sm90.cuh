@@ -9,7 +9,7 @@ namespace ddsm {
 // What waits for an mbarrier of the kernel.
 enum HopperRole : uint32_t { kCopies, kProducts, kTurn, kResidual };
 
-// The tiles of an output in the order of the work: splits fastest, then columns, parts, rows, phases.
+// An output's tiles in the order of the work: splits fastest, then columns, parts, rows, phases.
 struct TileOrder {
   Divider splits, columns, of_part, rows;  // tiles of all parts along a row, of one, of a phase
   int32_t works;

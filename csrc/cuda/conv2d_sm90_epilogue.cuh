@@ -243,10 +243,9 @@ struct HopperEpilogue {
     const EpilogueParams& e = p.conv.epilogue;
     for_chunks<kChunk>(work, [&](int row, int32_t m, int column, int32_t left) {
       const int32_t from = left > 0 ? m : 0;
-      const T* source = e.residual
-                            ? static_cast<const T*>(e.residual) + pixel(work, from) * e.residual_stride
-                            : static_cast<const T*>(e.shift) +
-                                  p.conv.rows.at(from).image * e.shift_stride;
+      const int64_t offset = e.residual ? pixel(work, from) * e.residual_stride
+                                        : p.conv.rows.at(from).image * e.shift_stride;
+      const T* source = static_cast<const T*>(e.residual ? e.residual : e.shift) + offset;
       const bool vector = e.residual && e.vector;
       ptx::store_shared(Tile::out_address(warpgroup, row, column),
                         load_pack<T, kChunk>(source + first_column(work) + column, left, vector));
@@ -282,7 +281,7 @@ struct HopperEpilogue {
     });
   }
 
-  // Of a half's 64 rows a pair of columns is the work of kLanes lanes, which add up in a fixed order.
+  // Of a half's 64 rows a pair of columns is the work of kLanes lanes, which add up in one order.
   static constexpr int kPairs = Tile::kN / 4, kLanes = 32 / kPairs;  // pairs: of a warp
 
   // The i-th of a lane's rows: in 8 rows those that the lanes read at a time meet different banks.

@@ -168,7 +168,8 @@ DDSM_DEVICE void prepare_barriers() {
 
 DDSM_DEVICE void prefetch_maps(const HopperConvParams& p) {
   for (int i = 0; i < p.conv.source_count; ++i) ptx::prefetch(p.image[i]);
-  for (int i = 0; i < (p.parts > 1 ? p.parts : p.conv.source_count); ++i) ptx::prefetch(p.weight[i]);
+  const int weights = p.parts > 1 ? p.parts : p.conv.source_count;
+  for (int i = 0; i < weights; ++i) ptx::prefetch(p.weight[i]);
 }
 
 constexpr int kHopperThreads = (kConsumers + 1) * ptx::kWarpgroup;

@@ -160,7 +160,9 @@ DDSM_DEVICE void copy_out(const TensorMap& map, uint32_t source, const int32_t (
 }
 DDSM_DEVICE void copy_out_commit() { asm volatile("cp.async.bulk.commit_group;\n" ::: "memory"); }
 // Until the thread's copies have read shared memory.
-DDSM_DEVICE void copy_out_wait() { asm volatile("cp.async.bulk.wait_group.read 0;\n" ::: "memory"); }
+DDSM_DEVICE void copy_out_wait() {
+  asm volatile("cp.async.bulk.wait_group.read 0;\n" ::: "memory");
+}
 // Makes what the thread wrote to shared memory visible to bulk copies.
 DDSM_DEVICE void pass_to_copies() {
   asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");

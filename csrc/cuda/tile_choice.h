@@ -106,7 +106,7 @@ inline bool can_split(const GemmProblem& problem, const GemmChoice& choice) {
          (tiles_of(problem, choice.tile) <= kConvTickets && !is_shared_tile(choice.tile));
 }
 
-// ---- Estimates, in clocks of a multiprocessor. Not yet fitted to a measurement. ------------------
+// ---- Estimates, in clocks of a multiprocessor. Not yet fitted to a measurement. -----------------
 // Rates of an H100's data sheet and of published kernels: bytes a clock that come from the level-2
 // cache, that shared memory gives, and what a split leaves and finds in that cache.
 constexpr double kCacheBytes = 40, kSharedBytes = 128, kSplitBytes = 32;
