@@ -14,9 +14,9 @@ namespace {
 using namespace ddsm::binding;
 using DeviceGuard = torch::stable::accelerator::DeviceGuard;
 
-// `algo` forces a tile of csrc/cuda/tile_choice.h, 1 + its index, and 100 times a number of K splits,
-// for tests and benchmarks; 0 of either lets it choose. Panels are rearranged weights of the CPU's
-// algorithms; here a weight stays in place.
+// `algo` forces a tile of csrc/cuda/tile_choice.h, 1 + its index, and 100 times a number of K
+// splits, for tests and benchmarks; 0 of either lets it choose. Panels are rearranged weights of the
+// CPU's algorithms; here a weight stays in place.
 void force_choice(const char* op, const std::optional<Tensor>& panels, int64_t algo,
                   ddsm::Conv2dCudaOptions& options) {
   STD_TORCH_CHECK(!panels.has_value() && algo >= 0 && algo < 10000, op, ": algo is ", algo,

@@ -1,5 +1,6 @@
 // Which algorithm computes a convolution fastest: a pure function of its shape and of a few
-// measured constants of the instruction set. It knows no threads, so that results do not depend on them.
+// measured constants of the instruction set. It knows no threads, so that results do not depend on
+// them.
 #pragma once
 
 #include <cstdint>

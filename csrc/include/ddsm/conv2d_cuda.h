@@ -42,8 +42,8 @@ struct Conv2dCudaShortcut {
   const void* bias;  // as Conv2dCudaForwardArgs::bias
 };
 
-// y = conv + bias + shortcut + shift + residual, rounded once. Further weights (q, k and v of an attention are
-// three) read the same images; their outputs lie beside each other.
+// y = conv + bias + shortcut + shift + residual, rounded once. Further weights (q, k and v of an
+// attention are three) read the same images; their outputs lie beside each other.
 struct Conv2dCudaForwardArgs {
   Conv2dCudaOptions options;
   // inputs
