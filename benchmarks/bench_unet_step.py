@@ -17,9 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ddsm_ext.bench import format_result
-from ddsm_ext.bench.conditions import DTYPES
-from ddsm_ext.bench.grid import (
+from published.grid import (
     GRID_CANDIDATES,
     GRID_WIDTHS,
     MODES,
@@ -27,7 +25,10 @@ from ddsm_ext.bench.grid import (
     grid_jobs,
     slicing_macs_per_s,
 )
-from ddsm_ext.bench.results import save_result
+from published.results import save_result
+
+from ddsm_ext.bench import format_result
+from ddsm_ext.bench.conditions import DTYPES
 from ddsm_ext.bench.step_candidates import STEP_CANDIDATES
 from ddsm_ext.io.run_dir import machine_info
 

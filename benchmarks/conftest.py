@@ -12,8 +12,9 @@ import torch
 
 from ddsm_ext.bench.candidates import CANDIDATES, candidates, check_agreement
 from ddsm_ext.bench.conditions import Setting, using_threads
-from ddsm_ext.bench.shapes import REFERENCE_CIFAR10, WIDTHS, Shape, op_shapes
+from ddsm_ext.bench.shapes import REFERENCE_CIFAR10, WIDTHS
 from ddsm_ext.bench.timing import clock_of, interleaved, time_columns
+from ddsm_ext.graph.shapes import Shape, op_shapes
 
 ROUNDS = 9
 MIN_SAMPLE_MS = 5.0
@@ -46,16 +47,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" not in metafunc.fixturenames:
         return
-    config = metafunc.config
+    config, module = metafunc.config, metafunc.module
+    network = getattr(module, "NETWORK", REFERENCE_CIFAR10)
     cases = []
     for width in WIDTHS:
-        shapes = op_shapes(REFERENCE_CIFAR10, width, metafunc.module.OP)
-        costliest = sorted(shapes, key=lambda shape: -shape.macs * shapes[shape])
+        shapes = op_shapes(network, width, module.OP)
+        wanted = filter(getattr(module, "wanted", None), shapes)
+        costliest = sorted(wanted, key=lambda s: -(s.macs or s.activations) * shapes[s])
         chosen = costliest if config.getoption("--all-shapes") else costliest[:SHAPES_A_WIDTH]
         for shape in chosen:
             for batch in config.getoption("--batch") or [8]:
                 dtype = config.getoption("--dtype")
-                cases.append(Case(metafunc.module.OP, width, shape, batch, dtype))
+                cases.append(Case(module.OP, width, shape, batch, dtype))
     parameters = []
     clock, _ = clock_of(config.getoption("--threads"))
     for case in cases:

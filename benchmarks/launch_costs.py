@@ -188,16 +188,26 @@ def _conv2d(arguments: Sequence[Any], choice: Mapping[str, Any] | None) -> tuple
 
 
 def _norm(arguments: Sequence[Any], _: Any) -> tuple[Any, ...]:
-    x, x2, silu = arguments[0], arguments[1], arguments[7]
+    x, x2, silu, down = (arguments[i] for i in (0, 1, 7, 12))
     elements = _numel(x) + _numel(x2)
     pixels = x["shape"][2] * x["shape"][3]
     moments = elements // min(MOMENT_PIXELS, pixels)
     channels = elements // (x["shape"][0] * pixels)
     issue = elements * NORM_INSTRUCTIONS[silu] / (LANES_A_CLOCK * MULTIPROCESSORS)
     clocks = constant("kLaunchClocks") + STATISTICS_CLOCKS + issue
-    nbytes = NUMBER_BYTES * (2 * elements + 2 * channels) + MOMENTS_BYTES * moments
-    size = f"{x['shape'][2]}x{x['shape'][3]}"
-    return "group_norm_apply", f"{channels} at {size}", nbytes, 0, clocks
+    written = elements // 4 if down else elements
+    rows = 2 * channels + sum(map(_numel, arguments[10:12]))  # parameters, scale and shift
+    nbytes = NUMBER_BYTES * (elements + written + rows) + MOMENTS_BYTES * moments
+    what = f"{channels} at {x['shape'][2]}x{x['shape'][3]}{', halved' if down else ''}"
+    return "group_norm_apply", what, nbytes, 0, clocks
+
+
+def _resample(arguments: Sequence[Any], _: Any) -> tuple[Any, ...]:
+    x, up = arguments[:2]
+    elements, (_, c, height, width) = _numel(x), x["shape"]
+    nbytes = NUMBER_BYTES * (elements * 5 if up else elements + elements // 4)
+    what = f"{c} at {height}x{width}, {'enlarged' if up else 'halved'}"
+    return "resample", what, nbytes, 0, constant("kLaunchClocks")
 
 
 def _linear(arguments: Sequence[Any], kernel: str) -> tuple[Any, ...]:
@@ -234,6 +244,7 @@ def _embedding(arguments: Sequence[Any], _: Any) -> tuple[Any, ...]:
 
 
 _COSTS = {
+    "resample": _resample,
     "sinusoidal_embedding": _embedding,
     "sliced_attention": _attention,
     "sliced_conv2d_fused": _conv2d,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ddsm_ext.bench.figure import step_figure
-from ddsm_ext.bench.readme import (
+from published.figure import step_figure
+from published.readme import (
     Files,
     all_tables,
     gpu_headlines,
@@ -18,7 +18,8 @@ from ddsm_ext.bench.readme import (
     replace_section,
     speed_section,
 )
-from ddsm_ext.bench.results import load_results
+from published.results import load_results
+
 from ddsm_ext.io.files import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,10 +7,13 @@ __version__ = "0.1.0"
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
+        "ADMConfig": "models",
+        "SlimmableNetwork": "models",
         "SlimmableUNet": "models",
         "Strategy": "sampling",
         "UNetConfig": "models",
         "_native": "_library",  # which finds it, where it lies elsewhere
         "ops": "ops",
+        "weights_changed": "ops",
     },
 )

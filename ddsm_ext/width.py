@@ -1,4 +1,7 @@
-"""Width -> active channels: the project's one rounding rule. Imports nothing."""
+"""Widths: their check, their one rounding to channels, how one is looked up. No torch."""
+
+import math
+from collections.abc import Iterable
 
 
 def check_width(width: float) -> float:
@@ -53,3 +56,14 @@ def active_channels(c_max: int, width: float, multiple: int = 8) -> int:
     lowest = -int(-0.9 * wanted // multiple) * multiple  # first multiple at or above 90 %
     # max and min instead of branches: they need no graph of their own under torch.compile.
     return min(max(nearest, lowest, multiple), c_max)
+
+
+def find_width(widths: Iterable[float], width: float) -> int | None:
+    """Return where a width is among others, or None.
+
+    One read back from text or made by arithmetic may differ in its last bits.
+    """
+    for index, known in enumerate(widths):
+        if math.isclose(known, width, rel_tol=1e-9):
+            return index
+    return None

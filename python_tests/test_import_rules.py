@@ -23,28 +23,28 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "width": (),
     "_library": (),
     "ops": ("_library",),
-    "nn": ("ops",),
-    "runner": ("_library", "ops"),
-    "models": ("nn", "ops", "runner"),
-    "models.config": (),
-    "models.layout": ("models.config",),
-    "models.macs": ("models.config", "models.layout"),
+    "graph": (),
+    "runtime": ("graph", "_library", "ops"),
+    "models": ("graph", "ops", "runtime"),
+    "models.unet": ("graph",),
+    "models.adm": ("graph", "models.unet"),
     "diffusion": (),
     "io": (),
     "eval": ("io.files",),  # one helper writes files atomically; eval needs nothing else of io
     "sampling": ("diffusion", "io.files"),
     "sampling.strategy": ("diffusion", "io.files"),
     "training": ("diffusion", "io"),
-    "search": ("sampling.strategy", "models.config", "models.macs", "io"),
+    "search": ("sampling.strategy", "graph", "io", "bench.timing"),
     "report": ("io",),
-    "compat": ("models", "nn", "sampling", "diffusion", "io"),
+    "compat": ("models", "graph", "ops", "sampling", "diffusion", "io"),
     "bench": ("",),  # measures the composed network; only the command line imports it
     "cli": ("",),
 }
 ALWAYS = ("_lazy", "settings", "width")
 
 # Areas that load no torch, directly or through what they import at module level.
-TORCH_FREE = ("", "_lazy", "settings", "width", "models.config", "models.layout", "models.macs",
+TORCH_FREE = ("", "_lazy", "settings", "width", "graph", "graph.graph", "graph.config",
+              "graph.slicing", "graph.count", "models.unet", "models.adm",
               "training.config", "diffusion.config", "search.config", "cli.main")  # fmt: skip
 
 # The exception's class may be named, to catch what torch.load raises; nothing may be unpickled.
@@ -158,6 +158,95 @@ def test_torch_free_modules_import_no_torch_at_module_level() -> None:
             if dotted.split(".")[0] == "torch":
                 wrong.append(f"{path.relative_to(ROOT)}:{line}: imports {dotted}")
     assert not wrong, "\n".join(wrong)
+
+
+# Rooms in which no module may lead back to itself: such a circle ties its files into one.
+NO_CIRCLES = [room for room in ("graph", "models", "ops", "runtime") if (PACKAGE / room).is_dir()]
+
+Edges = dict[str, set[str]]
+
+
+def import_graph() -> Edges:
+    """Module -> the modules that it imports, also inside functions, which only hide a circle.
+
+    Imports under TYPE_CHECKING never run and are left out. `from package import module` leads to
+    the module alone: packages export by name and load nothing.
+    """
+    edges: Edges = {}
+    for path in python_files():
+        found = set()
+        for node in _running(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {resolve(alias.name) for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.module is not None
+                parts = {resolve(f"{node.module}.{alias.name}") for alias in node.names}
+                found |= {resolve(node.module) if part is None else part for part in parts}
+        edges[module_name(path)] = {target for target in found if target is not None}
+    return edges
+
+
+def _running(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those under `if TYPE_CHECKING`, whose `else` runs."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and _is_type_checking(node):
+            yield from (inner for other in node.orelse for inner in ast.walk(other))
+            continue
+        yield node
+        yield from _running(node)
+
+
+def circles(edges: Edges) -> list[tuple[str, ...]]:
+    """Strongly connected components: sets of two or more that all lead to one another, sorted."""
+    reached = {start: _reachable(start, edges) for start in edges}
+    together = {
+        tuple(sorted(other for other in reached[start] if start in reached.get(other, ())))
+        for start in edges
+        if start in reached[start]
+    }
+    return sorted(group for group in together if len(group) > 1)
+
+
+def _reachable(start: str, edges: Edges) -> set[str]:
+    """What a path of one or more imports leads to."""
+    seen: set[str] = set()
+    waiting = [start]
+    while waiting:
+        for target in edges.get(waiting.pop(), set()) - seen:
+            seen.add(target)
+            waiting.append(target)
+    return seen
+
+
+def test_circles_are_found() -> None:
+    line: Edges = {"a": {"b"}, "b": {"c", "d"}, "c": {"d"}, "d": set()}
+    assert circles(line) == []
+    assert circles({**line, "d": {"b"}}) == [("b", "c", "d")]
+    two: Edges = {"a": {"b", "c"}, "b": {"a"}, "c": {"d"}, "d": {"c"}}
+    assert circles(two) == [("a", "b"), ("c", "d")]
+
+
+@pytest.mark.parametrize("room", NO_CIRCLES)
+def test_no_import_circle(room: str) -> None:
+    edges = import_graph()
+    wrong = [group for group in circles(edges) if any(within(name, room) for name in group)]
+    lines = [
+        f"{name} imports {target}"
+        for group in wrong
+        for name in group
+        for target in sorted(edges[name].intersection(group))
+    ]
+    assert not wrong, "\n".join(lines)
+
+
+def test_no_circle_among_the_rooms() -> None:
+    """Two rooms that import each other are one, even where no module leads back to itself."""
+    rooms: Edges = {room: set() for room in NO_CIRCLES}
+    for module, targets in import_graph().items():
+        own = module.split(".")[0]
+        if own in rooms:
+            rooms[own] |= {target.split(".")[0] for target in targets} & rooms.keys() - {own}
+    assert not circles(rooms), rooms
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ddsm_ext.bench.results import save_result
+from published.results import save_result
+
 from ddsm_ext.bench.table import format_result
 from ddsm_ext.bench.unet_step import run_unet_step
 from ddsm_ext.io.run_dir import machine_info

@@ -25,9 +25,9 @@ KERNELS = (
 def run_step(width: float) -> None:
     """Run a step once."""
     net = work.network()
-    x, t = work.inputs(128 if work.ON_GPU else 2)
+    inputs = work.inputs_of(net, 128 if work.ON_GPU else 2)
     with torch.no_grad():
-        work.step_of(net, width, x, t)()
+        work.step_of(net, width, inputs)()
     work.synchronise()
 
 

@@ -1,4 +1,4 @@
-"""Our captured steps at four batches and three widths, interleaved within a batch."""
+"""Our captured steps at four batches and three widths, interleaved within a batch; and of ADM."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 import torch
 
 from ddsm_ext.bench.timing import interleaved
-from ddsm_ext.models.unet import SlimmableUNet
+from ddsm_ext.models.network import SlimmableNetwork
+from ddsm_ext.runtime.runner import StepRunner
 from gpu_suite import work
 
 ROUNDS = 5
 
 
-def times_of(net: SlimmableUNet, batch: int, rounds: int = ROUNDS) -> dict[str, Any]:
+def times_of(net: SlimmableNetwork, batch: int, rounds: int = ROUNDS) -> dict[str, Any]:
     """Return width -> milliseconds of a step (median and least), inputs copied in included."""
-    x, t = work.inputs(batch)
-    runner = net.step_runner()
-    calls = {width: partial(runner, x, t, width) for width in work.WIDTHS}
+    inputs, runner = work.inputs_of(net, batch), StepRunner(net)
+    calls = {width: partial(runner, **inputs, width=width) for width in work.WIDTHS}
     with warnings.catch_warnings():
         if work.ON_GPU:  # the module's times would pass for a graph's
             warnings.filterwarnings("error", message=".*steps run uncompiled.*")
@@ -39,18 +39,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="gpu_suite.graph_times")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    net = work.network()
-    times: dict[str, Any] = {}
+    found: dict[str, dict[str, Any]] = {"ms_a_step": {}, "adm_ms_a_step": {}}
     about = work.setting().conditions(0) | {"sm90a": work.sm90a()}
-    with torch.no_grad():
-        for batch in work.BATCHES:
-            times[str(batch)] = times_of(net, batch)
-            short = {b: {w: round(v["ms"], 3) for w, v in row.items()} for b, row in times.items()}
-            print(f"batch {batch}: " + ", ".join(
-                f"width {w} {value['ms']:.3f} ms" for w, value in times[str(batch)].items()
+    networks = (
+        ("ms_a_step", work.CONFIG, work.BATCHES),
+        ("adm_ms_a_step", work.TIMED_ADM, work.TIMED_ADM_BATCHES),
+    )
+    for name, config, batches in networks:
+        net = work.network(config=config)
+        for batch in batches:
+            with torch.no_grad():
+                times = found[name][str(batch)] = times_of(net, batch)
+            print(f"{name}, batch {batch}: " + ", ".join(
+                f"width {width} {value['ms']:.3f} ms" for width, value in times.items()
             ))  # fmt: skip
-            content = {"ms_a_step": times, "conditions": about}
-            work.report(arguments.json, content, {"ms": short})
+            short = {name.replace("_a_step", ""): _short(times) for name, times in found.items()}
+            work.report(arguments.json, found | {"conditions": about}, short)
+
+
+def _short(times: dict[str, Any]) -> dict[str, Any]:
+    return {b: {w: round(v["ms"], 3) for w, v in row.items()} for b, row in times.items()}
 
 
 if __name__ == "__main__":

@@ -70,9 +70,9 @@ def main() -> None:
     tables, figures = [], {}
     with torch.no_grad():
         for batch in (128, 1) if work.ON_GPU else (2,):
-            x, t = work.inputs(batch)
+            inputs = work.inputs_of(net, batch)
             for width in work.WIDTHS:
-                rows = kernels_of(work.step_of(net, width, x, t))
+                rows = kernels_of(work.step_of(net, width, inputs))
                 total_us = sum(row["us"] for row in rows)
                 launches = sum(row["calls"] for row in rows)
                 print(f"batch {batch}, width {width:g}: {launches:.0f} kernels, {total_us:.0f} us")

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from ddsm_ext.bench.graphs import interleaved_graphs
-from ddsm_ext.bench.shapes import ConvShape, config_at, op_shapes
+from ddsm_ext.bench.shapes import config_at
 from ddsm_ext.bench.timing import interleaved
-from ddsm_ext.ops._precision import conv_tf32
+from ddsm_ext.graph.shapes import ConvShape, op_shapes
+from ddsm_ext.ops._call import conv_tf32
 from gpu_suite import work
 from gpu_suite.choices import parsed, printed_choices
 from gpu_suite.fit import Fit, fit

@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 from ddsm_ext.bench.conditions import Setting
-from ddsm_ext.bench.network import random_inputs, random_network
-from ddsm_ext.bench.shapes import REFERENCE_CIFAR10
+from ddsm_ext.bench.network import channels_last, random_inputs, random_network
+from ddsm_ext.bench.shapes import ADM_IMAGENET64, REFERENCE_CIFAR10
+from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.io.files import write_json
-from ddsm_ext.models.config import UNetConfig
-from ddsm_ext.models.graph_steps import run_step
-from ddsm_ext.models.unet import SlimmableUNet
+from ddsm_ext.models.adm import ADMConfig
+from ddsm_ext.models.network import SlimmableNetwork
+from ddsm_ext.models.unet import UNetConfig
 from ddsm_ext.ops._fused import make_tickets
+from ddsm_ext.runtime.cuda import run_step
 
 DEVICE = os.environ.get("DDSM_TEST_DEVICE", "cuda")
 ON_GPU = DEVICE == "cuda"
@@ -32,6 +34,12 @@ _SMALL = UNetConfig(
 )  # fmt: skip
 CONFIG = REFERENCE_CIFAR10 if ON_GPU else _SMALL
 BATCHES = (128, 1, 16, 512) if ON_GPU else (2, 1)
+# Scale-shift norms, halved and enlarged images, labels, several heads: what CONFIG has not.
+ADM = ADMConfig(
+    image_size=16, ch=64, ch_mult=(1, 2), attn=(1,), num_res_blocks=1, groups=16, num_classes=10,
+)  # fmt: skip
+TIMED_ADM = ADM_IMAGENET64 if ON_GPU else ADM
+TIMED_ADM_BATCHES = (16,) if ON_GPU else (2,)
 
 
 def setting(dtype: str = "bfloat16") -> Setting:
@@ -39,24 +47,28 @@ def setting(dtype: str = "bfloat16") -> Setting:
     return Setting(dtype, 1, DEVICE)
 
 
-def network(dtype: torch.dtype = torch.bfloat16) -> SlimmableUNet:
-    """Return the network with random weights, laid out as on a GPU."""
-    net = random_network(CONFIG).to(DEVICE, dtype)
+def network(
+    dtype: torch.dtype = torch.bfloat16, config: NetworkConfig | None = None
+) -> SlimmableNetwork:
+    """Return CONFIG's network, or another's, with random weights, laid out as on a GPU."""
+    net = random_network(config or CONFIG).to(DEVICE, dtype)
     return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
-def inputs(batch: int, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, Tensor]:
-    """Return images [N, C, H, W], channels_last, and timesteps [N]."""
-    x, t = random_inputs(CONFIG, batch, dtype, device=DEVICE)
-    return x.contiguous(memory_format=torch.channels_last), t
+def inputs_of(net: SlimmableNetwork, batch: int) -> dict[str, Tensor]:
+    """Return a network's random inputs by name, images of the weights' dtype, channels_last."""
+    dtype = next(net.parameters()).dtype
+    return channels_last(random_inputs(net.config, batch, dtype, device=DEVICE))
 
 
-def step_of(net: SlimmableUNet, width: float, x: Tensor, t: Tensor) -> Callable[[], Tensor]:
-    """Return a step by the kernels that a graph captures; on the CPU as the module."""
+def step_of(
+    net: SlimmableNetwork, width: float, inputs: Mapping[str, Tensor]
+) -> Callable[[], Tensor]:
+    """Return a step by the kernels that a graph captures; on the CPU by the modules."""
     if ON_GPU:
-        tickets = make_tickets(x.device)
-        return lambda: run_step(net, width, x, t, tickets)
-    return lambda: net(x, t, width)
+        tickets = make_tickets(inputs["x"].device)
+        return lambda: run_step(net, width, inputs, tickets)
+    return lambda: net.run_modules(**inputs, width=width)
 
 
 def synchronise() -> None:

@@ -186,12 +186,12 @@ class Plan:
 
     def _settings(self) -> dict[str, dict[str, Any]]:
         from ddsm_ext.cli.config import merge, preset_values
-        from ddsm_ext.models.config import UNetConfig
-        from ddsm_ext.models.macs import unet_macs
+        from ddsm_ext.graph.count import macs
+        from ddsm_ext.models.unet import UNetConfig
 
         values = merge(preset_values("cifar10"), self.preset.settings)
         model = UNetConfig.from_dict(values["model"])
-        share = unet_macs(model, self.preset.equal_width) / unet_macs(model, 1.0)
+        share = macs(model, self.preset.equal_width) / macs(model, 1.0)
         paths = (self.arguments.data, self.arguments.features, self.work)
         settings = self.preset.resolved(*paths, share)
         settings["train"] |= {"seed": 0, "start_from": None}

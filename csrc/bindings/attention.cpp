@@ -12,18 +12,13 @@ namespace {
 using namespace ddsm::binding;
 using ddsm::AttentionArgs;
 
-// Multiply-adds below which another thread costs more than it brings.
-constexpr int64_t kMacsPerSlot = 1 << 19;
-
 AttentionArgs cpu_args(const Tensor& q, const Tensor& k, const Tensor& v,
                        std::optional<double> scale) {
   AttentionArgs args = attention_args(q, k, v, scale);
   STD_TORCH_CHECK(args.dtype != ddsm::DType::kFloat16,
                   "sliced_attention: q is float16; the CPU kernel needs float32, bfloat16 or "
                   "float64");
-  const int64_t macs = args.n * args.heads * args.t_q * args.t_k * args.d;
-  const int64_t worth = macs / kMacsPerSlot + 1, threads = ddsm::num_threads();
-  args.slots = worth < threads ? worth : threads;
+  args.slots = ddsm::attention_slots(args);
   return args;
 }
 

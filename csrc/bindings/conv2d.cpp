@@ -14,14 +14,6 @@ using ddsm::Conv2dShape;
 using ddsm::Conv2dWeight;
 using ddsm::DType;
 
-void check_dtypes(const char* op, const Tensor& x, const Tensor& weight) {
-  const DType x_dtype = dtype_of(x, op), w_dtype = dtype_of(weight, op);
-  const bool mixed = x_dtype == DType::kBFloat16 && w_dtype == DType::kFloat32;
-  STD_TORCH_CHECK(x_dtype != DType::kFloat16 && (x_dtype == w_dtype || mixed), op,
-                  ": unsupported dtypes; need equal float32, bfloat16 or float64, or a float32 "
-                  "weight with bfloat16 x");
-}
-
 // x with adjacent channels, in the compute type if `widen`: x itself where it is that already.
 Tensor image_tensor(const Tensor& x, bool widen = true) {
   const bool narrow = widen && x.scalar_type() == ScalarType::BFloat16;
@@ -82,16 +74,12 @@ Conv2dPanels panels_of(const char* op, const std::optional<Tensor>& panels, cons
   return result;
 }
 
-void check_memory(const char* op, bool enough) {
-  STD_TORCH_CHECK(enough, op, ": not enough memory for the workspace");
-}
-
 Tensor sliced_conv2d(const Tensor& x, const std::optional<Tensor>& x2, const Tensor& weight,
                      const std::optional<Tensor>& bias, int64_t c_out, int64_t c_in2_offset,
                      int64_t stride, int64_t padding, bool upsample,
                      const std::optional<Tensor>& panels, int64_t algo, bool /*tf32*/) {
   const char* op = "sliced_conv2d";
-  check_dtypes(op, x, weight);
+  check_cpu_dtypes(op, x, weight);
   check_weight(op, weight);
   check_sources(op, x, x2, weight, c_in2_offset);
   check_bias(op, bias, weight);
@@ -114,7 +102,7 @@ Tensor sliced_conv2d(const Tensor& x, const std::optional<Tensor>& x2, const Ten
   args.y = y.mutable_data_ptr();
   args.y_dtype = dtype_of(y, op);
   args.c_out = c_out;
-  args.parts = 1;
+  args.parts = args.residual_scale = 1;
   check_memory(op, ddsm::conv2d_forward(args));
   return y;
 }
@@ -124,7 +112,7 @@ Tensor sliced_conv2d_grad_x(const Tensor& grad_y, const Tensor& weight, int64_t 
                             int64_t padding, bool upsample, const std::optional<Tensor>& panels,
                             int64_t algo, bool /*tf32*/) {
   const char* op = "sliced_conv2d_grad_x";
-  check_dtypes(op, grad_y, weight);
+  check_cpu_dtypes(op, grad_y, weight);
   check_weight(op, weight);
   ddsm::Conv2dGradXArgs args{};
   args.shape = grad_x_shape(op, grad_y, weight, c_in, c_in_offset, height, width, stride, padding,
@@ -152,7 +140,7 @@ void sliced_conv2d_grad_weight(const Tensor& grad_y, const Tensor& x,
                                const Tensor& grad_weight, const std::optional<Tensor>& grad_bias,
                                int64_t algo, bool /*tf32*/) {
   const char* op = "sliced_conv2d_grad_weight";
-  check_dtypes(op, grad_y, grad_weight);
+  check_cpu_dtypes(op, grad_y, grad_weight);
   check_weight(op, grad_weight);
   check_sources(op, x, x2, grad_weight, c_in2_offset);
   check_grad_bias(op, grad_bias, grad_weight);

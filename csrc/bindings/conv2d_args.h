@@ -2,7 +2,7 @@
 #pragma once
 
 #include "ddsm/conv2d.h"
-#include "weight_args.h"
+#include "checks.h"
 
 namespace ddsm::binding {
 
@@ -79,12 +79,6 @@ inline Conv2dShape grad_weight_shape(const char* op, const Tensor& grad_y, const
                       grad_y.size(2) == shape.out_height && grad_y.size(3) == shape.out_width,
                   op, ": grad_y does not match x and grad_weight");
   return shape;
-}
-
-// x with adjacent channels: x itself where it is that already.
-inline Tensor adjacent_channels(const Tensor& x) {
-  if (x.size(1) == 1 || x.stride(1) == 1) return x;
-  return torch::stable::contiguous(x, torch::headeronly::MemoryFormat::ChannelsLast);
 }
 
 inline Conv2dImage image_of(const Tensor& x, int64_t weight_offset) {

@@ -15,8 +15,8 @@ using namespace ddsm::binding;
 using DeviceGuard = torch::stable::accelerator::DeviceGuard;
 
 // `algo` forces a tile of csrc/cuda/tile_choice.h, 1 + its index, and 100 times a number of K
-// splits, for tests and benchmarks; 0 of either lets it choose. Panels are rearranged weights of the
-// CPU's algorithms; here a weight stays in place.
+// splits, for tests and benchmarks; 0 of either lets it choose. Panels are rearranged weights of
+// the CPU's algorithms; here a weight stays in place.
 void force_choice(const char* op, const std::optional<Tensor>& panels, int64_t algo,
                   ddsm::Conv2dCudaOptions& options) {
   STD_TORCH_CHECK(!panels.has_value() && algo >= 0 && algo < 10000, op, ": algo is ", algo,
@@ -50,12 +50,13 @@ Forward forward_of(const char* op, const Tensor& x, const std::optional<Tensor>&
   args.x = image_of(forward.source, 0);
   if (x2.has_value()) args.x2 = image_of(forward.source2, c_in2_offset);
   args.weight = weight_of(op, weight);
+  args.parts = 1;
   args.c_out = c_out;
   return forward;
 }
 
 Tensor empty_output(const Tensor& x, const ddsm::Conv2dCudaForwardArgs& args) {
-  const int64_t channels = (1 + args.further_count) * args.c_out;
+  const int64_t channels = args.parts * args.c_out;
   return empty_nhwc(x, x.size(0), channels, args.shape.out_height, args.shape.out_width);
 }
 
@@ -96,8 +97,7 @@ void check_parts(const char* op, const std::vector<Tensor>& weights,
     }
     STD_TORCH_CHECK(same, op, ": the weights differ in shape, strides or dtype; need equal ones");
     check_same_device(op, weights[0], weights[i]);
-    check_bias(op, biases[i], weights[i]);
-    STD_TORCH_CHECK(biases[i].is_contiguous(), op, ": a bias is not contiguous");
+    check_dense_bias(op, biases[i], weights[i]);
   }
 }
 
@@ -116,11 +116,7 @@ Tensor add_residual(const char* op, const Tensor& residual, const Tensor& x, con
 
 void add_shift(const char* op, const Tensor& shift, const Tensor& x, const Tensor& y,
                ddsm::Conv2dCudaForwardArgs& args) {
-  check_same_device(op, x, shift);
-  STD_TORCH_CHECK(shift.dim() == 2 && shift.scalar_type() == x.scalar_type() &&
-                      shift.size(0) == y.size(0) && shift.size(1) == y.size(1) &&
-                      (shift.size(1) == 1 || shift.stride(1) == 1),
-                  op, ": shift is not [N, channels of the output] of x's dtype, channels adjacent");
+  check_shift(op, shift, x, y.size(0), y.size(1));
   args.shift = shift.const_data_ptr();
   args.shift_stride = shift.stride(0);
 }
@@ -131,8 +127,8 @@ std::vector<Tensor> add_shortcut(const char* op, const std::vector<Tensor>& shor
                                  ddsm::Conv2dCudaForwardArgs& args) {
   if (shortcut.empty()) return {};
   const size_t count = shortcut.size();
-  STD_TORCH_CHECK((count == 3 || count == 4) && args.further_count == 0, op, ": a shortcut of ",
-                  count, " tensors beside ", 1 + args.further_count,
+  STD_TORCH_CHECK((count == 3 || count == 4) && args.parts == 1, op, ": a shortcut of ", count,
+                  " tensors beside ", args.parts,
                   " weights; need weight, bias, x and perhaps x2 beside one weight");
   const Tensor &weight = shortcut[0], &bias = shortcut[1], &x = shortcut[2];
   check_weight(op, weight);
@@ -145,8 +141,7 @@ std::vector<Tensor> add_shortcut(const char* op, const std::vector<Tensor>& shor
   check_same_device(op, y, weight);
   check_same_device(op, y, x);
   check_sources(op, x, x2, weight, c_in2_offset);
-  check_bias(op, bias, weight);
-  STD_TORCH_CHECK(bias.is_contiguous(), op, ": the shortcut's bias is not contiguous");
+  check_dense_bias(op, bias, weight);
   STD_TORCH_CHECK(x.scalar_type() == y.scalar_type() && x.size(0) == y.size(0) &&
                       x.size(2) == y.size(2) && x.size(3) == y.size(3),
                   op, ": the shortcut's x is not of the output's dtype, images and pixels");
@@ -196,7 +191,7 @@ std::tuple<Tensor, Tensor> sliced_conv2d_fused(
                                upsample, tf32);
   ddsm::Conv2dCudaForwardArgs& args = forward.args;
   args.bias = biases[0].const_data_ptr();
-  args.further_count = static_cast<int64_t>(weights.size()) - 1;
+  args.parts = static_cast<int64_t>(weights.size());
   for (size_t i = 1; i < weights.size(); ++i) {
     args.further[i - 1] = {weights[i].const_data_ptr(), biases[i].const_data_ptr()};
   }

@@ -3,6 +3,7 @@
 
 #include "cuda_device.h"
 #include "ddsm/conv2d_cuda.h"
+#include "checks.h"
 
 namespace ddsm::binding {
 
@@ -12,6 +13,23 @@ inline void check_dtypes(const char* op, const Tensor& x, const Tensor& weight) 
   STD_TORCH_CHECK(x_dtype != DType::kFloat64 && (x_dtype == w_dtype || mixed), op,
                   ": unsupported dtypes; CUDA kernels need equal float32, bfloat16 or float16, or "
                   "a float32 weight with a 16-bit x");
+}
+
+// The bias of a part or a shortcut: read in place.
+inline void check_dense_bias(const char* op, const Tensor& bias, const Tensor& weight) {
+  check_bias(op, bias, weight);
+  STD_TORCH_CHECK(bias.is_contiguous(), op, ": a bias is not contiguous");
+}
+
+// What is added to every pixel of an image, or to a row of a matrix: of x's dtype, any row stride.
+inline void check_shift(const char* op, const Tensor& shift, const Tensor& x, int64_t rows,
+                        int64_t columns) {
+  check_same_device(op, x, shift);
+  STD_TORCH_CHECK(shift.dim() == 2 && shift.scalar_type() == x.scalar_type() &&
+                      shift.size(0) == rows && shift.size(1) == columns &&
+                      (columns == 1 || shift.stride(1) == 1),
+                  op, ": shift is not [", rows, ", ", columns,
+                  "] of x's dtype with adjacent columns");
 }
 
 // Tiles and splits as tile_choice.h chooses them.

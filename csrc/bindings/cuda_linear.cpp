@@ -44,6 +44,7 @@ Tensor sliced_linear(const Tensor& x, const Tensor& weight, const std::optional<
   args.weight = weight_of(op, weight, const_cast<void*>(weight.const_data_ptr()));
   args.bias = bias.has_value() ? bias_row.const_data_ptr() : nullptr;
   args.y = y.mutable_data_ptr();
+  args.parts = 1;
   args.c_out = c_out;
   run_conv2d(op, args, x, ddsm::conv2d_forward_cuda_workspace_bytes, ddsm::conv2d_forward_cuda);
   return y;
@@ -64,8 +65,7 @@ int64_t add_parts(const char* op, const Tensor& x, const std::vector<Tensor>& we
     check_dtypes(op, x, weights[i]);
     STD_TORCH_CHECK(weights[i].scalar_type() == weights[0].scalar_type(), op,
                     ": the weights differ in dtype; need equal ones");
-    check_bias(op, biases[i], weights[i]);
-    STD_TORCH_CHECK(biases[i].is_contiguous(), op, ": a bias is not contiguous");
+    check_dense_bias(op, biases[i], weights[i]);
     check_c_out(op, c_out[i], weights[i]);
     parts.push_back({weights[i].const_data_ptr(), biases[i].const_data_ptr(),
                      weights[i].stride(0), weights[i].stride(1), c_out[i], columns});
@@ -76,10 +76,16 @@ int64_t add_parts(const char* op, const Tensor& x, const std::vector<Tensor>& we
 
 Tensor sliced_linear_fused(const Tensor& x, const std::vector<Tensor>& weights,
                            const std::vector<Tensor>& biases, const std::vector<int64_t>& c_out,
-                           bool silu, bool overlaps, bool tf32) {
+                           const std::optional<Tensor>& shift, bool silu, bool overlaps,
+                           bool tf32) {
   const char* op = "sliced_linear_fused";
   std::vector<ddsm::LinearCudaPart> parts;
   const int64_t columns = add_parts(op, x, weights, biases, c_out, parts);
+  if (shift.has_value()) {
+    STD_TORCH_CHECK(parts.size() == 1, op, ": a shift beside ", parts.size(),
+                    " weights; need one weight");
+    check_shift(op, *shift, x, x.numel() / x.size(x.dim() - 1), c_out[0]);
+  }
   const DeviceGuard guard(x.get_device_index());
   Tensor y = empty_rows(x, columns);
   if (y.numel() == 0) return y;
@@ -96,6 +102,10 @@ Tensor sliced_linear_fused(const Tensor& x, const std::vector<Tensor>& weights,
   args.c = rows.columns;
   args.parts = parts.data();
   args.part_count = static_cast<int64_t>(parts.size());
+  if (shift.has_value()) {
+    args.shift = shift->const_data_ptr();
+    args.shift_stride = shift->stride(0);
+  }
   args.y = y.mutable_data_ptr();
   args.y_stride = columns;
   check_launch(op, ddsm::linear_fused_cuda(args, stream_of(x)));

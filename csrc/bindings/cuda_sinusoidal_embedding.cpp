@@ -26,8 +26,8 @@ TimeType time_type_of(const Tensor& t) {
   return TimeType::kFloat32;
 }
 
-Tensor sinusoidal_embedding(const Tensor& t, int64_t dim, const std::optional<Tensor>& table,
-                            const Tensor& like) {
+Tensor sinusoidal_embedding(const Tensor& t, int64_t dim, bool halves,
+                            const std::optional<Tensor>& table, const Tensor& like) {
   check_same_device(kOp, like, t);
   STD_TORCH_CHECK(t.dim() == 1, kOp, ": t has ", t.dim(), " dimensions, need 1");
   STD_TORCH_CHECK(dim >= 2 && dim % 2 == 0 && dim <= 1 << 20, kOp, ": dim is ", dim,
@@ -41,6 +41,7 @@ Tensor sinusoidal_embedding(const Tensor& t, int64_t dim, const std::optional<Te
   STD_TORCH_CHECK(args.dtype != ddsm::DType::kFloat64, kOp,
                   ": float64 is not supported; need float32, bfloat16 or float16");
   args.t_type = time_type_of(t);
+  args.halves = halves;
   args.t = t.const_data_ptr();
   args.t_stride = t.stride(0);
   args.n = n;

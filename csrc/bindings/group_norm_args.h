@@ -8,42 +8,42 @@ namespace ddsm::binding {
 
 // What the Python layer has checked already, for callers of the raw op: memory safety depends
 // on it.
-inline void check_group_norm(const Tensor& x, const std::optional<Tensor>& x2,
+inline void check_group_norm(const char* op, const Tensor& x, const std::optional<Tensor>& x2,
                              const Tensor& weight, const Tensor& bias, int64_t groups,
                              int64_t c2_offset) {
-  STD_TORCH_CHECK(x.dim() == 4, "sliced_group_norm: x has ", x.dim(), " dimensions; need 4");
+  STD_TORCH_CHECK(x.dim() == 4, op, ": x has ", x.dim(), " dimensions; need 4");
   STD_TORCH_CHECK(weight.dim() == 1 && bias.dim() == 1 && weight.size(0) == bias.size(0) &&
                       weight.scalar_type() == bias.scalar_type(),
-                  "sliced_group_norm: weight and bias differ; need [c_max] of one dtype");
+                  op, ": weight and bias differ; need [c_max] of one dtype");
   STD_TORCH_CHECK(weight.scalar_type() == x.scalar_type() ||
                       weight.scalar_type() == ScalarType::Float,
-                  "sliced_group_norm: weight's dtype is neither x's nor float32");
+                  op, ": weight's dtype is neither x's nor float32");
   STD_TORCH_CHECK(same_device(weight, x) && same_device(bias, x) &&
                       (!x2.has_value() || same_device(*x2, x)),
-                  "sliced_group_norm: the tensors are on different devices; need one");
+                  op, ": the tensors are on different devices; need one");
   const int64_t c_max = weight.size(0);
   int64_t c = x.size(1);
-  STD_TORCH_CHECK(c >= 1 && c <= c_max, "sliced_group_norm: x has ", c, " channels, weight ", c_max,
+  STD_TORCH_CHECK(c >= 1 && c <= c_max, op, ": x has ", c, " channels, weight ", c_max,
                   "; need 1 <= channels <= ", c_max);
   if (x2.has_value()) {
     STD_TORCH_CHECK(x2->dim() == 4 && x2->scalar_type() == x.scalar_type() &&
                         x2->size(0) == x.size(0) && x2->size(2) == x.size(2) &&
                         x2->size(3) == x.size(3),
-                    "sliced_group_norm: x2 does not match x; need the same dtype, N, H and W");
+                    op, ": x2 does not match x; need the same dtype, N, H and W");
     STD_TORCH_CHECK(x2->size(1) >= 1 && c2_offset >= c && c2_offset <= c_max - x2->size(1),
-                    "sliced_group_norm: x2 has ", x2->size(1), " channels at c2_offset ", c2_offset,
+                    op, ": x2 has ", x2->size(1), " channels at c2_offset ", c2_offset,
                     ", weight ", c_max, "; need ", c, " <= c2_offset <= ", c_max, " - c2");
     c += x2->size(1);
   }
-  STD_TORCH_CHECK(groups >= 1 && c % groups == 0, "sliced_group_norm: groups is ", groups,
+  STD_TORCH_CHECK(groups >= 1 && c % groups == 0, op, ": groups is ", groups,
                   ", the input has ", c, " channels; need groups >= 1 that divide them");
 }
 
-inline GroupNormArgs group_norm_args(const Tensor& x, const Tensor& weight, const Tensor& bias,
-                                     int64_t groups, bool silu) {
+inline GroupNormArgs group_norm_args(const char* op, const Tensor& x, const Tensor& weight,
+                                     const Tensor& bias, int64_t groups, bool silu) {
   GroupNormArgs args{};
-  args.dtype = dtype_of(x, "sliced_group_norm");
-  args.param_dtype = dtype_of(weight, "sliced_group_norm");
+  args.dtype = dtype_of(x, op);
+  args.param_dtype = dtype_of(weight, op);
   args.n = x.size(0);
   args.pixels = x.size(2) * x.size(3);
   args.groups = groups;
@@ -81,43 +81,46 @@ inline void add_source(GroupNormArgs& args, const Tensor& x, int64_t param_offse
   source.x_pixel_stride = pixel_stride_of(x);
 }
 
-inline void check_grad_y(const Tensor& grad_y, const Tensor& x, const char* name) {
+inline void check_grad_y(const char* op, const Tensor& grad_y, const Tensor& x, const char* name) {
   STD_TORCH_CHECK(same_device(grad_y, x),
-                  "sliced_group_norm_backward: the tensors are on different devices; need one");
+                  op, ": the tensors are on different devices; need one");
   STD_TORCH_CHECK(grad_y.dim() == 4 && grad_y.scalar_type() == x.scalar_type() &&
                       grad_y.size(0) == x.size(0) && grad_y.size(1) == x.size(1) &&
                       grad_y.size(2) == x.size(2) && grad_y.size(3) == x.size(3),
-                  "sliced_group_norm_backward: ", name, " does not match its source; need the "
+                  op, ": ", name, " does not match its source; need the "
                   "same dtype and shape");
 }
 
-inline void check_statistics(const Tensor& statistics, const Tensor& x, int64_t groups) {
+inline void check_statistics(const char* op, const Tensor& statistics, const Tensor& x,
+                             int64_t groups) {
   STD_TORCH_CHECK(same_device(statistics, x) && statistics.is_contiguous() &&
                       statistics.dim() == 2 && statistics.size(0) == x.size(0) &&
                       statistics.size(1) == groups &&
                       statistics.scalar_type() == statistics_type(x),
-                  "sliced_group_norm_backward: mean or rstd is not what the forward gave");
+                  op, ": mean or rstd is not what the forward gave");
 }
 
 // What the backward checks beyond check_group_norm.
-inline void check_backward(const Tensor& grad_y, const std::optional<Tensor>& grad_y2,
-                           const Tensor& x, const std::optional<Tensor>& x2, const Tensor& mean,
+inline void check_backward(const char* op, const Tensor& grad_y,
+                           const std::optional<Tensor>& grad_y2, const Tensor& x,
+                           const std::optional<Tensor>& x2, const Tensor& mean,
                            const Tensor& rstd, int64_t groups) {
-  check_grad_y(grad_y, x, "grad_y");
+  check_grad_y(op, grad_y, x, "grad_y");
   STD_TORCH_CHECK(x2.has_value() == grad_y2.has_value(),
-                  "sliced_group_norm_backward: only one of x2 and grad_y2 is given; need both or "
+                  op, ": only one of x2 and grad_y2 is given; need both or "
                   "none");
-  if (x2.has_value()) check_grad_y(*grad_y2, *x2, "grad_y2");
-  check_statistics(mean, x, groups);
-  check_statistics(rstd, x, groups);
+  if (x2.has_value()) check_grad_y(op, *grad_y2, *x2, "grad_y2");
+  check_statistics(op, mean, x, groups);
+  check_statistics(op, rstd, x, groups);
 }
 
-inline void* grad_param_data(const std::optional<Tensor>& grad, const Tensor& param) {
+inline void* grad_param_data(const char* op, const std::optional<Tensor>& grad,
+                             const Tensor& param) {
   if (!grad.has_value()) return nullptr;
   STD_TORCH_CHECK(same_device(*grad, param) && grad->is_contiguous() && grad->dim() == 1 &&
                       grad->size(0) == param.size(0) &&
                       grad->scalar_type() == param.scalar_type(),
-                  "sliced_group_norm_backward: a parameter's gradient does not match it; need a "
+                  op, ": a parameter's gradient does not match it; need a "
                   "contiguous [c_max] of its dtype");
   return grad->mutable_data_ptr();
 }
@@ -129,6 +132,54 @@ inline void add_source_grads(GroupNormArgs& args, const Tensor& x, int64_t param
   added.grad_y = grad_y.const_data_ptr();
   added.grad_y_pixel_stride = pixel_stride_of(grad_y);
   added.grad_x = grad_x.mutable_data_ptr();
+}
+
+// scale and shift as the kernels read them: rows of adjacent channels, both with one stride.
+struct Modulation {
+  std::optional<Tensor> scale, shift;
+
+  Modulation(const char* op, const std::optional<Tensor>& scale_any,
+             const std::optional<Tensor>& shift_any, const Tensor& x,
+             const std::optional<Tensor>& x2) {
+    STD_TORCH_CHECK(scale_any.has_value() == shift_any.has_value(), op,
+                    ": only one of scale and shift is given; need both or none");
+    if (!scale_any.has_value()) return;
+    const int64_t channels = x.size(1) + (x2.has_value() ? x2->size(1) : 0);
+    check(op, *scale_any, "scale", x, channels);
+    check(op, *shift_any, "shift", x, channels);
+    const bool adjacent = channels == 1 || (scale_any->stride(1) == 1 && shift_any->stride(1) == 1);
+    const bool alike = x.size(0) <= 1 || scale_any->stride(0) == shift_any->stride(0);
+    scale = adjacent && alike ? *scale_any : torch::stable::contiguous(*scale_any);
+    shift = adjacent && alike ? *shift_any : torch::stable::contiguous(*shift_any);
+  }
+
+  void fill(GroupNormArgs& args) const {
+    if (!scale.has_value()) return;
+    args.scale = scale->const_data_ptr();
+    args.shift = shift->const_data_ptr();
+    args.modulation_stride = scale->stride(0);
+  }
+
+ private:
+  static void check(const char* op, const Tensor& row, const char* name, const Tensor& x,
+                    int64_t channels) {
+    STD_TORCH_CHECK(same_device(row, x) && row.scalar_type() == x.scalar_type() &&
+                        row.dim() == 2 && row.size(0) == x.size(0) && row.size(1) == channels,
+                    op, ": ", name, " does not match the sources; need [N, all channels = ",
+                    channels, "] of x's dtype and device");
+  }
+};
+
+// Memory of dL/dscale or dL/dshift; null: not wanted.
+inline void* grad_modulation_data(const char* op, const std::optional<Tensor>& grad,
+                                  const std::optional<Tensor>& of) {
+  if (!grad.has_value()) return nullptr;
+  STD_TORCH_CHECK(of.has_value() && same_device(*grad, *of) && grad->is_contiguous() &&
+                      grad->dim() == 2 && grad->size(0) == of->size(0) &&
+                      grad->size(1) == of->size(1) && grad->scalar_type() == of->scalar_type(),
+                  op, ": the gradient of scale or shift does not match it; need a contiguous "
+                  "[N, all channels] of its dtype");
+  return grad->mutable_data_ptr();
 }
 
 }  // namespace ddsm::binding

@@ -8,16 +8,7 @@
 namespace {
 
 using namespace ddsm::binding;
-using ddsm::DType;
 using ddsm::LinearWeight;
-
-void check_dtypes(const char* op, const Tensor& x, const Tensor& weight) {
-  const DType x_dtype = dtype_of(x, op), w_dtype = dtype_of(weight, op);
-  const bool mixed = x_dtype == DType::kBFloat16 && w_dtype == DType::kFloat32;
-  STD_TORCH_CHECK(x_dtype != DType::kFloat16 && (x_dtype == w_dtype || mixed), op,
-                  ": unsupported dtypes; need equal float32, bfloat16 or float64, or a float32 "
-                  "weight with bfloat16 x");
-}
 
 // x [..., c] as a matrix in the compute type.
 Rows wide_rows_of(const Tensor& x) {
@@ -30,15 +21,11 @@ LinearWeight weight_of(const char* op, const Tensor& weight, void* data) {
   return {data, dtype_of(weight, op), weight.stride(0), weight.stride(1)};
 }
 
-void check_memory(const char* op, bool enough) {
-  STD_TORCH_CHECK(enough, op, ": not enough memory for the workspace");
-}
-
 Tensor sliced_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                      int64_t c_out, bool /*tf32*/) {
   const char* op = "sliced_linear";
   check_matrix(op, x, weight, 1);
-  check_dtypes(op, x, weight);
+  check_cpu_dtypes(op, x, weight);
   check_bias(op, bias, weight);
   check_c_out(op, c_out, weight);
   Tensor y = empty_rows(x, c_out);
@@ -63,7 +50,7 @@ Tensor sliced_linear_grad_x(const Tensor& grad_y, const Tensor& weight, int64_t 
                             bool /*tf32*/) {
   const char* op = "sliced_linear_grad_x";
   check_matrix(op, grad_y, weight, 0);
-  check_dtypes(op, grad_y, weight);
+  check_cpu_dtypes(op, grad_y, weight);
   check_c_in(op, c_in, weight);
   Tensor grad_x = empty_rows(grad_y, c_in);
   if (grad_x.numel() == 0) return grad_x;
@@ -86,7 +73,7 @@ void sliced_linear_grad_weight(const Tensor& grad_y, const Tensor& x, const Tens
   const char* op = "sliced_linear_grad_weight";
   check_matrix(op, grad_y, grad_weight, 0);
   check_matrix(op, x, grad_weight, 1);
-  check_dtypes(op, x, grad_weight);
+  check_cpu_dtypes(op, x, grad_weight);
   check_same_rows(op, grad_y, x);
   check_grad_bias(op, grad_bias, grad_weight);
   if (grad_y.numel() == 0) return;

@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "weight_args.h"
+#include "checks.h"
 
 namespace ddsm::binding {
 

@@ -38,26 +38,37 @@ STABLE_TORCH_LIBRARY(ddsm_ext, m) {
       "sliced_linear_grad_weight(Tensor grad_y, Tensor x, Tensor(a!) grad_weight, "
       "Tensor(b!)? grad_bias, bool tf32=False) -> ()");
   // Weights side by side, each with a bias and its count of outputs, whose columns of the result
-  // begin at multiples of 8; act is SiLU or nothing. CUDA only, without autograd.
+  // begin at multiples of 8; act is SiLU or nothing. shift: of one weight's outputs, added before
+  // act. CUDA only, without autograd.
   m.def(
-      "sliced_linear_fused(Tensor x, Tensor[] weights, Tensor[] biases, int[] c_out, bool silu, "
-      "bool overlaps, bool tf32) -> Tensor");
-  // Of like's dtype, with rows of the table where t is one of its steps; CUDA only, without
-  // autograd. Never overlaps: it begins when all kernels before it have ended.
-  m.def("sinusoidal_embedding(Tensor t, int dim, Tensor? table, Tensor like) -> Tensor");
+      "sliced_linear_fused(Tensor x, Tensor[] weights, Tensor[] biases, int[] c_out, "
+      "Tensor? shift, bool silu, bool overlaps, bool tf32) -> Tensor");
+  // Sines and cosines in turn, or in halves: all cosines, then all sines. Of like's dtype, with
+  // rows of the table where t is one of its steps; CUDA only, without autograd. Never overlaps: it
+  // begins when all kernels before it have ended.
+  m.def(
+      "sinusoidal_embedding(Tensor t, int dim, bool halves, Tensor? table, Tensor like) "
+      "-> Tensor");
+  // Nearest-neighbour enlargement by 2, or the means of 2x2 pixels, times gain. overlaps: the
+  // kernel before it in the stream may still run (CUDA).
+  m.def("resample(Tensor x, bool up, float gain=1.0, bool overlaps=False) -> Tensor");
+  // scale and shift [N, c of all sources]: y = act(affine * (1 + scale) + shift); both or neither.
   m.def(
       "sliced_group_norm(Tensor x, Tensor? x2, Tensor weight, Tensor bias, SymInt groups, "
-      "SymInt c2_offset, float eps, bool silu) -> (Tensor, Tensor, Tensor, Tensor)");
-  // From the moments that convolutions left of the sources. overlaps: it may begin while the kernel
-  // before it ends. CUDA only, without autograd.
+      "SymInt c2_offset, float eps, bool silu, Tensor? scale=None, Tensor? shift=None) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
+  // From the moments that convolutions left of the sources. down: the means of the result's 2x2
+  // pixels. overlaps: it may begin while the kernel before it ends. CUDA only, without autograd.
   m.def(
       "sliced_group_norm_apply(Tensor x, Tensor? x2, Tensor weight, Tensor bias, int groups, "
       "int c2_offset, float eps, bool silu, Tensor? moments, Tensor? moments2, "
-      "bool overlaps) -> (Tensor, Tensor)");
+      "Tensor? scale, Tensor? shift, bool down, bool overlaps) -> (Tensor, Tensor)");
   m.def(
       "sliced_group_norm_backward(Tensor grad_y, Tensor? grad_y2, Tensor x, Tensor? x2, "
       "Tensor weight, Tensor bias, Tensor mean, Tensor rstd, SymInt groups, SymInt c2_offset, "
-      "bool silu, Tensor(a!)? grad_weight, Tensor(b!)? grad_bias) -> (Tensor, Tensor)");
+      "bool silu, Tensor(a!)? grad_weight, Tensor(b!)? grad_bias, Tensor? scale=None, "
+      "Tensor? shift=None, Tensor(c!)? grad_scale=None, Tensor(d!)? grad_shift=None) "
+      "-> (Tensor, Tensor)");
   m.def("sliced_attention(Tensor q, Tensor k, Tensor v, float? scale) -> (Tensor, Tensor)");
   m.def(
       "sliced_attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, "

@@ -1,152 +1,233 @@
-// ddsm_ext._native.StepPlan: lists of kernel calls, given as dicts of integers. Pointers are the
-// integers of Tensor.data_ptr(); ddsm_ext/runner/program.py, the one caller, keeps their tensors.
+// ddsm_ext._native.StepPlan and the Args structs of its calls, made with one keyword a field. A
+// pointer is the integer of Tensor.data_ptr(), 0 for null; ddsm_ext/runner/program.py, the one
+// caller, keeps their tensors.
 #include "ddsm/step_plan.h"
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <cstring>
-#include <utility>
+#include <new>
 #include <vector>
 
-#include "ddsm/conv2d_choice.h"
-#include "step_plan.h"
+#include "native.h"
 
 namespace py = pybind11;
 
 namespace {
 
 using namespace ddsm;
+using py::arg;
+using Pointer = uintptr_t;
+using Dtype = int32_t;  // the number of a DType
 
-// A field of a call's dict; a name that is missing is a bug of the caller's.
-struct Fields {
-  const py::dict& values;
-
-  template <class T = int64_t>
-  T get(const char* name) const {
-    return values[name].cast<T>();
-  }
-  template <class T = void>
-  T* pointer(const char* name) const {
-    return reinterpret_cast<T*>(get<uintptr_t>(name));
-  }
-  DType dtype(const char* name) const { return static_cast<DType>(get<int32_t>(name)); }
-};
-
-Conv2dShape shape_of(const Fields& f) {
-  return {f.get("images"),    f.get("height"), f.get("width"),   f.get("out_height"),
-          f.get("out_width"), f.get("stride"), f.get("padding"), f.get("scale")};
+template <class T = void>
+T* pointer(Pointer address) {
+  return reinterpret_cast<T*>(address);
 }
 
-Conv2dImage image_of(const Conv2dShape& shape, const void* data, int64_t pixel_stride,
-                     int64_t channels, int64_t weight_offset) {
-  return {data,     shape.height * shape.width * pixel_stride, shape.width * pixel_stride,
-          pixel_stride, channels, weight_offset};
+DType dtype_of(Dtype number) { return static_cast<DType>(number); }
+
+// One or two sources into the array of an Args struct.
+template <class Source>
+int64_t fill_sources(const std::vector<Source>& from, Source (&to)[2]) {
+  if (from.empty() || from.size() > 2) throw py::value_error("sources: need 1 or 2");
+  for (size_t i = 0; i < from.size(); ++i) to[i] = from[i];
+  return static_cast<int64_t>(from.size());
 }
 
-void add_conv2d(StepPlan& plan, const py::dict& values) {
-  const Fields f{values};
-  Conv2dForwardArgs args{};
-  args.shape = shape_of(f);
-  args.x = image_of(args.shape, f.pointer("x"), f.get("x_stride"), f.get("c_in"), 0);
-  if (f.pointer("x2")) {
-    // Where the sources were joined, the second begins x2_shift bytes behind the first.
-    args.x2 = image_of(args.shape, f.pointer<char>("x2") + f.get("x2_shift"),
-                       f.get("x2_stride"), f.get("c_in2"), f.get("c_in2_offset"));
-  }
-  args.weight.dtype = f.dtype("weight_dtype");
-  args.weight.kernel = f.get<int32_t>("kernel");
-  args.algo = static_cast<Conv2dAlgo>(f.get<int32_t>("algo"));
-  args.panels = {f.pointer("panels"), f.get("c_out_max"), f.get("c_in_max")};
-  args.bias = f.pointer("bias");
-  args.norm = f.pointer<float>("norm");
-  args.norm_silu = f.get<bool>("norm_silu");
-  args.image_bias = f.pointer<float>("image_bias");
-  args.residual = f.pointer("residual");
-  args.y = f.pointer("y");
-  args.y_dtype = f.dtype("dtype");
-  args.c_out = f.get("c_out");
-  args.parts = f.get("parts");
-  args.moments = f.pointer<double>("moments");
-  plan.add(args);
+void bind_conv2d(py::module_& m) {
+  py::class_<Conv2dShape>(m, "Conv2dShape")
+      .def(py::init([](int64_t images, int64_t height, int64_t width, int64_t out_height,
+                       int64_t out_width, int64_t stride, int64_t padding, int64_t scale) {
+             return Conv2dShape{images, height, width, out_height, out_width, stride, padding,
+                                scale};
+           }),
+           py::kw_only(), arg("images"), arg("height"), arg("width"), arg("out_height"),
+           arg("out_width"), arg("stride"), arg("padding"), arg("scale"));
+  py::class_<Conv2dImage>(m, "Conv2dImage")
+      .def(py::init([](Pointer data, int64_t n_stride, int64_t h_stride, int64_t w_stride,
+                       int64_t channels, int64_t weight_offset) {
+             return Conv2dImage{pointer(data), n_stride, h_stride, w_stride, channels,
+                                weight_offset};
+           }),
+           py::kw_only(), arg("data"), arg("n_stride"), arg("h_stride"), arg("w_stride"),
+           arg("channels"), arg("weight_offset"));
+  py::class_<Conv2dForwardArgs>(m, "Conv2dForwardArgs")
+      .def(py::init([](const Conv2dShape& shape, const std::vector<Conv2dImage>& sources,
+                       Dtype weight_dtype, int32_t kernel, int32_t algo, Pointer panels,
+                       int64_t c_out_max, int64_t c_in_max, Pointer bias, Pointer norm,
+                       bool norm_silu, Pointer shift, Pointer residual, int64_t residual_scale,
+                       Pointer y, Dtype y_dtype, int64_t c_out, int64_t parts, Pointer moments) {
+             Conv2dForwardArgs args{};
+             args.shape = shape;
+             Conv2dImage images[2] = {};
+             fill_sources(sources, images);
+             args.x = images[0];
+             args.x2 = images[1];
+             args.weight.dtype = dtype_of(weight_dtype);
+             args.weight.kernel = kernel;
+             args.algo = static_cast<Conv2dAlgo>(algo);
+             args.panels = {pointer(panels), c_out_max, c_in_max};
+             args.bias = pointer(bias);
+             args.norm = pointer<float>(norm);
+             args.norm_silu = norm_silu;
+             args.shift = pointer<float>(shift);
+             args.residual = pointer(residual);
+             args.residual_scale = residual_scale;
+             args.y = pointer(y);
+             args.y_dtype = dtype_of(y_dtype);
+             args.c_out = c_out;
+             args.parts = parts;
+             args.moments = pointer<double>(moments);
+             return args;
+           }),
+           py::kw_only(), arg("shape"), arg("sources"), arg("weight_dtype"), arg("kernel"),
+           arg("algo"), arg("panels"), arg("c_out_max"), arg("c_in_max"), arg("bias"), arg("norm"),
+           arg("norm_silu"), arg("shift"), arg("residual"), arg("residual_scale"), arg("y"),
+           arg("y_dtype"), arg("c_out"), arg("parts"), arg("moments"));
 }
 
-void add_linear(StepPlan& plan, const py::dict& values) {
-  const Fields f{values};
-  LinearForwardArgs args{};
-  args.x = f.pointer("x");
-  args.rows = f.get("rows");
-  args.c_in = args.x_row_stride = f.get("c_in");
-  args.weight = {f.pointer("weight"), f.dtype("weight_dtype"), f.get("weight_stride"), 1};
-  args.bias = f.pointer("bias");
-  args.y = f.pointer("y");
-  args.y_dtype = DType::kFloat32;
-  args.c_out = f.get("c_out");
-  plan.add(args);
+void bind_linear(py::module_& m) {
+  py::class_<LinearForwardArgs>(m, "LinearForwardArgs")
+      .def(py::init([](Pointer x, int64_t rows, int64_t c_in, int64_t x_row_stride, Pointer weight,
+                       Dtype weight_dtype, int64_t weight_stride, Pointer bias, Pointer shift,
+                       Pointer y, Dtype y_dtype, int64_t c_out) {
+             return LinearForwardArgs{
+                 pointer(x),    rows,           c_in,       x_row_stride,
+                 {pointer(weight), dtype_of(weight_dtype), weight_stride, 1},
+                 pointer(bias), pointer(shift), pointer(y), dtype_of(y_dtype), c_out};
+           }),
+           py::kw_only(), arg("x"), arg("rows"), arg("c_in"), arg("x_row_stride"), arg("weight"),
+           arg("weight_dtype"), arg("weight_stride"), arg("bias"), arg("shift"), arg("y"),
+           arg("y_dtype"), arg("c_out"));
 }
 
-void add_norm_merge(StepPlan& plan, const py::dict& values) {
-  const Fields f{values};
-  NormMergeArgs args{};
-  args.images = f.get("images");
-  args.pixels = f.get("pixels");
-  args.sources[0] = {f.get("c"), 0, {f.pointer<double>("moments"), f.get("block_pixels")}};
-  args.source_count = 1;
-  if (f.pointer("moments2")) {
-    args.sources[1] = {f.get("c2"), f.get("c2_offset"),
-                       {f.pointer<double>("moments2"), f.get("block_pixels2")}};
-    args.source_count = 2;
-  }
-  args.groups = f.get("groups");
-  args.eps = f.get<double>("eps");
-  args.weight = f.pointer("weight");
-  args.bias = f.pointer("bias");
-  args.param_dtype = f.dtype("param_dtype");
-  args.norm = f.pointer<float>("norm");
-  plan.add(args);
+void bind_group_norm_merge(py::module_& m) {
+  py::class_<GroupNormMomentsArgs>(m, "GroupNormMomentsArgs")
+      .def(py::init([](Pointer x, Dtype dtype, int64_t images, int64_t pixels, int64_t channels,
+                       int64_t x_pixel_stride, int64_t block_pixels, Pointer moments) {
+             return GroupNormMomentsArgs{pointer(x),   dtype_of(dtype), images,
+                                         pixels,       channels,        x_pixel_stride,
+                                         block_pixels, pointer<double>(moments)};
+           }),
+           py::kw_only(), arg("x"), arg("dtype"), arg("images"), arg("pixels"), arg("channels"),
+           arg("x_pixel_stride"), arg("block_pixels"), arg("moments"));
+  py::class_<GroupNormMergeSource>(m, "GroupNormMergeSource")
+      .def(py::init([](int64_t channels, int64_t param_offset, Pointer moments,
+                       int64_t block_pixels) {
+             return GroupNormMergeSource{channels, param_offset, pointer<double>(moments),
+                                         block_pixels};
+           }),
+           py::kw_only(), arg("channels"), arg("param_offset"), arg("moments"),
+           arg("block_pixels"));
+  py::class_<GroupNormMergeArgs>(m, "GroupNormMergeArgs")
+      .def(py::init([](int64_t images, int64_t pixels,
+                       const std::vector<GroupNormMergeSource>& sources, int64_t groups,
+                       double eps, Pointer weight, Pointer bias, Dtype param_dtype, Pointer scale,
+                       Pointer shift, int64_t modulation_stride, Pointer norm) {
+             GroupNormMergeArgs args{};
+             args.images = images;
+             args.pixels = pixels;
+             args.source_count = fill_sources(sources, args.sources);
+             args.groups = groups;
+             args.eps = eps;
+             args.weight = pointer(weight);
+             args.bias = pointer(bias);
+             args.param_dtype = dtype_of(param_dtype);
+             args.scale = pointer(scale);
+             args.shift = pointer(shift);
+             args.modulation_dtype = args.compute = DType::kFloat32;
+             args.modulation_stride = modulation_stride;
+             args.norm = pointer(norm);
+             return args;
+           }),
+           py::kw_only(), arg("images"), arg("pixels"), arg("sources"), arg("groups"), arg("eps"),
+           arg("weight"), arg("bias"), arg("param_dtype"), arg("scale"), arg("shift"),
+           arg("modulation_stride"), arg("norm"));
 }
 
-void add_norm_apply(StepPlan& plan, const py::dict& values) {
-  const Fields f{values};
-  NormApplyArgs args{};
-  args.x[0] = f.pointer("x");
-  args.x[1] = f.pointer("x2");
-  args.dtype = f.dtype("dtype");
-  args.images = f.get("images");
-  args.pixels = f.get("pixels");
-  args.channels[0] = f.get("c");
-  args.channels[1] = f.get("c2");
-  args.norm = f.pointer<float>("norm");
-  args.silu = f.get<bool>("silu");
-  args.y = f.pointer("y");
-  args.y_dtype = f.dtype("y_dtype");
-  plan.add(args);
+void bind_group_norm_apply(py::module_& m) {
+  py::enum_<Resample>(m, "Resample", "What happens to pixels on their way.")
+      .value("none", Resample::kNone)
+      .value("up", Resample::kUp)
+      .value("down", Resample::kDown);
+  py::class_<GroupNormApplySource>(m, "GroupNormApplySource")
+      .def(py::init([](Pointer x, int64_t channels, int64_t x_pixel_stride, Pointer y,
+                       int64_t y_pixel_stride) {
+             return GroupNormApplySource{pointer(x), channels, x_pixel_stride, pointer(y),
+                                         y_pixel_stride};
+           }),
+           py::kw_only(), arg("x"), arg("channels"), arg("x_pixel_stride"), arg("y"),
+           arg("y_pixel_stride"));
+  py::class_<GroupNormApplyArgs>(m, "GroupNormApplyArgs")
+      .def(py::init([](int64_t images, int64_t height, int64_t width,
+                       const std::vector<GroupNormApplySource>& sources, Dtype dtype,
+                       Dtype y_dtype, Pointer norm, bool silu, Resample resample) {
+             GroupNormApplyArgs args{};
+             args.images = images;
+             args.height = height;
+             args.width = width;
+             args.source_count = fill_sources(sources, args.sources);
+             args.dtype = dtype_of(dtype);
+             args.y_dtype = dtype_of(y_dtype);
+             args.norm = pointer(norm);
+             args.silu = silu;
+             args.resample = resample;
+             return args;
+           }),
+           py::kw_only(), arg("images"), arg("height"), arg("width"), arg("sources"),
+           arg("dtype"), arg("y_dtype"), arg("norm"), arg("silu"), arg("resample"));
 }
 
-AttentionArgs attention_args(const Fields& f) {
-  AttentionArgs args{};
-  args.dtype = f.dtype("dtype");
-  args.n = f.get("images");
-  args.heads = f.get("heads");
-  args.t_q = args.t_k = f.get("tokens");
-  args.d = f.get("head_channels");
-  args.scale = f.get<double>("scale");
-  args.slots = f.get("slots");
-  return args;
+void bind_resample(py::module_& m) {
+  py::class_<ResampleArgs>(m, "ResampleArgs")
+      .def(py::init([](Pointer x, Dtype dtype, int64_t images, int64_t height, int64_t width,
+                       int64_t channels, int64_t n_stride, int64_t h_stride, int64_t w_stride,
+                       bool up, double gain, Pointer y) {
+             return ResampleArgs{pointer(x), dtype_of(dtype), images,   height, width, channels,
+                                 n_stride,   h_stride,        w_stride, up,     gain,  pointer(y)};
+           }),
+           py::kw_only(), arg("x"), arg("dtype"), arg("images"), arg("height"), arg("width"),
+           arg("channels"), arg("n_stride"), arg("h_stride"), arg("w_stride"), arg("up"),
+           arg("gain"), arg("y"));
 }
 
-void add_attention(StepPlan& plan, const py::dict& values) {
-  const Fields f{values};
-  AttentionArgs args = attention_args(f);
-  const int64_t c = args.heads * args.d, row = 3 * c, element = f.get("element_bytes");
-  char* qkv = f.pointer<char>("qkv");  // [images, tokens, (q, k, v), heads, head_channels]
-  args.q = {qkv, args.t_q * row, args.d, row};
-  args.k = {qkv + c * element, args.t_q * row, args.d, row};
-  args.v = {qkv + 2 * c * element, args.t_q * row, args.d, row};
-  args.out = {f.pointer("y"), args.t_q * c, args.d, c};
-  args.lse = f.pointer("lse");
-  args.scratch = f.pointer("scratch");
-  plan.add(args);
+void bind_attention(py::module_& m) {
+  py::class_<AttentionTensor>(m, "AttentionTensor")
+      .def(py::init([](Pointer data, int64_t n_stride, int64_t head_stride, int64_t t_stride) {
+             return AttentionTensor{pointer(data), n_stride, head_stride, t_stride};
+           }),
+           py::kw_only(), arg("data"), arg("n_stride"), arg("head_stride"), arg("t_stride"));
+  py::class_<AttentionArgs>(m, "AttentionArgs")
+      .def(py::init([](Dtype dtype, int64_t n, int64_t heads, int64_t t_q, int64_t t_k, int64_t d,
+                       double scale, int64_t slots, const AttentionTensor& q,
+                       const AttentionTensor& k, const AttentionTensor& v,
+                       const AttentionTensor& out, Pointer lse, Pointer scratch) {
+             AttentionArgs args{};
+             args.dtype = dtype_of(dtype);
+             args.n = n;
+             args.heads = heads;
+             args.t_q = t_q;
+             args.t_k = t_k;
+             args.d = d;
+             args.scale = scale;
+             args.slots = slots;
+             args.q = q;
+             args.k = k;
+             args.v = v;
+             args.out = out;
+             args.lse = pointer(lse);
+             args.scratch = pointer(scratch);
+             return args;
+           }),
+           py::kw_only(), arg("dtype"), arg("n"), arg("heads"), arg("t_q"), arg("t_k"), arg("d"),
+           arg("scale"), arg("slots"), arg("q"), arg("k"), arg("v"), arg("out"), arg("lse"),
+           arg("scratch"));
+  m.def("attention_slots", &attention_slots,
+        "The threads' parts of the scratch that pay for the work, as its args have pointers or "
+        "not.");
+  m.def("attention_scratch_bytes", &attention_forward_scratch_bytes,
+        "Bytes of the forward's scratch, for as many slots as the args have.");
 }
 
 void run(const StepPlan& plan, int64_t begin, int64_t end) {
@@ -154,102 +235,30 @@ void run(const StepPlan& plan, int64_t begin, int64_t end) {
   if (!plan.run(begin, end)) throw std::bad_alloc();
 }
 
-// What tells one content of a tensor's memory from another: so many words spread over it, mixed.
-uint64_t sample_bits(uintptr_t data, int64_t bytes, int64_t samples) {
-  const int64_t words = bytes / 4;
-  const int64_t step = words > samples ? words / samples : 1;
-  const char* from = reinterpret_cast<const char*>(data);  // 16-bit tensors may begin in a word
-  uint64_t mixed = 0x9e3779b97f4a7c15;
-  for (int64_t i = 0; i < samples && i * step < words; ++i) {
-    uint32_t word;
-    std::memcpy(&word, from + 4 * i * step, 4);
-    mixed = (mixed ^ word) * 0x100000001b3;
-  }
-  return mixed;
-}
-
-// Samples of a weight that is about to be used by one op.
-constexpr int64_t kWeightSamples = 32;
-
-// Several tensors' memory, sampled in one call before every step. Each sample is a cache miss, so
-// of each tensor only a few: of the CIFAR-10 U-Net 3 cost 0.03 ms after a step, 32 up to 0.2 ms.
-class Watched {
- public:
-  explicit Watched(std::vector<std::pair<uintptr_t, int64_t>> memory)
-      : memory_(std::move(memory)) {}
-
-  uint64_t bits() const {
-    uint64_t mixed = 0;
-    for (const auto& [data, bytes] : memory_) {
-      mixed = (mixed ^ sample_bits(data, bytes, kSamples)) * 0x100000001b3;
-    }
-    return mixed;
-  }
-
- private:
-  static constexpr int64_t kSamples = 3;
-  std::vector<std::pair<uintptr_t, int64_t>> memory_;
-};
-
-py::dict costs_dict() {
-  const Conv2dCosts costs = conv2d_costs();
-  py::dict result;
-  result["macs_per_ns"] = costs.macs_per_ns;
-  result["winograd_macs_per_ns"] = costs.winograd_macs_per_ns;
-  result["input_floats_per_ns"] = costs.input_floats_per_ns;
-  result["output_floats_per_ns"] = costs.output_floats_per_ns;
-  result["panel_bytes_per_ns"] = costs.panel_bytes_per_ns;
-  result["frequency_ns"] = costs.frequency_ns;
-  result["rearranged_per_ns"] = costs.rearranged_per_ns;
-  result["bf16_macs_per_ns"] = costs.bf16_macs_per_ns;
-  result["segment_ns"] = costs.segment_ns;
-  return result;
+template <class Args>
+void add(StepPlan& plan, const Args& args) {
+  plan.add(args);
 }
 
 }  // namespace
 
 void bind_step_plan(py::module_& m) {
+  bind_conv2d(m);
+  bind_linear(m);
+  bind_group_norm_merge(m);
+  bind_group_norm_apply(m);
+  bind_resample(m);
+  bind_attention(m);
   py::class_<StepPlan>(m, "StepPlan", "A list of kernel calls on buffers laid out beforehand.")
       .def(py::init<>())
       .def("__len__", &StepPlan::size)
-      .def("add_conv2d", &add_conv2d)
-      .def("add_linear", &add_linear)
-      .def("add_norm_merge", &add_norm_merge)
-      .def("add_norm_apply", &add_norm_apply)
-      .def("add_attention", &add_attention)
+      .def("add", &add<Conv2dForwardArgs>)
+      .def("add", &add<LinearForwardArgs>)
+      .def("add", &add<GroupNormMomentsArgs>)
+      .def("add", &add<GroupNormMergeArgs>)
+      .def("add", &add<GroupNormApplyArgs>)
+      .def("add", &add<ResampleArgs>)
+      .def("add", &add<AttentionArgs>)
       .def("run", [](const StepPlan& plan) { run(plan, 0, plan.size()); })
       .def("run", &run, "Make the calls [begin, end).");
-  m.def("attention_scratch_bytes", [](const py::dict& values) {
-    return attention_forward_scratch_bytes(attention_args(Fields{values}));
-  });
-  m.def("conv2d_moment_pixels", [](const py::dict& values, int32_t algo) {
-    return conv2d_moment_pixels(shape_of(Fields{values}), static_cast<Conv2dAlgo>(algo));
-  });
-  m.def("conv2d_costs", &costs_dict, "The constants of the algorithm choice for this CPU.");
-  m.def("conv2d_has", [](int32_t algo) { return conv2d_has(static_cast<Conv2dAlgo>(algo)); },
-        "Whether the instruction set in use computes with the algorithm.");
-  py::class_<Conv2dProblem>(m, "Conv2dProblem", "A convolution as the choice of algorithm sees it.")
-      .def(py::init([](int64_t images, int64_t out_height, int64_t out_width, int64_t c_in,
-                       int64_t c_out, int64_t kernel, int64_t stride, int64_t scale,
-                       bool bf16, int64_t rearranged, bool grad_weight) {
-        return Conv2dProblem{images, out_height, out_width, c_in,       c_out,      kernel,
-                             stride, scale,      bf16,      rearranged, grad_weight};
-      }));
-  m.def("conv2d_cost_ns", [](const Conv2dProblem& problem, int32_t algo) {
-    return conv2d_cost_ns(problem, static_cast<Conv2dAlgo>(algo), conv2d_costs(), conv2d_grain());
-  });
-  m.def("conv2d_choose", [](const Conv2dProblem& problem) {
-    return static_cast<int32_t>(conv2d_choose(problem, conv2d_costs(), conv2d_grain()));
-  });
-  m.def("conv2d_panel_floats", [](int64_t c_out_max, int64_t c_in_max, int64_t kernel,
-                                  int32_t algo, bool upsample, bool transposed) {
-    return conv2d_panel_floats(kernel, c_out_max, c_in_max, static_cast<Conv2dAlgo>(algo),
-                               upsample ? 2 : 1, transposed);
-  });
-  m.def("sample_bits", [](uintptr_t data, int64_t bytes) {
-    return sample_bits(data, bytes, kWeightSamples);
-  });
-  py::class_<Watched>(m, "Watched", "Memory whose content is watched: [(pointer, bytes)].")
-      .def(py::init<std::vector<std::pair<uintptr_t, int64_t>>>())
-      .def("bits", &Watched::bits, "A number that differs, in all likelihood, for other content.");
 }

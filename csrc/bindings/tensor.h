@@ -74,6 +74,12 @@ inline Tensor nhwc(const Tensor& x) {
   return torch::stable::contiguous(x, torch::headeronly::MemoryFormat::ChannelsLast);
 }
 
+// x with adjacent channels: x itself where it is that already.
+inline Tensor adjacent_channels(const Tensor& x) {
+  if (x.size(1) == 1 || x.stride(1) == 1) return x;
+  return torch::stable::contiguous(x, torch::headeronly::MemoryFormat::ChannelsLast);
+}
+
 // An uninitialised tensor on the device of `like`. Straight to the C shim: torch::stable::empty
 // goes through the dispatcher by name, which costs as much as a small kernel.
 inline Tensor empty_strided(const Tensor& like, ScalarType dtype, const int64_t* sizes,

@@ -1,6 +1,8 @@
 // Chooses the instruction-set variant of the attention kernels.
 #include "ddsm/attention.h"
 
+#include <algorithm>
+
 #include "isa.h"
 
 namespace ddsm {
@@ -9,6 +11,18 @@ DDSM_DECLARE_VARIANTS(int64_t, attention_forward_scratch_bytes, const AttentionA
 DDSM_DECLARE_VARIANTS(int64_t, attention_backward_scratch_bytes, const AttentionArgs& args)
 DDSM_DECLARE_VARIANTS(void, attention_forward, const AttentionArgs& args)
 DDSM_DECLARE_VARIANTS(void, attention_backward, const AttentionArgs& args)
+
+namespace {
+
+// Multiply-adds of a slot below which another thread costs more than it brings.
+constexpr int64_t kMacsPerSlot = 1 << 19;
+
+}  // namespace
+
+int64_t attention_slots(const AttentionArgs& args) {
+  const int64_t macs = args.n * args.heads * args.t_q * args.t_k * args.d;
+  return std::clamp<int64_t>(macs / kMacsPerSlot, 1, num_threads());
+}
 
 int64_t attention_forward_scratch_bytes(const AttentionArgs& args) {
   return DDSM_CALL_VARIANT(attention_forward_scratch_bytes, args);

@@ -34,10 +34,6 @@ constexpr int64_t kKeyPart = 64;
 
 inline double log_of(double x) { return ::log(x); }
 inline float log_of(float x) { return ::logf(x); }
-inline int64_t blocks_of(int64_t rows, int64_t size = kBlockRows) {
-  return (rows + size - 1) / size;
-}
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // s [padded] holds `count` scores: out, which may begin where s does, becomes exp(scale * s - max);
 // returns the sum of these and the max.
@@ -386,7 +382,7 @@ struct Attention {
 
   template <bool paired>
   void forward_as() const {
-    const int64_t blocks = blocks_of(t_q, kForwardRows);
+    const int64_t blocks = ceil_div(t_q, kForwardRows);
     const auto block = [&](int64_t head, int64_t index, C* packed, C* scratch) {
       forward_block<paired>(head, index, packed, scratch);
     };
@@ -399,7 +395,7 @@ struct Attention {
   }
 
   void backward() const {
-    const int64_t blocks = blocks_of(t_q), key_parts = (t_k + kKeyPart - 1) / kKeyPart;
+    const int64_t blocks = ceil_div(t_q, kBlockRows), key_parts = ceil_div(t_k, kKeyPart);
     if (t_q == 0) return zero_grad_kv();
     run(blocks + key_parts, backward_packed_size(), backward_block_size(),
         1, [&](int64_t head, int64_t, C* packed) { backward_pack(head, packed); },

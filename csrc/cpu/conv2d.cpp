@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "conv2d_plan.h"
-#include "ddsm/norm.h"
+#include "ddsm/group_norm.h"
 #include "gemm.h"
 #include "isa.h"
 #include "split.h"
@@ -13,10 +13,10 @@
 namespace ddsm {
 
 DDSM_DECLARE_VARIANTS(GemmTileShape, gemm_tile_shape, DType compute)
-DDSM_DECLARE_VARIANTS(void, make_panel, const GemmProblem& problem, const GemmPhase& phase,
+DDSM_DECLARE_VARIANTS(void, make_panel, const GemmArgs& problem, const GemmPhase& phase,
                       int64_t panel, float* to)
-DDSM_DECLARE_VARIANTS(void, make_bf16_panel, const GemmProblem& problem, int64_t panel, void* to)
-DDSM_DECLARE_VARIANTS(void, make_winograd_panel, const GemmProblem& problem, int64_t panel,
+DDSM_DECLARE_VARIANTS(void, make_bf16_panel, const GemmArgs& problem, int64_t panel, void* to)
+DDSM_DECLARE_VARIANTS(void, make_winograd_panel, const GemmArgs& problem, int64_t panel,
                       int32_t tile, bool flipped, float* to)
 
 namespace {
@@ -66,7 +66,7 @@ int64_t panel_lanes() { return DDSM_CALL_VARIANT(gemm_tile_shape, DType::kFloat3
 
 // Floats of one tap's or frequency's panels.
 int64_t panel_floats(int64_t lanes, int64_t depth) {
-  return ceil_div(lanes, panel_lanes()) * panel_lanes() * depth;
+  return round_up(lanes, panel_lanes()) * depth;
 }
 
 // F(m x m, 3 x 3) from an image of in_height x in_width (times scale) to height x width.
@@ -98,8 +98,9 @@ bool winograd_forward(const Conv2dForwardArgs& args) {
   problem.lanes = args.c_out;
   problem.bias = args.bias;
   problem.bias_dtype = args.weight.dtype;
-  problem.image_bias = args.image_bias;
+  problem.shift = args.shift;
   problem.residual = args.residual;
+  problem.residual_scale = args.residual_scale;
   problem.y = args.y;
   problem.moments = args.moments;
   return winograd_multiply(problem);
@@ -115,14 +116,15 @@ bool winograd_grad_weight(const Conv2dGradWeightArgs& args) {
 }
 
 void direct_moments(const Conv2dForwardArgs& args) {
-  NormMomentsArgs moments{};
+  GroupNormMomentsArgs moments{};
   moments.x = args.y;
   moments.dtype = args.y_dtype;
   moments.images = args.shape.images;
   moments.pixels = args.shape.out_height * args.shape.out_width;
-  moments.channels = args.c_out;
-  moments.moments = {args.moments, kMomentPixels};
-  norm_moments(moments);
+  moments.channels = moments.x_pixel_stride = args.c_out;
+  moments.block_pixels = kMomentPixels;
+  moments.moments = args.moments;
+  group_norm_moments(moments);
 }
 
 }  // namespace
@@ -150,7 +152,7 @@ int64_t conv2d_panel_floats(int64_t kernel, int64_t c_out_max, int64_t c_in_max,
 
 void conv2d_make_panels(const Conv2dWeight& weight, int64_t c_out_max, int64_t c_in_max,
                         Conv2dAlgo algo, int64_t scale, bool transposed, void* panels) {
-  GemmProblem problem{};
+  GemmArgs problem{};
   problem.weight_dtype = weight.dtype;
   problem.n_sources = 1;
   problem.weight = forward_weight(weight);
@@ -189,7 +191,7 @@ void conv2d_make_panels(const Conv2dWeight& weight, int64_t c_out_max, int64_t c
 bool conv2d_forward(const Conv2dForwardArgs& args) {
   if (is_winograd(args.algo)) return winograd_forward(args);
   const Conv2dShape& shape = args.shape;
-  GemmProblem problem{};
+  GemmArgs problem{};
   problem.compute =
       args.algo == Conv2dAlgo::kDirectBf16 ? DType::kBFloat16 : compute_of(args.y_dtype);
   problem.weight_dtype = args.weight.dtype;
@@ -205,7 +207,7 @@ bool conv2d_forward(const Conv2dForwardArgs& args) {
   problem.lanes_max = args.panels.c_out_max;
   problem.depth_max = args.panels.c_in_max;
   problem.bias = args.bias;
-  problem.image_bias = args.image_bias;
+  problem.shift = args.shift;
   problem.residual = args.residual;
   const int64_t columns = args.parts * args.c_out;
   problem.y_n_stride = shape.out_height * shape.out_width * columns;
@@ -236,7 +238,7 @@ bool conv2d_grad_x(const Conv2dGradXArgs& args) {
     return winograd_multiply(problem);
   }
   const Conv2dShape& shape = args.shape;
-  GemmProblem problem{};
+  GemmArgs problem{};
   problem.compute = compute_of(args.grad_x_dtype);
   problem.weight_dtype = args.weight.dtype;
   problem.y_dtype = args.grad_x_dtype;
@@ -263,7 +265,7 @@ bool conv2d_grad_x(const Conv2dGradXArgs& args) {
 
 bool conv2d_grad_weight(const Conv2dGradWeightArgs& args) {
   const Conv2dShape& shape = args.shape;
-  GemmProblem problem{};
+  GemmArgs problem{};
   problem.compute = args.compute;
   problem.weight_dtype = args.grad_weight.dtype;
   problem.y_dtype = args.compute;

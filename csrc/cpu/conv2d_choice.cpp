@@ -28,7 +28,6 @@ constexpr double kUses = 3;
 // m of F(m x m, 3 x 3).
 int64_t tile_of(Conv2dAlgo algo) { return algo == Conv2dAlgo::kWinograd4 ? 4 : 2; }
 
-int64_t round_up(int64_t x, int64_t multiple) { return ceil_div(x, multiple) * multiple; }
 
 // One matrix product [rows, depth] x [depth, lanes] that reads its panels from memory once.
 double product_ns(int64_t rows, int64_t depth, int64_t lanes, double macs_per_ns,

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "arithmetic.h"
+
 namespace ddsm {
 namespace {
 
@@ -44,7 +46,7 @@ std::vector<GemmTap> product(const std::vector<AxisTap>& rows, const std::vector
 
 // Output positions first, first + step, ... below size.
 int64_t positions(int64_t size, int64_t first, int64_t step) {
-  return std::max<int64_t>(0, (size - first + step - 1) / step);
+  return std::max<int64_t>(0, ceil_div(size - first, step));
 }
 
 // All pairs of residue classes; axis[p] holds the taps of outputs p, p + n, ... along one axis.

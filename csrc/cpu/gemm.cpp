@@ -11,15 +11,15 @@
 namespace ddsm {
 
 DDSM_DECLARE_VARIANTS(GemmTileShape, gemm_tile_shape, DType compute)
-DDSM_DECLARE_VARIANTS(size_t, gemm_multiply_workspace, const GemmProblem& problem,
+DDSM_DECLARE_VARIANTS(size_t, gemm_multiply_workspace, const GemmArgs& problem,
                       const GemmPhase& phase)
-DDSM_DECLARE_VARIANTS(void, gemm_multiply_range, const GemmProblem& problem,
+DDSM_DECLARE_VARIANTS(void, gemm_multiply_range, const GemmArgs& problem,
                       const GemmPhase& phase, const GemmRange& range, void* workspace)
-DDSM_DECLARE_VARIANTS(size_t, gemm_accumulate_workspace, const GemmProblem& problem,
+DDSM_DECLARE_VARIANTS(size_t, gemm_accumulate_workspace, const GemmArgs& problem,
                       const GemmPhase& phase, const GemmRange& range)
-DDSM_DECLARE_VARIANTS(void, gemm_accumulate_range, const GemmProblem& problem,
+DDSM_DECLARE_VARIANTS(void, gemm_accumulate_range, const GemmArgs& problem,
                       const GemmPhase& phase, const GemmRange& range, void* workspace)
-DDSM_DECLARE_VARIANTS(void, gemm_accumulate_bias_range, const GemmProblem& problem,
+DDSM_DECLARE_VARIANTS(void, gemm_accumulate_bias_range, const GemmArgs& problem,
                       const GemmPhase& phase, int64_t first_lane, int64_t lanes, void* bias)
 
 namespace {
@@ -31,14 +31,14 @@ constexpr int64_t kPanelPixels = 12;
 // Packing a panel costs about as much as multiplying it with this many pixels.
 constexpr int64_t kPackPixels = 5;
 
-int64_t macs(const GemmProblem& problem, const GemmPhase& phase) {
+int64_t macs(const GemmArgs& problem, const GemmPhase& phase) {
   int64_t depth = 0;
   for (int s = 0; s < problem.n_sources; ++s) depth += problem.sources[s].channels;
   return problem.images * phase.rows * phase.cols * problem.parts * problem.lanes *
          phase.n_taps * depth;
 }
 
-int64_t useful_threads(const GemmProblem& problem, const GemmPhase& phase) {
+int64_t useful_threads(const GemmArgs& problem, const GemmPhase& phase) {
   return std::clamp<int64_t>(macs(problem, phase) / kMacsPerThread, 1, num_threads());
 }
 
@@ -47,8 +47,6 @@ GemmRange chunk_range(const Split& split, int64_t index, int64_t first_units,
   const SplitPart part = split_part(split, index, first_units, second_units);
   return {part.first_begin, part.first_end, part.second_begin, part.second_end};
 }
-
-size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 }  // namespace
 
@@ -61,13 +59,13 @@ void* gemm_workspace(size_t bytes) {
   if (held < bytes || !buffer) {
     held = 0;
     buffer.reset();
-    buffer.reset(std::aligned_alloc(64, aligned(std::max<size_t>(bytes, 64))));
+    buffer.reset(std::aligned_alloc(64, round_up(std::max<size_t>(bytes, 64), 64)));
     if (buffer) held = bytes;
   }
   return buffer.get();
 }
 
-bool gemm_multiply(const GemmProblem& problem, const GemmPhase& phase) {
+bool gemm_multiply(const GemmArgs& problem, const GemmPhase& phase) {
   const int64_t pixels = problem.images * phase.rows * phase.cols;
   if (pixels == 0 || problem.lanes == 0) return true;
   const GemmTileShape tile = DDSM_CALL_VARIANT(gemm_tile_shape, problem.compute);
@@ -75,7 +73,7 @@ bool gemm_multiply(const GemmProblem& problem, const GemmPhase& phase) {
   const int64_t panels = problem.parts * ceil_div(problem.lanes, tile.lanes);
   const int64_t panel_tiles = ceil_div(phase.panels ? kPanelPixels : kPackPixels, tile.rows);
   const Split split = choose_split(useful_threads(problem, phase), tiles, panels, 0, panel_tiles);
-  const size_t bytes = aligned(DDSM_CALL_VARIANT(gemm_multiply_workspace, problem, phase));
+  const size_t bytes = round_up(DDSM_CALL_VARIANT(gemm_multiply_workspace, problem, phase), 64);
   const int64_t chunks = split.first * split.second;
   char* workspace = static_cast<char*>(gemm_workspace(bytes * chunks));
   if (!workspace) return false;
@@ -90,7 +88,7 @@ bool gemm_multiply(const GemmProblem& problem, const GemmPhase& phase) {
   return true;
 }
 
-bool gemm_accumulate(const GemmProblem& problem, const GemmPhase& phase) {
+bool gemm_accumulate(const GemmArgs& problem, const GemmPhase& phase) {
   if (problem.images * phase.rows * phase.cols == 0 || problem.lanes == 0 || phase.n_taps == 0) {
     return true;
   }
@@ -106,7 +104,7 @@ bool gemm_accumulate(const GemmProblem& problem, const GemmPhase& phase) {
   for (int64_t index = 0; index < chunks; ++index) {
     const GemmRange range = chunk_range(split, index, tiles, panels);
     const size_t needed = DDSM_CALL_VARIANT(gemm_accumulate_workspace, problem, phase, range);
-    bytes = std::max(bytes, aligned(needed));
+    bytes = std::max<size_t>(bytes, round_up(needed, 64));
   }
   char* workspace = static_cast<char*>(gemm_workspace(bytes * chunks));
   if (!workspace) return false;
@@ -119,7 +117,7 @@ bool gemm_accumulate(const GemmProblem& problem, const GemmPhase& phase) {
   return true;
 }
 
-void gemm_accumulate_bias(const GemmProblem& problem, const GemmPhase& phase, void* bias) {
+void gemm_accumulate_bias(const GemmArgs& problem, const GemmPhase& phase, void* bias) {
   const int64_t pixels = problem.images * phase.rows * phase.cols;
   if (pixels == 0) return;
   const int64_t lanes = DDSM_CALL_VARIANT(gemm_tile_shape, problem.compute).lanes;

@@ -54,7 +54,7 @@ struct GemmWeight {
 
 // compute kFloat32 goes with weights and y in float32 or bfloat16, kFloat64 with float64 only.
 // kBFloat16, of Isa::kAvx512Bf16 alone: sources, panels, bias and y in bfloat16, sums in float32.
-struct GemmProblem {
+struct GemmArgs {
   DType compute, weight_dtype, y_dtype;
   int32_t n_sources;
   GemmSource sources[2];
@@ -65,7 +65,7 @@ struct GemmProblem {
   int64_t parts = 1;             // weights with `lanes` lanes each, side by side in y; > 1: panels
   int64_t lanes_max, depth_max;  // allocated ones, of packed panels
   const void* bias;              // [parts][lanes_max] of weight_dtype, null: zero
-  const float* image_bias;       // [images][lanes], added like a bias; null: zero
+  const float* shift;            // [images][lanes], added like a bias; null: zero
   const void* residual;          // like y, added to it; null: zero
   int64_t longest_sum;  // products added one after another before a new sum begins; 0: what is fast
 };
@@ -81,14 +81,14 @@ struct GemmTileShape {
 };
 
 // y of one phase, in parallel on torch's pool; false: no memory for the workspace.
-bool gemm_multiply(const GemmProblem& problem, const GemmPhase& phase);
+bool gemm_multiply(const GemmArgs& problem, const GemmPhase& phase);
 
 // weight[lane, depth, tap] += sum over pixels of y[pixel, lane] * source[pixel + tap, depth]; the
 // result does not depend on the number of threads. False: no memory for the workspace.
-bool gemm_accumulate(const GemmProblem& problem, const GemmPhase& phase);
+bool gemm_accumulate(const GemmArgs& problem, const GemmPhase& phase);
 
 // bias[lane] += sum over pixels of y[pixel, lane], all pixels of [images, rows, cols].
-void gemm_accumulate_bias(const GemmProblem& problem, const GemmPhase& phase, void* bias);
+void gemm_accumulate_bias(const GemmArgs& problem, const GemmPhase& phase, void* bias);
 
 // A buffer of the calling thread, aligned to 64 bytes and kept for its next call; null: no memory.
 void* gemm_workspace(size_t bytes);

@@ -51,7 +51,7 @@ struct DepthPanel {
 };
 
 template <class T>
-DepthPanel depth_panel(const GemmProblem& problem, int64_t panel) {
+DepthPanel depth_panel(const GemmArgs& problem, int64_t panel) {
   constexpr int64_t kPanel = kPanelLanes<T>;
   const int64_t in_first = ceil_div(problem.sources[0].channels, kPanel);
   const int source = panel < in_first ? 0 : 1;
@@ -68,7 +68,7 @@ struct Scratch {
 };
 
 template <class T>
-Scratch<T> carve(const GemmProblem& problem, const GemmPhase& phase, const GemmRange& range,
+Scratch<T> carve(const GemmArgs& problem, const GemmPhase& phase, const GemmRange& range,
                  Arena& arena) {
   constexpr int64_t kPanel = kPanelLanes<T>;
   Scratch<T> s;
@@ -76,7 +76,7 @@ Scratch<T> carve(const GemmProblem& problem, const GemmPhase& phase, const GemmR
   const int64_t lanes = s.lane_tiles * kTileRows;
   const int64_t element = sizeof(T);
   // All lanes count, not this range's: the order of summation must not depend on the threads.
-  const int64_t all_lanes = ceil_div(problem.lanes, kTileRows) * kTileRows;
+  const int64_t all_lanes = round_up(problem.lanes, kTileRows);
   s.pixels = larger(32, smaller(kMostPixels, kLaneBytes / (all_lanes * element)));
   const int64_t panel_bytes = phase.n_taps * lanes * kPanel * element;
   s.panels = larger(1, smaller(range.second_end - range.second_begin, kPartialBytes / panel_bytes));
@@ -91,7 +91,7 @@ Scratch<T> carve(const GemmProblem& problem, const GemmPhase& phase, const GemmR
 
 // to[tile][pixel][kTileRows] = lanes of y; lanes beyond the problem's become zero.
 template <class T>
-void pack_lanes(const GemmProblem& problem, const GemmRange& range, const T* const* y,
+void pack_lanes(const GemmArgs& problem, const GemmRange& range, const T* const* y,
                 int64_t pixels, T* to) {
   for (int64_t tile = range.first_begin; tile < range.first_end; ++tile) {
     const int64_t lane = tile * kTileRows;
@@ -122,7 +122,7 @@ void pack_channels(const T* const* rows, const DepthPanel& panel, int64_t pixels
 
 // weight[lane, depth, taps] += the partial sums [tap][lane][kPanel] of one panel.
 template <class T, class TW>
-void add_panel(const GemmProblem& problem, const GemmPhase& phase, const GemmRange& range,
+void add_panel(const GemmArgs& problem, const GemmPhase& phase, const GemmRange& range,
                const DepthPanel& panel, const T* partial) {
   constexpr int64_t kPanel = kPanelLanes<T>;
   const GemmWeight& weight = problem.weight;
@@ -148,7 +148,7 @@ void add_panel(const GemmProblem& problem, const GemmPhase& phase, const GemmRan
 }
 
 template <class T, class TW>
-void accumulate_range(const GemmProblem& problem, const GemmPhase& phase, const GemmRange& range,
+void accumulate_range(const GemmArgs& problem, const GemmPhase& phase, const GemmRange& range,
                       void* workspace) {
   constexpr int64_t kPanel = kPanelLanes<T>;
   Arena arena{static_cast<char*>(workspace), 0};
@@ -193,7 +193,7 @@ void accumulate_range(const GemmProblem& problem, const GemmPhase& phase, const 
 
 // One row a pixel is all the work there is, so memory is the limit and sums in double cost nothing.
 template <class T, class TW>
-void accumulate_bias_range(const GemmProblem& problem, const GemmPhase& phase, int64_t first_lane,
+void accumulate_bias_range(const GemmArgs& problem, const GemmPhase& phase, int64_t first_lane,
                            int64_t lanes, TW* bias) {
   constexpr int64_t kPanel = kPanelLanes<T>;
   const int64_t all_pixels = problem.images * phase.rows * phase.cols;
@@ -221,7 +221,7 @@ void accumulate_bias_range(const GemmProblem& problem, const GemmPhase& phase, i
 
 }  // namespace
 
-size_t gemm_accumulate_workspace(const GemmProblem& problem, const GemmPhase& phase,
+size_t gemm_accumulate_workspace(const GemmArgs& problem, const GemmPhase& phase,
                                  const GemmRange& range) {
   Arena arena{nullptr, 0};
   if (problem.compute == DType::kFloat64) {
@@ -232,7 +232,7 @@ size_t gemm_accumulate_workspace(const GemmProblem& problem, const GemmPhase& ph
   return arena.used;
 }
 
-void gemm_accumulate_range(const GemmProblem& problem, const GemmPhase& phase,
+void gemm_accumulate_range(const GemmArgs& problem, const GemmPhase& phase,
                            const GemmRange& range, void* workspace) {
   if (problem.compute == DType::kFloat64) {
     accumulate_range<double, double>(problem, phase, range, workspace);
@@ -243,7 +243,7 @@ void gemm_accumulate_range(const GemmProblem& problem, const GemmPhase& phase,
   }
 }
 
-void gemm_accumulate_bias_range(const GemmProblem& problem, const GemmPhase& phase,
+void gemm_accumulate_bias_range(const GemmArgs& problem, const GemmPhase& phase,
                                 int64_t first_lane, int64_t lanes, void* bias) {
   if (problem.compute == DType::kFloat64) {
     accumulate_bias_range<double>(problem, phase, first_lane, lanes, static_cast<double*>(bias));

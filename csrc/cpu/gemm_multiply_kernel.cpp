@@ -217,7 +217,7 @@ struct Scratch {
 };
 
 template <class T, class TY>
-Scratch<T, TY> carve(const GemmProblem& problem, const GemmPhase& phase, Arena& arena) {
+Scratch<T, TY> carve(const GemmArgs& problem, const GemmPhase& phase, Arena& arena) {
   constexpr int64_t kPanel = kPanelLanes<T>;
   const int64_t channels = total_channels(problem);
   const int64_t rows = phase.n_taps * problem.n_sources;
@@ -235,7 +235,7 @@ Scratch<T, TY> carve(const GemmProblem& problem, const GemmPhase& phase, Arena& 
   s.packed = arena.take<T>(phase.panels ? 0 : s.panels * s.depth * kPanel);
   s.partial = arena.take<Compute<T>>(s.pixels * kPanel);
   const int64_t images = ceil_div(s.pixels, larger(1, phase.rows * phase.cols)) + 1;
-  s.biases = arena.take<Compute<T>>((problem.image_bias ? images : 1) * kPanel);
+  s.biases = arena.take<Compute<T>>((problem.shift ? images : 1) * kPanel);
   s.table = arena.take<const T*>(rows * s.pixels);
   s.bias_rows = arena.take<const Compute<T>*>(s.pixels);
   s.y = arena.take<TY*>(s.pixels);
@@ -247,10 +247,10 @@ Scratch<T, TY> carve(const GemmProblem& problem, const GemmPhase& phase, Arena& 
 // Cuts the depth into n_blocks even blocks (of whole panel rows), at tap boundaries where they fall
 // inside one.
 template <class T, class TY>
-void cut_depth(const GemmProblem& problem, const GemmPhase& phase, Scratch<T, TY>& scratch) {
+void cut_depth(const GemmArgs& problem, const GemmPhase& phase, Scratch<T, TY>& scratch) {
   constexpr int64_t kStep = kDepthStep<T>;
-  const int64_t block = ceil_div(ceil_div(scratch.depth, scratch.n_blocks), kStep) * kStep;
-  const int64_t tap_depth = ceil_div(problem.depth_max, kStep) * kStep;
+  const int64_t block = round_up(ceil_div(scratch.depth, scratch.n_blocks), kStep);
+  const int64_t tap_depth = round_up(problem.depth_max, kStep);
   int64_t n_segments = 0, blocks = 0, room = 0, depth = 0;
   for (int s = 0; s < problem.n_sources; ++s) {
     for (int t = 0; t < phase.n_taps; ++t) {
@@ -280,14 +280,14 @@ struct PanelPlace {
 };
 
 template <class T>
-PanelPlace panel_place(const GemmProblem& problem, int64_t panel) {
+PanelPlace panel_place(const GemmArgs& problem, int64_t panel) {
   const int64_t of_part = ceil_div(problem.lanes, kPanelLanes<T>);
   const int64_t lane = panel % of_part * kPanelLanes<T>;
   return {panel / of_part, lane, smaller(kPanelLanes<T>, problem.lanes - lane)};
 }
 
 template <class T>
-const T* packed_panel(const GemmProblem& problem, const GemmPhase& phase, const PanelPlace& place) {
+const T* packed_panel(const GemmArgs& problem, const GemmPhase& phase, const PanelPlace& place) {
   const int64_t of_part = ceil_div(problem.lanes_max, kPanelLanes<T>);
   const int64_t index = place.part * of_part + place.lane / kPanelLanes<T>;
   return static_cast<const T*>(phase.panels) +
@@ -296,16 +296,16 @@ const T* packed_panel(const GemmProblem& problem, const GemmPhase& phase, const 
 
 // scratch.bias_rows[q] = what pixel first + q of the phase gets added in the lanes of the panel.
 template <class T, class TW, class TY>
-void gather_biases(const GemmProblem& problem, const GemmPhase& phase, const PanelPlace& place,
+void gather_biases(const GemmArgs& problem, const GemmPhase& phase, const PanelPlace& place,
                    int64_t first, int64_t count, Scratch<T, TY>& scratch) {
   constexpr int64_t kPanel = kPanelLanes<T>;
   const TW* bias = static_cast<const TW*>(problem.bias);
   if (bias) bias += place.part * problem.lanes_max + place.lane;
   const int64_t per_image = phase.rows * phase.cols, first_image = first / per_image;
-  const int64_t images = problem.image_bias ? (first + count - 1) / per_image - first_image + 1 : 1;
+  const int64_t images = problem.shift ? (first + count - 1) / per_image - first_image + 1 : 1;
   for (int64_t n = 0; n < images; ++n) {
-    const float* more = problem.image_bias
-                            ? problem.image_bias + (first_image + n) * problem.lanes + place.lane
+    const float* more = problem.shift
+                            ? problem.shift + (first_image + n) * problem.lanes + place.lane
                             : nullptr;
     Compute<T>* to = scratch.biases + n * kPanel;
     for (int64_t v = 0; v < kPanel; ++v) {
@@ -321,7 +321,7 @@ void gather_biases(const GemmProblem& problem, const GemmPhase& phase, const Pan
 
 // All depth blocks of one panel over the `count` pixels in the table.
 template <class T, class TY>
-void multiply_panel(const GemmProblem& problem, const Scratch<T, TY>& scratch, const T* panel,
+void multiply_panel(const GemmArgs& problem, const Scratch<T, TY>& scratch, const T* panel,
                     const PanelPlace& place, int64_t count) {
   for (int64_t block = 0; block < scratch.n_blocks; ++block) {
     const int64_t begin = scratch.block_begin[block], end = scratch.block_begin[block + 1];
@@ -349,7 +349,7 @@ void multiply_panel(const GemmProblem& problem, const Scratch<T, TY>& scratch, c
 }
 
 template <class T, class TW, class TY>
-void multiply_range(const GemmProblem& problem, const GemmPhase& phase, const GemmRange& range,
+void multiply_range(const GemmArgs& problem, const GemmPhase& phase, const GemmRange& range,
                     void* workspace) {
   constexpr int64_t kPanel = kPanelLanes<T>;
   Arena arena{static_cast<char*>(workspace), 0};
@@ -388,7 +388,7 @@ GemmTileShape gemm_tile_shape(DType compute) {
   return {kTileRows, compute == DType::kFloat64 ? kPanelLanes<double> : kPanelLanes<float>};
 }
 
-size_t gemm_multiply_workspace(const GemmProblem& problem, const GemmPhase& phase) {
+size_t gemm_multiply_workspace(const GemmArgs& problem, const GemmPhase& phase) {
   Arena arena{nullptr, 0};
   if (problem.compute == DType::kFloat64) {
     carve<double, double>(problem, phase, arena);
@@ -400,7 +400,7 @@ size_t gemm_multiply_workspace(const GemmProblem& problem, const GemmPhase& phas
   return arena.used;
 }
 
-void gemm_multiply_range(const GemmProblem& problem, const GemmPhase& phase,
+void gemm_multiply_range(const GemmArgs& problem, const GemmPhase& phase,
                          const GemmRange& range, void* workspace) {
   const bool narrow_weight = problem.weight_dtype == DType::kBFloat16;
   const bool narrow_y = problem.y_dtype == DType::kBFloat16;

@@ -118,7 +118,7 @@ static void stage_weights(const GemmWeight& weight, const TW* from, int64_t lane
 
 // Panel of `lanes` lanes from first_lane on: panel[source][tap][channel][kPanel].
 template <class T, class TW>
-static void pack_panel(const GemmProblem& problem, const GemmPhase& phase, int64_t first_lane,
+static void pack_panel(const GemmArgs& problem, const GemmPhase& phase, int64_t first_lane,
                        int64_t lanes, T* staged, T* panel) {
   constexpr int64_t kPanel = kPanelLanes<T>;
   typedef typename Lanes<T>::InMemory Vector;

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "arithmetic.h"
 #include "gemm.h"
 #include "isa.h"
 #include "lanes.h"
@@ -64,17 +65,13 @@ struct Arena {
   }
 };
 
-DDSM_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-DDSM_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-DDSM_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-static inline int64_t total_channels(const GemmProblem& problem) {
+static inline int64_t total_channels(const GemmArgs& problem) {
   int64_t channels = 0;
   for (int s = 0; s < problem.n_sources; ++s) channels += problem.sources[s].channels;
   return channels;
 }
 
-static inline int64_t most_channels(const GemmProblem& problem) {
+static inline int64_t most_channels(const GemmArgs& problem) {
   int64_t channels = 0;
   for (int s = 0; s < problem.n_sources; ++s) {
     channels = larger(channels, problem.sources[s].channels);
@@ -104,7 +101,7 @@ DDSM_INLINE void next_row(const GemmPhase& phase, PixelCursor& at) {
 // table[(source * n_taps + tap) * table_stride + q] = the source row that pixel first + q sees
 // through the tap, or zero_row outside the image.
 template <class T>
-static void build_table(const GemmProblem& problem, const GemmPhase& phase, int64_t first,
+static void build_table(const GemmArgs& problem, const GemmPhase& phase, int64_t first,
                         int64_t count, const T* zero_row, const T** table, int64_t table_stride) {
   const PixelCursor start = pixel_at(phase, first);
   for (int s = 0; s < problem.n_sources; ++s) {
@@ -135,7 +132,7 @@ static void build_table(const GemmProblem& problem, const GemmPhase& phase, int6
 
 // rows[q] = where pixel first + q of y lies.
 template <class T>
-static void locate_pixels(const GemmProblem& problem, const GemmPhase& phase, int64_t first,
+static void locate_pixels(const GemmArgs& problem, const GemmPhase& phase, int64_t first,
                           int64_t count, T** rows) {
   PixelCursor at = pixel_at(phase, first);
   for (int64_t filled = 0; filled < count;) {

@@ -33,8 +33,8 @@ GemmPhase row_phase(int64_t rows, int64_t y_row_stride) {
   return {1, rows, 0, 0, y_row_stride, 1, 1, &kCentre, nullptr};
 }
 
-GemmProblem row_problem(const void* source, int64_t rows, int64_t depth, int64_t row_stride) {
-  GemmProblem problem{};
+GemmArgs row_problem(const void* source, int64_t rows, int64_t depth, int64_t row_stride) {
+  GemmArgs problem{};
   problem.n_sources = 1;
   problem.sources[0] = {source, 0, 0, row_stride, 1, rows, depth, 0};
   problem.images = 1;
@@ -53,12 +53,13 @@ bool linear_forward(const LinearForwardArgs& args) {
     });
     return true;
   }
-  GemmProblem problem = row_problem(args.x, args.rows, args.c_in, args.x_row_stride);
+  GemmArgs problem = row_problem(args.x, args.rows, args.c_in, args.x_row_stride);
   problem.compute = compute_of(args.y_dtype);
   problem.weight_dtype = args.weight.dtype;
   problem.y_dtype = args.y_dtype;
   problem.weight = {args.weight.data, args.weight.out_stride, args.weight.in_stride, 0, 0, 1};
   problem.bias = args.bias;
+  problem.residual = args.shift;
   problem.longest_sum = kLongestSum;
   problem.y = args.y;
   problem.lanes = args.c_out;
@@ -66,7 +67,7 @@ bool linear_forward(const LinearForwardArgs& args) {
 }
 
 bool linear_grad_x(const LinearGradXArgs& args) {
-  GemmProblem problem = row_problem(args.grad_y, args.rows, args.c_out, args.grad_y_row_stride);
+  GemmArgs problem = row_problem(args.grad_y, args.rows, args.c_out, args.grad_y_row_stride);
   problem.compute = compute_of(args.grad_x_dtype);
   problem.weight_dtype = args.weight.dtype;
   problem.y_dtype = args.grad_x_dtype;
@@ -77,7 +78,7 @@ bool linear_grad_x(const LinearGradXArgs& args) {
 }
 
 bool linear_grad_weight(const LinearGradWeightArgs& args) {
-  GemmProblem problem = row_problem(args.x, args.rows, args.c_in, args.x_row_stride);
+  GemmArgs problem = row_problem(args.x, args.rows, args.c_in, args.x_row_stride);
   problem.compute = args.compute;
   problem.weight_dtype = args.grad_weight.dtype;
   problem.y_dtype = args.compute;

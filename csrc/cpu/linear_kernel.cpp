@@ -44,6 +44,7 @@ void dot_tile(const LinearForwardArgs& args, int64_t m0, int64_t o0, int64_t o_e
     }
   }
   const TW* bias = static_cast<const TW*>(args.bias);
+  const TY* shift = static_cast<const TY*>(args.shift);
   for (int i = 0; i < kRows && m0 + i < args.rows; ++i) {
     for (int j = 0; j < kWeightRows && o0 + j < o_end; ++j) {
       T parts[kVector];
@@ -56,7 +57,9 @@ void dot_tile(const LinearForwardArgs& args, int64_t m0, int64_t o0, int64_t o_e
       }
       total += parts[0];
       if (bias) total += to_compute(bias[o0 + j]);
-      from_compute(total, static_cast<TY*>(args.y) + (m0 + i) * args.c_out + o0 + j);
+      const int64_t at = (m0 + i) * args.c_out + o0 + j;
+      if (shift) total += to_compute(shift[at]);
+      from_compute(total, static_cast<TY*>(args.y) + at);
     }
   }
 }

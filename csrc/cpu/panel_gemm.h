@@ -3,6 +3,7 @@
 // C row-major. m and C's columns are padded to whole tiles, so that there is no remainder code.
 #pragma once
 
+#include "arithmetic.h"
 #include "lanes.h"
 
 namespace ddsm::DDSM_ISA {
@@ -20,10 +21,6 @@ constexpr int64_t kPanel = 2 * Lanes<C>::kCount;
 // Depth of one pass over B: a panel of it stays in the first-level cache, and sums start afresh, so
 // that a long fp32 product rounds like one of this depth.
 constexpr int64_t kDepth = 128;
-
-static inline int64_t round_up(int64_t x, int64_t multiple) {
-  return (x + multiple - 1) / multiple * multiple;
-}
 
 // How A [m, k] lies in memory: element (i, p) at i * stride + p, or at p * stride + i.
 enum class Order { kRows, kColumns };

@@ -74,7 +74,7 @@ void bf16_panel(const GemmWeight& weight, int64_t lanes, int64_t depth, int64_t 
 }  // namespace
 
 // Panel `panel` of a problem with one source of the allocated channels.
-void make_panel(const GemmProblem& problem, const GemmPhase& phase, int64_t panel, float* to) {
+void make_panel(const GemmArgs& problem, const GemmPhase& phase, int64_t panel, float* to) {
   constexpr int64_t kPanel = kPanelLanes<float>;
   alignas(64) float staged[kPackDepth * kLargestPanelKernel * kLargestPanelKernel * kPanel];
   const int64_t lane = panel * kPanel, lanes = smaller(kPanel, problem.lanes - lane);
@@ -86,12 +86,12 @@ void make_panel(const GemmProblem& problem, const GemmPhase& phase, int64_t pane
   }
 }
 
-void make_bf16_panel(const GemmProblem& problem, int64_t panel, void* to) {
+void make_bf16_panel(const GemmArgs& problem, int64_t panel, void* to) {
   bf16_panel(problem.weight, problem.lanes, problem.sources[0].channels, panel,
              static_cast<Bf16*>(to));
 }
 
-void make_winograd_panel(const GemmProblem& problem, int64_t panel, int32_t tile, bool flipped,
+void make_winograd_panel(const GemmArgs& problem, int64_t panel, int32_t tile, bool flipped,
                          float* to) {
   const int64_t depth = problem.sources[0].channels;
   if (problem.weight_dtype == DType::kBFloat16) {

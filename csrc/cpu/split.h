@@ -4,9 +4,9 @@
 #include <algorithm>
 #include <cstdint>
 
-namespace ddsm {
+#include "arithmetic.h"
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+namespace ddsm {
 
 // Chunks along the two sides of the rectangle.
 struct Split {

@@ -5,18 +5,11 @@ namespace {
 
 bool call(const Conv2dForwardArgs& args) { return conv2d_forward(args); }
 bool call(const LinearForwardArgs& args) { return linear_forward(args); }
-bool call(const NormMergeArgs& args) {
-  norm_merge(args);
-  return true;
-}
-bool call(const NormApplyArgs& args) {
-  norm_apply(args);
-  return true;
-}
-bool call(const AttentionArgs& args) {
-  attention_forward(args);
-  return true;
-}
+bool call(const GroupNormMomentsArgs& args) { return group_norm_moments(args), true; }
+bool call(const GroupNormMergeArgs& args) { return group_norm_merge(args), true; }
+bool call(const GroupNormApplyArgs& args) { return group_norm_apply(args), true; }
+bool call(const ResampleArgs& args) { return resample(args), true; }
+bool call(const AttentionArgs& args) { return attention_forward(args), true; }
 
 }  // namespace
 

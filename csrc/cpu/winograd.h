@@ -31,8 +31,9 @@ struct WinogradProblem {
   // added to the product
   const void* bias;  // [lanes] of bias_dtype; null: zero
   DType bias_dtype;
-  const float* image_bias;  // [images][lanes]; null: zero
-  const void* residual;     // like y; null: zero
+  const float* shift;    // [images][lanes]; null: zero
+  const void* residual;  // like y; null: zero
+  int64_t residual_scale = 1;  // its sides are those of y / this, enlarged (nearest neighbour)
   // outputs
   void* y;  // [images, height, width, lanes] contiguous
   int64_t height, width;

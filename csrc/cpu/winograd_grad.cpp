@@ -44,7 +44,7 @@ bool winograd_accumulate(const WinogradProblem& problem, const WinogradGradWeigh
 
   WinogradGradBlock block{};
   const int64_t vector = DDSM_CALL_VARIANT(gemm_tile_shape, DType::kFloat32).lanes / 2;
-  block.sum_stride = ceil_div(channels, vector) * vector;
+  block.sum_stride = round_up(channels, vector);
   const int64_t rows = std::min(all_rows, std::max<int64_t>(1, kTiles / across));
   const size_t inputs = DDSM_CALL_VARIANT(winograd_grad_floats, problem, gradient, rows, true);
   const size_t outputs = DDSM_CALL_VARIANT(winograd_grad_floats, problem, gradient, rows, false);

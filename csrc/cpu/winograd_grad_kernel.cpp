@@ -20,7 +20,7 @@ struct GradLayout {
     tiles = rows * ceil_div(problem.width, kTile);
     input_stride = WinogradInput<kTile, float>::stride_of(channels);
     // Whole tiles of lanes may be read.
-    output_stride = odd_stride(ceil_div(gradient.grad_y.channels, kTileRows) * kTileRows + kVector);
+    output_stride = odd_stride(round_up(gradient.grad_y.channels, kTileRows) + kVector);
     input_frequency = odd_stride(tiles * input_stride + kPanel);
     output_frequency = odd_stride(tiles * output_stride);
   }

@@ -4,7 +4,7 @@
 
 #include <cstring>
 
-#include "norm_strips.h"
+#include "group_norm_strips.h"
 #include "winograd.h"
 #include "winograd_transform.h"
 
@@ -35,7 +35,7 @@ struct WinogradInput {
   WinogradInput(const WinogradProblem& p, Arena& arena) : problem(p) {
     channels = 0;
     for (int s = 0; s < p.n_sources; ++s) channels += p.sources[s].channels;
-    used = ceil_div(channels, kVector) * kVector;
+    used = round_up(channels, kVector);
     tile_stride = stride_of(channels);
     tiles_across = ceil_div(p.width, kTile);
     columns = tiles_across * kTile + 2;
@@ -108,9 +108,9 @@ struct WinogradInput {
       if (!norm) {
         copy_row(from, c, to);
       } else if (problem.norm_silu) {
-        apply_row<true>(from, norm, norm + channels, norm + 2 * channels, c, to);
+        apply_row<true>(from, norm, channels, c, to);
       } else {
-        apply_row<false>(from, norm, norm + channels, norm + 2 * channels, c, to);
+        apply_row<false>(from, norm, channels, c, to);
       }
       to += c;
       if (norm) norm += c;

@@ -1,7 +1,7 @@
 // Winograd convolution of a range of tile rows and panels (see winograd.h): padded, normalised
 // input rows in a ring, transformed tiles, one matrix product a frequency, output transform with
 // the fused epilogue.
-#include "norm_strips.h"
+#include "group_norm_strips.h"
 #include "winograd.h"
 #include "winograd_input.h"
 
@@ -106,6 +106,7 @@ struct Convolution {
   WinogradInput<kTile, T> input;
   int64_t panels, block_rows, block_tiles;
   int64_t product_stride;  // between frequencies
+  int64_t residual_offsets[kTile * kTile];  // of a tile's pixels, from its first one
   float *tiles, *products, *biases;
   DepthBlock* depth_blocks;
   int64_t n_depth_blocks = 0;
@@ -120,6 +121,15 @@ struct Convolution {
     products = arena.take<float>(kFrequencies * product_stride);
     biases = arena.take<float>(panels * kPanel);
     depth_blocks = arena.take<DepthBlock>(2 + input.channels / kDepthBlock + 2);
+    for (int64_t i = 0; i < kTile * kTile; ++i) {
+      residual_offsets[i] = residual_pixel(i / kTile, i % kTile) * p.lanes;
+    }
+  }
+
+  // The residual's pixel below row i, column j of y: rows of all images count on.
+  int64_t residual_pixel(int64_t i, int64_t j) const {
+    const int64_t scale = problem.residual_scale;
+    return i / scale * (problem.width / scale) + j / scale;
   }
 
   // Whole tile rows of about kWinogradTiles tiles.
@@ -212,7 +222,7 @@ struct Convolution {
                      ? to_compute(static_cast<const Bf16*>(problem.bias)[channel])
                      : static_cast<const float*>(problem.bias)[channel];
         }
-        if (problem.image_bias) bias += problem.image_bias[n * problem.lanes + channel];
+        if (problem.shift) bias += problem.shift[n * problem.lanes + channel];
       }
       biases[v] = bias;
     }
@@ -230,14 +240,18 @@ struct Convolution {
       const int64_t left = tile * kTile, columns = smaller(kTile, problem.width - left);
       const float* from = products + (first_tile + tile) * panels * kPanel;
       const int64_t at = (first_pixel + left) * problem.lanes - problem.first_lane;
+      const int64_t residual_at =
+          residual_pixel(n * problem.height + top, left) * problem.lanes - problem.first_lane;
       for (int64_t v = 0; v < panels * kPanel; v += kVector) {
         const int64_t lane = range.panel_begin * kPanel + v;
         if (lane + kVector <= begin || lane >= end) continue;
         const int64_t lane_begin = larger(begin - lane, 0), lane_end = smaller(end - lane, kVector);
         if (rows == kTile && columns == kTile && lane_begin == 0 && lane_end == kVector) {
-          finish_tile<true>(from + v, biases + v, at + lane, kTile, kTile, 0, kVector);
+          finish_tile<true>(from + v, biases + v, at + lane, residual_at + lane, kTile, kTile, 0,
+                            kVector);
         } else {
-          finish_tile<false>(from + v, biases + v, at + lane, rows, columns, lane_begin, lane_end);
+          finish_tile<false>(from + v, biases + v, at + lane, residual_at + lane, rows, columns,
+                             lane_begin, lane_end);
         }
       }
     }
@@ -249,10 +263,12 @@ struct Convolution {
     }
   }
 
-  // One vector of channels of one tile, at elements `at` + pixel * lanes of y.
+  // One vector of channels of one tile, at elements `at` + pixel * lanes of y, beside elements
+  // `residual_at` + residual_offsets of the residual.
   template <bool kWhole>
-  DDSM_INLINE void finish_tile(const float* from, const float* bias, int64_t at, int64_t rows,
-                               int64_t columns, int64_t lane_begin, int64_t lane_end) {
+  DDSM_INLINE void finish_tile(const float* from, const float* bias, int64_t at,
+                               int64_t residual_at, int64_t rows, int64_t columns,
+                               int64_t lane_begin, int64_t lane_end) {
     FloatVec p[kFrequencies], y[kTile * kTile];
     DDSM_UNROLL_TILE
     for (int f = 0; f < kFrequencies; ++f) p[f] = load(from + f * product_stride);
@@ -265,11 +281,14 @@ struct Convolution {
         T* to = static_cast<T*>(problem.y) + element;
         FloatVec value = y[i * kTile + j] + shift;
         if (kWhole) {
-          if (residual) value += load(residual + element);
+          if (residual) value += load(residual + residual_at + residual_offsets[i * kTile + j]);
           store(to, value);
           continue;
         }
-        if (residual) value += load_window(residual + element, lane_begin, lane_end);
+        if (residual) {
+          value += load_window(residual + residual_at + residual_offsets[i * kTile + j],
+                               lane_begin, lane_end);
+        }
         for (int64_t q = lane_begin; q < lane_end; ++q) from_compute(value[q], to + q);
       }
     }

@@ -58,8 +58,8 @@ WeightView view_of(const Conv2dWeight& weight, DType dtype, int64_t offset, int6
 // The first of the weights in memory, so that no part's offset is negative.
 const void* first_weight(const Conv2dCudaForwardArgs& args) {
   const void* first = args.weight.data;
-  for (int64_t i = 0; i < args.further_count; ++i) {
-    if (args.further[i].weight < first) first = args.further[i].weight;
+  for (int64_t i = 1; i < args.parts; ++i) {
+    if (args.further[i - 1].weight < first) first = args.further[i - 1].weight;
   }
   return first;
 }
@@ -74,8 +74,8 @@ PartMap parts_of(const Conv2dCudaForwardArgs& args) {
     parts.bias[index] = bias;
   };
   add(0, args.weight.data, args.bias);
-  for (int64_t i = 0; i < args.further_count; ++i) {
-    add(1 + i, args.further[i].weight, args.further[i].bias);
+  for (int64_t i = 1; i < args.parts; ++i) {
+    add(i, args.further[i - 1].weight, args.further[i - 1].bias);
   }
   return parts;
 }
@@ -102,7 +102,7 @@ ConvOperands operands_of(const Conv2dCudaForwardArgs& args) {
       add_sources(operands, 0, args.x, args.x2, weight, size_of_x(args.shape), dtype);
   operands.parts = parts_of(args);
   bool& vector = operands.weight[0].vector;
-  for (int64_t i = 0; i <= args.further_count; ++i) {
+  for (int64_t i = 0; i < args.parts; ++i) {
     vector &= operands.parts.offset[i] % (16 / element_bytes(weight.dtype)) == 0;
   }
   if (shortcut.x.data) {
@@ -130,7 +130,7 @@ int64_t out_pixels(const Conv2dShape& shape) {
 ConvGeometry geometry_of(const Conv2dCudaForwardArgs& args) {
   const Conv2dShape& s = args.shape;
   return {math_of(args.options), false,    s.images,  s.height, s.width, s.out_height, s.out_width,
-          args.weight.kernel,    s.stride, s.padding, s.scale,  1 + args.further_count};
+          args.weight.kernel,    s.stride, s.padding, s.scale,  args.parts};
 }
 
 ConvGeometry geometry_of(const Conv2dCudaGradXArgs& args) {

@@ -5,9 +5,11 @@
 //                                          them
 //   apply       (pixels, channels)         the statistics of the block's groups from the moments;
 //                                          y = act((x - mean) * rstd * gamma + beta)
+//   apply_down  (2x2 pixels, channels)     the same; the means of y
 //
 //   grad_sums   (64 pixels, channels)      sums of du and du * xhat, with u the input of act
 //   grad_params (8 channels)               dL/dgamma and dL/dbeta
+//   grad_modulation (image, 8 channels)    dL/dscale and dL/dshift
 //   grad_apply  (pixels, channels)         their means over the block's groups; dL/dx
 #include "ddsm/group_norm_cuda.h"
 
@@ -80,6 +82,11 @@ NormParams<T, V> norm_params(const GroupNormArgs& args, int64_t pack, bool backw
   p.rstd = static_cast<float*>(args.rstd);
   p.grad_weight = args.grad_weight;
   p.grad_bias = args.grad_bias;
+  p.scale = static_cast<const T*>(args.scale);
+  p.shift = static_cast<const T*>(args.shift);
+  p.modulation_stride = args.modulation_stride;
+  p.grad_scale = static_cast<T*>(args.grad_scale);
+  p.grad_shift = static_cast<T*>(args.grad_shift);
   p.eps = args.eps;
   p.n = static_cast<int32_t>(args.n);
   p.pixels = static_cast<int32_t>(args.pixels);
@@ -111,23 +118,24 @@ LaunchShape sum_blocks(NormParams<T, V>& p, int64_t pack, bool overlaps) {
 
 constexpr int64_t kFewestRows = 8;
 
-// How many pixels a block of the apply kernels covers, and its launch. Many, as each reads the
+// How many of an image's `pixels` a block of the apply kernels covers, and its launch; a thread has
+// `ahead` of them under way. Many, as each reads the
 // moments of its image again: of half an image of 16-bit numbers they are 6 % of what a block moves
 // (8 bytes a channel and 64 pixels beside 2 x 2 a pixel). Fewer where blocks would be too few: two
 // for most multiprocessors, or, below the rows that a block's threads take at a time, one.
 template <class T, class V>
-LaunchShape apply_blocks(NormParams<T, V>& p, int64_t pack, bool overlaps) {
-  constexpr int64_t kAhead = 4;
+LaunchShape apply_blocks(NormParams<T, V>& p, int64_t pack, int64_t pixels, int64_t ahead,
+                         bool overlaps) {
   const int64_t images_chunks = p.n * chunks_of(p), available = multiprocessors();
-  const auto blocks = [&](int64_t rows) { return images_chunks * blocks_of(p.pixels, rows); };
+  const auto blocks = [&](int64_t rows) { return images_chunks * blocks_of(pixels, rows); };
   const int64_t packs = p.sources[0].chunk_channels / pack;
-  const int64_t at_a_time = kAhead * (kApplyThreads / packs);
-  int64_t rows = blocks_of(p.pixels, sizeof(T));
-  if (rows < at_a_time) rows = at_a_time < p.pixels ? at_a_time : p.pixels;
+  const int64_t at_a_time = ahead * (kApplyThreads / packs);
+  int64_t rows = blocks_of(pixels, sizeof(T));
+  if (rows < at_a_time) rows = at_a_time < pixels ? at_a_time : pixels;
   while (4 * blocks(rows) < 7 * available && rows > at_a_time) rows = blocks_of(rows, 2);
   while (4 * blocks(rows) < 3 * available && rows > kFewestRows) rows = blocks_of(rows, 2);
   p.rows = static_cast<int32_t>(rows);
-  p.row_blocks = static_cast<int32_t>(blocks_of(p.pixels, rows));
+  p.row_blocks = static_cast<int32_t>(blocks_of(pixels, rows));
   constexpr int64_t kShared = kCoefficients + 4 * kNormChannels * sizeof(float);
   return {blocks(rows), 1, kApplyThreads, kShared, overlaps};
 }
@@ -138,7 +146,8 @@ const char* refusal(const GroupNormArgs& args) {
   // Chunks of equal size have more than half of kNormChannels channels.
   const int64_t chunks = channels_of(args) / (kNormChannels / 2) + args.source_count;
   const bool fits = args.pixels <= kMost - kMomentPixels && args.n * args.groups <= kMost &&
-                    args.n * blocks_of(args.pixels, kFewestRows) * chunks <= kMost;
+                    args.n * blocks_of(args.pixels, kFewestRows) * chunks <= kMost &&
+                    args.n * (channels_of(args) / kParamLanes + 2) <= kMost;
   return fits ? nullptr : "more than 2^31 blocks of 8 pixels and 32 channels";
 }
 
@@ -150,8 +159,8 @@ V* part_of_scratch(const GroupNormArgs& args, int64_t source) {
 }
 
 template <class T, int V>
-const char* forward(const GroupNormArgs& args, const GroupNormMoments given[2], bool overlaps,
-                    void* stream) {
+const char* forward(const GroupNormArgs& args, const GroupNormMoments given[2], int64_t down_width,
+                    bool overlaps, void* stream) {
   auto found = norm_params<T, Moments>(args, V, false);
   auto p = norm_params<T, const Moments>(args, V, false);
   bool all_given = true;
@@ -172,8 +181,13 @@ const char* forward(const GroupNormArgs& args, const GroupNormMoments given[2], 
         launch("group_norm_moments", group_norm_moments_kernel<T, V>, shape, stream, found);
     if (error) return error;
   }
-  const LaunchShape shape = apply_blocks(p, V, overlaps);
-  return launch("group_norm_apply", group_norm_apply_kernel<T, V>, shape, stream, p);
+  if (down_width == 0) {
+    const LaunchShape shape = apply_blocks(p, V, args.pixels, 4, overlaps);
+    return launch("group_norm_apply", group_norm_apply_kernel<T, V>, shape, stream, p);
+  }
+  p.half_width = Divider(down_width / 2);
+  const LaunchShape shape = apply_blocks(p, V, args.pixels / 4, 2, overlaps);
+  return launch("group_norm_apply_down", group_norm_apply_down_kernel<T, V>, shape, stream, p);
 }
 
 template <class T, int V>
@@ -185,13 +199,18 @@ const char* backward(const GroupNormArgs& args, void* stream) {
   LaunchShape shape = sum_blocks(p, V, false);
   const char* error =
       launch("group_norm_grad_sums", group_norm_grad_sums_kernel<T, V>, shape, stream, p);
+  shape = {blocks_of(p.sources[0].c, kParamLanes) + blocks_of(p.sources[1].c, kParamLanes), 1,
+           kApplyThreads, kApplyThreads * static_cast<int64_t>(sizeof(Pair))};
   if (!error && (args.grad_weight || args.grad_bias)) {
-    shape = {blocks_of(p.sources[0].c, kParamLanes) + blocks_of(p.sources[1].c, kParamLanes), 1,
-             kApplyThreads, kApplyThreads * static_cast<int64_t>(sizeof(Pair))};
     error = launch("group_norm_grad_params", group_norm_grad_params_kernel<T>, shape, stream, p);
   }
+  shape.blocks *= args.n;
+  if (!error && (args.grad_scale || args.grad_shift)) {
+    error = launch("group_norm_grad_modulation", group_norm_grad_modulation_kernel<T>, shape,
+                   stream, p);
+  }
   if (error) return error;
-  shape = apply_blocks(p, V, false);
+  shape = apply_blocks(p, V, args.pixels, 4, false);
   return launch("group_norm_grad_apply", group_norm_grad_apply_kernel<T, V>, shape, stream, p);
 }
 
@@ -229,13 +248,23 @@ int64_t group_norm_cuda_scratch_bytes(const GroupNormArgs& args) {
 }
 
 const char* group_norm_forward_cuda(const GroupNormArgs& args, const GroupNormMoments moments[2],
-                                    bool overlaps, void* stream) {
+                                    int64_t down_width, bool overlaps, void* stream) {
+  if (down_width % 2 != 0 || (down_width > 0 && args.pixels % (2 * down_width) != 0)) {
+    return "an odd height or width has no means of 2x2 pixels";
+  }
   return with_types(args, false, [&](auto element, auto pack) {
-    return forward<decltype(element), pack>(args, moments, overlaps, stream);
+    return forward<decltype(element), pack>(args, moments, down_width, overlaps, stream);
   });
 }
 
 const char* group_norm_backward_cuda(const GroupNormArgs& args, void* stream) {
+  if (args.pixels == 0) {
+    const auto bytes = static_cast<size_t>(args.n * channels_of(args) *
+                                           (args.dtype == DType::kFloat32 ? 4 : 2));
+    const char* error = args.grad_scale ? clear(args.grad_scale, bytes, stream) : nullptr;
+    if (!error && args.grad_shift) error = clear(args.grad_shift, bytes, stream);
+    return error;
+  }
   return with_types(args, true, [&](auto element, auto pack) {
     return backward<decltype(element), pack>(args, stream);
   });

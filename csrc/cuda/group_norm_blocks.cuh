@@ -9,7 +9,7 @@
 #include <type_traits>
 
 #include "group_norm_params.h"
-#include "ptx.cuh"
+#include "packs.cuh"
 
 namespace ddsm {
 
@@ -112,57 +112,6 @@ struct RowWalk {
   }
 };
 
-// V numbers of a row as they lie in registers: of 16-bit numbers two in each, not a register each.
-template <class T, int V>
-using Row = std::conditional_t<sizeof(T) == 2 && V % 2 == 0, Pack<uint32_t, V / 2>, Pack<T, V>>;
-
-template <int V>
-struct Floats {
-  float of[V];
-};
-
-template <class T, int V>
-DDSM_DEVICE Row<T, V> load(const T* data) {
-  return ptx::load_global(reinterpret_cast<const Row<T, V>*>(data));
-}
-template <class T, int V>
-DDSM_DEVICE void store(T* data, const Row<T, V>& row) {
-  ptx::store_global(reinterpret_cast<Row<T, V>*>(data), row);
-}
-
-DDSM_DEVICE void widen_pair(uint32_t word, float& first, float& second, BFloat16) {
-  const uint32_t bits[2] = {word << 16, word & 0xFFFF0000u};
-  memcpy(&first, &bits[0], sizeof first);
-  memcpy(&second, &bits[1], sizeof second);
-}
-DDSM_DEVICE void widen_pair(uint32_t word, float& first, float& second, Float16) {
-  first = to_float(Float16{static_cast<uint16_t>(word)});
-  second = to_float(Float16{static_cast<uint16_t>(word >> 16)});
-}
-
-template <class T, int V>
-DDSM_DEVICE void widen(const Row<T, V>& row, float (&out)[V]) {
-  if constexpr (sizeof(T) == 2 && V % 2 == 0) {
-#pragma unroll
-    for (int i = 0; i < V; i += 2) widen_pair(row.lane[i / 2], out[i], out[i + 1], T{});
-  } else {
-#pragma unroll
-    for (int i = 0; i < V; ++i) out[i] = to_float(row.lane[i]);
-  }
-}
-template <class T, int V>
-DDSM_DEVICE Row<T, V> narrow(const float (&in)[V]) {
-  Row<T, V> row;
-  if constexpr (sizeof(T) == 2 && V % 2 == 0) {
-#pragma unroll
-    for (int i = 0; i < V; i += 2) row.lane[i / 2] = pair_of(in[i], in[i + 1], T{});
-  } else {
-#pragma unroll
-    for (int i = 0; i < V; ++i) from_float(in[i], &row.lane[i]);
-  }
-  return row;
-}
-
 constexpr float kNormLog2E = 1.4426950408889634f;
 
 DDSM_DEVICE float sigmoid(float u) {
@@ -186,6 +135,29 @@ DDSM_DEVICE float load_param(const NormParams<T, V>& p, const void* data, int64_
   if (p.wide_params) return ptx::load_global(static_cast<const float*>(data) + index);
   return to_float(ptx::load_global(static_cast<const T*>(data) + index));
 }
+
+// 1 + scale of a channel of both sources as one.
+template <class T, class V>
+DDSM_DEVICE float scale_of(const NormParams<T, V>& p, int32_t image, int32_t channel) {
+  return 1.0f + to_float(ptx::load_global(p.scale + image * p.modulation_stride + channel));
+}
+
+// What a normalised channel of an image is multiplied by, and what is added to the product.
+struct Modulated {
+  float gamma, beta;
+
+  // channel: of both sources as one; param: its place in weight and bias.
+  template <class T, class V>
+  static DDSM_DEVICE Modulated of(const NormParams<T, V>& p, int32_t image, int32_t channel,
+                                  int64_t param) {
+    const Modulated plain{load_param(p, p.weight, param), load_param(p, p.bias, param)};
+    if (!p.scale) return plain;
+    const float factor = scale_of(p, image, channel);
+    const int64_t at = image * p.modulation_stride + channel;
+    return {plain.gamma * factor,
+            fmaf(plain.beta, factor, to_float(ptx::load_global(p.shift + at)))};
+  }
+};
 
 // ---- Sums over groups --------------------------------------------------------------------------
 // Shared memory of a block of kApplyThreads: sums of threads, sums of lanes, coefficients. 16 bytes

@@ -1,6 +1,9 @@
 // Group norm backward. With u the input of act and du = dL/du:
 //   dL/dx = rstd * (du * gamma - mean(du * gamma) - xhat * mean(du * gamma * xhat))
-// the means over the group; dL/dgamma and dL/dbeta are sums of du * xhat and du.
+// the means over the group; dL/dgamma and dL/dbeta are sums of du * xhat and du. Where gamma and
+// beta are modulated, gamma above is gamma * (1 + scale), and of each image's sums
+//   dL/dgamma += (1 + scale) * sum(du * xhat)   dL/dscale = sum(du * xhat) * gamma + sum(du) * beta
+//   dL/dbeta += (1 + scale) * sum(du)           dL/dshift = sum(du)
 #pragma once
 
 #include "group_norm_kernels.cuh"
@@ -13,7 +16,7 @@ DDSM_DEVICE float grad_silu(float grad_y, float u) {
   return fmaf(grad, fmaf(-u, s, u), grad);
 }
 
-// What the forward pass made of a channel of the block.
+// What the forward pass made of a channel of the block, gamma and beta modulated.
 struct NormalisedChannel {
   float mean, rstd, gamma, beta;
 
@@ -22,9 +25,11 @@ struct NormalisedChannel {
                                           const NormSource<T>& source, int32_t channel) {
     const int32_t group = (source.first_channel + place.channel + channel) / p.group_size;
     const int64_t at = int64_t(place.image) * p.groups + group;
-    const int64_t param = source.param_offset + place.channel + channel;
-    return {ptx::load_global(p.mean + at), ptx::load_global(p.rstd + at),
-            load_param(p, p.weight, param), load_param(p, p.bias, param)};
+    const auto params = Modulated::of(p, place.image,
+                                      source.first_channel + place.channel + channel,
+                                      source.param_offset + place.channel + channel);
+    return {ptx::load_global(p.mean + at), ptx::load_global(p.rstd + at), params.gamma,
+            params.beta};
   }
 };
 
@@ -120,41 +125,100 @@ DDSM_DEVICE void add_to_param(const NormParams<T, Pair>& p, void* data, int64_t 
   }
 }
 
-// Adds the sums over all images to the gradients of gamma and beta.
+// A block's channels of one source, and a thread's among them.
 template <class T>
-DDSM_KERNEL(kApplyThreads, 1)
-group_norm_grad_params_kernel(const NormParams<T, Pair> p) {
-  const auto first_blocks =
-      static_cast<unsigned>((p.sources[0].c + kParamLanes - 1) / kParamLanes);
-  const bool second = ptx::block_index() >= first_blocks;
-  const NormSource<T> source = source_of(p, second);
-  const NormParts<Pair> parts = parts_of(p.parts, second);
-  const int32_t block = static_cast<int32_t>(ptx::block_index() - (second ? first_blocks : 0));
-  const int32_t thread = ptx::thread_index(), row = thread / kParamLanes;
-  const int32_t channel = block * kParamLanes + thread % kParamLanes;
+struct ParamPlace {
+  NormSource<T> source;
+  NormParts<Pair> parts;
+  int32_t row, channel;
+
+  // block: of the blocks of both sources' channels.
+  static DDSM_DEVICE ParamPlace of(const NormParams<T, Pair>& p, unsigned block) {
+    const auto first = static_cast<unsigned>((p.sources[0].c + kParamLanes - 1) / kParamLanes);
+    const bool second = block >= first;
+    const int32_t thread = ptx::thread_index();
+    const auto own = static_cast<int32_t>(second ? block - first : block);
+    return {source_of(p, second), parts_of(p.parts, second), thread / kParamLanes,
+            own * kParamLanes + thread % kParamLanes};
+  }
+};
+
+// The sums of each channel over the parts first, ..., last - 1 of all images', each times
+// factor(part), for the threads of the first row.
+template <class T, class Factor>
+DDSM_DEVICE Pair sum_parts(const ParamPlace<T>& place, int64_t first, int64_t last,
+                           const Factor& factor) {
   constexpr int32_t kRows = kApplyThreads / kParamLanes;
+  const int32_t thread = ptx::thread_index();
   Pair sum{};
-  if (channel < source.c) {
-    const int64_t rows = int64_t(p.n) * parts.count;
+  if (place.channel < place.source.c) {
 #pragma unroll 4
-    for (int64_t r = row; r < rows; r += kRows) {
-      const Pair part = ptx::load_global(parts.data + r * source.c + channel);
-      sum.first += part.first;
-      sum.second += part.second;
+    for (int64_t r = first + place.row; r < last; r += kRows) {
+      const Pair part = ptx::load_global(place.parts.data + r * place.source.c + place.channel);
+      const float times = factor(static_cast<int32_t>(r));
+      sum.first = fmaf(times, part.first, sum.first);
+      sum.second = fmaf(times, part.second, sum.second);
     }
   }
   // Threads side by side, 8 bytes each: no two of half a warp meet in a bank.
   ptx::store_shared(thread * uint32_t(sizeof(Pair)), sum);
   ptx::sync_threads();
-  if (row != 0 || channel >= source.c) return;
+  if (place.row != 0) return sum;
   for (int32_t r = 1; r < kRows; ++r) {
     const auto other =
         ptx::load_shared<Pair>((r * kParamLanes + thread) * uint32_t(sizeof(Pair)));
     sum.first += other.first;
     sum.second += other.second;
   }
-  add_to_param(p, p.grad_bias, source.param_offset + channel, sum.first);
-  add_to_param(p, p.grad_weight, source.param_offset + channel, sum.second);
+  return sum;
+}
+
+// Adds the sums over all images to the gradients of gamma and beta.
+template <class T>
+DDSM_KERNEL(kApplyThreads, 1)
+group_norm_grad_params_kernel(const NormParams<T, Pair> p) {
+  const auto place = ParamPlace<T>::of(p, ptx::block_index());
+  const int64_t rows = int64_t(p.n) * place.parts.count;
+  const int32_t channel = place.source.first_channel + place.channel;
+  // An image's parts are its blocks: backward there are no classes.
+  const Pair sum =
+      p.scale ? sum_parts(place, 0, rows,
+                          [&](int32_t r) {
+                            return scale_of(p, place.parts.blocks.quotient(r), channel);
+                          })
+              : sum_parts(place, 0, rows, [](int32_t) { return 1.0f; });
+  if (place.row != 0 || place.channel >= place.source.c) return;
+  const int64_t param = place.source.param_offset + place.channel;
+  add_to_param(p, p.grad_bias, param, sum.first);
+  add_to_param(p, p.grad_weight, param, sum.second);
+}
+
+// Gradients of scale and shift of one image's channels.
+template <class T>
+DDSM_KERNEL(kApplyThreads, 1)
+group_norm_grad_modulation_kernel(const NormParams<T, Pair> p) {
+  const unsigned blocks = (p.sources[0].c + kParamLanes - 1) / kParamLanes +
+                          (p.sources[1].c + kParamLanes - 1) / kParamLanes;
+  const unsigned image = ptx::block_index() / blocks;
+  const auto place = ParamPlace<T>::of(p, ptx::block_index() - image * blocks);
+  const int64_t first = int64_t(image) * place.parts.count;
+  const Pair sum =
+      sum_parts(place, first, first + place.parts.count, [](int32_t) { return 1.0f; });
+  if (place.row != 0 || place.channel >= place.source.c) return;
+  const int64_t param = place.source.param_offset + place.channel;
+  const int64_t at = int64_t(image) * (p.sources[0].c + p.sources[1].c) +
+                     place.source.first_channel + place.channel;
+  T rounded;
+  if (p.grad_shift) {
+    from_float(sum.first, &rounded);
+    ptx::store_global(p.grad_shift + at, rounded);
+  }
+  if (p.grad_scale) {
+    from_float(fmaf(load_param(p, p.weight, param), sum.second,
+                    load_param(p, p.bias, param) * sum.first),
+               &rounded);
+    ptx::store_global(p.grad_scale + at, rounded);
+  }
 }
 
 // ---- Gradients of the sources ------------------------------------------------------------------
@@ -192,7 +256,8 @@ DDSM_DEVICE void prepare_grad(const NormParams<T, Pair>& p, const NormPlace& pla
                const int32_t own = second ? channel - p.sources[0].c : channel;
                const int32_t offset =
                    pick(second, p.sources[0].param_offset, p.sources[1].param_offset);
-               const double gamma = load_param(p, p.weight, int64_t(offset) + own);
+               double gamma = load_param(p, p.weight, int64_t(offset) + own);
+               if (p.scale) gamma *= scale_of(p, place.image, channel);
                for_parts(parts_of(p.parts, second), place.image,
                          pick(second, p.sources[0].c, p.sources[1].c), own, row, step,
                          [&](const Pair& part, int32_t) {

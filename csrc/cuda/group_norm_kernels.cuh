@@ -86,8 +86,9 @@ group_norm_moments_kernel(const NormParams<T, Moments> p) {
 }
 
 // ---- Apply -------------------------------------------------------------------------------------
-// y = act(u), u = x * a + b with a = rstd * gamma and b = beta - mean * a. b comes of a mean in
-// double and of a as it was rounded, so that it costs no more than a mean rounded to float would.
+// y = act(u), u = x * a + b with a = rstd * gamma and b = beta - mean * a, of modulated gamma and
+// beta. b comes of a mean in double and of a as it was rounded, so that it costs no more than a
+// mean rounded to float would.
 template <int V>
 struct Affine : Coefficients<V, 2> {
   static DDSM_DEVICE void put(int32_t channels, int32_t channel, double mean, float a, float beta) {
@@ -134,9 +135,9 @@ DDSM_DEVICE void prepare_affine(const NormParams<T, const Moments>& p, const Nor
     const double mean = shift_of(group) + delta;
     const double rest = sum.second * p.inverse_count - delta * delta;
     const auto rstd = static_cast<float>(ptx::reciprocal_sqrt((rest > 0 ? rest : 0) + p.eps));
-    const int64_t param = source.param_offset + place.channel + thread;
-    Affine<V>::put(place.channels, thread, mean, rstd * load_param(p, p.weight, param),
-                   load_param(p, p.bias, param));
+    const auto params = Modulated::of(p, place.image, first + thread,
+                                      source.param_offset + place.channel + thread);
+    Affine<V>::put(place.channels, thread, mean, rstd * params.gamma, params.beta);
     if (p.mean && place.row_block == 0 && first + thread == group * p.group_size) {
       const int64_t at = int64_t(place.image) * p.groups + group;
       ptx::store_global(p.mean + at, static_cast<float>(mean));
@@ -183,6 +184,73 @@ group_norm_apply_kernel(const NormParams<T, const Moments> p) {
 #pragma unroll
       for (int i = 0; i < V; ++i) u.of[i] = act(u.of[i]);
       const Row<T, V> out = narrow<T>(u.of);
+      if (valid) store<T, V>(y, out);
+      y += int64_t(walk.step) * source.c;
+    });
+  };
+  if (p.silu) {
+    run([](float u) { return silu<T>(u); });
+  } else {
+    run([](float u) { return u; });
+  }
+}
+
+// The four pixels of a mean.
+template <class T, int V>
+struct FourRows {
+  Row<T, V> of[4];
+};
+
+// y = mean of act(u) over 2x2 pixels: a row is a pixel of y.
+template <class T, int V>
+DDSM_KERNEL(kApplyThreads, 2)
+group_norm_apply_down_kernel(const NormParams<T, const Moments> p) {
+  constexpr int kAhead = 2;
+  ptx::wait_for_kernel_before();
+  const NormPlace place = NormPlace::of(p);
+  const NormSource<T> source = source_of(p, place.second);
+  const int32_t pixels = p.pixels / 4, first_row = place.row_block * p.rows;
+  const int32_t left = pixels - first_row;
+  const RowWalk walk =
+      RowWalk::of<V>(kApplyThreads, place.channels, left < p.rows ? left : p.rows);
+  const int32_t channel = place.channel + walk.channel;
+  const T* image = source.x + int64_t(place.image) * p.pixels * source.x_stride + channel;
+  const auto half_width = static_cast<int32_t>(p.half_width.divisor);
+  const int64_t line = 2 * int64_t(half_width) * source.x_stride;
+  int32_t row = first_row + walk.first;
+  auto load_rows = [&](FourRows<T, V>& rows, bool valid) {
+    if (valid) {
+      // Pixel (2 i, 2 j) of the source for row i * half_width + j.
+      const int64_t pixel = 2 * (row + int64_t(p.half_width.quotient(row)) * half_width);
+      const T* x = image + pixel * source.x_stride;
+      rows = {load<T, V>(x), load<T, V>(x + source.x_stride), load<T, V>(x + line),
+              load<T, V>(x + line + source.x_stride)};
+    }
+    row += walk.step;
+  };
+  FourRows<T, V> ahead[kAhead] = {};
+  walk.start(ahead, load_rows);
+  prepare_affine<V>(p, place, source);
+  ptx::allow_kernel_after();
+  Affine<V> affine;
+  affine.get(kCoefficients, place.channels, walk.channel);
+  T* y = source.out + (int64_t(place.image) * pixels + first_row + walk.first) * source.c + channel;
+  const auto run = [&](const auto& act) {
+    const auto mean_of = [&](const FourRows<T, V>& rows) {
+      Floats<V> mean{};
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        float u[V];
+        widen<T>(rows.of[k], u);
+#pragma unroll
+        for (int i = 0; i < V; ++i) mean.of[i] += act(affine.at(i, u[i]));
+      }
+#pragma unroll
+      for (int i = 0; i < V; ++i) mean.of[i] *= 0.25f;
+      return mean;
+    };
+    walk.run(ahead, load_rows, mean_of, [&](const Floats<V>& mean, bool valid) {
+      const Row<T, V> out = narrow<T>(mean.of);
       if (valid) store<T, V>(y, out);
       y += int64_t(walk.step) * source.c;
     });

@@ -47,12 +47,18 @@ struct NormParams {
   const void *weight, *bias;  // of float if wide_params, else of T
   float *mean, *rstd;         // [n, groups]; null: not wanted
   void *grad_weight, *grad_bias;  // as weight and bias; null: not wanted
+  // u = (xhat * gamma + beta) * (1 + scale) + shift; null: u = xhat * gamma + beta. An image's row
+  // has the channels of both sources.
+  const T *scale, *shift;
+  int64_t modulation_stride;   // between images
+  T *grad_scale, *grad_shift;  // dense; null: not wanted
   double eps;
   double inverse_count;  // 1 / the numbers in a group
   int32_t n, pixels, groups, group_size;
   int32_t rows, row_blocks;  // pixels that a block covers, and blocks that an image has
   // A block's threads that sum parts of one group, and how many sums they leave: a power of 2.
   int32_t columns, lanes;
+  Divider half_width;  // of the sources, where y holds means of 2x2 pixels
   bool silu, wide_params;
 };
 

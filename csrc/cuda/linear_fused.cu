@@ -17,6 +17,7 @@ int64_t bytes_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 const char* refusal(const LinearFusedCudaArgs& args) {
   if (args.rows > kMostRows) return kTooManyRows;
   if (args.c > kMostRows) return "more than 2^31 features";
+  if (args.shift && args.part_count > 1) return "a shift beside several weights";
   for (int64_t i = 0; i < args.part_count; ++i) {
     const LinearCudaPart& part = args.parts[i];
     if (part.c_out + part.column > kMostRows) return "more than 2^31 columns";
@@ -46,8 +47,10 @@ LinearParams params_of(const LinearFusedCudaArgs& args, int64_t first, int64_t c
   const int64_t lanes = 16 / bytes_of(args.dtype);
   LinearParams p{};
   p.x = args.x;
+  p.shift = args.shift;
   p.y = args.y;
   p.x_stride = args.x_stride;
+  p.shift_stride = args.shift_stride;
   p.y_stride = args.y_stride;
   p.rows = static_cast<int32_t>(args.rows);
   p.c = static_cast<int32_t>(args.c);

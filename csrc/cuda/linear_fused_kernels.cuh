@@ -23,8 +23,9 @@ constexpr int kMostLinearParts = 64;
 // Lies in the 4 KB that all devices take as parameters.
 struct LinearParams {
   const void* x;
+  const void* shift;  // null: zero
   void* y;
-  int64_t x_stride, y_stride;
+  int64_t x_stride, shift_stride, y_stride;
   int32_t rows, c, part_count;
   bool x_vector, y_vector;  // rows start at multiples of 16 bytes
   bool silu, overlaps;
@@ -56,6 +57,13 @@ DDSM_DEVICE float linear_result(const LinearParams& p, float sum) {
 template <class W>
 DDSM_DEVICE float linear_bias(const LinearPart& part, int32_t output) {
   return to_float(ptx::load_global(static_cast<const W*>(part.bias) + output));
+}
+
+template <class T>
+DDSM_DEVICE float linear_shift(const LinearParams& p, int32_t row, int32_t output) {
+  if (!p.shift) return 0.0f;
+  const T* shift = static_cast<const T*>(p.shift) + row * p.shift_stride;
+  return to_float(ptx::load_global(shift + output));
 }
 
 // Asks for weights before the kernel before this one has ended: that one does not write them.
@@ -162,8 +170,9 @@ linear_rows_kernel(const LinearParams p) {
   const int32_t output = output0 + lane / kLanes / kImages;
   const int32_t image = image0 + lane / kLanes % kImages;
   if (lane % kLanes != 0 || output >= part.c_out || image >= p.rows) return;
+  const float added = linear_bias<W>(part, output) + linear_shift<T>(p, image, output);
   T rounded;
-  from_float(linear_result(p, sum + linear_bias<W>(part, output)), &rounded);
+  from_float(linear_result(p, sum + added), &rounded);
   ptx::store_global(static_cast<T*>(p.y) + image * p.y_stride + part.column + output, rounded);
 }
 
@@ -239,8 +248,10 @@ linear_tile_kernel(const LinearParams p) {
     Pack<T, V> out;
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      const float sum = ptx::load_shared<float>(Tile::out_address(line, column + i));
-      from_float(linear_result(p, sum + bias[i]), &out.lane[i]);
+      const float sum = ptx::load_shared<float>(Tile::out_address(line, column + i)) + bias[i];
+      const bool inside = output + i < part.c_out;
+      const float shift = inside ? linear_shift<T>(p, row0 + line, output + i) : 0.0f;
+      from_float(linear_result(p, sum + shift), &out.lane[i]);
     }
     T* target = static_cast<T*>(p.y) + (row0 + line) * p.y_stride + part.column + output;
     if (p.y_vector && output + V <= part.c_out) {

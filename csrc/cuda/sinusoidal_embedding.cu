@@ -1,4 +1,4 @@
-// sinusoidal_embedding on CUDA: one thread for a pair of sine and cosine.
+// sinusoidal_embedding on CUDA: one thread for a sine and its cosine.
 #include "ddsm/sinusoidal_embedding_cuda.h"
 
 #include "index_maps.h"
@@ -18,6 +18,7 @@ struct SinusoidalParams {
   Divider half;             // pairs of a row
   int32_t dim;
   double last_row;  // of the table; negative: there is none
+  bool halves;
   TimeType t_type;
   DType table_dtype;
 };
@@ -61,20 +62,26 @@ DDSM_DEVICE double time_at(const SinusoidalParams& p, int64_t index) {
   }
 }
 
+// Sine and cosine i of a row.
 template <class T>
-DDSM_DEVICE Pack<float, 2> load_pair(const void* data, int64_t pair) {
-  const auto two = ptx::load_global(static_cast<const Pack<T, 2>*>(data) + pair);
+DDSM_DEVICE Pack<float, 2> load_pair(const SinusoidalParams& p, int64_t row, int32_t i) {
+  const T* data = static_cast<const T*>(p.table) + row * p.dim;
+  if (p.halves) {
+    const auto half = static_cast<int32_t>(p.half.divisor);
+    return {to_float(ptx::load_global(data + half + i)), to_float(ptx::load_global(data + i))};
+  }
+  const auto two = ptx::load_global(reinterpret_cast<const Pack<T, 2>*>(data) + i);
   return {to_float(two.lane[0]), to_float(two.lane[1])};
 }
 
-DDSM_DEVICE Pack<float, 2> table_pair(const SinusoidalParams& p, int64_t pair) {
+DDSM_DEVICE Pack<float, 2> table_pair(const SinusoidalParams& p, int64_t row, int32_t i) {
   switch (p.table_dtype) {
     case DType::kBFloat16:
-      return load_pair<BFloat16>(p.table, pair);
+      return load_pair<BFloat16>(p, row, i);
     case DType::kFloat16:
-      return load_pair<Float16>(p.table, pair);
+      return load_pair<Float16>(p, row, i);
     default:
-      return load_pair<float>(p.table, pair);
+      return load_pair<float>(p, row, i);
   }
 }
 
@@ -90,7 +97,7 @@ sinusoidal_kernel(const SinusoidalParams p) {
   const double t = time_at(p, row);
   Pack<float, 2> value;
   if (t >= 0 && t <= p.last_row && t == floor(t)) {
-    value = table_pair(p, static_cast<int64_t>(t) * p.half.divisor + i);
+    value = table_pair(p, static_cast<int64_t>(t), i);
   } else {
     // The operations and their order are those of nn/sinusoidal.py.
     const float exponent = static_cast<float>(2 * i) / static_cast<float>(p.dim) * kLogBase;
@@ -99,6 +106,12 @@ sinusoidal_kernel(const SinusoidalParams p) {
   Pack<T, 2> rounded;
   from_float(value.lane[0], &rounded.lane[0]);
   from_float(value.lane[1], &rounded.lane[1]);
+  if (p.halves) {
+    T* y = static_cast<T*>(p.y) + int64_t(row) * p.dim + i;
+    ptx::store_global(y, rounded.lane[1]);
+    ptx::store_global(y + p.half.divisor, rounded.lane[0]);
+    return;
+  }
   ptx::store_global(static_cast<Pack<T, 2>*>(p.y) + pair, rounded);
 }
 
@@ -116,6 +129,7 @@ const char* sinusoidal_embedding_cuda(const SinusoidalCudaArgs& args, void* stre
                            Divider(args.dim / 2),
                            static_cast<int32_t>(args.dim),
                            args.table ? static_cast<double>(args.rows - 1) : -1.0,
+                           args.halves,
                            args.t_type,
                            args.table_dtype};
   const char* name = "sinusoidal_embedding";

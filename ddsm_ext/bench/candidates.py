@@ -13,10 +13,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddsm_ext.bench.shapes import AttentionShape, ConvShape, LinearShape, NormShape, Shape
-from ddsm_ext.ops import sliced_attention, sliced_conv2d, sliced_group_norm, sliced_linear
+from ddsm_ext.graph.shapes import (
+    AttentionShape,
+    ConvShape,
+    EmbeddingShape,
+    LinearShape,
+    NormShape,
+    ResampleShape,
+    Shape,
+)
+from ddsm_ext.models.dense import resampled
+from ddsm_ext.ops import (
+    resample,
+    sliced_attention,
+    sliced_conv2d,
+    sliced_embedding,
+    sliced_group_norm,
+    sliced_linear,
+)
 
-OPS = ("conv2d", "linear", "group_norm", "attention")
+# Op -> its kernels' name; an embedding is torch's own lookup in a slice.
+KERNELS = {
+    "conv2d": "sliced_conv2d",
+    "linear": "sliced_linear",
+    "group_norm": "sliced_group_norm",
+    "attention": "sliced_attention",
+    "resample": "resample",
+}
 CANDIDATES = ("slicing", "dense_cl", "ours")
 # A group norm over two sources returns its two parts.
 Output = Tensor | tuple[Tensor, Tensor]
@@ -40,13 +63,7 @@ def candidates(
     def normal(*size: int, scale: float = 1.0) -> Tensor:
         return (torch.randn(*size, generator=generator, device=device) * scale).to(dtype)
 
-    if isinstance(shape, ConvShape):
-        return _conv2d(shape, batch, normal)
-    if isinstance(shape, LinearShape):
-        return _linear(shape, batch, normal)
-    if isinstance(shape, NormShape):
-        return _group_norm(shape, batch, normal)
-    return _attention(shape, batch, normal)
+    return _MAKERS[type(shape)](shape, batch, normal)
 
 
 def _channels_last(*tensors: Tensor) -> list[Tensor]:
@@ -73,8 +90,7 @@ def _conv2d(shape: ConvShape, batch: int, normal: Callable[..., Tensor]) -> dict
 
     def conv(parts: list[Tensor], w: Tensor, b: Tensor) -> Tensor:
         x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]  # [N, c_in, H, W]
-        if shape.upsample:
-            x = F.interpolate(x, scale_factor=2, mode="nearest")
+        x = resampled(x, "up" if shape.upsample else None)
         return F.conv2d(x, w, b, stride=shape.stride, padding=k // 2)
 
     return {
@@ -111,17 +127,19 @@ def _group_norm(shape: NormShape, batch: int, normal: Callable[..., Tensor]) -> 
     sources = _sources(shape.c, shape.c2, batch, shape.size, normal)
     sources_cl = _channels_last(*sources)
     dense_weight, dense_bias = weight[:c].contiguous(), bias[:c].contiguous()
+    scale, shift = normal(2, batch, c) if shape.modulated else (None, None)  # [N, c] each
 
     def norm(parts: list[Tensor], w: Tensor, b: Tensor) -> Tensor:
         x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]  # [N, c, H, W]
         y = F.group_norm(x, shape.groups, w, b)
+        if scale is not None and shift is not None:
+            y = y * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
         return F.silu(y) if shape.silu else y
 
     def ours() -> Output:
-        second = sources_cl[1] if shape.c2 else None
-        return sliced_group_norm(
-            sources_cl[0], weight, bias, shape.groups, x2=second, silu=shape.silu
-        )
+        x, *rest = sources_cl
+        x2, more = rest[0] if rest else None, {"scale": scale, "shift": shift}
+        return sliced_group_norm(x, weight, bias, shape.groups, x2=x2, silu=shape.silu, **more)
 
     return {
         "slicing": lambda: norm(sources, weight[:c], bias[:c]),
@@ -143,6 +161,38 @@ def _attention(shape: AttentionShape, batch: int, normal: Callable[..., Tensor])
         "dense_cl": lambda: F.scaled_dot_product_attention(q, k, v),
         "ours": lambda: sliced_attention(q, k, v),
     }
+
+
+def _resample(shape: ResampleShape, batch: int, normal: Callable[..., Tensor]) -> dict[str, Call]:
+    x = normal(batch, shape.c, shape.in_size, shape.in_size)
+    (x_cl,) = _channels_last(x)
+    way = "up" if shape.up else "down"
+    return {
+        "slicing": lambda: resampled(x, way),
+        "dense_cl": lambda: resampled(x_cl, way),
+        "ours": lambda: resample(x_cl, shape.up),
+    }
+
+
+def _embedding(shape: EmbeddingShape, batch: int, normal: Callable[..., Tensor]) -> dict[str, Call]:
+    table = normal(shape.rows, shape.c_max)
+    y = torch.arange(batch, device=table.device) * 7919 % shape.rows  # spread over the rows
+    dense_table = table[:, : shape.c].contiguous()
+    return {
+        "slicing": lambda: F.embedding(y, table[:, : shape.c]),
+        "dense_cl": lambda: F.embedding(y, dense_table),
+        "ours": lambda: sliced_embedding(table, y, shape.c),
+    }
+
+
+_MAKERS: dict[type[Shape], Callable[..., dict[str, Call]]] = {
+    ConvShape: _conv2d,
+    LinearShape: _linear,
+    NormShape: _group_norm,
+    AttentionShape: _attention,
+    ResampleShape: _resample,
+    EmbeddingShape: _embedding,
+}
 
 
 def relative_error(got: Output, expected: Output) -> float:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ddsm_ext import _library
-from ddsm_ext.bench.shapes import REFERENCE_CIFAR10, WIDTHS, ConvShape, config_at, op_shapes
-from ddsm_ext.models.config import UNetConfig
-from ddsm_ext.ops import _panels
+from ddsm_ext.bench.shapes import REFERENCE_CIFAR10, WIDTHS, config_at
+from ddsm_ext.graph.config import NetworkConfig
+from ddsm_ext.graph.shapes import ConvShape, op_shapes
+from ddsm_ext.ops import _packed
 
 
 def explain_choices(
     widths: Sequence[float] = WIDTHS,
     batch: int = 8,
     dtype: str = "float32",
-    config: UNetConfig = REFERENCE_CIFAR10,
+    config: NetworkConfig = REFERENCE_CIFAR10,
 ) -> str:
     """Return a table of every convolution shape with its estimated us per algorithm.
 
@@ -28,12 +29,12 @@ def explain_choices(
     lines = [
         f"{native.active_isa()}, batch {batch}, {dtype}, one core; chosen algorithm marked *",
         f"{'width':>8} {'convolution':<28} {'calls':>5}"
-        + "".join(f"{name + ' us':>19}" for name in _panels.ALGORITHMS),
+        + "".join(f"{name + ' us':>19}" for name in _packed.ALGORITHMS),
     ]
     for width in widths:
         for shape, calls in op_shapes(config_at(config, width), width, "conv2d").items():
             assert isinstance(shape, ConvShape)
-            problem = _panels.ConvShape(
+            problem = _packed.ConvProblem(
                 batch,
                 shape.size,
                 shape.size,
@@ -44,10 +45,10 @@ def explain_choices(
                 2 if shape.upsample else 1,
                 dtype == "bfloat16",
             )
-            chosen = _panels.choose_algorithm(native.active_isa(), problem)
+            chosen = _packed.choose_algorithm(native.active_isa(), problem)
             costs_ns = [
-                native.conv2d_cost_ns(native.Conv2dProblem(*problem, 0, False), number)
-                for number in range(len(_panels.ALGORITHMS))
+                native.conv2d_cost_ns(native.Conv2dProblem(**problem._asdict()), number)
+                for number in range(len(_packed.ALGORITHMS))
             ]
             cells = "".join(
                 f"{cost / 1000:>18.0f}{'*' if number == chosen else ' '}"

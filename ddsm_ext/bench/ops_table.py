@@ -10,21 +10,17 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ddsm_ext.bench.candidates import CANDIDATES, OPS, candidates, check_agreement
+from ddsm_ext.bench.candidates import CANDIDATES, KERNELS, candidates, check_agreement
 from ddsm_ext.bench.conditions import Setting, check_batch
 from ddsm_ext.bench.graphs import interleaved_graphs
 from ddsm_ext.bench.roof import measure_roof, roof_ms
-from ddsm_ext.bench.shapes import (
-    REFERENCE_CIFAR10,
-    WIDTHS,
-    Shape,
-    config_at,
-    least_bytes,
-    op_shapes,
-)
+from ddsm_ext.bench.shapes import REFERENCE_CIFAR10, WIDTHS, config_at
 from ddsm_ext.bench.timing import interleaved, time_columns
-from ddsm_ext.models.config import UNetConfig
-from ddsm_ext.ops._dispatch import runs_native
+from ddsm_ext.graph.config import NetworkConfig
+from ddsm_ext.graph.shapes import OPS, Shape, least_bytes, op_shapes
+from ddsm_ext.ops._call import runs_native
+
+LIMITED_BY_PRODUCTS = ("conv2d", "linear", "attention")
 
 
 class _Job(NamedTuple):
@@ -50,7 +46,7 @@ def run_ops(
     threads: int = 1,
     device: str = "cpu",
     limit_s: float = math.inf,
-    config: UNetConfig = REFERENCE_CIFAR10,
+    config: NetworkConfig = REFERENCE_CIFAR10,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Time every op at every distinct layer shape; each is checked against slicing first.
@@ -74,7 +70,7 @@ def run_ops(
     Returns:
         JSON-ready: "rows" (one a shape: op, width, shape, calls (how often a step runs it), macs
         an image, `<candidate>_ms` and `_min_ms` of a batch, ratio_slicing and ratio_dense_cl to
-        ours, roof_ms of a batch (on the CPU None for norms, which memory limits), error, native; on
+        ours, roof_ms of a batch (on the CPU None for ops that memory limits), error, native; on
         a GPU moved_bytes and, of dense_cl and ours, `_tflop_per_s` and `_gb_per_s`; with all
         shapes, a row with shape "step total" sums each op and width), "failed" (why shapes have no
         row: candidates that differ, or an error), "left_out", "roof" and "conditions".
@@ -123,7 +119,7 @@ def _measure_all(
     return rows, failed, []
 
 
-def _jobs(config: UNetConfig, op: str, width: float, costliest: int | None) -> list[_Job]:
+def _jobs(config: NetworkConfig, op: str, width: float, costliest: int | None) -> list[_Job]:
     """An op's shapes, those with the most MACs a step first."""
     shapes = op_shapes(config_at(config, width), width, op)
     jobs = [_Job(op, width, shape, calls) for shape, calls in shapes.items()]
@@ -139,7 +135,7 @@ def _measure(
         warnings.simplefilter("ignore")  # the column `native` tells what the warning would
         outputs = {name: call() for name, call in calls.items()}
         x = torch.empty(0, dtype=setting.kind, device=setting.device)
-        native = runs_native(f"sliced_{op}", x, needs_grad=False)
+        native = op in KERNELS and runs_native(KERNELS[op], x, needs_grad=False)
     error = check_agreement("the results", outputs, setting.tolerance)
     del outputs
     time_calls = interleaved_graphs if setting.on_gpu else interleaved
@@ -150,7 +146,7 @@ def _measure(
         limit_ms: float | None = roof_ms(macs, roof, moved)
         columns |= _rates(columns, macs, moved)
     else:
-        limit_ms = None if op == "group_norm" else roof_ms(macs, roof)
+        limit_ms = roof_ms(macs, roof) if op in LIMITED_BY_PRODUCTS else None
     return {
         "op": op,
         "width": job.width,

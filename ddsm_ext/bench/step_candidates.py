@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -16,13 +16,13 @@ from torch import Tensor
 
 from ddsm_ext.bench.conditions import Setting
 from ddsm_ext.bench.memory import held_gpu_bytes
-from ddsm_ext.bench.network import as_reference, random_inputs, random_network
+from ddsm_ext.bench.network import as_reference, channels_last, random_inputs, random_network
 from ddsm_ext.bench.shapes import config_at
-from ddsm_ext.bench.slicing_unet import SlicingUNet
-from ddsm_ext.models.config import UNetConfig
-from ddsm_ext.models.dense import DenseUNet
-from ddsm_ext.models.step import UNetStepRunner
-from ddsm_ext.models.unet import SlimmableUNet
+from ddsm_ext.bench.slicing_network import SlicingNetwork
+from ddsm_ext.graph.config import NetworkConfig
+from ddsm_ext.models.dense import DenseNetwork
+from ddsm_ext.models.network import SlimmableNetwork
+from ddsm_ext.runtime.runner import StepRunner
 
 STEP_CANDIDATES = ("slicing", "dense", "dense_cl", "compiled", "ours", "ours_module")
 DEFAULT_CANDIDATES = ("slicing", "dense_cl", "ours")  # compiling takes a minute a width
@@ -35,7 +35,7 @@ class Step:
     """A candidate at a width, ready to run: weights cut out, compiled, rearranged, captured.
 
     `setup_s` is how long that took. On the CPU the steps of ours share `arena_bytes` for their
-    activations and `panel_bytes` of rearranged weights of all widths; on a GPU every candidate
+    activations and `packed_bytes` of packed weights of all widths; on a GPU every candidate
     keeps `held_bytes` of weights of its own and graphs. `uncompiled` says why ours runs as the
     module, if it does.
     """
@@ -43,7 +43,7 @@ class Step:
     call: Call
     setup_s: float
     arena_bytes: int = 0
-    panel_bytes: int = 0
+    packed_bytes: int = 0
     held_bytes: int = 0
     uncompiled: str | None = None
 
@@ -58,7 +58,7 @@ class Steps:
 
 
 def prepare_steps(
-    config: UNetConfig,
+    config: NetworkConfig,
     widths: Sequence[float],
     names: Sequence[str],
     batch: int,
@@ -86,7 +86,7 @@ def prepare_steps(
         net = random_network(variant).to(setting.device, setting.kind)
         own = [width for width in widths if config_at(config, width) == variant]
         inputs = random_inputs(variant, batch, setting.kind, device=setting.device)
-        builders[variant] = _Builder(net, own, *inputs, on_gpu=setting.on_gpu)
+        builders[variant] = _Builder(net, own, inputs, on_gpu=setting.on_gpu)
     # Compiling may take minutes and fail: all else is ready before.
     for name in sorted(names, key=lambda name: name == "compiled"):
         for width in widths:
@@ -111,14 +111,19 @@ class _Builder:
     """One method a candidate, named as in STEP_CANDIDATES; `step` calls it."""
 
     def __init__(
-        self, net: SlimmableUNet, widths: Sequence[float], x: Tensor, t: Tensor, *, on_gpu: bool
+        self,
+        net: SlimmableNetwork,
+        widths: Sequence[float],
+        inputs: Mapping[str, Tensor],
+        *,
+        on_gpu: bool,
     ) -> None:
-        self.net, self.widths, self.x, self.t = net, tuple(widths), x, t
-        self.x_cl = x.contiguous(memory_format=torch.channels_last)
-        n, c, image_height, image_width = x.shape
-        self.shape = (n, c, image_height, image_width)
+        self.net, self.widths = net, tuple(widths)
+        self.inputs = inputs
+        self.inputs_cl: dict[str, Any] = channels_last(inputs)
+        self.shape, self.dtype = inputs["x"].shape, inputs["x"].dtype
         self.on_gpu = on_gpu
-        self.reference = SlicingUNet(as_reference(net))
+        self.reference = SlicingNetwork(as_reference(net))
 
     def step(self, name: str, width: float) -> Step:
         before = held_gpu_bytes() if self.on_gpu else 0
@@ -130,8 +135,8 @@ class _Builder:
         if name != "ours":
             return step
         if not self.on_gpu:
-            arena_bytes = self.runner.activation_bytes(width, self.shape, self.x.dtype)
-            step = replace(step, arena_bytes=arena_bytes, panel_bytes=self.runner.panel_bytes())
+            arena_bytes = self.runner.activation_bytes(width, self.shape, self.dtype)
+            step = replace(step, arena_bytes=arena_bytes, packed_bytes=self.runner.packed_bytes())
         return replace(step, uncompiled=self.uncompiled)
 
     def slicing(self, width: float) -> Call:
@@ -142,7 +147,7 @@ class _Builder:
             # algorithms for all of them takes minutes.
             before, cudnn.benchmark = cudnn.benchmark, False
             try:
-                return self.reference(self.x, self.t, width)
+                return self.reference(**self.inputs, width=width)
             finally:
                 cudnn.benchmark = before
 
@@ -150,11 +155,11 @@ class _Builder:
 
     def dense(self, width: float) -> Call:
         network = self.net.export_subnet(width)
-        return lambda: network(self.x, self.t)
+        return lambda: network(**self.inputs)
 
     def dense_cl(self, width: float) -> Call:
         network = self._export_channels_last(width)
-        return lambda: network(self.x_cl, self.t)
+        return lambda: network(**self.inputs_cl)
 
     def compiled(self, width: float) -> Call:
         dense = self._export_channels_last(width)
@@ -166,7 +171,7 @@ class _Builder:
         def call() -> Tensor:
             # On a GPU the output lies in a graph's memory, which the next step may use again.
             torch.compiler.cudagraph_mark_step_begin()
-            return network(self.x_cl, self.t)
+            return network(**self.inputs_cl)
 
         # All widths share the code of one forward, which is compiled at most 8 times by default.
         with torch._dynamo.config.patch(recompile_limit=256):
@@ -174,21 +179,22 @@ class _Builder:
                 call()
         return call
 
-    def _export_channels_last(self, width: float) -> DenseUNet:
+    def _export_channels_last(self, width: float) -> DenseNetwork:
         dense = self.net.export_subnet(width)
         return dense.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @cached_property
-    def runner(self) -> UNetStepRunner:
-        return self.net.step_runner()
+    def runner(self) -> StepRunner:
+        return StepRunner(self.net)
 
     @cached_property
     def uncompiled(self) -> str | None:
         """Why the runner runs steps as the module; None: it makes them ready."""
-        reason = self.runner.reason_against(self.x.dtype, self.x.device)
+        device = self.inputs["x"].device
+        reason = self.runner.reason_against(self.dtype, device)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            self.runner.prepare(self.widths, self.shape, self.x.dtype, self.x.device)
+            self.runner.prepare(self.widths, self.shape, self.dtype, device)
         said = [str(warning.message) for warning in caught]
         reason = reason or next((text for text in said if "uncompiled" in text), None)
         if reason is not None and not self.on_gpu:
@@ -199,8 +205,8 @@ class _Builder:
         if self.uncompiled is not None:
             return self.ours_module(width)
         runner = self.runner
-        runner(self.x_cl, self.t, width)  # rearranges the weights, or captures
-        return lambda: runner(self.x_cl, self.t, width)
+        runner(**self.inputs_cl, width=width)  # packs the weights, or captures
+        return lambda: runner(**self.inputs_cl, width=width)
 
     def ours_module(self, width: float) -> Call:
-        return lambda: self.net(self.x_cl, self.t, width)
+        return lambda: self.net.run_modules(**self.inputs_cl, width=width)

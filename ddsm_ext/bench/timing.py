@@ -60,7 +60,7 @@ def interleaved(
     Args:
         calls: name -> call without arguments that returns when its work is finished.
         rounds: measured rounds; each runs every call.
-        warmup_rounds: rounds before them that are not measured, at least 1.
+        warmup_rounds: rounds before them that are not measured; without one no call is repeated.
         min_sample_ms: a call shorter than this is repeated within a round until it lasts so long.
         clock: time in seconds.
         progress: called with (rounds done, rounds in all); None for silence.
@@ -69,12 +69,12 @@ def interleaved(
         name -> Timing of one call.
 
     Raises:
-        ValueError: no calls, no rounds, or no round to warm up.
+        ValueError: no calls, or no rounds.
     """
-    if not calls or rounds < 1 or warmup_rounds < 1:
+    if not calls or rounds < 1 or warmup_rounds < 0:
         raise ValueError(
             f"interleaved: {len(calls)} calls, {rounds} rounds, {warmup_rounds} to warm up; "
-            "need at least 1 of each"
+            "need at least 1 call, 1 round, 0 to warm up"
         )
     names = list(calls)
     repeats = dict.fromkeys(names, 1)

@@ -13,18 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from ddsm_ext.bench.candidates import OPS
+from ddsm_ext.bench.candidates import KERNELS
 from ddsm_ext.bench.conditions import Setting, check_batch
 from ddsm_ext.bench.memory import peak_bytes
-from ddsm_ext.bench.network import as_reference, random_inputs, random_network
+from ddsm_ext.bench.network import as_reference, channels_last, random_inputs, random_network
 from ddsm_ext.bench.roof import measure_roof, roof_ms
 from ddsm_ext.bench.shapes import REFERENCE_CIFAR10
-from ddsm_ext.bench.slicing_unet import SlicingUNet
+from ddsm_ext.bench.slicing_network import SlicingNetwork
 from ddsm_ext.bench.timing import interleaved, time_columns
-from ddsm_ext.models.config import UNetConfig
-from ddsm_ext.models.macs import unet_macs
-from ddsm_ext.models.unet import SlimmableUNet
-from ddsm_ext.ops._dispatch import runs_native
+from ddsm_ext.graph.config import NetworkConfig
+from ddsm_ext.graph.count import macs as macs_of
+from ddsm_ext.models.network import SlimmableNetwork
+from ddsm_ext.ops._call import runs_native
 
 # The largest and the smallest width of every sandwich step, and one between them.
 SANDWICH = (1.0, 0.25, 0.5)
@@ -38,7 +38,7 @@ def run_training_step(
     widths: Sequence[float] = SANDWICH,
     threads: int = 1,
     device: str = "cpu",
-    config: UNetConfig = REFERENCE_CIFAR10,
+    config: NetworkConfig = REFERENCE_CIFAR10,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Time a sandwich step up to its gradients: slicing under autograd against ours.
@@ -68,17 +68,17 @@ def run_training_step(
     check_batch(batch)
     widths = [config.check_width(width) for width in widths]
     net = random_network(config).to(device, setting.kind)
-    x, t = random_inputs(config, batch, setting.kind, device=device)
+    inputs = random_inputs(config, batch, setting.kind, device=device)
     with setting.active(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the column `native` tells what the warning would
         roof = measure_roof(setting)
         nets = {"slicing": as_reference(net), "ours": net}
-        calls = sandwich_calls(nets, widths, x, t)
-        error = _compare_gradients(nets, calls, widths, (x, t), setting)
+        calls = sandwich_calls(nets, widths, inputs)
+        error = _compare_gradients(nets, calls, widths, inputs, setting)
         peaks = {name: _peak(nets[name], call, device) for name, call in calls.items()}
         times = interleaved(calls, rounds=rounds, progress=progress, **setting.timing)
-        native = all(runs_native(f"sliced_{op}", x, needs_grad=True) for op in OPS)
-    macs = 3 * sum(unet_macs(config, width) for width in widths)
+        native = all(runs_native(name, inputs["x"], needs_grad=True) for name in KERNELS.values())
+    macs = 3 * sum(macs_of(config, width) for width in widths)
     row = {
         "widths": widths,
         "macs": macs,
@@ -93,19 +93,19 @@ def run_training_step(
 
 
 def sandwich_calls(
-    nets: Mapping[str, SlimmableUNet], widths: Sequence[float], x: Tensor, t: Tensor
+    nets: Mapping[str, SlimmableNetwork], widths: Sequence[float], inputs: Mapping[str, Tensor]
 ) -> dict[str, Callable[[], None]]:
     """Return candidate -> one step that leaves the gradients of all widths in its net's `p.grad`.
 
     Args:
         nets: the network of "slicing" and that of "ours", which may be one.
         widths: the sandwich.
-        x: images [N, C, H, W].
-        t: timesteps [N].
+        inputs: of `random_inputs`.
     """
-    slicing, ours = SlicingUNet(nets["slicing"]), nets["ours"]
-    x_cl = x.contiguous(memory_format=torch.channels_last)
-    target = torch.randn(x.shape, generator=torch.Generator().manual_seed(2)).to(x)
+    slicing, ours = SlicingNetwork(nets["slicing"]), nets["ours"]
+    x = inputs["x"]
+    shape = (len(x), ours.graph.output.out.c_max, *x.shape[2:])
+    target = torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(x)
 
     def step(name: str, predict: Callable[[float], Tensor]) -> None:
         # What an optimizer leaves: other weights, so that nothing kept of them is up to date, and
@@ -115,35 +115,36 @@ def sandwich_calls(
         for width in widths:
             F.mse_loss(predict(width), target).backward()
 
+    inputs_cl = {**channels_last(inputs), "accumulate_grad": True}
     return {
-        "slicing": lambda: step("slicing", lambda width: slicing(x, t, width)),
-        "ours": lambda: step("ours", lambda width: ours(x_cl, t, width, accumulate_grad=True)),
+        "slicing": lambda: step("slicing", lambda width: slicing(**inputs, width=width)),
+        "ours": lambda: step("ours", lambda width: ours(**inputs_cl, width=width)),
     }
 
 
-def _gradients(net: SlimmableUNet, call: Callable[[], None]) -> dict[str, Tensor]:
+def _gradients(net: SlimmableNetwork, call: Callable[[], None]) -> dict[str, Tensor]:
     call()
     return {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
 
 
 def _compare_gradients(
-    nets: Mapping[str, SlimmableUNet],
+    nets: Mapping[str, SlimmableNetwork],
     calls: Mapping[str, Callable[[], None]],
     widths: Sequence[float],
-    inputs: tuple[Tensor, Tensor],
+    inputs: Mapping[str, Tensor],
     setting: Setting,
 ) -> float:
     """`check_gradients` of both candidates and of slicing in float32, from the same weights."""
     got = {name: _gradients(nets[name], call) for name, call in calls.items()}
     exact_net = copy.deepcopy(nets["slicing"]).float()
-    x, t = inputs
+    exact_inputs = {**inputs, "x": inputs["x"].float()}
     with replace(setting, dtype="float32").active():
-        exact_call = sandwich_calls(dict.fromkeys(nets, exact_net), widths, x.float(), t)
+        exact_call = sandwich_calls(dict.fromkeys(nets, exact_net), widths, exact_inputs)
         exact = _gradients(exact_net, exact_call["slicing"])
     return check_gradients(got["ours"], got["slicing"], setting.tolerance, exact)
 
 
-def _peak(net: SlimmableUNet, call: Callable[[], None], device: str) -> int:
+def _peak(net: SlimmableNetwork, call: Callable[[], None], device: str) -> int:
     """Peak bytes of a step with its gradients, begun without any."""
 
     def without_gradients_after() -> None:

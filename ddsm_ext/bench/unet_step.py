@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ddsm_ext.bench.candidates import OPS, disagreement, errors_against_slicing
+from ddsm_ext.bench.candidates import KERNELS, disagreement, errors_against_slicing
 from ddsm_ext.bench.conditions import Setting, check_batch
 from ddsm_ext.bench.memory import peak_bytes
 from ddsm_ext.bench.roof import measure_roof, roof_ms
@@ -21,9 +21,9 @@ from ddsm_ext.bench.step_candidates import (
     prepare_steps,
 )
 from ddsm_ext.bench.timing import Timing, interleaved, time_columns
-from ddsm_ext.models.config import UNetConfig
-from ddsm_ext.models.macs import unet_macs
-from ddsm_ext.ops._dispatch import runs_native
+from ddsm_ext.graph.config import NetworkConfig
+from ddsm_ext.graph.count import macs
+from ddsm_ext.ops._call import runs_native
 
 # Steps that the published CIFAR-10 strategy runs at each width, of 1000 (arXiv 2310.03337).
 PUBLISHED_CIFAR10_STEPS = {1.0: 274, 0.75: 181, 0.5: 534, 0.25: 11}
@@ -40,7 +40,7 @@ def run_unet_step(
     device: str = "cpu",
     compile_limit_s: float = math.inf,
     keep_differing: bool = False,
-    config: UNetConfig = REFERENCE_CIFAR10,
+    config: NetworkConfig = REFERENCE_CIFAR10,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Time one step of the U-Net at each width, all candidates and widths interleaved in one run.
@@ -96,7 +96,7 @@ def run_unet_step(
     }
 
 
-def _check_widths(config: UNetConfig, widths: Sequence[float]) -> list[float]:
+def _check_widths(config: NetworkConfig, widths: Sequence[float]) -> list[float]:
     if not widths:
         raise ValueError("run_unet_step: widths is empty; need at least one width")
     return [config_at(config, width).check_width(width) for width in widths]
@@ -119,7 +119,7 @@ def _check_candidates(names: Sequence[str]) -> list[str]:
 
 def _measure(
     steps: Steps,
-    config: UNetConfig,
+    config: NetworkConfig,
     widths: Sequence[float],
     batch: int,
     setting: Setting,
@@ -132,7 +132,7 @@ def _measure(
     peaks = peak_bytes(calls, device=setting.device)
     times = interleaved(calls, rounds=rounds, progress=progress, **setting.timing)
     x = torch.empty(0, dtype=setting.kind, device=setting.device)
-    native = all(runs_native(f"sliced_{op}", x, needs_grad=False) for op in OPS)
+    native = all(runs_native(name, x, needs_grad=False) for name in KERNELS.values())
     rows = [_row(config_at(config, w), w, batch, steps, times, peaks) for w in widths]
     return [
         row | {"roof_ms": roof_ms(row["macs"], roof), "native": native, **compared[row["width"]]}
@@ -159,7 +159,7 @@ def _compare(
 
 
 def _row(
-    variant: UNetConfig,
+    variant: NetworkConfig,
     width: float,
     batch: int,
     steps: Steps,
@@ -169,10 +169,10 @@ def _row(
     ready = {name: step for (w, name), step in steps.ready.items() if w == width}
     row: dict[str, Any] = {
         "width": width,
-        "norm": variant.norm,
-        "macs": unet_macs(variant, width),
+        "norm": variant.slicing.norm,
+        "macs": macs(variant, width),
         **time_columns({name: times[width, name] for name in ready}, batch),
-        "ours_panel_bytes": ready["ours"].panel_bytes,
+        "ours_panel_bytes": ready["ours"].packed_bytes,
     }
     for name, step in ready.items():
         row[f"{name}_setup_s"] = step.setup_s

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import statistics
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from ddsm_ext.bench.timing import interleaved
 from ddsm_ext.cli.compose import Sampler
-from ddsm_ext.cli.console import progress_bar
+from ddsm_ext.cli.console import follow, progress_bar
 from ddsm_ext.cli.runs import seeds_text
 from ddsm_ext.io.files import write_json
 from ddsm_ext.io.images import image_grid, save_png
@@ -64,20 +64,19 @@ def interleaved_ms(
         "ms_per_image" by name, and what it depends on.
     """
     seeds = list(range(images))
-    times: dict[str, list[float]] = {name: [] for name in strategies}
-    with progress_bar("timing", (rounds + 1) * len(strategies), "turn") as bar:
-        for turn in range(rounds + 1):
-            for name, strategy in strategies.items():
-                started = time.perf_counter()
-                # the first turn warms up on a few images only
-                sampler.images(strategy, seeds if turn else seeds[:8])
-                if sampler.device.type == "cuda":
-                    torch.cuda.synchronize(sampler.device)
-                if turn:
-                    times[name].append(1e3 * (time.perf_counter() - started) / images)
-                bar.update()
+
+    def run(strategy: Strategy) -> None:
+        sampler.images(strategy, seeds)
+        if sampler.device.type == "cuda":
+            torch.cuda.synchronize(sampler.device)
+
+    for strategy in strategies.values():  # a few images warm up
+        sampler.images(strategy, seeds[:8])
+    calls = {name: partial(run, strategy) for name, strategy in strategies.items()}
+    with progress_bar("timing", rounds, "turn") as bar:
+        times = interleaved(calls, rounds=rounds, warmup_rounds=0, progress=follow(bar))
     return {
-        "ms_per_image": {name: statistics.median(values) for name, values in times.items()},
+        "ms_per_image": {name: timing.median_ms / images for name, timing in times.items()},
         "images": images,
         "batch_size": sampler.batch_size,
         "rounds": rounds,

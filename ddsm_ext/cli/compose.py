@@ -15,7 +15,7 @@ from torch import Tensor
 from ddsm_ext.cli.config import RunConfig
 from ddsm_ext.cli.console import follow, progress_bar, say
 from ddsm_ext.diffusion.schedule import NoiseSchedule, make_schedule
-from ddsm_ext.models.macs import unet_macs
+from ddsm_ext.graph.count import macs
 from ddsm_ext.sampling.plan import plan_steps
 from ddsm_ext.sampling.samplers import sample, to_uint8
 from ddsm_ext.sampling.strategy import Strategy
@@ -26,11 +26,11 @@ CLASSIFIER_FILE = "classifier.safetensors"
 
 def build_network(config: RunConfig, device: torch.device) -> Any:
     """Return a freshly initialised network; its weights derive from train.seed."""
-    from ddsm_ext.models.unet import SlimmableUNet
+    from ddsm_ext.models.network import SlimmableNetwork
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
-        return SlimmableUNet(config.model).to(device)
+        return SlimmableNetwork(config.model).to(device)
 
 
 def load_network(
@@ -54,6 +54,7 @@ def load_network(
         ValueError: the checkpoint lacks these weights or holds another network's.
     """
     from ddsm_ext.io.checkpoint import load_checkpoint, newest_complete
+    from ddsm_ext.training.ema import copy_tensors
 
     newest = newest_complete(run)
     if newest is None:
@@ -63,34 +64,13 @@ def load_network(
     if weights not in groups:
         raise ValueError(f"{newest}: has no {weights} weights{did_you_mean(weights, groups)}")
     network = build_network(config, torch.device("cpu"))
-    load_weights(network, groups[weights], str(newest))
+    copy_tensors(groups[weights], network.state_dict(), f"{newest}: {weights}")
     return network.to(device, dtype).eval()
 
 
 def sampling_dtype(config: RunConfig) -> torch.dtype:
     """Return the dtype that `sampler.dtype` names."""
     return getattr(torch, config.sampler.dtype)
-
-
-def load_weights(network: Any, tensors: dict[str, Tensor], where: str) -> None:
-    """Put tensors into a network, after checking that names and shapes agree.
-
-    Raises:
-        ValueError: a tensor is missing, unexpected or of another shape.
-    """
-    wanted = network.state_dict()
-    for name, tensor in wanted.items():
-        if name not in tensors:
-            raise ValueError(f"{where}: lacks the tensor {name}; needs a checkpoint of this model")
-        if tensors[name].shape != tensor.shape:
-            raise ValueError(
-                f"{where}: {name} has shape {list(tensors[name].shape)}; "
-                f"this model needs {list(tensor.shape)}"
-            )
-    extra = [name for name in tensors if name not in wanted]
-    if extra:
-        raise ValueError(f"{where}: holds {extra[0]}, which this model does not have")
-    network.load_state_dict(tensors)
 
 
 def load_images(config: RunConfig) -> Any:
@@ -125,7 +105,7 @@ def weights_digest(network: Any) -> str:
 
 def macs_per_width(config: RunConfig) -> dict[float, int]:
     """Return width -> MACs of one image and step, attention products included."""
-    return {width: unet_macs(config.model, width) for width in config.model.widths}
+    return {width: macs(config.model, width) for width in config.model.widths}
 
 
 @dataclass
@@ -195,10 +175,9 @@ class Sampler:
 
     def macs_per_image(self, strategy: Strategy | float) -> int:
         """Return the MACs of one image over all steps of the sampler."""
-        macs = {step.width: 0 for step in plan_steps(self.schedule, strategy, self.config.sampler)}
-        macs = {width: unet_macs(self.config.model, width) for width in macs}
         steps = plan_steps(self.schedule, strategy, self.config.sampler)
-        return sum(macs[step.width] for step in steps)
+        each = {width: macs(self.config.model, width) for width in {s.width for s in steps}}
+        return sum(each[step.width] for step in steps)
 
 
 def make_extractor_for(config: RunConfig, run: Path | None, dataset: Any) -> Any:

@@ -18,7 +18,7 @@ from ddsm_ext.settings import Settings, did_you_mean
 
 # section -> (module, class); read when a run is resolved, so that `--help` stays quick
 SECTIONS: dict[str, tuple[str, str]] = {
-    "model": ("ddsm_ext.models.config", "UNetConfig"),
+    "model": ("ddsm_ext.models.unet", "UNetConfig"),
     "diffusion": ("ddsm_ext.diffusion.config", "DiffusionConfig"),
     "data": ("ddsm_ext.training.config", "DataConfig"),
     "train": ("ddsm_ext.training.config", "TrainConfig"),
@@ -171,7 +171,7 @@ def preset_values(name: str) -> dict[str, Any]:
     """
     if name not in RUN_PRESETS:
         raise ValueError(f"--preset: unknown preset {name!r}{did_you_mean(name, RUN_PRESETS)}")
-    from ddsm_ext.models.config import preset
+    from ddsm_ext.models.unet import preset
 
     values = {section: dict(items) for section, items in RUN_PRESETS[name].items()}
     model = dict(preset(values.get("model", {}).pop("preset", name)).to_dict())
@@ -258,10 +258,10 @@ def add_config_arguments(parser: argparse.ArgumentParser, with_preset: bool = Tr
     parser.add_argument(
         "--config", metavar="FILE", help="JSON file of sections laid over the preset"
     )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="one setting, e.g. train.steps=2000 (repeatable)",
-    )
+    add_set_argument(parser, "one setting, e.g. train.steps=2000 (repeatable)")
+
+
+def add_set_argument(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add `--set` to a command's parser, with its line of help."""
+    form = "SECTION.KEY=VALUE"
+    parser.add_argument("--set", action="append", default=[], metavar=form, help=text)

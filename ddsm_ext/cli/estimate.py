@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 
+from ddsm_ext.bench.timing import interleaved
 from ddsm_ext.cli.config import RunConfig
 from ddsm_ext.cli.console import table
-from ddsm_ext.models.macs import parameter_count, unet_macs
+from ddsm_ext.graph import count
 from ddsm_ext.sampling.strategy import Strategy
 
 # weights, gradients, two Adam moments and the average, all float32
@@ -28,17 +28,14 @@ def ms_per_gmac(config: RunConfig) -> float:
 
     network = build_network(config, torch.device("cpu")).eval()
     model = config.model
-    macs = unet_macs(model, 1.0)
+    macs = count.macs(model, 1.0)
     batch = max(1, min(32, int(2e9 / macs)))
     x = torch.zeros(batch, model.image_channels, model.image_size, model.image_size)
     t = torch.zeros(batch, dtype=torch.int64)
-    times = []
+    calls = {"step": lambda: network(x, t, 1.0)}
     with torch.inference_mode():
-        for _ in range(3):
-            started = time.perf_counter()
-            network(x, t, 1.0)
-            times.append(time.perf_counter() - started)
-    return 1e3 * min(times) / (macs * batch / 1e9)
+        times = interleaved(calls, rounds=3, warmup_rounds=0)
+    return times["step"].min_ms / (macs * batch / 1e9)
 
 
 def duration(seconds: float) -> str:
@@ -60,39 +57,31 @@ def size(n_bytes: float) -> str:
 def describe_model(config: RunConfig, sections: Sequence[str]) -> str:
     """Return configuration, parameters and MACs per width as text."""
     values = {name: section for name, section in config.to_dict().items() if name in sections}
-    full = unet_macs(config.model, 1.0)
+    full = count.macs(config.model, 1.0)
     rows = []
     for width in config.model.widths:
-        macs = unet_macs(config.model, width)
+        macs = count.macs(config.model, width)
         rows.append((f"{width:g}", f"{macs / 1e6:.4g}", f"{100 * macs / full:.1f} %"))
     return "\n".join(
         [
             json.dumps(values, indent=2),
-            f"parameters: {parameter_count(config.model):,}",
+            f"parameters: {count.parameter_count(config.model):,}",
             "million MACs an image and step (multiply-accumulates; FLOPs are twice that):",
             table(("width", "MMACs", "of the full width"), rows),
         ]
     )
 
 
-def activation_bytes(config: RunConfig, batch: int, training: bool) -> float:
-    """Return a rough size of the activations: a few maps a block at the first level's size."""
-    model = config.model
-    blocks = len(model.ch_mult) * (2 * model.num_res_blocks + 1)
-    maps = 8 * blocks if training else 6
-    return 4.0 * batch * maps * model.ch * model.image_size**2
-
-
 def describe_training(config: RunConfig) -> str:
     """Return what `ddsm train` would do: configuration, sizes and an estimate of its time."""
     train = config.train
     widths = sorted(train.widths)
-    middle = [unet_macs(config.model, w) for w in widths[1:-1]]
-    step_macs = sum(unet_macs(config.model, w) for w in {widths[0], widths[-1]})
+    middle = [count.macs(config.model, w) for w in widths[1:-1]]
+    step_macs = sum(count.macs(config.model, w) for w in {widths[0], widths[-1]})
     step_macs += min(train.middle_widths, len(middle)) * (sum(middle) / max(1, len(middle)))
     total = TRAINING_PASSES * step_macs * train.batch_size * train.steps
-    memory = 4.0 * TRAINING_COPIES * parameter_count(config.model)
-    memory += activation_bytes(config, train.batch_size, training=True)
+    memory = 4.0 * TRAINING_COPIES * count.parameter_count(config.model)
+    memory += count.activation_bytes(config.model, 1.0, train.batch_size, training=True)
     seconds = total / 1e9 * ms_per_gmac(config) / 1e3
     return "\n".join(
         [
@@ -110,12 +99,13 @@ def describe_sampling(config: RunConfig, strategy: Strategy, images: int, batch:
     from ddsm_ext.sampling.plan import plan_steps
 
     steps = plan_steps(make_schedule(config.diffusion), strategy, config.sampler)
-    macs = sum(unet_macs(config.model, step.width) for step in steps)
+    macs = sum(count.macs(config.model, step.width) for step in steps)
     counts = {step.width: 0 for step in steps}
     for step in steps:
         counts[step.width] += 1
     used = ", ".join(f"{counts[w]} at width {w:g}" for w in sorted(counts, reverse=True))
-    memory = 4.0 * parameter_count(config.model) + activation_bytes(config, batch, training=False)
+    memory = 4.0 * count.parameter_count(config.model)
+    memory += count.activation_bytes(config.model, 1.0, batch, training=False)
     seconds = macs * images / 1e9 * ms_per_gmac(config) / 1e3
     return "\n".join(
         [
@@ -138,10 +128,10 @@ def describe_search(config: RunConfig) -> str:
     full = search.full_per_generation * search.generations + search.full_final
     full += search.refine_generations * (search.refine_population or search.population // 2)
     # the strategies that are scored cost about half the full width
-    macs = 0.5 * unet_macs(config.model, 1.0) * steps * config.eval.search_images * full
+    macs = 0.5 * count.macs(config.model, 1.0) * steps * config.eval.search_images * full
     seconds = macs / 1e9 * ms_per_gmac(config) / 1e3
-    memory = 4.0 * parameter_count(config.model)
-    memory += activation_bytes(config, config.eval.batch_size, training=False)
+    memory = 4.0 * count.parameter_count(config.model)
+    memory += count.activation_bytes(config.model, 1.0, config.eval.batch_size, training=False)
     return "\n".join(
         [
             describe_model(config, ("model", "diffusion", "sampler", "search", "eval")),

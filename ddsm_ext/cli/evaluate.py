@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ddsm_ext.cli import runs
+from ddsm_ext.cli.config import add_set_argument
 from ddsm_ext.cli.console import say, table
 
 
@@ -30,13 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", metavar="PATH", help="score the images of a folder or ZIP")
     parser.add_argument("--save-statistics", metavar="FILE", help="also write the data's mu, sigma")
     runs.add_sampler_arguments(parser)
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="another setting of the run, e.g. eval.images=5000",
-    )
+    add_set_argument(parser, "another setting of the run, e.g. eval.images=5000")
     runs.add_device_argument(parser)
 
 

@@ -1,4 +1,4 @@
-"""Complete settings of a run by name; the model of a preset is `models.config.preset(name)`."""
+"""Complete settings of a run by name; the model of a preset is `models.preset(name)`."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ddsm_ext.cli import runs
-from ddsm_ext.cli.config import RunConfig, merge, parse_settings, preset_values
+from ddsm_ext.cli.config import RunConfig, add_set_argument, merge, parse_settings, preset_values
 from ddsm_ext.cli.console import say, stage
 from ddsm_ext.cli.presets import QUICKSTART_FAST
 
@@ -29,13 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--root", default="runs", metavar="FOLDER", help="where the run folder goes (default: runs)"
     )
     parser.add_argument("--new", action="store_true", help="start again instead of continuing")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="change a setting, e.g. train.steps=4000",
-    )
+    add_set_argument(parser, "change a setting, e.g. train.steps=4000")
     parser.add_argument(
         "--threads",
         type=int,

@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from ddsm_ext.cli import runs
+from ddsm_ext.cli.config import add_set_argument
 from ddsm_ext.cli.console import say
 
 
@@ -22,13 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a width, or a strategy file (default: the run's chosen strategy, else width 1)",
     )
     runs.add_sampler_arguments(parser)
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="another setting of the run, e.g. sampler.eta=0.5",
-    )
+    add_set_argument(parser, "another setting of the run, e.g. sampler.eta=0.5")
     parser.add_argument("--weights", default="ema", help="ema (default) or model")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N")
     parser.add_argument("--out", metavar="FOLDER", help="where to write (default: in the run)")

@@ -10,7 +10,7 @@ import argparse
 import dataclasses
 
 from ddsm_ext.cli import runs
-from ddsm_ext.cli.config import RunConfig
+from ddsm_ext.cli.config import RunConfig, add_set_argument
 from ddsm_ext.cli.console import say
 
 
@@ -37,13 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="choose the cheapest strategy that scores at most X worse than the full width",
     )
     runs.add_sampler_arguments(parser)
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="another setting, e.g. search.generations=20",
-    )
+    add_set_argument(parser, "another setting, e.g. search.generations=20")
     runs.add_device_argument(parser)
     parser.add_argument("-n", "--dry-run", action="store_true", help="say what would be done, stop")
 

@@ -27,6 +27,7 @@ from ddsm_ext.search.objective import additive_quality
 from ddsm_ext.search.progress import terminal_progress
 from ddsm_ext.search.sensitivity import Sensitivity, measure_sensitivity
 from ddsm_ext.settings import completed, plain
+from ddsm_ext.training.batches import to_unit_range
 
 SENSITIVITY_LEVELS = 24
 SENSITIVITY_STREAM = 2  # sampling itself draws from the streams 0 and 1
@@ -86,7 +87,7 @@ def sensitivity_of(scorer: Scorer, images: Tensor) -> Sensitivity:
 
     Args:
         scorer: whose network and schedule to use.
-        images: float [N, C, H, W] in [-1, 1].
+        images: float [N, C, H, W] in [-1, 1], where the network is.
     """
     sampler = scorer.sampler
     schedule = sampler.schedule
@@ -100,7 +101,7 @@ def sensitivity_of(scorer: Scorer, images: Tensor) -> Sensitivity:
     with progress_bar("sensitivity", count, "level") as bar:
         return measure_sensitivity(
             lambda x, t, width: sampler.network(x.to(sampler.dtype), t, width),
-            images.to(sampler.device),
+            images,
             add_noise=lambda x0, noise, t: add_noise(x0, noise, t, schedule),
             timesteps=timesteps,
             log_snrs=[float(schedule.log_snr(t)) for t in timesteps],
@@ -136,8 +137,7 @@ def search_run(run: Path, scorer: Scorer) -> Any:
     macs, ms = measure_costs(run, scorer)
     save_costs(run, macs, ms)
     images = torch.cat(list(image_batches(scorer.dataset, config.eval.sensitivity_images)))
-    images = images.float() / 127.5 - 1.0  # [N, C, H, W] in [-1, 1]
-    measured = sensitivity_of(scorer, images)
+    measured = sensitivity_of(scorer, to_unit_range(images, scorer.sampler.device))
     measured.save(run / "search" / "sensitivity.json")
     log_snrs = plan_log_snrs(scorer.sampler.schedule, config.sampler)
     errors = measured.for_steps(log_snrs, config.search.widths)

@@ -5,6 +5,9 @@ from ddsm_ext._lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
+        "guided_diffusion_config": "guided_diffusion",
+        "guided_diffusion_state_dict_shapes": "guided_diffusion",
+        "load_guided_diffusion": "guided_diffusion",
         "load_official_ddsm": "official_ddsm",
         "load_official_strategy": "official_strategy",
         "official_config": "official_ddsm",
@@ -12,6 +15,7 @@ __getattr__, __dir__, __all__ = attach(
         "official_state_dict_shapes": "official_ddsm",
         "parse_official_flags": "official_strategy",
         "parse_official_strategy": "official_strategy",
+        "to_guided_diffusion_state_dict": "guided_diffusion",
         "to_official_state_dict": "official_ddsm",
     },
 )

@@ -1,6 +1,6 @@
 """Weights of the reference DDSM code (github.com/EnVision-Research/DDSM, commit 9e15f46).
 
-Its network is `SlimmableUNet` with a fixed group count and one weight prefix over a concat; its
+Its network is a `UNetConfig` with a fixed group count and one weight prefix over a concat; its
 parameter names map one to one to ours.
 """
 
@@ -16,13 +16,14 @@ from torch import Tensor
 
 from ddsm_ext.compat.weights_file import (
     check_names_and_shapes,
+    empty_network,
+    named_content,
     pick_state_dict,
-    read_weights_file,
 )
-from ddsm_ext.models.config import UNetConfig
-from ddsm_ext.models.layout import unet_layers
-from ddsm_ext.models.unet import SlimmableUNet
-from ddsm_ext.nn.sinusoidal import sinusoidal_embedding
+from ddsm_ext.graph.count import layers
+from ddsm_ext.models.network import SlimmableNetwork
+from ddsm_ext.models.unet import UNetConfig
+from ddsm_ext.ops.sinusoidal_embedding import sinusoidal_embedding
 from ddsm_ext.settings import check_keys
 
 # The reference's flags and their defaults (main.py); groups is 16 in slimmable_model_g16.py.
@@ -106,7 +107,7 @@ def _runs(config: UNetConfig, width: float) -> bool:
 def official_names(config: UNetConfig) -> dict[str, str]:
     """Map each name in our state dict to the reference's, in execution order."""
     names = {_OUR_TABLE: TIME_TABLE} if config.time_table_rows else {}
-    for layer in unet_layers(config):
+    for layer in layers(config.graph):
         name = _WHOLE.get(layer.name)
         if name is None:
             part, index, inner = layer.name.split(".", 2)
@@ -128,7 +129,7 @@ def official_state_dict_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int
     unet = official_config(config)
     names = official_names(unet)
     shapes: dict[str, tuple[int, ...]] = {TIME_TABLE: (unet.time_table_rows, unet.ch)}
-    for layer in unet_layers(unet):
+    for layer in layers(unet.graph):
         shapes[names[f"{layer.name}.weight"]] = layer.weight_shape
         shapes[names[f"{layer.name}.bias"]] = layer.weight_shape[:1]
     return shapes
@@ -139,7 +140,7 @@ def load_official_ddsm(
     config: Mapping[str, Any],
     *,
     group: str = "ema_model",
-) -> SlimmableUNet:
+) -> SlimmableNetwork:
     """Return a network equal to the reference's at every width that the reference can run.
 
     Args:
@@ -158,38 +159,20 @@ def load_official_ddsm(
     unet = official_config(config)
     if group not in CHECKPOINT_GROUPS:
         raise ValueError(f"group is {group!r}; need {' or '.join(map(repr, CHECKPOINT_GROUPS))}")
-    if isinstance(path_or_state_dict, (str, os.PathLike)):
-        source = os.fspath(path_or_state_dict)
-        content = read_weights_file(path_or_state_dict)
-    elif isinstance(path_or_state_dict, Mapping):
-        source, content = "official DDSM state dict", path_or_state_dict
-    else:
-        raise TypeError(
-            f"load_official_ddsm: got {type(path_or_state_dict).__name__}; need a path or a "
-            "state dict"
-        )
+    kind = "official DDSM state dict"
+    source, content = named_content("load_official_ddsm", kind, path_or_state_dict)
     state = pick_state_dict(source, content, CHECKPOINT_GROUPS, group)
     shapes = official_state_dict_shapes(config)
     # The table is a constant that the network computes as the reference does.
     check_names_and_shapes(source, state, shapes, optional=(TIME_TABLE,))
-    return _build(unet, state)
-
-
-def _build(config: UNetConfig, state: Mapping[str, Tensor]) -> SlimmableUNet:
-    dtypes = {tensor.dtype for name, tensor in state.items() if name != TIME_TABLE}
-    dtype = next(iter(dtypes)) if len(dtypes) == 1 else torch.float32
-    # Initial values are overwritten: a private generator leaves the caller's random state alone.
-    net = SlimmableUNet(config, generator=torch.Generator()).to(dtype)
-    ours = {
-        our: state[official].to(dtype)
-        for our, official in official_names(config).items()
-        if official in state
-    }
+    net = empty_network(unet, [tensor for name, tensor in state.items() if name != TIME_TABLE])
+    names = official_names(unet)
+    ours = {our: state[theirs] for our, theirs in names.items() if theirs in state}
     net.load_state_dict(ours, strict=False)
     return net.eval()
 
 
-def to_official_state_dict(net: SlimmableUNet) -> dict[str, Tensor]:
+def to_official_state_dict(net: SlimmableNetwork) -> dict[str, Tensor]:
     """Return the weights under the reference's names, as its `load_state_dict` takes them.
 
     Args:
@@ -200,12 +183,15 @@ def to_official_state_dict(net: SlimmableUNet) -> dict[str, Tensor]:
         steps where `net` keeps none.
 
     Raises:
-        TypeError: `net` is no `SlimmableUNet`.
+        TypeError: `net` is no `SlimmableNetwork` of a `UNetConfig`.
         ValueError: the network slices differently, so the reference would compute something else.
     """
-    if not isinstance(net, SlimmableUNet):
-        raise TypeError(f"to_official_state_dict: got {type(net).__name__}; need a SlimmableUNet")
-    config = net.config
+    config = getattr(net, "config", None)
+    if not isinstance(net, SlimmableNetwork) or not isinstance(config, UNetConfig):
+        raise TypeError(
+            f"to_official_state_dict: got {type(net).__name__} of {type(config).__name__}; "
+            "need a SlimmableNetwork of a UNetConfig"
+        )
     needs = {"norm": "fixed_groups", "concat_slicing": "prefix", "image_channels": 3,
              "head_channels": None}  # fmt: skip
     for name, needed in needs.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+from ddsm_ext.graph.config import NetworkConfig
+from ddsm_ext.models.network import SlimmableNetwork
 
 
 def read_weights_file(path: str | os.PathLike[str]) -> Mapping[str, Any]:
@@ -53,6 +56,35 @@ def read_weights_file(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     return content
 
 
+def named_content(
+    caller: str, kind: str, source: str | os.PathLike[str] | Mapping[str, Any]
+) -> tuple[str, Mapping[str, Any]]:
+    """Return what errors call a weights file or its content, and the content.
+
+    Args:
+        caller: the function that was given `source`.
+        kind: what it takes a mapping for.
+        source: path of the file, or what it holds.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_weights_file`.
+        TypeError: `source` is neither.
+    """
+    if isinstance(source, Mapping):
+        return kind, source
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source), read_weights_file(source)
+    raise TypeError(f"{caller}: got {type(source).__name__}; need a path or a state dict")
+
+
+def empty_network(config: NetworkConfig, tensors: Iterable[Tensor]) -> SlimmableNetwork:
+    """Return a network to load tensors into: of their dtype, or float32 if they have several."""
+    dtypes = {tensor.dtype for tensor in tensors}
+    dtype = next(iter(dtypes)) if len(dtypes) == 1 else torch.float32
+    # Initial values are overwritten: a private generator leaves the caller's random state alone.
+    return SlimmableNetwork(config, generator=torch.Generator()).to(dtype)
+
+
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
@@ -66,7 +98,7 @@ def pick_state_dict(
     Args:
         source: what the errors call the content.
         content: a raw state dict, or a checkpoint whose keys in `groups` hold state dicts.
-        groups: keys that mark a checkpoint.
+        groups: keys that mark a checkpoint; (): a raw state dict only.
         wanted: the group to take from a checkpoint; another one is used only if it is the only
             one there.
 
@@ -82,10 +114,8 @@ def pick_state_dict(
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             what = f"entry {name!r} is a {type(value).__name__}"
-            raise ValueError(
-                f"{source}: {what}; need a state dict of names and tensors, or a checkpoint with "
-                f"{' or '.join(groups)}"
-            )
+            other = f", or a checkpoint with {' or '.join(groups)}" if groups else ""
+            raise ValueError(f"{source}: {what}; need a state dict of names and tensors{other}")
         if not value.is_floating_point():
             raise ValueError(f"{source}: {name} is {value.dtype}; need floating-point weights")
         state[name.removeprefix("module.")] = value

@@ -13,9 +13,6 @@ __getattr__, __dir__, __all__ = attach(
         "make_schedule": "schedule",
         "mse_per_image": "losses",
         "noise": "noise",
-        "predict_epsilon": "parameterisation",
-        "predict_v": "parameterisation",
-        "predict_x0": "parameterisation",
         "training_target": "parameterisation",
     },
 )

@@ -20,7 +20,6 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _MASK = 0xFFFFFFFF
-_UNIFORM_BITS = {torch.float64: 32, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
 
 
 def philox4x32(counter: Tensor, key: Tensor) -> Tensor:
@@ -71,87 +70,6 @@ def as_seeds(seeds: Tensor | Iterable[int], device: torch.device | str | None = 
     return seeds.to(device=device or seeds.device, dtype=torch.int64)
 
 
-def random_words(
-    seeds: Tensor | Iterable[int],
-    step: int | Tensor,
-    count: int,
-    *,
-    stream: int = 0,
-    device: torch.device | str | None = None,
-) -> Tensor:
-    """Return `count` random 32-bit words for every seed, [N, count] int64.
-
-    Args:
-        seeds: [N] seeds, one per image.
-        step: second counter word, 0 <= step < 2**32; a number, or one per seed [N] (integers whose
-            range is not checked: that would stall a GPU).
-        count: words per image.
-        stream: third counter word, 0 <= stream < 2**32: separates uses of one (seed, step).
-        device: where to compute; None takes the seeds' device.
-
-    Raises:
-        ValueError: `step`, `stream` or `count` is out of range.
-    """
-    words = _blocks(seeds, step, count, stream, device)  # [4, N, blocks]
-    return words.permute(1, 2, 0).flatten(1)[:, :count]  # [N, count]
-
-
-def uniform(
-    seeds: Tensor | Iterable[int],
-    step: int | Tensor,
-    shape: Sequence[int],
-    *,
-    stream: int = 0,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str | None = None,
-) -> Tensor:
-    """Uniform numbers in [0, 1) per seed: the highest bits of each word that `dtype` holds exactly.
-
-    Args:
-        seeds: [N] seeds, one per image.
-        step: step index, part of the counter; a number, or one per seed [N].
-        shape: shape of one image, e.g. (C, H, W).
-        stream: separates uses of one (seed, step).
-        dtype: float64 (32 random bits), float32 (24), float16 (11) or bfloat16 (8).
-        device: where to compute; None takes the seeds' device.
-
-    Returns:
-        [N, *shape].
-    """
-    if dtype not in _UNIFORM_BITS:
-        raise TypeError(f"uniform: dtype is {dtype}; need a floating dtype of 16 to 64 bits")
-    bits = _UNIFORM_BITS[dtype]
-    words = random_words(seeds, step, math.prod(shape), stream=stream, device=device)
-    values = (words >> (32 - bits)).to(dtype) * 2.0**-bits
-    return values.reshape(len(words), *shape)  # [N, *shape]
-
-
-def integers(
-    seeds: Tensor | Iterable[int],
-    step: int | Tensor,
-    high: int,
-    *,
-    stream: int = 0,
-    device: torch.device | str | None = None,
-) -> Tensor:
-    """One integer in [0, high) per seed, [N] int64; its bias is below high / 2**32.
-
-    Args:
-        seeds: [N] seeds, one per image.
-        step: step index, or one per seed [N].
-        high: exclusive upper bound, 1 <= high <= 2**31.
-        stream: separates uses of one (seed, step).
-        device: where to compute; None takes the seeds' device.
-
-    Raises:
-        ValueError: `high` is out of range.
-    """
-    if not 1 <= high <= 2**31:
-        raise ValueError(f"integers: high is {high}; need 1 <= high <= 2**31")
-    words = random_words(seeds, step, 1, stream=stream, device=device)[:, 0]  # [N]
-    return (words * high) >> 32
-
-
 def normal(
     seeds: Tensor | Iterable[int],
     step: int | Tensor,
@@ -198,18 +116,18 @@ def _blocks(
     stream: int,
     device: torch.device | str | None,
 ) -> Tensor:
-    """Philox words [4, N, blocks] that hold at least `count` words per seed; see `random_words`."""
+    """Philox words [4, N, blocks] that hold at least `count` words per seed; see `normal`."""
     seeds = as_seeds(seeds, device)
     n, blocks = seeds.numel(), (count + 3) // 4
     if isinstance(step, Tensor):
         if step.shape != (n,) or step.is_floating_point():
             raise ValueError(
-                f"random_words: step is {step.dtype} {tuple(step.shape)}; need integers [{n}]"
+                f"normal: step is {step.dtype} {tuple(step.shape)}; need integers [{n}]"
             )
         step = (step.to(device=seeds.device, dtype=torch.int64) & _MASK)[:, None]  # [N, 1]
     for name, value in (("step", step), ("stream", stream), ("count", count)):
         if not isinstance(value, Tensor) and not 0 <= value <= _MASK:
-            raise ValueError(f"random_words: {name} is {value}; need 0 <= {name} < 2**32")
+            raise ValueError(f"normal: {name} is {value}; need 0 <= {name} < 2**32")
     counter = torch.empty(4, n, blocks, dtype=torch.int64, device=seeds.device)
     counter[0] = torch.arange(blocks, device=seeds.device)
     counter[1], counter[2], counter[3] = step, stream, 0

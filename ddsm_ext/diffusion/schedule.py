@@ -105,40 +105,6 @@ class NoiseSchedule:
         value = table[lower] * (1.0 - fraction) + table[lower + 1] * fraction
         return value.item() if scalar else value
 
-    @overload
-    def timestep_at(self, log_snr: float, *, clamp: bool = ...) -> float: ...
-    @overload
-    def timestep_at(self, log_snr: Tensor, *, clamp: bool = ...) -> Tensor: ...
-    def timestep_at(self, log_snr: float | Tensor, *, clamp: bool = False) -> float | Tensor:
-        """Return the continuous timestep with this noise level: the inverse of `log_snr`.
-
-        Args:
-            log_snr: noise level(s); a number or a tensor of any shape.
-            clamp: take the nearest end for levels the schedule does not reach, instead of raising.
-
-        Returns:
-            A float for a number; for a tensor, float64 of its shape on its device.
-
-        Raises:
-            ValueError: a level is outside the schedule's and `clamp` is False, or is NaN.
-        """
-        level, scalar = _as_float64(log_snr)
-        table = self._table_on(level.device)
-        high, low = self.log_snrs[0].item(), self.log_snrs[-1].item()
-        if level.device.type == "cpu":
-            inside = ~level.isnan() if clamp else (level >= low) & (level <= high)
-            if not bool(inside.all()):
-                raise ValueError(
-                    f"timestep_at: log_snr is {_range_text(level)}; "
-                    f"this schedule spans {low:.6g} to {high:.6g}"
-                )
-        level = level.clamp(low, high)
-        # searchsorted needs an ascending table: negate the falling log-SNRs.
-        upper = torch.searchsorted(-table, -level.contiguous()).clamp(1, self.timesteps - 1)
-        left, right = table[upper - 1], table[upper]
-        value = (upper - 1) + (left - level) / (left - right)
-        return value.item() if scalar else value
-
     def signal_and_noise(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return (alpha, sigma) = (sqrt(alpha-bar), sqrt(1 - alpha-bar)) at `t`, float64 like `t`.
 

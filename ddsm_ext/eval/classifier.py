@@ -19,12 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ddsm_ext.settings import Settings, is_int
+
 FORMAT_VERSION = 1
 _METADATA_KEY = "ddsm_classifier"
 
 
 @dataclass(frozen=True)
-class ClassifierConfig:
+class ClassifierConfig(Settings):
     """Shape of the network and recipe of its training.
 
     Args:
@@ -48,16 +50,11 @@ class ClassifierConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.image_channels not in (1, 3):
-            raise ValueError(
-                f"ClassifierConfig: image_channels is {self.image_channels}; need 1 or 3"
-            )
+        self._check("image_channels", self.image_channels in (1, 3), "1 or 3")
         lowest = {"image_size": 4, "classes": 2}
         for name in ("image_size", "classes", "channels", "features", "epochs", "batch_images"):
             low = lowest.get(name, 1)
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < low:
-                raise ValueError(f"ClassifierConfig: {name} is {value!r}; need an int >= {low}")
+            self._check(name, is_int(getattr(self, name), low), f"an int >= {low}")
 
 
 class SmallClassifier(nn.Module):
@@ -328,28 +325,3 @@ def _read_safetensors(path: Path, data: bytes) -> tuple[dict[str, str], dict[str
             f"classifier {path}: not a safetensors file; need one written by save_classifier"
         ) from error
     return header.get("__metadata__") or {}, tensors
-
-
-def digits_arrays() -> tuple[np.ndarray, np.ndarray]:
-    """Return scikit-learn's digits: images uint8 [1797, 1, 8, 8] (0..255) and labels [1797]."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]  # [1797, 1, 8, 8]
-    return images, digits.target.astype(np.int64)
-
-
-def build_digits_classifier(path: str | Path, progress: Any = None) -> TrainedClassifier:
-    """Train the 'digits-classifier' extractor and write it to path.
-
-    Args:
-        path: the .safetensors file to write.
-        progress: as in `train_classifier`.
-
-    Returns:
-        The trained classifier; training it again gives the same bytes on the same machine.
-    """
-    images, labels = digits_arrays()
-    trained = train_classifier(images, labels, data_name="digits", progress=progress)
-    save_classifier(trained, path)
-    return trained

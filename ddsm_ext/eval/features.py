@@ -136,7 +136,7 @@ def checked_images(images: Any, caller: str) -> Tensor:
     x = images if isinstance(images, Tensor) else torch.as_tensor(images)
     if x.dtype != torch.uint8:
         raise TypeError(
-            f"{caller}: images are {x.dtype}; need uint8 (images_to_uint8 converts [-1, 1])"
+            f"{caller}: images are {x.dtype}; need uint8 (sampling.to_uint8 converts [-1, 1])"
         )
     if x.ndim != 4:
         raise ValueError(f"{caller}: images have shape {tuple(x.shape)}; need [N, C, H, W]")
@@ -150,23 +150,3 @@ def chunked(
     """Apply a function to at most 512 images at a time, so that memory stays bounded."""
     rows = [function(part.to(device)).float() for part in images.split(_BATCH_IMAGES) if len(part)]
     return torch.cat(rows) if rows else torch.empty(0, dim, device=device)  # [N, D]
-
-
-def images_to_uint8(images: Tensor) -> Tensor:
-    """round((x + 1) 127.5), clamped to 0..255.
-
-    Args:
-        images: float [N, C, H, W], [-1, 1] nominally.
-
-    Returns:
-        uint8 [N, C, H, W].
-
-    Raises:
-        TypeError: images that are not float.
-        ValueError: a value that is not finite.
-    """
-    if not images.is_floating_point():
-        raise TypeError(f"images_to_uint8: images are {images.dtype}; need float in [-1, 1]")
-    if not bool(torch.isfinite(images).all()):
-        raise ValueError("images_to_uint8: a value is not finite; need finite images")
-    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

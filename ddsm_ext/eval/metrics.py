@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ddsm_ext.eval.features import Extractor
@@ -172,27 +171,3 @@ def _check_reference(reference: ReferenceStatistics, extractor: Extractor) -> No
             f"({reference.digest[:8]}), the extractor is {extractor.name} "
             f"({extractor.digest[:8]}); need statistics of the same extractor"
         )
-
-
-def paired_error(images: Tensor, reference: Tensor) -> float:
-    """Mean squared difference of image pairs made from the same noise: the search's cheap quality.
-
-    Args:
-        images: float [N, C, H, W] of the candidate.
-        reference: float [N, C, H, W] of the full width, the same seeds in the same order.
-
-    Returns:
-        (1/n) sum (images - reference)^2 over all n values, accumulated in fp64.
-
-    Raises:
-        ValueError: other shapes, or a value that is not finite.
-    """
-    if images.shape != reference.shape or images.numel() == 0:
-        raise ValueError(
-            f"paired_error: images have shape {tuple(images.shape)}, the reference "
-            f"{tuple(reference.shape)}; need equal, non-empty shapes"
-        )
-    error = float((images.double() - reference.double()).square().mean())
-    if not bool(torch.isfinite(torch.tensor(error))):
-        raise ValueError("paired_error: a value is not finite; need finite images")
-    return error

@@ -22,7 +22,6 @@ __getattr__, __dir__, __all__ = attach(
         "load_checkpoint": "checkpoint",
         "load_shards": "shards",
         "newest_complete": "checkpoint",
-        "newest_run": "run_dir",
         "read_image": "images",
         "read_json": "files",
         "read_jsonl": "files",

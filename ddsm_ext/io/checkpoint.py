@@ -201,12 +201,15 @@ def _read_manifest(path: Path) -> dict[str, str]:
     return digests
 
 
-def _read_checked(path: Path, name: str, digest: str) -> bytes:
+def _read_checked(path: Path, name: str, digest: str, *, keep: bool = True) -> bytes:
+    """Content of a file that equals the manifest's; without `keep` b"", and nothing is held."""
     try:
-        data = (path / name).read_bytes()
+        with open(path / name, "rb") as file:
+            data = file.read() if keep else b""
+            found = _digest(data) if keep else hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         raise CheckpointError(f"{path}: {name} is missing; need a complete checkpoint") from None
-    if _digest(data) != digest:
+    if found != digest:
         raise CheckpointError(
             f"{path}: {name} does not match its SHA-256 in {MANIFEST}; need an undamaged checkpoint"
         )
@@ -216,20 +219,7 @@ def _read_checked(path: Path, name: str, digest: str) -> bytes:
 def _verify(path: Path) -> None:
     """Read every file back and compare with the manifest."""
     for name, digest in _read_manifest(path).items():
-        _hash_checked(path, name, digest)
-
-
-def _hash_checked(path: Path, name: str, digest: str) -> None:
-    """Like `_read_checked`, without holding the file in memory."""
-    try:
-        with open(path / name, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        raise CheckpointError(f"{path}: {name} is missing; need a complete checkpoint") from None
-    if found != digest:
-        raise CheckpointError(
-            f"{path}: {name} does not match its SHA-256 in {MANIFEST}; need an undamaged checkpoint"
-        )
+        _read_checked(path, name, digest, keep=False)
 
 
 def load_checkpoint(path: str | Path, groups: Iterable[str] | None = None) -> Checkpoint:

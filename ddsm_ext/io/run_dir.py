@@ -160,12 +160,6 @@ def find_resumable(
     return None
 
 
-def newest_run(root: str | Path, name: str | None = None) -> Path | None:
-    """Run folder with the highest number (of this name, unless None), or None."""
-    runs = [r for r in list_runs(root) if name is None or r.name.partition("-")[2] == name]
-    return runs[-1] if runs else None
-
-
 def resolve_run(root: str | Path, selector: str | Path | int | None = None) -> Path:
     """Run folder that a user names by path, number or name; the newest for None.
 

@@ -1,16 +1,16 @@
-"""Networks: configurations and MAC counts (no torch), and the slimmable U-Net."""
+"""Families of networks, and the modules that are built from their descriptions."""
 
 from ddsm_ext._lazy import attach
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
-        "PRESETS": "config",
-        "DenseUNet": "dense",
-        "SlimmableUNet": "unet",
-        "UNetConfig": "config",
-        "parameter_count": "macs",
-        "preset": "config",
-        "unet_macs": "macs",
+        "PRESETS": "unet",
+        "ADMConfig": "adm",
+        "DenseNetwork": "dense",
+        "SlimmableNetwork": "network",
+        "SlimmableUNet": "network",
+        "UNetConfig": "unet",
+        "preset": "unet",
     },
 )

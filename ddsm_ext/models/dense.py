@@ -1,59 +1,156 @@
-"""`DenseUNet`: one width of a slimmable U-Net as plain torch layers, without this project's ops."""
+"""`DenseNetwork`: one width of a network as plain torch layers, without this project's ops."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddsm_ext.models.config import UNetConfig
-from ddsm_ext.models.layout import Block, unet_blocks
-from ddsm_ext.nn.sinusoidal import embed_time, sinusoidal_embedding
+from ddsm_ext.graph.config import NetworkConfig
+from ddsm_ext.graph.count import Layer, c_in
+from ddsm_ext.graph.graph import Counts
+from ddsm_ext.graph.node import Node
+from ddsm_ext.graph.walk import Scope, Values
+from ddsm_ext.models.block import Block
+from ddsm_ext.ops.sinusoidal_embedding import embed_time
+from ddsm_ext.runtime.inputs import check_inputs
 
 
-def check_inputs(
-    owner: str, config: UNetConfig, x: Tensor, t: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Check images and timesteps against a network; return them with t as [N].
+class PlainWords:
+    """Computes nodes in plain torch, with concats joined; values are tensors, or tuples of parts.
 
-    Float32 images are widened for a float64 network; nothing else is converted.
+    One object serves one walk.
 
-    Raises:
-        TypeError, ValueError: one sentence with the argument, what it is and what is needed.
+    Args:
+        layers: returns what computes each part of a node.
+        training: whether dropout drops.
     """
-    for name, tensor in (("x", x), ("t", t)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{owner}: {name} is {type(tensor).__name__}; need a torch.Tensor")
-        if tensor.device != weight.device:
-            raise ValueError(
-                f"{owner}: {name} is on {tensor.device}, the weights are on {weight.device}; "
-                "need one device"
-            )
-    if not x.is_floating_point():
-        raise TypeError(f"{owner}: x is {x.dtype}; need floating-point images")
-    if x.dim() != 4 or x.shape[1] != config.image_channels:
-        raise ValueError(
-            f"{owner}: x has shape {list(x.shape)}; need [N, {config.image_channels}, H, W]"
-        )
-    step = 2 ** (len(config.ch_mult) - 1)
-    if x.shape[2] % step or x.shape[3] % step:
-        raise ValueError(
-            f"{owner}: x is {x.shape[2]}x{x.shape[3]} pixels; need multiples of {step}"
-        )
-    if t.is_complex() or t.dtype == torch.bool:
-        raise TypeError(f"{owner}: t is {t.dtype}; need integer or floating-point timesteps")
-    if t.dim() > 1 or (t.dim() == 1 and t.shape[0] != x.shape[0]):
-        raise ValueError(
-            f"{owner}: t has shape {list(t.shape)}, x holds {x.shape[0]} images; "
-            "need one timestep an image"
-        )
-    if x.dtype == torch.float32 and weight.dtype == torch.float64:
-        x = x.double()
-    return x, t.expand(x.shape[0])
+
+    def __init__(self, layers: Callable[[Node], Sequence[Any]], training: bool = False) -> None:
+        self._layers = layers
+        self._training = training
+        # The last concat, which a block's first norm and its shortcut both read.
+        self._concat: tuple[tuple[int, ...], Any] = (), None
+
+    def _joined(self, node: Node, value: Values) -> Any:
+        if len(node.reads) == 1:
+            return value[node.reads[0].index]
+        indices = tuple(read.index for read in node.reads)
+        if self._concat[0] != indices:
+            self._concat = (), None
+            joined = torch.cat([value[index] for index in indices], dim=1)  # [N, c, H, W]
+            self._concat = indices, joined
+        return self._concat[1]
+
+    def sinusoid(self, node: Node, value: Values) -> Tensor:
+        """Embed timesteps."""
+        (embed,) = self._layers(node)
+        return embed(value[node.reads[0].index])  # [N, dim]
+
+    def embed(self, node: Node, value: Values) -> Tensor:
+        """Look labels up."""
+        (table,) = self._layers(node)
+        return table(value[node.reads[0].index])  # [N, c]
+
+    def linear(self, node: Node, value: Values) -> Any:
+        """Linear layers."""
+        results = [layer(value[node.reads[0].index]) for layer in self._layers(node)]
+        if node.shift is not None:
+            results = [y + value[node.shift.index] for y in results]
+        if node.silu:
+            results = [F.silu(y) for y in results]
+        return tuple(results) if node.parts else results[0]  # [N, c_out]
+
+    def conv(self, node: Node, value: Values) -> Any:
+        """Convolutions."""
+        x = resampled(self._joined(node, value), node.resample)
+        results = [layer(x) for layer in self._layers(node)]
+        if node.parts:
+            return tuple(results)
+        (y,) = results  # [N, c_out, H, W]
+        if node.shift is not None:
+            y = y + value[node.shift.index][:, :, None, None]
+        return y if node.residual is None else y + value[node.residual.index]
+
+    def norm(self, node: Node, value: Values) -> Tensor:
+        """Group norms."""
+        (layer,) = self._layers(node)
+        y = layer(self._joined(node, value))
+        if node.modulate is not None:
+            scale, shift = (part[:, :, None, None] for part in value[node.modulate.index])
+            y = y * (1 + scale) + shift
+        return F.silu(y) if node.silu else y
+
+    def attention(self, node: Node, value: Values) -> Tensor:
+        """Self-attention."""
+        parts = value[node.reads[0].index]
+        n, c, height, width = parts[0].shape
+        split = (n, c // (node.out.head or c), node.out.head or c, height * width)
+        q, k, v = (part.reshape(split).transpose(2, 3) for part in parts)  # [N, heads, T, d]
+        y = F.scaled_dot_product_attention(q, k, v).transpose(2, 3)  # [N, heads, d, T]
+        return y.reshape(n, c, height, width)
+
+    def resample(self, node: Node, value: Values) -> Tensor:
+        """Enlarge or halve."""
+        return resampled(value[node.reads[0].index], node.resample)
+
+    def dropout(self, node: Node, value: Values) -> Tensor:
+        """Dropout."""
+        return F.dropout(value[node.reads[0].index], node.p, self._training)
 
 
-class DenseUNet(nn.Module):
-    """The U-Net of one width, called as (x, t); parameters are named as in `SlimmableUNet`.
+def resampled(x: Tensor, resample: str | None) -> Tensor:
+    """Return images enlarged 2x ("up", nearest), halved ("down", means of 2x2) or as they are."""
+    if resample == "up":
+        return F.interpolate(x, scale_factor=2, mode="nearest")  # [N, c, 2 H, 2 W]
+    return F.avg_pool2d(x, 2) if resample == "down" else x
+
+
+class _Words(PlainWords):
+    def __init__(self, owner: Block) -> None:
+        super().__init__(owner.modules_of, owner.training)
+        self._owner = owner
+
+    def block(self, scope: Scope, value: Values) -> Any:
+        block = self._owner.module_of(scope)
+        return block(*(value[node.index] for node in scope.reads))
+
+    def sinusoid(self, node: Node, value: Values) -> Tensor:
+        t, table = value[node.reads[0].index], self._owner.table_of(node)
+        dtype = next(self._owner.parameters()).dtype
+        return embed_time(t, node.out.c_max, table, dtype, halves=node.halves)  # [N, dim]
+
+
+class DenseBlock(Block):
+    """A block of one width."""
+
+    def __init__(self, config: NetworkConfig, scope: Scope, counts: Counts) -> None:
+        super().__init__(scope, lambda step: _made(config, step, counts), config.layer_order)
+
+    def forward(self, *inputs: Any) -> Any:
+        """Run the nodes on the values of those in `Scope.reads`."""
+        return self._compute(inputs, _Words(self))
+
+
+def _made(config: NetworkConfig, step: Scope | Layer, counts: Counts) -> nn.Module:
+    if isinstance(step, Scope):
+        return DenseBlock(config, step, counts)
+    node = step.node
+    inputs, c = c_in(node, counts), counts[node.index]
+    if node.op == "embed":
+        return nn.Embedding(node.rows, c)
+    if node.op == "linear":
+        return nn.Linear(inputs, c)
+    if node.op == "norm":
+        return nn.GroupNorm(config.slicing.group_count(node.out.c_max, c), c, eps=node.eps)
+    return nn.Conv2d(inputs, c, node.kernel, stride=node.stride, padding=node.kernel // 2)
+
+
+class DenseNetwork(DenseBlock):
+    """The network of one width, called as (x, t); parameters are named as in the supernet.
 
     Args:
         config: the supernet's config.
@@ -63,129 +160,18 @@ class DenseUNet(nn.Module):
         TypeError, ValueError: the width cannot be used.
     """
 
-    def __init__(self, config: UNetConfig, width: float) -> None:
-        super().__init__()
+    def __init__(self, config: NetworkConfig, width: float) -> None:
         width = config.check_width(width)
+        super().__init__(config, config.graph.scope, config.counts(width))
         self.config = config
         self.width = width
-        c_head = config.active(config.ch, width)
-        c_time = config.active(4 * config.ch, width, "linear")
-        self.time_embedding = _TimeEmbedding(config, c_time)
-        self.head = nn.Conv2d(config.image_channels, c_head, 3, padding=1)
-        parts: dict[str, list[nn.Module]] = {"down": [], "middle": [], "up": []}
-        for block in unet_blocks(config):
-            module: nn.Module = (
-                _Residual(config, block, width, c_time)
-                if block.kind == "residual"
-                else _Resample(config.active(block.c_out, width), block.kind == "upsample")
-            )
-            parts[block.name.split(".")[0]].append(module)
-        self.down = nn.ModuleList(parts["down"])
-        self.middle = nn.ModuleList(parts["middle"])
-        self.up = nn.ModuleList(parts["up"])
-        self.tail = _Output(config, config.active(unet_blocks(config)[-1].c_out, width))
+        self._inputs = tuple(node.name for node in config.graph.scope.reads)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Predict from noisy images x [N, C, H, W] at timesteps t [N]; returns [N, C, H, W]."""
-        x, t = check_inputs("DenseUNet", self.config, x, t, self.head.weight)
-        time = self.time_embedding(t)  # [N, c_time]
-        h = self.head(x)
-        skips = [h]
-        for module in self.down:
-            h = module(h, time)
-            skips.append(h)
-        for module in self.middle:
-            h = module(h, time)
-        for module in self.up:
-            if isinstance(module, _Residual):
-                h = torch.cat([h, skips.pop()], dim=1)  # [N, c_in + c_skip, H, W]
-            h = module(h, time)
-        return self.tail(h)
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """Predict from noisy images x [N, C, H, W] at timesteps t [N]; returns [N, C', H, W].
 
-
-class _TimeEmbedding(nn.Module):
-    table: Tensor | None
-
-    def __init__(self, config: UNetConfig, c_time: int) -> None:
-        super().__init__()
-        self.ch = config.ch
-        self.linear1 = nn.Linear(config.ch, c_time)
-        self.linear2 = nn.Linear(c_time, c_time)
-        rows = config.time_table_rows
-        table = sinusoidal_embedding(torch.arange(rows), config.ch) if rows else None
-        self.register_buffer("table", table)
-
-    def forward(self, t: Tensor) -> Tensor:
-        embedding = embed_time(t, self.ch, self.table, self.linear1.weight.dtype)  # [N, ch]
-        return F.silu(self.linear2(F.silu(self.linear1(embedding))))
-
-
-def _group_norm(config: UNetConfig, full: int, active: int) -> nn.GroupNorm:
-    return nn.GroupNorm(config.group_count(full, active), active)
-
-
-class _Attention(nn.Module):
-    def __init__(self, config: UNetConfig, c_max: int, width: float) -> None:
-        super().__init__()
-        c, c_qkv = config.active(c_max, width), config.active(c_max, width, "qkv")
-        self.heads = 1 if config.head_channels is None else c_qkv // config.head_channels
-        self.norm = _group_norm(config, c_max, c)
-        self.q = nn.Conv2d(c, c_qkv, 1)
-        self.k = nn.Conv2d(c, c_qkv, 1)
-        self.v = nn.Conv2d(c, c_qkv, 1)
-        self.out = nn.Conv2d(c_qkv, c, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.norm(x)
-        q, k, v = (
-            conv(h).flatten(2).unflatten(1, (self.heads, -1)).transpose(2, 3)
-            for conv in (self.q, self.k, self.v)
-        )  # [N, heads, T, d]
-        y = F.scaled_dot_product_attention(q, k, v).transpose(2, 3)  # [N, heads, d, T]
-        return x + self.out(y.flatten(1, 2).unflatten(2, x.shape[2:]))
-
-
-class _Residual(nn.Module):
-    def __init__(self, config: UNetConfig, block: Block, width: float, c_time: int) -> None:
-        super().__init__()
-        c_out = config.active(block.c_out, width)
-        c_in = config.active(block.c_in, width)
-        if block.c_skip:
-            c_in += config.active(block.c_skip, width)
-        self.dropout = config.dropout
-        self.norm1 = _group_norm(config, block.c_in + block.c_skip, c_in)
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.time = nn.Linear(c_time, c_out)
-        self.norm2 = _group_norm(config, block.c_out, c_out)
-        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
-        self.shortcut = nn.Conv2d(c_in, c_out, 1) if block.shortcut else None
-        self.attention = _Attention(config, block.c_out, width) if block.attention else None
-
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = h + self.time(time)[:, :, None, None]
-        h = self.conv2(F.dropout(F.silu(self.norm2(h)), self.dropout, self.training))
-        h = h + (x if self.shortcut is None else self.shortcut(x))
-        return h if self.attention is None else self.attention(h)
-
-
-class _Resample(nn.Module):
-    def __init__(self, c: int, upsample: bool) -> None:
-        super().__init__()
-        self.upsample = upsample
-        self.conv = nn.Conv2d(c, c, 3, stride=1 if upsample else 2, padding=1)
-
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        if self.upsample:
-            x = F.interpolate(x, scale_factor=2, mode="nearest")  # [N, c, 2 H, 2 W]
-        return self.conv(x)
-
-
-class _Output(nn.Module):
-    def __init__(self, config: UNetConfig, c: int) -> None:
-        super().__init__()
-        self.norm = _group_norm(config, unet_blocks(config)[-1].c_out, c)
-        self.conv = nn.Conv2d(c, config.image_channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.silu(self.norm(x)))
+        y: [N] int64 labels, of a class-conditional network.
+        """
+        weight = next(self.parameters())
+        inputs = check_inputs("DenseNetwork", self.config.graph, x, t, y, weight)
+        return super().forward(*(inputs[name] for name in self._inputs))

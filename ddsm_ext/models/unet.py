@@ -1,207 +1,215 @@
-"""`SlimmableUNet`: one DDPM U-Net that runs at every width its config allows."""
+"""The slimmable DDPM U-Net: its configuration, its description, its presets. No torch.
+
+Source: Ho et al. 2020, "Denoising Diffusion Probabilistic Models" (the network); Yang et al. 2024,
+"Denoising Diffusion Step-aware Models" (the slimming).
+"""
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
-import torch
-from torch import Generator, Tensor, nn
+from ddsm_ext.graph.config import NetworkConfig
+from ddsm_ext.graph.graph import Graph
+from ddsm_ext.graph.node import Node, Resampling
+from ddsm_ext.graph.slicing import CONCAT_SLICINGS, NORMS, Slicing
+from ddsm_ext.settings import did_you_mean
 
-from ddsm_ext.models.config import UNetConfig
-from ddsm_ext.models.dense import DenseUNet, check_inputs
-from ddsm_ext.models.layout import Block, Layer, unet_blocks, unet_layers
-from ddsm_ext.nn.blocks import OutputBlock, ResampleBlock, ResidualBlock
-from ddsm_ext.nn.embedding import TimeEmbedding
-from ddsm_ext.nn.layers import SlicedConv2d
-from ddsm_ext.width import check_width
-
-if TYPE_CHECKING:
-    from ddsm_ext.models.step import UNetStepRunner
-
-Counts = tuple[tuple[int, int], ...]
+# DDPM starts the last layer of every residual branch and of the network almost at zero.
+LAST_LAYER_GAIN = 1e-5
 
 
-def active_counts(config: UNetConfig, blocks: tuple[Block, ...], width: float) -> Counts:
-    """Active channels at `width`: (head, time embedding), then (c_out, c_qkv) for each block.
-
-    Raises:
-        TypeError, ValueError: the config cannot run at `width`.
-    """
-    width = config.check_width(width)
-    first = (config.active(config.ch, width), config.active(4 * config.ch, width, "linear"))
-    rest = (
-        (
-            config.active(block.c_out, width),
-            config.active(block.c_out, width, "qkv") if block.attention else 0,
-        )
-        for block in blocks
-    )
-    return (first, *rest)
-
-
-# Not attributes of their networks: a copied or pickled network makes its own.
-_runners: WeakKeyDictionary[SlimmableUNet, UNetStepRunner] = WeakKeyDictionary()
-
-_cached_counts = lru_cache(maxsize=256)(active_counts)
-
-
-class SlimmableUNet(nn.Module):
-    """DDPM U-Net whose first channels of every layer form a working network at each width.
+@dataclass(frozen=True)
+class UNetConfig(NetworkConfig):
+    """Shape of a slimmable DDPM U-Net and the rules by which a width slices it.
 
     Args:
-        config: shape and slicing rules.
-        generator: source of the initial weights; None means torch's default generator.
+        image_size: side of the square images in pixels, divisible by 2 ** (levels - 1).
+        image_channels: channels of the images (1 for grey, 3 for RGB).
+        ch: channels of the first level at full width.
+        ch_mult: per level, its channels as a multiple of `ch`.
+        attn: levels (0 is the full resolution) with self-attention after each residual block.
+        num_res_blocks: residual blocks a level on the way down; one more on the way up.
+        dropout: dropout probability inside residual blocks.
+        groups: group count of every GroupNorm at full width; divides the channels of each level.
+        norm: "channels_per_group" keeps the full width's channels a group at every width;
+            "fixed_groups" keeps the group count instead (the reference code's behaviour).
+        concat_slicing: "source" takes one prefix of the weights for each source of a skip
+            concatenation; "prefix" takes one prefix over both (the reference code's behaviour).
+        widths: widths to train and search, descending; any other usable width runs too.
+        head_channels: channels of an attention head; None means one head over all channels.
+        time_table_rows: rows of a frozen time-embedding table, kept for bitwise agreement with a
+            checkpoint that has one; 0 computes the embedding from t.
 
-    Source: Ho et al. 2020 (the network), Yang et al. 2024, "Denoising Diffusion Step-aware
-        Models" (the slimming).
+    Raises:
+        TypeError, ValueError: a field has the wrong type or cannot work, in one sentence.
     """
 
-    def __init__(self, config: UNetConfig, *, generator: Generator | None = None) -> None:
-        super().__init__()
-        if not isinstance(config, UNetConfig):
-            raise TypeError(f"SlimmableUNet: config is {type(config).__name__}; need a UNetConfig")
-        self.config = config
-        self.layout = unet_blocks(config)
-        fixed_groups = config.norm == "fixed_groups"
-        self.time_embedding = TimeEmbedding(
-            config.ch, 4 * config.ch, table_rows=config.time_table_rows, generator=generator
-        )
-        self.head = SlicedConv2d(config.image_channels, config.ch, 3, generator=generator)
-        parts: dict[str, list[nn.Module]] = {"down": [], "middle": [], "up": []}
-        for block in self.layout:
-            parts[block.name.split(".")[0]].append(_build_block(config, block, generator))
-        self.down = nn.ModuleList(parts["down"])
-        self.middle = nn.ModuleList(parts["middle"])
-        self.up = nn.ModuleList(parts["up"])
-        self.tail = OutputBlock(
-            self.layout[-1].c_out,
-            config.image_channels,
-            groups=config.groups,
-            fixed_groups=fixed_groups,
-            generator=generator,
-        )
+    layer_order = ("norm1", "conv1", "time", "norm2", "conv2", "shortcut", "attention")
 
-    def forward(
-        self, x: Tensor, t: Tensor, width: float, *, accumulate_grad: bool = False
-    ) -> Tensor:
-        """Predict from noisy images at one width.
+    image_size: int
+    image_channels: int = 3
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1, 2, 2, 2)
+    attn: tuple[int, ...] = (1,)
+    num_res_blocks: int = 2
+    dropout: float = 0.1
+    groups: int = 32
+    norm: str = "channels_per_group"
+    concat_slicing: str = "source"
+    widths: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
+    head_channels: int | None = None
+    time_table_rows: int = 0
 
-        Args:
-            x: [N, C, H, W] noisy images; float32, bfloat16 or float64.
-            t: [N] timesteps, integer or continuous (0 <= t <= T - 1).
-            width: 0 < width <= 1, usable by the config.
-            accumulate_grad: backward adds weight gradients straight to the prefix of `p.grad`
-                and autograd sees none for the parameters.
+    def __post_init__(self) -> None:
+        for name in ("image_size", "image_channels", "ch", "num_res_blocks", "groups"):
+            self._check_int(name, 1)
+        self._check_int("time_table_rows", 0)
+        self._check_ints("ch_mult", 1)
+        self._check_ints("attn", 0)
+        self._check_choice("norm", NORMS)
+        self._check_choice("concat_slicing", CONCAT_SLICINGS)
+        self._check_levels(self.ch_mult, self.attn)
+        self._check("ch", self.ch % 2 == 0, "an even number")
+        if self.ch % self.groups:
+            raise ValueError(
+                f"UNetConfig: ch is {self.ch}, groups is {self.groups}; "
+                "need ch to be a multiple of groups"
+            )
+        self._check_probability("dropout")
+        # The middle block always has attention.
+        self._check_heads({self.ch * self.ch_mult[i] for i in (*self.attn, -1)})
+        super().__post_init__()
 
-        Returns:
-            [N, C, H, W], the prediction in the network's parameterisation.
+    @property
+    def slicing(self) -> Slicing:
+        """How a width slims it."""
+        return Slicing(self.groups, self.norm, self.concat_slicing, self.widths)
 
-        Raises:
-            TypeError, ValueError: an argument that cannot be used, in one sentence.
-        """
-        width = check_width(width)
-        # Dynamo warns at a cache; it runs the arithmetic once a graph anyway.
-        count = active_counts if torch.compiler.is_compiling() else _cached_counts
-        counts = count(self.config, self.layout, width)
-        x, t = check_inputs("SlimmableUNet", self.config, x, t, self.head.weight)
-        return self.forward_counts(x, t, counts, accumulate_grad=accumulate_grad)
+    def describe(self) -> Graph:
+        """Return the network."""
+        g = Graph(self.image_size)
+        x, t = g.input("x", self.image_channels, image=True), g.input("t")
+        time = g.sinusoid("time_embedding.table", t, self.ch, table_rows=self.time_table_rows)
+        time = g.linear("time_embedding.linear1", time, 4 * self.ch, silu=True)
+        # Each block's projection starts with SiLU: applied here once instead of in every block.
+        time = g.linear("time_embedding.linear2", time, 4 * self.ch, silu=True)
 
-    def forward_counts(
+        def residual(name: str, x: tuple[Node, ...], c: int, attention: bool) -> Node:
+            return self._residual(g, name, x, time, c, attention=attention)
+
+        def resample(name: str, h: Node, resample: Resampling) -> Node:
+            up = resample == "up"
+            return g.conv(f"{name}.conv", h, h.out.c_max,
+                          stride=1 if up else 2, resample=resample if up else None)  # fmt: skip
+
+        channels = [self.ch * mult for mult in self.ch_mult]
+        h = g.conv("head", x, self.ch)
+        h = u_shape(h, channels, self.num_res_blocks, self.attn, residual, resample)
+        h = g.norm("tail.norm", h, silu=True)
+        g.conv("tail.conv", h, self.image_channels, role="fixed", gain=LAST_LAYER_GAIN)
+        return g
+
+    def _residual(
         self,
-        x: Tensor,
-        t: Tensor,
-        counts: Counts,
+        g: Graph,
+        name: str,
+        x: tuple[Node, ...],
+        time: Node,
+        c_out: int,
         *,
-        accumulate_grad: bool = False,
-    ) -> Tensor:
-        """`forward` with the active channels given as integers by `active_counts`, unchecked."""
-        (c_head, c_time), *block_counts = counts
-        time = self.time_embedding(t, c_time, accumulate_grad=accumulate_grad)  # [N, c_time]
-        x = x.contiguous(memory_format=torch.channels_last)
-        h = self.head(x, c_head, accumulate_grad=accumulate_grad)  # [N, c_head, H, W]
-        skips = [h]
-        modules = (*self.down, *self.middle, *self.up)
-        for block, module, (c_out, c_qkv) in zip(self.layout, modules, block_counts, strict=True):
-            if block.kind != "residual":
-                h = module(h, accumulate_grad=accumulate_grad)
-            else:
-                skip = skips.pop() if block.c_skip else None
-                h = module(h, time, c_out, c_qkv, skip=skip, accumulate_grad=accumulate_grad)
-            if block.name.startswith("down"):
-                skips.append(h)
-        return self.tail(h, accumulate_grad=accumulate_grad)
-
-    def step_runner(self) -> UNetStepRunner:
-        """Return the runner of this network's compiled steps, always the same one."""
-        from ddsm_ext.models.step import UNetStepRunner
-
-        runner = _runners.get(self)
-        if runner is None:
-            runner = _runners[self] = UNetStepRunner(self)
-        return runner
-
-    def export_subnet(self, width: float) -> DenseUNet:
-        """Return the network of one width as an ordinary dense module of plain torch layers.
-
-        Args:
-            width: 0 < width <= 1, usable by the config.
-
-        Returns:
-            A `DenseUNet` called as (x, t), with its own copy of the weights, on this network's
-            device and dtype and in its training mode; its outputs equal this network's at `width`.
-
-        Raises:
-            TypeError, ValueError: the width cannot be used.
-        """
-        width = self.config.check_width(width)
-        weights = self.head.weight
-        dense = DenseUNet(self.config, width).to(device=weights.device, dtype=weights.dtype)
-        dense.load_state_dict(self._subnet_state(width))
-        return dense.train(self.training)
-
-    def _subnet_state(self, width: float) -> dict[str, Tensor]:
-        full = {name: tensor.detach() for name, tensor in self.state_dict().items()}
-        state = {name: full[name] for name in full if name == "time_embedding.table"}
-        for layer in unet_layers(self.config):
-            weight, bias = full[f"{layer.name}.weight"], full[f"{layer.name}.bias"]
-            columns = _active_columns(self.config, layer, width).to(weight.device)
-            if layer.kind == "norm":
-                state[f"{layer.name}.weight"] = weight[columns]
-                state[f"{layer.name}.bias"] = bias[columns]
-            else:
-                c_out = layer.out.active(self.config, width)
-                state[f"{layer.name}.weight"] = weight[:c_out, columns]
-                state[f"{layer.name}.bias"] = bias[:c_out]
-        return state
+        attention: bool = False,
+    ) -> Node:
+        """h = conv2(drop(silu(norm2(conv1(silu(norm1(x))) + time)))) + shortcut(x), attention."""
+        h = g.norm(f"{name}.norm1", x, silu=True)
+        h = g.conv(f"{name}.conv1", h, c_out, shift=g.linear(f"{name}.time", time, c_out))
+        h = g.dropout(f"{name}.dropout", g.norm(f"{name}.norm2", h, silu=True), self.dropout)
+        shortcut = x[0]
+        if len(x) > 1 or x[0].out.c_max != c_out:
+            shortcut = g.conv(f"{name}.shortcut", x, c_out, 1)
+        h = g.conv(f"{name}.conv2", h, c_out, residual=shortcut, gain=LAST_LAYER_GAIN)
+        if attention:
+            h = self_attention(g, f"{name}.attention", h, self.head_channels)
+        return h
 
 
-def _active_columns(config: UNetConfig, layer: Layer, width: float) -> Tensor:
-    """Indices of a layer's active inputs among its allocated ones, [c_in]."""
-    counts = [source.active(config, width) for source in layer.sources]
-    if config.concat_slicing == "prefix":
-        return torch.arange(sum(counts))
-    starts = [sum(s.c_max for s in layer.sources[:i]) for i in range(len(counts))]
-    ranges = [torch.arange(a, a + c) for a, c in zip(starts, counts, strict=True)]
-    return torch.cat(ranges)
+def u_shape(
+    h: Node,
+    channels: Sequence[int],
+    blocks: int,
+    attn: Collection[int],
+    residual: Callable[[str, tuple[Node, ...], int, bool], Node],
+    resample: Callable[[str, Node, Resampling], Node],
+) -> Node:
+    """Append the blocks of a U-Net: down, `middle`, and up, where each joins a result of the way.
+
+    Args:
+        h: what the first block reads, and the last one joins.
+        channels: of each level.
+        blocks: residual blocks a level on the way down; one more on the way up.
+        attn: levels with attention; the middle has it in any case.
+        residual: appends a block: (name, input or concat of two, channels, attention).
+        resample: appends what leads to the next level: (name, input, direction).
+    """
+    skips, last = [h], len(channels) - 1
+    for level, c in enumerate(channels):
+        if level:
+            h = resample(f"down.{len(skips) - 1}", h, "down")
+            skips.append(h)
+        for _ in range(blocks):
+            h = residual(f"down.{len(skips) - 1}", (h,), c, level in attn)
+            skips.append(h)
+    h = residual("middle.0", (h,), channels[last], True)
+    h = residual("middle.1", (h,), channels[last], False)
+    index = 0
+    for level in range(last, -1, -1):
+        for _ in range(blocks + 1):
+            h = residual(f"up.{index}", (h, skips.pop()), channels[level], level in attn)
+            index += 1
+        if level:
+            h = resample(f"up.{index}", h, "up")
+            index += 1
+    return h
 
 
-def _build_block(config: UNetConfig, block: Block, generator: Generator | None) -> nn.Module:
-    if block.kind != "residual":
-        upsample = block.kind == "upsample"
-        return ResampleBlock(block.c_in, upsample=upsample, generator=generator)
-    return ResidualBlock(
-        block.c_in,
-        block.c_out,
-        4 * config.ch,
-        groups=config.groups,
-        fixed_groups=config.norm == "fixed_groups",
-        c_skip=block.c_skip,
-        per_source=config.concat_slicing == "source",
-        shortcut=block.shortcut,
-        attention=block.attention,
-        head_channels=config.head_channels,
-        dropout=config.dropout,
-        generator=generator,
-    )
+def self_attention(
+    g: Graph, name: str, x: Node, head: int | None, gain: float = LAST_LAYER_GAIN
+) -> Node:
+    """x + out(attention(q, k, v)) with 1x1 projections of norm(x), over all pixels.
+
+    Args:
+        g: where it is appended.
+        name: its module path.
+        x: its input.
+        head: channels of a head; None: one head over all.
+        gain: on the initial weights of `out`.
+    """
+    c, h = x.out.c_max, g.norm(f"{name}.norm", x)
+    qkv = g.conv(name, h, c, 1, parts=("q", "k", "v"), role="qkv", head=head)
+    return g.conv(f"{name}.out", g.attention(f"{name}.products", qkv), c, 1, residual=x, gain=gain)
+
+
+PRESETS: dict[str, UNetConfig] = {
+    # 8x8 grey digits of scikit-learn: small enough to train in minutes on two cores.
+    "digits": UNetConfig(
+        image_size=8, image_channels=1, ch=32, ch_mult=(1, 2), attn=(1,), num_res_blocks=1,
+        dropout=0.0, groups=8,
+    ),
+    # DDPM's CIFAR-10 network, as the DDSM paper trains it: 35.87 M parameters.
+    "cifar10": UNetConfig(image_size=32),
+    # Their MACs are the paper's 24.94 and 41.03 G (49.88 and 82.06 GFLOPs) a step; the paper gives
+    # no channel multiples, so the counts are the evidence for these shapes.
+    "celeba64": UNetConfig(image_size=64, ch_mult=(1, 2, 2, 2, 4)),
+    "imagenet64": UNetConfig(image_size=64, ch_mult=(1, 2, 2, 2, 4), num_res_blocks=4),
+}  # fmt: skip
+
+
+def preset(name: str) -> UNetConfig:
+    """Return the config of a preset.
+
+    Raises:
+        ValueError: the name is unknown, with the nearest known one.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}{did_you_mean(name, PRESETS)}")
+    return PRESETS[name]

@@ -12,14 +12,15 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ddsm_ext import _library
+from ddsm_ext.ops._call import conv_tf32, is_tf32, matmul_tf32
 from ddsm_ext.ops._conv2d_flops import flops
-from ddsm_ext.ops._precision import conv_tf32, is_tf32, matmul_tf32
 
 _OPS = (
     "sliced_conv2d_fused",
     "sliced_group_norm_apply",
     "sliced_linear_fused",
     "sinusoidal_embedding",
+    "resample",
 )
 
 
@@ -61,19 +62,36 @@ def make_tickets(device: torch.device) -> Tensor:
     return torch.zeros(4096, dtype=torch.int32, device=device)
 
 
-def sinusoidal_embedding(t: Tensor, dim: int, table: Tensor | None, like: Tensor) -> Tensor:
-    """Embed timesteps as `nn.sinusoidal.embed_time` does, in one launch that overlaps no other.
+def sinusoidal_embedding(
+    t: Tensor, dim: int, table: Tensor | None, like: Tensor, *, halves: bool = False
+) -> Tensor:
+    """Embed timesteps as `embed_time` does, in one launch that overlaps no other.
 
     Args:
         t: [N] timesteps, float32, float64 or int64.
         dim: size of the embedding, even.
         table: [rows, dim] frozen embeddings of t = 0 ... rows - 1; None computes all.
         like: of the dtype and device of the result.
+        halves: all cosines, then all sines; False: sine and cosine in turn.
 
     Returns:
         [N, dim].
     """
-    return torch.ops.ddsm_ext.sinusoidal_embedding(t, dim, table, like)
+    return torch.ops.ddsm_ext.sinusoidal_embedding(t, dim, halves, table, like)
+
+
+def resample(x: Tensor, up: bool, *, overlaps: bool = False) -> Tensor:
+    """Enlarge by 2 (nearest neighbour) or halve by the means of 2x2 pixels.
+
+    Args:
+        x: [N, C, H, W]; H and W even where it is halved.
+        up: enlarge.
+        overlaps: the kernel may begin while the one before it ends.
+
+    Returns:
+        [N, C, 2 H, 2 W] or [N, C, H / 2, W / 2], channels_last.
+    """
+    return torch.ops.ddsm_ext.resample(x, up, 1.0, overlaps)
 
 
 def linear_fused(
@@ -82,6 +100,7 @@ def linear_fused(
     biases: Sequence[Tensor],
     c_out: Sequence[int],
     *,
+    shift: Tensor | None = None,
     silu: bool = False,
     overlaps: bool = False,
 ) -> tuple[Tensor, ...]:
@@ -92,6 +111,7 @@ def linear_fused(
         weights: [c_out_max, c or more] each, of x's dtype or float32.
         biases: [c_out_max] each.
         c_out: active outputs of each weight.
+        shift: [N, c_out] of x's dtype added before SiLU, any row stride; beside one weight only.
         silu: apply SiLU to the results.
         overlaps: the kernel may begin while the one before it ends, which writes no weights.
 
@@ -99,7 +119,7 @@ def linear_fused(
         [N, c_out] each, of x's dtype: columns of one tensor, rows at multiples of 16 bytes.
     """
     joined = torch.ops.ddsm_ext.sliced_linear_fused(
-        x, weights, biases, c_out, silu, overlaps, matmul_tf32(x)
+        x, weights, biases, c_out, shift, silu, overlaps, matmul_tf32(x)
     )  # [N, c_out of all, each rounded up to a multiple of 8]
     begins = accumulate((-(-c // 8) * 8 for c in c_out), initial=0)
     return tuple(joined[:, begin : begin + c] for begin, c in zip(begins, c_out, strict=False))
@@ -177,6 +197,9 @@ def group_norm_apply(
     c2_offset: int = 0,
     eps: float,
     silu: bool,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    down: bool = False,
     overlaps: bool = False,
 ) -> tuple[Tensor, ...]:
     """Normalise one source or the unjoined concat of two, as `sliced_group_norm` does.
@@ -189,10 +212,13 @@ def group_norm_apply(
         c2_offset: where x2's part of weight and bias begins.
         eps: added to the variance.
         silu: apply SiLU to the result.
+        scale, shift: [N, all channels] of x's dtype, both or neither, any row stride: what SiLU is
+            applied to is the norm * (1 + scale) + shift.
+        down: average 2x2 pixels of the result, H and W even.
         overlaps: the kernel may begin while the one before it ends.
 
     Returns:
-        One tensor for each source, of its shape, channels_last.
+        One tensor for each source, of its shape or halved, channels_last.
     """
     two = len(sources) > 1
     y, y2 = torch.ops.ddsm_ext.sliced_group_norm_apply(
@@ -206,6 +232,9 @@ def group_norm_apply(
         silu,
         moments[0],
         moments[1] if two else None,
+        scale,
+        shift,
+        down,
         overlaps,
     )
     return (y, y2) if two else (y,)

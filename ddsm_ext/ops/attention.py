@@ -6,12 +6,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-from ddsm_ext.ops._arguments import autocast_dtype, call_kernel, check_tensor, shape_text
 from ddsm_ext.ops._attention_backend import BACKENDS, choose_backend, rows_are_aligned, sdpa
-from ddsm_ext.ops._dispatch import has_native, runs_native, why_no_library
+from ddsm_ext.ops._call import (
+    autocast_dtype,
+    check_tensor,
+    differentiable,
+    has_native,
+    needs_grad,
+    runs_native,
+    shape_text,
+    why_no_library,
+)
 
 _OP = "sliced_attention"
 
@@ -50,10 +57,10 @@ def sliced_attention_ref(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None
     return torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)
 
 
-def _resolve_backend(backend: str, tensors: tuple[Tensor, ...], *, needs_grad: bool) -> str:
+def _resolve_backend(backend: str, tensors: tuple[Tensor, ...], *, training: bool) -> str:
     """Return "kernel" or "sdpa"."""
     q = tensors[0]
-    if backend == "kernel" and not has_native(_OP, q, needs_grad=needs_grad):
+    if backend == "kernel" and not has_native(_OP, q, needs_grad=training):
         where = q.device.type + why_no_library(q.device.type)
         raise ValueError(
             f"{_OP}: backend is 'kernel', q is {q.dtype} on {where}, which has no kernel; "
@@ -71,7 +78,7 @@ def _resolve_backend(backend: str, tensors: tuple[Tensor, ...], *, needs_grad: b
             rows_are_aligned(t.shape, t.stride(), t.storage_offset(), t.element_size())
             for t in tensors
         ),
-        repeatable=needs_grad,
+        repeatable=training,
     )
 
 
@@ -107,47 +114,29 @@ def sliced_attention(
     if dtype is not None:
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     scale = None if scale is None else float(scale)
-    needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    backend = _resolve_backend(backend, (q, k, v), needs_grad=needs_grad)
-    if backend == "sdpa" or not runs_native(_OP, q, needs_grad=needs_grad):
+    training = needs_grad(q, k, v)
+    backend = _resolve_backend(backend, (q, k, v), training=training)
+    if backend == "sdpa" or not runs_native(_OP, q, needs_grad=training):
         out = sdpa(q, k, v, scale)
         # Flash lays it out so already, and so does cuDNN for q of this layout.
         return out.transpose(1, 2).contiguous().transpose(1, 2)
-    if torch.compiler.is_compiling():
-        out, _ = torch.ops.ddsm_ext.sliced_attention(q, k, v, scale)
-    elif needs_grad:
-        out, _ = _Attention.apply(q, k, v, scale)
-    else:
-        out, _ = call_kernel(torch.ops.ddsm_ext.sliced_attention.default, q, k, v, scale)
+    out, _ = _call(q, k, v, scale, needs_grad=training)
     return out
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, v, ctx.scale = inputs
     out, lse = output
     ctx.mark_non_differentiable(lse)
     ctx.save_for_backward(q, k, v, out, lse)
 
 
-def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> dict[int, Tensor | None]:
     grads = torch.ops.ddsm_ext.sliced_attention_backward(grad_out, *ctx.saved_tensors, ctx.scale)
-    return *grads, None
+    return dict(enumerate(grads))
 
 
-class _Attention(torch.autograd.Function):
-    """Eager autograd around the raw op: a fifth of register_autograd's cost a call."""
-
-    @staticmethod
-    def forward(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
-        return call_kernel(torch.ops.ddsm_ext.sliced_attention.default, q, k, v, scale)
-
-    setup_context = staticmethod(_setup_context)
-    backward = staticmethod(once_differentiable(_backward))
-
-
-torch.library.register_autograd(
-    "ddsm_ext::sliced_attention", _backward, setup_context=_setup_context
-)
+_call = differentiable(_OP, _save, _backward)
 
 
 def _empty_by_position(like: Tensor) -> Tensor:

@@ -6,13 +6,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ddsm_ext.ops._arguments import (
+from ddsm_ext.ops._call import (
     autocast_dtype,
-    call_kernel,
+    below_autograd,
     check_accumulate,
     check_bias,
     check_c_out,
@@ -21,20 +20,23 @@ from ddsm_ext.ops._arguments import (
     check_second_source,
     check_tensor,
     check_weight_match,
+    conv_tf32,
+    differentiable,
+    empty_nhwc,
     factor_beside,
-    grad_buffer,
+    grad_targets,
+    needs_grad,
+    runs_native,
     shape_text,
 )
 from ddsm_ext.ops._conv2d_flops import flops, flops_grad_weight, flops_grad_x, output_size
-from ddsm_ext.ops._dispatch import runs_native
-from ddsm_ext.ops._panels import (
+from ddsm_ext.ops._packed import (
     DIRECT,
-    ConvShape,
+    ConvProblem,
     check_algorithm,
-    conv_panels,
+    packed_weight,
     resolve_algorithm,
 )
-from ddsm_ext.ops._precision import conv_tf32
 
 _OP = "sliced_conv2d"
 
@@ -93,8 +95,8 @@ def sliced_conv2d(
         x = x.to(dtype)
         x2 = None if x2 is None else x2.to(dtype)
     tensors = (x, x2, weight, bias)
-    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    if not runs_native(_OP, x, needs_grad=needs_grad):
+    training = needs_grad(*tensors)
+    if not runs_native(_OP, x, needs_grad=training):
         return sliced_conv2d_ref(
             x,
             weight,
@@ -106,13 +108,10 @@ def sliced_conv2d(
             c_in2_offset=c_in2_offset,
             upsample=upsample,
         )
-    numbers = (c_out, c_in2_offset, stride, padding, upsample)
-    tf32 = conv_tf32(x)
-    if torch.compiler.is_compiling():
-        return torch.ops.ddsm_ext.sliced_conv2d(*tensors, *numbers, None, DIRECT, tf32)
-    if needs_grad:
-        return _SlicedConv2d.apply(*tensors, *numbers, tf32, algo, accumulate_grad)
-    return _forward(algo, False, *tensors, *numbers, tf32)
+    # By its name until an eager call resolves it, as the gradients choose for themselves.
+    choice = (None, DIRECT if torch.compiler.is_compiling() else algo)
+    numbers = (c_out, c_in2_offset, stride, padding, upsample, *choice, conv_tf32(x))
+    return _call(*tensors, *numbers, needs_grad=training, accumulate_grad=accumulate_grad)
 
 
 def sliced_conv2d_ref(
@@ -195,12 +194,6 @@ def _check_window(x: Tensor, k: int, stride: Any, padding: Any, upsample: bool) 
         )
 
 
-def _empty_nhwc(like: Tensor, n: int, c: int, h: int, w: int) -> Tensor:
-    return torch.empty(
-        (n, c, h, w), dtype=like.dtype, device=like.device, memory_format=torch.channels_last
-    )
-
-
 @torch.library.register_fake("ddsm_ext::sliced_conv2d")
 def _fake(
     x: Tensor,
@@ -219,7 +212,7 @@ def _fake(
     k = weight.shape[2]
     height = output_size(x.shape[2], k, stride, padding, upsample)
     width = output_size(x.shape[3], k, stride, padding, upsample)
-    return _empty_nhwc(x, x.shape[0], c_out, height, width)  # [N, c_out, H_out, W_out]
+    return empty_nhwc(x, x.shape[0], c_out, height, width)  # [N, c_out, H_out, W_out]
 
 
 @torch.library.register_fake("ddsm_ext::sliced_conv2d_grad_x")
@@ -237,7 +230,7 @@ def _fake_grad_x(
     algo: int = DIRECT,
     tf32: bool = False,
 ) -> Tensor:
-    return _empty_nhwc(grad_y, grad_y.shape[0], c_in, height, width)  # [N, c_in, H, W]
+    return empty_nhwc(grad_y, grad_y.shape[0], c_in, height, width)  # [N, c_in, H, W]
 
 
 @torch.library.register_fake("ddsm_ext::sliced_conv2d_grad_weight")
@@ -264,8 +257,7 @@ def _fake_panels(
     return None
 
 
-def _forward(
-    algo: str,
+def _run(
     training: bool,
     x: Tensor,
     x2: Tensor | None,
@@ -276,11 +268,13 @@ def _forward(
     stride: int,
     padding: int,
     upsample: bool,
+    _panels: None,
+    algo: str,
     tf32: bool,
 ) -> Tensor:
     """Run the kernel with the algorithm that `algo` names or that suits the shapes."""
     k = weight.shape[2]
-    shape = ConvShape(
+    problem = ConvProblem(
         x.shape[0],
         output_size(x.shape[2], k, stride, padding, upsample),
         output_size(x.shape[3], k, stride, padding, upsample),
@@ -291,43 +285,44 @@ def _forward(
         2 if upsample else 1,
         x.dtype == weight.dtype == torch.bfloat16,
     )
-    algorithm = resolve_algorithm(algo, weight, shape, training=training)
-    panels = None if algorithm == DIRECT else conv_panels(weight, algorithm)
+    algorithm = resolve_algorithm(algo, weight, problem, training=training)
+    panels = None if algorithm == DIRECT else packed_weight(weight, algorithm)
     numbers = (c_out, c_in2_offset, stride, padding, upsample, panels, algorithm, tf32)
     factors = (factor_beside(x, weight), factor_beside(x, bias))
-    return call_kernel(torch.ops.ddsm_ext.sliced_conv2d.default, x, x2, *factors, *numbers)
+    with below_autograd():
+        return torch.ops.ddsm_ext.sliced_conv2d.default(x, x2, *factors, *numbers)
 
 
-def _save(ctx: Any, tensors: tuple[Any, ...], numbers: tuple[Any, ...], tf32: bool) -> None:
-    ctx.save_for_backward(*tensors)
-    _c_out, ctx.c_in2_offset, stride, padding, upsample = numbers
-    ctx.window = (stride, padding, upsample)
-    ctx.algo, ctx.parameter, ctx.tf32 = "direct", None, tf32
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    _c_out, ctx.c_in2_offset, *window, _panels, algo, ctx.tf32 = inputs[4:]
+    ctx.window = tuple(window)  # stride, padding, upsample
+    ctx.algo = algo if isinstance(algo, str) else "direct"
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _save(ctx, inputs[:4], inputs[4:9], inputs[-1])
-
-
-def _grad_sources(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    x, x2, weight, _bias = ctx.saved_tensors
-    grads: list[Tensor | None] = [None, None]
-    factor = factor_beside(grad_y, weight)
-    for index, (source, offset) in enumerate(((x, 0), (x2, ctx.c_in2_offset))):
-        if ctx.needs_input_grad[index]:
-            n, c, height, width = source.shape
-            stride, _padding, upsample = ctx.window
-            # Not the saved tensor, which may be another object with the same values.
-            owner = weight if ctx.parameter is None else ctx.parameter
-            algorithm = DIRECT
-            if not upsample:
-                shape = ConvShape(n, height, width, grad_y.shape[1], c, weight.shape[2], stride, 1)
-                algorithm = resolve_algorithm(ctx.algo, owner, shape, training=True)
-            panels = None if algorithm == DIRECT else conv_panels(owner, algorithm, transposed=True)
-            grads[index] = torch.ops.ddsm_ext.sliced_conv2d_grad_x(
-                grad_y, factor, c, offset, height, width, *ctx.window, panels, algorithm, ctx.tf32
-            )
-    return grads[0], grads[1]
+def _grad_source(ctx: Any, grad_y: Tensor, source: Tensor, offset: int) -> Tensor:
+    weight = ctx.saved_tensors[2]
+    n, c, height, width = source.shape
+    stride, _padding, upsample = ctx.window
+    # Not the saved tensor, which may be another object with the same values.
+    owner = weight if ctx.owners[0] is None else ctx.owners[0]
+    algorithm = DIRECT
+    if not upsample:
+        problem = ConvProblem(n, height, width, grad_y.shape[1], c, weight.shape[2], stride, 1)
+        algorithm = resolve_algorithm(ctx.algo, owner, problem, training=True)
+    panels = None if algorithm == DIRECT else packed_weight(owner, algorithm, transposed=True)
+    return torch.ops.ddsm_ext.sliced_conv2d_grad_x(
+        grad_y,
+        factor_beside(grad_y, weight),
+        c,
+        offset,
+        height,
+        width,
+        *ctx.window,
+        panels,
+        algorithm,
+        ctx.tf32,
+    )
 
 
 def _add_grad_weight(ctx: Any, grad_y: Tensor, grad_weight: Tensor, grad_bias: Any) -> None:
@@ -336,60 +331,29 @@ def _add_grad_weight(ctx: Any, grad_y: Tensor, grad_weight: Tensor, grad_bias: A
     n, c_out, height, width = grad_y.shape
     c_in = x.shape[1] if x2 is None else x.shape[1] + x2.shape[1]
     scale = 2 if upsample else 1
-    shape = ConvShape(n, height, width, c_in, c_out, weight.shape[2], stride, scale)
-    owner = weight if ctx.parameter is None else ctx.parameter
-    algorithm = resolve_algorithm(ctx.algo, owner, shape, training=True, grad_weight=True)
+    problem = ConvProblem(n, height, width, c_in, c_out, weight.shape[2], stride, scale)
+    owner = weight if ctx.owners[0] is None else ctx.owners[0]
+    algorithm = resolve_algorithm(ctx.algo, owner, problem, training=True, grad_weight=True)
     torch.ops.ddsm_ext.sliced_conv2d_grad_weight(
         grad_y, x, x2, ctx.c_in2_offset, *ctx.window, grad_weight, grad_bias, algorithm, ctx.tf32
     )
 
 
-def _backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad_y: Tensor) -> dict[int, Tensor | None]:
     """Gradients of x, x2 and full-size ones of weight and bias, zero outside the prefix."""
-    _x, _x2, weight, bias = ctx.saved_tensors
-    grad_x, grad_x2 = _grad_sources(ctx, grad_y)
-    _, _, wants_weight, wants_bias = ctx.needs_input_grad[:4]
-    grad_weight = grad_bias = None
-    if wants_weight or wants_bias:
-        grad_weight = torch.zeros_like(weight)  # [c_out_max, c_in_max, k, k]
-        grad_bias = torch.zeros_like(bias) if wants_bias else None  # [c_out_max]
+    x, x2, weight, bias = ctx.saved_tensors
+    grads: dict[int, Tensor | None] = {}
+    for index, (source, offset) in enumerate(((x, 0), (x2, ctx.c_in2_offset))):
+        if ctx.needs_input_grad[index]:
+            grads[index] = _grad_source(ctx, grad_y, source, offset)
+    grads[2], grads[3] = grad_weight, grad_bias = grad_targets(ctx, weight, bias)
+    if grad_weight is not None or grad_bias is not None:
+        grad_weight = torch.zeros_like(weight) if grad_weight is None else grad_weight
         _add_grad_weight(ctx, grad_y, grad_weight, grad_bias)
-    return grad_x, grad_x2, grad_weight if wants_weight else None, grad_bias, *[None] * 8
+    return grads
 
 
-torch.library.register_autograd("ddsm_ext::sliced_conv2d", _backward, setup_context=_setup_context)
-
-
-class _SlicedConv2d(torch.autograd.Function):
-    """The eager path: less per call than register_autograd's, and `accumulate_grad`."""
-
-    @staticmethod
-    def forward(*args: Any) -> Tensor:
-        *tensors_and_numbers, algo, _accumulate_grad = args
-        return _forward(algo, True, *tensors_and_numbers)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _save(ctx, inputs[:4], inputs[4:9], inputs[9])
-        ctx.algo = inputs[-2]
-        # The parameters themselves: saved_tensors may give other tensor objects.
-        ctx.parameter = inputs[2] if isinstance(inputs[2], nn.Parameter) else None
-        ctx.owners = (inputs[2], inputs[3]) if inputs[-1] else None
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
-        if ctx.owners is None:
-            return _backward(ctx, grad_y)
-        grad_x, grad_x2 = _grad_sources(ctx, grad_y)
-        _, _, wants_weight, wants_bias = ctx.needs_input_grad[:4]
-        if wants_weight or wants_bias:
-            weight, bias = ctx.owners
-            grad_weight = grad_buffer(weight) if wants_weight else torch.zeros_like(weight)
-            _add_grad_weight(ctx, grad_y, grad_weight, grad_buffer(bias) if wants_bias else None)
-        return grad_x, grad_x2, *[None] * 10
-
-
+_call = differentiable(_OP, _save, _backward, parameters={"weight": 2, "bias": 3}, run=_run)
 register_flop_formula(torch.ops.ddsm_ext.sliced_conv2d)(flops)
 register_flop_formula(torch.ops.ddsm_ext.sliced_conv2d_grad_x)(flops_grad_x)
 register_flop_formula(torch.ops.ddsm_ext.sliced_conv2d_grad_weight)(flops_grad_weight)

@@ -1,4 +1,4 @@
-"""Group norm (with optional SiLU) of a channel prefix, over one or two sources."""
+"""Group norm (with optional FiLM and SiLU) of a channel prefix, over one or two sources."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-from ddsm_ext.ops._arguments import (
-    call_kernel,
+from ddsm_ext.ops._call import (
     check_accumulate,
     check_bias,
     check_flag,
@@ -18,9 +16,13 @@ from ddsm_ext.ops._arguments import (
     check_second_source,
     check_tensor,
     check_weight_match,
+    differentiable,
+    empty_nhwc,
+    grad_targets,
+    needs_grad,
+    runs_native,
+    shape_text,
 )
-from ddsm_ext.ops._dispatch import runs_native
-from ddsm_ext.ops._gradients import grad_target
 
 _OP = "sliced_group_norm"
 
@@ -40,7 +42,8 @@ def _check(
     check_tensor(_OP, "x", x, 4)
     check_tensor(_OP, "weight", weight, 1)
     check_weight_match(_OP, x, weight)
-    check_tensor(_OP, "bias", bias, 1)
+    if bias is None:
+        check_tensor(_OP, "bias", bias, 1)
     check_bias(_OP, bias, weight)
     check_int(_OP, "groups", groups)
     check_flag(_OP, "silu", silu)
@@ -75,6 +78,8 @@ def sliced_group_norm_ref(
     c2_offset: int | None = None,
     eps: float = 1e-5,
     silu: bool = False,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Plain-torch twin of `sliced_group_norm` (arguments and returns there, unchecked here)."""
     c = x.shape[1]
@@ -88,6 +93,8 @@ def sliced_group_norm_ref(
     # bf16 and fp16 are normalised in fp32: parameters may be fp32 beside them.
     dtype = torch.promote_types(x.dtype, torch.float32)
     y = torch.group_norm(z.to(dtype), groups, gamma.to(dtype), beta.to(dtype), eps)
+    if scale is not None and shift is not None:
+        y = y * (1 + scale.to(dtype)[:, :, None, None]) + shift.to(dtype)[:, :, None, None]
     if silu:
         y = torch.nn.functional.silu(y)
     y = y.to(x.dtype)
@@ -109,9 +116,13 @@ def sliced_group_norm(
     c2_offset: int | None = None,
     eps: float = 1e-5,
     silu: bool = False,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
     accumulate_grad: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """y = act((z - mean_g(z)) / sqrt(var_g(z) + eps) * gamma + beta), z = [x; x2] on channels.
+    """y = act(u * (1 + scale) + shift), u = (z - mean_g(z)) / sqrt(var_g(z) + eps) * gamma + beta.
+
+    z is x, or x and x2 side by side on the channels.
 
     Args:
         x: [N, c, H, W], any memory format; fp32, bf16 or fp64.
@@ -122,7 +133,9 @@ def sliced_group_norm(
         x2: second source [N, c2, H, W], dtype of x; None: one source.
         c2_offset: where x2's part of weight and bias begins, >= c; None: c.
         eps: added to the (biased) variance.
-        silu: act is SiLU, u * sigmoid(u); False: the identity.
+        silu: act is SiLU, v * sigmoid(v); False: the identity.
+        scale, shift: [N, c (+ c2)] of x's dtype (under autocast any), such as the halves of a wider
+            tensor: FiLM, or "scale-shift norm", of each image. None: act(u).
         accumulate_grad: backward adds dL/dgamma and dL/dbeta to the prefixes of `weight.grad` and
             `bias.grad` (made when None; both must be leaves) and autograd sees none.
 
@@ -132,45 +145,70 @@ def sliced_group_norm(
     Raises:
         TypeError, ValueError: an argument that does not fit, with its value and what is needed.
 
-    Source: Wu & He 2018, "Group Normalization", eq. 1-4.
+    Source: Wu & He 2018, "Group Normalization", eq. 1-4; Dhariwal & Nichol 2021, "Diffusion Models
+        Beat GANs on Image Synthesis", sec. 3.1, for scale and shift.
     """
     offset = _check(x, weight, bias, groups, x2, c2_offset, eps, silu, accumulate_grad)
-    needs_grad = torch.is_grad_enabled() and (
-        x.requires_grad
-        or weight.requires_grad
-        or bias.requires_grad
-        or (x2 is not None and x2.requires_grad)
-    )
-    if not runs_native(_OP, x, needs_grad=needs_grad):
-        return sliced_group_norm_ref(
-            x, weight, bias, groups, x2=x2, c2_offset=offset, eps=eps, silu=silu
+    if scale is not None or shift is not None:
+        channels = x.shape[1] if x2 is None else x.shape[1] + x2.shape[1]
+        scale, shift = (
+            _modulation(name, value, x, channels)
+            for name, value in (("scale", scale), ("shift", shift))
         )
-    arguments = (x, x2, weight, bias, groups, offset, eps, silu)
-    if torch.compiler.is_compiling():
-        y, y2, _, _ = torch.ops.ddsm_ext.sliced_group_norm(*arguments)
-    elif needs_grad:
-        y, y2, _, _ = _GroupNorm.apply(*arguments, accumulate_grad)
-    else:
-        y, y2, _, _ = call_kernel(torch.ops.ddsm_ext.sliced_group_norm.default, *arguments)
+    training = needs_grad(x, x2, weight, bias, scale, shift)
+    if not runs_native(_OP, x, needs_grad=training):
+        return sliced_group_norm_ref(
+            x,
+            weight,
+            bias,
+            groups,
+            x2=x2,
+            c2_offset=offset,
+            eps=eps,
+            silu=silu,
+            scale=scale,
+            shift=shift,
+        )
+    inputs = (x, x2, weight, bias, groups, offset, eps, silu, scale, shift)
+    y, y2, _, _ = _call(*inputs, needs_grad=training, accumulate_grad=accumulate_grad)
     return y if x2 is None else (y, y2)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, x2, weight, bias, groups, c2_offset, _, silu, *accumulate = inputs
+def _modulation(name: str, value: Any, x: Tensor, channels: int) -> Tensor:
+    """Check scale or shift; return it as the kernels read it."""
+    if value is None:
+        raise ValueError(f"{_OP}: {name} is None and the other is not; need scale and shift")
+    check_tensor(_OP, name, value, 2)
+    if value.shape[0] != x.shape[0] or value.shape[1] != channels:
+        raise ValueError(
+            f"{_OP}: {name} has shape {shape_text(value)}, the input {x.shape[0]} images and "
+            f"{channels} channels; need [{x.shape[0]}, {channels}]"
+        )
+    if value.device != x.device:
+        raise ValueError(f"{_OP}: {name} is on {value.device}, x on {x.device}; need one device")
+    if value.dtype != x.dtype:
+        if not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"{_OP}: {name} has dtype {value.dtype}, x {x.dtype}; need one dtype")
+        return value.to(x.dtype)
+    return value
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, x2, weight, bias, ctx.groups, ctx.c2_offset, _eps, ctx.silu, scale, shift = inputs
     _, _, mean, rstd = output
     ctx.mark_non_differentiable(mean, rstd)
-    ctx.save_for_backward(x, x2, weight, bias, mean, rstd)
-    ctx.groups, ctx.c2_offset, ctx.silu = groups, c2_offset, silu
-    ctx.accumulate = bool(accumulate and accumulate[0])
+    ctx.save_for_backward(x, x2, weight, bias, mean, rstd, scale, shift)
 
 
-def _backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    x, x2, weight, bias, mean, rstd = ctx.saved_tensors
-    needs = ctx.needs_input_grad
-    targets = [
-        grad_target(param, ctx.accumulate) if needed else None
-        for param, needed in ((weight, needs[2]), (bias, needs[3]))
-    ]
+def _backward(ctx: Any, *grads: Tensor) -> dict[int, Tensor | None]:
+    x, x2, weight, bias, mean, rstd, scale, shift = ctx.saved_tensors
+    targets = grad_targets(ctx, weight, bias)
+    modulation: list[Tensor | None] = [None, None]
+    if scale is not None:
+        modulation = [
+            scale.new_empty(scale.shape) if needed else None  # [N, c (+ c2)]
+            for needed in ctx.needs_input_grad[8:10]
+        ]
     grad_x, grad_x2 = torch.ops.ddsm_ext.sliced_group_norm_backward(
         grads[0],
         None if x2 is None else grads[1],
@@ -184,32 +222,15 @@ def _backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         ctx.c2_offset,
         ctx.silu,
         *targets,
+        scale,
+        shift,
+        *modulation,
     )
-    grad_weight, grad_bias = (None, None) if ctx.accumulate else targets
-    rest = (None,) * (len(needs) - 4)
-    return grad_x, None if x2 is None else grad_x2, grad_weight, grad_bias, *rest
+    found = {0: grad_x, 1: None if x2 is None else grad_x2, 2: targets[0], 3: targets[1]}
+    return {**found, 8: modulation[0], 9: modulation[1]}
 
 
-class _GroupNorm(torch.autograd.Function):
-    """Eager autograd around the raw op: a fifth of register_autograd's cost a call."""
-
-    @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        return call_kernel(torch.ops.ddsm_ext.sliced_group_norm.default, *inputs[:8])
-
-    setup_context = staticmethod(_setup_context)
-    backward = staticmethod(once_differentiable(_backward))
-
-
-torch.library.register_autograd(
-    "ddsm_ext::sliced_group_norm", _backward, setup_context=_setup_context
-)
-
-
-def _empty_nhwc(like: Tensor) -> Tensor:
-    return torch.empty(
-        like.shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last
-    )
+_call = differentiable(_OP, _save, _backward, parameters={"weight": 2, "bias": 3})
 
 
 @torch.library.register_fake("ddsm_ext::sliced_group_norm")
@@ -222,11 +243,13 @@ def _fake(
     c2_offset: int,
     eps: float,
     silu: bool,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     statistics = torch.promote_types(x.dtype, torch.float32)
     return (
-        _empty_nhwc(x),
-        x.new_empty(0) if x2 is None else _empty_nhwc(x2),
+        empty_nhwc(x, *x.shape),
+        x.new_empty(0) if x2 is None else empty_nhwc(x2, *x2.shape),
         x.new_empty((x.shape[0], groups), dtype=statistics),  # [N, groups]
         x.new_empty((x.shape[0], groups), dtype=statistics),  # [N, groups]
     )
@@ -236,7 +259,8 @@ def _fake(
 def _fake_backward(
     grad_y: Tensor, grad_y2: Tensor | None, x: Tensor, x2: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor]:
-    return _empty_nhwc(x), x.new_empty(0) if x2 is None else _empty_nhwc(x2)
+    grad_x2 = x.new_empty(0) if x2 is None else empty_nhwc(x2, *x2.shape)
+    return empty_nhwc(x, *x.shape), grad_x2
 
 
 @register_flop_formula(

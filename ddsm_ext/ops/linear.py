@@ -8,23 +8,24 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-from ddsm_ext.ops._arguments import (
+from ddsm_ext.ops._call import (
     autocast_dtype,
-    call_kernel,
+    below_autograd,
     check_accumulate,
     check_bias,
     check_c_out,
     check_tensor,
     check_weight_match,
+    differentiable,
     factor_beside,
-    grad_buffer,
+    grad_targets,
+    matmul_tf32,
+    needs_grad,
+    runs_native,
     shape_text,
 )
-from ddsm_ext.ops._dispatch import runs_native
-from ddsm_ext.ops._precision import matmul_tf32
 
 _OP = "sliced_linear"
 
@@ -60,15 +61,11 @@ def sliced_linear(
     if dtype is not None:
         x = x.to(dtype)
     tensors = (x, weight, bias)
-    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    if not runs_native(_OP, x, needs_grad=needs_grad):
+    training = needs_grad(*tensors)
+    if not runs_native(_OP, x, needs_grad=training):
         return sliced_linear_ref(x, weight, bias, c_out)
-    tf32 = matmul_tf32(x)
-    if torch.compiler.is_compiling():
-        return torch.ops.ddsm_ext.sliced_linear(*tensors, c_out, tf32)
-    if needs_grad:
-        return _SlicedLinear.apply(*tensors, c_out, tf32, accumulate_grad)
-    return _forward(*tensors, c_out, tf32)
+    numbers = (c_out, matmul_tf32(x))
+    return _call(*tensors, *numbers, needs_grad=training, accumulate_grad=accumulate_grad)
 
 
 def sliced_linear_ref(x: Tensor, weight: Tensor, bias: Tensor | None, c_out: int) -> Tensor:
@@ -116,66 +113,34 @@ def _fake_grad_weight(
     return None
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, c_out: int, tf32: bool) -> Tensor:
+def _run(
+    training: bool, x: Tensor, weight: Tensor, bias: Tensor | None, c_out: int, tf32: bool
+) -> Tensor:
     factors = (factor_beside(x, weight), factor_beside(x, bias))
-    return call_kernel(torch.ops.ddsm_ext.sliced_linear.default, x, *factors, c_out, tf32)
+    with below_autograd():
+        return torch.ops.ddsm_ext.sliced_linear.default(x, *factors, c_out, tf32)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:3])
     ctx.tf32 = inputs[4]
 
 
-def _grad_x(ctx: Any, grad_y: Tensor) -> Tensor | None:
-    x, weight, _bias = ctx.saved_tensors
-    if not ctx.needs_input_grad[0]:
-        return None
-    factor = factor_beside(grad_y, weight)
-    return torch.ops.ddsm_ext.sliced_linear_grad_x(grad_y, factor, x.shape[-1], ctx.tf32)
-
-
-def _backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad_y: Tensor) -> dict[int, Tensor | None]:
     """Gradients of x and full-size ones of weight and bias, zero outside the prefix."""
     x, weight, bias = ctx.saved_tensors
-    _, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-    grad_weight = grad_bias = None
-    if wants_weight or wants_bias:
-        grad_weight = torch.zeros_like(weight)  # [c_out_max, c_in_max]
-        grad_bias = torch.zeros_like(bias) if wants_bias else None  # [c_out_max]
-        torch.ops.ddsm_ext.sliced_linear_grad_weight(grad_y, x, grad_weight, grad_bias, ctx.tf32)
-    return _grad_x(ctx, grad_y), grad_weight if wants_weight else None, grad_bias, None, None
+    grad_x = None
+    if ctx.needs_input_grad[0]:
+        factor = factor_beside(grad_y, weight)
+        grad_x = torch.ops.ddsm_ext.sliced_linear_grad_x(grad_y, factor, x.shape[-1], ctx.tf32)
+    grad_weight, grad_bias = grad_targets(ctx, weight, bias)
+    if grad_weight is not None or grad_bias is not None:
+        into = torch.zeros_like(weight) if grad_weight is None else grad_weight
+        torch.ops.ddsm_ext.sliced_linear_grad_weight(grad_y, x, into, grad_bias, ctx.tf32)
+    return {0: grad_x, 1: grad_weight, 2: grad_bias}
 
 
-torch.library.register_autograd("ddsm_ext::sliced_linear", _backward, setup_context=_setup_context)
-
-
-class _SlicedLinear(torch.autograd.Function):
-    """The eager path: less per call than register_autograd's, and `accumulate_grad`."""
-
-    @staticmethod
-    def forward(*args: Any) -> Tensor:
-        return _forward(*args[:-1])
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _setup_context(ctx, inputs[:-1], output)
-        # The parameters themselves: saved_tensors may give other tensor objects.
-        ctx.owners = (inputs[1], inputs[2]) if inputs[-1] else None
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
-        if ctx.owners is None:
-            return *_backward(ctx, grad_y), None
-        weight, bias = ctx.owners
-        _, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        if wants_weight or wants_bias:
-            grad_weight = grad_buffer(weight) if wants_weight else torch.zeros_like(weight)
-            grad_bias = grad_buffer(bias) if wants_bias else None
-            x = ctx.saved_tensors[0]
-            grads = (grad_weight, grad_bias)
-            torch.ops.ddsm_ext.sliced_linear_grad_weight(grad_y, x, *grads, ctx.tf32)
-        return _grad_x(ctx, grad_y), *[None] * 5
+_call = differentiable(_OP, _save, _backward, parameters={"weight": 1, "bias": 2}, run=_run)
 
 
 def _flops(x: Any, weight: Any, bias: Any, c_out: int, *args: Any, **kwargs: Any) -> int:

@@ -8,14 +8,12 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "SamplerConfig": "config",
-        "StepRunner": "runner",
         "Step": "plan",
         "Strategy": "strategy",
         "plan_coefficients": "plan",
         "plan_log_snrs": "plan",
         "plan_steps": "plan",
         "sample": "samplers",
-        "shard_seeds": "samplers",
         "to_uint8": "samplers",
     },
 )

@@ -14,7 +14,6 @@ from ddsm_ext.diffusion.noise import as_seeds, normal
 from ddsm_ext.diffusion.schedule import NoiseSchedule
 from ddsm_ext.sampling.config import SamplerConfig
 from ddsm_ext.sampling.plan import Coefficients, Step, plan_coefficients, plan_steps
-from ddsm_ext.sampling.runner import Network, StepRunner
 from ddsm_ext.sampling.strategy import Strategy
 
 # Counter streams: x_T is (stream 0, step 0), the noise of the sampler's i-th step (stream 1, i).
@@ -25,6 +24,7 @@ STEP_STREAM = 1
 _NOISE_CHUNK_ELEMENTS = 2**18
 _NOISE_CHUNK_ELEMENTS_CUDA = 2**22
 
+Network = Callable[[Tensor, Tensor, float], Tensor]
 Progress = Callable[[int, int], None]
 Callback = Callable[[int, Tensor, Tensor], None]
 
@@ -58,14 +58,13 @@ def sample(
     dtype: torch.dtype = torch.float32,
     progress: Progress | None = None,
     callback: Callback | None = None,
-    compiled: bool = True,
 ) -> Tensor:
     """Draw one image per seed; an image depends on its seed, not on its batch.
 
     Args:
         net: called as `net(x, t, width)`: x [n, C, H, W] channels_last, t [n] int64, width float,
-            returning [n, C, H, W]; a module runs in eval mode. A `StepRunner` is told its shapes.
-            A network with a method `step_runner` is run by what that returns.
+            returning [n, C, H, W]; a module runs in eval mode, in which a `SlimmableNetwork` runs
+            its compiled steps (its `run_modules` never does).
         schedule: the noise schedule that the network was trained with.
         strategy: width per noise level, or one width in (0, 1] for all steps.
         seeds: [N] integers, one per image.
@@ -78,7 +77,6 @@ def sample(
             for dtype float64).
         progress: called after every step with (steps done, steps in all), over all batches.
         callback: called in every step with (step index, x_t, predicted x0) of the running batch.
-        compiled: use the network's `step_runner` if it has one; False calls the network itself.
 
     Returns:
         [N, C, H, W] float32 on `device`, clipped to [-1, 1].
@@ -95,7 +93,7 @@ def sample(
     seeds = as_seeds(seeds)
     steps = plan_steps(schedule, strategy, sampler)
     run = _Run(
-        net=net.step_runner() if compiled and hasattr(net, "step_runner") else net,
+        net=net,
         steps=steps,
         coefficients=plan_coefficients(schedule, steps, sampler, parameterisation),
         timesteps=torch.tensor([step.t for step in steps], dtype=torch.int64, device=device),
@@ -129,23 +127,6 @@ def to_uint8(images: Tensor) -> Tensor:
     if not images.is_floating_point():
         raise TypeError(f"to_uint8: images has dtype {images.dtype}; need floating point")
     return ((images.float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
-
-
-def shard_seeds(seeds: Tensor | Iterable[int], rank: int, world_size: int) -> Tensor:
-    """Return the contiguous part of `seeds` that `rank` of `world_size` samples.
-
-    Parts differ in length by at most one, and joined in rank order they are `seeds`.
-
-    Raises:
-        ValueError: `rank` is outside [0, world_size).
-    """
-    if not 0 <= rank < world_size:
-        raise ValueError(
-            f"shard_seeds: rank is {rank} of {world_size}; need 0 <= rank < world_size"
-        )
-    seeds = as_seeds(seeds)
-    n = seeds.numel()
-    return seeds[n * rank // world_size : n * (rank + 1) // world_size]
 
 
 def _check_arguments(
@@ -185,9 +166,6 @@ def _sample_batch(run: _Run, seeds: Tensor, report: Callable[[int], None]) -> Te
     n, count = len(seeds), len(run.steps)
     state_dtype = torch.promote_types(run.dtype, torch.float32)
     seeds = seeds.to(run.device)
-    if isinstance(run.net, StepRunner):
-        widths = sorted({step.width for step in run.steps}, reverse=True)
-        run.net.prepare(widths, (n, *run.shape), run.dtype, run.device)
     x = normal(seeds, 0, run.shape, stream=INITIAL_STREAM, dtype=state_dtype)  # [n, C, H, W]
     x = x.contiguous(memory_format=torch.channels_last)
     step_noise = _step_noise(run, seeds, state_dtype)

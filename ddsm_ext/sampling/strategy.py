@@ -108,7 +108,7 @@ class Strategy:
         segment_widths, cuts = [widths[-1]], []
         for t in range(len(widths) - 2, -1, -1):  # from noisy to clean
             if widths[t] != segment_widths[-1]:
-                cuts.append(_halfway(log_snrs[t + 1], log_snrs[t]))
+                cuts.append(halfway(log_snrs[t + 1], log_snrs[t]))
                 segment_widths.append(widths[t])
         if origin is None:
             origin = {"kind": "timestep widths", "timesteps": len(widths)}
@@ -132,31 +132,6 @@ class Strategy:
         """Return width -> number of `log_snrs` that run at it, widest first."""
         used = self.widths_for(log_snrs)
         return {width: used.count(width) for width in sorted(set(used), reverse=True)}
-
-    def mean_cost(self, cost_by_width: Mapping[float, float], log_snrs: Iterable[float]) -> float:
-        """Return the mean cost of a step over `log_snrs`, in the unit of `cost_by_width`.
-
-        Args:
-            cost_by_width: cost of one step at each width (MACs, ms, ...).
-            log_snrs: noise levels of the sampler's steps, at least one.
-
-        Raises:
-            ValueError: a width has no cost, or there are no steps.
-        """
-        counts = self.counts(log_snrs)
-        steps = sum(counts.values())
-        if steps == 0:
-            raise ValueError("Strategy.mean_cost: got no log-SNRs; need one per sampling step")
-        return sum(n * _cost(cost_by_width, width) for width, n in counts.items()) / steps
-
-    def simplified(self) -> Strategy:
-        """Return an equal mapping with neighbouring segments of one width merged."""
-        widths, cuts = [self.widths[0]], []
-        for cut, width in zip(self.cuts, self.widths[1:], strict=True):
-            if width != widths[-1]:
-                cuts.append(cut)
-                widths.append(width)
-        return Strategy(tuple(widths), tuple(cuts), self.origin)
 
     def to_json(self) -> str:
         """Return the strategy as JSON text with version, widths, cuts and origin."""
@@ -276,21 +251,10 @@ def _json_mapping(origin: object) -> dict[str, Any]:
         raise TypeError(f"Strategy: origin is not JSON: {_sentence(error)}") from None
 
 
-def _halfway(low: float, high: float) -> float:
+def halfway(low: float, high: float) -> float:
     """Return a cut in (low, high]; `high` itself when no float lies between the two."""
     middle = low + 0.5 * (high - low)
     return middle if middle > low else high
-
-
-def _cost(cost_by_width: Mapping[float, float], width: float) -> float:
-    if width in cost_by_width:
-        return cost_by_width[width]
-    # A width read back from text or made by arithmetic may differ in its last bits.
-    for known, cost in cost_by_width.items():
-        if math.isclose(known, width, rel_tol=1e-9):
-            return cost
-    listed = ", ".join(str(known) for known in sorted(cost_by_width, reverse=True))
-    raise ValueError(f"Strategy.mean_cost: width {width} has no cost; costs are for {listed}")
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

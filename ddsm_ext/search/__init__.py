@@ -16,10 +16,8 @@ __getattr__, __dir__, __all__ = attach(
         "macs_table": "cost_table",
         "measure_ms": "cost_table",
         "measure_sensitivity": "sensitivity",
-        "paired_sample_error": "objective",
         "search": "engine",
         "solve_budget": "budget",
-        "solve_budget_segments": "budget",
         "terminal_progress": "progress",
     },
 )

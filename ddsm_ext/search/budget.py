@@ -36,7 +36,10 @@ class BudgetSolution:
 
 
 def solve_budget(
-    errors: np.ndarray, costs: Sequence[float] | np.ndarray, budget: float
+    errors: np.ndarray,
+    costs: Sequence[float] | np.ndarray,
+    budget: float,
+    segments: int | None = None,
 ) -> BudgetSolution:
     """argmin over w of sum_s errors[s, w_s] subject to sum_s costs[w_s] <= budget, exactly.
 
@@ -44,23 +47,7 @@ def solve_budget(
         errors: [S, W] error that step s makes with width index w; finite.
         costs: [W] or [S, W] cost of a step with each width; positive.
         budget: most that all steps together may cost, in the unit of `costs`.
-
-    Raises:
-        ValueError: the budget is below the cheapest strategy, or an argument is malformed.
-    """
-    return solve_budget_segments(errors, costs, budget, segments=None)
-
-
-def solve_budget_segments(
-    errors: np.ndarray, costs: Sequence[float] | np.ndarray, budget: float, segments: int | None
-) -> BudgetSolution:
-    """Like `solve_budget`, with at most `segments` runs of constant width along the steps.
-
-    Args:
-        errors: [S, W] error that step s makes with width index w; finite.
-        costs: [W] or [S, W] cost of a step with each width; positive.
-        budget: most that all steps together may cost, in the unit of `costs`.
-        segments: most runs of equal width; None means no limit.
+        segments: most runs of equal width along the steps; None means no limit.
 
     Raises:
         ValueError: the budget is below the cheapest strategy, or an argument is malformed.

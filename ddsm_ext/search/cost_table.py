@@ -9,17 +9,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ddsm_ext.bench.timing import interleaved
+from ddsm_ext.graph.config import NetworkConfig
+from ddsm_ext.graph.count import macs
 from ddsm_ext.io.files import read_json, write_json
 from ddsm_ext.io.run_dir import machine_info
-from ddsm_ext.models.config import UNetConfig
-from ddsm_ext.models.macs import unet_macs
 
 VERSION = 1
 # What makes a time measured elsewhere another quantity; the date is not among them
-_MUST_MATCH = ("machine", "cpu", "gpu", "device", "torch", "threads", "batch", "dtype", "network")
+_MUST_MATCH = ("machine", "cpu", "gpu", "device", "torch", "threads", "batch", "dtype", "network",
+               "steps")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def _check_conditions(
 
 
 def macs_table(
-    config: UNetConfig, widths: Sequence[float], *, attention_products: bool = True
+    config: NetworkConfig, widths: Sequence[float], *, attention_products: bool = True
 ) -> CostTable:
     """Return the MACs of one image and step at each width.
 
@@ -122,7 +125,7 @@ def macs_table(
         attention_products: count the two products of each attention layer too.
     """
     costs = {
-        float(w): float(unet_macs(config, w, attention_products=attention_products)) for w in widths
+        float(w): float(macs(config, w, attention_products=attention_products)) for w in widths
     }
     return CostTable("macs", costs)
 
@@ -150,6 +153,7 @@ def conditions(*, batch: int, dtype: str, device: str, network: str) -> dict[str
         "batch": batch,
         "dtype": dtype,
         "network": network,
+        "steps": "compiled",  # as the sampler runs them; earlier tables timed the modules
     }
 
 
@@ -188,20 +192,16 @@ def measure_ms(
             f"measure_ms: {len(widths)} widths, {rounds} rounds, {warmup_rounds} to warm up, batch "
             f"{batch}; needs at least 1 width, 1 round, 0 to warm up, batch 1"
         )
-    times: dict[float, list[float]] = {float(w): [] for w in widths}
-    order = list(times)
-    for number in range(warmup_rounds + rounds):
-        shift = number % len(order)
-        for width in order[shift:] + order[:shift]:
-            start = clock()
-            run_step(width)
-            elapsed = clock() - start
-            if number >= warmup_rounds:
-                times[width].append(1000.0 * elapsed / batch)
-        if progress is not None:
-            progress(number + 1, warmup_rounds + rounds)
+    times = interleaved(
+        {float(width): partial(run_step, width) for width in widths},
+        rounds=rounds,
+        warmup_rounds=warmup_rounds,
+        min_sample_ms=0.0,
+        clock=clock,
+        progress=progress,
+    )
     stamp = {"date": datetime.now(UTC).isoformat(timespec="seconds")}
-    spread = {width: _spread(values) for width, values in times.items()}
+    spread = {w: _spread([ms / batch for ms in t.rounds_ms]) for w, t in times.items()}
     costs = {width: values["median_ms"] for width, values in spread.items()}
     return CostTable("ms", costs, {**(conditions or {}), **stamp}, spread)
 

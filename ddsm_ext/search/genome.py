@@ -11,14 +11,13 @@ widths (segments)], and holds its spare segments as cuts with the same width on 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ddsm_ext.sampling.strategy import Strategy
+from ddsm_ext.sampling.strategy import Strategy, halfway
 
 
 @dataclass(frozen=True, order=True)
@@ -114,11 +113,7 @@ class StrategySpace:
         Raises:
             ValueError: the genome has more segments than the space.
         """
-        if len(genome.widths) > self.segments:
-            raise ValueError(
-                f"search: a strategy has {len(genome.widths)} segments; "
-                f"needs at most {self.segments}"
-            )
+        self._check_segments(genome)
         edges = [0.0, *(b / len(self.levels) for b in genome.boundaries), 1.0]
         widths = list(genome.widths)
         while len(widths) < self.segments:
@@ -126,6 +121,13 @@ class StrategySpace:
             edges.insert(i + 1, 0.5 * (edges[i] + edges[i + 1]))
             widths.insert(i, widths[i])
         return np.array([*edges[1:-1], *widths], dtype=np.float64)
+
+    def _check_segments(self, genome: Genome) -> None:
+        if len(genome.widths) > self.segments:
+            raise ValueError(
+                f"search: a strategy has {len(genome.widths)} segments; "
+                f"needs at most {self.segments}"
+            )
 
     def constant(self, width_index: int) -> Genome:
         """Return the genome with one width everywhere."""
@@ -141,28 +143,8 @@ class StrategySpace:
             ValueError: it has more segments than the space.
         """
         genome = self.canonical(range(1, len(self.levels)), choice)
-        if len(genome.widths) > self.segments:
-            raise ValueError(
-                f"search: a strategy has {len(genome.widths)} segments; "
-                f"needs at most {self.segments}"
-            )
+        self._check_segments(genome)
         return genome
-
-    def from_strategy(self, strategy: Strategy) -> Genome:
-        """Return the genome of a strategy.
-
-        Raises:
-            ValueError: it uses a width that the space lacks, or has too many segments.
-        """
-        choice = []
-        for width in strategy.widths_for(self.levels.tolist()):
-            near = [i for i, w in enumerate(self.widths) if math.isclose(w, width, rel_tol=1e-9)]
-            if not near:
-                raise ValueError(
-                    f"search: a strategy uses width {width:g}; needs one of {list(self.widths)}"
-                )
-            choice.append(near[0])
-        return self.from_levels(choice)
 
     def strategy(self, genome: Genome, origin: Mapping[str, Any] | None = None) -> Strategy:
         """Return the `Strategy` of a genome; each cut lies midway between its two levels.
@@ -172,7 +154,7 @@ class StrategySpace:
             origin: where the strategy comes from, stored in it; None stores nothing.
         """
         cuts = [
-            _halfway(float(self.levels[b - 1]), float(self.levels[b])) for b in genome.boundaries
+            halfway(float(self.levels[b - 1]), float(self.levels[b])) for b in genome.boundaries
         ]
         widths = [self.widths[i] for i in genome.widths]
         return Strategy(cuts=tuple(cuts), widths=tuple(widths), origin=dict(origin or {}))
@@ -194,9 +176,3 @@ class StrategySpace:
         """Return the genome of `to_row`'s values."""
         index = {w: i for i, w in enumerate(self.widths)}
         return Genome(tuple(row["boundaries"]), tuple(index[w] for w in row["widths"]))
-
-
-def _halfway(low: float, high: float) -> float:
-    """Return a cut in (low, high]; a level equal to a cut belongs to the cleaner segment."""
-    middle = low + 0.5 * (high - low)
-    return middle if middle > low else high

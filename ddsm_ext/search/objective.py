@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,9 +12,10 @@ from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.search.config import SearchConfig
 from ddsm_ext.search.cost_table import CostTable
 from ddsm_ext.search.genome import Genome, StrategySpace
+from ddsm_ext.width import find_width
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 Quality = Callable[[Strategy], float]
 
@@ -50,13 +51,14 @@ class StepCost:
 
 
 def _lookup(table: Mapping[float, float], width: float) -> float:
-    for known, cost in table.items():
-        if math.isclose(known, width, rel_tol=1e-9):
-            if not (math.isfinite(cost) and cost > 0):
-                raise ValueError(f"search: the cost of width {width:g} is {cost}; needs > 0")
-            return float(cost)
-    listed = ", ".join(f"{w:g}" for w in table)
-    raise ValueError(f"search: the cost table has no width {width:g}; it has {listed}")
+    index = find_width(table, width)
+    if index is None:
+        listed = ", ".join(f"{w:g}" for w in table)
+        raise ValueError(f"search: the cost table has no width {width:g}; it has {listed}")
+    cost = list(table.values())[index]
+    if not (math.isfinite(cost) and cost > 0):
+        raise ValueError(f"search: the cost of width {width:g} is {cost}; needs > 0")
+    return float(cost)
 
 
 def cost_per_width(
@@ -125,34 +127,5 @@ def additive_quality(
     def quality(strategy: Strategy) -> float:
         columns = [index[w] for w in strategy.widths_for(log_snrs)]
         return float(table[rows, columns].mean())
-
-    return quality
-
-
-def paired_sample_error(
-    sample: Callable[[Strategy], Tensor], reference: Tensor | None = None
-) -> Quality:
-    """quality(strategy) = mean squared difference to the full width's images from the same noise.
-
-    Args:
-        sample: strategy -> images [N, C, H, W], from the same seeds at every call.
-        reference: the full width's images; None means `sample(Strategy.constant(1.0))`, made once.
-
-    Raises:
-        ValueError: a sample has another shape than the reference (when the quality is called).
-    """
-    kept: list[Any] = [] if reference is None else [reference]
-
-    def quality(strategy: Strategy) -> float:
-        if not kept:
-            kept.append(sample(Strategy.constant(1.0)))
-        images, full = sample(strategy), kept[0]
-        if images.shape != full.shape:
-            raise ValueError(
-                f"paired_sample_error: a sample has shape {list(images.shape)}; needs the "
-                f"reference's {list(full.shape)}"
-            )
-        # float64: differences of nearly equal images
-        return float((images.double() - full.double()).square().mean())
 
     return quality

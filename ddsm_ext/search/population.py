@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ddsm_ext.search.budget import solve_budget_segments
+from ddsm_ext.search.budget import solve_budget
 from ddsm_ext.search.genome import Genome, StrategySpace
 from ddsm_ext.search.objective import StepCost
 
@@ -64,7 +64,7 @@ def budget_genomes(
         limit = budget * cost.full
         if limit < cost.per_width.min() * space.steps:
             continue
-        solution = solve_budget_segments(level_errors, level_costs, limit, space.segments)
+        solution = solve_budget(level_errors, level_costs, limit, space.segments)
         genome = space.from_levels(solution.choice)
         if genome not in found:
             found.append(genome)

@@ -7,7 +7,6 @@ width alone.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ddsm_ext.io.files import read_json, write_json
+from ddsm_ext.width import find_width
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,12 +88,12 @@ class Sensitivity:
         return table * factor[:, None]
 
     def _column(self, width: float) -> int:
-        for i, known in enumerate(self.widths):
-            if math.isclose(known, width, rel_tol=1e-9):
-                return i
-        raise ValueError(
-            f"sensitivity: width {width:g} was not measured; needs one of {list(self.widths)}"
-        )
+        index = find_width(self.widths, width)
+        if index is None:
+            raise ValueError(
+                f"sensitivity: width {width:g} was not measured; needs one of {list(self.widths)}"
+            )
+        return index
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON, all of it or nothing."""

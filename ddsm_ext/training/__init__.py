@@ -13,7 +13,6 @@ __getattr__, __dir__, __all__ = attach(
         "TrainConfig": "config",
         "TrainResult": "loop",
         "load_dataset": "data",
-        "sandwich_step": "sandwich",
         "train": "loop",
     },
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -36,25 +36,6 @@ class ImageDataset:
         """(C, H, W) of every image."""
         _, channels, height, width = self.images.shape
         return channels, height, width
-
-    def select(self, indices: NDArray[np.int64]) -> ImageDataset:
-        """Sub-set of these images, in this order, with a digest of its own."""
-        labels = None if self.labels is None else self.labels[indices]
-        images = self.images[indices]
-        return replace(self, images=images, labels=labels, digest=_digest(images, labels))
-
-    def split(self, held_out: float, seed: int = 0) -> tuple[ImageDataset, ImageDataset]:
-        """Disjoint (training, held-out) parts; the same images for the same count and seed.
-
-        Args:
-            held_out: fraction in the second part, at least one image; 0 < held_out < 1.
-            seed: which images are held out.
-
-        Raises:
-            ValueError: the fraction is out of range, or there are fewer than two images.
-        """
-        kept, out = split_indices(len(self), held_out, seed)
-        return self.select(kept), self.select(out)
 
 
 def split_indices(

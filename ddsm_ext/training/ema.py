@@ -38,7 +38,7 @@ class Ema:
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over a saved average of the same names and shapes."""
-        copy_tensors(tensors, self.tensors, "ema")
+        copy_tensors(tensors, self.tensors, "checkpoint: ema")
 
     @contextlib.contextmanager
     def applied_to(self, net: nn.Module) -> Iterator[nn.Module]:
@@ -64,7 +64,7 @@ def copy_tensors(source: Mapping[str, Tensor], target: Mapping[str, Tensor], wha
     Args:
         source: saved tensors.
         target: tensors that receive them, e.g. a `state_dict()`.
-        what: name of the group in errors.
+        what: what errors call the saved tensors.
 
     Raises:
         ValueError: names or shapes differ.
@@ -73,13 +73,13 @@ def copy_tensors(source: Mapping[str, Tensor], target: Mapping[str, Tensor], wha
     if missing or extra:
         shown = f"lacks {missing[0]!r}" if missing else f"has an unknown {extra[0]!r}"
         raise ValueError(
-            f"checkpoint: {what} {shown} ({len(missing)} missing, {len(extra)} unknown names); "
+            f"{what} {shown} ({len(missing)} missing, {len(extra)} unknown names); "
             "need a checkpoint of this network"
         )
     for name, tensor in target.items():
         if source[name].shape != tensor.shape:
             raise ValueError(
-                f"checkpoint: {what} {name!r} is {list(source[name].shape)}, the network has "
+                f"{what} {name!r} is {list(source[name].shape)}, the network has "
                 f"{list(tensor.shape)}; need a checkpoint of this network"
             )
     for name, tensor in target.items():

@@ -206,30 +206,6 @@ class Sandwich:
         self.optimizer.step()
 
 
-def sandwich_step(
-    net: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    x0: Tensor,
-    step: int,
-    *,
-    schedule: NoiseSchedule,
-    config: TrainConfig,
-    parameterisation: str = "epsilon",
-) -> StepResult:
-    """One sandwich step of one process; see `Sandwich.step`.
-
-    Args:
-        net: called as (x [N, C, H, W], t [N], width) -> [N, C, H, W].
-        optimizer: over the network's parameters.
-        x0: images in [-1, 1], [N, C, H, W].
-        step: 0-based step.
-        schedule: noise schedule.
-        config: training settings.
-        parameterisation: what the network predicts.
-    """
-    return Sandwich(net, optimizer, schedule, config, parameterisation).step(x0, step)
-
-
 def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """Adam or AdamW over all parameters, with the fused kernel."""
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW

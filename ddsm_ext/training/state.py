@@ -147,7 +147,7 @@ class Snapshot:
         checkpoint = load_checkpoint(path)
         self._check_same_run(checkpoint)
         tensors = checkpoint.tensors
-        copy_tensors(tensors["model"], self.net.state_dict(), "model")
+        copy_tensors(tensors["model"], self.net.state_dict(), "checkpoint: model")
         self.ema.load(tensors["ema"])
         load_optimizer(self.net, self.optimizer, tensors["optim"])
         if cut_log:
@@ -185,27 +185,3 @@ def _cut_log(path: Path, step: int) -> None:
     kept = [row for row in rows if isinstance(row.get("step"), int) and row["step"] <= step]
     if len(kept) != len(rows):
         write_atomic(path, "".join(to_json(row) + "\n" for row in kept).encode())
-
-
-def load_trained(run_dir: str | Path, net: nn.Module, *, averaged: bool = True) -> int:
-    """Put the weights of a run's newest complete checkpoint into a network.
-
-    Args:
-        run_dir: run folder.
-        net: network of the same configuration, on any device.
-        averaged: take the averaged weights instead of the last ones.
-
-    Returns:
-        Steps that the weights were trained for.
-
-    Raises:
-        FileNotFoundError: the run has no complete checkpoint.
-        ValueError: it belongs to another network.
-    """
-    path = newest_complete(run_dir)
-    if path is None:
-        raise FileNotFoundError(f"{run_dir}: holds no complete checkpoint; need a trained run")
-    group = "ema" if averaged else "model"
-    checkpoint = load_checkpoint(path, [group])
-    copy_tensors(checkpoint.tensors[group], net.state_dict(), group)
-    return checkpoint.step

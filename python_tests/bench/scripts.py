@@ -22,5 +22,6 @@ def load(name: str, file: Path, folder: Path | None = None) -> ModuleType:
     return module
 
 
-SUITE = ROOT / "benchmarks" / "gpu_suite"
-load("gpu_suite", SUITE / "__init__.py", SUITE)
+for package in ("published", "gpu_suite"):
+    folder = ROOT / "benchmarks" / package
+    load(package, folder / "__init__.py", folder)

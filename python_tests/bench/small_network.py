@@ -1,9 +1,10 @@
-"""A network small enough to time in tests, sliced as the reference code slices."""
+"""Networks small enough to time in tests."""
 
 from __future__ import annotations
 
-from ddsm_ext.models import UNetConfig
+from ddsm_ext.models import ADMConfig, UNetConfig
 
+# Sliced as the reference code slices.
 SMALL = UNetConfig(
     image_size=8,
     ch=64,
@@ -14,4 +15,16 @@ SMALL = UNetConfig(
     norm="fixed_groups",
     concat_slicing="prefix",
     time_table_rows=1000,
+)
+# Scale-shift norms, halved and enlarged images, labels, several heads.
+ADM = ADMConfig(
+    image_size=8,
+    ch=32,
+    ch_mult=(1, 2),
+    attn=(1,),
+    num_res_blocks=1,
+    dropout=0.0,
+    groups=16,
+    head_channels=16,
+    num_classes=5,
 )

@@ -5,29 +5,29 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from bench.small_network import SMALL
+from bench.small_network import ADM, SMALL
 
 from ddsm_ext.bench.candidates import (
     CANDIDATES,
-    OPS,
     candidates,
     check_agreement,
     relative_error,
 )
 from ddsm_ext.bench.conditions import TOLERANCE, dtype_of
-from ddsm_ext.bench.shapes import ConvShape, NormShape, op_shapes
+from ddsm_ext.graph.shapes import OPS, ConvShape, NormShape, op_shapes
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("op", OPS)
 def test_candidates_agree_at_every_shape(op: str, dtype: str) -> None:
-    for width in (1.0, 0.5):
-        for shape in op_shapes(SMALL, width, op):
-            with torch.no_grad():
-                calls = candidates(shape, 2, dtype_of(dtype))
-                outputs = {name: call() for name, call in calls.items()}
-            assert tuple(outputs) == CANDIDATES
-            assert check_agreement(str(shape), outputs, TOLERANCE[dtype]) >= 0
+    shapes = {s for c in (SMALL, ADM) for width in (1.0, 0.5) for s in op_shapes(c, width, op)}
+    assert shapes
+    for shape in shapes:
+        with torch.no_grad():
+            calls = candidates(shape, 2, dtype_of(dtype))
+            outputs = {name: call() for name, call in calls.items()}
+        assert tuple(outputs) == CANDIDATES
+        assert check_agreement(str(shape), outputs, TOLERANCE[dtype]) >= 0
 
 
 def test_slicing_is_torch_on_a_slice() -> None:

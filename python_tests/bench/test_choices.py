@@ -5,7 +5,7 @@ from __future__ import annotations
 from bench.small_network import SMALL
 
 from ddsm_ext.bench.choices import explain_choices
-from ddsm_ext.bench.shapes import op_shapes
+from ddsm_ext.graph.shapes import op_shapes
 
 
 def test_one_row_a_shape_with_one_choice() -> None:

@@ -21,9 +21,9 @@ from gpu_suite.__main__ import SECOND_RUN_SECONDS, SECONDS, main, query_gpu
 from gpu_suite.running import Place
 from gpu_suite.stages import SM80, STAGES, choose, second_run
 from gpu_suite.tiles import HEADER, constant, tiles
+from published.readme import all_tables, gpu_headlines, speed_section
+from published.results import load_results, save_result
 
-from ddsm_ext.bench.readme import all_tables, gpu_headlines, speed_section
-from ddsm_ext.bench.results import load_results, save_result
 from ddsm_ext.bench.training_step import run_training_step
 from ddsm_ext.bench.unet_step import run_unet_step
 from ddsm_ext.io.run_dir import machine_info

@@ -51,7 +51,7 @@ import ddsm_ext, torch
 from ddsm_ext import _library
 assert ddsm_ext.__file__.startswith({str(site)!r}), ddsm_ext.__file__
 assert _library.native.build_info()["cuda_architectures"] == "90a-real"
-import ddsm_ext.models, ddsm_ext.models.graph_steps, ddsm_ext.sampling, ddsm_ext.bench
+import ddsm_ext.models, ddsm_ext.runtime.cuda, ddsm_ext.sampling, ddsm_ext.bench
 import gpu_suite.compare, gpu_suite.counters, gpu_suite.graph_times, gpu_suite.kernel_table
 import gpu_suite.roofs, gpu_suite.sweep, gpu_suite.whole_step
 y = ddsm_ext.ops.sliced_linear(torch.ones(2, 4), torch.ones(8, 8), torch.ones(8), 3)
@@ -78,11 +78,11 @@ def test_sources_are_those_of_now_and_the_rest_stays(site: Path, tmp_path: Path)
     package = tmp_path / "ddsm_ext"
     shutil.copytree(site / "ddsm_ext", package)
     (package / "ops" / "old.py").write_text("raise SystemExit('an old file')")
-    (package / "models" / "config.py").write_text("raise SystemExit('an old version')")
+    (package / "models" / "unet.py").write_text("raise SystemExit('an old version')")
     put_sources(package)
     assert not (package / "ops" / "old.py").exists()
-    now = (ROOT / "ddsm_ext" / "models" / "config.py").read_bytes()
-    assert (package / "models" / "config.py").read_bytes() == now
+    now = (ROOT / "ddsm_ext" / "models" / "unet.py").read_bytes()
+    assert (package / "models" / "unet.py").read_bytes() == now
     assert (package / "_native.py").exists()
     assert (package / LIBRARY.name).exists()
     assert not list(package.rglob("_native.*.so"))

@@ -63,14 +63,18 @@ def test_whole_steps_are_right_and_a_wrong_one_is_found(tmp_path, monkeypatch, c
     assert 0 < figures["largest_error"] < whole_step.TOLERANCE
     assert figures["faults"] == []
     rows = json.loads((tmp_path / "step.json").read_text())["rows"]
-    assert [row["width"] for row in rows] == [0.5, 0.25]
+    assert [(row["network"], row["width"]) for row in rows] == [
+        (network, width) for network in ("U-Net", "ADM") for width in (0.5, 0.25)
+    ]
     assert all(row["eager_repeats"] and row["replays_repeat"] for row in rows)
 
     monkeypatch.setattr(work, "WIDTHS", (0.25,))
     step_of = work.step_of
     monkeypatch.setattr(work, "step_of", lambda *a: lambda: step_of(*a)() * 1.2)
     assert run(whole_step, monkeypatch) == 1
-    assert "width 0.25, batch 2: eager differs by" in last_line(capsys)["faults"][0]
+    faults = last_line(capsys)["faults"]
+    for network, fault in zip(("U-Net", "ADM"), faults, strict=True):
+        assert fault.startswith(f"{network}, width 0.25, batch 2: eager differs by")
 
 
 def test_kernels_are_counted(tmp_path, monkeypatch, capsys) -> None:
@@ -101,10 +105,11 @@ def test_kernels_have_short_names(name: str, short: str) -> None:
 
 def test_graphs_are_timed_at_every_batch_and_width(tmp_path, monkeypatch, capsys) -> None:
     run(graph_times, monkeypatch, "--json", tmp_path / "graphs.json")
-    times = json.loads((tmp_path / "graphs.json").read_text())["ms_a_step"]
-    assert set(times) == {"2", "1"}
-    assert all(times[b][w]["ms"] > 0 for b in times for w in ("1", "0.5", "0.25"))
-    assert set(last_line(capsys)["ms"]) == {"2", "1"}
+    content, short = json.loads((tmp_path / "graphs.json").read_text()), last_line(capsys)
+    for name, batches in (("ms", {"2", "1"}), ("adm_ms", {"2"})):
+        times = content[f"{name}_a_step"]
+        assert set(times) == set(short[name]) == batches
+        assert all(times[b][w]["ms"] > 0 for b in times for w in ("1", "0.5", "0.25"))
 
 
 def test_the_sweep_takes_the_costliest_shapes_and_times_what_is_accepted(
@@ -180,13 +185,13 @@ def test_slicing_leaves_cudnns_algorithms_as_the_reference_code_does(
 ) -> None:
     fake_gpu.install(monkeypatch)
     seen: dict[str, bool] = {}
-    reference = step_candidates.SlicingUNet.__call__
+    reference = step_candidates.SlicingNetwork.__call__
 
-    def watched(self: object, *arguments: object) -> torch.Tensor:
+    def watched(self: object, **arguments: object) -> torch.Tensor:
         seen["slicing"] = torch.backends.cudnn.benchmark
-        return reference(self, *arguments)
+        return reference(self, **arguments)
 
-    monkeypatch.setattr(step_candidates.SlicingUNet, "__call__", watched)
+    monkeypatch.setattr(step_candidates.SlicingNetwork, "__call__", watched)
     setting = FakeGpu("float32")
     with setting.active(), torch.no_grad():
         steps = step_candidates.prepare_steps(SMALL, [0.5], ["slicing"], 1, setting)

@@ -20,12 +20,12 @@ import ddsm_ext
 from ddsm_ext.cli.config import RunConfig, merge, preset_values
 from ddsm_ext.cli.main import main as ddsm
 from ddsm_ext.eval.classifier import ClassifierConfig, save_classifier, train_classifier
+from ddsm_ext.graph.count import parameter_count
 from ddsm_ext.io.checkpoint import load_checkpoint, newest_complete, save_checkpoint
 from ddsm_ext.io.files import append_jsonl, read_json, read_jsonl, write_json
 from ddsm_ext.io.images import save_png
 from ddsm_ext.io.run_dir import create_run
-from ddsm_ext.models.macs import parameter_count
-from ddsm_ext.models.unet import SlimmableUNet
+from ddsm_ext.models.network import SlimmableNetwork
 
 FOLDER = ROOT / "benchmarks" / "gpu_train"
 load("gpu_train", FOLDER / "__init__.py", FOLDER)
@@ -227,12 +227,12 @@ def test_presets_are_settings_of_ddsm_and_fit_in_eight_files(name: str) -> None:
     assert PRESETS[name].settings["data"].keys() == {"split", "image_size", "channels"}
 
 
-def run_folder(root: Path, given: Path) -> tuple[Path, SlimmableUNet]:
+def run_folder(root: Path, given: Path) -> tuple[Path, SlimmableNetwork]:
     """A run of the preset "tiny" after 40 steps, searched and scored."""
     settings = PRESETS["tiny"].resolved(given / "data", Path("f"), root, 0.57)
     config = RunConfig.from_dict(merge(preset_values("cifar10"), settings))
     run = create_run(root, "gpu-train", config.to_dict())
-    network = SlimmableUNet(config.model, generator=torch.Generator().manual_seed(1))
+    network = SlimmableNetwork(config.model, generator=torch.Generator().manual_seed(1))
     weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     save_checkpoint(run, 40, {"ema": weights, "model": weights}, {})
     rates = [{"step": step, "images_per_s": 10.0 * step} for step in (10, 20, 30, 40)]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import bench.scripts  # noqa: F401  makes published importable
 import pytest
 from bench.small_network import SMALL
+from published.grid import Job, grid_jobs
+from published.results import load_results, save_result
 
-from ddsm_ext.bench.grid import Job, grid_jobs
-from ddsm_ext.bench.results import load_results, save_result
 from ddsm_ext.io.run_dir import machine_info
 
 JOB = Job("inference", 2, "float32", 1, 1, (1.0, 0.5), ("slicing", "ours"), SMALL)

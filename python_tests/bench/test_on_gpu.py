@@ -9,6 +9,7 @@ import pytest
 import torch
 from bench import fake_gpu
 from bench.fake_gpu import FakeGpu
+from bench.scripts import ROOT, load
 from bench.small_network import SMALL
 
 from ddsm_ext.bench.conditions import Setting
@@ -16,11 +17,10 @@ from ddsm_ext.bench.graphs import captured
 from ddsm_ext.bench.network import as_reference, random_network
 from ddsm_ext.bench.ops_table import run_ops
 from ddsm_ext.bench.roof import roof_ms
-from ddsm_ext.bench.shapes import ConvShape, NormShape, least_bytes
-from ddsm_ext.bench.strided_filter import format_strided_filter, run_strided_filter
 from ddsm_ext.bench.table import format_result
 from ddsm_ext.bench.training_step import run_training_step
 from ddsm_ext.bench.unet_step import run_unet_step
+from ddsm_ext.graph.shapes import ConvShape, NormShape, least_bytes
 
 
 @pytest.fixture
@@ -75,9 +75,9 @@ def test_steps(dtype: str) -> None:
 
 @pytest.mark.usefixtures("gpu")
 def test_a_module_that_runs_as_ours_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ddsm_ext.models.step import UNetStepRunner
+    from ddsm_ext.runtime.runner import StepRunner
 
-    monkeypatch.setattr(UNetStepRunner, "reason_against", lambda *_: "plans run elsewhere")
+    monkeypatch.setattr(StepRunner, "reason_against", lambda *_: "plans run elsewhere")
     result = run_unet_step([0.5], 1, "bfloat16", 1, config=SMALL)
     assert result["uncompiled"] == "plans run elsewhere"
     assert "ours ran as the module: plans run elsewhere" in format_result("inference", result)
@@ -85,12 +85,12 @@ def test_a_module_that_runs_as_ours_is_told(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.usefixtures("gpu")
 def test_a_step_that_cannot_be_captured_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ddsm_ext.models.step import UNetStepRunner
+    from ddsm_ext.runtime.runner import StepRunner
 
     def prepare(*_: object) -> None:
         warnings.warn("ddsm_ext: steps run uncompiled: capturing it failed", stacklevel=2)
 
-    monkeypatch.setattr(UNetStepRunner, "prepare", prepare)
+    monkeypatch.setattr(StepRunner, "prepare", prepare)
     result = run_unet_step([0.5], 1, "bfloat16", 1, config=SMALL)
     assert result["uncompiled"].endswith("capturing it failed")
 
@@ -195,12 +195,13 @@ def test_the_roof_is_the_longer_of_products_and_bytes() -> None:
 
 def test_torch_copies_a_sliced_filter_on_the_cpu() -> None:
     """ATen's convolution makes its filter contiguous, which takes the filter's bytes."""
-    result = run_strided_filter(Setting("float32"), batch=1, rounds=1)
+    script = load("bench_strided_filter", ROOT / "benchmarks" / "bench_strided_filter.py")
+    result = script.run_strided_filter(Setting("float32"), batch=1, rounds=1)
     for row in result["rows"]:
         assert row["copied"]
         assert row["extra_bytes"] == row["filter_bytes"]
         assert row["error"] < 1e-6
-    assert "filter copied" in format_strided_filter(result)
+    assert "filter copied" in script.format_strided_filter(result)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from ddsm_ext.bench.figure import step_figure
-from ddsm_ext.bench.readme import (
+from bench.scripts import ROOT  # makes published importable
+from published.figure import step_figure
+from published.readme import (
     BEGIN,
     END,
     all_tables,
@@ -16,9 +16,7 @@ from ddsm_ext.bench.readme import (
     replace_section,
     speed_section,
 )
-from ddsm_ext.bench.results import load_results
-
-ROOT = Path(__file__).resolve().parents[2]
+from published.results import load_results
 
 
 def result(batch: int = 8, dtype: str = "float32", threads: int = 1) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def test_norm_attention_and_linears() -> None:
         call(
             "sliced_group_norm_apply",
             [tensor(2, 32, 16, 16), tensor(2, 16, 16, 16), tensor(48), tensor(48), 8, 32, 1e-5,
-             True, tensor(1), tensor(1), True],
+             True, tensor(1), tensor(1), None, None, False, True],
             "group_norm_apply",
         )
     )  # fmt: skip
@@ -155,10 +155,26 @@ def test_norm_attention_and_linears() -> None:
     assert attention.nbytes == 2 * 4 * 2 * 256 * 64
 
     weights, biases = [tensor(64, 64)] * 2, [tensor(64)] * 2
-    arguments = [tensor(4, 32), weights, biases, [16, 24], False, True, False]
+    arguments = [tensor(4, 32), weights, biases, [16, 24], None, False, True, False]
     linear = cost_of(call("sliced_linear_fused", arguments, "linear_rows"))
     assert linear.macs == 4 * 32 * 40
     assert linear.nbytes == 2 * (4 * 32 + 40 * 33 + 4 * 40)
+
+
+def test_halved_norms_and_resampling() -> None:
+    """A quarter of the pixels is written; scale and shift are read once an image."""
+    x, row = tensor(2, 32, 16, 16), tensor(2, 32)
+    arguments = [x, None, tensor(32), tensor(32), 8, 32, 1e-5, True, tensor(1), None, row, row]
+    halved = cost_of(
+        call("sliced_group_norm_apply", [*arguments, True, True], "group_norm_apply_down")
+    )
+    numbers = 2 * 256 * 32
+    assert halved.nbytes == 2 * (numbers + numbers // 4 + 2 * 32 + 2 * 64) + 8 * 2 * 4 * 32
+    assert halved.what == "32 at 16x16, halved"
+    for up, written in ((True, 4 * numbers), (False, numbers // 4)):
+        found = cost_of(call("resample", [x, up, 1.0, True], f"resample_{'up' if up else 'down'}"))
+        assert found.nbytes == 2 * (numbers + written)
+        assert found.macs == 0
 
 
 def test_time_is_the_longest_of_three() -> None:
@@ -174,7 +190,7 @@ def test_time_is_the_longest_of_three() -> None:
 def test_an_edge_is_short_where_the_kernel_before_lets_one_begin() -> None:
     q = tensor(1, 1, 64, 64)
     calls = [
-        call("sinusoidal_embedding", [tensor(2), 32, None, q], "sinusoidal", overlaps=False),
+        call("sinusoidal_embedding", [tensor(2), 32, False, None, q], "sinusoidal", overlaps=False),
         conv(tensor(2, 3, 32, 32), None, [tensor(96, 3, 3, 3)], 96, kernel="conv_head"),
         call("sliced_attention", [q, q, q, None], "attention", overlaps=False),
         conv(tensor(1, 64, 8, 8), None, [tensor(64, 64, 1, 1)], 64),

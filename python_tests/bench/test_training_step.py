@@ -12,25 +12,25 @@ from bench.small_network import SMALL
 from ddsm_ext.bench.network import random_inputs, random_network
 from ddsm_ext.bench.table import format_result
 from ddsm_ext.bench.training_step import check_gradients, run_training_step, sandwich_calls
-from ddsm_ext.models import SlimmableUNet
-from ddsm_ext.models.macs import unet_macs
+from ddsm_ext.graph.count import macs
+from ddsm_ext.models.network import SlimmableNetwork
 
 
-def both(net: SlimmableUNet) -> dict[str, SlimmableUNet]:
+def both(net: SlimmableNetwork) -> dict[str, SlimmableNetwork]:
     return {"slicing": net, "ours": net}
 
 
 def test_both_leave_the_summed_gradient_of_the_exported_networks() -> None:
     net = random_network(SMALL).double()
-    x, t = random_inputs(SMALL, 2, torch.float64)
-    target = torch.randn(x.shape, generator=torch.Generator().manual_seed(2)).double()
+    inputs = random_inputs(SMALL, 2, torch.float64)
+    target = torch.randn(inputs["x"].shape, generator=torch.Generator().manual_seed(2)).double()
     expected = torch.zeros_like(net.tail.conv.weight)
     for width in (1.0, 0.5):
         dense = net.export_subnet(width)
-        F.mse_loss(dense(x, t), target).backward()
+        F.mse_loss(dense(**inputs), target).backward()
         gradient = dense.tail.conv.weight.grad
         expected[:, : gradient.shape[1]] += gradient
-    for call in sandwich_calls(both(net), (1.0, 0.5), x, t).values():
+    for call in sandwich_calls(both(net), (1.0, 0.5), inputs).values():
         call()
         call()  # begins anew, adds nothing to the first
         torch.testing.assert_close(net.tail.conv.weight.grad, expected, rtol=1e-9, atol=1e-12)
@@ -40,7 +40,7 @@ def test_each_step_finds_changed_weights() -> None:
     net = random_network(SMALL)
     versions = [p._version for p in net.parameters()]
     inputs = random_inputs(SMALL, 1, torch.float32)
-    for call in sandwich_calls(both(net), (0.25,), *inputs).values():
+    for call in sandwich_calls(both(net), (0.25,), inputs).values():
         call()
         assert all(p._version > v for p, v in zip(net.parameters(), versions, strict=True))
         versions = [p._version for p in net.parameters()]
@@ -50,7 +50,7 @@ def test_result_is_complete_and_json_ready() -> None:
     result = run_training_step(2, rounds=2, config=SMALL)
     (row,) = result["rows"]
     assert row["widths"] == [1.0, 0.25, 0.5]
-    assert row["macs"] == 3 * sum(unet_macs(SMALL, width) for width in (1.0, 0.25, 0.5))
+    assert row["macs"] == 3 * sum(macs(SMALL, width) for width in (1.0, 0.25, 0.5))
     assert row["error"] < 1e-4
     assert row["ratio_slicing"] > 0
     gradient_bytes = 4 * sum(p.numel() for p in random_network(SMALL).parameters())

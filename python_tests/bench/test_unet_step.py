@@ -8,15 +8,16 @@ import pytest
 import torch
 import torch._dynamo.config
 import torch._inductor.config
-from bench.small_network import SMALL
+from bench.small_network import ADM, SMALL
 
-from ddsm_ext.bench.network import random_network
+from ddsm_ext.bench.network import random_inputs, random_network
 from ddsm_ext.bench.shapes import ODD_WIDTH, REFERENCE_CIFAR10, config_at
-from ddsm_ext.bench.slicing_unet import SlicingUNet
+from ddsm_ext.bench.slicing_network import SlicingNetwork
 from ddsm_ext.bench.table import format_result, format_table
 from ddsm_ext.bench.unet_step import PUBLISHED_CIFAR10_STEPS, run_unet_step, share_saved
-from ddsm_ext.models import SlimmableUNet, UNetConfig
-from ddsm_ext.models.macs import unet_macs
+from ddsm_ext.graph.config import NetworkConfig
+from ddsm_ext.graph.count import macs
+from ddsm_ext.models import UNetConfig
 
 
 def test_published_strategy_saves_the_published_share() -> None:
@@ -27,7 +28,7 @@ def test_published_strategy_saves_the_published_share() -> None:
         1 - 6.20 / 12.14, abs=0.001
     )
     ours = {
-        w: unet_macs(REFERENCE_CIFAR10, w, attention_products=False, elementwise=True)
+        w: macs(REFERENCE_CIFAR10, w, attention_products=False, elementwise=True)
         for w in PUBLISHED_CIFAR10_STEPS
     }
     assert share_saved(PUBLISHED_CIFAR10_STEPS, ours) == pytest.approx(1 - 6.20 / 12.14, abs=0.001)
@@ -40,26 +41,33 @@ def test_share_saved_in_closed_form() -> None:
 
 def test_odd_width_fills_no_block_and_needs_the_twin() -> None:
     twin = config_at(REFERENCE_CIFAR10, ODD_WIDTH)
-    assert [twin.active(c_max, ODD_WIDTH) for c_max in (128, 256)] == [60, 120]
+    assert [twin.slicing.active(c_max, ODD_WIDTH) for c_max in (128, 256)] == [60, 120]
     assert twin.norm == "channels_per_group"
     assert config_at(REFERENCE_CIFAR10, 0.5) == REFERENCE_CIFAR10
 
 
+SOURCE = UNetConfig(image_size=8, ch=32, ch_mult=(1, 2), groups=8, head_channels=8)
+
+
 @pytest.mark.parametrize("width", [1.0, 0.5, 0.4375, 0.25])
-def test_slicing_baseline_equals_the_exported_dense_network(width: float) -> None:
-    net = random_network(config_at(SMALL, width)).double()
-    x = torch.randn(3, 3, 8, 8, dtype=torch.float64)
-    t = torch.tensor([0, 500, 999])
+@pytest.mark.parametrize("config", [SMALL, SOURCE, ADM], ids=["reference", "source", "adm"])
+def test_slicing_baseline_equals_the_exported_dense_network(
+    config: NetworkConfig, width: float
+) -> None:
+    net = random_network(config_at(config, width)).double()
+    inputs = random_inputs(config, 3, torch.float64)
     with torch.no_grad():
-        got, expected = SlicingUNet(net)(x, t, width), net.export_subnet(width)(x, t)
+        got = SlicingNetwork(net)(**inputs, width=width)
+        expected = net.export_subnet(width)(**inputs)
     assert float((got - expected).abs().max()) <= 1e-9 * float(expected.abs().max())
     assert float(expected.std()) > 0.05  # a silent output would hide a wrong branch
 
 
-def test_slicing_baseline_needs_the_references_slicing() -> None:
-    config = UNetConfig(image_size=8, ch=32, ch_mult=(1, 2), groups=8)
-    with pytest.raises(ValueError, match="'source'"):
-        SlicingUNet(SlimmableUNet(config))
+def test_a_family_that_the_reference_has_not_is_timed_too() -> None:
+    names = ("slicing", "dense_cl", "ours", "ours_module")
+    (row,) = run_unet_step([0.5], 2, rounds=1, candidates=names, config=ADM)["rows"]
+    assert row["error"] < 1e-4
+    assert row["macs"] == macs(ADM, 0.5)
 
 
 def test_result_is_complete_and_json_ready() -> None:
@@ -71,7 +79,7 @@ def test_result_is_complete_and_json_ready() -> None:
     assert [row["width"] for row in result["rows"]] == list(widths)
     assert [row["norm"] for row in result["rows"]].index("channels_per_group") == 3
     for row in result["rows"]:
-        assert row["macs"] == unet_macs(config_at(SMALL, row["width"]), row["width"])
+        assert row["macs"] == macs(config_at(SMALL, row["width"]), row["width"])
         assert row["error"] < 1e-4
         assert row["roof_ms"] == pytest.approx(1e3 * row["macs"] / result["roof"]["macs_per_s"])
         for name in names:

@@ -1,6 +1,6 @@
 """The run folder in `earlier/`, written by commit 5285e7c, serves the commands of today.
 
-It was made by these commands, on an AVX-512 CPU. Afterwards the name of the machine was
+It was made by these commands, on an AVX-512 CPU. Afterwards machine and kernel were
 taken out of `env.json`, grids and previews were deleted:
 
     ddsm train <TRAIN of this file>

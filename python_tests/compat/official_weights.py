@@ -19,8 +19,10 @@ def time_table(steps: int, ch: int) -> Tensor:
     return torch.stack([angles.sin(), angles.cos()], dim=-1).view(steps, ch)
 
 
-def formula_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """State dict of the golden file's README; the reference's modules held it in float32."""
+def formula_weights(
+    shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
+    """State dict of the golden files' README; DDSM's modules held it in float32."""
     state = {}
     for k, name in enumerate(sorted(shapes)):
         shape = shapes[name]
@@ -33,5 +35,5 @@ def formula_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
             v = v * math.sqrt(2 / v[0].size)
         else:
             v = 1 + 0.2 * v if name.endswith("weight") else 0.1 * v
-        state[name] = torch.from_numpy(v).float()
+        state[name] = torch.from_numpy(v).to(dtype)
     return state

@@ -21,8 +21,9 @@ from ddsm_ext.compat.official_ddsm import (
     official_state_dict_shapes,
     to_official_state_dict,
 )
-from ddsm_ext.models.config import preset
-from ddsm_ext.models.unet import SlimmableUNet
+from ddsm_ext.models.network import SlimmableNetwork
+from ddsm_ext.models.unet import preset
+from ddsm_ext.runtime import StepRunner
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("DDSM_SHARED", ROOT.parent / "shared"))
@@ -39,7 +40,7 @@ def golden() -> dict[str, Any]:
         return {key: data[key] for key in data.files}
 
 
-def golden_network(golden: dict[str, Any], dtype: torch.dtype) -> SlimmableUNet:
+def golden_network(golden: dict[str, Any], dtype: torch.dtype) -> SlimmableNetwork:
     config = json.loads(str(golden["config"]))
     state = formula_weights(official_state_dict_shapes(config))
     return load_official_ddsm(state, config).to(dtype)
@@ -65,7 +66,7 @@ def test_golden_outputs(golden: dict[str, Any], dtype: torch.dtype, limit: float
 def test_golden_outputs_of_compiled_steps(golden: dict[str, Any]) -> None:
     net = golden_network(golden, torch.float32)
     x, t = torch.from_numpy(golden["x"]).float(), torch.from_numpy(golden["t"])
-    runner = net.eval().step_runner()
+    runner = StepRunner(net.eval())
     assert runner.reason_against(x.dtype, x.device) is None
     for width in (1.0, 0.75, 0.5, 0.25):
         expected = torch.from_numpy(golden[f"y_{width:g}"])
@@ -136,7 +137,7 @@ def tiny_state() -> dict[str, Tensor]:
     return formula_weights(official_state_dict_shapes(TINY))
 
 
-def same_weights(net: SlimmableUNet, state: dict[str, Tensor]) -> None:
+def same_weights(net: SlimmableNetwork, state: dict[str, Tensor]) -> None:
     back = to_official_state_dict(net)
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) for name in state)
@@ -266,7 +267,7 @@ def test_wrong_types() -> None:
     with pytest.raises(ValueError, match="group is 'ema'"):
         load_official_ddsm(tiny_state(), TINY, group="ema")
     with pytest.raises(ValueError, match="norm is 'channels_per_group'; the reference"):
-        to_official_state_dict(SlimmableUNet(preset("digits")))
+        to_official_state_dict(SlimmableNetwork(preset("digits")))
 
 
 def test_only_the_paper_widths_that_run_are_offered() -> None:

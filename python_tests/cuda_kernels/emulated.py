@@ -29,6 +29,7 @@ SOURCES = (
     "conv2d_sm90.cu",
     "conv2d_head.cu",
     "linear_fused.cu",
+    "resample.cu",
     "sinusoidal_embedding.cu",
 )
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -128,8 +129,8 @@ class ForwardArgs(ctypes.Structure):
         ("x2", Image),
         ("weight", Weight),
         ("bias", c_void_p),
+        ("parts", c_int64),
         ("further", Part * 2),
-        ("further_count", c_int64),
         ("shortcut", Shortcut),
         ("shift", c_void_p),
         ("residual", c_void_p),
@@ -171,6 +172,11 @@ class GroupNormArgs(ctypes.Structure):
         ("rstd", c_void_p),
         ("grad_weight", c_void_p),
         ("grad_bias", c_void_p),
+        ("scale", c_void_p),
+        ("shift", c_void_p),
+        ("modulation_stride", c_int64),
+        ("grad_scale", c_void_p),
+        ("grad_shift", c_void_p),
         ("workspace", c_void_p),
     ]
 
@@ -215,6 +221,8 @@ class LinearFusedArgs(ctypes.Structure):
         *((name, c_int64) for name in ("x_stride", "rows", "c")),
         ("parts", ctypes.POINTER(LinearPart)),
         ("part_count", c_int64),
+        ("shift", c_void_p),
+        ("shift_stride", c_int64),
         ("y", c_void_p),
         ("y_stride", c_int64),
     ]
@@ -225,9 +233,22 @@ class SinusoidalArgs(ctypes.Structure):
         ("dtype", c_int32),
         ("table_dtype", c_int32),
         ("t_type", c_int32),
+        ("halves", c_bool),
         ("t", c_void_p),
         ("table", c_void_p),
         *((name, c_int64) for name in ("t_stride", "n", "dim", "rows")),
+        ("y", c_void_p),
+    ]
+
+
+class ResampleArgs(ctypes.Structure):
+    _fields_ = [
+        ("x", c_void_p),
+        ("dtype", c_int32),
+        *((name, c_int64) for name in ("images", "height", "width", "channels")),
+        *((name, c_int64) for name in ("n_stride", "h_stride", "w_stride")),
+        ("up", c_bool),
+        ("gain", ctypes.c_double),
         ("y", c_void_p),
     ]
 

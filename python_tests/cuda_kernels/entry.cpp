@@ -7,6 +7,7 @@
 #include "ddsm/conv2d_cuda.h"
 #include "ddsm/group_norm_cuda.h"
 #include "ddsm/linear_fused_cuda.h"
+#include "ddsm/resample_cuda.h"
 #include "ddsm/sinusoidal_embedding_cuda.h"
 
 extern "C" {
@@ -53,6 +54,11 @@ int64_t sinusoidal_embedding_args_bytes() { return sizeof(ddsm::SinusoidalCudaAr
 const char* sinusoidal_embedding(const ddsm::SinusoidalCudaArgs* args) {
   return ddsm::sinusoidal_embedding_cuda(*args, nullptr);
 }
+int64_t resample_bytes(const ddsm::ResampleArgs*) { return 0; }
+int64_t resample_args_bytes() { return sizeof(ddsm::ResampleArgs); }
+const char* resample(const ddsm::ResampleArgs* args, int overlaps) {
+  return ddsm::resample_cuda(*args, overlaps != 0, nullptr);
+}
 int conv2d_moment_classes(const ddsm::Conv2dCudaForwardArgs* args) {
   return static_cast<int>(ddsm::conv2d_forward_cuda_moment_classes(*args));
 }
@@ -66,8 +72,9 @@ int64_t group_norm_backward_bytes(const ddsm::GroupNormArgs* args) {
 int64_t group_norm_forward_args_bytes() { return sizeof(ddsm::GroupNormArgs); }
 int64_t group_norm_backward_args_bytes() { return sizeof(ddsm::GroupNormArgs); }
 const char* group_norm_forward(const ddsm::GroupNormArgs* args,
-                               const ddsm::GroupNormMoments* moments, int overlaps) {
-  return ddsm::group_norm_forward_cuda(*args, moments, overlaps != 0, nullptr);
+                               const ddsm::GroupNormMoments* moments, int64_t down_width,
+                               int overlaps) {
+  return ddsm::group_norm_forward_cuda(*args, moments, down_width, overlaps != 0, nullptr);
 }
 const char* group_norm_backward(const ddsm::GroupNormArgs* args) {
   return ddsm::group_norm_backward_cuda(*args, nullptr);

@@ -47,6 +47,7 @@ INSTRUCTIONS = {
     "conv2d_grad_weight_fp16": TENSOR_CORES,
     "conv2d_grad_weight_fp32": ("HMMA", "LDGSTS", "FFMA"),
     "conv2d_head": (*TENSOR_CORES, "FFMA"),
+    "resample": ("LDG.E.128", "STG.E.128"),
     "linear_fused": (*TENSOR_CORES, "FFMA", "LDG.E.128", "MUFU.EX2"),
     "sinusoidal_embedding": ("DFMA",),
     "group_norm": ("MUFU.EX2", "MUFU.RCP", "LDG.E.128", "STG.E.128"),
@@ -64,27 +65,47 @@ Kernels = dict[str, list[Instruction]]
 
 
 def check_group_norm(kernels: Kernels) -> None:
-    """The row loop of group norm's apply: no shared memory, few instructions a number."""
-    # float32 numbers take twice the time of memory, and a correction of the quotient.
-    for instance, numbers, most in (
-        ("INS_8BFloat16ELi8E", 8, 12),
-        ("INS_7Float16ELi8E", 8, 12),
-        ("IfLi4E", 4, 13),
+    """The row loops of group norm's apply: no shared memory, few instructions a number read."""
+    # float32 numbers take twice the time of memory, and a correction of the quotient. What scale
+    # and shift change is before the loop.
+    for kernel, loads_a_store, rows in (
+        ("23group_norm_apply_kernel", 1, 4),
+        ("28group_norm_apply_down_kernel", 4, 2),
     ):
-        (name,) = [k for k in kernels if f"23group_norm_apply_kernel{instance}" in k]
-        bodies = sass.loops(kernels[name], "STG.E.128")
-        assert len(bodies) == 2, f"{name}: not one loop with SiLU and one without"
-        for body in bodies:
-            names = [instruction.name for instruction in body]
-            stores = names.count("STG.E.128")
-            assert names.count("LDG.E.128") == stores >= 4, f"{name}: rows in flight"
-            assert not any(n.startswith(("LDS", "STS")) for n in names), name
-            per_number = len(body) / (stores * numbers)
-            assert per_number <= most, f"{name}: {per_number:.1f} instructions a number"
+        for instance, numbers, most in (
+            ("INS_8BFloat16ELi8E", 8, 12),
+            ("INS_7Float16ELi8E", 8, 12),
+            ("IfLi4E", 4, 13 if rows == 4 else 14),
+        ):
+            (name,) = [k for k in kernels if kernel + instance in k]
+            bodies = sass.loops(kernels[name], "STG.E.128")
+            assert len(bodies) == 2, f"{name}: not one loop with SiLU and one without"
+            for body in bodies:
+                names = [instruction.name for instruction in body]
+                loads, stores = names.count("LDG.E.128"), names.count("STG.E.128")
+                assert loads == loads_a_store * stores, f"{name}: {loads} loads, {stores} stores"
+                assert stores >= rows, f"{name}: rows in flight"
+                assert not any(n.startswith(("LDS", "STS")) for n in names), name
+                per_number = len(body) / (loads * numbers)
+                assert per_number <= most, f"{name}: {per_number:.1f} instructions a number"
+
+
+def check_resample(kernels: Kernels) -> None:
+    """A thread's packs all at a time: one read and four written, or the other way round."""
+    for kernel, loads, stores in (("resample_up", 1, 4), ("resample_down", 4, 1)):
+        for instance in ("INS_8BFloat16ELi8E", "INS_7Float16ELi8E", "IfLi4E"):
+            (name,) = [k for k in kernels if f"{kernel}_kernel{instance}" in k]
+            names = [instruction.name for instruction in kernels[name]]
+            found = [names.count(f"{kind}.E.128") for kind in ("LDG", "STG")]
+            assert found == [loads, stores], f"{name}: {found[0]} loads, {found[1]} stores"
+            assert len(names) <= 200, f"{name}: {len(names)} instructions"
 
 
 # What is checked of a source's kernels beyond INSTRUCTIONS, for each architecture.
-CHECKS: dict[str, Callable[[Kernels], None]] = {"group_norm": check_group_norm}
+CHECKS: dict[str, Callable[[Kernels], None]] = {
+    "group_norm": check_group_norm,
+    "resample": check_resample,
+}
 
 
 def architectures() -> list[str]:

@@ -122,6 +122,7 @@ def run_forward(case: Case, library: object = None) -> tuple[Tensor, Tensor]:
         x2=emulated.image(x2, case.offset()),
         weight=emulated.weight_of(weight),
         bias=bias.data_ptr(),
+        parts=1,
         y=y.data_ptr(),
         c_out=case.c_out,
     )

@@ -57,6 +57,7 @@ def run(call: Fused, library: ctypes.CDLL | None = None) -> tuple[Tensor, Tensor
         x=emulated.image(x),
         x2=emulated.image(x2, case.offset()),
         weight=emulated.weight_of(weight),
+        parts=1,
         y=y.data_ptr(),
         c_out=case.c_out,
     )
@@ -268,7 +269,7 @@ def check_three_weights(case: Case) -> None:
         x=emulated.image(x),
         weight=emulated.weight_of(weights[0]),
         bias=biases[0].data_ptr(),
-        further_count=2,
+        parts=3,
         y=y.data_ptr(),
         c_out=c_out,
     )

@@ -106,6 +106,7 @@ def test_an_overlapping_launch_waits():
         shape=emulated.shape_of(x, 3, 1, 1, False),
         x=emulated.image(x),
         weight=emulated.weight_of(weight),
+        parts=1,
         y=y.data_ptr(),
         c_out=8,
     )

@@ -6,15 +6,17 @@ import warnings
 
 import pytest
 import torch
-from cuda_kernels.bindings import checks, steps
-from models.test_unet import CONFIGS, build, inputs
+from cuda_kernels.bindings import checks, layers, steps
+from cuda_kernels.networks import CONFIGS
 
 from ddsm_ext import _library
+from ddsm_ext.bench.network import random_network
 from ddsm_ext.diffusion import DiffusionConfig, make_schedule
-from ddsm_ext.models.unet import SlimmableUNet
+from ddsm_ext.models import SlimmableNetwork
 from ddsm_ext.ops.attention import sliced_attention
 from ddsm_ext.ops.conv2d import sliced_conv2d, sliced_conv2d_ref
-from ddsm_ext.runner.graphs import GraphPool
+from ddsm_ext.runtime import StepRunner
+from ddsm_ext.runtime.graphs import GraphPool
 from ddsm_ext.sampling import SamplerConfig, sample
 
 pytestmark = pytest.mark.skipif(
@@ -27,7 +29,12 @@ def test_ops_beside_fp64_references():
     torch.manual_seed(0)
     with torch.device("cuda"):
         checks.check_all()
-        for check in (checks.check_conv2d, checks.check_linear, checks.check_group_norm):
+        for check in (
+            checks.check_conv2d,
+            checks.check_linear,
+            checks.check_group_norm,
+            checks.check_modulated_group_norm,
+        ):
             check(torch.float16, torch.float16)
         checks.check_attention(torch.float16)
 
@@ -115,31 +122,33 @@ def test_the_sm90a_path_beside_fp64_and_the_sm80_path(dtype, tile, shape):
     checks.check_close(grad_x, portable.double(), checks.tolerance(dtype))
 
 
-def network(dtype: torch.dtype = torch.float32) -> SlimmableUNet:
-    return build(CONFIGS["source"]).to(dtype).cuda().eval()
+def network(dtype: torch.dtype = torch.float32, name: str = "source") -> SlimmableNetwork:
+    return random_network(CONFIGS[name]).to(dtype).cuda()
 
 
 def test_steps_beside_fp64_references():
     torch.manual_seed(0)
     device = torch.device("cuda", torch.cuda.current_device())
+    layers.check_all_layers(device)
     steps.check_all_steps(device)
-    steps.check_step("source", 0.5, torch.float16, torch.float16, device)
+    for name in ("source", "adm"):
+        steps.check_step(name, 0.5, torch.float16, torch.float16, device)
     steps.check_captured_steps(device, GraphPool)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_runner_captures_without_a_warning(dtype):
-    net = network(dtype)  # channels_last by being moved
-    x, t = (tensor.cuda() for tensor in inputs(net.config, torch.float32))
-    x = x.to(dtype)
-    runner = net.step_runner()
+@pytest.mark.parametrize("name", ["source", "adm"])
+def test_the_runner_captures_without_a_warning(name, dtype):
+    net = network(dtype, name)  # channels_last by being moved
+    inputs = steps.inputs_of(net, dtype)
+    runner, x = StepRunner(net), inputs["x"]
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*steps run uncompiled.*")
         runner.prepare([1.0, 0.5], tuple(x.shape), dtype, x.device)
         for width in (1.0, 0.5, 1.0):
-            y = runner(x, t, width)
-            exact = steps.exact_step(net, x, t, width)
+            y = runner(**inputs, width=width)
+            exact = steps.exact_step(net, inputs, width)
             checks.check_close(y, exact, 3 * checks.tolerance(dtype))
     assert runner.activation_bytes(0.5, tuple(x.shape), dtype) > 0
     # Narrower steps lie in the widest one's memory.
@@ -150,16 +159,15 @@ def test_the_runner_captures_without_a_warning(dtype):
 @torch.no_grad()
 def test_steps_on_several_streams_follow_each_other():
     net = network()
-    x, t = (tensor.cuda() for tensor in inputs(net.config, torch.float32))
-    runner = net.step_runner()
-    expected = {width: runner(x, t, width) for width in (1.0, 0.5)}
+    inputs, runner = steps.inputs_of(net, torch.float32), StepRunner(net)
+    expected = {width: runner(**inputs, width=width) for width in (1.0, 0.5)}
     streams = [torch.cuda.Stream() for _ in range(3)]
     torch.cuda.synchronize()
     found = []
     for i in range(60):
         with torch.cuda.stream(streams[i % 3]):
             width = (1.0, 0.5)[i % 2]
-            found.append((width, runner(x, t, width)))
+            found.append((width, runner(**inputs, width=width)))
     torch.cuda.synchronize()
     for width, y in found:
         assert y.equal(expected[width])

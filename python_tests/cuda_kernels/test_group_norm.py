@@ -2,185 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
-import math
-from ctypes import c_char_p, c_int64
+from ctypes import c_char_p
 
 import pytest
 import torch
 import torch.nn.functional as F
 from cuda_kernels import emulated
-from ops.op_checks import FORWARD_RATIO, as_layout, check_error, normal, seeded
-from torch import Tensor
-
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-EPS = 1e-5
-
-
-def norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, silu: bool) -> Tensor:
-    y = F.group_norm(x, groups, weight, bias, EPS)
-    return F.silu(y) if silu else y
-
-
-class Case:
-    """One or two sources with a gap between their parameters."""
-
-    def __init__(
-        self,
-        channels: tuple[int, ...],
-        groups: int,
-        *,
-        n: int = 2,
-        height: int = 5,
-        width: int = 7,
-        silu: bool = True,
-        dtype: torch.dtype = torch.bfloat16,
-        param_dtype: torch.dtype | None = None,
-        layout: str = "channels_last",
-    ) -> None:
-        generator = seeded(1)
-        self.groups, self.silu = groups, silu
-        self.offsets = [0, channels[0] + 3][: len(channels)]
-        self.size = (n, height, width)
-        make = lambda c: normal(generator, n, c, height, width)  # noqa: E731
-        # A mean far from zero: squares that cancel would show.
-        self.x = [as_layout((make(c) + 4).to(dtype), layout) for c in channels]
-        self.grad_y = [as_layout(make(c).to(dtype), layout) for c in channels]
-        count = self.offsets[-1] + channels[-1] + 2
-        used = torch.zeros(count, dtype=torch.bool)
-        for c, offset in zip(channels, self.offsets, strict=True):
-            used[offset : offset + c] = True
-        self.used = used
-        param = lambda: normal(generator, count, dtype=param_dtype or dtype)  # noqa: E731
-        self.weight = torch.where(used, param() + 1, torch.nan)
-        self.bias = torch.where(used, param(), torch.nan)
-        self.mean, self.rstd = (torch.full((n, groups), torch.nan) for _ in range(2))
-
-    def empty(self) -> list[Tensor]:
-        return [torch.full_like(x, torch.nan, memory_format=torch.channels_last) for x in self.x]
-
-    def args(self, outputs: list[Tensor], *, backward: bool) -> emulated.GroupNormArgs:
-        n, height, width = self.size
-        args = emulated.GroupNormArgs(
-            dtype=emulated.DTYPES[self.x[0].dtype],
-            param_dtype=emulated.DTYPES[self.weight.dtype],
-            n=n,
-            pixels=height * width,
-            groups=self.groups,
-            source_count=len(self.x),
-            weight=self.weight.data_ptr(),
-            bias=self.bias.data_ptr(),
-            eps=EPS,
-            silu=self.silu,
-            mean=self.mean.data_ptr(),
-            rstd=self.rstd.data_ptr(),
-        )
-        for i, (x, grad_y, out) in enumerate(zip(self.x, self.grad_y, outputs, strict=True)):
-            args.sources[i] = emulated.GroupNormSource(
-                c=x.size(1),
-                param_offset=self.offsets[i],
-                x=x.data_ptr(),
-                x_pixel_stride=x.stride(3),
-                grad_y=grad_y.data_ptr(),
-                grad_y_pixel_stride=grad_y.stride(3),
-                y=None if backward else out.data_ptr(),
-                grad_x=out.data_ptr() if backward else None,
-            )
-        return args
-
-    def forward(
-        self,
-        moments: tuple[Tensor | None, ...] = (None, None),
-        *,
-        statistics: bool = True,
-        overlaps: bool = False,
-        library: ctypes.CDLL | None = None,
-    ) -> Tensor:
-        """The output, its channels joined; moments: [N, classes, blocks, c, 2] of a source."""
-        y = self.empty()
-        given = (emulated.GroupNormMoments * 2)()
-        for place, of_source in zip(given, moments, strict=True):
-            if of_source is not None:
-                place.data, place.classes = of_source.data_ptr(), of_source.size(1)
-        reads = [*self.x, self.weight, self.bias, *moments]
-        args = self.args(y, backward=False)
-        if not statistics:
-            args.mean = args.rstd = None
-        writes = [*y, self.mean, self.rstd] if statistics else y
-        more = [given, int(overlaps)]
-        emulated.call("group_norm_forward", args, reads, writes, library, more)
-        return torch.cat(y, dim=1)
-
-    def moments(self, source: int, classes: int) -> Tensor:
-        """What a convolution leaves of a source: [N, classes, blocks, c, 2], NaN for no pixels."""
-        x = self.x[source]
-        n, c, height, width = x.shape
-        # Of classes (h % 2, w % 2) if there are four.
-        every = math.isqrt(classes)
-        apart = x.double().reshape(n, c, height // every, every, width // every, every)
-        lists = apart.permute(0, 3, 5, 2, 4, 1).reshape(n, classes, -1, c)
-        pixels = lists.size(2)
-        library = emulated.library()
-        library.moment_block_pixels.restype = c_int64
-        blocks = library.moment_blocks(c_int64(pixels))
-        moments = torch.full((n, classes, blocks, c, 2), torch.nan)
-        for image in range(n):
-            first = 0
-            for block in range(blocks):
-                place = [c_int64(v) for v in (pixels, image, block)]
-                rows = library.moment_block_pixels(*place)
-                part = lists[image, :, first : first + rows]  # [classes, rows, c]
-                if rows:
-                    mean = part.mean(1)
-                    moments[image, :, block, :, 0] = mean
-                    moments[image, :, block, :, 1] = (part - mean[:, None]).square().sum(1)
-                first += rows
-            assert first == pixels
-        return moments
-
-    def backward(
-        self,
-        grad_weight: Tensor | None,
-        grad_bias: Tensor | None,
-        library: ctypes.CDLL | None = None,
-    ) -> Tensor:
-        grad_x = self.empty()
-        args = self.args(grad_x, backward=True)
-        args.grad_weight = None if grad_weight is None else grad_weight.data_ptr()
-        args.grad_bias = None if grad_bias is None else grad_bias.data_ptr()
-        reads = [*self.x, *self.grad_y, self.weight, self.bias, self.mean, self.rstd]
-        writes = [*grad_x, grad_weight, grad_bias]
-        emulated.call("group_norm_backward", args, reads, writes, library)
-        return torch.cat(grad_x, dim=1)
-
-    def exact(self) -> tuple[Tensor, ...]:
-        """Output and gradients of x, weight and bias, the active channels joined."""
-        x, grad_y = (torch.cat(t, dim=1).double() for t in (self.x, self.grad_y))
-        leaves = [t.requires_grad_() for t in (x, self.weight[self.used].double(),
-                                               self.bias[self.used].double())]  # fmt: skip
-        y = norm(*leaves, self.groups, self.silu)
-        return y.detach(), *torch.autograd.grad(y, leaves, grad_y)
-
-
-def check_close(got: Tensor, exact: Tensor, relative: float) -> None:
-    rounding = 0.0 if got.dtype == torch.float32 else 0.51 * torch.finfo(got.dtype).eps
-    atol = relative * exact.abs().max().item()
-    torch.testing.assert_close(got.double(), exact, rtol=rounding, atol=atol)
-
-
-def check(case: Case, library: ctypes.CDLL | None = None) -> None:
-    y, grad_x, grad_weight, grad_bias = case.exact()
-    check_close(case.forward(library=library), y, 4e-6)
-    n, groups = case.mean.shape
-    joined = torch.cat(case.x, dim=1).double().reshape(n, groups, -1)
-    check_close(case.mean, joined.mean(2), 1e-6)
-    check_close(case.rstd, (joined.var(2, correction=0) + EPS).rsqrt(), 1e-6)
-    before = [torch.where(case.used, torch.ones_like(p), torch.nan) for p in (case.weight,) * 2]
-    after = [b.clone() for b in before]
-    check_close(case.backward(*after, library), grad_x, 1e-5)
-    for got, exact in zip(after, (grad_weight, grad_bias), strict=True):
-        check_close(got[case.used], exact + 1, 1e-5)
-        assert got.isnan().equal(~case.used)
+from cuda_kernels.group_norm_cases import DTYPES, Case, check, check_close, norm
+from ops.op_checks import FORWARD_RATIO, as_layout, check_error
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -308,6 +137,14 @@ def test_launches(channels):
     assert names(take_launches()) == names_backward
     case.backward(None, None)
     assert names(take_launches()) == names_backward[::2]
+    case = Case(channels, 4, height=4, width=6, modulated=True)
+    take_launches()
+    case.forward(down=True)
+    assert names(take_launches()) == ["group_norm_moments", "group_norm_apply_down"]
+    grads = [torch.zeros_like(case.scale) for _ in range(2)]
+    case.backward(torch.zeros_like(case.weight), None, None, *grads)
+    names_backward.insert(2, "group_norm_grad_modulation")
+    assert names(take_launches()) == names_backward
 
 
 @pytest.fixture
@@ -344,6 +181,13 @@ def test_overlaps_the_kernel_before():
             take_launches()
             check_close(case.forward(given, overlaps=True), case.exact()[0], 4e-6)
             assert all(launch.endswith("+") for launch in take_launches())
+        case = Case((24, 8), 4, height=4, width=6, modulated=True)
+        for given in ((case.moments(0, 1), case.moments(1, 1)), (None, None)):
+            exact = F.avg_pool2d(case.exact()[0], 2)
+            check_close(case.forward(given, overlaps=True, down=True), exact, 4e-6)
+            assert all(launch.endswith("+") for launch in take_launches())
+        take_launches()
+        case = Case((24, 8), 4)
         case.forward(moments)
         assert not take_launches()[0].endswith("+")
     finally:
@@ -351,12 +195,14 @@ def test_overlaps_the_kernel_before():
 
 
 def test_repeatable():
-    case = Case((24, 8), 4, n=3, height=12, width=12)
+    case = Case((24, 8), 4, n=3, height=12, width=12, modulated=True)
     y = case.forward()
     assert case.forward().equal(y)
+    assert case.forward(down=True).equal(case.forward(down=True))
     results = []
     for _ in range(2):
         grads = [torch.zeros_like(case.weight) for _ in range(2)]
-        results.append((case.backward(*grads), *grads))
+        grads += [torch.zeros_like(case.scale) for _ in range(2)]
+        results.append((case.backward(*grads[:2], None, *grads[2:]), *grads))
     for first, second in zip(*results, strict=True):
         assert first.equal(second)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 
 import pytest
+import torch.nn.functional as F
 from cuda_kernels import emulated
+from cuda_kernels.group_norm_cases import Case, check, check_close
 from cuda_kernels.test_faults import faulty_library
-from cuda_kernels.test_group_norm import Case, check, check_close
 
 WRONG = "not close"
 BLOCKS, KERNELS = "group_norm_blocks.cuh", "group_norm_kernels.cuh"
@@ -46,10 +47,33 @@ PLANTED = (
      UNSEEN),
     (GRADIENTS, "sum.second *= rstd;", "", WRONG),
     (GRADIENTS, "first += gamma * part.first", "first += part.first", WRONG),
-    (GRADIENTS, "  ptx::sync_threads();\n  if (row != 0", "  if (row != 0", UNSEEN),
+    (GRADIENTS, "  ptx::sync_threads();\n  if (place.row != 0) return sum;",
+     "  if (place.row != 0) return sum;", UNSEEN),
     (GRADIENTS, "fmaf(-u, s, u)", "fmaf(u, s, u)", WRONG),
     (GRADIENTS, "pick(second, p.sources[0].param_offset, p.sources[1].param_offset)",
      "p.sources[0].param_offset", WRONG),
+    # Scale and shift of each image.
+    (BLOCKS, "load_global(p.scale + image * p.modulation_stride + channel)",
+     "load_global(p.scale + channel)", WRONG),
+    (BLOCKS, "image * p.modulation_stride + channel;", "image * p.modulation_stride;", WRONG),
+    (BLOCKS, "return {plain.gamma * factor,", "return {plain.gamma,", WRONG),
+    (BLOCKS, "fmaf(plain.beta, factor, to_float", "(plain.beta + to_float", WRONG),
+    (KERNELS, "Modulated::of(p, place.image, first + thread,",
+     "Modulated::of(p, place.image, place.channel + thread,", WRONG),
+    (GRADIENTS, "if (p.scale) gamma *= scale_of(p, place.image, channel);", "", WRONG),
+    (GRADIENTS, "place.parts.blocks.quotient(r), channel", "0, channel", WRONG),
+    (GRADIENTS, "const int64_t first = int64_t(image) * place.parts.count;",
+     "const int64_t first = 0;", WRONG),
+    (GRADIENTS, "load_param(p, p.bias, param) * sum.first)", "sum.first)", WRONG),
+    # Means of 2x2 pixels.
+    (KERNELS, "2 * int64_t(half_width) * source.x_stride", "int64_t(half_width) * source.x_stride",
+     WRONG),
+    (KERNELS, "2 * (row + int64_t(p.half_width.quotient(row)) * half_width)", "2 * int64_t(row)",
+     WRONG),
+    (KERNELS, "int64_t(place.image) * pixels + first_row", "int64_t(place.image) * p.pixels + "
+     "first_row", "out of bounds|not close"),
+    (KERNELS, "p.pixels / 4, first_row", "p.pixels, first_row", "out of bounds"),
+    (KERNELS, "act(affine.at(i, u[i]))", "affine.at(i, u[i])", WRONG),
 )  # fmt: skip
 
 
@@ -63,6 +87,9 @@ def check_all(library: ctypes.CDLL) -> None:
     check(case, library)
     given = (case.moments(0, 1), case.moments(1, 1))
     check_close(case.forward(given, library=library), case.exact()[0], 4e-6)
+    check(Case((72, 24), 6, n=3, modulated=True), library)
+    case = Case((72, 24), 6, n=3, height=6, width=10)
+    check_close(case.forward(down=True, library=library), F.avg_pool2d(case.exact()[0], 2), 4e-6)
 
 
 @pytest.mark.parametrize(("file", "line", "mistake", "finding"), PLANTED)
@@ -77,18 +104,21 @@ def test_nothing_is_found_without_a_fault():
     emulated.library().set_multiprocessors(4)
 
 
+# whether y is halved, and a kernel's beginning
 WAITS = (
-    (KERNELS, "group_norm_apply_kernel(const NormParams<T, const Moments> p) {\n"
+    (False, "group_norm_apply_kernel(const NormParams<T, const Moments> p) {\n"
      "  constexpr int kAhead = 4;\n  ptx::wait_for_kernel_before();"),
-    (KERNELS, "group_norm_moments_kernel(const NormParams<T, Moments> p) {\n"
+    (False, "group_norm_moments_kernel(const NormParams<T, Moments> p) {\n"
      "  constexpr int kAhead = 4;\n  ptx::wait_for_kernel_before();"),
+    (True, "group_norm_apply_down_kernel(const NormParams<T, const Moments> p) {\n"
+     "  constexpr int kAhead = 2;\n  ptx::wait_for_kernel_before();"),
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(("file", "line"), WAITS)
-def test_a_kernel_that_does_not_wait_is_found(tmp_path, file, line):
+@pytest.mark.parametrize(("down", "line"), WAITS)
+def test_a_kernel_that_does_not_wait_is_found(tmp_path, down, line):
     mistake = line.replace("ptx::wait_for_kernel_before();", "")
-    library = faulty_library(tmp_path, file, line, mistake, "group_norm")
+    library = faulty_library(tmp_path, KERNELS, line, mistake, "group_norm")
     library.set_hopper(1)
     with pytest.raises(RuntimeError, match=r"has not waited|before it has waited"):
-        Case((24,), 4).forward(overlaps=True, library=library)
+        Case((24,), 4, height=6, width=10).forward(overlaps=True, down=down, library=library)

@@ -33,6 +33,7 @@ class Case:
     ieee: bool = True
     silu: bool = False
     overlaps: bool = False
+    shift: bool = False
 
 
 class Tensors:
@@ -52,6 +53,11 @@ class Tensors:
         self.columns = [0]
         for c_out in case.c_out:
             self.columns.append(self.columns[-1] + -(-c_out // 8) * 8)
+        # Columns of a wider tensor; the others are NaN.
+        added = torch.full((case.rows, case.c_out[0] + 3), torch.nan, dtype=case.dtype)
+        self.shift = added[:, 1:-2] if case.shift else None  # [rows, c_out]
+        if self.shift is not None:
+            self.shift[:] = normal(generator, *self.shift.shape, dtype=case.dtype)
         self.y = torch.full((case.rows, self.columns[-1]), torch.nan, dtype=case.dtype)
 
 
@@ -60,7 +66,7 @@ def arguments(case: Case, tensors: Tensors) -> emulated.LinearFusedArgs:
     for i, (weight, bias) in enumerate(zip(tensors.weights, tensors.biases, strict=True)):
         place = (weight.data_ptr(), bias.data_ptr(), *weight.stride())
         parts[i] = emulated.LinearPart(*place, case.c_out[i], tensors.columns[i])
-    return emulated.LinearFusedArgs(
+    args = emulated.LinearFusedArgs(
         dtype=emulated.DTYPES[case.dtype],
         weight_dtype=emulated.DTYPES[case.weight_dtype],
         ieee=case.ieee,
@@ -75,11 +81,14 @@ def arguments(case: Case, tensors: Tensors) -> emulated.LinearFusedArgs:
         y=tensors.y.data_ptr(),
         y_stride=tensors.y.stride(0),
     )
+    if tensors.shift is not None:
+        args.shift, args.shift_stride = tensors.shift.data_ptr(), tensors.shift.stride(0)
+    return args
 
 
 def run(case: Case, library: object = None) -> Tensors:
     tensors = Tensors(case)
-    inputs = [tensors.x, *tensors.weights, *tensors.biases]
+    inputs = [tensors.x, *tensors.weights, *tensors.biases, tensors.shift]
     emulated.call("linear_fused", arguments(case, tensors), inputs, [tensors.y], library)
     return tensors
 
@@ -100,6 +109,7 @@ def check(case: Case, library: object = None) -> None:
     for i, c_out in enumerate(case.c_out):
         weight = rounded(tensors.weights[i][:c_out, : case.c], case)
         exact = rounded(tensors.x, case) @ weight.t() + tensors.biases[i][:c_out].double()
+        exact = exact if tensors.shift is None else exact + tensors.shift.double()
         exact = F.silu(exact) if case.silu else exact
         begin, end = tensors.columns[i], tensors.columns[i] + c_out
         eps = 0 if case.dtype == FP32 else 0.501 * torch.finfo(case.dtype).eps
@@ -119,6 +129,19 @@ def test_values(rows, dtype, weight_dtype):
     check(replace(case, c=48, silu=True))
     check(replace(case, c_max=45))
     check(replace(case, transposed=True))
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize(("dtype", "weight_dtype"), DTYPES, ids=str)
+def test_a_shift_is_added_before_silu(rows, dtype, weight_dtype):
+    case = Case(rows, c_out=(69,), dtype=dtype, weight_dtype=weight_dtype, shift=True)
+    check(case)
+    check(replace(case, c=48, silu=True))
+
+
+def test_a_shift_beside_several_weights_is_refused():
+    with pytest.raises(RuntimeError, match="a shift beside several weights"):
+        run(Case(c_out=(24, 24), shift=True))
 
 
 @pytest.mark.parametrize("rows", ROWS)
@@ -166,6 +189,8 @@ def test_overlapping_launches_wait(rows):
         launches()
         check(Case(rows, overlaps=True))
         assert launches()[0].endswith("+")
+        check(Case(rows, c_out=(24,), overlaps=True, shift=True))
+        assert launches()[0].endswith("+")
     finally:
         library.set_hopper(0)
 
@@ -197,6 +222,22 @@ def test_a_planted_fault_is_found(tmp_path, rows, line, mistake, finding):
     library = faulty_library(tmp_path, KERNELS, line, mistake, "linear_fused")
     with pytest.raises((RuntimeError, AssertionError), match=finding):
         check(Case(rows, c=43, c_max=48, c_out=(24, 13)), library)
+
+
+PLANTED_IN_SHIFT = (
+    (5, "row * p.shift_stride", "0 * row", "not close"),
+    (20, "row * p.shift_stride", "0 * row", "not close"),
+    (5, "shift + output", "shift", "not close"),
+    (20, "const bool inside = output + i < part.c_out;", "const bool inside = true;",
+     "out of bounds|not close"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("rows", "line", "mistake", "finding"), PLANTED_IN_SHIFT)
+def test_a_fault_planted_in_a_shift_is_found(tmp_path, rows, line, mistake, finding):
+    library = faulty_library(tmp_path, KERNELS, line, mistake, "linear_fused")
+    with pytest.raises((RuntimeError, AssertionError), match=finding):
+        check(Case(rows, c_out=(21,), shift=True, silu=True), library)
 
 
 @pytest.mark.parametrize("rows", [5, 20])

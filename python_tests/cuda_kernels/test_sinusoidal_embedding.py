@@ -11,7 +11,7 @@ from cuda_kernels.test_faults import faulty_library
 from ops.op_checks import normal, seeded
 from torch import Tensor
 
-from ddsm_ext.nn.sinusoidal import embed_time
+from ddsm_ext.ops.sinusoidal_embedding import embed_time
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 T_TYPES = (torch.float32, torch.float64, torch.int64)
@@ -19,13 +19,20 @@ TIMES = (0, 1, 49, 50, 0.5, 48.999, -1, 999, 1000, 17.25, 3)
 
 
 def embed(
-    t: Tensor, dim: int, table: Tensor | None, dtype: torch.dtype, library: object = None
+    t: Tensor,
+    dim: int,
+    table: Tensor | None,
+    dtype: torch.dtype,
+    library: object = None,
+    *,
+    halves: bool = False,
 ) -> Tensor:
     y = torch.full((len(t), dim), torch.nan, dtype=dtype)
     args = emulated.SinusoidalArgs(
         dtype=emulated.DTYPES[dtype],
         table_dtype=emulated.DTYPES[dtype if table is None else table.dtype],
         t_type=T_TYPES.index(t.dtype),
+        halves=halves,
         t=t.data_ptr(),
         table=None if table is None else table.data_ptr(),
         t_stride=t.stride(0),
@@ -61,6 +68,35 @@ def test_values(dtype, t_type):
     check(t[::2], 128, None, dtype)
     check(t[:1].expand(5), 128, None, dtype)
     check(t[:0], 128, None, dtype)
+
+
+def in_halves(value: Tensor) -> Tensor:
+    """Sine and cosine in turn -> all cosines, then all sines."""
+    return torch.cat([value[:, 1::2], value[:, ::2]], dim=1)
+
+
+def check_halves(dim: int, table: Tensor | None, dtype: torch.dtype, library=None) -> None:
+    """The numbers are those of sines and cosines in turn."""
+    t, halved = torch.tensor(TIMES), None if table is None else in_halves(table)
+    got = embed(t, dim, halved, dtype, library, halves=True)
+    torch.testing.assert_close(got, in_halves(embed(t, dim, table, dtype)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_halves(dtype):
+    for dim in (2, 6, 128):
+        for table in (None, normal(seeded(dim), 50, dim, dtype=torch.float32)):
+            check_halves(dim, table, dtype)
+
+
+def test_halves_are_those_of_the_reference():
+    """Nichol & Dhariwal's order: cos(t f), sin(t f) with f = 10000^(-i / half)."""
+    t = torch.tensor([0.0, 1.5, 999.0])
+    f = 10000.0 ** (-torch.arange(32, dtype=torch.float64) / 32)
+    angles = t.double()[:, None] * f
+    exact = torch.cat([angles.cos(), angles.sin()], dim=1)
+    got = embed(t, 64, None, torch.float32, halves=True)
+    torch.testing.assert_close(got.double(), exact, rtol=0, atol=7e-5)
 
 
 def test_sines_are_those_of_the_float_angle():
@@ -99,6 +135,21 @@ PLANTED = (
     ("index * p.t_stride", "index", "not close"),
     ("expf(-exponent)", "expf(exponent)", "not close"),
 )
+
+
+PLANTED_IN_HALVES = (
+    ("store_global(y, rounded.lane[1])", "store_global(y, rounded.lane[0])", "not close|not equal"),
+    ("y + p.half.divisor,", "y + 1,", "what another thread of the launch wrote"),
+    ("data + half + i", "data + i", "not close|not equal"),
+)
+
+
+@pytest.mark.parametrize(("line", "mistake", "finding"), PLANTED_IN_HALVES)
+def test_a_fault_planted_in_halves_is_found(tmp_path, line, mistake, finding):
+    stem = "sinusoidal_embedding"
+    library = faulty_library(tmp_path, f"{stem}.cu", line, mistake, stem)
+    with pytest.raises((RuntimeError, AssertionError), match=finding):
+        check_halves(16, normal(seeded(1), 50, 16), torch.float32, library)
 
 
 @pytest.mark.parametrize(("line", "mistake", "finding"), PLANTED)

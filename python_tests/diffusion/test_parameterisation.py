@@ -6,14 +6,11 @@ import pytest
 import torch
 
 from ddsm_ext.diffusion.config import PARAMETERISATIONS, DiffusionConfig
-from ddsm_ext.diffusion.parameterisation import (
-    predict_epsilon,
-    predict_v,
-    predict_x0,
-    training_target,
-)
+from ddsm_ext.diffusion.parameterisation import training_target
 from ddsm_ext.diffusion.process import add_noise
 from ddsm_ext.diffusion.schedule import make_schedule
+from ddsm_ext.sampling.config import SamplerConfig
+from ddsm_ext.sampling.plan import plan_coefficients, plan_steps
 
 SCHEDULE = make_schedule(DiffusionConfig(schedule="cosine"))
 T = torch.tensor([0.0, 1.0, 333.3, 700.0, 998.0], dtype=torch.float64)
@@ -27,14 +24,17 @@ def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("parameterisation", PARAMETERISATIONS)
-def test_every_prediction_gives_back_image_noise_and_v(parameterisation: str) -> None:
-    x0, noise, x_t = batch()
-    target = training_target(x0, noise, T, SCHEDULE, parameterisation)
-    arguments = (target, x_t, T, SCHEDULE, parameterisation)
-    v = training_target(x0, noise, T, SCHEDULE, "v")
-    torch.testing.assert_close(predict_x0(*arguments), x0, rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(predict_epsilon(*arguments), noise, rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(predict_v(*arguments), v, rtol=1e-6, atol=1e-8)
+def test_the_sampler_has_the_image_from_every_target(parameterisation: str) -> None:
+    """Its map from (x_t, prediction) to x0 undoes add_noise and training_target."""
+    x0, noise, _ = batch()
+    steps = plan_steps(SCHEDULE, 1.0, SamplerConfig(steps=5))
+    coefficients = plan_coefficients(SCHEDULE, steps, SamplerConfig(steps=5), parameterisation)
+    t = torch.tensor([step.t for step in steps])
+    x_t = add_noise(x0, noise, t, SCHEDULE)
+    target = training_target(x0, noise, t, SCHEDULE, parameterisation)
+    for i, map_ in enumerate(coefficients):
+        found = map_.x0_from_x * x_t[i] + map_.x0_from_prediction * target[i]
+        torch.testing.assert_close(found, x0[i], rtol=1e-6, atol=1e-8)
 
 
 def test_v_is_the_derivative_by_angle() -> None:
@@ -50,10 +50,10 @@ def test_v_is_the_derivative_by_angle() -> None:
 
 
 def test_bad_arguments() -> None:
-    x0, noise, x_t = batch()
+    x0, noise, _ = batch()
     with pytest.raises(ValueError, match="did you mean epsilon"):
         training_target(x0, noise, T, SCHEDULE, "epsilom")
-    with pytest.raises(ValueError, match=r"prediction has shape \(4, 2, 3, 3\)"):
-        predict_x0(noise[:4], x_t, T, SCHEDULE, "v")
+    with pytest.raises(ValueError, match=r"noise has shape \(4, 2, 3, 3\)"):
+        training_target(x0, noise[:4], T, SCHEDULE, "v")
     with pytest.raises(ValueError, match="t has shape"):
-        predict_epsilon(noise, x_t, T[:2], SCHEDULE, "v")
+        training_target(x0, noise, T[:2], SCHEDULE, "v")

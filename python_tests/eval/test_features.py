@@ -7,14 +7,14 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+from eval.digits import digits_arrays
 
 from ddsm_ext.eval.classifier import (
     ClassifierConfig,
-    digits_arrays,
     save_classifier,
     train_classifier,
 )
-from ddsm_ext.eval.features import DIGITS_CLASSIFIER_FILE, images_to_uint8, make_extractor
+from ddsm_ext.eval.features import DIGITS_CLASSIFIER_FILE, make_extractor
 
 
 def test_digits_classifier_by_name() -> None:
@@ -52,7 +52,7 @@ def test_own_classifier_by_path(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("images", "error", "message"),
     [
-        (torch.zeros(2, 1, 8, 8), TypeError, "images_to_uint8"),
+        (torch.zeros(2, 1, 8, 8), TypeError, "sampling.to_uint8"),
         (torch.zeros(1, 8, 8, dtype=torch.uint8), ValueError, r"\[N, C, H, W\]"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), ValueError, r"\[N, 1, 8, 8\]"),
         (torch.zeros(2, 1, 32, 32, dtype=torch.uint8), ValueError, "trained on"),
@@ -81,13 +81,3 @@ def test_unknown_names_are_answered(name: str, message: str) -> None:
 def test_missing_classifier_is_named(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file"):
         make_extractor(f"classifier:{tmp_path / 'absent.safetensors'}")
-
-
-def test_images_to_uint8_inverts_the_usual_scaling() -> None:
-    values = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(images_to_uint8(values.float() / 127.5 - 1), values)
-    assert images_to_uint8(torch.tensor([-1.2, 1.2])).tolist() == [0, 255]
-    with pytest.raises(ValueError, match="finite"):
-        images_to_uint8(torch.tensor([torch.nan]))
-    with pytest.raises(TypeError, match="uint8"):
-        images_to_uint8(values)

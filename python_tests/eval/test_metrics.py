@@ -7,14 +7,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from eval.digits import digits_arrays
 
-from ddsm_ext.eval.classifier import digits_arrays
 from ddsm_ext.eval.features import make_extractor
 from ddsm_ext.eval.frechet import frechet_distance
 from ddsm_ext.eval.metrics import (
     evaluate,
     frechet_to_reference,
-    paired_error,
     reference_statistics,
     score_names,
 )
@@ -124,14 +123,3 @@ def test_a_reference_of_other_features_is_refused(digits: np.ndarray) -> None:
         evaluate(digits[:1], pixels, Pixels())
     with pytest.raises(ValueError, match="at least 2"):
         evaluate(iter([]), pixels, Pixels())
-
-
-def test_paired_error_is_the_mean_square() -> None:
-    a, b = torch.zeros(2, 1, 2, 2), torch.full((2, 1, 2, 2), 0.5)
-    b[0, 0, 0, 0] = -1.0
-    assert paired_error(a, b) == pytest.approx((7 * 0.25 + 1.0) / 8)
-    assert paired_error(a, a) == 0.0
-    with pytest.raises(ValueError, match="equal, non-empty"):
-        paired_error(a, b[:1])
-    with pytest.raises(ValueError, match="finite"):
-        paired_error(a, torch.full_like(a, torch.inf))

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from ddsm_ext.io.files import read_json
-from ddsm_ext.io.run_dir import create_run, find_resumable, list_runs, newest_run, resolve_run
+from ddsm_ext.io.run_dir import create_run, find_resumable, list_runs, resolve_run
 
 
 def test_runs_are_numbered_and_hold_config_and_environment(tmp_path):
@@ -61,7 +61,7 @@ def test_find_resumable_passes_over_damaged_configs(tmp_path):
 
 def test_resolve_run(tmp_path):
     first, second = create_run(tmp_path, "a", {}), create_run(tmp_path, "b", {})
-    assert resolve_run(tmp_path) == newest_run(tmp_path) == second
+    assert resolve_run(tmp_path) == second
     for selector in (0, "0", "00000", "a", "00000-a", first):
         assert resolve_run(tmp_path, selector) == first
     with pytest.raises(FileNotFoundError, match="00000-a, 00001-b"):

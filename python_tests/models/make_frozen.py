@@ -20,12 +20,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from ddsm_ext.models.macs import parameter_count, unet_layer_macs, unet_macs
 from models import frozen_cases as frozen
 from torch import Tensor
 
-from ddsm_ext.models.config import UNetConfig
-from ddsm_ext.models.macs import parameter_count, unet_layer_macs, unet_macs
-from ddsm_ext.models.unet import SlimmableUNet
+from ddsm_ext.models.unet import SlimmableUNet, UNetConfig
 
 # (attention_products, elementwise), the options of the counts.
 OPTIONS = ((True, False), (True, True), (False, False), (False, True))

@@ -12,12 +12,13 @@ import torch
 from models import frozen_cases as frozen
 from torch import Tensor, nn
 
-from ddsm_ext.models.config import UNetConfig
-from ddsm_ext.models.macs import parameter_count, unet_layer_macs, unet_macs
-from ddsm_ext.models.unet import SlimmableUNet
+from ddsm_ext.graph import count
+from ddsm_ext.models.network import SlimmableNetwork
+from ddsm_ext.models.unet import UNetConfig
+from ddsm_ext.runtime import StepRunner
 
 # How the package is asked; the tests below say what it must answer.
-Net = SlimmableUNet
+Net = SlimmableNetwork
 
 
 def make_config(values: dict[str, Any]) -> UNetConfig:
@@ -25,15 +26,15 @@ def make_config(values: dict[str, Any]) -> UNetConfig:
 
 
 def make_network(config: UNetConfig, generator: torch.Generator | None = None) -> Net:
-    return SlimmableUNet(config, generator=generator)
+    return SlimmableNetwork(config, generator=generator)
 
 
 def eager(net: Net, x: Tensor, t: Tensor, width: float, **options: bool) -> Tensor:
-    return net(x, t, width, **options)
+    return net.run_modules(x, t, width, **options)
 
 
 def compiled(net: Net, x: Tensor, t: Tensor, width: float) -> Tensor:
-    return net.step_runner()(x, t, width)
+    return StepRunner(net)(x, t, width)
 
 
 def dense(net: Net, width: float) -> nn.Module:
@@ -41,15 +42,15 @@ def dense(net: Net, width: float) -> nn.Module:
 
 
 def total_macs(config: UNetConfig, width: float, **options: bool) -> int:
-    return unet_macs(config, width, **options)
+    return count.macs(config, width, **options)
 
 
 def layer_macs(config: UNetConfig, width: float, **options: bool) -> dict[str, int]:
-    return {row.name: row.macs for row in unet_layer_macs(config, width, **options)}
+    return {row.name: row.macs for row in count.layer_macs(config, width, **options)}
 
 
 def parameters(config: UNetConfig, width: float) -> int:
-    return parameter_count(config, width)
+    return count.parameter_count(config, width)
 
 
 # From here on nothing of the package is named.

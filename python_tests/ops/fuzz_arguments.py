@@ -14,8 +14,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ddsm_ext._library import native
-from ddsm_ext.ops import sliced_attention, sliced_conv2d, sliced_group_norm, sliced_linear
-from ddsm_ext.ops._panels import DIRECT_BF16
+from ddsm_ext.ops import (
+    resample,
+    sliced_attention,
+    sliced_conv2d,
+    sliced_embedding,
+    sliced_group_norm,
+    sliced_linear,
+)
+from ddsm_ext.ops._packed import DIRECT_BF16
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16, torch.int64, torch.complex64)
 KERNEL_DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float64])
@@ -52,7 +59,7 @@ TENSORS = st.one_of(
     ),
     SCALARS,
 )
-TENSOR_NAMES = {"x", "x2", "weight", "bias", "q", "k", "v"}
+TENSOR_NAMES = {"x", "x2", "weight", "bias", "q", "k", "v", "y", "scale", "shift"}
 
 
 KINDS = ("size", "more", "fewer", "dtype", "gaps", "shifted", "expanded", "turned")
@@ -152,6 +159,8 @@ def group_norm_arguments(draw: st.DrawFn) -> dict[str, Any]:
     dtype, n = draw(KERNEL_DTYPES), draw(st.integers(0, 2))
     h, w = draw(st.integers(0, 4)), draw(st.integers(0, 4))
     c, c2, gap = draw(st.integers(1, 9)), draw(st.integers(0, 5)), draw(st.integers(0, 3))
+    film = ones(draw, n, 2 * (c + c2), dtype=dtype) if draw(st.booleans()) else None
+    scale, shift = (None, None) if film is None else film.chunk(2, dim=1)
     return {
         "x": ones(draw, n, c, h, w, dtype=dtype),
         "weight": ones(draw, c + c2 + gap, dtype=dtype),
@@ -161,6 +170,27 @@ def group_norm_arguments(draw: st.DrawFn) -> dict[str, Any]:
         "c2_offset": draw(st.sampled_from([None, c + gap])) if c2 else None,
         "eps": draw(st.floats(0, 1e30)),
         "silu": draw(st.booleans()),
+        "scale": scale,
+        "shift": shift,
+        "accumulate_grad": draw(st.booleans()),
+    }
+
+
+@st.composite
+def resample_arguments(draw: st.DrawFn) -> dict[str, Any]:
+    sizes = [draw(st.integers(0, limit)) for limit in (2, 9, 4, 4)]
+    n, c, h, w = sizes
+    x = ones(draw, n, c, 2 * h, 2 * w, dtype=draw(KERNEL_DTYPES))
+    return {"x": x, "up": draw(st.booleans())}
+
+
+@st.composite
+def embedding_arguments(draw: st.DrawFn) -> dict[str, Any]:
+    rows, c_max = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    return {
+        "weight": ones(draw, rows, c_max, dtype=draw(KERNEL_DTYPES)),
+        "y": torch.tensor(draw(st.lists(st.integers(0, rows - 1), max_size=5)), dtype=torch.int64),
+        "c": draw(st.integers(1, c_max)),
         "accumulate_grad": draw(st.booleans()),
     }
 
@@ -178,8 +208,10 @@ def attention_arguments(draw: st.DrawFn) -> dict[str, Any]:
 
 
 OPS: dict[str, tuple[Callable[..., Any], st.SearchStrategy[dict[str, Any]]]] = {
+    "resample": (resample, resample_arguments()),
     "sliced_attention": (sliced_attention, attention_arguments()),
     "sliced_conv2d": (sliced_conv2d, conv2d_arguments()),
+    "sliced_embedding": (sliced_embedding, embedding_arguments()),
     "sliced_group_norm": (sliced_group_norm, group_norm_arguments()),
     "sliced_linear": (sliced_linear, linear_arguments()),
 }

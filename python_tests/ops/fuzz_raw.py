@@ -15,7 +15,7 @@ from ops.fuzz_arguments import OPS, near, run_examples
 from torch import Tensor
 
 from ddsm_ext._library import native
-from ddsm_ext.ops._panels import ALGORITHMS, DIRECT, DIRECT_BF16
+from ddsm_ext.ops._packed import ALGORITHMS, DIRECT, DIRECT_BF16
 
 
 def conv2d_calls(a: dict[str, Any]) -> dict[str, list[Any]]:
@@ -64,10 +64,11 @@ def linear_calls(a: dict[str, Any]) -> dict[str, list[Any]]:
     biases = [weight.new_ones(weight.shape[0]) if bias is None else bias]
     grads = [torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)]
     table = torch.ones(4, 16)
+    shift = y.flatten(0, -2) if y.dim() > 1 else y[None]
     return {
-        "sinusoidal_embedding": [torch.arange(5) / 2, 16, table, x],
+        "sinusoidal_embedding": [torch.arange(5) / 2, 16, a["c_out"] % 2 == 0, table, x],
         "sliced_linear": [x, weight, bias, a["c_out"]],
-        "sliced_linear_fused": [x, [weight], biases, [a["c_out"]], True, False, False],
+        "sliced_linear_fused": [x, [weight], biases, [a["c_out"]], shift, True, False, False],
         "sliced_linear_grad_x": [y, weight, x.shape[-1]],
         "sliced_linear_grad_weight": [y, x, *grads],
     }
@@ -77,16 +78,24 @@ def group_norm_calls(a: dict[str, Any]) -> dict[str, list[Any]]:
     x, x2, weight, bias = a["x"], a["x2"], a["weight"], a["bias"]
     offset = x.shape[1] if a["c2_offset"] is None else a["c2_offset"]
     split = [a["groups"], offset]
-    forward = [x, x2, weight, bias, *split, a["eps"], a["silu"]]
+    film = [a["scale"], a["shift"]]
+    forward = [x, x2, weight, bias, *split, a["eps"], a["silu"], *film]
     y, y2, mean, rstd = torch.ops.ddsm_ext.sliced_group_norm(*forward)
     grad_ys = [y, None if x2 is None else y2]
     grads = [torch.zeros_like(weight), torch.zeros_like(bias)]
     sources = [x, x2, weight, bias, mean, rstd]
     return {
         "sliced_group_norm": forward,
-        "sliced_group_norm_apply": [*forward, None, None],
-        "sliced_group_norm_backward": [*grad_ys, *sources, *split, a["silu"], *grads],
+        "sliced_group_norm_apply": [*forward[:8], None, None, *film, False, False],
+        "sliced_group_norm_backward": [
+            *(*grad_ys, *sources, *split, a["silu"], *grads, *film),
+            *(None if row is None else torch.ones_like(row) for row in film),
+        ],
     }
+
+
+def resample_calls(a: dict[str, Any]) -> dict[str, list[Any]]:
+    return {"resample": [a["x"], a["up"], 0.25]}
 
 
 def attention_calls(a: dict[str, Any]) -> dict[str, list[Any]]:
@@ -100,6 +109,7 @@ def attention_calls(a: dict[str, Any]) -> dict[str, list[Any]]:
 
 # Public op: the raw calls, forward and backward, made of arguments that fit it.
 CALLS = {
+    "resample": resample_calls,
     "sliced_attention": attention_calls,
     "sliced_conv2d": conv2d_calls,
     "sliced_group_norm": group_norm_calls,
@@ -139,5 +149,6 @@ def check_raw_call(call: tuple[str, list[Any]]) -> None:
 
 
 def fuzz(name: str, examples: int) -> None:
-    """Call the raw ops, forward and backward, of one public op."""
-    run_examples(check_raw_call, raw_call(name), examples)
+    """Call the raw ops, forward and backward, of one public op, if it has any."""
+    if name in CALLS:
+        run_examples(check_raw_call, raw_call(name), examples)

@@ -12,7 +12,7 @@ from ops.op_checks import normal, seeded
 from torch import Tensor, nn
 
 from ddsm_ext import _library
-from ddsm_ext.ops._panels import DIRECT_BF16
+from ddsm_ext.ops._packed import DIRECT_BF16
 from ddsm_ext.ops.conv2d import sliced_conv2d
 
 ALGO = "direct_bf16"

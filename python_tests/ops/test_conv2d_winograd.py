@@ -12,7 +12,7 @@ from ops.op_checks import ISAS, normal, seeded
 from torch import Tensor, nn
 
 from ddsm_ext import _library
-from ddsm_ext.ops._panels import ALGORITHMS, DIRECT_BF16, ConvShape, choose_algorithm
+from ddsm_ext.ops._packed import ALGORITHMS, DIRECT_BF16, ConvProblem, choose_algorithm
 from ddsm_ext.ops.conv2d import sliced_conv2d
 
 WINOGRAD = ("winograd_4x4", "winograd_2x2")
@@ -214,7 +214,9 @@ def test_cost_model():
     native = _library.native
 
     def cost(algo: str, *shape: int, rearranged: int = 0, grad_weight: bool = False) -> float:
-        problem = native.Conv2dProblem(*shape, False, rearranged, grad_weight)
+        problem = native.Conv2dProblem(
+            **ConvProblem(*shape)._asdict(), rearranged=rearranged, grad_weight=grad_weight
+        )
         return native.conv2d_cost_ns(problem, ALGORITHMS.index(algo))
 
     large = (64, 32, 32, 256, 256, 3, 1, 1)
@@ -232,7 +234,7 @@ def test_cost_model():
     assert cost("winograd_4x4", *small, rearranged=256 * 256) > cost("winograd_4x4", *small)
     for other in ((8, 16, 16, 64, 64, 1, 1, 1), (8, 16, 16, 64, 64, 3, 2, 1)):
         assert cost("winograd_2x2", *other) == float("inf")
-        assert choose_algorithm(native.active_isa(), ConvShape(*other, False)) == 0
+        assert choose_algorithm(native.active_isa(), ConvProblem(*other, False)) == 0
     costs = native.conv2d_costs()
     assert costs.pop("segment_ns") >= 0
     assert (costs.pop("bf16_macs_per_ns") > 0) == native.conv2d_has(DIRECT_BF16)

@@ -43,7 +43,9 @@ def call(op: str, device: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, lis
         ctx = SimpleNamespace(
             saved_tensors=(x, None, weight, bias) if op == "conv2d" else (x, weight, bias),
             needs_input_grad=(True,) * 4 if op == "linear" else (True, False, True, True),
-            c_in2_offset=8, window=(1, 1, False), algo="direct", parameter=None, tf32=False,
+            parameters={"weight": 2, "bias": 3} if op == "conv2d" else {"weight": 1, "bias": 2},
+            owners=(None, None), accumulate_grad=False,
+            c_in2_offset=8, window=(1, 1, False), algo="direct", tf32=False,
         )  # fmt: skip
         if op == "conv2d":
             y = conv2d.sliced_conv2d(x, weight, bias, 12, padding=1)

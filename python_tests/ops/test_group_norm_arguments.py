@@ -38,3 +38,12 @@ def test_refusals_name_the_values(change: dict[str, Any], error: type, text: str
     }
     with pytest.raises(error, match=f"^sliced_group_norm: .*{text}"):
         sliced_group_norm(**{**arguments, **change})
+
+
+def test_accumulation_into_a_gradient_with_gaps_is_refused() -> None:
+    weight, bias = torch.ones(16, requires_grad=True), torch.ones(16, requires_grad=True)
+    bias.grad = torch.zeros(32)[::2]
+    y = sliced_group_norm(torch.ones(2, 8, 4, 4), weight, bias, 4, accumulate_grad=True)
+    text = r"^sliced_group_norm: bias\.grad has stride 2; need a contiguous one"
+    with pytest.raises(ValueError, match=text):
+        y.sum().backward()

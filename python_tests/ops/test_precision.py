@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddsm_ext.ops import _precision, conv2d, linear
-from ddsm_ext.ops._precision import conv_tf32, matmul_tf32
+from ddsm_ext.ops import _call, conv2d, linear
+from ddsm_ext.ops._call import conv_tf32, matmul_tf32
 
 
 @pytest.fixture(autouse=True)
@@ -82,8 +82,8 @@ def call_linear(x: Tensor, weight: Tensor) -> Tensor:
 @pytest.mark.parametrize("tf32", [False, True])
 def test_every_call_passes_the_choice_on(monkeypatch, op: str, call: Callable, tf32: bool):
     # As for a tensor on CUDA.
-    monkeypatch.setattr(conv2d, "conv_tf32", lambda x: _precision.is_tf32("conv"))
-    monkeypatch.setattr(linear, "matmul_tf32", lambda x: _precision.is_tf32("matmul"))
+    monkeypatch.setattr(conv2d, "conv_tf32", lambda x: _call.is_tf32("conv"))
+    monkeypatch.setattr(linear, "matmul_tf32", lambda x: _call.is_tf32("matmul"))
     other = "ieee" if tf32 else "tf32"
     torch.backends.cudnn.conv.fp32_precision = "tf32" if tf32 else "ieee"
     torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
@@ -102,8 +102,8 @@ def test_every_call_passes_the_choice_on(monkeypatch, op: str, call: Callable, t
 
 @pytest.mark.parametrize("call", [call_conv2d, call_linear])
 def test_compiled_calls_pass_it_on(monkeypatch, call: Callable):
-    monkeypatch.setattr(conv2d, "conv_tf32", lambda x: _precision.is_tf32("conv"))
-    monkeypatch.setattr(linear, "matmul_tf32", lambda x: _precision.is_tf32("matmul"))
+    monkeypatch.setattr(conv2d, "conv_tf32", lambda x: _call.is_tf32("conv"))
+    monkeypatch.setattr(linear, "matmul_tf32", lambda x: _call.is_tf32("matmul"))
     torch.backends.cudnn.conv.fp32_precision = "tf32"
     torch.backends.cuda.matmul.fp32_precision = "tf32"
     seen = []

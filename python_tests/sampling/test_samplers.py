@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from ddsm_ext.diffusion.config import DiffusionConfig
 from ddsm_ext.diffusion.noise import normal
 from ddsm_ext.diffusion.schedule import NoiseSchedule, make_schedule
-from ddsm_ext.models import SlimmableUNet, UNetConfig
+from ddsm_ext.models import SlimmableNetwork, UNetConfig
 from ddsm_ext.sampling.config import SamplerConfig
-from ddsm_ext.sampling.runner import StepRunner
-from ddsm_ext.sampling.samplers import sample, shard_seeds, to_uint8
+from ddsm_ext.sampling.samplers import sample, to_uint8
 from ddsm_ext.sampling.strategy import Strategy
 
 SCHEDULE = make_schedule(DiffusionConfig())
@@ -150,7 +149,7 @@ def test_a_seed_is_an_image_in_any_batch_and_on_any_rank(sampler: SamplerConfig)
 
     whole = draw(seeds, 8)
     assert len({tuple(image.flatten().tolist()) for image in whole}) == 8
-    ranks = torch.cat([draw(shard_seeds(seeds, rank, 2), 3) for rank in (0, 1)])
+    ranks = torch.cat([draw(part, 3) for part in (seeds[:4], seeds[4:])])
     for other in (draw(seeds, 1), draw(seeds, 3), draw(seeds[::-1], 8).flip(0), ranks):
         assert (other - whole).abs().max().item() <= 1e-3
         assert (to_uint8(other) != to_uint8(whole)).float().mean().item() < 0.01
@@ -160,7 +159,7 @@ def test_a_seed_is_an_image_in_any_batch_and_on_any_rank(sampler: SamplerConfig)
 def test_a_seed_is_an_image_with_a_real_network(batch_size: int) -> None:
     torch.manual_seed(0)
     config = UNetConfig(image_size=8, image_channels=1, ch=32, ch_mult=(1, 2), num_res_blocks=1)
-    net = SlimmableUNet(config)
+    net = SlimmableNetwork(config)
     for parameter in net.parameters():  # the last layers start at zero: make them count
         nn.init.normal_(parameter, std=0.1)
     strategy, sampler = Strategy((0.5, 1.0), (0.0,)), SamplerConfig("ddim", 8, eta=0.5)
@@ -240,29 +239,6 @@ def test_no_seeds_no_images() -> None:
     assert sample(TinyNet(), SCHEDULE, 1.0, [], SHAPE).shape == (0, *SHAPE)
 
 
-def test_step_runner_is_told_its_shapes() -> None:
-    class Runner:
-        def __init__(self) -> None:
-            self.prepared: list[tuple] = []
-
-        def prepare(self, widths, shape, dtype, device) -> None:
-            self.prepared.append((list(widths), shape, dtype, device.type))
-
-        def __call__(self, x: Tensor, t: Tensor, width: float) -> Tensor:
-            return 0.5 * x
-
-    runner = Runner()
-    assert isinstance(runner, StepRunner)
-    strategy = Strategy((0.25, 0.5, 1.0), (-3.0, 3.0))
-    sampler = SamplerConfig("ddim", 30)
-    with_runner = sample(runner, SCHEDULE, strategy, range(3), SHAPE, sampler, batch_size=2)
-    plain = sample(lambda x, t, w: 0.5 * x, SCHEDULE, strategy, range(3), SHAPE, sampler)
-    assert torch.equal(with_runner, plain)
-    assert runner.prepared == [
-        ([1.0, 0.5, 0.25], (n, *SHAPE), torch.float32, "cpu") for n in (2, 1)
-    ]
-
-
 def test_output_that_is_not_finite_is_refused_with_step_and_width() -> None:
     def net(x: Tensor, t: Tensor, width: float) -> Tensor:
         y = torch.zeros_like(x)
@@ -310,17 +286,10 @@ def test_bad_arguments(settings: dict, error: type[Exception], text: str) -> Non
 def test_to_uint8() -> None:
     values = torch.tensor([-1.5, -1.0, -0.996, 0.0, 0.999, 1.0, 3.0])
     assert to_uint8(values).tolist() == [0, 0, 1, 128, 255, 255, 255]
+    every = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_uint8(every.float() / 127.5 - 1), every)
     with pytest.raises(TypeError, match="need floating point"):
         to_uint8(torch.zeros(3, dtype=torch.uint8))
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3, 7, 12])
-def test_shards_join_to_the_seeds(world_size: int) -> None:
-    shards = [shard_seeds(range(10), rank, world_size) for rank in range(world_size)]
-    assert torch.cat(shards).tolist() == list(range(10))
-    assert max(map(len, shards)) - min(map(len, shards)) <= 1
-    with pytest.raises(ValueError, match="need 0 <= rank < world_size"):
-        shard_seeds(range(10), world_size, world_size)
 
 
 def test_cosine_schedule_samples_too() -> None:

@@ -5,6 +5,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -44,8 +45,8 @@ def test_published_cifar10_strategy() -> None:
     assert strategy.widths_for(log_snrs) == per_timestep
     assert strategy.counts(log_snrs) == PUBLISHED_COUNTS
     # Table 1 of the paper: 12.14 GFLOPs a step fall to 6.20 (FLOPs are 2 x MACs).
-    assert 2e-3 * strategy.mean_cost(PUBLISHED_MMACS, log_snrs) == pytest.approx(6.20, abs=0.005)
-    assert 2e-3 * Strategy.constant(1.0).mean_cost(PUBLISHED_MMACS, log_snrs) == 12.14
+    mmacs = sum(PUBLISHED_MMACS[w] for w in strategy.widths_for(log_snrs)) / len(log_snrs)
+    assert 2e-3 * mmacs == pytest.approx(6.20, abs=0.005)
     assert strategy.width_at(math.inf) == 1.0
     assert strategy.width_at(-math.inf) == 0.5
 
@@ -57,7 +58,7 @@ def test_one_strategy_serves_every_step_count_and_schedule() -> None:
     for schedule, steps in [(linear, 10), (linear, 100), (linear, None), (cosine, 37)]:
         plan = plan_steps(schedule, strategy, SamplerConfig("ddim", steps))
         for step in plan:
-            on_linear = linear.timestep_at(step.log_snr, clamp=True)
+            on_linear = np.interp(-step.log_snr, -linear.log_snrs.numpy(), range(1000))
             assert step.width == (0.5 if on_linear > 469.5 else 0.75 if on_linear > 265.5 else 1.0)
     shares = [
         [strategy.counts(plan_log_snrs(linear, SamplerConfig("ddim", k)))[w] / k for w in (1, 0.5)]
@@ -83,7 +84,6 @@ def test_width_at_equals_a_scan_of_the_segments(strategy: Strategy, level: float
         if low <= level < high
     ]
     assert held == [strategy.width_at(level)]
-    assert strategy.simplified().width_at(level) == strategy.width_at(level)
 
 
 @given(per_timestep=st.lists(widths, min_size=1, max_size=60), data=st.data())
@@ -96,7 +96,6 @@ def test_timestep_widths_come_back(per_timestep: list[float], data: st.DataObjec
     assert strategy.widths_for(log_snrs) == per_timestep
     changes = sum(a != b for a, b in itertools.pairwise(per_timestep))
     assert len(strategy.cuts) == changes  # runs are merged
-    assert strategy.simplified() == strategy
 
 
 def test_a_cut_lies_halfway_between_two_timesteps() -> None:
@@ -109,11 +108,6 @@ def test_neighbouring_floats_still_separate() -> None:
     low = math.nextafter(high, 0.0)
     strategy = Strategy.from_timestep_widths([1.0, 0.5], [high, low])
     assert strategy.widths_for([high, low]) == [1.0, 0.5]
-
-
-def test_simplified_merges_equal_neighbours() -> None:
-    strategy = Strategy((0.5, 0.5, 1.0, 1.0), (-1.0, 0.0, 2.0))
-    assert strategy.simplified() == Strategy((0.5, 1.0), (0.0,))
 
 
 @given(strategy=strategies())
@@ -218,16 +212,7 @@ def test_bad_arguments() -> None:
         Strategy.from_timestep_widths([1.0, 1.0], [2.0, 2.0])
     with pytest.raises(ValueError, match="log_snr is nan"):
         THREE.width_at(math.nan)
-    with pytest.raises(ValueError, match=r"width 0\.25 has no cost; costs are for 1\.0, 0\.5"):
-        THREE.mean_cost({0.5: 1.0, 1.0: 2.0}, [-9.0])
-    with pytest.raises(ValueError, match="got no log-SNRs"):
-        THREE.mean_cost({0.5: 1.0}, [])
     with pytest.raises(TypeError, match="origin is not JSON"):
         Strategy((1.0,), origin={"path": Path("x")})
     with pytest.raises(TypeError, match="need a Strategy or a width"):
         as_strategy("0.5")  # type: ignore[arg-type]
-
-
-def test_mean_cost_takes_a_width_that_differs_in_its_last_bits() -> None:
-    strategy = Strategy((0.1 + 0.2, 1.0), (0.0,))
-    assert strategy.mean_cost({0.3: 10.0, 1.0: 40.0}, [-1.0, 1.0, 2.0]) == 30.0

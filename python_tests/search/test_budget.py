@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddsm_ext.search.budget import solve_budget, solve_budget_segments
+from ddsm_ext.search.budget import solve_budget
 
 
 def brute_force(errors, costs, budget, segments):
@@ -46,7 +46,7 @@ def test_equals_brute_force(steps, widths, segments, seed, kind, share):
     # the cheapest constant width can always be met
     low, high = table.sum(axis=0).min(), table.max(axis=1).sum()
     budget = low + share * (high - low)
-    found = solve_budget_segments(errors, costs, budget, segments)
+    found = solve_budget(errors, costs, budget, segments)
     rows, choice = np.arange(steps), list(found.choice)
     assert found.error == pytest.approx(brute_force(errors, costs, budget, segments), abs=1e-9)
     assert found.error == pytest.approx(errors[rows, choice].sum(), abs=1e-12)
@@ -72,7 +72,7 @@ def test_a_thousand_steps_in_seconds():
     errors = (1 - np.array([1, 0.75, 0.5, 0.25])) ** 2 * np.exp(-6 * at) * (1 + 0.05 * noise)
     costs = np.array([6070.0, 3420.0, 1520.0, 382.5])
     start = time.perf_counter()
-    limited = solve_budget_segments(errors, costs, 0.5 * 6070e3, 4)
+    limited = solve_budget(errors, costs, 0.5 * 6070e3, 4)
     free = solve_budget(errors, costs, 0.5 * 6070e3)
     assert time.perf_counter() - start < 60
     assert free.error <= limited.error < 1.001 * free.error
@@ -82,7 +82,7 @@ def test_a_thousand_steps_in_seconds():
 def test_a_large_budget_takes_the_best_width_everywhere():
     errors = np.array([[0.0, 1.0], [3.0, 2.0], [0.0, 4.0]])
     assert solve_budget(errors, [2.0, 1.0], 100.0).choice == (0, 1, 0)
-    assert solve_budget_segments(errors, [2.0, 1.0], 100.0, 1).choice == (0, 0, 0)
+    assert solve_budget(errors, [2.0, 1.0], 100.0, 1).choice == (0, 0, 0)
 
 
 def test_refusals():
@@ -96,6 +96,6 @@ def test_refusals():
     with pytest.raises(ValueError, match="positive"):
         solve_budget(errors * np.nan, [2.0, 1.0], 5.0)
     with pytest.raises(ValueError, match="segments is 0"):
-        solve_budget_segments(errors, [2.0, 1.0], 5.0, 0)
+        solve_budget(errors, [2.0, 1.0], 5.0, 0)
     with pytest.raises(ValueError, match="budget is nan"):
         solve_budget(errors, [2.0, 1.0], float("nan"))

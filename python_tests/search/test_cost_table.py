@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ddsm_ext.models.config import preset
+from ddsm_ext.models.unet import preset
 from ddsm_ext.search.cost_table import CostTable, conditions, macs_table, measure_ms
 
 

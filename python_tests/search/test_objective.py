@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from search.synthetic import COSTS, WIDTHS, genome_of, log_snrs
 
 from ddsm_ext.sampling.strategy import Strategy
@@ -17,7 +16,6 @@ from ddsm_ext.search.objective import (
     additive_quality,
     budget_cost,
     check_budget,
-    paired_sample_error,
 )
 
 SPACE = StrategySpace(log_snrs(10), WIDTHS, 4)
@@ -75,20 +73,3 @@ def test_additive_quality_takes_steps_in_sampling_order():
     strategy = Strategy((0.25, 1.0), (0.0,))
     expected = sum(table[s, 3 if level < 0 else 0] for s, level in enumerate(levels)) / 10
     assert additive_quality(table, WIDTHS, levels)(strategy) == pytest.approx(expected)
-
-
-def test_paired_sample_error_is_the_mean_square_to_the_full_width():
-    made = []
-
-    def sample(strategy):
-        made.append(strategy.widths)
-        return torch.full((2, 1, 4, 4), strategy.widths[0], dtype=torch.bfloat16)
-
-    quality = paired_sample_error(sample)
-    assert quality(Strategy.constant(0.5)) == 0.25
-    assert quality(Strategy.constant(1.0)) == 0.0
-    assert made == [(1.0,), (0.5,), (1.0,)]
-    given = paired_sample_error(sample, torch.zeros(2, 1, 4, 4))
-    assert given(Strategy.constant(0.5)) == 0.25
-    with pytest.raises(ValueError, match=r"shape \[2, 1, 4, 4\]; needs the reference's \[3, 1"):
-        paired_sample_error(sample, torch.zeros(3, 1, 4, 4))(Strategy.constant(1.0))

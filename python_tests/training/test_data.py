@@ -57,8 +57,6 @@ def test_held_out_parts_are_disjoint_and_complete():
     train_rows, test_rows = ({image.tobytes() for image in part.images} for part in parts)
     assert train_rows | test_rows == rows
     assert len({part.digest for part in (*parts, whole)}) == 3
-    train, held = whole.split(0.2)
-    assert [train.digest, held.digest] == [part.digest for part in parts]
     with pytest.raises(ValueError, match="digits: has no test part of its own"):
         load_dataset(DataConfig(split="test"))
 
@@ -110,7 +108,6 @@ def test_flat_folder_has_no_labels(tmp_path):
     dataset = load_dataset(DataConfig(source=str(tmp_path)))
     assert dataset.labels is None
     assert dataset.class_names == ()
-    assert dataset.select(np.array([0, 0])).labels is None
 
 
 def test_crop_takes_the_centre_and_resize_keeps_flat_areas(tmp_path):

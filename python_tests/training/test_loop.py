@@ -24,7 +24,6 @@ from ddsm_ext.io.images import read_image
 from ddsm_ext.training.config import DataConfig, TrainConfig
 from ddsm_ext.training.data import load_dataset
 from ddsm_ext.training.loop import NonFiniteError, train
-from ddsm_ext.training.state import load_trained
 
 SCHEDULE = make_schedule(DiffusionConfig(timesteps=50))
 
@@ -363,17 +362,3 @@ def test_sampling_changes_no_weight(tmp_path):
     run_train(tmp_path / "with", config(sample_every=5), sample_grid=grid)
     run_train(tmp_path / "without", config())
     assert_same_run(tmp_path / "with", tmp_path / "without")
-
-
-def test_load_trained(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
-        load_trained(tmp_path, ToyNet())
-    run_train(tmp_path, config(steps=6))
-    tensors = load_checkpoint(newest_complete(tmp_path)).tensors
-    for averaged, group in ((True, "ema"), (False, "model")):
-        net = ToyNet(seed=5)
-        assert load_trained(tmp_path, net, averaged=averaged) == 6
-        assert torch.equal(net.last.weight, tensors[group]["last.weight"])
-    wide = torch.nn.Linear(2, 2)
-    with pytest.raises(ValueError, match="need a checkpoint of this network"):
-        load_trained(tmp_path, wide)

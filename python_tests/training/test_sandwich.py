@@ -21,7 +21,6 @@ from ddsm_ext.training.sandwich import (
     draw,
     loss_weights,
     make_optimizer,
-    sandwich_step,
     widths_of_step,
 )
 
@@ -78,7 +77,7 @@ def test_step_equals_plain_adam_on_the_summed_gradient(changes, clip):
 
     net = ToyNet(dropout=0.0)
     optimizer = make_optimizer(net, config)
-    result = sandwich_step(net, optimizer, X0, 5, schedule=SCHEDULE, config=config)
+    result = Sandwich(net, optimizer, SCHEDULE, config).step(X0, 5)
     assert result.applied
     assert result.grad_norm == pytest.approx(norm, rel=1e-5)
     assert result.losses == pytest.approx(losses, rel=1e-5)
@@ -106,7 +105,7 @@ def test_accumulated_gradients_give_the_same_step():
         net = cls(dropout=0.0)
         optimizer = make_optimizer(net, config)
         for step in range(3):
-            result = sandwich_step(net, optimizer, X0, step, schedule=SCHEDULE, config=config)
+            result = Sandwich(net, optimizer, SCHEDULE, config).step(X0, step)
             assert result.applied
         nets.append(net)
     for first, second in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
@@ -143,7 +142,7 @@ def test_skipped_step_changes_nothing_at_all(value):
     config = TrainConfig()
     net = ToyNet()
     optimizer = make_optimizer(net, config)
-    sandwich_step(net, optimizer, X0, 0, schedule=SCHEDULE, config=config)
+    Sandwich(net, optimizer, SCHEDULE, config).step(X0, 0)
     weights = [p.detach().clone() for p in net.parameters()]
     moments = [v.clone() for state in optimizer.state.values() for v in state.values()]
     bad = X0.clone()

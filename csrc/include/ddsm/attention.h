@@ -33,6 +33,9 @@ struct AttentionArgs {
   void* scratch;           // attention_*_scratch_bytes(args), 64-byte aligned
 };
 
+// The slots that pay for the work of args, of which there is no slot yet (CPU).
+DDSM_EXPORT int64_t attention_slots(const AttentionArgs& args);
+
 DDSM_EXPORT int64_t attention_forward_scratch_bytes(const AttentionArgs& args);
 int64_t attention_backward_scratch_bytes(const AttentionArgs& args);
 

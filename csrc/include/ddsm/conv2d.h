@@ -57,14 +57,17 @@ struct Conv2dForwardArgs {
   // fused, float32 and bfloat16 only; null: none
   const float* norm;  // [images][3][c_in]: x becomes act((x - norm[0]) * norm[1] + norm[2])
   bool norm_silu;     // act is SiLU; needs a Winograd algorithm
-  const float* image_bias;  // [images][c_out], added like a bias
-  const void* residual;     // like y, added to it
+  const float* shift;    // [images][c_out], added like a bias
+  const void* residual;  // like y, added to it
+  int64_t residual_scale;  // 1, or 2: its height and width are half of y's, and it is enlarged
+                           // (nearest neighbour); needs a Winograd algorithm
   // outputs
   void* y;  // [images, out_height, out_width, parts * c_out] contiguous
   DType y_dtype;
   int64_t c_out;
   int64_t parts;    // weights side by side in panels and bias [parts][c_out_max]; > 1 needs panels
-  double* moments;  // [images][blocks][2][c_out] of y, see conv2d_moment_pixels; null: not wanted
+  // GroupNormMomentsArgs::moments of y in blocks of conv2d_moment_pixels; null: not wanted
+  double* moments;
 };
 
 struct Conv2dGradXArgs {

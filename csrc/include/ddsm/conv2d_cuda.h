@@ -29,7 +29,8 @@ struct Conv2dCudaOptions {
 // The most tiles of an output whose sums over K are split.
 constexpr int64_t kConvTickets = 4096;
 
-// A weight beside Conv2dCudaForwardArgs::weight, of its dtype, sizes and strides, and its bias.
+// A part after the first: a weight of Conv2dCudaForwardArgs::weight's dtype, sizes and strides, and
+// its bias.
 struct Conv2dCudaPart {
   const void* weight;
   const void* bias;  // as Conv2dCudaForwardArgs::bias
@@ -42,8 +43,8 @@ struct Conv2dCudaShortcut {
   const void* bias;  // as Conv2dCudaForwardArgs::bias
 };
 
-// y = conv + bias + shortcut + shift + residual, rounded once. Further weights (q, k and v of an
-// attention are three) read the same images; their outputs lie beside each other.
+// y = conv + bias + shortcut + shift + residual, rounded once. Parts (q, k and v of an attention
+// are three) read the same images; their outputs lie side by side.
 struct Conv2dCudaForwardArgs {
   Conv2dCudaOptions options;
   // inputs
@@ -51,19 +52,19 @@ struct Conv2dCudaForwardArgs {
   Conv2dImage x, x2;
   Conv2dWeight weight;
   const void* bias;      // [c_out] of weight.dtype; null: zero
-  Conv2dCudaPart further[2];
-  int64_t further_count;
-  Conv2dCudaShortcut shortcut;  // none beside further weights
+  int64_t parts;         // weights side by side, 1 or 3
+  Conv2dCudaPart further[2];  // the parts after the first
+  Conv2dCudaShortcut shortcut;  // none beside several parts
   const void* shift;     // [images, channels of y], a time embedding; null: zero
   const void* residual;  // [images, out_height, out_width, channels of y]; null: zero
   int64_t shift_stride;  // between images
   int64_t residual_stride;  // between pixels
   // outputs
-  void* y;  // [images, out_height, out_width, (1 + further_count) * c_out] contiguous
+  void* y;  // [images, out_height, out_width, parts * c_out] contiguous
   // group_norm_cuda_moments_bytes of conv2d_forward_cuda_moment_classes classes, 16-byte aligned;
   // null: not wanted
   void* moments;
-  int64_t c_out;  // of each weight
+  int64_t c_out;  // of each part
 };
 
 struct Conv2dCudaGradXArgs {

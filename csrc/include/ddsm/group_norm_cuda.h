@@ -26,12 +26,13 @@ struct GroupNormMoments {
   int64_t classes;  // 1 or 4 (conv2d_forward_cuda_moment_classes), divides the pixels
 };
 
-// args.mean and args.rstd may be null: not wanted. overlaps: the launch may begin while the kernel
-// before it in the stream ends.
+// args.mean and args.rstd may be null: not wanted. down_width: 0, or the sources' width where y
+// [n, pixels / 4, c] holds the means of 2x2 pixels of the result. overlaps: the launch may begin
+// while the kernel before it in the stream ends.
 const char* group_norm_forward_cuda(const GroupNormArgs& args, const GroupNormMoments moments[2],
-                                    bool overlaps, void* stream);
+                                    int64_t down_width, bool overlaps, void* stream);
 
-// Adds to grad_weight and grad_bias in a fixed order.
+// Sums in a fixed order.
 const char* group_norm_backward_cuda(const GroupNormArgs& args, void* stream);
 
 }  // namespace ddsm

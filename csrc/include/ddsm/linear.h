@@ -1,6 +1,6 @@
 // Contract of sliced_linear between bindings and kernels. No torch.
 //
-//   y[m, o] = bias[o] + sum over c of x[m, c] * weight[o, c]
+//   y[m, o] = bias[o] + shift[m, o] + sum over c of x[m, c] * weight[o, c]
 // Strides count elements; x and the gradients of y have column stride 1.
 #pragma once
 
@@ -21,7 +21,8 @@ struct LinearForwardArgs {
   const void* x;  // [rows, c_in], float32 (float64 when y is float64)
   int64_t rows, c_in, x_row_stride;
   LinearWeight weight;
-  const void* bias;  // [c_out] of weight.dtype; null: zero
+  const void* bias;   // [c_out] of weight.dtype; null: zero
+  const void* shift;  // like y, added to it; null: zero
   // output
   void* y;  // [rows, c_out] contiguous
   DType y_dtype;

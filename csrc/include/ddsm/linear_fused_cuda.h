@@ -21,8 +21,8 @@ constexpr int64_t kLinearColumns = 8;
 // More parts take several launches.
 constexpr int64_t kLinearPartsALaunch = 64;
 
-// y[:, column .. column + c_out] = act(x weight[:c_out, :c]^T + bias[:c_out]) of every part,
-// rounded once. Columns between parts are not written.
+// y[:, column .. column + c_out] = act(x weight[:c_out, :c]^T + bias[:c_out] + shift) of every
+// part, rounded once. Columns between parts are not written.
 struct LinearFusedCudaArgs {
   DType dtype;         // of x and y: float32, bfloat16, float16
   DType weight_dtype;  // the same or float32
@@ -34,6 +34,8 @@ struct LinearFusedCudaArgs {
   int64_t x_stride, rows, c;
   const LinearCudaPart* parts;
   int64_t part_count;
+  const void* shift;  // [rows, c_out] of dtype, columns adjacent, beside one part; null: zero
+  int64_t shift_stride;
   // output
   void* y;  // [rows, y_stride]
   int64_t y_stride;

@@ -10,11 +10,13 @@ namespace ddsm {
 enum class TimeType : int32_t { kFloat32, kFloat64, kInt64 };
 
 // y[n, 2i] = sin(t f_i), y[n, 2i + 1] = cos(t f_i), f_i = 10000^(-2i / dim), in float32 and rounded
-// once; or, where t is a row of the table, that row.
+// once; in halves y[n, i] = cos(t f_i), y[n, dim / 2 + i] = sin(t f_i). Where t is a row of the
+// table, that row.
 struct SinusoidalCudaArgs {
   DType dtype;        // of y: float32, bfloat16, float16
   DType table_dtype;  // the same choice
   TimeType t_type;
+  bool halves;
   // inputs
   const void* t;      // [n], t_stride apart
   const void* table;  // [rows, dim] contiguous; null: none

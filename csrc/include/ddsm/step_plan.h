@@ -7,14 +7,14 @@
 
 #include "ddsm/attention.h"
 #include "ddsm/conv2d.h"
+#include "ddsm/group_norm.h"
 #include "ddsm/linear.h"
-#include "ddsm/norm.h"
-
+#include "ddsm/resample.h"
 
 namespace ddsm {
 
-using StepCall = std::variant<Conv2dForwardArgs, LinearForwardArgs, NormMergeArgs, NormApplyArgs,
-                              AttentionArgs>;
+using StepCall = std::variant<Conv2dForwardArgs, LinearForwardArgs, GroupNormMomentsArgs,
+                              GroupNormMergeArgs, GroupNormApplyArgs, ResampleArgs, AttentionArgs>;
 
 class DDSM_EXPORT StepPlan {
  public:

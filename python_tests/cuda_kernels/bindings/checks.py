@@ -106,6 +106,37 @@ def check_group_norm(dtype: torch.dtype, param_dtype: torch.dtype) -> None:
             )
 
 
+def check_modulated_group_norm(dtype: torch.dtype, param_dtype: torch.dtype) -> None:
+    """The raw ops with a scale and a shift for each image: columns of one tensor."""
+    relative = 1e-5 if dtype == torch.float32 else tolerance(dtype)
+    ops = torch.ops.ddsm_ext
+    weight, bias = (normal(32, dtype=param_dtype) for _ in range(2))
+    x, x2 = normal(2, 12, 5, 4, dtype=dtype), normal(2, 8, 5, 4, dtype=dtype)
+    for second, channels, offset in ((None, 12, 12), (x2, 20, 16)):
+        scale, shift = normal(2, 2 * channels + 1, dtype=dtype)[:, 1:].chunk(2, dim=1)
+        sources = [x] if second is None else [x, second]
+        leaves = [t.double().requires_grad_() for t in (*sources, weight, bias, scale, shift)]
+        z, (w, b, s, t) = torch.cat(leaves[:-4], 1), leaves[-4:]
+        used = [*range(12), *range(offset, offset + channels - 12)]
+        exact = torch.nn.functional.group_norm(z, 4, w[used], b[used], 1e-5)
+        exact = exact * (1 + s[:, :, None, None]) + t[:, :, None, None]
+        exact = torch.nn.functional.silu(exact)
+        grad_y = normal(*exact.shape, dtype=dtype)
+        numbers = (weight, bias, 4, offset, 1e-5, True, scale, shift)
+        *y, mean, rstd = ops.sliced_group_norm(x, second, *numbers)
+        check_close(torch.cat(y[: len(sources)], 1), exact, relative)
+        grads = [torch.zeros_like(p) for p in (weight, bias)]
+        grads += [torch.full((2, channels), torch.nan).to(dtype) for _ in range(2)]
+        grad_ys = [*grad_y.split([source.shape[1] for source in sources], dim=1), None][:2]
+        grad_x = ops.sliced_group_norm_backward(
+            *grad_ys, x, second, weight, bias, mean, rstd, 4, offset, True, *grads[:2],
+            scale, shift, *grads[2:],
+        )  # fmt: skip
+        expected = torch.autograd.grad(exact, leaves, grad_y.double())
+        for got, wanted in zip((*grad_x[: len(sources)], *grads), expected, strict=True):
+            check_close(got, wanted, relative)
+
+
 def check_attention(dtype: torch.dtype) -> None:
     relative = 1e-5 if dtype == torch.float32 else tolerance(dtype)
     fused = normal(2, 20, 3, 3 * 16, dtype=dtype)  # [N, T, heads, 3 d]
@@ -197,7 +228,7 @@ def check_all() -> None:
     check_a_choice_can_be_forced()
     for dtype in (torch.float32, torch.bfloat16):
         check_attention(dtype)
-    for check in (check_conv2d, check_linear, check_group_norm):
+    for check in (check_conv2d, check_linear, check_group_norm, check_modulated_group_norm):
         check(torch.float32, torch.float32)
         check(torch.bfloat16, torch.bfloat16)
         check(torch.bfloat16, torch.float32)

@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddsm_ext.models.config import preset
-from ddsm_ext.models.graph_steps import run_step
-from ddsm_ext.models.unet import SlimmableUNet
+from ddsm_ext.models import SlimmableNetwork, preset
 from ddsm_ext.ops._fused import make_tickets
+from ddsm_ext.runtime.cuda import run_step
 
 MULTIPROCESSORS = 132  # of an H100 SXM and of an H200
 WIDTHS, BATCHES = (1.0, 0.5, 0.25), (1, 16, 128)
@@ -41,9 +40,9 @@ def load(path: str) -> ctypes.CDLL:
     return library
 
 
-def network(dtype: torch.dtype) -> SlimmableUNet:
+def network(dtype: torch.dtype) -> SlimmableNetwork:
     """The CIFAR-10 network, laid out as on a GPU."""
-    net = SlimmableUNet(preset("cifar10")).to(dtype).eval()
+    net = SlimmableNetwork(preset("cifar10")).to(dtype).eval()
     return net.to(memory_format=torch.channels_last)
 
 
@@ -91,7 +90,7 @@ class _Listing(TorchDispatchMode):
 
 @torch.no_grad()
 def launches_of_step(
-    library: ctypes.CDLL, net: SlimmableUNet, width: float, batch: int
+    library: ctypes.CDLL, net: SlimmableNetwork, width: float, batch: int
 ) -> list[dict[str, Any]]:
     """The calls of a step that launch something, in order."""
     size = net.config.image_size
@@ -100,7 +99,7 @@ def launches_of_step(
     t, tickets = torch.zeros(batch), make_tickets(x.device)
     listing = _Listing(library)
     with listing:
-        run_step(net, width, x, t, tickets)
+        run_step(net, width, {"x": x, "t": t}, tickets)
     return listing.calls
 
 

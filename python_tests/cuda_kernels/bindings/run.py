@@ -11,11 +11,11 @@ import warnings
 from typing import Any
 
 import torch
-from cuda_kernels.bindings import checks, steps
-from cuda_kernels.gpu import families
+from cuda_kernels.bindings import checks, layers, steps
+from cuda_kernels.gpu import families, modulated
 from hypothesis import assume
 from ops import fuzz_raw
-from runner.recorder import Recorder
+from runtime.recorder import Recorder
 
 
 def check_random_raw_calls(name: str, examples: int) -> None:
@@ -38,6 +38,7 @@ def check_steps_on_hopper(library: ctypes.CDLL) -> None:
     device, dtype = torch.device("cpu"), torch.bfloat16
     library.set_hopper(1)
     steps.check_shortcut(device)
+    layers.check_all_layers(device)
     steps.check_step("source", 0.5, dtype, dtype, device)
     steps.check_step("reference", 1.0, dtype, dtype, device)
     library.set_hopper(0)
@@ -49,9 +50,11 @@ def main() -> None:
         torch.ops.load_library(sys.argv[1])
     torch.manual_seed(0)
     checks.check_all()
+    layers.check_all_layers(torch.device("cpu"))
     steps.check_all_steps(torch.device("cpu"))
     steps.check_captured_steps(torch.device("cpu"), Recorder)
-    faults = [row for row in families.fused_rows() if row["fault"]]
+    rows = [*families.fused_rows(), *modulated.modulated_rows()]
+    faults = [row for row in rows if row["fault"]]
     assert not faults, faults
     check_steps_on_hopper(ctypes.CDLL(sys.argv[1]))
     for name in ("sliced_attention", "sliced_conv2d", "sliced_linear", "sliced_group_norm"):

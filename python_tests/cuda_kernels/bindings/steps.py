@@ -2,42 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
 from cuda_kernels.bindings.checks import check_close, normal, tolerance
-from models.test_unet import CONFIGS, build, inputs
+from cuda_kernels.networks import CONFIGS
 from torch import Tensor
 
-from ddsm_ext.models.graph_steps import GraphSteps, run_step
-from ddsm_ext.models.step_key import StepKey
-from ddsm_ext.models.unet import SlimmableUNet
-from ddsm_ext.nn.sinusoidal import embed_time
+from ddsm_ext.bench.network import channels_last, random_inputs, random_network
+from ddsm_ext.models import SlimmableNetwork
 from ddsm_ext.ops._fused import (
     Shortcut,
     conv2d_fused,
     group_norm_apply,
     linear_fused,
     make_tickets,
+    resample,
     sinusoidal_embedding,
 )
 from ddsm_ext.ops.conv2d import sliced_conv2d_ref
 from ddsm_ext.ops.group_norm import sliced_group_norm_ref
 from ddsm_ext.ops.linear import sliced_linear_ref
-from ddsm_ext.runner.graphs import Graphs
+from ddsm_ext.ops.sinusoidal_embedding import embed_time
+from ddsm_ext.runtime.backend import StepKey
+from ddsm_ext.runtime.cuda import GraphSteps, run_step
+from ddsm_ext.runtime.graphs import Graphs
 
 
-def network(name: str, dtype: torch.dtype, device: torch.device) -> SlimmableUNet:
+def network(name: str, dtype: torch.dtype, device: torch.device) -> SlimmableNetwork:
     """A small network laid out as on a GPU, rounded to `dtype`."""
-    net = build(CONFIGS[name]).to(dtype).to(device).eval()
+    net = random_network(CONFIGS[name]).to(dtype).to(device)
     return net.to(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
-def exact_step(net: SlimmableUNet, x: Tensor, t: Tensor, width: float) -> Tensor:
+def inputs_of(net: SlimmableNetwork, dtype: torch.dtype, n: int = 3) -> dict[str, Tensor]:
+    """Random inputs by name; timesteps on and between the steps of a frozen table."""
+    device = next(net.parameters()).device
+    inputs = channels_last(random_inputs(net.config, n, dtype, device=str(device)))
+    return {**inputs, "t": torch.tensor([0.0, 7.25, 40.0], device=device)[:n]}
+
+
+@torch.no_grad()
+def exact_step(net: SlimmableNetwork, inputs: Mapping[str, Tensor], width: float) -> Tensor:
     """The step in fp64, by plain torch layers with their own copy of the weights."""
-    return net.export_subnet(width).double()(x.double(), t)
+    return net.export_subnet(width).double()(**{**inputs, "x": inputs["x"].double()})
 
 
 @torch.no_grad()
@@ -49,23 +59,24 @@ def check_step(
     device: torch.device,
 ) -> None:
     net = network(name, weight_dtype, device)
-    x, t = (tensor.to(device) for tensor in inputs(net.config, torch.float32))
-    x = x.to(dtype).contiguous(memory_format=torch.channels_last)
-    y = run_step(net, width, x, t)
+    inputs = inputs_of(net, dtype)
+    y = run_step(net, width, inputs)
     assert y.dtype == dtype
     assert y.is_contiguous(memory_format=torch.channels_last)
     # Some twenty layers, each rounded to the dtype; full precision where there is no tf32.
     full = dtype == torch.float32 and device.type == "cpu"
-    check_close(y, exact_step(net, x, t, width), 1e-5 if full else 3 * tolerance(dtype))
+    check_close(y, exact_step(net, inputs, width), 1e-5 if full else 3 * tolerance(dtype))
 
 
 def check_steps(device: torch.device) -> None:
     fp32, bf16 = torch.float32, torch.bfloat16
-    for name in ("source", "heads", "reference"):
+    for name in ("source", "heads", "reference", "adm"):
         for width in (1.0, 0.5):
             check_step(name, width, fp32, fp32, device)
         check_step(name, 0.5, bf16, bf16, device)
     check_step("prefix", 0.3, fp32, fp32, device)
+    check_step("adm-plain", 0.5, fp32, fp32, device)
+    check_step("adm", 0.5, bf16, fp32, device)
     check_step("source", 1.0, bf16, bf16, device)
     check_step("source", 0.5, bf16, fp32, device)
 
@@ -100,6 +111,71 @@ def check_convolution_leaves_moments(device: torch.device) -> None:
         group_norm_apply([y, y2], (moments2, moments), gamma, beta, 4, **norm)
 
 
+def check_scale_shift_and_halving(device: torch.device) -> None:
+    """A norm with a scale and a shift for each image, perhaps averaged over 2x2 pixels."""
+    norm = {"c2_offset": 16, "eps": 1e-5, "silu": True}
+    for dtype in (torch.float32, torch.bfloat16):
+        with device:
+            x, x2 = normal(2, 12, 6, 10, dtype=dtype), normal(2, 8, 6, 10, dtype=dtype)
+            gamma, beta = (normal(32, dtype=dtype) for _ in range(2))
+            weight, bias = normal(40, 16, dtype=dtype), normal(40, dtype=dtype)
+            embedding = normal(2, 16, dtype=dtype)
+        (both,) = linear_fused(embedding, [weight], [bias], [40])
+        scale, shift = both.chunk(2, dim=1)  # [N, 20] each
+        used = [*range(12), *range(16, 24)]
+        exact = torch.nn.functional.group_norm(
+            torch.cat([x, x2], 1).double(), 4, gamma.double()[used], beta.double()[used]
+        )
+        exact = exact * (1 + scale.double()[:, :, None, None]) + shift.double()[:, :, None, None]
+        exact = torch.nn.functional.silu(exact)
+        for down in (False, True):
+            parts = group_norm_apply(
+                [x, x2], (None, None), gamma, beta, 4, scale=scale, shift=shift, down=down,
+                overlaps=True, **norm,
+            )  # fmt: skip
+            wanted = torch.nn.functional.avg_pool2d(exact, 2) if down else exact
+            assert all(y.is_contiguous(memory_format=torch.channels_last) for y in parts)
+            relative = 1e-5 if dtype == torch.float32 else tolerance(dtype)
+            check_close(torch.cat(parts, 1), wanted, relative)
+    call = [x, x2], (None, None), gamma, beta, 4
+    for more, message in (
+        ({"scale": scale}, "only one of scale and shift is given"),
+        ({"scale": scale[:, :19], "shift": shift}, "scale does not match the sources"),
+        ({"scale": scale, "shift": shift.double()}, "shift does not match the sources"),
+    ):
+        with pytest.raises(RuntimeError, match=f"sliced_group_norm_apply: {message}"):
+            group_norm_apply(*call, **more, **norm)
+    with pytest.raises(RuntimeError, match="x has 5x10 pixels; need an even height and width"):
+        group_norm_apply([x[:, :, 1:]], [None], gamma, beta, 4, eps=1e-5, silu=True, down=True)
+
+
+def check_resample(device: torch.device) -> None:
+    """Both ways, of tensors in any layout."""
+    for dtype in (torch.float32, torch.bfloat16):
+        with device:
+            dense = normal(2, 16, 6, 4, dtype=dtype)
+        channels_last = dense.contiguous(memory_format=torch.channels_last)
+        for x in (dense, channels_last, channels_last[:, :5], channels_last[:, :, ::2]):
+            for up in (False, True):
+                if not up and x.shape[2] % 2:
+                    continue
+                exact = x.double()
+                exact = exact.repeat_interleave(2, 2).repeat_interleave(2, 3) if up else (
+                    torch.nn.functional.avg_pool2d(exact, 2)
+                )  # fmt: skip
+                y = resample(x, up, overlaps=True)
+                assert y.dtype == dtype
+                assert y.is_contiguous(memory_format=torch.channels_last)
+                check_close(y, exact, tolerance(dtype))
+    for x, up, message in (
+        (dense[:, :, 1:], False, "x has 5x4 pixels; need an even height and width"),
+        (dense[0], True, "x has 3 dimensions; need 4"),
+        (dense.double(), True, "x is float64; the CUDA kernel needs"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            resample(x, up)
+
+
 def check_linears(device: torch.device) -> None:
     """Several weights beside each other, whose outputs are views with aligned rows."""
     for dtype, weight_dtype in ((torch.float32,) * 2, (torch.bfloat16, torch.float32)):
@@ -119,6 +195,22 @@ def check_linears(device: torch.device) -> None:
                     assert (y.storage_offset() * y.element_size()) % 16 == 0
                     assert (y.stride(0) * y.element_size()) % 16 == 0
                     check_close(y, exact, tolerance(dtype))
+                with device:
+                    shift = normal(rows, 17, dtype=dtype)[:, 2:15]
+                (y,) = linear_fused(
+                    x, weights[:1], biases[:1], counts[:1], shift=shift, silu=silu, overlaps=True
+                )
+                exact = sliced_linear_ref(x.double(), weights[0].double(), biases[0].double(), 13)
+                exact = exact + shift.double()
+                check_close(y, torch.nn.functional.silu(exact) if silu else exact, tolerance(dtype))
+    for parts, row, message in (
+        (2, shift, "a shift beside 2 weights; need one weight"),
+        (1, shift[:, :12], "shift is not"),
+        (1, shift[:1], "shift is not"),
+        (1, shift.double(), "shift is not"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            linear_fused(x, weights[:parts], biases[:parts], counts[:parts], shift=row)
 
 
 def check_embedding(device: torch.device) -> None:
@@ -130,6 +222,11 @@ def check_embedding(device: torch.device) -> None:
                 expected = embed_time(t, 16, rows, dtype)
                 got = sinusoidal_embedding(t, 16, rows, torch.empty(0, dtype=dtype))
                 torch.testing.assert_close(got, expected, rtol=0.01, atol=1e-4)
+                in_halves = sinusoidal_embedding(
+                    t, 16, None if rows is None else torch.cat([rows[:, 1::2], rows[:, ::2]], 1),
+                    torch.empty(0, dtype=dtype), halves=True,
+                )  # fmt: skip
+                assert in_halves.equal(torch.cat([got[:, 1::2], got[:, ::2]], 1))
         like = torch.empty(0)
     for arguments, message in (
         ((t, 15, None, like), "dim is 15, need an even number"),
@@ -230,18 +327,24 @@ def check_captured_steps(
     device: torch.device, make_graphs: Callable[[torch.device], Graphs]
 ) -> None:
     """Steps of two widths and two batches on the same weights, whose values change in between."""
-    net = network("source", torch.float32, device)
+    for name in ("source", "adm"):
+        _check_captured(network(name, torch.float32, device), device, make_graphs)
+
+
+def _check_captured(
+    net: SlimmableNetwork, device: torch.device, make_graphs: Callable[[torch.device], Graphs]
+) -> None:
     steps = GraphSteps(net, device, make_graphs)
     assert steps.reason_against(net) is None
-    x, t = (tensor.to(device) for tensor in inputs(net.config, torch.float32))
     for factor in (1.0, 1.1):
         for parameter in net.parameters():
             parameter.mul_(factor)
         for width in (1.0, 0.5):
             for n in (2, 3):
-                key = StepKey(width, n, *x.shape[2:], torch.float32)
-                y = steps.run(net, key, x[:n], t[:n])
-                exact = exact_step(net, x[:n], t[:n], width)
+                inputs = inputs_of(net, torch.float32, n)
+                key = StepKey(width, n, *inputs["x"].shape[2:], torch.float32)
+                y = steps.run(net, key, inputs)
+                exact = exact_step(net, inputs, width)
                 check_close(y, exact, 1e-5 if device.type == "cpu" else 6e-3)
     assert steps.held_bytes() > 0
 
@@ -249,6 +352,8 @@ def check_captured_steps(
 def check_all_steps(device: torch.device) -> None:
     check_fused_arguments(device)
     check_convolution_leaves_moments(device)
+    check_scale_shift_and_halving(device)
+    check_resample(device)
     check_linears(device)
     check_embedding(device)
     check_shortcut(device)

@@ -11,7 +11,7 @@ from cuda_kernels.gpu.device import DEVICE, ON_GPU
 from torch import Tensor
 
 from ddsm_ext import ops
-from ddsm_ext.bench.shapes import AttentionShape, ConvShape, LinearShape, NormShape, Shape
+from ddsm_ext.graph.shapes import AttentionShape, ConvShape, LinearShape, NormShape, Shape
 from ddsm_ext.ops.attention import sliced_attention_ref
 from ddsm_ext.ops.conv2d import sliced_conv2d_ref
 from ddsm_ext.ops.group_norm import sliced_group_norm_ref

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import sys
 import warnings
+from itertools import product
 from pathlib import Path
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from bench.small_network import SMALL
+from bench.small_network import ADM, SMALL
 from cuda_kernels.gpu.device import DEVICE, ON_GPU
 from cuda_kernels.gpu.layer_calls import OURS, leaves_of, results
+from cuda_kernels.gpu.modulated import modulated_rows
 
-from ddsm_ext.bench.network import random_inputs, random_network
-from ddsm_ext.bench.shapes import AttentionShape, ConvShape, LinearShape, NormShape, Shape
-from ddsm_ext.models.graph_steps import run_step
+from ddsm_ext.bench.network import channels_last, random_inputs, random_network
+from ddsm_ext.graph.shapes import AttentionShape, ConvShape, LinearShape, NormShape, Shape
+from ddsm_ext.runtime.cuda import run_step
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Channels that divide by all a kernel likes, and that do not; each window; one source and two.
@@ -54,19 +57,26 @@ def main() -> None:
                 calls += 1
     if ON_GPU:
         run_steps()
+        run_modulated()
     print(f"small_calls: {calls} calls, device {DEVICE}")
 
 
 @torch.no_grad()
 def run_steps() -> None:
-    """Steps of a small network, by the fused kernels that have no other caller."""
-    for dtype in DTYPES:
-        net = random_network(SMALL).to(DEVICE, dtype)
-        x, t = random_inputs(SMALL, 2, dtype, device=DEVICE)
+    """Steps of small networks, by the fused kernels that have no other caller."""
+    for config, dtype in product((SMALL, ADM), DTYPES):
+        net = random_network(config).to(DEVICE, dtype)
+        inputs = channels_last(random_inputs(config, 2, dtype, device=DEVICE))
         for width in (1.0, 0.5):
-            x = x.contiguous(memory_format=torch.channels_last)
-            if not torch.isfinite(run_step(net, width, x, t)).all():
+            if not torch.isfinite(run_step(net, width, inputs)).all():
                 raise SystemExit(f"small_calls: a step of {dtype} at width {width:g} is not finite")
+
+
+def run_modulated() -> None:
+    """Norms with scale and shift, halved norms, resampling and labels, beside float64."""
+    faults = [row["fault"] for row in modulated_rows() if row["fault"]]
+    if faults:
+        raise SystemExit(f"small_calls: {faults[0]}")
 
 
 if __name__ == "__main__":

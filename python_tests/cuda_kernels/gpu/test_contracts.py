@@ -13,7 +13,7 @@ from ops import op_checks, test_conv2d, test_linear
 from torch import Tensor
 
 from ddsm_ext.ops import sliced_attention, sliced_conv2d, sliced_group_norm, sliced_linear
-from ddsm_ext.ops._dispatch import runs_native
+from ddsm_ext.ops._call import runs_native
 
 pytestmark = needs_device
 

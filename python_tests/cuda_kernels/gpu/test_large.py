@@ -10,7 +10,7 @@ from cuda_kernels.gpu.device import needs_gpu
 from cuda_kernels.gpu.layer_calls import OURS, REFERENCE, call, leaves_of
 from torch import Tensor
 
-from ddsm_ext.bench.shapes import AttentionShape, ConvShape, LinearShape, NormShape, Shape
+from ddsm_ext.graph.shapes import AttentionShape, ConvShape, LinearShape, NormShape, Shape
 
 FREE_BYTES = 40 * 2**30
 pytestmark = needs_gpu

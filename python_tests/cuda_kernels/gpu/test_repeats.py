@@ -7,7 +7,7 @@ import torch
 from cuda_kernels.gpu.device import needs_device
 from cuda_kernels.gpu.layer_calls import OURS, call, leaves_of, results
 
-from ddsm_ext.bench.shapes import AttentionShape, ConvShape, LinearShape, NormShape, Shape
+from ddsm_ext.graph.shapes import AttentionShape, ConvShape, LinearShape, NormShape, Shape
 
 pytestmark = needs_device
 SHAPES = (

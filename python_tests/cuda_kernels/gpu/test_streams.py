@@ -8,7 +8,7 @@ from cuda_kernels.gpu.device import needs_gpu
 from cuda_kernels.gpu.layer_calls import OURS, call, leaves_of
 from torch import Tensor
 
-from ddsm_ext.bench.shapes import AttentionShape, ConvShape, LinearShape, NormShape, Shape
+from ddsm_ext.graph.shapes import AttentionShape, ConvShape, LinearShape, NormShape, Shape
 
 pytestmark = needs_gpu
 # The first takes many splits along K, whose partial sums lie in a workspace.

@@ -1,0 +1,1 @@
+"""Of the published figures: the grid of measurements, result files, and the texts made of them."""

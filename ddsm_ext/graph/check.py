@@ -1,0 +1,184 @@
+"""Refuses descriptions that are no network, in one sentence that names the node. No torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from ddsm_ext.graph.node import Node
+from ddsm_ext.graph.slicing import Slicing
+
+_NAME = re.compile(r"[A-Za-z_]\w*(\.\w+)*", re.ASCII)
+# What reads one input, and an image.
+_ONE = ("sinusoid", "embed", "linear", "attention", "resample", "dropout")
+_OF_ROWS = ("sinusoid", "embed", "linear")
+
+
+def check_nodes(nodes: Sequence[Node], image_size: int, slicing: Slicing) -> None:
+    """Check a network's nodes.
+
+    Args:
+        nodes: in order of execution; the last is the prediction.
+        image_size: side of the images in pixels.
+        slicing: how widths slim it.
+
+    Raises:
+        ValueError: one sentence with the node's name, what is wrong and what is needed.
+    """
+    for index, node in enumerate(nodes):
+        for operand in node.operands:
+            if operand.index >= index or nodes[operand.index] is not operand:
+                raise _wrong(node, f"reads {operand} of another graph", "nodes of its own")
+        _check_name(node)
+        _check_kind(node)
+        _check_reads(node)
+        _check_added(node)
+        full = slicing.active(node.out.c_max, 1.0, node.out.role, node.out.head)
+        if node.op not in ("input", "norm") and full != node.out.c_max:
+            need = f"a multiple of the {slicing.groups} groups"
+            raise _wrong(node, f"has {node.out.c_max} channels", need)
+    _check_layers(nodes)
+    _check_ends(nodes, image_size)
+
+
+def _wrong(node: Node, what: str, need: str) -> ValueError:
+    return ValueError(f"{node.name}: {what}; need {need}")
+
+
+def _check_name(node: Node) -> None:
+    if not _NAME.fullmatch(node.name):
+        raise ValueError(
+            f"{node.op}: its name is {node.name!r}; need a module path such as 'down.0.conv'"
+        )
+
+
+def _check_kind(node: Node) -> None:
+    """A node's own settings."""
+    if node.op == "input" and node.name not in ("x", "t", "y"):
+        raise _wrong(node, "is an input", "x, t or y")
+    if node.op == "input" and (node.name == "x") != (node.size is not None):
+        kind = "one number an image" if node.size is None else "images"
+        raise _wrong(node, f"is {kind}", "x to be images, t and y numbers")
+    if node.name == "x" and node.op == "input" and node.out.c_max < 1:
+        raise _wrong(node, "has 0 channels", "at least 1")
+    if node.resample not in (None, "up", "down"):
+        raise _wrong(node, f"resample is {node.resample!r}", "None, 'up' or 'down'")
+    if node.stride not in (1, 2):
+        raise _wrong(node, f"stride is {node.stride}", "1 or 2")
+    if node.kernel < 1 or node.kernel % 2 == 0:
+        raise _wrong(node, f"kernel is {node.kernel}", "an odd number")
+    if node.op == "sinusoid" and node.out.c_max % 2:
+        raise _wrong(node, f"has {node.out.c_max} channels", "an even number")
+    if node.op == "embed" and node.rows < 1:
+        raise _wrong(node, f"has {node.rows} rows", "at least 1")
+    head = node.out.head
+    if head is not None and (head < 1 or node.out.c_max % head):
+        raise _wrong(node, f"has heads of {head} channels", f"a divisor of {node.out.c_max}")
+
+
+def _check_reads(node: Node) -> None:
+    if node.op == "input":
+        return
+    sources = unjoined(node)
+    if (node.op in _ONE and len(node.reads) != 1) or not 1 <= len(node.reads) <= 2:
+        need = "one" if node.op in _ONE else "one or two"
+        raise _wrong(node, f"reads {len(node.reads)} nodes", need)
+    if len(sources) > 2 or (len(sources) == 2 and node.op == "resample"):
+        raise _wrong(node, f"reads {node.reads[0]}, a concat, unjoined", "a convolution of it")
+    for read in node.reads:
+        if read.parts and node.op != "attention":
+            raise _wrong(node, f"reads {read}, of several parts", "a node of one")
+        if (read.size is None) != (node.op in _OF_ROWS):
+            kind, need = ("one row an image", "an image") if read.size is None else (
+                "an image", "one row an image")  # fmt: skip
+            raise _wrong(node, f"reads {read}, {kind}", need)
+        if read.size != node.reads[0].size:
+            have = f"{node.reads[0].size} and {read.size} pixels a side"
+            raise _wrong(node, f"reads images of {have}", "one size")
+    source = {"sinusoid": "t", "embed": "y"}.get(node.op)
+    first = node.reads[0]
+    if source and (first.op, first.name) != ("input", source):
+        raise _wrong(node, f"reads {first}", f"the input {source}")
+    if source is None and first.op == "input" and first.size is None:
+        raise _wrong(node, f"reads {first}", "an embedding of it")
+    if node.op == "norm" and any(read.out.head for read in node.reads):
+        raise _wrong(node, "reads an input slimmed by heads", "a convolution of it")
+    if node.op == "norm" and len({read.out.role == "fixed" for read in node.reads}) > 1:
+        raise _wrong(node, "reads a slimmed and a fixed input", "both slimmed or both fixed")
+
+
+def unjoined(node: Node) -> tuple[Node, ...]:
+    """What a node reads, with the concat that a norm or dropout leaves unjoined taken apart."""
+    found: list[Node] = []
+    for read in node.reads:
+        found += unjoined(read) if read.op in ("norm", "dropout") else (read,)
+    return tuple(found)
+
+
+def _check_added(node: Node) -> None:
+    """`shift`, `residual` and `modulate`."""
+    added = {"shift": node.shift, "residual": node.residual}
+    for role, operand in {**added, "modulate": node.modulate}.items():
+        if operand is None:
+            continue
+        if role != "modulate" and (node.parts or operand.parts):
+            raise _wrong(node, f"has a {role} and parts", "one part beside it")
+        size = node.size if role == "residual" else None
+        if operand.size != size or (operand.op == "input" and operand.size is None):
+            need = "one row an image" if size is None else f"an image of {size} pixels a side"
+            raise _wrong(node, f"its {role} is {operand}", need)
+        if role == "residual" and operand.op in ("norm", "dropout") and len(unjoined(operand)) > 1:
+            raise _wrong(
+                node, f"its {role} is {operand}, a concat, unjoined", "a convolution of it"
+            )
+        fits = operand.out.c_max == node.out.c_max and operand.out.head == node.out.head
+        if not fits or (operand.out.role == "fixed") != (node.out.role == "fixed"):
+            have = f"its {role} has {_side(operand)}, it has {_side(node)}"
+            raise _wrong(node, have, "as many at every width")
+
+
+def _side(node: Node) -> str:
+    head = "" if node.out.head is None else f" in heads of {node.out.head}"
+    fixed = " at every width" if node.out.role == "fixed" else ""
+    return f"{node.out.c_max} channels{head}{fixed}"
+
+
+def _check_layers(nodes: Sequence[Node]) -> None:
+    """Paths of layers and blocks."""
+    seen: dict[str, Node] = {}
+    for node in nodes:
+        for path in node.layer_names if node.op in ("conv", "linear", "norm", "embed") else ():
+            if path in seen:
+                raise _wrong(node, f"{path} is also a layer of {seen[path]}", "another name")
+            seen[path] = node
+    for path, node in seen.items():
+        pieces = path.split(".")
+        for end in range(1, len(pieces)):
+            above = ".".join(pieces[:end])
+            if above in seen:
+                raise _wrong(node, f"stands below {above}, a layer", "another name")
+    for node in nodes:
+        block, _, own = node.name.rpartition(".")
+        beside = any(path.startswith(f"{block}.") for path in seen)
+        if node.op == "sinusoid" and (own.isdigit() or (block and not beside)):
+            raise _wrong(node, "is a table by itself", "a name beside a layer's, as 'time.table'")
+    if not seen:
+        raise _wrong(nodes[-1], "is the last node of a network without layers", "one layer")
+
+
+def _check_ends(nodes: Sequence[Node], image_size: int) -> None:
+    """Everything is read, the last node alone is not, and it is a prediction."""
+    read = {operand for node in nodes for operand in node.operands}
+    for node in nodes[:-1]:
+        if node not in read:
+            raise _wrong(node, "nothing reads it", "one result, the last node's")
+    last = nodes[-1]
+    if last.op not in ("conv", "attention", "resample") or last.parts:
+        raise _wrong(last, f"is the prediction and a {last.op}", "a convolution of one part")
+    if last.size != image_size:
+        have = f"has {last.size}x{last.size} pixels"
+        raise _wrong(last, f"is the prediction and {have}", f"{image_size}x{image_size}")
+    if last.out.role != "fixed":
+        raise _wrong(last, "is the prediction and slimmed by widths", "the role 'fixed'")
+    if not any(node.op == "input" and node.name == "x" for node in nodes):
+        raise _wrong(last, "is the prediction of a network without x", "the input x")

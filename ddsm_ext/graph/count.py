@@ -1,0 +1,187 @@
+"""Layers, multiply-accumulates, parameters and bytes of a network by arithmetic. No torch.
+
+Units: MACs an image and denoising step (FLOPs are twice that). Convolutions, linear layers and, on
+request, the two products of attention and the elementwise work that ptflops counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ddsm_ext.graph.config import NetworkConfig
+from ddsm_ext.graph.graph import Counts, Graph
+from ddsm_ext.graph.node import Node
+
+LAYERS = ("conv", "linear", "norm", "embed")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer with parameters: the node that it belongs to, and its module path."""
+
+    name: str
+    node: Node
+
+    @property
+    def sources(self) -> tuple[Node, ...]:
+        """Its inputs in concatenation order."""
+        return sources(self.node)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Allocated shape of the weight."""
+        node, out = self.node, self.node.out.c_max
+        if node.op == "norm":
+            return (out,)
+        if node.op == "embed":
+            return (node.rows, out)
+        shape = (out, sum(source.out.c_max for source in self.sources))
+        return shape if node.op == "linear" else (*shape, node.kernel, node.kernel)
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Its parameters' names below its own."""
+        return ("weight",) if self.node.op == "embed" else ("weight", "bias")
+
+
+def layers(graph: Graph) -> tuple[Layer, ...]:
+    """Every layer with parameters in execution order."""
+    return tuple(
+        Layer(name, node) for node in graph.nodes if node.op in LAYERS for name in node.layer_names
+    )
+
+
+def sources(node: Node) -> tuple[Node, ...]:
+    """What a node reads, in concatenation order: a norm's concat is still unjoined."""
+    return tuple(piece for read in node.reads for piece in _pieces(read))
+
+
+def _pieces(node: Node) -> tuple[Node, ...]:
+    return sources(node) if node.op in ("norm", "dropout") else (node,)
+
+
+def c_in(node: Node, counts: Counts) -> int:
+    """Active input channels of a node."""
+    return sum(counts[source.index] for source in sources(node))
+
+
+@dataclass(frozen=True)
+class LayerMacs:
+    """MACs an image and step of one layer, at one width."""
+
+    name: str
+    macs: int
+
+
+def layer_macs(
+    config: NetworkConfig,
+    width: float,
+    *,
+    attention_products: bool = True,
+    elementwise: bool = False,
+) -> tuple[LayerMacs, ...]:
+    """MACs of every layer of the network at `width`.
+
+    Args:
+        config: the network.
+        width: 0 < width <= 1, usable by `config`.
+        attention_products: also count Q K^T and the product with V, named `<block>.qk` and
+            `<block>.av`.
+        elementwise: also count one MAC for each bias addition and two for each normalised element,
+            as ptflops does; the DDSM paper's own figures (no attention products) were made that
+            way.
+
+    Raises:
+        TypeError, ValueError: the width cannot be used.
+    """
+    counts = config.counts(width)
+    rows = (
+        row
+        for node in config.graph.nodes
+        for row in _node_macs(node, counts, attention_products, elementwise)
+    )
+    return tuple(row for row in rows if row.macs)
+
+
+def _node_macs(
+    node: Node, counts: Counts, attention_products: bool, elementwise: bool
+) -> Iterator[LayerMacs]:
+    c_out = counts[node.index]
+    if node.op in ("conv", "linear"):
+        each = c_out * (c_in(node, counts) * node.kernel**2 + elementwise) * node.pixels
+        for name in node.layer_names:
+            yield LayerMacs(name, each)
+    elif node.op == "norm":
+        yield LayerMacs(node.name, 2 * c_out * node.pixels * elementwise)
+    elif node.op == "attention" and attention_products:
+        block = node.name.rpartition(".")[0]
+        for product in ("qk", "av"):
+            yield LayerMacs(f"{block}.{product}", node.pixels**2 * c_out)
+
+
+def macs(
+    config: NetworkConfig,
+    width: float,
+    *,
+    attention_products: bool = True,
+    elementwise: bool = False,
+) -> int:
+    """MACs an image and denoising step of the network at `width`; arguments of `layer_macs`.
+
+    Raises:
+        TypeError, ValueError: the width cannot be used.
+    """
+    rows = layer_macs(
+        config, width, attention_products=attention_products, elementwise=elementwise
+    )
+    return sum(row.macs for row in rows)
+
+
+def parameter_count(config: NetworkConfig, width: float = 1.0) -> int:
+    """Parameters at `width`: the supernet's at 1, an exported subnet's below.
+
+    A frozen time table is counted where the config keeps one, as in the published 35.87 M.
+
+    Raises:
+        TypeError, ValueError: the width cannot be used.
+    """
+    counts = config.counts(width)
+    return sum(_parameters(node, counts) for node in config.graph.nodes)
+
+
+def _parameters(node: Node, counts: Counts) -> int:
+    c_out = counts[node.index]
+    if node.op in ("conv", "linear"):
+        each = c_out * (c_in(node, counts) * node.kernel**2 + 1)
+        return each * len(node.layer_names)
+    if node.op == "norm":
+        return 2 * c_out
+    return node.rows * c_out  # embeddings by label, a frozen time table
+
+
+def activation_bytes(
+    config: NetworkConfig, width: float, batch: int, *, training: bool, element_bytes: int = 4
+) -> int:
+    """Bytes of activations of a batch: kept for the backward pass, or the most alive at once.
+
+    Args:
+        config: the network.
+        width: 0 < width <= 1, usable by `config`.
+        batch: images.
+        training: count every node's result; False: only those that a later node still reads.
+        element_bytes: of an activation's element.
+    """
+    counts, graph = config.counts(width), config.graph
+    elements = [
+        counts[node.index] * node.pixels * len(node.layer_names) for node in graph.nodes
+    ]
+    if training:
+        return batch * element_bytes * sum(elements)
+    alive = sum(elements[node.index] for node in graph.inputs.values())
+    most = alive
+    for _, step, _, dead in graph.walk:
+        alive += elements[step.index]
+        most = max(most, alive)
+        alive -= sum(elements[index] for index in dead)
+    return batch * element_bytes * most

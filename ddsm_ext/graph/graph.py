@@ -1,0 +1,272 @@
+"""`Graph`: a network as a list of nodes, appended by the words of a description. No torch.
+
+Everything else about the network is read from the list: modules, dense export, plans, captured
+steps, counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from ddsm_ext.graph.node import Node, Resampling, Side
+from ddsm_ext.graph.slicing import Pair, Role, Slicing
+from ddsm_ext.graph.walk import Scope, Walk, make_scope, make_walk
+
+Counts = tuple[int, ...]
+
+
+class Graph:
+    """A network's nodes in order of execution; `words` below append to them.
+
+    The last node is the prediction. Names are module paths: all nodes below one path follow each
+    other, and only the last of them is read outside.
+
+    Args:
+        image_size: side of the images in pixels.
+    """
+
+    def __init__(self, image_size: int) -> None:
+        self.image_size = image_size
+        self.nodes: list[Node] = []
+        self.inputs: dict[str, Node] = {}
+        self._names: set[str] = set()
+
+    def input(self, name: str, channels: int = 0, *, image: bool = False) -> Node:
+        """An argument of the network: "x", images of `channels`; "t", timesteps; "y", labels."""
+        size = self.image_size if image else None
+        self.inputs[name] = self.add("input", name, (), Side(channels, "fixed"), size)
+        return self.inputs[name]
+
+    def sinusoid(
+        self, name: str, t: Node, dim: int, *, halves: bool = False, table_rows: int = 0
+    ) -> Node:
+        """Sinusoidal embedding of timesteps; `table_rows`: frozen rows for its integer steps."""
+        side = Side(dim, "fixed")
+        return self.add("sinusoid", name, (t,), side, None, halves=halves, rows=table_rows)
+
+    def embed(self, name: str, y: Node, rows: int, c: int, *, role: Role = "linear") -> Node:
+        """The rows of a table [rows, c] that labels name."""
+        return self.add("embed", name, (y,), Side(c, role), None, rows=rows)
+
+    def linear(
+        self,
+        name: str,
+        x: Node,
+        c_out: int,
+        *,
+        silu: bool = False,
+        shift: Node | None = None,
+        parts: Sequence[str] = (),
+        role: Role = "linear",
+    ) -> Node:
+        """A linear layer on one row an image."""
+        side, parts = Side(c_out, role), tuple(parts)
+        return self.add("linear", name, (x,), side, None, silu=silu, shift=shift, parts=parts)
+
+    def conv(
+        self,
+        name: str,
+        x: Node | Sequence[Node],
+        c_out: int,
+        kernel: int = 3,
+        *,
+        stride: int = 1,
+        resample: Resampling | None = None,
+        shift: Node | None = None,
+        residual: Node | None = None,
+        parts: Sequence[str] = (),
+        role: Role = "conv",
+        head: int | None = None,
+        gain: float = 1.0,
+    ) -> Node:
+        """A convolution of one input or of the unjoined concat of two, or of their norm."""
+        reads = _sources(x)
+        size = _resampled(name, reads[0], resample)
+        if size % stride:
+            raise ValueError(f"{name}: its input has {size} pixels a side; need an even number")
+        return self.add(
+            "conv", name, reads, Side(c_out, role, head), size // stride,
+            kernel=kernel, stride=stride, resample=resample, shift=shift, residual=residual,
+            parts=tuple(parts), gain=gain,
+        )  # fmt: skip
+
+    def norm(
+        self,
+        name: str,
+        x: Node | Sequence[Node],
+        *,
+        silu: bool = False,
+        modulate: Node | None = None,
+        eps: float = 1e-5,
+    ) -> Node:
+        """A group norm over one input or the unjoined concat of two, which it leaves unjoined."""
+        reads = _sources(x)
+        side = Side(sum(node.out.c_max for node in reads), reads[0].out.role)
+        if modulate is not None and len(modulate.parts) != 2:
+            raise ValueError(f"{name}: modulated by {modulate}; need a node of two parts")
+        return self.add("norm", name, reads, side, reads[0].size,
+                         silu=silu, modulate=modulate, eps=eps)  # fmt: skip
+
+    def attention(self, name: str, qkv: Node) -> Node:
+        """Self-attention over all pixels; `qkv` has three parts and says what a head is."""
+        if len(qkv.parts) != 3:
+            raise ValueError(f"{name}: reads {qkv}; need a node of three parts")
+        return self.add("attention", name, (qkv,), qkv.out, qkv.size)
+
+    def resample(self, name: str, x: Node, resample: Resampling) -> Node:
+        """Enlarge 2x (nearest neighbour) or halve (means of 2x2)."""
+        size = _resampled(name, x, resample)
+        return self.add("resample", name, (x,), x.out, size, resample=resample)
+
+    def dropout(self, name: str, x: Node, p: float) -> Node:
+        """Dropout in training; without it (p = 0) this is x itself."""
+        return self.add("dropout", name, (x,), x.out, x.size, p=p) if p else x
+
+    def add(
+        self,
+        op: str,
+        name: str,
+        reads: tuple[Node, ...],
+        out: Side,
+        size: int | None,
+        **more: Any,
+    ) -> Node:
+        """Append a node; every word ends here. Arguments as `Node`'s attributes.
+
+        A result whose `out` is that of its input has as many active channels as the input.
+        """
+        node = Node(op, name, len(self.nodes), reads, out, size, **more)
+        if name in self._names:
+            raise ValueError(f"{name}: is described twice; need another name")
+        if node.out.c_max < 0 or (op != "input" and node.out.c_max < 1):
+            raise ValueError(f"{name}: has {node.out.c_max} channels; need at least 1")
+        self.nodes.append(node)
+        self._names.add(name)
+        return node
+
+    @property
+    def output(self) -> Node:
+        """The prediction."""
+        return self.nodes[-1]
+
+    @cached_property
+    def readers(self) -> Mapping[Node, tuple[Node, ...]]:
+        """The nodes that take each node's value, in order."""
+        found: dict[Node, list[Node]] = {node: [] for node in self.nodes}
+        for node in self.nodes:
+            for operand in node.operands:
+                found[operand].append(node)
+        return {node: tuple(readers) for node, readers in found.items()}
+
+    def wants_moments(self, node: Node) -> bool:
+        """True if a norm reads the node."""
+        return any(reader.op == "norm" for reader in self.readers[node])
+
+    def is_shortcut(self, node: Node) -> bool:
+        """True for a bare 1x1 convolution that is only the residual of one other."""
+        bare = (node.kernel, node.stride, node.resample, node.shift, node.residual, node.parts)
+        readers = self.readers[node]
+        return (
+            node.op == "conv"
+            and bare == (1, 1, None, None, None, ())
+            and not any(source.normed for source in node.reads)
+            and len(readers) == 1
+            and readers[0].residual is node
+            and not readers[0].parts
+        )
+
+    def is_only_residual(self, node: Node) -> bool:
+        """True if all that read the node add it to their result and do nothing else with it."""
+        readers = self.readers[node]
+        return bool(readers) and all(
+            reader.residual is node and reader.operands.count(node) == 1 for reader in readers
+        )
+
+    def siblings(self, node: Node) -> tuple[Node, ...]:
+        """The node and its like that read the same input and nothing else."""
+        return tuple(
+            other
+            for other in self.readers[node.reads[0]]
+            if other.op == node.op
+            and other.operands == node.operands == node.reads
+            and other.silu == node.silu
+        )
+
+    @cached_property
+    def size_step(self) -> int:
+        """What the sides of images must be multiples of."""
+        smallest = min(node.size for node in self.nodes if node.size is not None)
+        return self.image_size // smallest
+
+    @cached_property
+    def walk(self) -> Walk:
+        """All nodes but the inputs, as steps of `run`."""
+        return make_walk([n for n in self.nodes if n.op != "input"], self.output)
+
+    @cached_property
+    def scope(self) -> Scope:
+        """The nodes as a tree by module path."""
+        return make_scope("", [n for n in self.nodes if n.op != "input"], self.readers)
+
+    def counts(self, slicing: Slicing, width: float) -> Counts:
+        """Active channels of every node's value (of each part), by index.
+
+        Raises:
+            TypeError, ValueError: the network cannot run at this width.
+        """
+        width = self.check_width(slicing, width)
+        active: dict[tuple[int, str, int | None], int] = {}  # few sides, many nodes
+        counts: list[int] = []
+        for node in self.nodes:
+            if node.op == "norm":
+                counts.append(sum(counts[source.index] for source in node.reads))
+            elif node.reads and node.out is node.reads[0].out:
+                counts.append(counts[node.reads[0].index])
+            else:
+                out = node.out
+                side = (out.c_max, out.role, out.head)
+                if side not in active:
+                    active[side] = slicing.active(out.c_max, width, out.role, out.head)
+                counts.append(active[side])
+        return tuple(counts)
+
+    def check_width(self, slicing: Slicing, width: float) -> float:
+        """Return `width` as a float after checking that the network can run at it.
+
+        Raises:
+            TypeError, ValueError: one sentence with the width, the channels it gives, what is
+                needed and near usable widths.
+        """
+        return slicing.check_width(width, self._pairs)
+
+    @cached_property
+    def _pairs(self) -> tuple[Pair, ...]:
+        """Sides whose counts must fit each other at every width; see `Slicing.check_width`."""
+        norms = [(n.out.c_max, "") for node in self.nodes if node.op == "norm" for n in node.reads]
+        shifts = [
+            (node.out.c_max, node.shift.out.role)
+            for node in self.nodes
+            if node.op == "conv" and node.shift is not None
+        ]
+        attentions = [
+            (node.out.c_max, node.out.role)
+            for node in self.nodes
+            if node.op == "attention" and node.out.head is None
+        ]
+        return (*sorted({*norms, *shifts}), *sorted(set(attentions)))
+
+
+def _sources(x: Node | Sequence[Node]) -> tuple[Node, ...]:
+    return (x,) if isinstance(x, Node) else tuple(x)
+
+
+def _resampled(name: str, x: Node, resample: Resampling | None) -> int:
+    if x.size is None:
+        raise ValueError(f"{name}: reads {x}, one row an image; need an image")
+    if resample == "up":
+        return 2 * x.size
+    if resample == "down" and x.size % 2:
+        raise ValueError(f"{name}: its input has {x.size} pixels a side; need an even number")
+    return x.size // 2 if resample == "down" else x.size

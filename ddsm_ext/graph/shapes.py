@@ -1,0 +1,226 @@
+"""The shapes with which a step calls each op, by arithmetic. No torch."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ddsm_ext.graph.config import NetworkConfig
+from ddsm_ext.graph.count import sources
+from ddsm_ext.graph.graph import Counts
+from ddsm_ext.graph.node import Node
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What an op is called with; `size` is the side of the result in pixels."""
+
+    @property
+    def macs(self) -> int:
+        """MACs an image, bias not counted; 0 where nothing is multiplied."""
+        return self._counted()[0]
+
+    @property
+    def activations(self) -> int:
+        """Elements of an image's inputs, each read once, and of its output."""
+        return self._counted()[1]
+
+    @property
+    def parameters(self) -> int:
+        """Active elements of what is trained and read whatever the images are."""
+        return self._counted()[2]
+
+    @abstractmethod
+    def _counted(self) -> tuple[int, int, int]:
+        """MACs, activations and parameters."""
+
+
+@dataclass(frozen=True)
+class ConvShape(Shape):
+    """A convolution: active and allocated channels, `c_in2` of a second source (0: none)."""
+
+    c_in: int
+    c_in2: int
+    c_out: int
+    c_in_max: int
+    c_out_max: int
+    kernel: int
+    stride: int
+    upsample: bool
+    size: int
+
+    def _counted(self) -> tuple[int, int, int]:
+        c_in, pixels = self.c_in + self.c_in2, self.size**2
+        weights = self.c_out * c_in * self.kernel**2
+        activations = c_in * self.in_size**2 + self.c_out * pixels
+        return weights * pixels, activations, weights + self.c_out
+
+    @property
+    def in_size(self) -> int:
+        """Side of the input in pixels."""
+        return self.size // 2 if self.upsample else self.size * self.stride
+
+    def __str__(self) -> str:
+        c_in = f"{self.c_in}+{self.c_in2}" if self.c_in2 else str(self.c_in)
+        extra = " /2" if self.stride == 2 else " x2" if self.upsample else ""
+        return f"{c_in}->{self.c_out} {self.kernel}x{self.kernel} @{self.size}{extra}"
+
+
+@dataclass(frozen=True)
+class LinearShape(Shape):
+    """A linear layer on one row an image."""
+
+    c_in: int
+    c_out: int
+    c_in_max: int
+    c_out_max: int
+
+    def _counted(self) -> tuple[int, int, int]:
+        return self.c_in * self.c_out, self.c_in + self.c_out, self.c_out * (self.c_in + 1)
+
+    def __str__(self) -> str:
+        return f"{self.c_in}->{self.c_out}"
+
+
+@dataclass(frozen=True)
+class NormShape(Shape):
+    """A group norm over one or two sources (`c2` = 0: one), with or without SiLU.
+
+    `modulated`: each image has a scale and a shift of its own besides. Scale and shift, one's own
+    or not, count two MACs an element.
+    """
+
+    c: int
+    c2: int
+    c_max: int
+    groups: int
+    size: int
+    silu: bool
+    modulated: bool = False
+
+    def _counted(self) -> tuple[int, int, int]:
+        c, pixels = self.c + self.c2, self.size**2
+        return (4 if self.modulated else 2) * c * pixels, 2 * c * (pixels + self.modulated), 2 * c
+
+    def __str__(self) -> str:
+        c = f"{self.c}+{self.c2}" if self.c2 else str(self.c)
+        extra = (" modulated" if self.modulated else "") + (" silu" if self.silu else "")
+        return f"{c} /{self.groups} @{self.size}{extra}"
+
+
+@dataclass(frozen=True)
+class AttentionShape(Shape):
+    """Self-attention of `tokens` pixels in `heads` heads of `head_size` channels."""
+
+    heads: int
+    tokens: int
+    head_size: int
+
+    def _counted(self) -> tuple[int, int, int]:
+        elements = self.heads * self.tokens * self.head_size
+        return 2 * elements * self.tokens, 4 * elements, 0
+
+    def __str__(self) -> str:
+        return f"{self.heads}x{self.tokens}x{self.head_size}"
+
+
+@dataclass(frozen=True)
+class ResampleShape(Shape):
+    """Images enlarged or halved by 2."""
+
+    c: int
+    size: int
+    up: bool
+
+    @property
+    def in_size(self) -> int:
+        """Side of the input in pixels."""
+        return self.size // 2 if self.up else 2 * self.size
+
+    def _counted(self) -> tuple[int, int, int]:
+        return 0, self.c * (self.in_size**2 + self.size**2), 0
+
+    def __str__(self) -> str:
+        return f"{self.c} @{self.size} {'x2' if self.up else '/2'}"
+
+
+@dataclass(frozen=True)
+class EmbeddingShape(Shape):
+    """One row an image of a table [rows, c_max], of which `c` columns are active."""
+
+    rows: int
+    c: int
+    c_max: int
+
+    def _counted(self) -> tuple[int, int, int]:
+        return 0, 2 * self.c, 0
+
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.c}"
+
+
+OPS = ("conv2d", "linear", "group_norm", "attention", "resample", "embedding")
+
+
+def least_bytes(shape: Shape, batch: int, element_bytes: int) -> int:
+    """Bytes that any kernel moves: every input and parameter read once, the output written once."""
+    return (batch * shape.activations + shape.parameters) * element_bytes
+
+
+def op_shapes(config: NetworkConfig, width: float, op: str) -> dict[Shape, int]:
+    """Return every distinct shape with which a step at `width` calls an op, and how often.
+
+    The calls are those of the modules: a convolution that halves its input first is one "resample"
+    a source and one "conv2d"; one that enlarges it is one "conv2d".
+
+    Args:
+        config: the network.
+        width: 0 < width <= 1, usable by `config`.
+        op: one of OPS.
+
+    Raises:
+        TypeError, ValueError: another op, or a width that cannot be used.
+    """
+    if op not in OPS:
+        raise ValueError(f"op_shapes: op is {op!r}; need {', '.join(OPS[:-1])} or {OPS[-1]}")
+    counts = config.counts(width)
+    calls = (call for node in config.graph.nodes for call in _calls(config, node, counts))
+    return dict(Counter(shape for name, shape in calls if name == op))
+
+
+def _calls(config: NetworkConfig, node: Node, counts: Counts) -> Iterator[tuple[str, Shape]]:
+    """The ops that a node calls."""
+    c, size, c_max = counts[node.index], node.size or 1, node.out.c_max
+    if node.op == "attention":
+        heads = c // node.out.head if node.out.head else 1
+        yield "attention", AttentionShape(heads, size**2, c // heads)
+    elif node.op == "resample":
+        yield "resample", ResampleShape(c, size, node.resample == "up")
+    elif node.op == "embed":
+        yield "embedding", EmbeddingShape(node.rows, c, c_max)
+    elif node.op in ("conv", "linear", "norm"):
+        inputs = sources(node)
+        c_in, *rest = (counts[source.index] for source in inputs)
+        c_in2, c_in_max = sum(rest), sum(source.out.c_max for source in inputs)
+        if node.op == "norm":
+            groups = config.slicing.group_count(c_max, c)
+            modulated = node.modulate is not None
+            yield "group_norm", NormShape(c_in, c_in2, c_max, groups, size, node.silu, modulated)
+        elif node.op == "linear":
+            for _ in node.layer_names:
+                yield "linear", LinearShape(c_in, c, c_in_max, c_max)
+        else:
+            yield from _convolutions(node, (c_in, c_in2, c, c_in_max, c_max))
+
+
+def _convolutions(
+    node: Node, channels: tuple[int, int, int, int, int]
+) -> Iterator[tuple[str, Shape]]:
+    up, size = node.resample == "up", node.size or 1
+    if node.resample == "down":
+        for c in filter(None, channels[:2]):
+            yield "resample", ResampleShape(c, size * node.stride, up=False)
+    for _ in node.layer_names:
+        yield "conv2d", ConvShape(*channels, node.kernel, node.stride, up, size)

@@ -1,0 +1,161 @@
+"""The U-Net of ADM (guided-diffusion) and improved DDPM, slimmable: configuration, description.
+
+Source: Dhariwal and Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis", section 3; Nichol
+and Dhariwal 2021, "Improved Denoising Diffusion Probabilistic Models".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ddsm_ext.graph.config import NetworkConfig
+from ddsm_ext.graph.graph import Graph
+from ddsm_ext.graph.node import Node, Resampling
+from ddsm_ext.graph.slicing import Slicing
+from ddsm_ext.models.unet import self_attention, u_shape
+
+# Its last layers of branches, of attention and of the network start at zero.
+ZERO = 0.0
+
+
+@dataclass(frozen=True)
+class ADMConfig(NetworkConfig):
+    """Shape of a slimmable ADM U-Net.
+
+    Args:
+        image_size: side of the square images in pixels, divisible by 2 ** (levels - 1).
+        image_channels: channels of the images.
+        ch: channels of the first level at full width, times its multiple.
+        ch_mult: per level, its channels as a multiple of `ch`.
+        attn: levels (0 is the full resolution) with self-attention after each residual block.
+        num_res_blocks: residual blocks a level on the way down; one more on the way up.
+        dropout: dropout probability inside residual blocks.
+        groups: group count of every GroupNorm at full width; divides the channels of each level.
+        head_channels: channels of an attention head; None: `heads` says how many there are.
+        heads: attention heads at full width, of c / heads channels; None: `head_channels`.
+        scale_shift: the time embedding scales and shifts the second norm of a block; False: it is
+            added before that norm.
+        resample_blocks: residual blocks change the resolution; False: single convolutions do.
+        num_classes: labels of a class-conditional network; None: unconditional.
+        learned_sigma: predict a second set of channels, for the variance.
+        widths: widths to train and search, descending; any other in (0, 1] runs too.
+
+    Raises:
+        TypeError, ValueError: a field has the wrong type or cannot work, in one sentence.
+    """
+
+    image_size: int
+    image_channels: int = 3
+    ch: int = 192
+    ch_mult: tuple[int, ...] = (1, 2, 3, 4)
+    attn: tuple[int, ...] = (1, 2, 3)
+    num_res_blocks: int = 3
+    dropout: float = 0.1
+    groups: int = 32
+    head_channels: int | None = 64
+    heads: int | None = None
+    scale_shift: bool = True
+    resample_blocks: bool = True
+    num_classes: int | None = None
+    learned_sigma: bool = True
+    widths: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "image_channels", "ch", "num_res_blocks", "groups"):
+            self._check_int(name, 1)
+        for name in ("heads", "num_classes"):
+            if getattr(self, name) is not None:
+                self._check_int(name, 1)
+        self._check_ints("ch_mult", 1)
+        self._check_ints("attn", 0)
+        self._check_levels(self.ch_mult, self.attn)
+        self._check("ch", self.ch % 2 == 0, "an even number")
+        time = f"a divisor of {4 * self.ch}, the channels of the time embedding"
+        self._check("groups", 4 * self.ch % self.groups == 0, time)
+        self._check_probability("dropout")
+        for name in ("scale_shift", "resample_blocks", "learned_sigma"):
+            self._check_type(name, isinstance(getattr(self, name), bool), "True or False")
+        if (self.heads is None) == (self.head_channels is None):
+            raise ValueError(
+                f"ADMConfig: heads is {self.heads}, head_channels is {self.head_channels}; "
+                "need one of them"
+            )
+        channels = {self.ch * self.ch_mult[i] for i in (*self.attn, -1)}
+        self._check_heads(channels)
+        for c in sorted(channels if self.heads else ()):
+            self._check("heads", c % (self.heads or 1) == 0, f"a divisor of {c} channels")
+        super().__post_init__()
+
+    @property
+    def slicing(self) -> Slicing:
+        """How a width slims it."""
+        return Slicing(self.groups, widths=self.widths)
+
+    def describe(self) -> Graph:
+        """Return the network."""
+        g = Graph(self.image_size)
+        x, t = g.input("x", self.image_channels, image=True), g.input("t")
+        c, label = 4 * self.ch, None
+        if self.num_classes is not None:
+            label = g.embed("label_embedding", g.input("y"), self.num_classes, c)
+        time = g.sinusoid("time_embedding.table", t, self.ch, halves=True)
+        time = g.linear("time_embedding.linear1", time, c, silu=True)
+        # Each block's projection starts with SiLU: applied here once instead of in every block.
+        time = g.linear("time_embedding.linear2", time, c, silu=True, shift=label)
+
+        def residual(name: str, x: tuple[Node, ...], c: int, attention: bool) -> Node:
+            return self._residual(g, name, x, time, c, attention=attention)
+
+        def resample(name: str, h: Node, resample: Resampling) -> Node:
+            return self._resample(g, name, h, time, resample)
+
+        channels = [self.ch * mult for mult in self.ch_mult]
+        h = g.conv("head", x, channels[0])
+        h = u_shape(h, channels, self.num_res_blocks, self.attn, residual, resample)
+        h = g.norm("tail.norm", h, silu=True)
+        outputs = self.image_channels * (2 if self.learned_sigma else 1)
+        g.conv("tail.conv", h, outputs, role="fixed", gain=ZERO)
+        return g
+
+    def _resample(self, g: Graph, name: str, h: Node, time: Node, resample: Resampling) -> Node:
+        c = h.out.c_max
+        if self.resample_blocks:
+            return self._residual(g, name, (h,), time, c, resample=resample)
+        if resample == "up":
+            return g.conv(f"{name}.conv", h, c, resample="up")
+        return g.conv(f"{name}.conv", h, c, stride=2)
+
+    def _residual(
+        self,
+        g: Graph,
+        name: str,
+        x: tuple[Node, ...],
+        time: Node,
+        c_out: int,
+        *,
+        resample: Resampling | None = None,
+        attention: bool = False,
+    ) -> Node:
+        """h = conv2(drop(silu(norm2(conv1(resample(silu(norm1(x))))) modulated by time)) + x."""
+        h = g.norm(f"{name}.norm1", x, silu=True)
+        if self.scale_shift:
+            film = g.linear(f"{name}.time", time, c_out, parts=("scale", "shift"))
+            h = g.conv(f"{name}.conv1", h, c_out, resample=resample)
+            h = g.norm(f"{name}.norm2", h, silu=True, modulate=film)
+        else:
+            shift = g.linear(f"{name}.time", time, c_out)
+            h = g.conv(f"{name}.conv1", h, c_out, resample=resample, shift=shift)
+            h = g.norm(f"{name}.norm2", h, silu=True)
+        h = g.dropout(f"{name}.dropout", h, self.dropout)
+        shortcut = x[0]
+        if len(x) > 1 or x[0].out.c_max != c_out:
+            shortcut = g.conv(f"{name}.shortcut", x, c_out, 1)
+        elif resample is not None:
+            shortcut = g.resample(f"{name}.resample", x[0], resample)
+        h = g.conv(f"{name}.conv2", h, c_out, residual=shortcut, gain=ZERO)
+        if attention:
+            head = self.head_channels
+            if self.heads is not None and self.heads > 1:  # a single head shrinks with its layer
+                head = c_out // self.heads
+            h = self_attention(g, f"{name}.attention", h, head, gain=ZERO)
+        return h

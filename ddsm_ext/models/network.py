@@ -1,0 +1,337 @@
+"""`SlimmableNetwork`: a described network that runs at every width its config allows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from ddsm_ext.graph.config import NetworkConfig
+from ddsm_ext.graph.count import Layer, layers
+from ddsm_ext.graph.graph import Counts
+from ddsm_ext.graph.node import Node
+from ddsm_ext.graph.walk import Scope, Values
+from ddsm_ext.models.block import Block, any_weight, flat, two_sources
+from ddsm_ext.models.dense import DenseNetwork
+from ddsm_ext.models.layers import (
+    SlicedConv2d,
+    SlicedEmbedding,
+    SlicedGroupNorm,
+    SlicedLayer,
+    SlicedLinear,
+)
+from ddsm_ext.models.structure import Structure, settings_of
+from ddsm_ext.ops.attention import sliced_attention
+from ddsm_ext.ops.resample import resample
+from ddsm_ext.ops.sinusoidal_embedding import embed_time
+from ddsm_ext.runtime.inputs import check_inputs
+from ddsm_ext.runtime.runner import StepRunner, serves
+from ddsm_ext.width import check_width
+
+
+class SlimmableWords:
+    """Computes nodes with the layers of a block; values are tensors, or tuples of them.
+
+    Args:
+        owner: the block.
+        counts: active channels of all nodes.
+        accumulate_grad: backward adds weight gradients to `p.grad` itself.
+    """
+
+    def __init__(self, owner: Block, counts: Counts, accumulate_grad: bool) -> None:
+        self.owner = owner
+        self.counts = counts
+        self.accumulate_grad = accumulate_grad
+
+    def block(self, scope: Scope, value: Values) -> Any:
+        """Run an inner block."""
+        inputs = [value[node.index] for node in scope.reads]
+        block = self.owner.module_of(scope)
+        return block(*inputs, counts=self.counts, accumulate_grad=self.accumulate_grad)
+
+    def sinusoid(self, node: Node, value: Values) -> Tensor:
+        """Embed timesteps."""
+        t, table = value[node.reads[0].index], self.owner.table_of(node)
+        dtype = any_weight(self.owner).dtype
+        return embed_time(t, node.out.c_max, table, dtype, halves=node.halves)  # [N, dim]
+
+    def embed(self, node: Node, value: Values) -> Tensor:
+        """Look labels up."""
+        layer, labels = self.owner.module_of(node), value[node.reads[0].index]
+        return layer(labels, self.counts[node.index], accumulate_grad=self.accumulate_grad)
+
+    def linear(self, node: Node, value: Values) -> Any:
+        """Linear layers."""
+        x, c_out = value[node.reads[0].index], self.counts[node.index]
+        more = {"accumulate_grad": self.accumulate_grad}
+        results = [layer(x, c_out, **more) for layer in self.owner.modules_of(node)]
+        if node.shift is not None:
+            results = [y + value[node.shift.index] for y in results]
+        if node.silu:
+            results = [F.silu(y) for y in results]
+        return tuple(results) if node.parts else results[0]  # [N, c_out]
+
+    def conv(self, node: Node, value: Values) -> Any:
+        """Convolutions."""
+        x, x2 = two_sources(node, value)
+        if node.resample == "down":
+            x, x2 = resample(x, up=False), None if x2 is None else resample(x2, up=False)
+        c_out, accumulate = self.counts[node.index], self.accumulate_grad
+        if node.parts:
+            layers = self.owner.modules_of(node)
+            return tuple([layer(x, c_out, x2=x2, accumulate_grad=accumulate) for layer in layers])
+        y = self.owner.module_of(node)(x, c_out, x2=x2, accumulate_grad=accumulate)
+        if node.shift is not None:  # of the weights' dtype, which may be float32 beside 16-bit x
+            y = y + value[node.shift.index].to(y.dtype)[:, :, None, None]
+        return y if node.residual is None else y + value[node.residual.index]
+
+    def norm(self, node: Node, value: Values) -> Any:
+        """Group norms."""
+        x, x2 = two_sources(node, value)
+        layer, accumulate = self.owner.module_of(node), self.accumulate_grad
+        if node.modulate is None:
+            return layer(x, x2, accumulate_grad=accumulate)
+        scale, shift = (part.to(x.dtype) for part in value[node.modulate.index])
+        return layer(x, x2, scale=scale, shift=shift, accumulate_grad=accumulate)
+
+    def attention(self, node: Node, value: Values) -> Tensor:
+        """Self-attention."""
+        parts = value[node.reads[0].index]
+        n, c, height, width = parts[0].shape
+        heads = c // (node.out.head or c)
+        # Views, as the memory of a channels_last tensor is [N, H, W, C].
+        split = (n, height * width, heads, c // heads)
+        q, k, v = (part.permute(0, 2, 3, 1).view(split).transpose(1, 2) for part in parts)
+        y = sliced_attention(q, k, v).transpose(1, 2)  # [N, T, heads, d]
+        y = y.reshape(n, height, width, c)  # no copy: the op's memory order
+        return y.permute(0, 3, 1, 2)  # [N, c, H, W], channels_last
+
+    def resample(self, node: Node, value: Values) -> Tensor:
+        """Enlarge or halve."""
+        return resample(value[node.reads[0].index], up=node.resample == "up")
+
+    def dropout(self, node: Node, value: Values) -> Any:
+        """Dropout."""
+        pieces = [F.dropout(x, node.p, self.owner.training) for x in flat(node, value)]
+        return tuple(pieces) if len(pieces) > 1 else pieces[0]
+
+
+class SlimmableBlock(Block):
+    """A block that runs at any width; called as `block(*inputs, counts=...)`.
+
+    Args:
+        config: the network's.
+        scope: the nodes.
+        generator: source of the initial weights; None means torch's default generator.
+    """
+
+    def __init__(
+        self, config: NetworkConfig, scope: Scope, generator: Generator | None = None
+    ) -> None:
+        slicing, per_source = config.slicing, config.slicing.concat == "source"
+
+        def make(step: Scope | Layer) -> nn.Module:
+            if isinstance(step, Scope):
+                return SlimmableBlock(config, step, generator)
+            node = step.node
+            if node.op == "embed":
+                return SlicedEmbedding(node.rows, node.out.c_max, generator=generator)
+            c_in, *c_skip = (source.out.c_max for source in step.sources)
+            if node.op == "linear":
+                return SlicedLinear(c_in, node.out.c_max, generator=generator)
+            joined: dict[str, Any] = {"c_skip": sum(c_skip), "per_source": per_source}
+            if node.op == "norm":
+                fixed = slicing.norm == "fixed_groups"
+                return SlicedGroupNorm(
+                    c_in, slicing.groups, **joined, fixed_groups=fixed, silu=node.silu, eps=node.eps
+                )
+            return SlicedConv2d(
+                c_in, node.out.c_max, node.kernel, **joined, stride=node.stride,
+                upsample=node.resample == "up", gain=node.gain, generator=generator,
+            )  # fmt: skip
+
+        super().__init__(scope, make, config.layer_order)
+
+    def forward(self, *inputs: Any, counts: Counts, accumulate_grad: bool = False) -> Any:
+        """Run the nodes.
+
+        Args:
+            inputs: values of the nodes in `Scope.reads`: tensors, or tuples of parts.
+            counts: active channels of all nodes of the network; see `NetworkConfig.counts`.
+            accumulate_grad: backward adds weight gradients to `p.grad` itself.
+        """
+        return self._compute(inputs, SlimmableWords(self, counts, accumulate_grad))
+
+
+class SlimmableNetwork(SlimmableBlock):
+    """A network whose first channels of every layer form a working network at each width.
+
+    Args:
+        config: what describes it.
+        generator: source of the initial weights; None means torch's default generator.
+
+    Source: Yang et al. 2024, "Denoising Diffusion Step-aware Models".
+    """
+
+    def __init__(self, config: NetworkConfig, *, generator: Generator | None = None) -> None:
+        if not isinstance(config, NetworkConfig):
+            raise TypeError(
+                f"SlimmableNetwork: config is {type(config).__name__}; need a NetworkConfig"
+            )
+        # First, so that no layer takes their names.
+        self.config = config
+        self.graph = config.graph
+        self.slicing = config.slicing
+        super().__init__(config, config.graph.scope, generator)
+        # What the graph keeps is made before torch.compile may ask for it.
+        config.counts(1.0), self.graph.size_step
+        self._settings = {
+            name: settings_of(module)
+            for name, module in self.named_modules()
+            if isinstance(module, SlicedLayer)
+        }
+        self._structure: Structure | None = None
+        self._runner: StepRunner | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copied or pickled network makes its own steps."""
+        return {**self.__dict__, "_structure": None, "_runner": None}
+
+    def _replicate_for_data_parallel(self) -> SlimmableNetwork:
+        replica = super()._replicate_for_data_parallel()
+        replica._structure = replica._runner = None
+        return replica
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        t: Tensor,
+        width: float,
+        y: Tensor | None = None,
+        *,
+        accumulate_grad: bool = False,
+    ) -> Tensor:
+        """Predict from noisy images at one width.
+
+        In eval mode and without gradients this runs the compiled step (`runtime.StepRunner`) where
+        nothing could tell it from the modules: see `runtime.serves` and `structure_problem`.
+
+        Args:
+            x: [N, C, H, W] noisy images; float32, bfloat16 or float64.
+            t: [N] timesteps, integer or continuous (0 <= t <= T - 1).
+            width: 0 < width <= 1, usable by the config.
+            y: [N] int64 labels, of a class-conditional network.
+            accumulate_grad: backward adds weight gradients straight to the prefix of `p.grad`
+                and autograd sees none for the parameters.
+
+        Returns:
+            [N, C', H, W], the prediction in the network's parameterisation.
+
+        Raises:
+            TypeError, ValueError: an argument that cannot be used, in one sentence.
+        """
+        if not self.training and serves(self, x) and self.structure_problem() is None:
+            if self._runner is None:
+                self._runner = StepRunner(self)
+            return self._runner(x, t, width, y, structure_known=True)
+        return self.run_modules(x, t, width, y, accumulate_grad=accumulate_grad)
+
+    def run_modules(
+        self,
+        x: Tensor,
+        t: Tensor,
+        width: float,
+        y: Tensor | None = None,
+        *,
+        accumulate_grad: bool = False,
+    ) -> Tensor:
+        """`forward` by the modules alone, never by a compiled step."""
+        width = check_width(width)
+        # Dynamo warns at a cache; it runs the arithmetic once a graph anyway.
+        if torch.compiler.is_compiling():
+            counts = self.graph.counts(self.slicing, width)
+        else:
+            counts = self.config.counts(width)
+        inputs = check_inputs("SlimmableNetwork", self.graph, x, t, y, any_weight(self))
+        inputs["x"] = inputs["x"].contiguous(memory_format=torch.channels_last)
+        values = [inputs[node.name] for node in self.graph.scope.reads]
+        return self._compute(values, SlimmableWords(self, counts, accumulate_grad))
+
+    def layer(self, name: str) -> Any:
+        """Return the module of a layer by its path."""
+        return self.get_submodule(name)
+
+    def structure_problem(self) -> str | None:
+        """Return which module below this one is replaced, wrapped or hooked, or None."""
+        return self._made().problem()
+
+    def structure_version(self) -> int:
+        """Return a number that rises when `structure_problem` finds other modules than before."""
+        return self._made().scans
+
+    def first_parameter(self) -> Tensor | None:
+        """Return the first parameter, of the device and dtype of all; None: it has none."""
+        return self._made().first_parameter()
+
+    def _made(self) -> Structure:
+        if self._structure is None:
+            drops = any(node.op == "dropout" for node in self.graph.nodes)
+            self._structure = Structure(self, _FORWARDS, self._settings, drops)
+        return self._structure
+
+    def export_subnet(self, width: float) -> DenseNetwork:
+        """Return the network of one width as an ordinary dense module of plain torch layers.
+
+        Args:
+            width: 0 < width <= 1, usable by the config.
+
+        Returns:
+            A `DenseNetwork` called as (x, t), with its own copy of the weights, on this network's
+            device and dtype and in its training mode; its outputs equal this network's at `width`.
+
+        Raises:
+            TypeError, ValueError: the width cannot be used.
+        """
+        weight = next(self.parameters())
+        dense = DenseNetwork(self.config, width).to(device=weight.device, dtype=weight.dtype)
+        dense.load_state_dict(self._subnet_state(self.config.counts(width)))
+        return dense.train(self.training)
+
+    def _subnet_state(self, counts: Counts) -> dict[str, Tensor]:
+        full = {name: tensor.detach() for name, tensor in self.state_dict().items()}
+        names = {layer.name: layer for layer in layers(self.graph)}
+        state = {}
+        for name, tensor in full.items():
+            path, _, suffix = name.rpartition(".")
+            layer = names.get(path)
+            if layer is None:  # a frozen time table
+                state[name] = tensor
+                continue
+            columns = self._active_columns(layer, counts).to(tensor.device)
+            c_out = counts[layer.node.index]
+            if layer.node.op == "norm":
+                state[name] = tensor[columns]
+            elif layer.node.op == "embed":
+                state[name] = tensor[:, :c_out]
+            else:
+                state[name] = tensor[:c_out, columns] if suffix == "weight" else tensor[:c_out]
+        return state
+
+    def _active_columns(self, layer: Layer, counts: Counts) -> Tensor:
+        """Indices of a layer's active inputs among its allocated ones, [c_in]."""
+        active = [counts[source.index] for source in layer.sources]
+        if self.slicing.concat == "prefix":
+            return torch.arange(sum(active))
+        starts = [sum(s.out.c_max for s in layer.sources[:i]) for i in range(len(active))]
+        return torch.cat([torch.arange(a, a + c) for a, c in zip(starts, active, strict=True)])
+
+
+# What a network is made of below itself, as it is when this module is loaded.
+_FORWARDS = {
+    kind: kind.forward
+    for kind in (SlimmableBlock, SlicedConv2d, SlicedEmbedding, SlicedGroupNorm, SlicedLinear)
+} | {nn.ModuleList: nn.ModuleList.forward}
+
+SlimmableUNet = SlimmableNetwork  # its name while the U-Net was the only family

@@ -1,0 +1,173 @@
+"""Packed weights: rearranged for the CPU kernels, one tensor a weight and algorithm for all widths.
+
+One belongs to the weight's content: it is made again as soon as `_weights` notices a change.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ddsm_ext import _library
+from ddsm_ext.ops._weights import Stamp, content_stamp
+
+# In the order of the kernels' numbers (Conv2dAlgo).
+ALGORITHMS = ("direct", "winograd_4x4", "winograd_2x2", "direct_bf16")
+DIRECT, WINOGRAD_4X4, WINOGRAD_2X2, DIRECT_BF16 = range(4)
+# The largest kernel that is rearranged for DIRECT_BF16 (kLargestPanelKernel).
+LARGEST_KERNEL = 5
+
+# (algorithm, upsample, transposed)
+Kind = tuple[int, bool, bool]
+
+
+class _Entry:
+    """The packed forms of one weight; `stamps` says of which content each was made."""
+
+    def __init__(self, weight: Tensor) -> None:
+        key = id(weight)
+        self.weight = weakref.ref(weight, lambda _: _entries.pop(key, None))
+        self.packed: dict[Kind, Tensor] = {}
+        self.stamps: dict[Kind, Stamp] = {}
+
+
+_entries: dict[int, _Entry] = {}
+_lock = threading.Lock()
+
+
+def packed_weight(
+    weight: Tensor, algorithm: int, *, upsample: bool = False, transposed: bool = False
+) -> Tensor:
+    """Return a convolution's weight as its kernels read it, packed now or kept from earlier.
+
+    Args:
+        weight: [c_out_max, c_in_max, k, k], float32 or bfloat16 on the CPU.
+        algorithm: DIRECT, WINOGRAD_4X4, WINOGRAD_2X2 or, for a bfloat16 weight, DIRECT_BF16.
+        upsample: DIRECT only: for the four phases of a convolution after nearest 2x upsampling.
+        transposed: Winograd only: for the gradient of x.
+
+    Returns:
+        A flat float32 tensor (of DIRECT_BF16 each holds two numbers), laid out for the instruction
+        set in use. It is written again when the weight has changed, so it must not be kept beyond
+        a check of `content_stamp`.
+    """
+    kind = (algorithm, upsample and algorithm == DIRECT, transposed)
+    stamp = content_stamp(weight)
+    with _lock:
+        entry = _entries.get(id(weight))
+        if entry is None or entry.weight() is not weight:
+            entry = _entries[id(weight)] = _Entry(weight)
+        if entry.stamps.get(kind) == stamp:
+            return entry.packed[kind]
+        size = _library.native.conv2d_panel_floats(*weight.shape[:3], *kind)
+        packed = entry.packed.get(kind)
+        if packed is None or packed.numel() != size:
+            # Not an inference tensor even if made in inference mode: training may write it again.
+            with torch.inference_mode(False):
+                packed = torch.empty(size, dtype=torch.float32, device="cpu")
+        torch.ops.ddsm_ext.sliced_conv2d_panels(weight.detach(), *kind, packed)
+        entry.packed[kind], entry.stamps[kind] = packed, stamp
+        return packed
+
+
+def check_algorithm(
+    op: str, algo: Any, weight: Tensor, stride: int, upsample: bool, dtype: torch.dtype
+) -> None:
+    """Refuse an algorithm that does not exist or does not compute this convolution."""
+    if algo == "auto" or algo == "direct":
+        return
+    if algo not in ALGORITHMS:
+        raise ValueError(f"{op}: algo is {algo!r}; need one of auto, {', '.join(ALGORITHMS)}")
+    kernel = weight.shape[2]
+    if algo == "direct_bf16":
+        if not dtype == weight.dtype == torch.bfloat16 or upsample or kernel > LARGEST_KERNEL:
+            raise ValueError(
+                f"{op}: algo is {algo!r} for {dtype}, weight {weight.dtype}, a {kernel}x{kernel} "
+                f"kernel and upsample={upsample}; need bfloat16, at most "
+                f"{LARGEST_KERNEL}x{LARGEST_KERNEL} and no upsampling"
+            )
+        if not _library.native.conv2d_has(DIRECT_BF16):
+            isa = _library.native.active_isa()
+            raise ValueError(f"{op}: algo is {algo!r} on {isa} kernels; need avx512_bf16")
+    elif kernel != 3 or stride != 1 or dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(
+            f"{op}: algo is {algo!r} for a {kernel}x{kernel} kernel at stride {stride} in {dtype}; "
+            "need 3x3 at stride 1 in float32 or bfloat16"
+        )
+    if weight.device.type != "cpu" or torch.compiler.is_compiling():
+        where = weight.device if weight.device.type != "cpu" else "torch.compile"
+        raise ValueError(f"{op}: algo is {algo!r} on {where}; need the CPU, uncompiled, or 'auto'")
+
+
+class ConvProblem(NamedTuple):
+    """A convolution as the choice of its algorithm sees it: active channels, size of the output.
+
+    `scale` 2 stands for nearest 2x upsampling. For the gradient of x, c_in and c_out are swapped
+    and the output is x.
+    """
+
+    images: int
+    out_height: int
+    out_width: int
+    c_in: int
+    c_out: int
+    kernel: int
+    stride: int
+    scale: int
+    bf16: bool = False  # images and weight are bfloat16
+
+
+def resolve_algorithm(
+    algo: str, weight: Tensor, problem: ConvProblem, *, training: bool, grad_weight: bool = False
+) -> int:
+    """Return the number of the algorithm that `algo` names, or of the cheapest for "auto".
+
+    Args:
+        algo: a name that `check_algorithm` let through.
+        weight: the convolution's weight.
+        problem: the convolution; `bf16` is for a forward, gradients are computed in float32.
+        training: the weight changes all the time, so that a packed one serves few calls.
+        grad_weight: choose for the gradient of the weights instead.
+    """
+    if algo != "auto":
+        number = ALGORITHMS.index(algo)
+        return DIRECT if number == DIRECT_BF16 and not problem.bf16 else number
+    # A passing tensor's would be packed for one call.
+    if not isinstance(weight, nn.Parameter) or weight.device.type != "cpu":
+        return DIRECT
+    if weight.dtype not in (torch.float32, torch.bfloat16):
+        return DIRECT
+    rearranged = weight.shape[0] * weight.shape[1] if training else 0
+    return choose_algorithm(_library.native.active_isa(), problem, rearranged, grad_weight)
+
+
+@lru_cache(maxsize=4096)
+def choose_algorithm(
+    isa: str, problem: ConvProblem, rearranged: int = 0, grad_weight: bool = False
+) -> int:
+    """Return the algorithm that should be fastest, by the kernels' fixed cost model.
+
+    Args:
+        isa: instruction set in use; only keeps the cached choices apart.
+        problem: the convolution.
+        rearranged: weights that must be rearranged for it because they change all the time, or 0.
+        grad_weight: choose for the gradient of the weights instead.
+    """
+    native = _library.native
+    fields = {**problem._asdict(), "rearranged": rearranged, "grad_weight": grad_weight}
+    return native.conv2d_choose(native.Conv2dProblem(**fields))
+
+
+def packed_bytes(weights: Iterator[Tensor] | None = None) -> int:
+    """Bytes of the packed forms kept of `weights` (None: of all)."""
+    if weights is None:
+        entries = list(_entries.values())
+    else:
+        entries = [_entries[id(w)] for w in weights if id(w) in _entries]
+    return sum(p.numel() * p.element_size() for e in entries for p in e.packed.values())

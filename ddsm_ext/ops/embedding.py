@@ -1,0 +1,98 @@
+"""Rows of a prefix of a table's columns, such as the embeddings of class labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddsm_ext.ops._call import (
+    check_accumulate,
+    check_int,
+    check_tensor,
+    eager_function,
+    grad_targets,
+    needs_grad,
+    shape_text,
+)
+
+_OP = "sliced_embedding"
+
+
+def sliced_embedding(weight: Tensor, y: Tensor, c: int, *, accumulate_grad: bool = False) -> Tensor:
+    """Return `weight[y, :c]` without copying the table.
+
+    Args:
+        weight: [K, c_max], the table.
+        y: [N] int64, rows.
+        c: active columns.
+        accumulate_grad: backward adds the gradient to the prefix of `weight.grad` itself and
+            reports none to autograd (hooks do not see it). Under torch.compile autograd
+            accumulates it as usual.
+
+    Returns:
+        [N, c] of weight's dtype, contiguous.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape, device or count, or, on the CPU, a row that does not exist (on a
+            GPU and under torch.compile torch's own check stops the work).
+    """
+    _check(weight, y, c, accumulate_grad)
+    if torch.compiler.is_compiling():
+        return sliced_embedding_ref(weight, y, c)
+    try:
+        if needs_grad(weight):
+            return _Embedding.apply(weight, y, c, accumulate_grad)
+        return sliced_embedding_ref(weight, y, c)
+    except IndexError:  # looking at all of y before cost as much as the rows
+        low, high = (int(bound) for bound in y.aminmax())
+        raise ValueError(
+            f"{_OP}: y holds {low if low < 0 else high}, weight has {weight.shape[0]} rows; "
+            f"need 0 <= y < {weight.shape[0]}"
+        ) from None
+
+
+def sliced_embedding_ref(weight: Tensor, y: Tensor, c: int) -> Tensor:
+    """Plain-torch `sliced_embedding`; the arguments mean the same and are not checked."""
+    return weight[:, :c].index_select(0, y)  # [N, c]
+
+
+def _check(weight: Any, y: Any, c: Any, accumulate_grad: Any) -> None:
+    check_tensor(_OP, "weight", weight, 2)
+    if not isinstance(y, Tensor) or y.dtype != torch.int64:
+        got = f"of dtype {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
+        raise TypeError(f"{_OP}: y is {got}, need a torch.Tensor of int64")
+    if y.dim() != 1 or y.layout != torch.strided:
+        raise ValueError(f"{_OP}: y has shape {shape_text(y)}, need [N], one row an image")
+    if y.device != weight.device:
+        raise ValueError(f"{_OP}: y is on {y.device}, weight on {weight.device}; need one device")
+    check_int(_OP, "c", c)
+    if not 1 <= c <= weight.shape[1]:
+        raise ValueError(
+            f"{_OP}: c is {c}, weight has {weight.shape[1]} columns; "
+            f"need 1 <= c <= {weight.shape[1]}"
+        )
+    check_accumulate(_OP, accumulate_grad, weight, None)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    weight, y, ctx.c = inputs
+    ctx.save_for_backward(weight, y)
+
+
+def _backward(ctx: Any, grad: Tensor) -> dict[int, Tensor | None]:
+    weight, y = ctx.saved_tensors
+    (grad_weight,) = grad_targets(ctx, weight)
+    if grad_weight is not None:
+        # Sums repeated rows in one order on a GPU, too, where index_add_ does not.
+        grad_weight[:, : ctx.c].index_put_((y,), grad, accumulate=True)
+    return {0: grad_weight}
+
+
+def _run(training: bool, weight: Tensor, y: Tensor, c: int) -> Tensor:
+    return sliced_embedding_ref(weight, y, c)
+
+
+_Embedding = eager_function(_OP, _run, _save, _backward, parameters={"weight": 0})

@@ -1,1 +1,0 @@
-"""Steps of a network as lists of kernel calls on buffers laid out beforehand."""

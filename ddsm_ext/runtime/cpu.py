@@ -1,0 +1,170 @@
+"""Steps on the CPU: one native call each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddsm_ext.graph.node import Node
+from ddsm_ext.ops._packed import LARGEST_KERNEL
+from ddsm_ext.ops._weights import WatchedWeights
+from ddsm_ext.ops.embedding import sliced_embedding
+from ddsm_ext.ops.sinusoidal_embedding import embed_time
+from ddsm_ext.runtime.backend import Network, StepKey
+from ddsm_ext.runtime.cpu_layers import Layers
+from ddsm_ext.runtime.program import Buffer, Plan, Program
+from ddsm_ext.runtime.words import missing_word, run_words
+
+_EMBEDDINGS_KEPT = 4096
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A program and the buffers through which a caller feeds and reads it."""
+
+    program: Program
+    x: Buffer
+    rows: dict[Node, Buffer]  # embeddings of timesteps and labels, [N, c] float32
+    y: Buffer
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """A step's plan, and its buffers as tensors."""
+
+    plan: Plan
+    x: Tensor  # [N, H, W, C]
+    rows: list[tuple[Node, Tensor]]  # [N, c]
+    y: Tensor  # [N, H, W, C']
+
+
+class PlanSteps:
+    """Compiles a step into a plan at its first use and again when a weight has changed.
+
+    All plans share one piece of memory.
+    """
+
+    dtypes = (torch.float32, torch.bfloat16)
+
+    def __init__(self, net: Network) -> None:
+        self._arena = torch.empty(0, dtype=torch.uint8, device="cpu")
+        self._steps: dict[StepKey, _Step] = {}
+        self._plans: dict[StepKey, _Bound] = {}
+        self._weights = WatchedWeights(net)
+        self._embeddings: dict[tuple[int, float], Tensor] = {}
+
+    def reason_against(self, net: Network) -> str | None:
+        """See `Steps`."""
+        missing = missing_word(net.graph, "CPU")
+        if missing is not None:
+            return missing
+        for node in net.graph.nodes:
+            if node.kernel > LARGEST_KERNEL:
+                return f"{node.name}: the CPU runtime has no {node.kernel}x{node.kernel} kernels"
+        for name, parameter in net.named_parameters():
+            # A convolution's weight is rearranged in any case, but watched as one piece of memory.
+            dense = parameter.dim() == 4 and parameter.is_contiguous(
+                memory_format=torch.channels_last
+            )
+            if not (dense or parameter.is_contiguous()):
+                return f"{name} is not contiguous"
+        return None
+
+    def renew(self, net: Network) -> bool:
+        """See `Steps`."""
+        changed = self._weights.changed()
+        if changed:  # forget everything made from the weights
+            self._steps.clear()
+            self._plans.clear()
+            self._embeddings.clear()
+        return changed
+
+    def prepare(self, net: Network, key: StepKey) -> None:
+        """See `Steps`."""
+        self._step(net, key)
+
+    def run(self, net: Network, key: StepKey, inputs: Mapping[str, Tensor]) -> Tensor:
+        """See `Steps`."""
+        bound = self._bound(net, key)
+        bound.x.copy_(inputs["x"].permute(0, 2, 3, 1))
+        for node, rows in bound.rows:
+            rows.copy_(self._rows(net, node, inputs[node.reads[0].name], rows.shape[1]))
+        bound.plan.run()
+        return bound.y.clone().permute(0, 3, 1, 2)  # [N, C', H, W]
+
+    def activation_bytes(self, net: Network, key: StepKey) -> int:
+        """See `Steps`."""
+        return self._step(net, key).program.arena_bytes
+
+    def held_bytes(self) -> int:
+        """See `Steps`."""
+        return self._arena.numel()
+
+    def _step(self, net: Network, key: StepKey) -> _Step:
+        if key not in self._steps:
+            self._steps[key] = _compile(net, key)
+        return self._steps[key]
+
+    def _bound(self, net: Network, key: StepKey) -> _Bound:
+        if key in self._plans:
+            return self._plans[key]
+        step, graph = self._step(net, key), net.graph
+        if step.program.arena_bytes > self._arena.numel():
+            needed = max(step.program.arena_bytes for step in self._steps.values())
+            with torch.inference_mode(False):
+                self._arena = torch.empty(needed, dtype=torch.uint8, device="cpu")
+            self._plans.clear()
+        counts, pixels = net.config.counts(key.width), (key.image_height, key.image_width)
+        # In inference mode they could not be written again outside of it.
+        with torch.inference_mode(False):
+            plan = step.program.bind(self._arena)
+
+            def view(buffer: Buffer, dtype: torch.dtype, *shape: int) -> Tensor:
+                return plan.view(buffer, dtype, (key.images, *shape))
+
+            self._plans[key] = _Bound(
+                plan,
+                view(step.x, key.dtype, *pixels, graph.inputs["x"].out.c_max),
+                [
+                    (node, view(buffer, torch.float32, counts[node.index]))
+                    for node, buffer in step.rows.items()
+                ],
+                view(step.y, key.dtype, *pixels, graph.output.out.c_max),
+            )
+        return self._plans[key]
+
+    def _rows(self, net: Network, node: Node, given: Tensor, c: int) -> Tensor:
+        """Embeddings [N, c] of timesteps or labels or, for one in all rows, [1, c]."""
+        if node.op == "embed":
+            return sliced_embedding(net.layer(node.name).weight, given, c)
+        if len(given) > 1 and given.stride(0) != 0:
+            return _embedded(net, node, given)
+        key = (node.index, given[0].item())
+        if key not in self._embeddings:
+            if len(self._embeddings) >= _EMBEDDINGS_KEPT:
+                self._embeddings.clear()
+            self._embeddings[key] = _embedded(net, node, given[:1])
+        return self._embeddings[key]
+
+
+def _embedded(net: Network, node: Node, t: Tensor) -> Tensor:
+    """Return the embedding of timesteps [N] that a node stands for, [N, dim] float32."""
+    table = net.get_buffer(node.name)
+    return embed_time(t, node.out.c_max, table, torch.float32, halves=node.halves)
+
+
+def _compile(net: Network, key: StepKey) -> _Step:
+    program, graph, counts = Program(), net.graph, net.config.counts(key.width)
+    layers = Layers(program, key.images, key.dtype)
+    x = layers.activation(graph.inputs["x"].out.c_max, key.image_height, key.image_width)
+    rows = {
+        node: layers.floats(key.images * counts[node.index])
+        for node in graph.nodes
+        if node.op in ("sinusoid", "embed")
+    }
+    y = run_words(net, key.width, layers, x, {node.index: rows[node] for node in rows})
+    program.pinned += [x.buffer, *rows.values(), y.buffer]
+    return _Step(program, x.buffer, rows, y.buffer)

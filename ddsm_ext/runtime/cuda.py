@@ -1,0 +1,188 @@
+"""Steps on an NVIDIA GPU: one CUDA graph each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddsm_ext.ops._fused import make_tickets, precision, sinusoidal_embedding, why_missing
+from ddsm_ext.ops._weights import WatchedPlaces
+from ddsm_ext.ops.embedding import sliced_embedding
+from ddsm_ext.runtime.backend import Network, StepError, StepKey
+from ddsm_ext.runtime.cuda_layers import Activation, CudaLayers
+from ddsm_ext.runtime.graphs import Call, GraphPool, Graphs
+from ddsm_ext.runtime.words import missing_word, run_words
+
+Precision = tuple[bool, bool]
+
+
+def run_step(
+    net: Network, width: float, inputs: Mapping[str, Tensor], tickets: Tensor | None = None
+) -> Tensor:
+    """Run a step with the CUDA kernels, at once.
+
+    Args:
+        net: the network, on x's device.
+        width: a width that its config has checked.
+        inputs: by name: x [N, C, H, W], channels_last; t [N] timesteps, float32, float64 or int64;
+            y [N] int64 labels where the network has them.
+        tickets: see `CudaLayers`.
+
+    Returns:
+        [N, C', H, W], channels_last.
+    """
+    x, counts = inputs["x"], net.config.counts(width)
+    rows: dict[int, Tensor] = {}
+    # Time embeddings last: theirs are the launches of a step that wait for everything before them,
+    # as CudaLayers wants it.
+    for node in sorted(net.graph.nodes, key=lambda node: node.op == "sinusoid"):
+        if node.op == "embed":
+            labels, table = inputs[node.reads[0].name], net.layer(node.name).weight
+            rows[node.index] = sliced_embedding(table, labels, counts[node.index]).to(x.dtype)
+        elif node.op == "sinusoid":
+            t, frozen = inputs[node.reads[0].name], net.get_buffer(node.name)
+            rows[node.index] = sinusoidal_embedding(
+                t, node.out.c_max, frozen, x, halves=node.halves
+            )
+    return run_words(net, width, CudaLayers(tickets), Activation(x), rows).tensor
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """A recorded step: what it reads, and what it left until another one is replayed."""
+
+    inputs: dict[str, Tensor]  # x [N, C, H, W], channels_last; t [N] float32; y [N] int64
+    left: list[Tensor]  # the prediction [N, C', H, W]
+    replay: Call
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """What the graphs share, of which one runs at a time: `Graphs.wait` sees to that."""
+
+    graphs: Graphs
+    tickets: Tensor
+
+
+class GraphSteps:
+    """Captures a step at its first use; graphs read the weights where they are.
+
+    New values of weights (an optimizer's step, an average copied over them) therefore need nothing;
+    all graphs are dropped when a parameter is elsewhere, has another dtype or another layout. They
+    share one pool of memory, about that of the widest.
+
+    Args:
+        net: the network.
+        device: where its parameters are.
+        make_graphs: makes what records the steps.
+        step: what is recorded.
+    """
+
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+
+    def __init__(
+        self,
+        net: Network,
+        device: torch.device,
+        make_graphs: Callable[[torch.device], Graphs] = GraphPool,
+        step: Callable[[Network, float, Mapping[str, Tensor], Tensor], Tensor] = run_step,
+    ) -> None:
+        self._device = device
+        self._make_graphs = make_graphs
+        self._run_step = step
+        self._places = WatchedPlaces(net)
+        self._pool: _Pool | None = None
+        self._graphs: dict[tuple[StepKey, Precision], _Graph] = {}
+        self._failures: dict[StepKey, str] = {}
+
+    def reason_against(self, net: Network) -> str | None:
+        """See `Steps`."""
+        missing = why_missing(self._device.type) or missing_word(net.graph, "CUDA")
+        if missing is not None:
+            return missing
+        for name, parameter in net.named_parameters():
+            # The kernels take any layout, others only element by element.
+            if parameter.dim() == 4 and not parameter.is_contiguous(
+                memory_format=torch.channels_last
+            ):
+                return f"{name} is not channels_last"
+        return None
+
+    def renew(self, net: Network) -> bool:
+        """See `Steps`."""
+        changed = self._places.changed()
+        if changed:
+            # A pool's handle cannot be used again once its last graph is gone.
+            self._graphs.clear()
+            self._failures.clear()
+            self._pool = None
+        return changed
+
+    def prepare(self, net: Network, key: StepKey) -> None:
+        """See `Steps`."""
+        self._graph(net, key)
+
+    def run(self, net: Network, key: StepKey, inputs: Mapping[str, Tensor]) -> Tensor:
+        """See `Steps`."""
+        graph = self._graph(net, key)
+        assert self._pool is not None
+        self._pool.graphs.wait()
+        for name, tensor in graph.inputs.items():
+            tensor.copy_(inputs[name])
+        graph.replay()
+        return graph.left[0].clone(memory_format=torch.channels_last)
+
+    def activation_bytes(self, net: Network, key: StepKey) -> int:
+        """See `Steps`; captures the step once more, in memory of its own."""
+        pool = self._make_pool()
+        graph = self._capture(net, key, pool)  # keeps the pool's memory
+        nbytes = pool.graphs.nbytes()
+        del graph
+        return nbytes
+
+    def held_bytes(self) -> int:
+        """See `Steps`."""
+        return self._pool.graphs.nbytes() if self._pool else 0
+
+    def _graph(self, net: Network, key: StepKey) -> _Graph:
+        kind = (key, precision(key.dtype))
+        if kind not in self._graphs:
+            if key in self._failures:
+                raise StepError(self._failures[key])
+            if self._pool is None:
+                self._pool = self._make_pool()
+            try:
+                self._graphs[kind] = self._capture(net, key, self._pool)
+            except RuntimeError as error:
+                self._failures[key] = f"capturing it failed ({str(error).splitlines()[0]})"
+                raise StepError(self._failures[key]) from error
+        return self._graphs[kind]
+
+    def _make_pool(self) -> _Pool:
+        with torch.inference_mode(False):
+            return _Pool(self._make_graphs(self._device), make_tickets(self._device))
+
+    def _capture(self, net: Network, key: StepKey, pool: _Pool) -> _Graph:
+        channels = net.graph.inputs["x"].out.c_max
+        shape = (key.images, channels, key.image_height, key.image_width)
+        # In inference mode they could not be written again outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            x = torch.zeros(shape, dtype=key.dtype, device=self._device)
+            inputs = {
+                name: torch.zeros(
+                    key.images,
+                    dtype=torch.int64 if name == "y" else torch.float32,
+                    device=self._device,
+                )
+                for name in net.graph.inputs
+            }
+            inputs["x"] = x.contiguous(memory_format=torch.channels_last)
+            left: list[Tensor] = []
+
+            def step() -> None:
+                left[:] = [self._run_step(net, key.width, inputs, pool.tickets)]
+
+            return _Graph(inputs, left, pool.graphs.capture(step))

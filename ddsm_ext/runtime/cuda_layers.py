@@ -1,0 +1,216 @@
+"""Layers of a slimmable network on CUDA, run at once: what a graph captures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ddsm_ext.ops._fused import (
+    Shortcut,
+    conv2d_fused,
+    group_norm_apply,
+    linear_fused,
+    resample,
+)
+from ddsm_ext.ops.attention import sliced_attention
+from ddsm_ext.runtime.operands import ConvWeight, Linear
+
+
+@dataclass(frozen=True)
+class Activation:
+    """[N, c, height, width] channels_last, with the moments that its convolution left."""
+
+    tensor: Tensor
+    moments: Tensor | None = None
+
+    @property
+    def c(self) -> int:
+        """Channels."""
+        return self.tensor.shape[1]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A group norm of a convolution's sources: run by the convolution, which may halve them."""
+
+    sources: tuple[Activation, ...]
+    weight: Tensor
+    bias: Tensor
+    groups: int
+    c2_offset: int
+    eps: float
+    silu: bool
+    scale: Tensor | None
+    shift: Tensor | None
+
+    def apply(self, *, down: bool) -> tuple[Tensor, ...]:
+        """Return the normalised sources, perhaps the means of their 2x2 pixels."""
+        return group_norm_apply(
+            [source.tensor for source in self.sources],
+            [source.moments for source in self.sources],
+            self.weight,
+            self.bias,
+            self.groups,
+            c2_offset=self.c2_offset,
+            eps=self.eps,
+            silu=self.silu,
+            scale=self.scale,
+            shift=self.shift,
+            down=down,
+            overlaps=True,
+        )
+
+
+class CudaLayers:
+    """Runs the layers that `runner.layers.Layers` appends to a program, with the same arguments.
+
+    Parameters are read where they are. A norm is a pass of its own over its sources, which also
+    halves them if its convolution wants that; everything else is part of a convolution.
+
+    Every launch may begin while the one before it ends. That holds where these layers follow one
+    launch that overlaps none, on one stream, with only torch's kernels between them (attention's,
+    the look-up of a label's row): each then waits for the one before before it touches an
+    activation, so that none ends before all before it have; what it asks for earlier are weights,
+    which no kernel of a step writes, and whatever wrote them had ended when the first launch began.
+
+    Args:
+        tickets: `make_tickets`'s, which nothing else uses while these layers run; None: the
+            convolutions clear memory of their own where they split sums.
+    """
+
+    def __init__(self, tickets: Tensor | None = None) -> None:
+        self._tickets = tickets
+
+    def linears(
+        self,
+        x: Tensor,
+        c_in: int,
+        linears: Sequence[Linear],
+        *,
+        shift: Tensor | None = None,
+        silu: bool = False,
+    ) -> tuple[Tensor, ...]:
+        """Map [N, c_in] to [N, c_out] by each of the layers, and SiLU, in one launch.
+
+        shift: [N, c_out] added before SiLU, beside one layer only.
+        """
+        return linear_fused(
+            x,
+            [linear.weight for linear in linears],
+            [linear.bias for linear in linears],
+            [linear.c_out for linear in linears],
+            shift=shift,
+            silu=silu,
+            overlaps=True,
+        )
+
+    def norm(
+        self,
+        sources: tuple[Activation, ...],
+        weight: Tensor,
+        bias: Tensor,
+        groups: int,
+        *,
+        skip_offset: int | None = None,
+        silu: bool = False,
+        eps: float = 1e-5,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+    ) -> Norm:
+        """Return what normalises one source or the unjoined concat of two.
+
+        scale, shift: [N, channels of the sources], both or neither: SiLU is applied to
+        norm * (1 + scale) + shift.
+        """
+        c2_offset = sources[0].c if skip_offset is None else skip_offset
+        return Norm(sources, weight, bias, groups, c2_offset, eps, silu, scale, shift)
+
+    def conv2d(
+        self,
+        sources: tuple[Activation, ...],
+        conv: ConvWeight,
+        c_out: int,
+        *,
+        norm: Norm | None = None,
+        shift: Tensor | None = None,
+        residual: Activation | None = None,
+        shortcut: tuple[tuple[Activation, ...], ConvWeight] | None = None,
+        moments: bool = False,
+    ) -> Activation:
+        """Convolve ("same" padding) one source or the unjoined concat of two, or their norm.
+
+        A residual of half the output's size is enlarged first; what a shortcut's weight reads is
+        resampled as it says.
+        """
+        inputs = _inputs(sources, norm, down=conv.resample == "down")
+        if residual is not None and residual.tensor.shape[2:] != _size(inputs[0], conv):
+            residual = self.resample(residual, up=True)
+        y, found = conv2d_fused(
+            inputs,
+            conv.weights,
+            conv.biases,
+            c_out,
+            c_in2_offset=_second_offset(sources, conv),
+            stride=conv.stride,
+            upsample=conv.resample == "up",
+            shift=shift,
+            residual=None if residual is None else self._residual(residual, sources[0], conv),
+            shortcut=_shortcut(*shortcut) if shortcut else None,
+            moments=moments,
+            tickets=self._tickets,
+            overlaps=True,
+        )
+        return Activation(y, found)
+
+    def _residual(self, residual: Activation, source: Activation, conv: ConvWeight) -> Tensor:
+        """Return what is added to a convolution's result: one of half the size is enlarged."""
+        factor = {"up": 2.0, "down": 0.5, None: 1.0}[conv.resample] / conv.stride
+        if 2 * residual.tensor.shape[2] == factor * source.tensor.shape[2]:
+            return self.resample(residual, up=True).tensor
+        return residual.tensor
+
+    def resample(self, x: Activation, up: bool) -> Activation:
+        """Enlarge by 2 (nearest neighbour), or halve by the means of 2x2 pixels."""
+        return Activation(resample(x.tensor, up, overlaps=True))
+
+    def attention(self, qkv: Activation, heads: int) -> Activation:
+        """Attend over all pixels; qkv is [N, 3 c, height, width]: queries, keys, values."""
+        n, c3, height, width = qkv.tensor.shape
+        c = c3 // 3
+        # A view, as the memory of a channels_last tensor is [N, H, W, C].
+        parts = qkv.tensor.permute(0, 2, 3, 1).view(n, height * width, 3, heads, c // heads)
+        q, k, v = parts.permute(2, 0, 3, 1, 4)  # [N, heads, T, d] each
+        y = sliced_attention(q, k, v).transpose(1, 2)  # [N, T, heads, d]
+        return Activation(y.reshape(n, height, width, c).permute(0, 3, 1, 2))
+
+
+def _inputs(
+    sources: tuple[Activation, ...], norm: Norm | None, *, down: bool
+) -> Sequence[Tensor]:
+    """Return what a convolution reads: sources or their norm, perhaps halved."""
+    if norm is not None:
+        return norm.apply(down=down)
+    tensors = [source.tensor for source in sources]
+    return [resample(x, False, overlaps=True) for x in tensors] if down else tensors
+
+
+def _size(x: Tensor, conv: ConvWeight) -> tuple[int, int]:
+    """Return height and width of what a convolution makes of its input."""
+    scale = 2 if conv.resample == "up" else 1
+    height, width = (-(-size * scale // conv.stride) for size in x.shape[2:])
+    return height, width
+
+
+def _second_offset(sources: tuple[Activation, ...], conv: ConvWeight) -> int:
+    """Return the first weight input channel of a second source."""
+    return sources[0].c if conv.skip_offset is None else conv.skip_offset
+
+
+def _shortcut(sources: tuple[Activation, ...], conv: ConvWeight) -> Shortcut:
+    (weight,), (bias,) = conv.weights, conv.biases
+    tensors = [source.tensor for source in sources]
+    if conv.resample is not None:
+        tensors = [resample(x, conv.resample == "up", overlaps=True) for x in tensors]
+    return Shortcut(tensors, weight, bias, _second_offset(sources, conv))

@@ -1,0 +1,176 @@
+"""The operands of a plan's layers: activations, norms and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddsm_ext import _library
+from ddsm_ext.ops._packed import DIRECT, ConvProblem, choose_algorithm, packed_weight
+from ddsm_ext.runtime.program import Buffer, Place, Struct
+
+# In the order of the kernels' numbers (DType).
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def dtype_number(dtype: torch.dtype) -> int:
+    """Return the kernels' number of float32 or bfloat16."""
+    return _DTYPES.index(dtype)
+
+
+@dataclass(frozen=True)
+class Activation:
+    """[N, c, height, width] channels_last in a buffer, with the moments of its pixel blocks."""
+
+    buffer: Buffer
+    c: int
+    height: int
+    width: int
+    moments: Buffer | None = None
+    block_pixels: int = 0
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of an image."""
+        return self.height * self.width
+
+    def resampled(self, resample: str | None) -> tuple[int, int]:
+        """Return its height and width after `resample` as in `ConvWeight`.
+
+        Raises:
+            ValueError: an odd one is to be halved.
+        """
+        if resample is None:
+            return self.height, self.width
+        if resample == "up":
+            return 2 * self.height, 2 * self.width
+        if self.height % 2 or self.width % 2:
+            raise ValueError(
+                f"Layers: {self.height}x{self.width} pixels are to be halved; need even numbers"
+            )
+        return self.height // 2, self.width // 2
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A group norm whose statistics are known: what the reader of its input applies.
+
+    `rows` holds [N, 3, channels]: x becomes act((x - rows[0]) * rows[1] + rows[2]).
+    """
+
+    rows: Buffer
+    silu: bool
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Weight, bias and active outputs of a linear layer."""
+
+    weight: Tensor
+    bias: Tensor
+    c_out: int
+
+
+@dataclass(frozen=True)
+class ConvWeight:
+    """Weights and biases of a convolution, side by side; `skip_offset` as in `SlicedConv2d`.
+
+    `resample` is what happens to its input before: None, "up" (nearest neighbour, by 2) or "down"
+    (means of 2x2 pixels).
+    """
+
+    weights: tuple[Tensor, ...]
+    biases: tuple[Tensor, ...]
+    stride: int = 1
+    resample: str | None = None
+    skip_offset: int | None = None
+
+    def fields(self, algorithm: int) -> dict[str, Any]:
+        """Return what an algorithm reads of them, as fields of a Conv2dForwardArgs."""
+        first, upsample = self.weights[0], self.resample == "up"
+        panels = [packed_weight(w, algorithm, upsample=upsample) for w in self.weights]
+        several = len(self.weights) > 1
+        return {
+            "weight_dtype": dtype_number(first.dtype),
+            "kernel": first.shape[2],
+            "algo": algorithm,
+            "panels": torch.cat(panels) if several else panels[0],
+            "c_out_max": first.shape[0],
+            "c_in_max": first.shape[1],
+            "bias": torch.cat(self.biases).detach() if several else self.biases[0],
+            "parts": len(self.weights),
+        }
+
+
+def plan_conv2d(
+    images: int,
+    dtype: torch.dtype,
+    sources: Sequence[Activation],
+    conv: ConvWeight,
+    c_out: int,
+) -> tuple[Struct, int]:
+    """Return a convolution's Conv2dShape and its algorithm."""
+    weight, parts = conv.weights[0], len(conv.weights)
+    kernel, scale = weight.shape[2], 2 if conv.resample == "up" else 1
+    height, width = sources[0].resampled("down" if conv.resample == "down" else None)
+    shape = {
+        "images": images,
+        "height": height,
+        "width": width,
+        "out_height": (height * scale + conv.stride - 1) // conv.stride,
+        "out_width": (width * scale + conv.stride - 1) // conv.stride,
+        "stride": conv.stride,
+        "padding": kernel // 2,
+        "scale": scale,
+    }
+    if parts > 1 and kernel > 1:  # else Winograd, which takes one weight, might be chosen
+        return Struct("Conv2dShape", shape), DIRECT
+    problem = ConvProblem(
+        images,
+        shape["out_height"],
+        shape["out_width"],
+        sum(source.c for source in sources),
+        parts * c_out,
+        kernel,
+        conv.stride,
+        scale,
+        dtype == weight.dtype == torch.bfloat16,
+    )
+    algorithm = choose_algorithm(_library.native.active_isa(), problem)
+    return Struct("Conv2dShape", shape), algorithm
+
+
+def conv2d_images(
+    sources: Sequence[Activation],
+    places: Sequence[tuple[Buffer | Place, int]],
+    resample: str | None,
+    skip_offset: int | None,
+) -> list[Struct]:
+    """Return the Conv2dImage of each source.
+
+    Args:
+        sources: one or two activations.
+        places: where each is read, and elements between its pixels there.
+        resample: what has happened to them on their way there.
+        skip_offset: as in `ConvWeight`.
+    """
+    height, width = sources[0].resampled(resample)
+    offsets = (0, sources[0].c if skip_offset is None else skip_offset)
+    return [
+        Struct(
+            "Conv2dImage",
+            {
+                "data": place,
+                "n_stride": height * width * stride,
+                "h_stride": width * stride,
+                "w_stride": stride,
+                "channels": source.c,
+                "weight_offset": offset,
+            },
+        )
+        for source, (place, stride), offset in zip(sources, places, offsets, strict=False)
+    ]

@@ -1,0 +1,222 @@
+"""The words of a description on fused layers, the same for the CPU's plans and the GPU's steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ddsm_ext.graph.graph import Counts, Graph
+from ddsm_ext.graph.node import Node
+from ddsm_ext.graph.walk import Values, run
+from ddsm_ext.runtime.backend import Network
+from ddsm_ext.runtime.operands import ConvWeight, Linear
+
+
+class StepLayers(Protocol):
+    """`cpu_layers.Layers`, which appends to a program, or `cuda_layers.CudaLayers`, which runs.
+
+    Activations, norms and rows are the layers' own kinds of objects.
+    """
+
+    def linears(
+        self, x: Any, c_in: int, linears: Sequence[Linear], *, silu: bool, shift: Any
+    ) -> Iterable[Any]: ...
+    def norm(
+        self,
+        sources: Any,
+        weight: Tensor,
+        bias: Tensor,
+        groups: int,
+        *,
+        skip_offset: int | None,
+        silu: bool,
+        eps: float,
+        scale: Any,
+        shift: Any,
+    ) -> Any: ...
+    def conv2d(
+        self,
+        sources: Any,
+        conv: ConvWeight,
+        c_out: int,
+        *,
+        norm: Any,
+        shift: Any,
+        residual: Any,
+        shortcut: Any,
+        moments: bool,
+    ) -> Any: ...
+    def attention(self, qkv: Any, heads: int) -> Any: ...
+    def resample(self, x: Any, *, up: bool) -> Any: ...
+
+
+@dataclass(frozen=True)
+class _Normed:
+    """Activations with a norm that their reader applies."""
+
+    sources: tuple[Any, ...]
+    norm: Any
+
+
+@dataclass(frozen=True)
+class _Shortcut:
+    """A 1x1 convolution that its reader adds."""
+
+    sources: tuple[Any, ...]
+    conv: ConvWeight
+
+
+class StepWords:
+    """Calls fused layers: a convolution takes its norm, shift, residual and shortcut along.
+
+    Args:
+        net: the network.
+        counts: active channels of its nodes.
+        layers: what computes.
+        rows: values of the nodes that need no layer: embeddings, by index.
+    """
+
+    def __init__(
+        self, net: Network, counts: Counts, layers: StepLayers, rows: Mapping[int, Any]
+    ) -> None:
+        self._net = net
+        self._graph = net.graph
+        self._counts = counts
+        self._layers = layers
+        self._rows = rows
+        # Of linear layers that read one input: what makes their results in order.
+        self._linears: dict[Node, Iterator[Any]] = {}
+
+    def sinusoid(self, node: Node, value: Values) -> Any:
+        """Timesteps as the caller embedded them."""
+        return self._rows[node.index]
+
+    embed = sinusoid
+
+    def linear(self, node: Node, value: Values) -> Any:
+        """Linear layers; all that read the same rows and nothing else are one call."""
+        siblings = self._graph.siblings(node)
+        if not siblings:  # it has a shift, unlike any other
+            siblings = (node,)
+        if siblings[0] is node:
+            weights = [
+                Linear(layer.weight, layer.bias, self._counts[sibling.index])
+                for sibling in siblings
+                for layer in map(self._net.layer, sibling.layer_names)
+            ]
+            (x,) = node.reads
+            shift = None if node.shift is None else value[node.shift.index]
+            results = self._layers.linears(
+                value[x.index], self._counts[x.index], weights, silu=node.silu, shift=shift
+            )
+            self._linears[node] = iter(results)
+        results = self._linears[siblings[0]]
+        parts = tuple(next(results) for _ in node.layer_names)
+        return parts if node.parts else parts[0]
+
+    def norm(self, node: Node, value: Values) -> _Normed:
+        """A norm, which goes into the reading of its input."""
+        layer = self._net.layer(node.name)
+        sources = tuple(value[read.index] for read in node.reads)
+        scale, shift = value[node.modulate.index] if node.modulate else (None, None)
+        norm = self._layers.norm(
+            sources,
+            layer.weight,
+            layer.bias,
+            layer.group_count(self._counts[node.index]),
+            skip_offset=layer.skip_offset,
+            silu=layer.silu,
+            eps=layer.eps,
+            scale=scale,
+            shift=shift,
+        )
+        return _Normed(sources, norm)
+
+    def dropout(self, node: Node, value: Values) -> Any:
+        """Nothing: steps are for evaluation."""
+        return value[node.reads[0].index]
+
+    def conv(self, node: Node, value: Values) -> Any:
+        """A convolution with all that is added to it."""
+        sources, norm = self._sources(node, value)
+        conv = self._conv_weight(node)
+        if self._graph.is_shortcut(node):
+            return _Shortcut(sources, conv)
+        residual = None if node.residual is None else value[node.residual.index]
+        shortcut = residual if isinstance(residual, _Shortcut) else None
+        return self._layers.conv2d(
+            sources,
+            conv,
+            self._counts[node.index],
+            norm=norm,
+            shift=None if node.shift is None else value[node.shift.index],
+            residual=residual if shortcut is None else None,
+            shortcut=None if shortcut is None else (shortcut.sources, shortcut.conv),
+            moments=self._graph.wants_moments(node),
+        )
+
+    def attention(self, node: Node, value: Values) -> Any:
+        """Attention over the three parts of a convolution, which lie side by side."""
+        heads = self._counts[node.index] // node.out.head if node.out.head else 1
+        return self._layers.attention(value[node.reads[0].index], heads)
+
+    def resample(self, node: Node, value: Values) -> Any:
+        """An image enlarged or halved; what only adds an enlarged one enlarges it on the way."""
+        if node.resample == "up" and self._graph.is_only_residual(node):
+            return value[node.reads[0].index]
+        return self._layers.resample(value[node.reads[0].index], up=node.resample == "up")
+
+    def _sources(self, node: Node, value: Values) -> tuple[tuple[Any, ...], Any]:
+        """What a convolution reads, and the norm that it applies to it."""
+        values = tuple(value[read.index] for read in node.reads)
+        if isinstance(values[0], _Normed):
+            return values[0].sources, values[0].norm
+        return values, None
+
+    def _conv_weight(self, node: Node) -> ConvWeight:
+        layers = [self._net.layer(name) for name in node.layer_names]
+        return ConvWeight(
+            tuple(layer.weight for layer in layers),
+            tuple(layer.bias for layer in layers),
+            node.stride,
+            node.resample,
+            layers[0].skip_offset,
+        )
+
+
+def run_words(
+    net: Network, width: float, layers: StepLayers, x: Any, rows: Mapping[int, Any]
+) -> Any:
+    """Run a network on fused layers and return its prediction as they give it.
+
+    Args:
+        net: the network.
+        width: a width that its config has checked.
+        layers: what computes.
+        x: the images, as the layers take them.
+        rows: as of `StepWords`.
+    """
+    graph = net.graph
+    value: Values = {graph.inputs["x"].index: x, **{n.index: None for n in row_inputs(graph)}}
+    run(graph.walk, StepWords(net, net.config.counts(width), layers, rows), value)
+    return value[graph.output.index]
+
+
+def row_inputs(graph: Graph) -> list[Node]:
+    """The inputs that are one number an image: timesteps, labels."""
+    return [node for node in graph.inputs.values() if node.size is None]
+
+
+def missing_word(graph: Graph, device: str) -> str | None:
+    """Return which node stands for a word that steps lack, as a sentence; None: there is none."""
+    for node in graph.nodes:
+        if node.op != "input" and not hasattr(StepWords, node.op):
+            return f"{node.name}: the {device} runtime has no {node.op}"
+        apart = node.op not in ("conv", "dropout") or len(node.reads) > 1
+        taken = (node.residual, *(node.reads if apart else ()))
+        if any(read is not None and read.normed for read in taken):
+            return f"{node.name}: the {device} runtime has norms before single convolutions alone"
+    return None

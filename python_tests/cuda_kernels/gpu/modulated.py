@@ -1,0 +1,135 @@
+"""What a block with scale-shift norms, resampling and class labels adds, beside float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from cuda_kernels.gpu.device import ON_GPU
+from cuda_kernels.gpu.rows import TOLERANCE, Row, compare, normal
+from torch import Tensor
+
+from ddsm_ext.graph.shapes import NormShape
+from ddsm_ext.ops import _fused
+
+# One source and two, groups over both, packs and single channels, sizes of ImageNet 64.
+SHAPES = (
+    NormShape(64, 32, 128, 32, 16, True),
+    NormShape(21, 9, 64, 5, 6, True),
+    *((
+        NormShape(192, 0, 192, 32, 64, True),
+        NormShape(576, 384, 960, 32, 16, True),
+    ) if ON_GPU else ()),
+)  # fmt: skip
+
+
+def norm_inputs(
+    shape: NormShape, n: int, dtype: torch.dtype
+) -> tuple[list[Tensor], Tensor, Tensor, Tensor, Tensor]:
+    """Sources, gamma, beta, and scale and shift as columns of one tensor."""
+    sources = [
+        normal(n, c, shape.size, shape.size, dtype=dtype) for c in (shape.c, shape.c2) if c
+    ]
+    gamma, beta = normal(shape.c_max, dtype=dtype), normal(shape.c_max, dtype=dtype)
+    scale, shift = normal(n, 2 * (shape.c + shape.c2), dtype=dtype).chunk(2, dim=1)
+    return sources, gamma, beta, scale, shift
+
+
+def exact_norm(
+    shape: NormShape, z: Tensor, gamma: Tensor, beta: Tensor, scale: Tensor, shift: Tensor
+) -> Tensor:
+    """Of float64 tensors; z holds the channels of all sources."""
+    c = z.shape[1]
+    y = F.group_norm(z, shape.groups, gamma[:c], beta[:c])
+    return F.silu(y * (1 + scale[:, :, None, None]) + shift[:, :, None, None])
+
+
+def norm(shape: NormShape, dtype: torch.dtype) -> Row:
+    """Forward and backward of the norm."""
+    inputs = norm_inputs(shape, 3, dtype)
+    sources, *rest = inputs
+    leaves = [t.double().requires_grad_() for t in (torch.cat(sources, 1), *rest)]
+    y = exact_norm(shape, *leaves)
+    grad_y = normal(*y.shape, dtype=dtype)
+    exact = [y.detach(), *torch.autograd.grad(y, leaves, grad_y.double())]
+    two = len(sources) > 1
+    x, x2 = sources[0], sources[1] if two else None
+    grads_of_y = [*grad_y.split([source.shape[1] for source in sources], dim=1), None][:2]
+    gamma, beta, scale, shift = rest
+    numbers = (shape.groups, shape.c)
+
+    def call() -> Sequence[Tensor]:
+        ops = torch.ops.ddsm_ext
+        y, y2, mean, rstd = ops.sliced_group_norm(
+            x, x2, gamma, beta, *numbers, 1e-5, True, scale, shift
+        )
+        grads = [torch.zeros_like(gamma), torch.zeros_like(beta)]
+        grads += [torch.full(scale.shape, torch.nan, dtype=dtype, device=x.device)
+                  for _ in range(2)]  # fmt: skip
+        grad_x, grad_x2 = ops.sliced_group_norm_backward(
+            *grads_of_y, x, x2, gamma, beta, mean, rstd, *numbers, True, *grads[:2],
+            scale, shift, *grads[2:],
+        )  # fmt: skip
+        joined = [torch.cat(pair, 1) if two else pair[0]
+                  for pair in ((y, y2), (grad_x, grad_x2))]  # fmt: skip
+        return [*joined, *grads]
+
+    return compare(f"{shape} {dtype}, scale and shift", call, exact, 2 * TOLERANCE[dtype])
+
+
+def halved_norm(shape: NormShape, dtype: torch.dtype) -> Row:
+    """The norm of a step, averaged over 2x2 pixels, from its own moments."""
+    sources, *rest = norm_inputs(shape, 5, dtype)
+    z, *exact_rest = (t.double() for t in (torch.cat(sources, 1), *rest))
+    exact = F.avg_pool2d(exact_norm(shape, z, *exact_rest), 2)
+    gamma, beta, scale, shift = rest
+
+    def call() -> Sequence[Tensor]:
+        parts = _fused.group_norm_apply(
+            sources, [None] * len(sources), gamma, beta, shape.groups, c2_offset=shape.c,
+            eps=1e-5, silu=True, scale=scale, shift=shift, down=True,
+        )  # fmt: skip
+        return [torch.cat(parts, 1)]
+
+    return compare(f"{shape} {dtype}, halved", call, [exact], 2 * TOLERANCE[dtype])
+
+
+def resampled(c: int, up: bool, dtype: torch.dtype) -> Row:
+    x = normal(7, c, 12, 20, dtype=dtype)
+    wide = x.double()
+    exact = F.interpolate(wide, scale_factor=2.0) if up else F.avg_pool2d(wide, 2)
+    what = f"{c} channels {dtype}, {'enlarged' if up else 'halved'}"
+    return compare(what, lambda: [_fused.resample(x, up)], [exact], TOLERANCE[dtype])
+
+
+def labelled(rows: int, dtype: torch.dtype) -> Row:
+    """A linear layer with the rows of classes added before SiLU, and sines in halves."""
+    x, table = normal(rows, 96, dtype=dtype), normal(10, 200, dtype=dtype)
+    weight = normal(200, 128, dtype=dtype, scale=96**-0.5)
+    bias, t = normal(200, dtype=dtype), torch.arange(rows, device=x.device) * 7.5
+    shift = table[torch.arange(rows, device=x.device) % 10][:, :120]  # [N, c_out]
+    exact = F.linear(x.double(), weight.double()[:120, :96], bias.double()[:120])
+    angles = t.double()[:, None] * 10000.0 ** (-torch.arange(32, device=x.device) / 32.0).double()
+    halves = torch.cat([angles.cos(), angles.sin()], 1)
+
+    def call() -> Sequence[Tensor]:
+        (y,) = _fused.linear_fused(x, [weight], [bias], [120], shift=shift, silu=True)
+        return [y, _fused.sinusoidal_embedding(t, 64, None, x, halves=True)]
+
+    wanted = [F.silu(exact + shift.double()), halves]
+    return compare(f"{rows} labels {dtype}", call, wanted, TOLERANCE[dtype])
+
+
+def modulated_rows() -> list[Row]:
+    """Every path, in all dtypes."""
+    return [
+        row
+        for dtype in TOLERANCE
+        for row in (
+            *(norm(shape, dtype) for shape in SHAPES),
+            *(halved_norm(shape, dtype) for shape in SHAPES),
+            *(resampled(c, up, dtype) for c in (64, 21) for up in (False, True)),
+            *(labelled(rows, dtype) for rows in (1, 9, 70)),
+        )
+    ]

@@ -1,0 +1,278 @@
+"""Layers of a plan against PyTorch: norms with scale and shift, resampling, moments, sums."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from ops.op_checks import ISAS, forced_isa, normal, seeded
+from torch import Tensor
+
+from ddsm_ext import _library
+from ddsm_ext.runtime.cpu_layers import Activation, Buffer, ConvWeight, Layers
+from ddsm_ext.runtime.program import Program, Struct
+
+N, C_MAX, OFFSET, EPS = 2, 96, 48, 1e-5
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+class Steps:
+    """A program under construction, its inputs' values, and what runs it."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self.program, self.dtype = Program(), dtype
+        self.layers = Layers(self.program, N, dtype)
+        self.values: dict[Buffer, Tensor] = {}
+
+    def image(self, values: Tensor) -> Activation:
+        _, c, height, width = values.shape
+        activation = self.layers.activation(c, height, width)
+        self.feed(activation.buffer, values.permute(0, 2, 3, 1).to(self.dtype))
+        return activation
+
+    def rows(self, values: Tensor) -> Buffer:
+        buffer = self.layers.floats(values.numel())
+        self.feed(buffer, values.float())
+        return buffer
+
+    def feed(self, buffer: Buffer, values: Tensor) -> None:
+        self.program.pinned.append(buffer)
+        self.values[buffer] = values
+
+    def run(self, result: Activation | Buffer, dtype: torch.dtype | None = None) -> Tensor:
+        """Return the result as [N, c, height, width] or flat float32; memory begins as NaN."""
+        buffer = result.buffer if isinstance(result, Activation) else result
+        self.program.pinned.append(buffer)
+        arena = torch.full((self.program.arena_bytes,), 0xFF, dtype=torch.uint8)
+        plan = self.program.bind(arena)
+        for fed, values in self.values.items():
+            plan.view(fed, values.dtype, tuple(values.shape)).copy_(values)
+        plan.run()
+        if isinstance(result, Buffer):
+            return plan.view(buffer, torch.float32, (N, -1))
+        shape = (N, result.height, result.width, result.c)
+        return plan.view(buffer, self.dtype, shape).permute(0, 3, 1, 2)
+
+
+def check(ours: Tensor, exact: Tensor) -> None:
+    """Within what rounding on the way can do, in float32 as Winograd's transforms multiply it."""
+    steps = 16 if ours.dtype == torch.float32 else 4
+    error = steps * torch.finfo(ours.dtype).eps * exact.abs().max().item()
+    torch.testing.assert_close(ours.double(), exact, rtol=0, atol=error)
+
+
+def resampled(x: Tensor, resample: str | None) -> Tensor:
+    if resample == "up":
+        return F.interpolate(x, scale_factor=2, mode="nearest")
+    return F.avg_pool2d(x, 2) if resample == "down" else x
+
+
+class Block:
+    """Two sources, a norm with scale and shift, and convolutions of them."""
+
+    def __init__(self, dtype: torch.dtype, c: int, c2: int, size: int = 8) -> None:
+        generator = seeded(c + c2)
+        self.c, self.c2, self.total, self.dtype = c, c2, c + c2, dtype
+        self.z = (normal(generator, N, c + c2, size, size) + 0.5).to(dtype)
+        self.gamma, self.beta = (normal(generator, C_MAX) for _ in range(2))
+        self.modulation = normal(generator, N, 2 * self.total) / 2
+        self.weights = {
+            kernel: normal(generator, 40, C_MAX, kernel, kernel) / (kernel * self.total**0.5)
+            for kernel in (1, 3)
+        }
+        self.bias = normal(generator, 40)
+
+    def sources(self, steps: Steps) -> tuple[Activation, ...]:
+        parts = [self.z[:, : self.c], self.z[:, self.c :]] if self.c2 else [self.z]
+        return tuple(steps.image(part) for part in parts)
+
+    def active(self, values: Tensor, dim: int = 0) -> Tensor:
+        return torch.cat([values.narrow(dim, 0, self.c), values.narrow(dim, OFFSET, self.c2)], dim)
+
+    def normed(self, *, film: bool, groups: int = 3) -> Tensor:
+        gamma, beta = self.active(self.gamma).double(), self.active(self.beta).double()
+        y = torch.group_norm(self.z.double(), groups, gamma, beta, EPS)
+        if film:
+            scale, shift = self.modulation.double()[:, :, None, None].chunk(2, 1)
+            y = y * (1 + scale) + shift
+        return F.silu(y)
+
+    def convolved(self, x: Tensor, kernel: int, c_out: int = 24) -> Tensor:
+        weight = self.active(self.weights[kernel], 1)[:c_out].double()
+        return F.conv2d(x, weight, self.bias[:c_out].double(), padding=kernel // 2)
+
+    def conv(self, kernel: int, resample: str | None = None) -> ConvWeight:
+        weight = torch.nn.Parameter(self.weights[kernel], requires_grad=False)
+        return ConvWeight((weight,), (self.bias,), 1, resample, OFFSET)
+
+    def norm(self, steps: Steps, sources: tuple[Activation, ...], *, film: bool) -> Any:
+        more: dict[str, Any] = {}
+        if film:
+            rows = steps.rows(self.modulation)
+            more = {"scale": rows, "shift": rows.at(4 * self.total)}
+            more["modulation_stride"] = 2 * self.total
+        return steps.layers.norm(
+            sources, self.gamma, self.beta, 3, skip_offset=OFFSET, silu=True, **more
+        )
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize(("c", "c2"), [(33, 0), (40, 23)])
+@pytest.mark.parametrize("resample", [None, "up", "down"])
+def test_norm_resample_convolution(
+    isa: str, dtype: torch.dtype, kernel: int, c: int, c2: int, resample: str | None
+):
+    block, steps = Block(dtype, c, c2), Steps(dtype)
+    with forced_isa(isa):
+        sources = block.sources(steps)
+        norm = block.norm(steps, sources, film=True)
+        y = steps.layers.conv2d(sources, block.conv(kernel, resample), 24, norm=norm)
+        ours = steps.run(y)
+    check(ours, block.convolved(resampled(block.normed(film=True), resample), kernel))
+
+
+@pytest.mark.parametrize("algorithm", ["direct", "winograd_2x2", "winograd_4x4"])
+def test_norm_and_residual_of_every_algorithm(monkeypatch: pytest.MonkeyPatch, algorithm: str):
+    """The residual has half the size, in odd numbers of a tile's pixels too."""
+    from ddsm_ext.ops._packed import ALGORITHMS
+    from ddsm_ext.runtime import operands
+
+    monkeypatch.setattr(operands, "choose_algorithm", lambda *_: ALGORITHMS.index(algorithm))
+    for resample, dtype, c_out in itertools.product((None, "up", "down"), DTYPES, (5, 24)):
+        block, steps = Block(dtype, 40, 23, 12), Steps(dtype)
+        sources = block.sources(steps)
+        norm = block.norm(steps, sources, film=True)
+        half = {None: 6, "up": 12, "down": 3}[resample]
+        residual = normal(seeded(6), N, c_out, half, half, dtype=dtype)
+        y = steps.layers.conv2d(
+            sources, block.conv(3, resample), c_out, norm=norm, residual=steps.image(residual)
+        )
+        exact = block.convolved(resampled(block.normed(film=True), resample), 3, c_out)
+        check(steps.run(y), exact + resampled(residual.double(), "up"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_block_that_halves(dtype: torch.dtype):
+    """ADM's: h = conv(down(norm(x))), plus a 1x1 convolution of down(x), plus a shift."""
+    block, steps = Block(dtype, 40, 23), Steps(dtype)
+    shift = normal(seeded(5), N, 24)
+    sources = block.sources(steps)
+    y = steps.layers.conv2d(
+        sources,
+        block.conv(3, "down"),
+        24,
+        norm=block.norm(steps, sources, film=False),
+        shift=steps.rows(shift),
+        shortcut=(sources, block.conv(1, "down")),
+    )
+    expected = block.convolved(resampled(block.normed(film=False), "down"), 3)
+    expected += block.convolved(resampled(block.z.double(), "down"), 1)
+    check(steps.run(y), expected + shift.double()[:, :, None, None])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_residual_of_half_the_size_is_enlarged(dtype: torch.dtype, kernel: int):
+    block, steps = Block(dtype, 40, 0), Steps(dtype)
+    residual = normal(seeded(6), N, 24, 8, 8, dtype=dtype)
+    y = steps.layers.conv2d(
+        block.sources(steps), block.conv(kernel, "up"), 24, residual=steps.image(residual)
+    )
+    expected = block.convolved(resampled(block.z.double(), "up"), kernel)
+    check(steps.run(y), expected + resampled(residual.double(), "up"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("up", [False, True])
+def test_moments_of_what_left_none(dtype: torch.dtype, up: bool):
+    """A resampled activation is normalised: its producer leaves no moments."""
+    x = (normal(seeded(8), N, 33, 12, 10) * 3 + 6).to(dtype)
+    steps = Steps(dtype)
+    y = steps.layers.resample(steps.image(x), up=up)
+    assert y.moments is None
+    again = steps.layers.moments(steps.layers.moments(y))
+    assert [call.kind for call in steps.program.calls].count("GroupNormMomentsArgs") == 1
+    gamma, beta = torch.ones(33), torch.zeros(33)
+    norm = steps.layers.norm((again,), gamma, beta, 3)
+    eye = torch.nn.Parameter(torch.eye(33)[:, :, None, None], requires_grad=False)
+    conv = ConvWeight((eye,), (beta,))
+    exact = resampled(x.double(), "up" if up else "down")
+    found = steps.run(steps.layers.conv2d((again,), conv, 33, norm=norm))
+    # Normalised is the activation as it was stored.
+    exact = torch.group_norm(exact.to(dtype).double(), 3, None, None, EPS)
+    check(found, exact)
+
+
+def test_linear_with_shift():
+    generator = seeded(9)
+    x, shift = normal(generator, N, 20), normal(generator, N, 17)
+    weight, bias = normal(generator, 30, 20), normal(generator, 30)
+    expected = F.linear(x.double(), weight[:17].double(), bias[:17].double()) + shift.double()
+    for silu in (False, True):
+        steps = Steps()
+        y = steps.layers.linear(
+            steps.rows(x), 20, weight, bias, 17, shift=steps.rows(shift), silu=silu
+        )
+        check(steps.run(y), F.silu(expected) if silu else expected)
+    # Many rows take the other kernel.
+    native = _library.native
+    x, y = normal(generator, 64, 20), torch.empty(64, 17)
+    shift = normal(generator, 64, 17)
+    plan = native.StepPlan()
+    plan.add(
+        native.LinearForwardArgs(
+            x=x.data_ptr(), rows=64, c_in=20, x_row_stride=20, weight=weight.data_ptr(),
+            weight_dtype=0, weight_stride=20, bias=bias.data_ptr(), shift=shift.data_ptr(),
+            y=y.data_ptr(), y_dtype=0, c_out=17,
+        )
+    )  # fmt: skip
+    plan.run()
+    check(y, F.linear(x.double(), weight[:17].double(), bias[:17].double()) + shift.double())
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_attention(heads: int):
+    qkv, steps = normal(seeded(10), N, 36, 4, 6), Steps()
+    ours = steps.run(steps.layers.attention(steps.image(qkv), heads))
+    q, k, v = qkv.double().flatten(2).view(N, 3, heads, -1, 24).transpose(3, 4).unbind(1)
+    exact = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(N, 12, 4, 6)
+    check(ours, exact)
+
+
+def test_a_residual_of_another_size_is_refused():
+    steps = Steps()
+    x, residual = steps.image(torch.ones(N, 3, 8, 8)), steps.image(torch.ones(N, 4, 8, 4))
+    conv = ConvWeight((torch.ones(4, 3, 1, 1),), (torch.ones(4),))
+    with pytest.raises(ValueError, match="the residual has 8x4 pixels; need 8x8, or half of both"):
+        steps.layers.conv2d((x,), conv, 4, residual=residual)
+
+
+def test_odd_sizes_are_not_halved():
+    steps = Steps()
+    x = steps.image(torch.ones(N, 3, 5, 4))
+    with pytest.raises(ValueError, match="5x4 pixels are to be halved; need even"):
+        steps.layers.resample(x, up=False)
+    conv = ConvWeight((torch.ones(4, 3, 1, 1),), (torch.ones(4),), 1, "down")
+    with pytest.raises(ValueError, match="5x4 pixels are to be halved; need even"):
+        steps.layers.conv2d((x,), conv, 4)
+
+
+def test_a_field_too_many_or_too_few_is_refused():
+    fields = {
+        "images": 1, "height": 2, "width": 2, "out_height": 2, "out_width": 2, "stride": 1,
+        "padding": 0, "scale": 1,
+    }  # fmt: skip
+    Struct("Conv2dShape", fields).sketch()
+    with pytest.raises(TypeError, match="__init__"):
+        Struct("Conv2dShape", {**fields, "dilation": 1}).sketch()
+    with pytest.raises(TypeError, match="__init__"):
+        Struct("Conv2dShape", {k: v for k, v in fields.items() if k != "scale"}).sketch()
+    program = Program()
+    program.add("Conv2dForwardArgs", shape=Struct("Conv2dShape", fields))
+    with pytest.raises(TypeError):
+        program.bind(torch.empty(0, dtype=torch.uint8))
