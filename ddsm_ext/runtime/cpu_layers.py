@@ -58,7 +58,7 @@ class Layers:
         bias: Tensor,
         c_out: int,
         *,
-        shift: Buffer | Place | None = None,
+        shift: Buffer | None = None,
         silu: bool = False,
     ) -> Buffer:
         """Map float32 [N, c_in] to float32 [N, c_out], add `shift` of that size, and SiLU."""
@@ -86,7 +86,7 @@ class Layers:
         c_in: int,
         linears: Sequence[Linear],
         *,
-        shift: Buffer | Place | None = None,
+        shift: Buffer | None = None,
         silu: bool = False,
     ) -> Iterator[Buffer]:
         """Map float32 [N, c_in] to float32 [N, c_out] by each of the layers, and SiLU.
@@ -162,9 +162,8 @@ class Layers:
         skip_offset: int | None = None,
         silu: bool = False,
         eps: float = 1e-5,
-        scale: Buffer | Place | None = None,
-        shift: Buffer | Place | None = None,
-        modulation_stride: int | None = None,
+        scale: Buffer | None = None,
+        shift: Buffer | None = None,
     ) -> Norm:
         """Work out a group norm over one source or the unjoined concat of two.
 
@@ -179,7 +178,6 @@ class Layers:
             eps: added to the variance.
             scale: float32 [N, channels of all sources]: the result is times 1 + scale; None: none.
             shift: float32, likewise, added then.
-            modulation_stride: floats between the rows of scale and of shift; None: dense.
         """
         c = sum(source.c for source in sources)
         rows = self.floats(self.images * 3 * c)
@@ -208,7 +206,7 @@ class Layers:
             param_dtype=dtype_number(weight.dtype),
             scale=scale,
             shift=shift,
-            modulation_stride=c if modulation_stride is None else modulation_stride,
+            modulation_stride=c,
             norm=rows,
         )
         return Norm(rows, silu)
@@ -224,7 +222,6 @@ class Layers:
         residual: Activation | None = None,
         shortcut: tuple[tuple[Activation, ...], ConvWeight] | None = None,
         moments: bool = False,
-        y: Activation | None = None,
     ) -> Activation:
         """Convolve ("same" padding) one source or the unjoined concat of two.
 
@@ -238,7 +235,6 @@ class Layers:
             shortcut: sources of the output's size (as `resample` of its weight leaves them) and a
                 1x1 convolution of them to add; not beside a residual.
             moments: whether a norm will read the output.
-            y: where to write; None: a new activation.
 
         Raises:
             ValueError: an odd height or width is to be halved, or a residual of another size added.
@@ -252,7 +248,7 @@ class Layers:
         images, norm = self._images(sources, conv, algorithm, norm)
         block_pixels = _library.native.conv2d_moment_pixels(shape.sketch(), algorithm)
         result = replace(
-            y or self.activation(len(conv.weights) * c_out, *size),
+            self.activation(len(conv.weights) * c_out, *size),
             moments=self._moments_buffer(math.prod(size), block_pixels, c_out) if moments else None,
             block_pixels=block_pixels,
         )

@@ -111,9 +111,8 @@ class Block:
     def norm(self, steps: Steps, sources: tuple[Activation, ...], *, film: bool) -> Any:
         more: dict[str, Any] = {}
         if film:
-            rows = steps.rows(self.modulation)
-            more = {"scale": rows, "shift": rows.at(4 * self.total)}
-            more["modulation_stride"] = 2 * self.total
+            scale, shift = self.modulation.chunk(2, dim=1)
+            more = {"scale": steps.rows(scale), "shift": steps.rows(shift)}
         return steps.layers.norm(
             sources, self.gamma, self.beta, 3, skip_offset=OFFSET, silu=True, **more
         )
