@@ -215,8 +215,9 @@ class SlimmableNetwork(SlimmableBlock):
     ) -> Tensor:
         """Predict from noisy images at one width.
 
-        In eval mode and without gradients this runs the compiled step (`runtime.StepRunner`) where
-        nothing could tell it from the modules: see `runtime.serves` and `structure_problem`.
+        In eval mode and without gradients this runs the compiled step (`runtime.StepRunner`), which
+        differs in rounding alone, where nothing watches or changes the modules: see
+        `runtime.serves` and `structure_problem`.
 
         Args:
             x: [N, C, H, W] noisy images; float32, bfloat16 or float64.
