@@ -150,6 +150,7 @@ class NetworkConfig(Settings):
 def _graph(config: NetworkConfig) -> Graph:
     graph = config.describe()
     check_nodes(graph.nodes, graph.image_size, config.slicing)
+    graph.keep_sizes()
     return graph
 
 

@@ -194,6 +194,10 @@ class Graph:
             and other.silu == node.silu
         )
 
+    def keep_sizes(self) -> None:
+        """Work out now what a network asks in every call; torch.compile enters no lock for it."""
+        _ = self.size_step, self._pairs
+
     @cached_property
     def size_step(self) -> int:
         """What the sides of images must be multiples of."""

@@ -164,6 +164,7 @@ class DenseNetwork(DenseBlock):
         width = config.check_width(width)
         super().__init__(config, config.graph.scope, config.counts(width))
         self.config = config
+        self.graph = config.graph
         self.width = width
         self._inputs = tuple(node.name for node in config.graph.scope.reads)
 
@@ -173,5 +174,5 @@ class DenseNetwork(DenseBlock):
         y: [N] int64 labels, of a class-conditional network.
         """
         weight = next(self.parameters())
-        inputs = check_inputs("DenseNetwork", self.config.graph, x, t, y, weight)
+        inputs = check_inputs("DenseNetwork", self.graph, x, t, y, weight)
         return super().forward(*(inputs[name] for name in self._inputs))

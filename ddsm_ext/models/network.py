@@ -185,8 +185,6 @@ class SlimmableNetwork(SlimmableBlock):
         self.graph = config.graph
         self.slicing = config.slicing
         super().__init__(config, config.graph.scope, generator)
-        # What the graph keeps is made before torch.compile may ask for it.
-        config.counts(1.0), self.graph.size_step
         self._settings = {
             name: settings_of(module)
             for name, module in self.named_modules()

@@ -68,6 +68,8 @@ def _check(weight: Any, y: Any, c: Any, accumulate_grad: Any) -> None:
         raise ValueError(f"{_OP}: y has shape {shape_text(y)}, need [N], one row an image")
     if y.device != weight.device:
         raise ValueError(f"{_OP}: y is on {y.device}, weight on {weight.device}; need one device")
+    if weight.shape[0] < 1:
+        raise ValueError(f"{_OP}: weight has shape {shape_text(weight)}, need at least one row")
     check_int(_OP, "c", c)
     if not 1 <= c <= weight.shape[1]:
         raise ValueError(

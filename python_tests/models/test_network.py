@@ -211,6 +211,15 @@ def test_export_is_an_ordinary_module(tmp_path: Path) -> None:
     assert torch.equal(fresh(x, t), dense(x, t))
 
 
+def test_export_compiles_as_one_graph() -> None:
+    net, (x, t) = build(SMALL, torch.float32).eval(), inputs(SMALL, torch.float32)
+    dense = net.export_subnet(0.5)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        compiled = torch.compile(dense, backend="eager", fullgraph=True)(x, t)
+        torch.testing.assert_close(compiled, dense(x, t))
+
+
 def test_parameter_count_equals_the_built_network() -> None:
     for config in CONFIGS.values():
         state = SlimmableNetwork(config).state_dict()

@@ -131,6 +131,7 @@ def test_autocast_keeps_the_tables_dtype() -> None:
         ({"y": torch.zeros(2, dtype=torch.int64, device="meta")}, ValueError, "y is on meta"),
         ({"y": torch.tensor([0, 11])}, ValueError, "y holds 11, weight has 11 rows; need 0 <= y"),
         ({"y": torch.tensor([0, -1])}, ValueError, "y holds -1, weight has 11 rows; need 0 <= y"),
+        ({"weight": torch.zeros(0, 24)}, ValueError, r"weight has shape \[0, 24\], need at least"),
         ({"c": 0}, ValueError, "c is 0, weight has 24 columns; need 1 <= c <= 24"),
         ({"c": 25}, ValueError, "c is 25"),
         ({"c": 2.0}, TypeError, "c is 2.0, need an int"),
