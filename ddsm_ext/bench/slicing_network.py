@@ -77,10 +77,10 @@ class SlicingNetwork:
 
     def _columns(self, layer: Layer, counts: Counts) -> list[slice]:
         """The active inputs of a layer: one prefix or, if concats are sliced so, one a source."""
-        active = [counts[source.index] for source in layer.sources]
+        active = [counts[source.index] for source in layer.node.sources]
         if self._config.slicing.concat == "prefix":
             return [slice(sum(active))]
-        starts = [sum(s.out.c_max for s in layer.sources[:i]) for i in range(len(active))]
+        starts = [sum(s.out.c_max for s in layer.node.sources[:i]) for i in range(len(active))]
         return [slice(start, start + c) for start, c in zip(starts, active, strict=True)]
 
     def _embedding(self, node: Node) -> Call:

@@ -79,7 +79,7 @@ def _check_kind(node: Node) -> None:
 def _check_reads(node: Node) -> None:
     if node.op == "input":
         return
-    sources = unjoined(node)
+    sources = node.sources
     if (node.op in _ONE and len(node.reads) != 1) or not 1 <= len(node.reads) <= 2:
         need = "one" if node.op in _ONE else "one or two"
         raise _wrong(node, f"reads {len(node.reads)} nodes", need)
@@ -107,14 +107,6 @@ def _check_reads(node: Node) -> None:
         raise _wrong(node, "reads a slimmed and a fixed input", "both slimmed or both fixed")
 
 
-def unjoined(node: Node) -> tuple[Node, ...]:
-    """What a node reads, with the concat that a norm or dropout leaves unjoined taken apart."""
-    found: list[Node] = []
-    for read in node.reads:
-        found += unjoined(read) if read.op in ("norm", "dropout") else (read,)
-    return tuple(found)
-
-
 def _check_added(node: Node) -> None:
     """`shift`, `residual` and `modulate`."""
     added = {"shift": node.shift, "residual": node.residual}
@@ -127,7 +119,7 @@ def _check_added(node: Node) -> None:
         if operand.size != size or (operand.op == "input" and operand.size is None):
             need = "one row an image" if size is None else f"an image of {size} pixels a side"
             raise _wrong(node, f"its {role} is {operand}", need)
-        if role == "residual" and operand.op in ("norm", "dropout") and len(unjoined(operand)) > 1:
+        if role == "residual" and operand.op in ("norm", "dropout") and len(operand.sources) > 1:
             raise _wrong(
                 node, f"its {role} is {operand}, a concat, unjoined", "a convolution of it"
             )

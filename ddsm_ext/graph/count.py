@@ -24,11 +24,6 @@ class Layer:
     node: Node
 
     @property
-    def sources(self) -> tuple[Node, ...]:
-        """Its inputs in concatenation order."""
-        return sources(self.node)
-
-    @property
     def weight_shape(self) -> tuple[int, ...]:
         """Allocated shape of the weight."""
         node, out = self.node, self.node.out.c_max
@@ -36,7 +31,7 @@ class Layer:
             return (out,)
         if node.op == "embed":
             return (node.rows, out)
-        shape = (out, sum(source.out.c_max for source in self.sources))
+        shape = (out, sum(source.out.c_max for source in node.sources))
         return shape if node.op == "linear" else (*shape, node.kernel, node.kernel)
 
     @property
@@ -52,18 +47,9 @@ def layers(graph: Graph) -> tuple[Layer, ...]:
     )
 
 
-def sources(node: Node) -> tuple[Node, ...]:
-    """What a node reads, in concatenation order: a norm's concat is still unjoined."""
-    return tuple(piece for read in node.reads for piece in _pieces(read))
-
-
-def _pieces(node: Node) -> tuple[Node, ...]:
-    return sources(node) if node.op in ("norm", "dropout") else (node,)
-
-
 def c_in(node: Node, counts: Counts) -> int:
     """Active input channels of a node."""
-    return sum(counts[source.index] for source in sources(node))
+    return sum(counts[source.index] for source in node.sources)
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,15 @@ class Node:
         return self.op == "norm" or (self.op == "dropout" and self.reads[0].normed)
 
     @property
+    def sources(self) -> tuple[Node, ...]:
+        """What it reads, in concatenation order: norm and dropout leave a concat unjoined."""
+        return tuple(
+            source
+            for read in self.reads
+            for source in (read.sources if read.op in ("norm", "dropout") else (read,))
+        )
+
+    @property
     def layer_names(self) -> tuple[str, ...]:
         """Module paths of its layers, one a part."""
         return tuple(f"{self.name}.{part}" for part in self.parts) or (self.name,)

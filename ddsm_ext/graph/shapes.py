@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ddsm_ext.graph.config import NetworkConfig
-from ddsm_ext.graph.count import sources
 from ddsm_ext.graph.graph import Counts
 from ddsm_ext.graph.node import Node
 
@@ -201,7 +200,7 @@ def _calls(config: NetworkConfig, node: Node, counts: Counts) -> Iterator[tuple[
     elif node.op == "embed":
         yield "embedding", EmbeddingShape(node.rows, c, c_max)
     elif node.op in ("conv", "linear", "norm"):
-        inputs = sources(node)
+        inputs = node.sources
         c_in, *rest = (counts[source.index] for source in inputs)
         c_in2, c_in_max = sum(rest), sum(source.out.c_max for source in inputs)
         if node.op == "norm":

@@ -138,7 +138,7 @@ class SlimmableBlock(Block):
             node = step.node
             if node.op == "embed":
                 return SlicedEmbedding(node.rows, node.out.c_max, generator=generator)
-            c_in, *c_skip = (source.out.c_max for source in step.sources)
+            c_in, *c_skip = (source.out.c_max for source in node.sources)
             if node.op == "linear":
                 return SlicedLinear(c_in, node.out.c_max, generator=generator)
             joined: dict[str, Any] = {"c_skip": sum(c_skip), "per_source": per_source}
@@ -320,10 +320,10 @@ class SlimmableNetwork(SlimmableBlock):
 
     def _active_columns(self, layer: Layer, counts: Counts) -> Tensor:
         """Indices of a layer's active inputs among its allocated ones, [c_in]."""
-        active = [counts[source.index] for source in layer.sources]
+        active = [counts[source.index] for source in layer.node.sources]
         if self.slicing.concat == "prefix":
             return torch.arange(sum(active))
-        starts = [sum(s.out.c_max for s in layer.sources[:i]) for i in range(len(active))]
+        starts = [sum(s.out.c_max for s in layer.node.sources[:i]) for i in range(len(active))]
         return torch.cat([torch.arange(a, a + c) for a, c in zip(starts, active, strict=True)])
 
 
