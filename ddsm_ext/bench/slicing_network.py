@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddsm_ext.graph.count import Layer, layers
+from ddsm_ext.graph.count import Layer, columns, layers
 from ddsm_ext.graph.graph import Counts
 from ddsm_ext.graph.node import Node
 from ddsm_ext.graph.walk import Values, run
@@ -60,28 +60,21 @@ class SlicingNetwork:
 
     def _call_of(self, layer: Layer, counts: Counts) -> Call:
         node, c_out = layer.node, counts[layer.node.index]
-        weight, columns = self._tensors[f"{layer.name}.weight"], self._columns(layer, counts)
+        weight = self._tensors[f"{layer.name}.weight"]
         if node.op == "embed":
             return lambda y: F.embedding(y, weight[:, :c_out])
         bias = self._tensors[f"{layer.name}.bias"]
+        prefixes = columns(node, counts, self._config.slicing)
         if node.op == "norm":
             groups = self._config.slicing.group_count(node.out.c_max, c_out)
             return lambda x: F.group_norm(
-                x, groups, _sliced(weight, columns, 0), _sliced(bias, columns, 0), node.eps
+                x, groups, _sliced(weight, prefixes, 0), _sliced(bias, prefixes, 0), node.eps
             )
-        parts = [(slice(c_out), part) for part in columns]
+        parts = [(slice(c_out), part) for part in prefixes]
         if node.op == "linear":
             return lambda x: F.linear(x, _sliced(weight, parts, 1), bias[:c_out])
         stride, padding = node.stride, node.kernel // 2
         return lambda x: F.conv2d(x, _sliced(weight, parts, 1), bias[:c_out], stride, padding)
-
-    def _columns(self, layer: Layer, counts: Counts) -> list[slice]:
-        """The active inputs of a layer: one prefix or, if concats are sliced so, one a source."""
-        active = [counts[source.index] for source in layer.node.sources]
-        if self._config.slicing.concat == "prefix":
-            return [slice(sum(active))]
-        starts = [sum(s.out.c_max for s in layer.node.sources[:i]) for i in range(len(active))]
-        return [slice(start, start + c) for start, c in zip(starts, active, strict=True)]
 
     def _embedding(self, node: Node) -> Call:
         if node.rows:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.graph.graph import Counts, Graph
 from ddsm_ext.graph.node import Node
+from ddsm_ext.graph.slicing import Slicing
 
 LAYERS = ("conv", "linear", "norm", "embed")
 
@@ -50,6 +51,15 @@ def layers(graph: Graph) -> tuple[Layer, ...]:
 def c_in(node: Node, counts: Counts) -> int:
     """Active input channels of a node."""
     return sum(counts[source.index] for source in node.sources)
+
+
+def columns(node: Node, counts: Counts, slicing: Slicing) -> list[slice]:
+    """A layer's active inputs: one prefix or, where concats are sliced so, one a source."""
+    active = [counts[source.index] for source in node.sources]
+    if slicing.concat == "prefix":
+        return [slice(0, sum(active))]
+    starts = [sum(s.out.c_max for s in node.sources[:i]) for i in range(len(active))]
+    return [slice(start, start + c) for start, c in zip(starts, active, strict=True)]
 
 
 @dataclass(frozen=True)

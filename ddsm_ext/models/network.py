@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from ddsm_ext.graph.config import NetworkConfig
-from ddsm_ext.graph.count import Layer, layers
+from ddsm_ext.graph.count import Layer, columns, layers
 from ddsm_ext.graph.graph import Counts
 from ddsm_ext.graph.node import Node
 from ddsm_ext.graph.walk import Scope, Values
@@ -308,23 +308,20 @@ class SlimmableNetwork(SlimmableBlock):
             if layer is None:  # a frozen time table
                 state[name] = tensor
                 continue
-            columns = self._active_columns(layer, counts).to(tensor.device)
+            prefixes = columns(layer.node, counts, self.slicing)
             c_out = counts[layer.node.index]
             if layer.node.op == "norm":
-                state[name] = tensor[columns]
+                state[name] = torch.cat([tensor[prefix] for prefix in prefixes])
             elif layer.node.op == "embed":
                 state[name] = tensor[:, :c_out]
             else:
-                state[name] = tensor[:c_out, columns] if suffix == "weight" else tensor[:c_out]
+                whole = tensor[:c_out]
+                state[name] = (
+                    torch.cat([whole[:, prefix] for prefix in prefixes], dim=1)
+                    if suffix == "weight"
+                    else whole
+                )
         return state
-
-    def _active_columns(self, layer: Layer, counts: Counts) -> Tensor:
-        """Indices of a layer's active inputs among its allocated ones, [c_in]."""
-        active = [counts[source.index] for source in layer.node.sources]
-        if self.slicing.concat == "prefix":
-            return torch.arange(sum(active))
-        starts = [sum(s.out.c_max for s in layer.node.sources[:i]) for i in range(len(active))]
-        return torch.cat([torch.arange(a, a + c) for a, c in zip(starts, active, strict=True)])
 
 
 # What a network is made of below itself, as it is when this module is loaded.
