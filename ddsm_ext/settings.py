@@ -52,7 +52,7 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
     raise ValueError(f"{name} is {value!r}; need one of {', '.join(map(repr, names))}{hint}")
 
 
-def is_int(value: object, least: int) -> bool:
+def is_int(value: object, least: float = -math.inf) -> bool:
     """True for an int (no bool) of at least `least`."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 

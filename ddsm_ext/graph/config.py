@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
 from functools import lru_cache
 from typing import ClassVar
 
@@ -80,69 +79,15 @@ class NetworkConfig(Settings):
 
     def _check_int(self, name: str, least: int) -> None:
         value, need = getattr(self, name), f"an integer >= {least}"
-        self._check_type(name, isinstance(value, int) and not isinstance(value, bool), need)
+        self._check_type(name, is_int(value), need)
         self._check(name, is_int(value, least), need)
 
-    def _check_ints(self, name: str, least: int) -> None:
-        """A tuple or list of integers, which becomes a tuple."""
-        values = getattr(self, name)
-        self._check_type(name, isinstance(values, tuple | list), "a sequence of integers")
-        for value in values:
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(
-                    f"{type(self).__name__}: {name} is {value!r}; need an integer >= {least}"
-                )
-            if value < least:
-                raise ValueError(
-                    f"{type(self).__name__}: {name} is {value}; need an integer >= {least}"
-                )
-        object.__setattr__(self, name, tuple(values))
-
-    def _check_levels(self, ch_mult: tuple[int, ...], attn: tuple[int, ...]) -> None:
-        """`ch_mult` with a level a multiple, `attn` naming some of them, and a size for all."""
-        name, levels = type(self).__name__, len(ch_mult)
-        if not levels:
-            raise ValueError(f"{name}: ch_mult is empty; need one multiple a level")
-        if attn and max(attn) >= levels:
-            raise ValueError(
-                f"{name}: attn names level {max(attn)}, ch_mult has {levels} levels; "
-                f"need levels from 0 to {levels - 1}"
-            )
-        step = 2 ** (levels - 1)
-        if self.image_size % step:
-            raise ValueError(
-                f"{name}: image_size is {self.image_size} with {levels} levels; "
-                f"need a multiple of {step}"
-            )
-
-    def _check_heads(self, channels: Iterable[int]) -> None:
-        """`head_channels`, None or a divisor of the channels of each attention layer."""
-        heads = getattr(self, "head_channels", None)
-        if heads is None:
-            return
-        self._check_int("head_channels", 1)
-        for c_max in sorted(channels):
-            if c_max % heads:
-                raise ValueError(
-                    f"{type(self).__name__}: head_channels is {heads}, an attention layer has "
-                    f"{c_max} channels; need a divisor of {c_max}"
-                )
-
-    def _check_probability(self, name: str) -> None:
-        value = getattr(self, name)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        self._check_type(name, number, "a number")
-        self._check(name, 0.0 <= value < 1.0, f"0 <= {name} < 1")
-
     def _checked_widths(self, graph: Graph) -> tuple[float, ...]:
-        name, values = type(self).__name__, self.widths
-        if isinstance(values, str | bytes) or not hasattr(values, "__iter__"):
-            raise TypeError(f"{name}: widths is {values!r}; need a sequence of numbers")
-        widths = tuple(graph.check_width(self.slicing, width) for width in values)
-        if not widths:
-            raise ValueError(f"{name}: widths is empty; need at least one width")
-        if len(set(widths)) < len(widths):
-            raise ValueError(f"{name}: widths {widths} repeats a width; need each one once")
+        sequence = hasattr(self.widths, "__iter__") and not isinstance(self.widths, str | bytes)
+        self._check_type("widths", sequence, "a sequence of numbers")
+        widths = tuple(graph.check_width(self.slicing, width) for width in self.widths)
+        self._check("widths", bool(widths), "at least one width")
+        self._check("widths", len(set(widths)) == len(widths), "each width once")
         return tuple(sorted(widths, reverse=True))
 
 

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.graph.graph import Graph
 from ddsm_ext.graph.node import Node, Resampling
 from ddsm_ext.graph.slicing import Slicing
-from ddsm_ext.models.unet import self_attention, u_shape
+from ddsm_ext.models.unet import UShapeConfig, self_attention, u_shape
 
 # Its last layers of branches, of attention and of the network start at zero.
 ZERO = 0.0
 
 
 @dataclass(frozen=True)
-class ADMConfig(NetworkConfig):
+class ADMConfig(UShapeConfig):
     """Shape of a slimmable ADM U-Net.
 
     Args:
@@ -61,18 +60,12 @@ class ADMConfig(NetworkConfig):
     widths: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "image_channels", "ch", "num_res_blocks", "groups"):
-            self._check_int(name, 1)
+        self._check_u_shape()
         for name in ("heads", "num_classes"):
             if getattr(self, name) is not None:
                 self._check_int(name, 1)
-        self._check_ints("ch_mult", 1)
-        self._check_ints("attn", 0)
-        self._check_levels(self.ch_mult, self.attn)
-        self._check("ch", self.ch % 2 == 0, "an even number")
         time = f"a divisor of {4 * self.ch}, the channels of the time embedding"
         self._check("groups", 4 * self.ch % self.groups == 0, time)
-        self._check_probability("dropout")
         for name in ("scale_shift", "resample_blocks", "learned_sigma"):
             self._check_type(name, isinstance(getattr(self, name), bool), "True or False")
         if (self.heads is None) == (self.head_channels is None):
@@ -80,9 +73,7 @@ class ADMConfig(NetworkConfig):
                 f"ADMConfig: heads is {self.heads}, head_channels is {self.head_channels}; "
                 "need one of them"
             )
-        channels = {self.ch * self.ch_mult[i] for i in (*self.attn, -1)}
-        self._check_heads(channels)
-        for c in sorted(channels if self.heads else ()):
+        for c in sorted(self._attention_channels()):
             self._check("heads", c % (self.heads or 1) == 0, f"a divisor of {c} channels")
         super().__post_init__()
 

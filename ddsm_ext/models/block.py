@@ -104,16 +104,8 @@ def frozen_table(node: Node) -> Tensor | None:
     return sinusoidal_embedding(torch.arange(node.rows), node.out.c_max, halves=node.halves)
 
 
-def flat(node: Node, value: Values) -> tuple[Tensor, ...]:
-    """Return what a node reads, in concatenation order: a norm's concat is still unjoined."""
-    if len(node.reads) == 1:
-        one = value[node.reads[0].index]
-        return one if isinstance(one, tuple) else (one,)
-    return tuple(value[read.index] for read in node.reads)
-
-
 def two_sources(node: Node, value: Values) -> tuple[Tensor, Tensor | None]:
-    """Return what a node reads as one or two sources."""
+    """Return what a node reads as one or two sources: a norm leaves a concat unjoined."""
     reads = node.reads
     one = value[reads[0].index]
     if len(reads) > 1:

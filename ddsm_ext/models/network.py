@@ -13,7 +13,7 @@ from ddsm_ext.graph.count import Layer, columns, layers
 from ddsm_ext.graph.graph import Counts
 from ddsm_ext.graph.node import Node
 from ddsm_ext.graph.walk import Scope, Values
-from ddsm_ext.models.block import Block, any_weight, flat, two_sources
+from ddsm_ext.models.block import Block, any_weight, two_sources
 from ddsm_ext.models.dense import DenseNetwork
 from ddsm_ext.models.layers import (
     SlicedConv2d,
@@ -114,8 +114,9 @@ class SlimmableWords:
 
     def dropout(self, node: Node, value: Values) -> Any:
         """Dropout."""
-        pieces = [F.dropout(x, node.p, self.owner.training) for x in flat(node, value)]
-        return tuple(pieces) if len(pieces) > 1 else pieces[0]
+        x, x2 = two_sources(node, value)
+        y = F.dropout(x, node.p, self.owner.training)
+        return y if x2 is None else (y, F.dropout(x2, node.p, self.owner.training))
 
 
 class SlimmableBlock(Block):

@@ -13,14 +13,68 @@ from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.graph.graph import Graph
 from ddsm_ext.graph.node import Node, Resampling
 from ddsm_ext.graph.slicing import CONCAT_SLICINGS, NORMS, Slicing
-from ddsm_ext.settings import did_you_mean
+from ddsm_ext.settings import did_you_mean, is_int
 
 # DDPM starts the last layer of every residual branch and of the network almost at zero.
 LAST_LAYER_GAIN = 1e-5
 
 
+class UShapeConfig(NetworkConfig):
+    """Base of the configs of U-Nets: `u_shape` says what they are.
+
+    Attributes:
+        ch: channels of the first level at full width.
+        ch_mult: per level, its channels as a multiple of `ch`.
+        attn: levels (0 is the full resolution) with self-attention after each residual block.
+        num_res_blocks: residual blocks a level on the way down; one more on the way up.
+        dropout: dropout probability inside residual blocks.
+        head_channels: channels of an attention head; None: the family says what a head is.
+    """
+
+    ch: int
+    ch_mult: tuple[int, ...]
+    attn: tuple[int, ...]
+    num_res_blocks: int
+    dropout: float
+    head_channels: int | None
+
+    def _check_u_shape(self) -> None:
+        for name in ("image_size", "image_channels", "ch", "num_res_blocks", "groups"):
+            self._check_int(name, 1)
+        self._check_ints("ch_mult", 1)
+        self._check_ints("attn", 0)
+        self._check("ch", self.ch % 2 == 0, "an even number")
+        number = isinstance(self.dropout, int | float) and not isinstance(self.dropout, bool)
+        self._check_type("dropout", number, "a number")
+        self._check("dropout", 0.0 <= self.dropout < 1.0, "0 <= dropout < 1")
+        levels, step = len(self.ch_mult), 2 ** (len(self.ch_mult) - 1)
+        self._check("ch_mult", levels > 0, "one multiple a level")
+        in_levels = f"levels from 0 to {levels - 1}, as many as ch_mult has"
+        self._check("attn", max(self.attn, default=0) < levels, in_levels)
+        in_steps = f"a multiple of {step} for {levels} levels"
+        self._check("image_size", self.image_size % step == 0, in_steps)
+        if self.head_channels is not None:
+            self._check_int("head_channels", 1)
+            for c_max in sorted(self._attention_channels()):
+                divisor = f"a divisor of the {c_max} channels of an attention layer"
+                self._check("head_channels", c_max % self.head_channels == 0, divisor)
+
+    def _attention_channels(self) -> set[int]:
+        """Channels of the layers with attention; the middle block always has it."""
+        return {self.ch * self.ch_mult[level] for level in (*self.attn, -1)}
+
+    def _check_ints(self, name: str, least: int) -> None:
+        """A tuple or list of integers, which becomes a tuple."""
+        values = getattr(self, name)
+        self._check_type(name, isinstance(values, tuple | list), "a sequence of integers")
+        need = f"integers >= {least}"
+        self._check_type(name, all(map(is_int, values)), need)
+        self._check(name, all(v >= least for v in values), need)
+        object.__setattr__(self, name, tuple(values))
+
+
 @dataclass(frozen=True)
-class UNetConfig(NetworkConfig):
+class UNetConfig(UShapeConfig):
     """Shape of a slimmable DDPM U-Net and the rules by which a width slices it.
 
     Args:
@@ -62,23 +116,11 @@ class UNetConfig(NetworkConfig):
     time_table_rows: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "image_channels", "ch", "num_res_blocks", "groups"):
-            self._check_int(name, 1)
+        self._check_u_shape()
         self._check_int("time_table_rows", 0)
-        self._check_ints("ch_mult", 1)
-        self._check_ints("attn", 0)
         self._check_choice("norm", NORMS)
         self._check_choice("concat_slicing", CONCAT_SLICINGS)
-        self._check_levels(self.ch_mult, self.attn)
-        self._check("ch", self.ch % 2 == 0, "an even number")
-        if self.ch % self.groups:
-            raise ValueError(
-                f"UNetConfig: ch is {self.ch}, groups is {self.groups}; "
-                "need ch to be a multiple of groups"
-            )
-        self._check_probability("dropout")
-        # The middle block always has attention.
-        self._check_heads({self.ch * self.ch_mult[i] for i in (*self.attn, -1)})
+        self._check("ch", self.ch % self.groups == 0, f"a multiple of groups, {self.groups}")
         super().__post_init__()
 
     @property

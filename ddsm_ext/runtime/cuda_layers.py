@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
-from ddsm_ext.ops._fused import (
-    Shortcut,
-    conv2d_fused,
-    group_norm_apply,
-    linear_fused,
-    resample,
-)
+from ddsm_ext.ops._fused import Shortcut, conv2d_fused, group_norm_apply, linear_fused, resample
 from ddsm_ext.ops.attention import sliced_attention
 from ddsm_ext.runtime.operands import ConvWeight, Linear
 
@@ -31,40 +26,12 @@ class Activation:
         return self.tensor.shape[1]
 
 
-@dataclass(frozen=True)
-class Norm:
-    """A group norm of a convolution's sources: run by the convolution, which may halve them."""
-
-    sources: tuple[Activation, ...]
-    weight: Tensor
-    bias: Tensor
-    groups: int
-    c2_offset: int
-    eps: float
-    silu: bool
-    scale: Tensor | None
-    shift: Tensor | None
-
-    def apply(self, *, down: bool) -> tuple[Tensor, ...]:
-        """Return the normalised sources, perhaps the means of their 2x2 pixels."""
-        return group_norm_apply(
-            [source.tensor for source in self.sources],
-            [source.moments for source in self.sources],
-            self.weight,
-            self.bias,
-            self.groups,
-            c2_offset=self.c2_offset,
-            eps=self.eps,
-            silu=self.silu,
-            scale=self.scale,
-            shift=self.shift,
-            down=down,
-            overlaps=True,
-        )
+# A group norm of a convolution's sources, run by the convolution as `norm(down=...)`.
+Norm = Callable[..., tuple[Tensor, ...]]
 
 
 class CudaLayers:
-    """Runs the layers that `runner.layers.Layers` appends to a program, with the same arguments.
+    """Runs the layers that `cpu_layers.Layers` appends to a program, with the same arguments.
 
     Parameters are read where they are. A norm is a pass of its own over its sources, which also
     halves them if its convolution wants that; everything else is part of a convolution.
@@ -124,8 +91,20 @@ class CudaLayers:
         scale, shift: [N, channels of the sources], both or neither: SiLU is applied to
         norm * (1 + scale) + shift.
         """
-        c2_offset = sources[0].c if skip_offset is None else skip_offset
-        return Norm(sources, weight, bias, groups, c2_offset, eps, silu, scale, shift)
+        return partial(
+            group_norm_apply,
+            [source.tensor for source in sources],
+            [source.moments for source in sources],
+            weight,
+            bias,
+            groups,
+            c2_offset=_second_offset(sources, skip_offset),
+            eps=eps,
+            silu=silu,
+            scale=scale,
+            shift=shift,
+            overlaps=True,
+        )
 
     def conv2d(
         self,
@@ -152,24 +131,17 @@ class CudaLayers:
             conv.weights,
             conv.biases,
             c_out,
-            c_in2_offset=_second_offset(sources, conv),
+            c_in2_offset=_second_offset(sources, conv.skip_offset),
             stride=conv.stride,
             upsample=conv.resample == "up",
             shift=shift,
-            residual=None if residual is None else self._residual(residual, sources[0], conv),
+            residual=None if residual is None else residual.tensor,
             shortcut=_shortcut(*shortcut) if shortcut else None,
             moments=moments,
             tickets=self._tickets,
             overlaps=True,
         )
         return Activation(y, found)
-
-    def _residual(self, residual: Activation, source: Activation, conv: ConvWeight) -> Tensor:
-        """Return what is added to a convolution's result: one of half the size is enlarged."""
-        factor = {"up": 2.0, "down": 0.5, None: 1.0}[conv.resample] / conv.stride
-        if 2 * residual.tensor.shape[2] == factor * source.tensor.shape[2]:
-            return self.resample(residual, up=True).tensor
-        return residual.tensor
 
     def resample(self, x: Activation, up: bool) -> Activation:
         """Enlarge by 2 (nearest neighbour), or halve by the means of 2x2 pixels."""
@@ -191,7 +163,7 @@ def _inputs(
 ) -> Sequence[Tensor]:
     """Return what a convolution reads: sources or their norm, perhaps halved."""
     if norm is not None:
-        return norm.apply(down=down)
+        return norm(down=down)
     tensors = [source.tensor for source in sources]
     return [resample(x, False, overlaps=True) for x in tensors] if down else tensors
 
@@ -203,9 +175,9 @@ def _size(x: Tensor, conv: ConvWeight) -> tuple[int, int]:
     return height, width
 
 
-def _second_offset(sources: tuple[Activation, ...], conv: ConvWeight) -> int:
-    """Return the first weight input channel of a second source."""
-    return sources[0].c if conv.skip_offset is None else conv.skip_offset
+def _second_offset(sources: tuple[Activation, ...], skip_offset: int | None) -> int:
+    """Return where a second source's weights begin."""
+    return sources[0].c if skip_offset is None else skip_offset
 
 
 def _shortcut(sources: tuple[Activation, ...], conv: ConvWeight) -> Shortcut:
@@ -213,4 +185,4 @@ def _shortcut(sources: tuple[Activation, ...], conv: ConvWeight) -> Shortcut:
     tensors = [source.tensor for source in sources]
     if conv.resample is not None:
         tensors = [resample(x, conv.resample == "up", overlaps=True) for x in tensors]
-    return Shortcut(tensors, weight, bias, _second_offset(sources, conv))
+    return Shortcut(tensors, weight, bias, _second_offset(sources, conv.skip_offset))

@@ -251,7 +251,7 @@ def test_wrong_state_dict(change: Any, message: str) -> None:
         ({"ch_mults": [1]}, "unknown key 'ch_mults'; did you mean ch_mult"),
         ({"img_size": 32}, "unknown key 'img_size'; did you mean image_size"),
         ({"T": 0}, "T is 0; need a number of steps >= 1"),
-        ({"groups": 24}, "ch is 128, groups is 24"),
+        ({"groups": 24}, "ch is 128; need a multiple of groups, 24"),
     ],
 )
 def test_wrong_config(config: dict[str, Any], message: str) -> None:
