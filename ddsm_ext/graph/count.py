@@ -62,22 +62,14 @@ def columns(node: Node, counts: Counts, slicing: Slicing) -> list[slice]:
     return [slice(start, start + c) for start, c in zip(starts, active, strict=True)]
 
 
-@dataclass(frozen=True)
-class LayerMacs:
-    """MACs an image and step of one layer, at one width."""
-
-    name: str
-    macs: int
-
-
 def layer_macs(
     config: NetworkConfig,
     width: float,
     *,
     attention_products: bool = True,
     elementwise: bool = False,
-) -> tuple[LayerMacs, ...]:
-    """MACs of every layer of the network at `width`.
+) -> dict[str, int]:
+    """MACs an image and step of every layer of the network at `width`, by name.
 
     Args:
         config: the network.
@@ -92,28 +84,28 @@ def layer_macs(
         TypeError, ValueError: the width cannot be used.
     """
     counts = config.counts(width)
-    rows = (
-        row
+    return {
+        name: macs
         for node in config.graph.nodes
-        for row in _node_macs(node, counts, attention_products, elementwise)
-    )
-    return tuple(row for row in rows if row.macs)
+        for name, macs in _node_macs(node, counts, attention_products, elementwise)
+        if macs
+    }
 
 
 def _node_macs(
     node: Node, counts: Counts, attention_products: bool, elementwise: bool
-) -> Iterator[LayerMacs]:
+) -> Iterator[tuple[str, int]]:
     c_out = counts[node.index]
     if node.op in ("conv", "linear"):
         each = c_out * (c_in(node, counts) * node.kernel**2 + elementwise) * node.pixels
         for name in node.layer_names:
-            yield LayerMacs(name, each)
+            yield name, each
     elif node.op == "norm":
-        yield LayerMacs(node.name, 2 * c_out * node.pixels * elementwise)
+        yield node.name, 2 * c_out * node.pixels * elementwise
     elif node.op == "attention" and attention_products:
         block = node.name.rpartition(".")[0]
         for product in ("qk", "av"):
-            yield LayerMacs(f"{block}.{product}", node.pixels**2 * c_out)
+            yield f"{block}.{product}", node.pixels**2 * c_out
 
 
 def macs(
@@ -128,10 +120,10 @@ def macs(
     Raises:
         TypeError, ValueError: the width cannot be used.
     """
-    rows = layer_macs(
+    counted = layer_macs(
         config, width, attention_products=attention_products, elementwise=elementwise
     )
-    return sum(row.macs for row in rows)
+    return sum(counted.values())
 
 
 def parameter_count(config: NetworkConfig, width: float = 1.0) -> int:

@@ -300,28 +300,23 @@ class SlimmableNetwork(SlimmableBlock):
         return dense.train(self.training)
 
     def _subnet_state(self, counts: Counts) -> dict[str, Tensor]:
-        full = {name: tensor.detach() for name, tensor in self.state_dict().items()}
-        names = {layer.name: layer for layer in layers(self.graph)}
+        described = {layer.name: layer for layer in layers(self.graph)}
         state = {}
-        for name, tensor in full.items():
+        for name, tensor in self.state_dict().items():
             path, _, suffix = name.rpartition(".")
-            layer = names.get(path)
-            if layer is None:  # a frozen time table
+            if path not in described:  # a frozen time table
                 state[name] = tensor
                 continue
-            prefixes = columns(layer.node, counts, self.slicing)
-            c_out = counts[layer.node.index]
+            layer = described[path]
+            prefixes, c_out = columns(layer.node, counts, self.slicing), counts[layer.node.index]
             if layer.node.op == "norm":
                 state[name] = torch.cat([tensor[prefix] for prefix in prefixes])
             elif layer.node.op == "embed":
                 state[name] = tensor[:, :c_out]
+            elif suffix == "bias":
+                state[name] = tensor[:c_out]
             else:
-                whole = tensor[:c_out]
-                state[name] = (
-                    torch.cat([whole[:, prefix] for prefix in prefixes], dim=1)
-                    if suffix == "weight"
-                    else whole
-                )
+                state[name] = torch.cat([tensor[:c_out, prefix] for prefix in prefixes], dim=1)
         return state
 
 

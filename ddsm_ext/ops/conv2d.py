@@ -205,9 +205,7 @@ def _fake(
     stride: int,
     padding: int,
     upsample: bool,
-    panels: Tensor | None = None,
-    algo: int = DIRECT,
-    tf32: bool = False,
+    *choice: Any,
 ) -> Tensor:
     k = weight.shape[2]
     height = output_size(x.shape[2], k, stride, padding, upsample)
@@ -217,44 +215,15 @@ def _fake(
 
 @torch.library.register_fake("ddsm_ext::sliced_conv2d_grad_x")
 def _fake_grad_x(
-    grad_y: Tensor,
-    weight: Tensor,
-    c_in: int,
-    c_in_offset: int,
-    height: int,
-    width: int,
-    stride: int,
-    padding: int,
-    upsample: bool,
-    panels: Tensor | None = None,
-    algo: int = DIRECT,
-    tf32: bool = False,
+    grad_y: Tensor, weight: Tensor, c_in: int, offset: int, height: int, width: int, *more: Any
 ) -> Tensor:
     return empty_nhwc(grad_y, grad_y.shape[0], c_in, height, width)  # [N, c_in, H, W]
 
 
-@torch.library.register_fake("ddsm_ext::sliced_conv2d_grad_weight")
-def _fake_grad_weight(
-    grad_y: Tensor,
-    x: Tensor,
-    x2: Tensor | None,
-    c_in2_offset: int,
-    stride: int,
-    padding: int,
-    upsample: bool,
-    grad_weight: Tensor,
-    grad_bias: Tensor | None,
-    algo: int = DIRECT,
-    tf32: bool = False,
-) -> None:
-    return None
-
-
 @torch.library.register_fake("ddsm_ext::sliced_conv2d_panels")
-def _fake_panels(
-    weight: Tensor, algo: int, upsample: bool, transposed: bool, panels: Tensor
-) -> None:
-    return None
+@torch.library.register_fake("ddsm_ext::sliced_conv2d_grad_weight")
+def _fake_written(*args: Any) -> None:
+    """The results are written into arguments."""
 
 
 def _run(

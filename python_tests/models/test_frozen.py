@@ -46,7 +46,7 @@ def total_macs(config: UNetConfig, width: float, **options: bool) -> int:
 
 
 def layer_macs(config: UNetConfig, width: float, **options: bool) -> dict[str, int]:
-    return {row.name: row.macs for row in count.layer_macs(config, width, **options)}
+    return count.layer_macs(config, width, **options)
 
 
 def parameters(config: UNetConfig, width: float) -> int:
