@@ -8,7 +8,6 @@
 #include <memory>
 #include <numeric>
 #include <tuple>
-#include <unordered_map>
 #include <vector>
 
 #include "machine.h"
@@ -17,7 +16,6 @@ namespace ddsm::simt {
 namespace {
 
 constexpr size_t kStackBytes = 128 * 1024;
-constexpr size_t kUnit = 2;  // bytes of global memory that are watched as one
 
 enum class State { kReady, kAtBarrier, kAtGroup, kWaiting, kDone };
 
@@ -39,35 +37,7 @@ struct Thread {
   Clock passed;  // writes of threads that bulk copies see
   std::vector<PendingCopy> open;                 // copies not yet committed
   std::vector<std::vector<PendingCopy>> groups;  // committed, oldest first
-  bool waited;  // for the kernel before
 };
-
-// The last write to a unit of global memory: by which block, and when in its life.
-struct GlobalWrite {
-  uint64_t block;
-  Epoch epoch;
-};
-
-// What a block had done when it took a ticket.
-struct Arrival {
-  uint64_t block;
-  Clock clock;
-};
-// What of other blocks a block sees, from `since` on.
-struct Acquired {
-  Arrival arrival;
-  Epoch since;
-};
-
-struct Memory {
-  size_t bytes;
-  bool writable;
-};
-
-std::map<uintptr_t, Memory>& memories() {
-  static std::map<uintptr_t, Memory> known;  // by first address
-  return known;
-}
 
 struct Machine {
   const std::function<void()>* body;
@@ -77,11 +47,7 @@ struct Machine {
   std::vector<std::unique_ptr<Thread>> pool;
   std::vector<std::unique_ptr<char[]>> stacks;
   SharedMemory shared;
-  std::map<int, std::vector<int>> barriers;               // sync_some: who has arrived
-  std::unordered_map<uintptr_t, GlobalWrite> global_writes;  // by unit
-  std::map<const void*, std::vector<Arrival>> tickets;       // taken, by counter
-  std::vector<Acquired> acquired;                            // by the running block
-  bool overlaps;
+  std::map<int, std::vector<int>> barriers;  // sync_some: who has arrived
   jmp_buf scheduler;
   std::string fault;
 };
@@ -89,7 +55,6 @@ Machine machine;
 
 Thread& self() { return *machine.pool[machine.current]; }
 int warp_of(int thread) { return thread / kWarp; }
-const std::string& who() { return machine.shared.name(machine.current); }
 
 void yield() {
   if (_setjmp(self().jump) == 0) _longjmp(machine.scheduler, 1);
@@ -142,7 +107,6 @@ std::vector<std::string> agent_names() {
 void start_block(size_t shared_bytes) {
   const auto names = agent_names();
   machine.barriers.clear();
-  machine.acquired.clear();
   machine.shared.reset(shared_bytes, names);
   while (static_cast<int>(machine.pool.size()) < machine.threads) {
     machine.pool.push_back(std::make_unique<Thread>());
@@ -161,8 +125,8 @@ void start_block(size_t shared_bytes) {
     thread.passed.assign(names.size(), 0);
     thread.open.clear();
     thread.groups.clear();
-    thread.waited = false;
   }
+  enter_global_memory();
   start_hopper();
 }
 
@@ -228,21 +192,6 @@ void order(const std::vector<int>& group) {
   }
 }
 
-uint64_t running_block() { return uint64_t(machine.block.y) * machine.grid.x + machine.block.x; }
-
-// Whether the running thread may count on having what was written.
-bool sees(const GlobalWrite& write) {
-  const Clock& now = self().clock;
-  if (write.block == running_block() && ordered(write.epoch, now)) return true;
-  for (const Acquired& acquired : machine.acquired) {
-    if (acquired.arrival.block == write.block && ordered(acquired.since, now) &&
-        ordered(write.epoch, acquired.arrival.clock)) {
-      return true;
-    }
-  }
-  return false;
-}
-
 std::vector<int> adjacent(int first, int size) {
   std::vector<int> group(size);
   std::iota(group.begin(), group.end(), first);
@@ -260,6 +209,8 @@ int threads() { return machine.threads; }
 int thread() { return machine.current; }
 void act_as(int thread) { machine.current = thread; }
 SharedMemory& shared_memory() { return machine.shared; }
+const std::string& who() { return machine.shared.name(machine.current); }
+uint64_t running_block() { return uint64_t(machine.block.y) * machine.grid.x + machine.block.x; }
 Clock& clock_of(int thread) { return machine.pool[thread]->clock; }
 Clock& passed_of(int thread) { return machine.pool[thread]->passed; }
 Epoch now() { return {machine.current, self().clock[machine.current]}; }
@@ -290,12 +241,6 @@ void converge(int size, GroupBody body, void* operand) {
   for (int lane = 0; lane < size; ++lane) machine.pool[first + lane]->state = State::kReady;
 }
 
-void allow_memory(const void* data, size_t bytes, bool writable) {
-  if (bytes > 0) memories()[reinterpret_cast<uintptr_t>(data)] = {bytes, writable};
-}
-
-void forget_memory() { memories().clear(); }
-
 std::vector<Launch>& launches() {
   static std::vector<Launch> all;
   return all;
@@ -320,9 +265,7 @@ const char* run(const Launch& launch, const std::function<void()>& body) {
   machine.body = &body;
   machine.grid = grid;
   machine.threads = threads;
-  machine.overlaps = launch.overlaps;
-  machine.global_writes.clear();
-  machine.tickets.clear();
+  start_global_memory(launch.overlaps);
   if (threads < 1 || threads % kWarp != 0) machine.fault = "a block is not made of whole warps";
   for (unsigned y = 0; y < grid.y && machine.fault.empty(); ++y) {
     for (unsigned x = 0; x < grid.x && machine.fault.empty(); ++x) {
@@ -368,49 +311,6 @@ unsigned char* shared(uint32_t address, size_t bytes, Access access) {
   return machine.shared.data(address);
 }
 
-static unsigned char* touch_global(const void* address, size_t bytes, Access access) {
-  const auto at = reinterpret_cast<uintptr_t>(address);
-  auto memory = memories().upper_bound(at);
-  const bool inside = memory != memories().begin() &&
-                      at + bytes <= (--memory)->first + memory->second.bytes;
-  if (!inside) {
-    throw Fault("global memory: out of bounds, " + who() + " touches " +
-                std::to_string(bytes) + " bytes" +
-                (memory == memories().end() ? std::string()
-                                          : " at byte " + std::to_string(at - memory->first) +
-                                                " of " + std::to_string(memory->second.bytes)));
-  }
-  if (at % bytes != 0) {
-    throw Fault("global memory: " + std::to_string(bytes) + " bytes at an address not aligned");
-  }
-  if (access == Access::kWrite && !memory->second.writable) {
-    throw Fault("global memory: " + who() + " writes an input");
-  }
-  for (uintptr_t unit = at / kUnit; unit * kUnit < at + bytes; ++unit) {
-    const auto found = machine.global_writes.find(unit);
-    if (found != machine.global_writes.end() && !sees(found->second)) {
-      throw Fault("global memory: " + who() +
-                  " touches what another thread of the launch wrote");
-    }
-    if (access == Access::kWrite) machine.global_writes[unit] = {running_block(), now()};
-  }
-  return const_cast<unsigned char*>(static_cast<const unsigned char*>(address));
-}
-
-void check_waited() {
-  if (machine.overlaps && !self().waited) {
-    throw Fault("global memory: " + who() + " has not waited for the kernel before");
-  }
-}
-
-unsigned char* global(const void* address, size_t bytes, Access access) {
-  check_waited();
-  return touch_global(address, bytes, access);
-}
-unsigned char* constant_memory(const void* address, size_t bytes) {
-  return touch_global(address, bytes, Access::kRead);
-}
-
 void copy_async(uint32_t shared_address, const void* source, int bytes) {
   PendingCopy copy{shared_address, {}};
   if (bytes > 0) {
@@ -426,23 +326,6 @@ void copy_async(uint32_t shared_address, const void* source, int bytes) {
   shared(shared_address, 16, Access::kWrite);
   machine.shared.expect_copy(shared_address, 16, machine.current);
   self().open.push_back(copy);
-}
-
-unsigned take_ticket(unsigned* counter, unsigned last) {
-  check_waited();
-  const unsigned ticket = *counter;
-  if (ticket > last) throw Fault("a counter of tickets does not begin at 0");
-  std::vector<Arrival>& arrivals = machine.tickets[counter];
-  for (const Arrival& arrival : arrivals) machine.acquired.push_back({arrival, now()});
-  arrivals.push_back({running_block(), self().clock});
-  tick(machine.current);
-  *counter = ticket == last ? 0 : ticket + 1;
-  return ticket;
-}
-
-void wait_for_kernel_before() { self().waited = true; }
-void allow_kernel_after() {
-  if (!self().waited) throw Fault(who() + " allows the next kernel before it has waited itself");
 }
 
 void commit_group() {
