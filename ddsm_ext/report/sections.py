@@ -41,7 +41,7 @@ def drawn(files: RunFiles) -> dict[str, Figure]:
         result["sensitivity"] = figures.sensitivity_figure(harm["log_snrs"], by_width)
     if files.front:
         result["pareto"] = _pareto(files.front, evaluations(files))
-    generations = [row for row in files.history if row.get("hypervolume") is not None]
+    generations = files.history.get("generations", [])
     if len(generations) > 1:
         result["hypervolume"] = figures.hypervolume_figure(
             [row["generation"] for row in generations],
