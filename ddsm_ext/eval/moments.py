@@ -93,29 +93,6 @@ class StreamingMoments:
         """Return count, mean and scatter as one fp64 vector [1 + D + D*D] for a collective."""
         return np.concatenate([[float(self.count)], self.mean, self._scatter.ravel()])
 
-    @classmethod
-    def from_vector(cls, vector: Any, dim: int) -> StreamingMoments:
-        """Return the accumulator that `to_vector` described.
-
-        Args:
-            vector: fp64 [1 + D + D*D].
-            dim: number of features D.
-
-        Raises:
-            ValueError: the vector's length does not fit dim.
-        """
-        values = np.asarray(vector, dtype=np.float64)
-        if values.shape != (1 + dim + dim * dim,):
-            raise ValueError(
-                f"StreamingMoments.from_vector: vector has shape {values.shape}; "
-                f"need ({1 + dim + dim * dim},) for dim {dim}"
-            )
-        moments = cls(dim)
-        moments.count = int(values[0])
-        moments.mean = values[1 : 1 + dim].copy()
-        moments._scatter = values[1 + dim :].reshape(dim, dim).copy()
-        return moments
-
 
 def gather_moments(moments: StreamingMoments, group: Any = None) -> StreamingMoments:
     """Return the moments of every rank's rows, equal on every rank (merged in rank order).
@@ -136,5 +113,6 @@ def gather_moments(moments: StreamingMoments, group: Any = None) -> StreamingMom
     dist.all_gather(parts, mine, group=group)
     total = StreamingMoments(moments.dim)
     for part in parts:
-        total.merge(StreamingMoments.from_vector(part.cpu().numpy(), moments.dim))
+        count, mean, scatter = np.split(part.cpu().numpy(), [1, 1 + moments.dim])
+        total._merge(int(count[0]), mean, scatter.reshape(moments.dim, moments.dim))
     return total

@@ -18,10 +18,6 @@ _MAX_FEATURES = 16384
 _MAX_ENTRY_BYTES = 8 * _MAX_FEATURES**2 + 4096
 
 
-class _StatisticsError(ValueError):
-    """A refusal that already is a full sentence."""
-
-
 @dataclass(frozen=True)
 class ReferenceStatistics:
     """Moments of the features of a reference set.
@@ -95,8 +91,9 @@ def load_statistics(path: str | Path) -> ReferenceStatistics:
     arrays = _read_arrays(path)
     missing = [key for key in ("mu", "sigma") if key not in arrays]
     if missing:
+        held = ", ".join(sorted(arrays)[:8])
         raise ValueError(
-            f"statistics {path}: it holds {_listed(arrays)}, not {' and '.join(missing)}; "
+            f"statistics {path}: it holds {held}, not {' and '.join(missing)}; "
             "need the keys mu and sigma"
         )
     _check_moments(path, arrays["mu"], arrays["sigma"])
@@ -120,24 +117,22 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     wanted = ("mu", "sigma", "n", "features", "digest", "rows")
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = {info.filename: info.file_size for info in archive.infolist()}
-        for name, size in entries.items():
-            if size > _MAX_ENTRY_BYTES:
-                raise _StatisticsError(
-                    f"statistics {path}: entry {name!r} unpacks to {size} bytes; "
-                    f"need at most {_MAX_ENTRY_BYTES}"
-                )
-        with np.load(path, allow_pickle=False) as archive:
-            # Keys beside the wanted ones (ADM adds mu_s, sigma_s) are listed but never read.
-            arrays = {key: archive[key] if key in wanted else np.empty(0) for key in archive.files}
-    except _StatisticsError:
-        raise
+            largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+        if largest.file_size <= _MAX_ENTRY_BYTES:
+            with np.load(path, allow_pickle=False) as archive:
+                # Keys beside the wanted ones (ADM adds mu_s, sigma_s) are listed but never read.
+                arrays = {k: archive[k] if k in wanted else np.empty(0) for k in archive.files}
     except Exception as error:
         # Foreign bytes make zipfile, zlib and numpy's header parser raise a dozen types.
         raise ValueError(
             f"statistics {path}: not a readable .npz of plain numbers; "
             "need a .npz with mu and sigma, without Python objects"
         ) from error
+    if largest.file_size > _MAX_ENTRY_BYTES:
+        raise ValueError(
+            f"statistics {path}: entry {largest.filename!r} unpacks to {largest.file_size} bytes; "
+            f"need at most {_MAX_ENTRY_BYTES}"
+        )
     for key, value in arrays.items():
         # numpy hands out an entry that is no array as its bytes
         if not isinstance(value, np.ndarray):
@@ -171,7 +166,3 @@ def _scalar(path: Path, arrays: dict[str, np.ndarray], key: str, kinds: str) -> 
             f"{'text' if kinds == 'U' else 'integer'}"
         )
     return value.item()
-
-
-def _listed(arrays: dict[str, np.ndarray]) -> str:
-    return ", ".join(sorted(arrays)[:8]) or "nothing"
