@@ -94,23 +94,22 @@ class StreamingMoments:
         return np.concatenate([[float(self.count)], self.mean, self._scatter.ravel()])
 
 
-def gather_moments(moments: StreamingMoments, group: Any = None) -> StreamingMoments:
+def gather_moments(moments: StreamingMoments) -> StreamingMoments:
     """Return the moments of every rank's rows, equal on every rank (merged in rank order).
 
     Args:
-        moments: this rank's moments; a rank that saw no rows takes part with a count of 0.
-        group: the torch.distributed process group; None means the default one. Without an
-            initialised process group the argument itself is returned.
+        moments: this rank's moments; a rank that saw no rows takes part with a count of 0. Without
+            an initialised process group they are returned as they are.
     """
     import torch
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_initialized()):
         return moments
-    device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     mine = torch.from_numpy(moments.to_vector()).to(device)  # [1 + D + D*D]
-    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(parts, mine, group=group)
+    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, mine)
     total = StreamingMoments(moments.dim)
     for part in parts:
         count, mean, scatter = np.split(part.cpu().numpy(), [1, 1 + moments.dim])

@@ -16,6 +16,14 @@ from ddsm_ext.io.files import write_atomic
 # a small archive from unpacking into all of the memory.
 _MAX_FEATURES = 16384
 _MAX_ENTRY_BYTES = 8 * _MAX_FEATURES**2 + 4096
+_DTYPES = {  # what a file may hold, and as what it is written
+    "mu": np.float64,
+    "sigma": np.float64,
+    "n": np.int64,
+    "features": np.str_,
+    "digest": np.str_,
+    "rows": np.float32,
+}
 
 
 @dataclass(frozen=True)
@@ -58,18 +66,8 @@ def save_statistics(path: str | Path, statistics: ReferenceStatistics) -> Path:
     if path.suffix != ".npz":
         raise ValueError(f"statistics {path}: the name does not end in .npz; need a .npz file")
     _check_moments(path, statistics.mu, statistics.sigma)
-    arrays: dict[str, Any] = {
-        "mu": np.asarray(statistics.mu, dtype=np.float64),
-        "sigma": np.asarray(statistics.sigma, dtype=np.float64),
-    }
-    if statistics.n is not None:
-        arrays["n"] = np.int64(statistics.n)
-    for key in ("features", "digest"):
-        value = getattr(statistics, key)
-        if value is not None:
-            arrays[key] = np.array(value, dtype=np.str_)
-    if statistics.rows is not None:
-        arrays["rows"] = np.asarray(statistics.rows, dtype=np.float32)
+    values = {key: value for key, value in vars(statistics).items() if value is not None}
+    arrays = {key: np.asarray(value, dtype=_DTYPES[key]) for key, value in values.items()}
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)
     return write_atomic(path, buffer.getvalue())
@@ -114,14 +112,13 @@ def load_statistics(path: str | Path) -> ReferenceStatistics:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    wanted = ("mu", "sigma", "n", "features", "digest", "rows")
     try:
         with zipfile.ZipFile(path) as archive:
             largest = max(archive.infolist(), key=lambda entry: entry.file_size)
         if largest.file_size <= _MAX_ENTRY_BYTES:
             with np.load(path, allow_pickle=False) as archive:
-                # Keys beside the wanted ones (ADM adds mu_s, sigma_s) are listed but never read.
-                arrays = {k: archive[k] if k in wanted else np.empty(0) for k in archive.files}
+                # Other keys (ADM adds mu_s, sigma_s) are listed but never read.
+                arrays = {k: archive[k] if k in _DTYPES else np.empty(0) for k in archive.files}
     except Exception as error:
         # Foreign bytes make zipfile, zlib and numpy's header parser raise a dozen types.
         raise ValueError(
