@@ -67,7 +67,7 @@ def save_statistics(path: str | Path, statistics: ReferenceStatistics) -> Path:
         raise ValueError(f"statistics {path}: the name does not end in .npz; need a .npz file")
     _check_moments(path, statistics.mu, statistics.sigma)
     values = {key: value for key, value in vars(statistics).items() if value is not None}
-    arrays = {key: np.asarray(value, dtype=_DTYPES[key]) for key, value in values.items()}
+    arrays: dict[str, Any] = {k: np.asarray(v, dtype=_DTYPES[k]) for k, v in values.items()}
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)
     return write_atomic(path, buffer.getvalue())
