@@ -18,9 +18,9 @@ def as_rows(features: Any, caller: str) -> np.ndarray:
         TypeError: not a tensor or array of floats.
         ValueError: not two axes, or a value that is not finite.
     """
-    if hasattr(features, "detach"):
+    if hasattr(features, "detach") and features.is_floating_point():
         # bf16 has no numpy dtype, hence the cast before .numpy()
-        features = features.detach().cpu().double().numpy() if _is_float(features) else features
+        features = features.detach().cpu().double().numpy()
     if not isinstance(features, np.ndarray) or features.dtype.kind != "f":
         kind = getattr(features, "dtype", type(features).__name__)
         raise TypeError(f"{caller}: features are {kind}; need a float tensor or array [N, D]")
@@ -33,7 +33,3 @@ def as_rows(features: Any, caller: str) -> np.ndarray:
             f"{caller}: row {bad} has a value that is not finite; need finite features"
         )
     return rows
-
-
-def _is_float(tensor: Any) -> bool:
-    return bool(tensor.is_floating_point())

@@ -10,19 +10,22 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ddsm_ext.io.files import write_atomic
 from ddsm_ext.settings import Settings, is_int
 
 FORMAT_VERSION = 1
 _METADATA_KEY = "ddsm_classifier"
+_HELD_OUT_FRACTION = 0.2  # share of images, chosen by the seed, that training never sees
 
 
 @dataclass(frozen=True)
@@ -107,16 +110,8 @@ class TrainedClassifier:
 
     def metadata(self) -> dict[str, Any]:
         """Return everything but the weights as JSON-ready values."""
-        return {
-            "version": FORMAT_VERSION,
-            "config": asdict(self.config),
-            "data_name": self.data_name,
-            "data_digest": self.data_digest,
-            "train_images": self.train_images,
-            "held_out_images": self.held_out_images,
-            "held_out_accuracy": self.held_out_accuracy,
-            "train_accuracy": self.train_accuracy,
-        }
+        values = {key: value for key, value in vars(self).items() if key != "network"}
+        return {"version": FORMAT_VERSION, **values, "config": self.config.to_dict()}
 
 
 def data_digest(images: np.ndarray, labels: np.ndarray) -> str:
@@ -133,7 +128,6 @@ def train_classifier(
     labels: np.ndarray,
     *,
     data_name: str,
-    held_out_fraction: float = 0.2,
     config: ClassifierConfig | None = None,
     progress: Any = None,
 ) -> TrainedClassifier:
@@ -143,7 +137,6 @@ def train_classifier(
         images: uint8 [N, C, H, W] with H = W and C 1 or 3.
         labels: integers [N] from 0 to classes - 1.
         data_name: what the images are; part of the extractor's name.
-        held_out_fraction: share of images, chosen by the seed, that training never sees.
         config: the recipe; None derives it from the images.
         progress: callable (epoch, epochs, loss) called after every epoch, or None.
 
@@ -166,11 +159,11 @@ def train_classifier(
             f"says {shape} with {config.classes}; need equal ones"
         )
     order = np.random.default_rng(config.seed).permutation(len(images))
-    held_out = int(len(images) * held_out_fraction)
-    if not 1 <= held_out < len(images) - 1:
+    held_out = int(len(images) * _HELD_OUT_FRACTION)
+    if held_out < 1:
         raise ValueError(
-            f"train_classifier: {len(images)} images with held_out_fraction {held_out_fraction} "
-            f"leave {held_out} held out; need at least one there and two for training"
+            f"train_classifier: {len(images)} images leave none to be held out; "
+            f"need at least {round(1 / _HELD_OUT_FRACTION)}"
         )
     x, y = torch.from_numpy(images[order]), torch.from_numpy(labels[order].astype(np.int64))
     with _one_thread():
@@ -264,12 +257,10 @@ def _one_thread() -> Iterator[None]:
 
 def save_classifier(trained: TrainedClassifier, path: str | Path) -> str:
     """Write weights and metadata as one safetensors file, atomically; return its SHA-256."""
-    from safetensors.torch import save
-
-    from ddsm_ext.io.files import write_atomic
-
     tensors = {name: t.contiguous() for name, t in trained.network.state_dict().items()}
-    data = save(tensors, metadata={_METADATA_KEY: json.dumps(trained.metadata(), sort_keys=True)})
+    data = safetensors.torch.save(
+        tensors, metadata={_METADATA_KEY: json.dumps(trained.metadata(), sort_keys=True)}
+    )
     write_atomic(Path(path), data)
     return hashlib.sha256(data).hexdigest()
 
@@ -310,17 +301,14 @@ def load_classifier(path: str | Path) -> tuple[TrainedClassifier, str]:
         )
     network.load_state_dict(tensors)
     network.eval().requires_grad_(False)
-    return replace(trained, network=network), hashlib.sha256(data).hexdigest()
+    return trained, hashlib.sha256(data).hexdigest()
 
 
 def _read_safetensors(path: Path, data: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
     try:
-        tensors = load(data)
+        tensors = safetensors.torch.load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    except (SafetensorError, ValueError) as error:
+    except (safetensors.SafetensorError, ValueError) as error:
         raise ValueError(
             f"classifier {path}: not a safetensors file; need one written by save_classifier"
         ) from error

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ddsm_ext.eval.classifier import SmallClassifier, load_classifier
+from ddsm_ext.eval.classifier import load_classifier
 
 DIGITS_CLASSIFIER_FILE = Path(__file__).with_name("digits_classifier.safetensors")
 _BATCH_IMAGES = 512
@@ -31,30 +31,19 @@ class ClassifierExtractor:
     """The last hidden layer of a SmallClassifier.
 
     Args:
-        network: classifier in eval mode.
-        name: name to print beside a score.
-        digest: SHA-256 of the classifier's file.
-        held_out_accuracy: its accuracy on images it was not trained on.
+        path: a file of `save_classifier`.
+        name: name to print beside a score; None makes one of the data's name and the digest.
         device: where to compute.
     """
 
-    def __init__(
-        self,
-        network: SmallClassifier,
-        *,
-        name: str,
-        digest: str,
-        held_out_accuracy: float,
-        device: str | torch.device = "cpu",
-    ) -> None:
-        self.name = name
-        self.digest = digest
-        self.dim = network.config.features
-        self.held_out_accuracy = held_out_accuracy
+    def __init__(self, path: Path, name: str | None, device: str | torch.device) -> None:
+        trained, self.digest = load_classifier(path)
+        self.name = name or f"classifier-{trained.data_name}-{self.digest[:8]}"
+        self.dim = trained.config.features
+        self.held_out_accuracy = trained.held_out_accuracy
         self.device = torch.device(device)
-        self._network = network.to(self.device)
+        self._network = trained.network.to(self.device)
 
-    @torch.no_grad()
     def __call__(self, images: Any) -> Tensor:
         """Return fp32 features [N, dim] of images.
 
@@ -94,46 +83,24 @@ def make_extractor(name: str, device: str | torch.device = "cpu") -> Extractor:
     """
     kind, _, path = name.partition(":")
     if name == "digits-classifier":
-        return _classifier(DIGITS_CLASSIFIER_FILE, name, device)
+        return ClassifierExtractor(DIGITS_CLASSIFIER_FILE, name, device)
     if kind == "classifier" and path:
-        return _classifier(Path(path), None, device)
-    if kind == "inception":
-        from ddsm_ext.eval.torch_fidelity import inception_extractor
+        return ClassifierExtractor(Path(path), None, device)
+    if kind == "inception" and path:
+        from ddsm_ext.eval.torch_fidelity import InceptionExtractor
 
-        if not path:
-            raise ValueError(
-                "inception: no weights file is given; need 'inception:<path>' of torch-fidelity's "
-                "weights-inception-2015-12-05-6726825d.pth"
-            )
-        return inception_extractor(path, device)
-    raise ValueError(f"feature extractor {name!r} is unknown{_suggestion(kind)}")
-
-
-def _suggestion(kind: str) -> str:
-    known = {
-        "digits-classifier": "digits-classifier",
-        "classifier": "classifier:<path>",
-        "inception": "inception:<path>",
-    }
+        return InceptionExtractor(Path(path), device)
+    known = ("digits-classifier", "classifier:<path>", "inception:<path>")
     close = difflib.get_close_matches(kind, known, n=1, cutoff=0.5)
-    meant = f", did you mean {known[close[0]]}" if close else ""
-    return f"{meant}; need one of {', '.join(known.values())}"
-
-
-def _classifier(path: Path, name: str | None, device: str | torch.device) -> ClassifierExtractor:
-    trained, digest = load_classifier(path)
-    return ClassifierExtractor(
-        trained.network,
-        name=name or f"classifier-{trained.data_name}-{digest[:8]}",
-        digest=digest,
-        held_out_accuracy=trained.held_out_accuracy,
-        device=device,
+    meant = f", did you mean {close[0]}" if close else ""
+    raise ValueError(
+        f"feature extractor {name!r} is unknown{meant}; need one of {', '.join(known)}"
     )
 
 
 def checked_images(images: Any, caller: str) -> Tensor:
     """Return images as a uint8 tensor [N, C, H, W], or raise TypeError or ValueError."""
-    x = images if isinstance(images, Tensor) else torch.as_tensor(images)
+    x = torch.as_tensor(images)
     if x.dtype != torch.uint8:
         raise TypeError(
             f"{caller}: images are {x.dtype}; need uint8 (sampling.to_uint8 converts [-1, 1])"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from ddsm_ext.eval.statistics import ReferenceStatistics
 
 # The names FID and KID belong to Inception's features alone.
 _INCEPTION = "inception"
+_KEEP_ROWS = 10_000
 
 
 def score_names(features: str | None) -> tuple[str, str]:
@@ -26,37 +27,26 @@ def score_names(features: str | None) -> tuple[str, str]:
 
 
 def _accumulate(
-    images: Iterable[Any],
-    extractor: Extractor,
-    keep_rows: int,
-    progress: Callable[[int], None] | None,
+    images: Iterable[Any], extractor: Extractor, keep_rows: int
 ) -> tuple[StreamingMoments, np.ndarray]:
     moments = StreamingMoments(extractor.dim)
-    kept: list[np.ndarray] = []
+    kept = [np.empty((0, extractor.dim), dtype=np.float32)]
     room = keep_rows
-    for batch in _batches(images):
+    # one whole array counts as a single batch
+    for batch in [images] if isinstance(images, (Tensor, np.ndarray)) else images:
         rows = extractor(batch).cpu().numpy()  # [B, D]
         moments.update(rows)
         if room > 0:
             kept.append(rows[:room])
             room -= len(kept[-1])
-        if progress is not None:
-            progress(len(rows))
-    empty = np.empty((0, extractor.dim), dtype=np.float32)
-    return moments, np.concatenate([empty, *kept])  # [min(N, keep_rows), D]
-
-
-def _batches(images: Any) -> Iterable[Any]:
-    """One whole array counts as a single batch."""
-    return [images] if isinstance(images, (Tensor, np.ndarray)) else images
+    return moments, np.concatenate(kept)  # [min(N, keep_rows), D]
 
 
 def reference_statistics(
     images: Iterable[Any],
     extractor: Extractor,
     *,
-    keep_rows: int = 10_000,
-    progress: Callable[[int], None] | None = None,
+    keep_rows: int = _KEEP_ROWS,
 ) -> ReferenceStatistics:
     """Return the statistics of a reference set, ready for `save_statistics`.
 
@@ -64,12 +54,11 @@ def reference_statistics(
         images: batches of uint8 [B, C, H, W], or one such array.
         extractor: as made by `make_extractor`.
         keep_rows: feature rows kept for the kernel distance (the first ones).
-        progress: called with the size of every batch, or None.
 
     Raises:
         ValueError: fewer than two images.
     """
-    moments, rows = _accumulate(images, extractor, keep_rows, progress)
+    moments, rows = _accumulate(images, extractor, keep_rows)
     return ReferenceStatistics(
         mu=moments.mean,
         sigma=moments.covariance(),
@@ -88,8 +77,6 @@ def evaluate(
     kid_subsets: int = 100,
     kid_subset_size: int = 1000,
     seed: int = 2020,
-    keep_rows: int = 10_000,
-    progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Return the distances of images to a reference, and what they depend on.
 
@@ -103,8 +90,6 @@ def evaluate(
         kid_subsets: subsets of the kernel distance.
         kid_subset_size: rows a subset; a smaller set lowers it to its own size.
         seed: seed of the kernel distance's subsets.
-        keep_rows: feature rows kept for the kernel distance.
-        progress: called with the size of every batch, or None.
 
     Returns:
         JSON-ready: 'frechet_distance' ('fid' with Inception's features), 'kernel_distance' ('kid')
@@ -114,17 +99,13 @@ def evaluate(
     Raises:
         ValueError: a reference of other features, or fewer than two images.
     """
-    _check_reference(reference, extractor)
-    moments, rows = _accumulate(images, extractor, keep_rows, progress)
-    moments = gather_moments(moments)
+    frechet, n_images, rows = _compared(images, reference, extractor, _KEEP_ROWS)
     frechet_key, kernel_key = score_names(extractor.name)
     scores: dict[str, Any] = {
-        frechet_key: frechet_distance(
-            moments.mean, moments.covariance(), reference.mu, reference.sigma
-        ),
+        frechet_key: frechet,
         kernel_key: None,
         f"{kernel_key}_std": None,
-        "n_images": moments.count,
+        "n_images": n_images,
         "n_reference": reference.n,
         "features": extractor.name,
         "features_digest": extractor.digest,
@@ -153,13 +134,13 @@ def frechet_to_reference(
     Raises:
         ValueError: a reference of other features, or fewer than two images.
     """
-    _check_reference(reference, extractor)
-    moments, _ = _accumulate(images, extractor, 0, None)
-    moments = gather_moments(moments)
-    return frechet_distance(moments.mean, moments.covariance(), reference.mu, reference.sigma)
+    return _compared(images, reference, extractor, keep_rows=0)[0]
 
 
-def _check_reference(reference: ReferenceStatistics, extractor: Extractor) -> None:
+def _compared(
+    images: Iterable[Any], reference: ReferenceStatistics, extractor: Extractor, keep_rows: int
+) -> tuple[float, int, np.ndarray]:
+    """Return the Fréchet distance and the number of all ranks' images, and this rank's rows."""
     if reference.dim != extractor.dim:
         raise ValueError(
             f"evaluate: the reference has {reference.dim} features, {extractor.name} gives "
@@ -171,3 +152,7 @@ def _check_reference(reference: ReferenceStatistics, extractor: Extractor) -> No
             f"({reference.digest[:8]}), the extractor is {extractor.name} "
             f"({extractor.digest[:8]}); need statistics of the same extractor"
         )
+    moments, rows = _accumulate(images, extractor, keep_rows)
+    moments = gather_moments(moments)
+    distance = frechet_distance(moments.mean, moments.covariance(), reference.mu, reference.sigma)
+    return distance, moments.count, rows

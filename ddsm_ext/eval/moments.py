@@ -93,48 +93,25 @@ class StreamingMoments:
         """Return count, mean and scatter as one fp64 vector [1 + D + D*D] for a collective."""
         return np.concatenate([[float(self.count)], self.mean, self._scatter.ravel()])
 
-    @classmethod
-    def from_vector(cls, vector: Any, dim: int) -> StreamingMoments:
-        """Return the accumulator that `to_vector` described.
 
-        Args:
-            vector: fp64 [1 + D + D*D].
-            dim: number of features D.
-
-        Raises:
-            ValueError: the vector's length does not fit dim.
-        """
-        values = np.asarray(vector, dtype=np.float64)
-        if values.shape != (1 + dim + dim * dim,):
-            raise ValueError(
-                f"StreamingMoments.from_vector: vector has shape {values.shape}; "
-                f"need ({1 + dim + dim * dim},) for dim {dim}"
-            )
-        moments = cls(dim)
-        moments.count = int(values[0])
-        moments.mean = values[1 : 1 + dim].copy()
-        moments._scatter = values[1 + dim :].reshape(dim, dim).copy()
-        return moments
-
-
-def gather_moments(moments: StreamingMoments, group: Any = None) -> StreamingMoments:
+def gather_moments(moments: StreamingMoments) -> StreamingMoments:
     """Return the moments of every rank's rows, equal on every rank (merged in rank order).
 
     Args:
-        moments: this rank's moments; a rank that saw no rows takes part with a count of 0.
-        group: the torch.distributed process group; None means the default one. Without an
-            initialised process group the argument itself is returned.
+        moments: this rank's moments; a rank that saw no rows takes part with a count of 0. Without
+            an initialised process group they are returned as they are.
     """
     import torch
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_initialized()):
         return moments
-    device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     mine = torch.from_numpy(moments.to_vector()).to(device)  # [1 + D + D*D]
-    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(parts, mine, group=group)
+    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, mine)
     total = StreamingMoments(moments.dim)
     for part in parts:
-        total.merge(StreamingMoments.from_vector(part.cpu().numpy(), moments.dim))
+        count, mean, scatter = np.split(part.cpu().numpy(), [1, 1 + moments.dim])
+        total._merge(int(count[0]), mean, scatter.reshape(moments.dim, moments.dim))
     return total

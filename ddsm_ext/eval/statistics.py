@@ -16,10 +16,14 @@ from ddsm_ext.io.files import write_atomic
 # a small archive from unpacking into all of the memory.
 _MAX_FEATURES = 16384
 _MAX_ENTRY_BYTES = 8 * _MAX_FEATURES**2 + 4096
-
-
-class _StatisticsError(ValueError):
-    """A refusal that already is a full sentence."""
+_DTYPES = {  # what a file may hold, and as what it is written
+    "mu": np.float64,
+    "sigma": np.float64,
+    "n": np.int64,
+    "features": np.str_,
+    "digest": np.str_,
+    "rows": np.float32,
+}
 
 
 @dataclass(frozen=True)
@@ -62,18 +66,8 @@ def save_statistics(path: str | Path, statistics: ReferenceStatistics) -> Path:
     if path.suffix != ".npz":
         raise ValueError(f"statistics {path}: the name does not end in .npz; need a .npz file")
     _check_moments(path, statistics.mu, statistics.sigma)
-    arrays: dict[str, Any] = {
-        "mu": np.asarray(statistics.mu, dtype=np.float64),
-        "sigma": np.asarray(statistics.sigma, dtype=np.float64),
-    }
-    if statistics.n is not None:
-        arrays["n"] = np.int64(statistics.n)
-    for key in ("features", "digest"):
-        value = getattr(statistics, key)
-        if value is not None:
-            arrays[key] = np.array(value, dtype=np.str_)
-    if statistics.rows is not None:
-        arrays["rows"] = np.asarray(statistics.rows, dtype=np.float32)
+    values = {key: value for key, value in vars(statistics).items() if value is not None}
+    arrays: dict[str, Any] = {k: np.asarray(v, dtype=_DTYPES[k]) for k, v in values.items()}
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)
     return write_atomic(path, buffer.getvalue())
@@ -95,8 +89,9 @@ def load_statistics(path: str | Path) -> ReferenceStatistics:
     arrays = _read_arrays(path)
     missing = [key for key in ("mu", "sigma") if key not in arrays]
     if missing:
+        held = ", ".join(sorted(arrays)[:8])
         raise ValueError(
-            f"statistics {path}: it holds {_listed(arrays)}, not {' and '.join(missing)}; "
+            f"statistics {path}: it holds {held}, not {' and '.join(missing)}; "
             "need the keys mu and sigma"
         )
     _check_moments(path, arrays["mu"], arrays["sigma"])
@@ -117,27 +112,24 @@ def load_statistics(path: str | Path) -> ReferenceStatistics:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    wanted = ("mu", "sigma", "n", "features", "digest", "rows")
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = {info.filename: info.file_size for info in archive.infolist()}
-        for name, size in entries.items():
-            if size > _MAX_ENTRY_BYTES:
-                raise _StatisticsError(
-                    f"statistics {path}: entry {name!r} unpacks to {size} bytes; "
-                    f"need at most {_MAX_ENTRY_BYTES}"
-                )
-        with np.load(path, allow_pickle=False) as archive:
-            # Keys beside the wanted ones (ADM adds mu_s, sigma_s) are listed but never read.
-            arrays = {key: archive[key] if key in wanted else np.empty(0) for key in archive.files}
-    except _StatisticsError:
-        raise
+            largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+        if largest.file_size <= _MAX_ENTRY_BYTES:
+            with np.load(path, allow_pickle=False) as archive:
+                # Other keys (ADM adds mu_s, sigma_s) are listed but never read.
+                arrays = {k: archive[k] if k in _DTYPES else np.empty(0) for k in archive.files}
     except Exception as error:
         # Foreign bytes make zipfile, zlib and numpy's header parser raise a dozen types.
         raise ValueError(
             f"statistics {path}: not a readable .npz of plain numbers; "
             "need a .npz with mu and sigma, without Python objects"
         ) from error
+    if largest.file_size > _MAX_ENTRY_BYTES:
+        raise ValueError(
+            f"statistics {path}: entry {largest.filename!r} unpacks to {largest.file_size} bytes; "
+            f"need at most {_MAX_ENTRY_BYTES}"
+        )
     for key, value in arrays.items():
         # numpy hands out an entry that is no array as its bytes
         if not isinstance(value, np.ndarray):
@@ -171,7 +163,3 @@ def _scalar(path: Path, arrays: dict[str, np.ndarray], key: str, kinds: str) -> 
             f"{'text' if kinds == 'U' else 'integer'}"
         )
     return value.item()
-
-
-def _listed(arrays: dict[str, np.ndarray]) -> str:
-    return ", ".join(sorted(arrays)[:8]) or "nothing"

@@ -18,7 +18,7 @@ from ddsm_ext.eval.features import checked_images, chunked
 
 # torch.library registrations live as long as this object.
 _TORCHVISION_SCHEMAS: list[Any] = []
-_FEATURES = "2048"
+_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 
 
 def import_torch_fidelity() -> ModuleType:
@@ -58,12 +58,45 @@ def _import_torchvision() -> None:
 
 
 class InceptionExtractor:
-    """torch-fidelity's InceptionV3, pooled features [N, 2048]; what FID and KID are defined on."""
+    """torch-fidelity's InceptionV3, pooled features [N, 2048]; what FID and KID are defined on.
 
-    def __init__(self, network: Any, digest: str, device: str | torch.device) -> None:
-        self.name = "inception-v3"
-        self.dim = 2048
-        self.digest = digest
+    torch-fidelity unpickles a weights file without restrictions. Here the file is read with
+    `weights_only=True`, and torch-fidelity is handed a buffer that this class wrote itself.
+
+    Args:
+        path: weights-inception-2015-12-05-6726825d.pth, or a state dict of equal shapes.
+        device: where to compute.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ImportError: torch-fidelity is not installed.
+        ValueError: the file holds something else.
+    """
+
+    name = "inception-v3"
+    dim = 2048
+
+    def __init__(self, path: Path, device: str | torch.device) -> None:
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"inception weights {path}: no such file; need torch-fidelity's {_WEIGHTS}"
+            )
+        import_torch_fidelity()
+        module = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
+        data = path.read_bytes()
+        buffer = io.BytesIO()
+        torch.save(_state_dict(path, data), buffer)
+        buffer.seek(0)
+        try:
+            network = module.FeatureExtractorInceptionV3(
+                "inception-v3-compat", [str(self.dim)], feature_extractor_weights_path=buffer
+            )
+        except RuntimeError as error:
+            raise ValueError(
+                f"inception weights {path}: the names or shapes are not those of torch-fidelity's "
+                f"InceptionV3; need {_WEIGHTS}"
+            ) from error
+        self.digest = hashlib.sha256(data).hexdigest()
         self.device = torch.device(device)
         self._network = network.to(self.device)
 
@@ -75,52 +108,12 @@ class InceptionExtractor:
             ValueError: another number of channels.
         """
         x = checked_images(images, self.name)  # [N, C, H, W]
-        if x.shape[1] == 1:
-            x = x.expand(-1, 3, -1, -1)
-        if x.shape[1] != 3:
+        if x.shape[1] not in (1, 3):
             raise ValueError(
                 f"{self.name}: images have shape {tuple(x.shape)}; need [N, 1 or 3, H, W]"
             )
+        x = x.expand(-1, 3, -1, -1)
         return chunked(lambda part: self._network(part)[0], x, self.dim, self.device)
-
-
-def inception_extractor(path: str | Path, device: str | torch.device = "cpu") -> InceptionExtractor:
-    """Return the extractor of torch-fidelity's InceptionV3 weights file.
-
-    torch-fidelity unpickles a weights file without restrictions. Here the file is read with
-    `weights_only=True`, and torch-fidelity is handed a buffer that this function wrote itself.
-
-    Args:
-        path: weights-inception-2015-12-05-6726825d.pth, or a state dict of equal shapes.
-        device: where to compute.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ImportError: torch-fidelity is not installed.
-        ValueError: the file holds something else.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"inception weights {path}: no such file; need torch-fidelity's "
-            "weights-inception-2015-12-05-6726825d.pth"
-        )
-    import_torch_fidelity()
-    module = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
-    data = path.read_bytes()
-    buffer = io.BytesIO()
-    torch.save(_state_dict(path, data), buffer)
-    buffer.seek(0)
-    try:
-        network = module.FeatureExtractorInceptionV3(
-            "inception-v3-compat", [_FEATURES], feature_extractor_weights_path=buffer
-        )
-    except RuntimeError as error:
-        raise ValueError(
-            f"inception weights {path}: the names or shapes are not those of torch-fidelity's "
-            "InceptionV3; need weights-inception-2015-12-05-6726825d.pth"
-        ) from error
-    return InceptionExtractor(network, hashlib.sha256(data).hexdigest(), device)
 
 
 def _state_dict(path: Path, data: bytes) -> dict[str, Tensor]:
@@ -128,14 +121,10 @@ def _state_dict(path: Path, data: bytes) -> dict[str, Tensor]:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
         raise ValueError(
-            f"inception weights {path}: not a plain PyTorch state dict; need "
-            "weights-inception-2015-12-05-6726825d.pth"
+            f"inception weights {path}: not a plain PyTorch state dict; need {_WEIGHTS}"
         ) from error
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     ):
-        raise ValueError(
-            f"inception weights {path}: it holds no tensors by name; need "
-            "weights-inception-2015-12-05-6726825d.pth"
-        )
+        raise ValueError(f"inception weights {path}: it holds no tensors by name; need {_WEIGHTS}")
     return {name: value.detach().clone() for name, value in state.items()}

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import base64
-import functools
 import io
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ParamSpec
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -14,7 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
-P = ParamSpec("P")
 INK, MUTED, GRID = "#1f2933", "#66727f", "#e4e8ec"
 ACCENT, ACCENT_2, FAINT = "#c2410c", "#1d4ed8", "#b8c2cc"
 
@@ -37,15 +35,7 @@ _STYLE: Any = {
     "ytick.color": MUTED,
     "svg.hashsalt": "ddsm",  # the same numbers give the same bytes
 }
-
-
-def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    @functools.wraps(draw)
-    def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with matplotlib.rc_context(_STYLE):
-            return draw(*args, **kwargs)
-
-    return styled
+_styled = matplotlib.rc_context(_STYLE)
 
 
 def width_colour(width: float) -> tuple[float, float, float, float]:
@@ -53,17 +43,16 @@ def width_colour(width: float) -> tuple[float, float, float, float]:
     return matplotlib.colormaps["viridis"](0.85 * (1.0 - width))
 
 
-def _figure(rows: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
+def _figure(height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(6.8, height), layout="constrained")
-    axes = [figure.add_subplot(rows, columns, i + 1) for i in range(rows * columns)]
-    return figure, axes
+    return figure, figure.subplots()
 
 
+@_styled
 def to_svg_uri(figure: Figure) -> str:
     """Return the figure as an SVG `data:` URI for an `<img>` (sharp on any screen, no request)."""
     buffer = io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
-        figure.savefig(buffer, format="svg", metadata={"Date": None}, dpi=150)
+    figure.savefig(buffer, format="svg", metadata={"Date": None}, dpi=150)
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
@@ -84,7 +73,7 @@ def loss_figure(losses: Mapping[float, tuple[Sequence[int], Sequence[float]]]) -
     Args:
         losses: width -> (steps, losses) of the logged steps at which that width was trained.
     """
-    figure, (axes,) = _figure(1, 1, 3.3)
+    figure, axes = _figure(3.3)
     for width in sorted(losses, reverse=True):
         steps, values = losses[width]
         weight = 0.0 if len(values) < 10 else 1.0 - 1.0 / max(3.0, len(values) / 25.0)
@@ -107,7 +96,7 @@ def sensitivity_figure(
         log_snrs: noise levels, log-SNR.
         by_width: width -> error against the full width at these levels.
     """
-    figure, (axes,) = _figure(1, 1, 3.3)
+    figure, axes = _figure(3.3)
     for width in sorted(by_width, reverse=True):
         values = np.asarray(by_width[width], dtype=float)
         if not (values > 0).any():
@@ -150,7 +139,7 @@ def pareto_figure(
         cost_label: x axis.
         quality_label: y axis (lower is better).
     """
-    figure, (axes,) = _figure(1, 1, 4.0)
+    figure, axes = _figure(4.0)
     if evaluations:
         data = np.asarray(evaluations, dtype=float)
         points = axes.scatter(
@@ -164,13 +153,13 @@ def pareto_figure(
             label="evaluated",
         )
         if data[:, 0].max() > data[:, 0].min():
-            bar = figure.colorbar(points, ax=axes, pad=0.01, boundaries=None)
+            bar = figure.colorbar(points, ax=axes, pad=0.01)
             bar.ax.set_ylim(data[:, 0].min(), data[:, 0].max())
             bar.set_label("generation")
             bar.outline.set_visible(False)
-    if front:
-        line = np.asarray(sorted(front), dtype=float)
-        axes.plot(line[:, 0], line[:, 1], "-o", ms=3.5, color=INK, lw=1.2, label="Pareto front")
+    axes.plot(
+        *zip(*sorted(front), strict=True), "-o", ms=3.5, color=INK, lw=1.2, label="Pareto front"
+    )
     for width, (cost, quality) in sorted(constants.items()):
         axes.scatter([cost], [quality], marker="s", s=44, color=width_colour(width), zorder=4)
         axes.annotate(f"{width:g}", (cost, quality), (6, 6), textcoords="offset points")
@@ -188,8 +177,7 @@ def pareto_figure(
             label="chosen",
         )
     values = [q for _, _, q in evaluations] + [q for _, q in front]
-    positive = [v for v in values if v > 0]
-    if positive and len(positive) == len(values) and max(positive) > 20 * min(positive):
+    if max(values) > 20 * min(values) > 0:
         axes.set_yscale("log")
     axes.set_xlabel(cost_label)
     axes.set_ylabel(quality_label)
@@ -200,7 +188,7 @@ def pareto_figure(
 @_styled
 def hypervolume_figure(generations: Sequence[int], hypervolumes: Sequence[float]) -> Figure:
     """Hypervolume of the front by generation; it grows while the search still finds better."""
-    figure, (axes,) = _figure(1, 1, 2.5)
+    figure, axes = _figure(2.5)
     axes.plot(generations, hypervolumes, "o-", ms=4, color=ACCENT_2)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("generation")
@@ -219,7 +207,8 @@ def strategy_figure(
         log_snrs: noise level of each step.
         widths: width of each step.
     """
-    figure, axes = _figure(2, 1, 4.4)
+    figure = Figure(figsize=(6.8, 4.4), layout="constrained")
+    axes = figure.subplots(2)
     for panel, xs in zip(axes, (timesteps, log_snrs), strict=True):
         order = np.argsort(xs)
         x, w = np.asarray(xs, dtype=float)[order], np.asarray(widths, dtype=float)[order]
@@ -241,22 +230,19 @@ def cost_figure(widths: Sequence[float], macs: Sequence[float], ms: Sequence[flo
     Args:
         widths: the widths.
         macs: multiply-accumulates an image and step.
-        ms: measured milliseconds an image and step; empty when nothing was measured.
+        ms: measured milliseconds an image and step.
     """
-    figure, (axes,) = _figure(1, 1, 2.9)
+    figure, axes = _figure(2.9)
     order = np.argsort(widths)[::-1]
     x = np.arange(len(order))
     pairs = [
         (macs, "MACs", ACCENT_2, lambda v: f"{v / 1e6:.3g} M"),
         (ms, "time measured", ACCENT, lambda v: f"{v:.3g} ms"),
     ]
-    pairs = [pair for pair in pairs if len(pair[0])]
-    bar_width = 0.8 / max(1, len(pairs))
     for i, (values, label, colour, text) in enumerate(pairs):
         sorted_values = np.asarray(values, dtype=float)[order]
         share = 100.0 * sorted_values / sorted_values[0]
-        place = x + (i - (len(pairs) - 1) / 2) * bar_width
-        bars = axes.bar(place, share, bar_width * 0.94, color=colour, label=label)
+        bars = axes.bar(x + 0.4 * (i - 0.5), share, 0.376, color=colour, label=label)
         axes.bar_label(bars, [text(v) for v in sorted_values], fontsize=8, padding=2, color=INK)
     axes.set_xticks(x, [f"{widths[i]:g}" for i in order])
     axes.set_xlabel("width")
@@ -278,7 +264,7 @@ def quality_figure(
         others: (name, score) of everything else.
         label: name of the score, with its direction.
     """
-    figure, (axes,) = _figure(1, 1, 1.1 + 0.36 * (len(others) + 1))
+    figure, axes = _figure(1.1 + 0.36 * (len(others) + 1))
     names = ["full width", *[name for name, _ in others]]
     if full_scores:
         low, high = min(full_scores), max(full_scores)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from html import escape
 from pathlib import Path
 
-from ddsm_ext.io.files import write_atomic
-from ddsm_ext.report import sections, style
+from jinja2 import ChainableUndefined, Environment, FileSystemLoader
+
+from ddsm_ext.io.files import to_json, write_atomic
+from ddsm_ext.report import sections
+from ddsm_ext.report.figures import to_svg_uri
 from ddsm_ext.report.headline import headline
 from ddsm_ext.report.run_files import RunFiles, load_run
 
@@ -32,35 +34,20 @@ def build_report(run: str | Path) -> Path:
 
 def render(files: RunFiles) -> str:
     """Return the page's HTML for the files of a run."""
-    name = files.path.resolve().name
-    parts = [f"<h1>{escape(name)}</h1>", style.paragraph(_summary(files), "muted")]
-    figures = headline(files.metrics)
-    if figures is not None:
-        parts.append(style.cards(figures.lines()))
-    else:
-        parts.append(
-            style.paragraph(
-                "The headline figures appear when the full width and a strategy have been "
-                "scored (ddsm search, then ddsm eval).",
-                "none",
-            )
-        )
-    links = [f'<a href="#{key}">{escape(title)}</a>' for key, title, _ in sections.SECTIONS]
-    parts.append(f"<nav>{''.join(links)}</nav>")
-    for key, title, make in sections.SECTIONS:
-        parts.append(f'<section id="{key}"><h2>{escape(title)}</h2>{make(files)}</section>')
-    return style.page(f"{name} - ddsm report", "\n".join(parts))
-
-
-def _summary(files: RunFiles) -> str:
-    model, data = files.config.get("model", {}), files.config.get("data", {})
-    size = model.get("image_size")
-    channels = "grey" if model.get("image_channels") == 1 else "colour"
-    source = Path(str(data.get("source", "images"))).name
-    text = f"One slimmable U-Net trained on {source}"
-    if size:
-        text += f" ({size}x{size}, {channels})"
-    steps = files.config.get("train", {}).get("steps")
-    if steps:
-        text += f" for {steps} steps"
-    return text + "; each denoising step runs it at the width that the search chose."
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=ChainableUndefined,  # what a file lacks shows as nothing
+    )
+    environment.filters.update(svg_uri=to_svg_uri, number=sections.number)
+    return environment.get_template("report.html.j2").render(
+        run=files,
+        source=Path(files.config.get("data", {}).get("source", "images")).name,
+        headline=headline(files.metrics),
+        samples=list(sections.samples(files)),
+        evaluations=sections.evaluations(files),
+        config_text=to_json(files.config, indent=2),
+        **sections.drawn(files),
+    )

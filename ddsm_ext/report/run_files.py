@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +18,18 @@ class RunFiles:
     """
 
     path: Path
-    config: dict[str, Any] = field(default_factory=dict)
-    env: dict[str, Any] = field(default_factory=dict)
-    log: list[dict[str, Any]] = field(default_factory=list)
-    archive: list[dict[str, Any]] = field(default_factory=list)
-    front: dict[str, Any] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    sensitivity: dict[str, Any] = field(default_factory=dict)
-    steps: dict[str, Any] = field(default_factory=dict)
-    costs: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, Any] = field(default_factory=dict)
-    samples: dict[str, Any] = field(default_factory=dict)
-    commands: list[dict[str, Any]] = field(default_factory=list)
-
-
-def _object(path: Path) -> dict[str, Any]:
-    value = read_json(path) if path.exists() else {}
-    return value if isinstance(value, dict) else {}
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [row for row in read_jsonl(path) if isinstance(row, dict)] if path.exists() else []
+    config: dict[str, Any]
+    env: dict[str, Any]
+    log: list[dict[str, Any]]
+    archive: list[dict[str, Any]]
+    front: dict[str, Any]
+    history: dict[str, Any]
+    sensitivity: dict[str, Any]
+    steps: dict[str, Any]
+    costs: dict[str, Any]
+    metrics: dict[str, Any]
+    samples: dict[str, Any]
+    commands: list[dict[str, Any]]
 
 
 def load_run(run: str | Path) -> RunFiles:
@@ -60,35 +49,34 @@ def load_run(run: str | Path) -> RunFiles:
         )
     if not (path / "config.json").exists():
         raise FileNotFoundError(f"{path}: has no config.json; needs a run folder made by ddsm")
-    history = path / "search" / "history.json"
-    generations = read_json(history) if history.exists() else []
-    if isinstance(generations, dict):
-        generations = generations.get("generations", [])
     return RunFiles(
         path=path,
         config=_object(path / "config.json"),
         env=_object(path / "env.json"),
-        log=_rows(path / "log.jsonl"),
-        archive=_rows(path / "search" / "archive.jsonl"),
+        log=read_jsonl(path / "log.jsonl", missing_ok=True),
+        archive=read_jsonl(path / "search" / "archive.jsonl", missing_ok=True),
         front=_object(path / "search" / "front.json"),
-        history=[row for row in generations if isinstance(row, dict)],
+        history=_object(path / "search" / "history.json"),
         sensitivity=_object(path / "search" / "sensitivity.json"),
         steps=_object(path / "search" / "steps.json"),
         costs=_object(path / "search" / "costs.json"),
         metrics=_object(path / "metrics.json"),
         samples=_object(path / "samples" / "compare" / "index.json"),
-        commands=_rows(path / "commands.jsonl"),
+        commands=read_jsonl(path / "commands.jsonl", missing_ok=True),
     )
+
+
+def _object(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
 
 
 def losses_per_width(log: list[dict[str, Any]]) -> dict[float, tuple[list[int], list[float]]]:
     """Return width -> (steps, losses) from the rows of log.jsonl (`loss_w0.5` is width 0.5's)."""
     losses: dict[float, tuple[list[int], list[float]]] = {}
     for row in log:
-        for key, value in row.items():
-            match = re.fullmatch(r"loss_w([0-9.]+)", key)
-            if match and isinstance(value, int | float) and math.isfinite(value):
-                steps, values = losses.setdefault(float(match[1]), ([], []))
-                steps.append(int(row.get("step", len(steps))))
-                values.append(float(value))
+        for key, loss in row.items():
+            if key.startswith("loss_w") and loss is not None:  # None: it was not finite
+                steps, values = losses.setdefault(float(key.removeprefix("loss_w")), ([], []))
+                steps.append(row["step"])
+                values.append(loss)
     return losses

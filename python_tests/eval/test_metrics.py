@@ -107,12 +107,6 @@ def test_only_inceptions_distance_is_called_fid() -> None:
         assert score_names(name) == ("frechet_distance", "kernel_distance")
 
 
-def test_progress_counts_images(digits: np.ndarray) -> None:
-    seen: list[int] = []
-    reference_statistics(batches(digits[:250], 100), Pixels(), progress=seen.append)
-    assert seen == [100, 100, 50]
-
-
 def test_a_reference_of_other_features_is_refused(digits: np.ndarray) -> None:
     pixels = reference_statistics(digits[:300], Pixels())
     with pytest.raises(ValueError, match=r"pixels.*digits-classifier.*same extractor"):

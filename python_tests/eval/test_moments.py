@@ -58,16 +58,6 @@ def test_low_precision_tensors_are_summed_in_fp64() -> None:
         assert relative(moments.covariance(), expected) <= 1e-9
 
 
-def test_vector_round_trip() -> None:
-    x = rows(50, 5)
-    moments = accumulated([x], 5)
-    again = StreamingMoments.from_vector(moments.to_vector(), 5)
-    assert again.count == 50
-    assert np.array_equal(again.covariance(), moments.covariance())
-    with pytest.raises(ValueError, match="shape"):
-        StreamingMoments.from_vector(moments.to_vector(), 6)
-
-
 def test_without_a_process_group_gathering_changes_nothing() -> None:
     moments = accumulated([rows(10, 3)], 3)
     assert gather_moments(moments) is moments

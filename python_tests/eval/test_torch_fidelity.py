@@ -75,12 +75,11 @@ def test_defaults_are_those_of_torch_fidelity() -> None:
     for mine, theirs in (
         ("subsets", "kid_subsets"),
         ("subset_size", "kid_subset_size"),
-        ("degree", "kid_kernel_poly_degree"),
-        ("gamma", "kid_kernel_poly_gamma"),
-        ("coef0", "kid_kernel_poly_coef0"),
         ("seed", "rng_seed"),
     ):
         assert ours[mine] == defaults[theirs]
+    kernel = [defaults[f"kid_kernel_poly_{name}"] for name in ("degree", "gamma", "coef0")]
+    assert kernel == [3, None, 1]  # as in kid.py; None means 1 / D
 
 
 @pytest.fixture(scope="module")

@@ -92,7 +92,7 @@ def _write_search(run: Path) -> None:
             {"generation": generation, "hypervolume": 1 - 0.5 * math.exp(-generation / 2)}
         )
     _jsonl(run / "search/archive.jsonl", archive)
-    _json(run / "search/history.json", history)
+    _json(run / "search/history.json", {"generations": history})
     best, points = math.inf, []
     for row in sorted(archive, key=lambda r: r["cost"]):
         if row["quality"] < best:
