@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,9 +12,6 @@ from ddsm_ext.search.config import SearchConfig
 from ddsm_ext.search.cost_table import CostTable
 from ddsm_ext.search.genome import Genome, StrategySpace
 from ddsm_ext.width import find_width
-
-if TYPE_CHECKING:
-    pass
 
 Quality = Callable[[Strategy], float]
 
