@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import linecache
 import os
 import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from types import TracebackType
-from typing import NoReturn, TextIO
+from typing import NoReturn
 
 from ddsm_ext import __version__
 from ddsm_ext.settings import did_you_mean
@@ -112,13 +110,8 @@ def parse_command(name: str, arguments: list[str]) -> tuple[Command, argparse.Na
 
 def _raised_on_purpose(error: BaseException) -> bool:
     """Whether a `raise` statement made this error (a refusal), rather than a slip in the code."""
-    trace: TracebackType | None = error.__traceback__
-    if trace is None:
-        return False
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    line = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
-    return line.lstrip().startswith("raise ")
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return (last.line or "").startswith("raise ")
 
 
 def _is_refusal(error: Exception) -> bool:
@@ -138,14 +131,7 @@ def _interrupt(signum: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
+def _show_warning(message: Warning | str, *where: object) -> None:
     print(f"ddsm: warning: {message}", file=sys.stderr)
 
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddsm_ext.cli.config import RunConfig, merge, parse_settings, read_config_file
+from ddsm_ext.cli.config import RunConfig, merge, parse_settings
 
 if TYPE_CHECKING:
     from ddsm_ext.sampling.strategy import Strategy
@@ -57,7 +57,7 @@ def find_run(args: argparse.Namespace) -> Path:
 
 
 def run_settings(run: Path, args: argparse.Namespace) -> RunConfig:
-    """Return a run's configuration with `--config`, `--set`, `--sampler`, `--steps` laid over it.
+    """Return a run's configuration with `--set`, `--sampler` and `--steps` laid over it.
 
     The network and the diffusion process belong to the weights: they cannot be changed here.
 
@@ -68,10 +68,7 @@ def run_settings(run: Path, args: argparse.Namespace) -> RunConfig:
 
     saved = run_config(run)
     values = {name: saved[name] for name in saved if name not in ("kind", "name")}
-    changes: dict[str, Any] = {}
-    if getattr(args, "config", None):
-        changes = read_config_file(args.config)
-    changes = merge(changes, parse_settings(getattr(args, "set", [])))
+    changes = parse_settings(getattr(args, "set", []))
     sampler: dict[str, Any] = {}
     if getattr(args, "sampler", None) is not None:
         sampler["kind"] = args.sampler

@@ -14,13 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from ddsm_ext.cli import runs
-from ddsm_ext.cli.config import RunConfig, add_config_arguments, resolve
+from ddsm_ext.cli.config import RunConfig, add_set_argument, resolve
 from ddsm_ext.cli.console import say
+from ddsm_ext.cli.presets import RUN_PRESETS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `ddsm train`."""
-    add_config_arguments(parser)
+    names = ", ".join(RUN_PRESETS)
+    parser.add_argument("--preset", metavar="NAME", help=f"start from {names}")
+    parser.add_argument(
+        "--config", metavar="FILE", help="JSON file of sections laid over the preset"
+    )
+    add_set_argument(parser, "one setting, e.g. train.steps=2000 (repeatable)")
     parser.add_argument("--data", metavar="PATH", help="folder, ZIP or CIFAR-10 archive of images")
     parser.add_argument(
         "--root", default="runs", metavar="FOLDER", help="where run folders go (default: runs)"
