@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ddsm_ext.cli.compose import image_batches, macs_per_width, weights_digest
-from ddsm_ext.cli.config import RunConfig
 from ddsm_ext.cli.console import follow, progress_bar, say
 from ddsm_ext.cli.eval_config import EvalConfig
 from ddsm_ext.cli.scoring import Scorer
@@ -133,24 +132,26 @@ def search_run(run: Path, scorer: Scorer) -> Any:
         the chosen point of the front.
     """
     config = scorer.sampler.config
-    set_aside_other(run, {**_identity(scorer), "cost": config.search.cost, **_choices(config)})
+    identity, settings = _identity(scorer), config.search
+    chosen = {"cost": settings.cost, "seed": settings.seed, "widths": list(settings.widths)}
+    set_aside_other(run, {**identity, **chosen})
     macs, ms = measure_costs(run, scorer)
     save_costs(run, macs, ms)
     images = torch.cat(list(image_batches(scorer.dataset, config.eval.sensitivity_images)))
     measured = sensitivity_of(scorer, to_unit_range(images, scorer.sampler.device))
     measured.save(run / "search" / "sensitivity.json")
     log_snrs = plan_log_snrs(scorer.sampler.schedule, config.sampler)
-    errors = measured.for_steps(log_snrs, config.search.widths)
-    say(f"searching: {config.search.generations} generations of {config.search.population}")
+    errors = measured.for_steps(log_snrs, settings.widths)
+    say(f"searching: {settings.generations} generations of {settings.population}")
     front = search(
-        config.search,
-        cost_table=macs if config.search.cost == "macs" else ms,
+        settings,
+        cost_table=macs if settings.cost == "macs" else ms,
         log_snrs=log_snrs,
         run_dir=run,
-        quality_cheap=additive_quality(errors, config.search.widths, log_snrs),
+        quality_cheap=additive_quality(errors, settings.widths, log_snrs),
         quality_full=sampled_frechet(scorer),
         errors=errors,
-        identity=_identity(scorer),
+        identity=identity,
         quality_name="Fréchet distance",
         progress=terminal_progress(),
     )
@@ -172,10 +173,6 @@ def _identity(scorer: Scorer) -> dict[str, Any]:
         # None at the default: searches from before this could be set do not say it
         "sensitivity_images": None if measured == EvalConfig.sensitivity_images else measured,
     }
-
-
-def _choices(config: RunConfig) -> dict[str, Any]:
-    return {"seed": config.search.seed, "widths": list(config.search.widths)}
 
 
 def set_aside_other(run: Path, identity: dict[str, Any]) -> None:
