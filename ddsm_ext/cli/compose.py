@@ -103,11 +103,6 @@ def weights_digest(network: Any) -> str:
     return digest.hexdigest()
 
 
-def macs_per_width(config: RunConfig) -> dict[float, int]:
-    """Return width -> MACs of one image and step, attention products included."""
-    return {width: macs(config.model, width) for width in config.model.widths}
-
-
 @dataclass
 class Sampler:
     """A network with everything that sampling from it needs.

@@ -205,15 +205,7 @@ class _Run:
 
         config = self.config
         state = np.random.SeedSequence([config.seed, 1, self.generation]).generate_state(1)
-        evolution = Evolution(
-            self.space,
-            initial,
-            population,
-            int(state[0]),
-            crossover_prob=config.crossover_prob,
-            mutation_prob=config.mutation_prob,
-            mutation_prob_gene=config.mutation_prob_gene,
-        )
+        evolution = Evolution(config, self.space, initial, population, int(state[0]))
         for _ in range(generations):
             candidates = evolution.ask()
             if not candidates:

@@ -32,12 +32,6 @@ class Genome:
     boundaries: tuple[int, ...]
     widths: tuple[int, ...]
 
-    @property
-    def key(self) -> str:
-        """Text that names the genome, e.g. "2 470:1 734:0" for widths 2, 1, 0."""
-        rest = [f"{b}:{w}" for b, w in zip(self.boundaries, self.widths[1:], strict=True)]
-        return " ".join([str(self.widths[0]), *rest])
-
 
 class StrategySpace:
     """All strategies of at most `segments` segments on the steps of one sampler.
@@ -109,11 +103,7 @@ class StrategySpace:
 
         Returns:
             [n_genes] float64.
-
-        Raises:
-            ValueError: the genome has more segments than the space.
         """
-        self._check_segments(genome)
         edges = [0.0, *(b / len(self.levels) for b in genome.boundaries), 1.0]
         widths = list(genome.widths)
         while len(widths) < self.segments:
@@ -121,13 +111,6 @@ class StrategySpace:
             edges.insert(i + 1, 0.5 * (edges[i] + edges[i + 1]))
             widths.insert(i, widths[i])
         return np.array([*edges[1:-1], *widths], dtype=np.float64)
-
-    def _check_segments(self, genome: Genome) -> None:
-        if len(genome.widths) > self.segments:
-            raise ValueError(
-                f"search: a strategy has {len(genome.widths)} segments; "
-                f"needs at most {self.segments}"
-            )
 
     def constant(self, width_index: int) -> Genome:
         """Return the genome with one width everywhere."""
@@ -143,7 +126,11 @@ class StrategySpace:
             ValueError: it has more segments than the space.
         """
         genome = self.canonical(range(1, len(self.levels)), choice)
-        self._check_segments(genome)
+        count = len(genome.widths)
+        if count > self.segments:
+            raise ValueError(
+                f"search: a strategy has {count} segments; needs at most {self.segments}"
+            )
         return genome
 
     def strategy(self, genome: Genome, origin: Mapping[str, Any] | None = None) -> Strategy:
