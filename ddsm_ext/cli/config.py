@@ -139,11 +139,7 @@ def preset_values(name: str) -> dict[str, Any]:
         raise ValueError(f"--preset: unknown preset {name!r}{did_you_mean(name, RUN_PRESETS)}")
     from ddsm_ext.models.unet import preset
 
-    values = {section: dict(items) for section, items in RUN_PRESETS[name].items()}
-    model = dict(preset(values.get("model", {}).pop("preset", name)).to_dict())
-    model.update(values.get("model", {}))
-    values["model"] = model
-    return values
+    return merge({"model": preset(name).to_dict()}, RUN_PRESETS[name])
 
 
 def merge(base: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:

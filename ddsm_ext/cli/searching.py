@@ -122,15 +122,7 @@ def sampled_frechet(scorer: Scorer) -> Callable[[Strategy], float]:
 
 
 def search_run(run: Path, scorer: Scorer) -> Any:
-    """Search a run's strategies and write every file of its search folder.
-
-    Args:
-        run: the run folder.
-        scorer: its scorer.
-
-    Returns:
-        the chosen point of the front.
-    """
+    """Search a run's strategies, write every file of its search folder, return what it chose."""
     config = scorer.sampler.config
     identity, settings = _identity(scorer), config.search
     chosen = {"cost": settings.cost, "seed": settings.seed, "widths": list(settings.widths)}
@@ -177,8 +169,6 @@ def _identity(scorer: Scorer) -> dict[str, Any]:
 
 def set_aside_other(run: Path, identity: dict[str, Any]) -> None:
     """Rename search/ to search-00000/ and so on if it holds another search's evaluations.
-
-    Another search: other weights, another sampler, costs in another unit, another seed.
 
     Args:
         run: the run folder.

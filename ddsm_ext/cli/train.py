@@ -72,14 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def open_run(root: str, name: str, config: RunConfig, *, new: bool = False) -> Path:
-    """Return the run folder of this configuration: the newest with the same one, else a new one.
-
-    Args:
-        root: folder of runs.
-        name: name of a new run.
-        config: the configuration; `train.steps` may have grown since the run was made.
-        new: make a new run in any case.
-    """
+    """Return the newest run folder of this name and configuration; where none is, a new one."""
     from ddsm_ext.io.run_dir import create_run, find_resumable
 
     found = None if new else find_resumable(root, config, name=name)
@@ -90,17 +83,7 @@ def open_run(root: str, name: str, config: RunConfig, *, new: bool = False) -> P
 
 
 def train_run(folder: Path, config: RunConfig, dataset: Any, device: Any) -> Any:
-    """Train a run to its last step, or until it is stopped.
-
-    Args:
-        folder: the run folder.
-        config: its configuration.
-        dataset: its images.
-        device: the `torch.device`.
-
-    Returns:
-        the `TrainResult`.
-    """
+    """Train a run to its last step, or until it is stopped; returns the `TrainResult`."""
     import numpy as np
 
     from ddsm_ext.cli.compose import Sampler

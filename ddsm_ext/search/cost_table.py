@@ -103,20 +103,9 @@ class CostTable:
         return table
 
 
-def macs_table(
-    config: NetworkConfig, widths: Sequence[float], *, attention_products: bool = True
-) -> CostTable:
-    """Return the MACs of one image and step at each width.
-
-    Args:
-        config: the network.
-        widths: widths to list.
-        attention_products: count the two products of each attention layer too.
-    """
-    costs = {
-        float(w): float(macs(config, w, attention_products=attention_products)) for w in widths
-    }
-    return CostTable("macs", costs)
+def macs_table(config: NetworkConfig, widths: Sequence[float]) -> CostTable:
+    """Return the MACs of one image and step at each width, attention's products included."""
+    return CostTable("macs", {float(w): float(macs(config, w)) for w in widths})
 
 
 def conditions(*, batch: int, dtype: str, device: str, network: str) -> dict[str, Any]:

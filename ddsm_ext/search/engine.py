@@ -174,7 +174,7 @@ class _Run:
         front = self._front()
         self._write(front)
         if front.chosen is None:
-            front.pick(**self._limits())
+            self._pick(front)
         assert front.chosen is not None
         front.chosen.strategy.save(self.folder / "strategy.json")
         self.expected = self._count()
@@ -338,15 +338,12 @@ class _Run:
         write_json(self.folder / "history.json", history)
         front.save(self.folder / "front.json")
 
-    def _limits(self) -> dict[str, float | None]:
-        """Arguments of `Front.pick` for the configured budget."""
+    def _pick(self, front: Front) -> FrontPoint:
+        """The strategy of a front that the configured budget chooses."""
         config = self.config
-        fraction = config.budget_time if config.budget_macs is None else config.budget_macs
-        return {
-            "max_cost": fraction,
-            "budget_ms": config.budget_ms,
-            "max_quality_loss": config.max_quality_loss,
-        }
+        share = config.budget_time if config.budget_macs is None else config.budget_macs
+        loss = config.max_quality_loss
+        return front.pick(max_cost=share, budget_ms=config.budget_ms, max_quality_loss=loss)
 
     def _front(self) -> Front:
         stage = self.config.quality_stage
@@ -358,7 +355,7 @@ class _Run:
         )
         front = Front(points, constants, self.config.cost, self.quality_name)
         with contextlib.suppress(ValueError):
-            return dataclasses.replace(front, chosen=front.pick(**self._limits()))
+            return dataclasses.replace(front, chosen=self._pick(front))
         return front
 
     def _front_point(self, genome: Genome) -> FrontPoint:
