@@ -20,7 +20,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,10 +51,6 @@ from ddsm_ext.search.progress import ProgressCallback, SearchProgress
 from ddsm_ext.settings import plain
 
 
-class SearchStopped(Exception):
-    """The search ended early because `should_stop` said so; the same call continues it."""
-
-
 def search(
     config: SearchConfig,
     *,
@@ -67,7 +63,6 @@ def search(
     identity: Mapping[str, Any] | None = None,
     quality_name: str | None = None,
     progress: ProgressCallback | None = None,
-    should_stop: Callable[[], bool] | None = None,
 ) -> Front:
     """Search the Pareto front of quality and cost; continues an interrupted search of `run_dir`.
 
@@ -84,8 +79,8 @@ def search(
         identity: what the scores depend on beside the arguments here: checkpoint digest, sampler,
             names of the qualities; plain JSON and settings. None for nothing.
         quality_name: what to call the front's quality in front.json; None names the stage.
-        progress: called after every evaluation; None for silence.
-        should_stop: asked before every evaluation; true ends the search. None never stops it.
+        progress: called after every evaluation; None for silence. What it raises ends the search,
+            which the same call continues.
 
     Returns:
         The whole front, with the chosen strategy.
@@ -94,7 +89,6 @@ def search(
         ValueError: the budget is below the cheapest strategy, the archive belongs to another
             search, a quality is missing, the full width fails, or nothing is within the limits (the
             front is then written all the same).
-        SearchStopped: `should_stop` was true.
     """
     space = StrategySpace(log_snrs, config.widths, config.segments)
     table = cost_per_width(config, cost_table)
@@ -120,9 +114,7 @@ def search(
     with Archive(folder / "archive.jsonl", identity, space) as archive:
         origin = {**plain(origin), "seed": config.seed}
         name = quality_name or f"{config.quality_stage} quality"
-        run = _Run(
-            config, space, cost, archive, qualities, folder, origin, name, progress, should_stop
-        )
+        run = _Run(config, space, cost, archive, qualities, folder, origin, name, progress)
         return run.execute(errors)
 
 
@@ -139,7 +131,6 @@ class _Run:
     origin: dict[str, Any]
     quality_name: str
     progress: ProgressCallback | None
-    should_stop: Callable[[], bool] | None
     first_seen: dict[Genome, int] = field(default_factory=dict)
     scored: dict[str, dict[Genome, float]] = field(
         default_factory=lambda: {"cheap": {}, "full": {}}
@@ -273,10 +264,6 @@ class _Run:
         return scored[genome], self.cost.relative(genome)
 
     def _evaluate(self, genome: Genome, stage: str) -> float:
-        if self.should_stop is not None and self.should_stop():
-            raise SearchStopped(
-                f"search: stopped after {len(self.archive)} evaluations; the same command continues"
-            )
         quality = self.qualities[stage]
         assert quality is not None
         start = time.perf_counter()
