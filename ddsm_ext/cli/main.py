@@ -76,14 +76,7 @@ def _usage() -> str:
 
 
 def parse_command(name: str, arguments: list[str]) -> tuple[Command, argparse.Namespace]:
-    """Import the command's file and parse its arguments.
-
-    Args:
-        name: a key of `COMMANDS`.
-        arguments: what follows the command's name on the command line.
-
-    Returns:
-        the command's function and its arguments.
+    """Import a command's file and parse its arguments; returns its function and those.
 
     Raises:
         UsageError: an option is unknown, misspelt or badly formed.

@@ -17,7 +17,7 @@ import numpy as np
 from ddsm_ext.bench.timing import interleaved
 from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.graph.count import macs
-from ddsm_ext.io.files import read_json, write_json
+from ddsm_ext.io.files import reading, write_json
 from ddsm_ext.io.run_dir import machine_info
 
 VERSION = 1
@@ -73,12 +73,9 @@ class CostTable:
             FileNotFoundError: there is no such file.
             ValueError: it is no cost table, or one from another machine or configuration.
         """
-        content = read_json(path)
-        try:
-            if content["version"] != VERSION:
-                raise ValueError(f"version is {content['version']!r}; this program reads {VERSION}")
+        names = ("min_ms", "median_ms", "iqr_ms", "rounds")
+        with reading(path, VERSION, "a cost table") as content:
             rows = content["rows"]
-            names = ("min_ms", "median_ms", "iqr_ms", "rounds")
             table = cls(
                 unit=content["unit"],
                 costs={float(row["width"]): float(row["cost"]) for row in rows},
@@ -89,10 +86,6 @@ class CostTable:
                     if names[0] in row
                 },
             )
-        except KeyError as error:
-            raise ValueError(f"{path}: lacks {error}; needs a cost table") from None
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: {error}; needs a cost table") from None
         for name, value in (expect or {}).items():
             found = table.conditions.get(name)
             if table.unit == "ms" and found != value:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddsm_ext.io.files import read_json, write_json
+from ddsm_ext.io.files import reading, write_json
 from ddsm_ext.sampling.strategy import Strategy
 
 VERSION = 1
@@ -162,21 +162,14 @@ class Front:
             FileNotFoundError: there is no such file.
             ValueError: the file is no front.
         """
-        values = read_json(path)
-        try:
-            if values["version"] != VERSION:
-                raise ValueError(f"version is {values['version']!r}; this program reads {VERSION}")
+        with reading(path, VERSION, "a front.json of a search") as values:
             points = tuple(_from_row(row) for row in values["points"])
             constants = tuple(_from_row(row) for row in values["constants"])
             if not points or not constants:
                 raise ValueError("it holds no strategies")
             chosen = _from_row(values["chosen"]) if values["chosen"] is not None else None
             unit, name = str(values["cost_unit"]), str(values["quality_name"])
-            return cls(points, constants, unit, name, chosen)
-        except KeyError as error:
-            raise ValueError(f"{path}: lacks {error}; needs a front.json of a search") from None
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: {error}; needs a front.json of a search") from None
+        return cls(points, constants, unit, name, chosen)
 
 
 _NAMES = {"macs": "MACs", "ms": "time"}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ddsm_ext.io.files import read_json, write_json
+from ddsm_ext.io.files import reading, write_json
 from ddsm_ext.width import find_width
 
 if TYPE_CHECKING:
@@ -96,10 +96,7 @@ class Sensitivity:
             FileNotFoundError: there is no such file.
             ValueError: it is no sensitivity.
         """
-        content = read_json(path)
-        try:
-            if content["version"] != VERSION:
-                raise ValueError(f"version is {content['version']!r}; this program reads {VERSION}")
+        with reading(path, VERSION, "a sensitivity file") as content:
             columns = content["errors"]
             return cls(
                 tuple(float(v) for v in content["log_snrs"]),
@@ -107,10 +104,6 @@ class Sensitivity:
                 np.array(list(columns.values()), dtype=np.float64).T,
                 int(content["images"]),
             )
-        except KeyError as error:
-            raise ValueError(f"{path}: lacks {error}; needs a sensitivity file") from None
-        except (AttributeError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: {error}; needs a sensitivity file") from None
 
 
 def measure_sensitivity(
