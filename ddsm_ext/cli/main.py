@@ -56,23 +56,19 @@ class Parser(argparse.ArgumentParser):
 
 def _usage() -> str:
     width = max(map(len, COMMANDS)) + 2
-    rows = [f"  {name:<{width}}{text}" for name, (_, text) in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: ddsm COMMAND [options]",
-            "",
-            "Denoising Diffusion Step-aware Models: one network, a width for every denoising step.",
-            "",
-            "commands:",
-            *rows,
-            "",
-            "options:",
-            "  -h, --help   this text; `ddsm COMMAND --help` explains a command",
-            "  --version    the version",
-            "",
-            "Start with `ddsm quickstart`.",
-        ]
-    )
+    rows = "\n".join(f"  {name:<{width}}{text}" for name, (_, text) in COMMANDS.items())
+    return f"""usage: ddsm COMMAND [options]
+
+Denoising Diffusion Step-aware Models: one network, a width for every denoising step.
+
+commands:
+{rows}
+
+options:
+  -h, --help   this text; `ddsm COMMAND --help` explains a command
+  --version    the version
+
+Start with `ddsm quickstart`."""
 
 
 def parse_command(name: str, arguments: list[str]) -> tuple[Command, argparse.Namespace]:
