@@ -70,7 +70,7 @@ class SearchConfig(Settings):
     max_quality_loss: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("widths", "objectives", "stages", "seed_budgets"):
+        for name in _LISTS:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         self._check_widths()
         for name, least in _LEAST.items():
@@ -91,7 +91,7 @@ class SearchConfig(Settings):
         given = getattr(self, name)
         if given is None:
             return
-        for value in given if isinstance(given, tuple) else (given,):
+        for value in given if name in _LISTS else (given,):
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not (0.0 < value <= most or (zero and value == 0.0)):
                 raise ValueError(f"search.{name} holds {value!r}; needs {needs}")
@@ -164,6 +164,7 @@ class SearchConfig(Settings):
         return {"cheap": main + refined, "full": len(self.widths) + promoted + refined}
 
 
+_LISTS = ("widths", "objectives", "stages", "seed_budgets")
 _LEAST = {
     "segments": 1,
     "population": 2,
