@@ -58,11 +58,10 @@ class Evolution:
 
     def ask(self) -> list[Genome]:
         """Return the next generation: genomes never returned before, none when they run out."""
-        asked = self._algorithm.ask()
-        self._asked = asked
-        if asked is None or len(asked) == 0:
+        self._asked = self._algorithm.ask()
+        if self._asked is None or len(self._asked) == 0:
             return []
-        genomes = [self.space.decode(x) for x in asked.get("X")]
+        genomes = [self.space.decode(x) for x in self._asked.get("X")]
         self._seen.update(genomes)
         return genomes
 

@@ -59,23 +59,11 @@ class StrategySpace:
         self.counts = counts  # [L], steps at each level
         self.widths = tuple(float(w) for w in widths)
         self.segments = min(int(segments), len(levels))
+        self.steps = values.size
+        self.n_cuts = self.segments - 1
+        self.n_genes = self.n_cuts + self.segments  # of a vector: cuts, then widths
         # steps below each boundary, [L + 1]
         self._steps_below = np.concatenate(([0], np.cumsum(counts)))
-
-    @property
-    def steps(self) -> int:
-        """Number of steps of the sampler."""
-        return int(self._steps_below[-1])
-
-    @property
-    def n_cuts(self) -> int:
-        """Number of cut genes."""
-        return self.segments - 1
-
-    @property
-    def n_genes(self) -> int:
-        """Number of genes of a vector: cuts, then widths."""
-        return 2 * self.segments - 1
 
     def canonical(self, boundaries: Sequence[int], widths: Sequence[int]) -> Genome:
         """Return the genome of segments given by any non-decreasing boundaries in [0, L]."""

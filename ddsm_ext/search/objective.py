@@ -29,13 +29,8 @@ class StepCost:
 
     def __init__(self, table: Mapping[float, float], space: StrategySpace) -> None:
         self.per_width = np.array([_lookup(table, w) for w in space.widths], dtype=np.float64)
-        self.full_step = _lookup(table, 1.0)
+        self.full = _lookup(table, 1.0) * space.steps  # an image, the full width at every step
         self.space = space
-
-    @property
-    def full(self) -> float:
-        """Cost of the full width at every step, for one image."""
-        return self.full_step * self.space.steps
 
     def __call__(self, genome: Genome) -> float:
         """Return the cost of an image, in the table's unit."""
