@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from typing import Any
 
 from ddsm_ext.cli.console import follow, progress_bar, say
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
     import os
 
-    from ddsm_ext.bench import format_result
+    from ddsm_ext import bench
 
     threads = len(os.sched_getaffinity(0)) if args.threads is None else args.threads
     shared: dict[str, Any] = {
@@ -71,12 +72,19 @@ def run(args: argparse.Namespace) -> int:
     }  # fmt: skip
     say(_machine())
     if args.ops is not None:
-        mode, result = "layers", _time_ops(args.ops or OPS, widths, args.quick, shared)
+        mode, title, unit = "layers", "timing ops", "shape"
+        costliest = 2 if args.quick else None
+        measure = partial(bench.run_ops, widths, ops=args.ops or OPS, costliest=costliest)
     elif args.training:
-        mode, result = "training", _time_training(shared)
+        mode, title, unit = "training", "timing the training step", "round"
+        measure = bench.run_training_step
     else:
-        mode, result = "inference", _time_unet(widths, args.candidates.split(","), shared)
-    print(json.dumps(result, indent=2) if args.json else format_result(mode, result))
+        mode, title, unit = "inference", "timing the U-Net", "round"
+        candidates = args.candidates.split(",")
+        measure = partial(bench.run_unet_step, widths, candidates=candidates)
+    with progress_bar(title, None, unit) as bar:
+        result = measure(progress=follow(bar), **shared)
+    print(json.dumps(result, indent=2) if args.json else bench.format_result(mode, result))
     return 1 if result.get("failed") else 0
 
 
@@ -91,31 +99,5 @@ def _machine() -> str:
     from ddsm_ext.io.run_dir import machine_info
 
     info = machine_info()
-    versions = ", ".join(
-        f"{k} {v}" for k, v in info["versions"].items() if k in ("ddsm_ext", "torch")
-    )
+    versions = ", ".join(f"{name} {info['versions'][name]}" for name in ("ddsm_ext", "torch"))
     return f"{info['cpu']}, {info['cores']} cores, Python {info['python']}, {versions}"
-
-
-def _time_ops(ops: Any, widths: list[float], quick: bool, shared: dict[str, Any]) -> dict[str, Any]:
-    from ddsm_ext.bench import run_ops
-
-    costliest = 2 if quick else None
-    with progress_bar("timing ops", None, "shape") as bar:
-        return run_ops(widths, ops=ops, costliest=costliest, progress=follow(bar), **shared)
-
-
-def _time_training(shared: dict[str, Any]) -> dict[str, Any]:
-    from ddsm_ext.bench import run_training_step
-
-    with progress_bar("timing the training step", None, "round") as bar:
-        return run_training_step(progress=follow(bar), **shared)
-
-
-def _time_unet(
-    widths: list[float], candidates: list[str], shared: dict[str, Any]
-) -> dict[str, Any]:
-    from ddsm_ext.bench import run_unet_step
-
-    with progress_bar("timing the U-Net", None, "round") as bar:
-        return run_unet_step(widths, candidates=candidates, progress=follow(bar), **shared)

@@ -165,55 +165,50 @@ def self_test(device: Any) -> list[tuple[str, str, float]]:
     import torch
 
     results = []
-    for name, make in _cases().items():
+    for name, (op, reference, shapes, arguments) in _cases().items():
         for dtype_name in TOLERANCES:
             generator = torch.Generator().manual_seed(0)
-
-            def tensor(
-                *shape: int, dtype: str = dtype_name, source: Any = generator
-            ) -> torch.Tensor:
-                value = torch.randn(*shape, generator=source)
-                return value.to(device=device, dtype=getattr(torch, dtype)).requires_grad_()
-
-            op, reference, inputs, arguments = make(tensor)
-            got = _run_op(op, inputs, arguments)
+            values = [torch.randn(shape, generator=generator) for shape in shapes]
+            dtype = getattr(torch, dtype_name)
+            inputs = [value.to(device, dtype).requires_grad_() for value in values]
             # the reference of a bfloat16 op runs in float32, where its own rounding is no matter
             exact = [x.detach().float().requires_grad_() for x in inputs]
+            got = _run_op(op, inputs, arguments)
             want = _run_op(reference, exact, arguments)
             error = max(_relative(a, b) for a, b in zip(got, want, strict=True))
             results.append((name, dtype_name, error))
     return results
 
 
-def _cases() -> dict[str, Callable[..., Any]]:
+def _cases() -> dict[str, tuple[Callable[..., Any], Callable[..., Any], list[Any], dict[str, Any]]]:
+    """Op -> function, reference, shapes of the inputs, further arguments."""
     from ddsm_ext.ops import attention, conv2d, group_norm, linear
 
-    def conv(t: Callable[..., Any]) -> Any:
-        inputs = [t(2, 24, 9, 9), t(64, 48, 3, 3), t(64)]
-        return conv2d.sliced_conv2d, conv2d.sliced_conv2d_ref, inputs, {"c_out": 40, "padding": 1}
-
-    def dense(t: Callable[..., Any]) -> Any:
-        return (
+    return {
+        "sliced_conv2d": (
+            conv2d.sliced_conv2d,
+            conv2d.sliced_conv2d_ref,
+            [(2, 24, 9, 9), (64, 48, 3, 3), (64,)],
+            {"c_out": 40, "padding": 1},
+        ),
+        "sliced_linear": (
             linear.sliced_linear,
             linear.sliced_linear_ref,
-            [t(5, 24), t(64, 48), t(64)],
+            [(5, 24), (64, 48), (64,)],
             {"c_out": 40},
-        )
-
-    def norm(t: Callable[..., Any]) -> Any:
-        inputs = [t(2, 24, 7, 7), t(48), t(48)]
-        arguments = {"groups": 6, "silu": True}
-        return group_norm.sliced_group_norm, group_norm.sliced_group_norm_ref, inputs, arguments
-
-    def attend(t: Callable[..., Any]) -> Any:
-        inputs = [t(2, 2, 16, 24), t(2, 2, 16, 24), t(2, 2, 16, 24)]
-        return attention.sliced_attention, attention.sliced_attention_ref, inputs, {}
-
-    return {
-        "sliced_conv2d": conv,
-        "sliced_linear": dense,
-        "sliced_group_norm": norm,
-        "sliced_attention": attend,
+        ),
+        "sliced_group_norm": (
+            group_norm.sliced_group_norm,
+            group_norm.sliced_group_norm_ref,
+            [(2, 24, 7, 7), (48,), (48,)],
+            {"groups": 6, "silu": True},
+        ),
+        "sliced_attention": (
+            attention.sliced_attention,
+            attention.sliced_attention_ref,
+            [(2, 2, 16, 24)] * 3,
+            {},
+        ),
     }
 
 

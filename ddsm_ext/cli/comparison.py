@@ -19,19 +19,13 @@ from ddsm_ext.sampling.samplers import to_uint8
 from ddsm_ext.sampling.strategy import Strategy
 
 COLUMNS = 16
+TURNS = 3
 
 
 def write_comparison(
     run: Path, sampler: Sampler, dataset: Any, strategies: dict[str, Strategy]
 ) -> None:
-    """Write samples/compare: a row of real images, then one row a strategy from the same seeds.
-
-    Args:
-        run: the run folder.
-        sampler: what makes the samples.
-        dataset: the real images.
-        strategies: label -> strategy.
-    """
+    """Write samples/compare: a row of real images, then one row a strategy from the same seeds."""
     folder = run / "samples" / "compare"
     seeds = list(range(COLUMNS))
     real = np.random.default_rng(0).choice(len(dataset), COLUMNS, replace=len(dataset) < COLUMNS)
@@ -50,7 +44,7 @@ def write_comparison(
 
 
 def interleaved_ms(
-    sampler: Sampler, strategies: dict[str, Strategy], images: int, rounds: int = 3
+    sampler: Sampler, strategies: dict[str, Strategy], images: int
 ) -> dict[str, Any]:
     """Measure the ms an image of each strategy, taking turns so that all meet the same machine.
 
@@ -58,10 +52,9 @@ def interleaved_ms(
         sampler: what makes the samples.
         strategies: name -> strategy.
         images: images of one turn.
-        rounds: turns of each; the median counts.
 
     Returns:
-        "ms_per_image" by name, and what it depends on.
+        "ms_per_image" by name, medians over the turns, and what it depends on.
     """
     seeds = list(range(images))
 
@@ -73,13 +66,13 @@ def interleaved_ms(
     for strategy in strategies.values():  # a few images warm up
         sampler.images(strategy, seeds[:8])
     calls = {name: partial(run, strategy) for name, strategy in strategies.items()}
-    with progress_bar("timing", rounds, "turn") as bar:
-        times = interleaved(calls, rounds=rounds, warmup_rounds=0, progress=follow(bar))
+    with progress_bar("timing", TURNS, "turn") as bar:
+        times = interleaved(calls, rounds=TURNS, warmup_rounds=0, progress=follow(bar))
     return {
         "ms_per_image": {name: timing.median_ms / images for name, timing in times.items()},
         "images": images,
         "batch_size": sampler.batch_size,
-        "rounds": rounds,
+        "rounds": TURNS,
         "threads": torch.get_num_threads(),
         "device": str(sampler.device),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,7 @@ def load_network(
     """Return the network of a run's newest whole checkpoint, in eval mode.
 
     Args:
-        run: the run folder.
-        config: its configuration.
-        device: where to put it.
         weights: "ema" (averaged over training) or "model" (the last step's).
-        dtype: of its weights.
 
     Raises:
         FileNotFoundError: the run has no whole checkpoint yet.
@@ -75,11 +71,9 @@ def sampling_dtype(config: RunConfig) -> torch.dtype:
 
 def load_images(config: RunConfig) -> Any:
     """Return the run's data set at the model's image size and channels."""
-    import dataclasses
-
     from ddsm_ext.training.data import load_dataset
 
-    data = dataclasses.replace(
+    data = replace(
         config.data,
         image_size=config.data.image_size or config.model.image_size,
         channels=config.data.channels or config.model.image_channels,
@@ -101,11 +95,6 @@ def weights_digest(network: Any) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def macs_per_width(config: RunConfig) -> dict[float, int]:
-    """Return width -> MACs of one image and step, attention products included."""
-    return {width: macs(config.model, width) for width in config.model.widths}
 
 
 @dataclass
@@ -180,16 +169,11 @@ class Sampler:
         return sum(each[step.width] for step in steps)
 
 
-def make_extractor_for(config: RunConfig, run: Path | None, dataset: Any) -> Any:
+def make_extractor_for(config: RunConfig, run: Path, dataset: Any) -> Any:
     """Return the feature extractor that the eval section names.
 
     "classifier" trains a small classifier on the labelled images of the run's own data set, once,
     and keeps it in the run folder.
-
-    Args:
-        config: the configuration.
-        run: folder to keep a classifier in; None keeps none.
-        dataset: the run's data set.
 
     Raises:
         ValueError: the name is unknown, or "classifier" is asked for images without labels.
@@ -199,7 +183,7 @@ def make_extractor_for(config: RunConfig, run: Path | None, dataset: Any) -> Any
     name = config.eval.features
     if name != "classifier":
         return make_extractor(name)
-    if dataset.labels is None or run is None:
+    if dataset.labels is None:
         raise ValueError(
             "eval.features is classifier, which needs labelled images; use classifier:<file> or "
             "inception:<file>"

@@ -10,7 +10,6 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Self
 
 from ddsm_ext.cli.presets import RUN_PRESETS
@@ -26,12 +25,6 @@ SECTIONS: dict[str, tuple[str, str]] = {
     "search": ("ddsm_ext.search.config", "SearchConfig"),
     "eval": ("ddsm_ext.cli.eval_config", "EvalConfig"),
 }
-
-
-def section_class(section: str) -> type:
-    """Return the frozen dataclass of one section of the configuration."""
-    module, name = SECTIONS[section]
-    return getattr(import_module(module), name)
 
 
 @dataclass(frozen=True)
@@ -62,37 +55,28 @@ class RunConfig(Settings):
             ValueError: a section or key is unknown, or a value is refused by its section.
             TypeError: a value has the wrong type.
         """
-        if not isinstance(values, Mapping):
-            raise TypeError(
-                f"{where}: holds a {type(values).__name__}, needs an object of sections"
-            )
         for name in values:
             if name not in SECTIONS:
                 raise ValueError(f"{where}: unknown section {name!r}{did_you_mean(name, SECTIONS)}")
             if not isinstance(values[name], dict):
                 raise TypeError(f"{where}: {name} is {values[name]!r}; needs an object of keys")
-        sections = {"model": build_section("model", values.get("model", {}), where)}
+        sections = {"model": _section("model", values.get("model", {}), where)}
         widths = list(sections["model"].widths)
         for name in SECTIONS:
             section = dict(values.get(name, {}))
             if name in ("train", "search"):
                 section.setdefault("widths", widths)
             if name != "model":
-                sections[name] = build_section(name, section, where)
+                sections[name] = _section(name, section, where)
         for width in {*sections["train"].widths, *sections["search"].widths}:
             sections["model"].check_width(width)
         return cls(**sections)
 
 
-def build_section(section: str, values: dict[str, Any], where: str = "config") -> Any:
-    """Build one section's dataclass from a dict, with every value brought to its field's type.
-
-    Args:
-        section: a key of `SECTIONS`.
-        values: field name -> value, as JSON gives it.
-        where: what to call the source in an error.
-    """
-    cls = section_class(section)
+def _section(section: str, values: dict[str, Any], where: str) -> Any:
+    """Build one section's dataclass from JSON values, each brought to its field's type."""
+    module, class_name = SECTIONS[section]
+    cls = getattr(import_module(module), class_name)
     if section == "model" and "image_size" not in values:
         raise ValueError(f"{where}: model.image_size is missing; needs it, or a --preset")
     hints = typing.get_type_hints(cls)
@@ -115,15 +99,8 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
         TypeError: the value has no reading as that type.
     """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        return coerce(value, next(a for a in args if a is not type(None)), where)
-    if origin is typing.Literal:
-        if value not in args:
-            hint_text = did_you_mean(str(value), [str(a) for a in args])
-            raise ValueError(f"{where} is {value!r}; needs one of {list(args)}{hint_text}")
-        return value
+    if origin is types.UnionType:
+        return None if value is None else coerce(value, args[0], where)
     if origin is tuple:
         items = value.split(",") if isinstance(value, str) else value
         items = [items] if isinstance(items, int | float) else items
@@ -132,27 +109,16 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
         return tuple(
             coerce(parse_value(i) if isinstance(i, str) else i, args[0], where) for i in items
         )
-    return _coerce_scalar(value, hint, where)
-
-
-def _coerce_scalar(value: Any, hint: Any, where: str) -> Any:
-    if hint is bool:
-        if isinstance(value, bool):
-            return value
-        raise TypeError(f"{where} is {value!r}; needs true or false")
-    if hint is int:
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
-            raise TypeError(f"{where} is {value!r}; needs a whole number")
-        return int(value)
-    if hint is float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"{where} is {value!r}; needs a number")
-        return float(value)
-    if hint is str:
-        if isinstance(value, dict | list) or value is None:
-            raise TypeError(f"{where} is {value!r}; needs a text")
-        return str(value)
-    return Path(str(value)) if hint is Path else value
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    fits, needs = {
+        bool: (isinstance(value, bool), "true or false"),
+        int: (number and float(value).is_integer(), "a whole number"),
+        float: (number, "a number"),
+        str: (isinstance(value, str | int | float), "a text"),
+    }[hint]
+    if not fits:
+        raise TypeError(f"{where} is {value!r}; needs {needs}")
+    return hint(value)
 
 
 def parse_value(text: str) -> Any:
@@ -173,11 +139,7 @@ def preset_values(name: str) -> dict[str, Any]:
         raise ValueError(f"--preset: unknown preset {name!r}{did_you_mean(name, RUN_PRESETS)}")
     from ddsm_ext.models.unet import preset
 
-    values = {section: dict(items) for section, items in RUN_PRESETS[name].items()}
-    model = dict(preset(values.get("model", {}).pop("preset", name)).to_dict())
-    model.update(values.get("model", {}))
-    values["model"] = model
-    return values
+    return merge({"model": preset(name).to_dict()}, RUN_PRESETS[name])
 
 
 def merge(base: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
@@ -189,21 +151,6 @@ def merge(base: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
         else:
             result[name] = items
     return result
-
-
-def read_config_file(path: str | Path) -> dict[str, Any]:
-    """Read a JSON configuration file into nested dicts.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not JSON or not an object.
-    """
-    from ddsm_ext.io.files import read_json
-
-    values = read_json(Path(path))
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: holds a {type(values).__name__}, needs an object of sections")
-    return values
 
 
 def parse_settings(settings: list[str]) -> dict[str, Any]:
@@ -226,39 +173,31 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
     return values
 
 
-def resolve(
-    preset: str | None,
-    config_file: str | None,
-    settings: list[str],
-    base: dict[str, Any] | None = None,
-) -> RunConfig:
+def resolve(preset: str | None, config_file: str | None, settings: list[str]) -> RunConfig:
     """Lay preset, file and `--set` options over each other, in that order, and check the result.
 
     Args:
         preset: name of a run preset; None leaves the defaults of the sections.
         config_file: JSON file of sections; None reads none.
         settings: `section.key=value` options.
-        base: values under all of them, e.g. those of an existing run; None means none.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: preset, section or key is unknown, or a value is refused by its section.
+        TypeError: the file holds no object, or a value has the wrong type.
     """
-    values: dict[str, Any] = dict(base or {})
-    where = "config"
-    if preset is not None:
-        values = merge(values, preset_values(preset))
+    values = {} if preset is None else preset_values(preset)
     if config_file is not None:
-        values, where = merge(values, read_config_file(config_file)), config_file
-        RunConfig.from_dict(values, where)
+        from ddsm_ext.io.files import read_json
+
+        more = read_json(config_file)
+        if not isinstance(more, dict):
+            raise TypeError(
+                f"{config_file}: holds a {type(more).__name__}, needs an object of sections"
+            )
+        values = merge(values, more)
+        RunConfig.from_dict(values, config_file)
     return RunConfig.from_dict(merge(values, parse_settings(settings)), "--set")
-
-
-def add_config_arguments(parser: argparse.ArgumentParser, with_preset: bool = True) -> None:
-    """Add `--preset`, `--config` and `--set` to a command's parser."""
-    if with_preset:
-        names = ", ".join(RUN_PRESETS)
-        parser.add_argument("--preset", metavar="NAME", help=f"start from {names}")
-    parser.add_argument(
-        "--config", metavar="FILE", help="JSON file of sections laid over the preset"
-    )
-    add_set_argument(parser, "one setting, e.g. train.steps=2000 (repeatable)")
 
 
 def add_set_argument(parser: argparse.ArgumentParser, text: str) -> None:

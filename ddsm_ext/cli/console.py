@@ -42,8 +42,7 @@ def follow(bar: Any) -> Callable[[int, int], None]:
     """Return a (done, total) callback that moves a bar."""
 
     def update(done: int, total: int) -> None:
-        if bar.total != total:
-            bar.total = total
+        bar.total = total
         bar.update(done - bar.n)
 
     return update

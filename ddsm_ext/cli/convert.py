@@ -41,8 +41,8 @@ def run(args: argparse.Namespace) -> int:
     source = Path(args.source)
     if not source.is_file():
         raise FileNotFoundError(f"{source}: no such file; needs an official .pt or search.txt")
-    if args.group not in ("ema_model", "net_model"):
-        known = ("ema_model", "net_model")
+    known = ("ema_model", "net_model")
+    if args.group not in known:
         raise ValueError(f"--group is {args.group!r}{did_you_mean(args.group, known)}")
     if source.name.endswith(INDEX_ENDING):
         return _convert_shards(source, args)
@@ -63,10 +63,13 @@ def _convert_search(source: Path, out: Path) -> int:
 
 def _convert_checkpoint(source: Path, args: argparse.Namespace) -> int:
     from ddsm_ext.compat.official_ddsm import load_official_ddsm
+    from ddsm_ext.compat.official_strategy import parse_official_flags, read_text
 
-    flags = official_flags(args)
+    flags = parse_official_flags(read_text(args.flags), source=args.flags) if args.flags else {}
+    if args.groups is not None:
+        flags["groups"] = args.groups
     network = load_official_ddsm(source, flags, group=args.group)
-    config = official_run(network.config, int(flags.get("T", 1000)), args.set)
+    config = _official_run(network.config, int(flags.get("T", 1000)), args.set)
     tensors: dict[str, Any] = {k: v.contiguous() for k, v in network.state_dict().items()}
     return _new_run(args.name or "official", config, tensors, 0, source, args)
 
@@ -103,29 +106,8 @@ def _new_run(
     return 0
 
 
-def official_flags(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the official network's settings, from its flag file and `--groups`."""
-    from ddsm_ext.compat.official_strategy import parse_official_flags, read_text
-
-    flags: dict[str, Any] = {}
-    if args.flags is not None:
-        flags = parse_official_flags(read_text(args.flags), source=args.flags)
-    if args.groups is not None:
-        flags["groups"] = args.groups
-    return flags
-
-
-def official_run(model: Any, timesteps: int, settings: list[str]) -> RunConfig:
-    """Return a run's configuration around an official network.
-
-    Args:
-        model: its `UNetConfig`.
-        timesteps: T of its diffusion process.
-        settings: `section.key=value` options for the other sections.
-
-    Raises:
-        ValueError: a setting belongs to the network or its process.
-    """
+def _official_run(model: Any, timesteps: int, settings: list[str]) -> RunConfig:
+    """Return a run's configuration around an official network; `settings` are those of `--set`."""
     changes = parse_settings(settings)
     for section in FIXED_SECTIONS:
         if section in changes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 
 from ddsm_ext.bench.timing import interleaved
@@ -38,24 +39,31 @@ def ms_per_gmac(config: RunConfig) -> float:
     return times["step"].min_ms / (macs * batch / 1e9)
 
 
-def duration(seconds: float) -> str:
-    """Return a time as text, e.g. `about 3 min`."""
+def _time(config: RunConfig, macs: float) -> str:
+    """The line that says how long so many MACs take, e.g. `time: about 3 min on ...`."""
+    seconds = macs / 1e9 * ms_per_gmac(config) / 1e3
     if seconds < 90:
-        return f"about {seconds:.0f} s"
-    if seconds < 5400:
-        return f"about {seconds / 60:.0f} min"
-    if seconds < 172_800:
-        return f"about {seconds / 3600:.0f} h"
-    return f"about {seconds / 86_400:.0f} days"
+        text = f"{seconds:.0f} s"
+    elif seconds < 5400:
+        text = f"{seconds / 60:.0f} min"
+    elif seconds < 172_800:
+        text = f"{seconds / 3600:.0f} h"
+    else:
+        text = f"{seconds / 86_400:.0f} days"
+    return f"time: about {text} on this processor"
 
 
-def size(n_bytes: float) -> str:
-    """Return a number of bytes as text in MB or GB."""
-    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
+def _memory(config: RunConfig, batch: int, *, training: bool = False) -> str:
+    """The line that says what weights and activations of a batch take."""
+    copies = TRAINING_COPIES if training else 1
+    n_bytes = 4.0 * copies * count.parameter_count(config.model)
+    n_bytes += count.activation_bytes(config.model, 1.0, batch, training=training)
+    text = f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
+    return f"memory: about {text}"
 
 
-def describe_model(config: RunConfig, sections: Sequence[str]) -> str:
-    """Return configuration, parameters and MACs per width as text."""
+def _model(config: RunConfig, sections: Sequence[str]) -> str:
+    """Sections of the configuration, parameters and MACs per width."""
     values = {name: section for name, section in config.to_dict().items() if name in sections}
     full = count.macs(config.model, 1.0)
     rows = []
@@ -79,16 +87,12 @@ def describe_training(config: RunConfig) -> str:
     middle = [count.macs(config.model, w) for w in widths[1:-1]]
     step_macs = sum(count.macs(config.model, w) for w in {widths[0], widths[-1]})
     step_macs += min(train.middle_widths, len(middle)) * (sum(middle) / max(1, len(middle)))
-    total = TRAINING_PASSES * step_macs * train.batch_size * train.steps
-    memory = 4.0 * TRAINING_COPIES * count.parameter_count(config.model)
-    memory += count.activation_bytes(config.model, 1.0, train.batch_size, training=True)
-    seconds = total / 1e9 * ms_per_gmac(config) / 1e3
+    macs = TRAINING_PASSES * step_macs * train.batch_size * train.steps
     return "\n".join(
         [
-            describe_model(config, ("model", "diffusion", "data", "train")),
-            f"memory: about {size(memory)}",
-            f"time: {duration(seconds)} on this processor, for {train.steps} steps of "
-            f"{train.batch_size} images",
+            _model(config, ("model", "diffusion", "data", "train")),
+            _memory(config, train.batch_size, training=True),
+            f"{_time(config, macs)}, for {train.steps} steps of {train.batch_size} images",
         ]
     )
 
@@ -100,20 +104,15 @@ def describe_sampling(config: RunConfig, strategy: Strategy, images: int, batch:
 
     steps = plan_steps(make_schedule(config.diffusion), strategy, config.sampler)
     macs = sum(count.macs(config.model, step.width) for step in steps)
-    counts = {step.width: 0 for step in steps}
-    for step in steps:
-        counts[step.width] += 1
-    used = ", ".join(f"{counts[w]} at width {w:g}" for w in sorted(counts, reverse=True))
-    memory = 4.0 * count.parameter_count(config.model)
-    memory += count.activation_bytes(config.model, 1.0, batch, training=False)
-    seconds = macs * images / 1e9 * ms_per_gmac(config) / 1e3
+    counts = sorted(Counter(step.width for step in steps).items(), reverse=True)
+    used = ", ".join(f"{number} at width {width:g}" for width, number in counts)
     return "\n".join(
         [
-            describe_model(config, ("model", "diffusion", "sampler")),
+            _model(config, ("model", "diffusion", "sampler")),
             f"steps: {len(steps)} ({used})",
             f"million MACs an image: {macs / 1e6:.5g}",
-            f"memory: about {size(memory)}",
-            f"time: {duration(seconds)} on this processor, for {images} images",
+            _memory(config, batch),
+            f"{_time(config, macs * images)}, for {images} images",
         ]
     )
 
@@ -125,19 +124,15 @@ def describe_search(config: RunConfig) -> str:
 
     search = config.search
     steps = len(plan_steps(make_schedule(config.diffusion), 1.0, config.sampler))
-    full = search.full_per_generation * search.generations + search.full_final
-    full += search.refine_generations * (search.refine_population or search.population // 2)
+    full = search.most_evaluations().get("full", 0)
     # the strategies that are scored cost about half the full width
     macs = 0.5 * count.macs(config.model, 1.0) * steps * config.eval.search_images * full
-    seconds = macs / 1e9 * ms_per_gmac(config) / 1e3
-    memory = 4.0 * count.parameter_count(config.model)
-    memory += count.activation_bytes(config.model, 1.0, config.eval.batch_size, training=False)
     return "\n".join(
         [
-            describe_model(config, ("model", "diffusion", "sampler", "search", "eval")),
+            _model(config, ("model", "diffusion", "sampler", "search", "eval")),
             f"candidates: {search.population} x {search.generations} generations; up to {full} "
             f"of them scored with {config.eval.search_images} images of {steps} steps",
-            f"memory: about {size(memory)}",
-            f"time: {duration(seconds)} on this processor",
+            _memory(config, config.eval.batch_size),
+            _time(config, macs),
         ]
     )

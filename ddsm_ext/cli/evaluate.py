@@ -47,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
         seeds = list(range(first, first + config.eval.images))
     if len(seeds) < 2:
         raise ValueError(f"--seeds names {len(seeds)} image; needs at least 2")
-    texts = args.strategy or ["1", *([] if not _has_strategy(folder) else [None])]
+    searched = (folder / "search" / "strategy.json").exists()
+    texts = args.strategy or (["1", None] if searched else ["1"])
     chosen = [runs.read_strategy(text, folder, config) for text in texts]
     device = runs.choose_device(args.device)
 
@@ -66,30 +67,18 @@ def run(args: argparse.Namespace) -> int:
     for name, strategy in chosen:
         rows.append(scorer.score(name, strategy, seeds))
         metrics = save_scores(folder, scorer, rows[-1:])  # kept, whatever becomes of the next
-    both = _full_and_strategy(rows, [strategy for _, strategy in chosen])
-    if both:
+    kinds = {row["kind"]: strategy for row, (_, strategy) in zip(rows, chosen, strict=True)}
+    both = {kind: kinds[kind] for kind in ("full", "strategy") if kind in kinds}
+    if len(both) == 2:
         save_timing(folder, interleaved_ms(scorer.sampler, both, config.eval.batch_size))
-    labels = [row["label"] for row in rows]
-    pictures = dict(zip(labels, [strategy for _, strategy in chosen], strict=True))
-    write_comparison(folder, scorer.sampler, scorer.dataset, pictures)
+    write_comparison(folder, scorer.sampler, scorer.dataset, dict(chosen))
     runs.note_command(folder)
-    say(scores_table(rows))
+    say(_scores_table(rows))
     print(json.dumps({**metrics, "rows": rows}, indent=2))
     return 0
 
 
-def _full_and_strategy(rows: list[dict[str, Any]], strategies: list[Any]) -> dict[str, Any]:
-    found = {row["kind"]: what for row, what in zip(rows, strategies, strict=True)}
-    both = ("full", "strategy")
-    return {kind: found[kind] for kind in both} if all(kind in found for kind in both) else {}
-
-
-def _has_strategy(folder: Path) -> bool:
-    return (folder / "search" / "strategy.json").exists()
-
-
-def scores_table(rows: list[dict[str, Any]]) -> str:
-    """Return scores as an aligned table."""
+def _scores_table(rows: list[dict[str, Any]]) -> str:
     head = ("sampler", "seeds", "images", "Fréchet", "KID", "MMACs/image", "ms/image")
     cells = []
     for row in rows:

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import linecache
 import os
 import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from types import TracebackType
-from typing import NoReturn, TextIO
+from typing import NoReturn
 
 from ddsm_ext import __version__
 from ddsm_ext.settings import did_you_mean
@@ -58,34 +56,23 @@ class Parser(argparse.ArgumentParser):
 
 def _usage() -> str:
     width = max(map(len, COMMANDS)) + 2
-    rows = [f"  {name:<{width}}{text}" for name, (_, text) in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: ddsm COMMAND [options]",
-            "",
-            "Denoising Diffusion Step-aware Models: one network, a width for every denoising step.",
-            "",
-            "commands:",
-            *rows,
-            "",
-            "options:",
-            "  -h, --help   this text; `ddsm COMMAND --help` explains a command",
-            "  --version    the version",
-            "",
-            "Start with `ddsm quickstart`.",
-        ]
-    )
+    rows = "\n".join(f"  {name:<{width}}{text}" for name, (_, text) in COMMANDS.items())
+    return f"""usage: ddsm COMMAND [options]
+
+Denoising Diffusion Step-aware Models: one network, a width for every denoising step.
+
+commands:
+{rows}
+
+options:
+  -h, --help   this text; `ddsm COMMAND --help` explains a command
+  --version    the version
+
+Start with `ddsm quickstart`."""
 
 
 def parse_command(name: str, arguments: list[str]) -> tuple[Command, argparse.Namespace]:
-    """Import the command's file and parse its arguments.
-
-    Args:
-        name: a key of `COMMANDS`.
-        arguments: what follows the command's name on the command line.
-
-    Returns:
-        the command's function and its arguments.
+    """Import a command's file and parse its arguments; returns its function and those.
 
     Raises:
         UsageError: an option is unknown, misspelt or badly formed.
@@ -112,13 +99,8 @@ def parse_command(name: str, arguments: list[str]) -> tuple[Command, argparse.Na
 
 def _raised_on_purpose(error: BaseException) -> bool:
     """Whether a `raise` statement made this error (a refusal), rather than a slip in the code."""
-    trace: TracebackType | None = error.__traceback__
-    if trace is None:
-        return False
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    line = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
-    return line.lstrip().startswith("raise ")
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return (last.line or "").startswith("raise ")
 
 
 def _is_refusal(error: Exception) -> bool:
@@ -138,14 +120,7 @@ def _interrupt(signum: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
+def _show_warning(message: Warning | str, *where: object) -> None:
     print(f"ddsm: warning: {message}", file=sys.stderr)
 
 

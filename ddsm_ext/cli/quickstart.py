@@ -66,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
     folder = open_run(args.root, "quickstart", config, new=args.new)
     runs.note_command(folder)
     say(f"ddsm quickstart: {len(dataset)} images of {dataset.name}, run folder {folder}")
-    with stage(f"1/4 training one network for the widths {_widths(config)}"):
+    widths = ", ".join(f"{width:g}" for width in config.model.widths)
+    with stage(f"1/4 training one network for the widths {widths}"):
         result = train_run(folder, config, dataset, device)
     if result.interrupted:
         say(f"stopped at step {result.step} of {config.train.steps}; the same command continues")
@@ -86,10 +87,6 @@ def run(args: argparse.Namespace) -> int:
         report = build_report(folder)
     _print_headline(report, time.perf_counter() - started)
     return 0
-
-
-def _widths(config: RunConfig) -> str:
-    return ", ".join(f"{width:g}" for width in config.model.widths)
 
 
 def _score(folder: Path, scorer: Any, strategy: Any) -> None:

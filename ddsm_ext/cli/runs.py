@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddsm_ext.cli.config import RunConfig, merge, parse_settings, read_config_file
+from ddsm_ext.cli.config import RunConfig, merge, parse_settings
 
 if TYPE_CHECKING:
     from ddsm_ext.sampling.strategy import Strategy
@@ -57,29 +57,23 @@ def find_run(args: argparse.Namespace) -> Path:
 
 
 def run_settings(run: Path, args: argparse.Namespace) -> RunConfig:
-    """Return a run's configuration with `--config`, `--set`, `--sampler`, `--steps` laid over it.
-
-    The network and the diffusion process belong to the weights: they cannot be changed here.
+    """Return a run's configuration with `--set`, `--sampler` and `--steps` laid over it.
 
     Raises:
-        ValueError: the options change the network or the process, or are refused by a section.
+        ValueError: the options change the network or the diffusion process, which belong to the
+            weights, or are refused by a section.
     """
     from ddsm_ext.io.run_dir import run_config
 
-    saved = run_config(run)
-    values = {name: saved[name] for name in saved if name not in ("kind", "name")}
-    changes: dict[str, Any] = {}
-    if getattr(args, "config", None):
-        changes = read_config_file(args.config)
-    changes = merge(changes, parse_settings(getattr(args, "set", [])))
-    sampler: dict[str, Any] = {}
+    values = run_config(run)
+    changes = parse_settings(getattr(args, "set", []))
+    sampler = changes.setdefault("sampler", {})
     if getattr(args, "sampler", None) is not None:
         sampler["kind"] = args.sampler
         if args.sampler == "ddpm":
             sampler["eta"] = 0.0  # belongs to ddim
     if getattr(args, "steps", None) is not None:
         sampler["steps"] = args.steps
-    changes = merge(changes, {"sampler": sampler})
     before = RunConfig.from_dict(values, str(run / "config.json"))
     after = RunConfig.from_dict(merge(values, changes), "--set")
     for section in ("model", "diffusion"):
@@ -177,6 +171,6 @@ def note_command(run: Path) -> None:
     """Append the command line of this process to the run's commands.jsonl."""
     from ddsm_ext.io.files import append_jsonl
 
-    words = ["ddsm", *sys.argv[1:]] if Path(sys.argv[0]).name != "pytest" else ["ddsm"]
-    row = {"command": shlex.join(words), "time": datetime.now(UTC).isoformat(timespec="seconds")}
-    append_jsonl(run / "commands.jsonl", row)
+    command = shlex.join(["ddsm", *sys.argv[1:]])
+    time = datetime.now(UTC).isoformat(timespec="seconds")
+    append_jsonl(run / "commands.jsonl", {"command": command, "time": time})

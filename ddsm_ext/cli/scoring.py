@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -163,14 +163,9 @@ def save_scores(run: Path, scorer: Scorer, rows: list[dict[str, Any]]) -> dict[s
 def score_folder(scorer: Scorer, path: str) -> dict[str, Any]:
     """Score the images of a folder, ZIP or archive; returns a JSON-ready result."""
     from ddsm_ext.training.config import DataConfig
-    from ddsm_ext.training.data import load_dataset
 
-    model = scorer.sampler.config.model
-    dataset = load_dataset(
-        DataConfig(
-            source=path, image_size=model.image_size, channels=model.image_channels, split="all"
-        )
-    )
+    data = DataConfig(source=path, split="all")
+    dataset = load_images(replace(scorer.sampler.config, data=data))
     with progress_bar("reading", len(dataset), "image"):
         images = torch.cat(list(image_batches(dataset)))  # [N, C, H, W]
     context = scorer.context()

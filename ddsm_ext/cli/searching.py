@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddsm_ext.cli.compose import image_batches, macs_per_width, weights_digest
-from ddsm_ext.cli.config import RunConfig
+from ddsm_ext.cli.compose import image_batches, weights_digest
 from ddsm_ext.cli.console import follow, progress_bar, say
 from ddsm_ext.cli.eval_config import EvalConfig
 from ddsm_ext.cli.scoring import Scorer
 from ddsm_ext.diffusion.noise import normal
 from ddsm_ext.diffusion.process import add_noise
+from ddsm_ext.graph.count import macs
 from ddsm_ext.io.files import read_jsonl, write_json
 from ddsm_ext.sampling.plan import plan_log_snrs, plan_steps
 from ddsm_ext.sampling.samplers import to_uint8
@@ -35,8 +35,8 @@ SENSITIVITY_STREAM = 2  # sampling itself draws from the streams 0 and 1
 SEARCH_FIRST_SEED = 1_000_000
 
 
-def measure_costs(run: Path, scorer: Scorer) -> tuple[CostTable, CostTable]:
-    """Return the MACs and the ms of one image and step at each width.
+def measure_costs(run: Path, scorer: Scorer) -> CostTable:
+    """Return the ms of one image and step at each width.
 
     Times measured before for this run, under the same conditions, are taken again: a search in ms
     continues only with the costs that it began with.
@@ -66,18 +66,17 @@ def measure_costs(run: Path, scorer: Scorer) -> tuple[CostTable, CostTable]:
         with contextlib.suppress(ValueError):
             known = CostTable.load(path, expect=where)
             if set(known.costs) == set(widths):
-                return macs_table(config.model, widths), known
+                return known
     with progress_bar("timing each width", None, "round") as bar:
-        ms = measure_ms(
+        return measure_ms(
             run_step, widths, batch=batch, conditions=where, rounds=9, progress=follow(bar)
         )
-    return macs_table(config.model, widths), ms
 
 
-def save_costs(run: Path, macs: CostTable, ms: CostTable) -> None:
+def save_costs(run: Path, in_macs: CostTable, ms: CostTable) -> None:
     """Write search/cost_table.json (ms with its conditions) and search/costs.json (both)."""
     ms.save(run / "search" / "cost_table.json")
-    rows = [{"width": w, "macs": cost, "ms": ms.costs[w]} for w, cost in macs.costs.items()]
+    rows = [{"width": w, "macs": cost, "ms": ms.costs[w]} for w, cost in in_macs.costs.items()]
     shared = {"batch_size": ms.conditions["batch"], "threads": ms.conditions["threads"]}
     write_json(run / "search" / "costs.json", {**shared, "rows": rows})
 
@@ -123,34 +122,28 @@ def sampled_frechet(scorer: Scorer) -> Callable[[Strategy], float]:
 
 
 def search_run(run: Path, scorer: Scorer) -> Any:
-    """Search a run's strategies and write every file of its search folder.
-
-    Args:
-        run: the run folder.
-        scorer: its scorer.
-
-    Returns:
-        the chosen point of the front.
-    """
+    """Search a run's strategies, write every file of its search folder, return what it chose."""
     config = scorer.sampler.config
-    set_aside_other(run, {**_identity(scorer), "cost": config.search.cost, **_choices(config)})
-    macs, ms = measure_costs(run, scorer)
-    save_costs(run, macs, ms)
+    identity, settings = _identity(scorer), config.search
+    chosen = {"cost": settings.cost, "seed": settings.seed, "widths": list(settings.widths)}
+    set_aside_other(run, {**identity, **chosen})
+    in_macs, ms = macs_table(config.model, settings.widths), measure_costs(run, scorer)
+    save_costs(run, in_macs, ms)
     images = torch.cat(list(image_batches(scorer.dataset, config.eval.sensitivity_images)))
     measured = sensitivity_of(scorer, to_unit_range(images, scorer.sampler.device))
     measured.save(run / "search" / "sensitivity.json")
     log_snrs = plan_log_snrs(scorer.sampler.schedule, config.sampler)
-    errors = measured.for_steps(log_snrs, config.search.widths)
-    say(f"searching: {config.search.generations} generations of {config.search.population}")
+    errors = measured.for_steps(log_snrs, settings.widths)
+    say(f"searching: {settings.generations} generations of {settings.population}")
     front = search(
-        config.search,
-        cost_table=macs if config.search.cost == "macs" else ms,
+        settings,
+        cost_table=in_macs if settings.cost == "macs" else ms,
         log_snrs=log_snrs,
         run_dir=run,
-        quality_cheap=additive_quality(errors, config.search.widths, log_snrs),
+        quality_cheap=additive_quality(errors, settings.widths, log_snrs),
         quality_full=sampled_frechet(scorer),
         errors=errors,
-        identity=_identity(scorer),
+        identity=identity,
         quality_name="Fréchet distance",
         progress=terminal_progress(),
     )
@@ -174,14 +167,8 @@ def _identity(scorer: Scorer) -> dict[str, Any]:
     }
 
 
-def _choices(config: RunConfig) -> dict[str, Any]:
-    return {"seed": config.search.seed, "widths": list(config.search.widths)}
-
-
 def set_aside_other(run: Path, identity: dict[str, Any]) -> None:
     """Rename search/ to search-00000/ and so on if it holds another search's evaluations.
-
-    Another search: other weights, another sampler, costs in another unit, another seed.
 
     Args:
         run: the run folder.
@@ -203,11 +190,12 @@ def set_aside_other(run: Path, identity: dict[str, Any]) -> None:
 
 def save_steps(run: Path, scorer: Scorer, strategy: Strategy) -> None:
     """Write search/steps.json: timestep, log-SNR and width of each step of the run's sampler."""
-    steps = plan_steps(scorer.sampler.schedule, strategy, scorer.sampler.config.sampler)
+    config = scorer.sampler.config
+    steps = plan_steps(scorer.sampler.schedule, strategy, config.sampler)
     content = {
         "timesteps": [step.t for step in steps],
         "log_snr": [step.log_snr for step in steps],
         "widths": [step.width for step in steps],
-        "macs": {f"{w:g}": cost for w, cost in macs_per_width(scorer.sampler.config).items()},
+        "macs": {f"{w:g}": macs(config.model, w) for w in config.model.widths},
     }
     write_json(run / "search" / "steps.json", content)

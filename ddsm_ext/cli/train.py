@@ -14,13 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from ddsm_ext.cli import runs
-from ddsm_ext.cli.config import RunConfig, add_config_arguments, resolve
+from ddsm_ext.cli.config import RunConfig, add_set_argument, resolve
 from ddsm_ext.cli.console import say
+from ddsm_ext.cli.presets import RUN_PRESETS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `ddsm train`."""
-    add_config_arguments(parser)
+    names = ", ".join(RUN_PRESETS)
+    parser.add_argument("--preset", metavar="NAME", help=f"start from {names}")
+    parser.add_argument(
+        "--config", metavar="FILE", help="JSON file of sections laid over the preset"
+    )
+    add_set_argument(parser, "one setting, e.g. train.steps=2000 (repeatable)")
     parser.add_argument("--data", metavar="PATH", help="folder, ZIP or CIFAR-10 archive of images")
     parser.add_argument(
         "--root", default="runs", metavar="FOLDER", help="where run folders go (default: runs)"
@@ -66,14 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def open_run(root: str, name: str, config: RunConfig, *, new: bool = False) -> Path:
-    """Return the run folder of this configuration: the newest with the same one, else a new one.
-
-    Args:
-        root: folder of runs.
-        name: name of a new run.
-        config: the configuration; `train.steps` may have grown since the run was made.
-        new: make a new run in any case.
-    """
+    """Return the newest run folder of this name and configuration; where none is, a new one."""
     from ddsm_ext.io.run_dir import create_run, find_resumable
 
     found = None if new else find_resumable(root, config, name=name)
@@ -84,17 +83,7 @@ def open_run(root: str, name: str, config: RunConfig, *, new: bool = False) -> P
 
 
 def train_run(folder: Path, config: RunConfig, dataset: Any, device: Any) -> Any:
-    """Train a run to its last step, or until it is stopped.
-
-    Args:
-        folder: the run folder.
-        config: its configuration.
-        dataset: its images.
-        device: the `torch.device`.
-
-    Returns:
-        the `TrainResult`.
-    """
+    """Train a run to its last step, or until it is stopped; returns the `TrainResult`."""
     import numpy as np
 
     from ddsm_ext.cli.compose import Sampler

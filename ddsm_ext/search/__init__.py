@@ -9,7 +9,6 @@ __getattr__, __dir__, __all__ = attach(
         "Front": "front",
         "FrontPoint": "front",
         "SearchConfig": "config",
-        "SearchStopped": "engine",
         "Sensitivity": "sensitivity",
         "StrategySpace": "genome",
         "additive_quality": "objective",

@@ -36,10 +36,7 @@ class BudgetSolution:
 
 
 def solve_budget(
-    errors: np.ndarray,
-    costs: Sequence[float] | np.ndarray,
-    budget: float,
-    segments: int | None = None,
+    errors: np.ndarray, costs: Sequence[float] | np.ndarray, budget: float, segments: int
 ) -> BudgetSolution:
     """argmin over w of sum_s errors[s, w_s] subject to sum_s costs[w_s] <= budget, exactly.
 
@@ -47,24 +44,20 @@ def solve_budget(
         errors: [S, W] error that step s makes with width index w; finite.
         costs: [W] or [S, W] cost of a step with each width; positive.
         budget: most that all steps together may cost, in the unit of `costs`.
-        segments: most runs of equal width along the steps; None means no limit.
+        segments: most runs of equal width along the steps.
 
     Raises:
         ValueError: the budget is below the cheapest strategy, or an argument is malformed.
     """
-    e, c = _check(errors, costs, budget, segments)
-    problem = _Problem(
-        e, c, len(e) if segments is None else min(segments, len(e)), segments is None
-    )
+    problem = _problem(errors, costs, budget, segments)
     slack = _RELATIVE_TOLERANCE * max(abs(budget), 1.0)
     best, multiplier = _dual(problem, budget + slack)
-    labels = _search(problem, budget + slack, best, multiplier)
-    return labels if labels is not None else best
+    return _search(problem, budget + slack, best, multiplier)
 
 
-def _check(
-    errors: np.ndarray, costs: Sequence[float] | np.ndarray, budget: float, segments: int | None
-) -> tuple[np.ndarray, np.ndarray]:
+def _problem(
+    errors: np.ndarray, costs: Sequence[float] | np.ndarray, budget: float, segments: int
+) -> _Problem:
     e = np.asarray(errors, dtype=np.float64)  # [S, W]
     c = np.asarray(costs, dtype=np.float64)  # [W] or [S, W]
     if e.ndim != 2 or e.size == 0 or c.shape not in (e.shape, e.shape[1:]):
@@ -77,11 +70,11 @@ def _check(
             "solve_budget: errors or costs hold a value that is not finite, or a cost that is not "
             "positive; needs finite errors and positive costs"
         )
-    if segments is not None and segments < 1:
-        raise ValueError(f"solve_budget: segments is {segments}; needs 1 or more, or None")
+    if segments < 1:
+        raise ValueError(f"solve_budget: segments is {segments}; needs 1 or more")
     if math.isnan(budget):
         raise ValueError("solve_budget: budget is nan; needs a number")
-    return e, np.broadcast_to(c, e.shape)
+    return _Problem(e, np.broadcast_to(c, e.shape), min(segments, len(e)))
 
 
 @dataclass(frozen=True)
@@ -89,12 +82,6 @@ class _Problem:
     errors: np.ndarray  # [S, W]
     costs: np.ndarray  # [S, W]
     segments: int
-    unlimited: bool
-
-    @property
-    def layers(self) -> int:
-        """Copies of every width: runs that may still begin, or 1 when their number is free."""
-        return 1 if self.unlimited else self.segments
 
     def solution(self, choice: Sequence[int]) -> BudgetSolution:
         index = np.asarray(choice)
@@ -104,33 +91,26 @@ class _Problem:
 
     def completions(self, step_cost: np.ndarray) -> np.ndarray:
         """V[s, w, k]: least sum of `step_cost` over steps s.. when step s-1 has width w and k more
-        changes of width are allowed (k is 0 and changes are free when unlimited)."""
+        changes of width are allowed."""
         steps, widths = step_cost.shape
-        v = np.zeros((steps + 1, widths, self.layers))
+        v = np.zeros((steps + 1, widths, self.segments))
         for s in range(steps - 1, -1, -1):
-            stay = step_cost[s][:, None] + v[s + 1]  # [W, layers]
-            least = stay.min(axis=0)  # [layers]
+            stay = step_cost[s][:, None] + v[s + 1]  # [W, segments]
             v[s] = stay
-            if self.unlimited:
-                v[s] = least[None, :]
-            else:
-                v[s, :, 1:] = np.minimum(stay[:, 1:], least[None, :-1])
+            v[s, :, 1:] = np.minimum(stay[:, 1:], stay.min(axis=0)[:-1])
         return v
 
     def path(self, step_cost: np.ndarray) -> list[int]:
         """Widths of the cheapest path under `step_cost` within the limit of segments."""
         v = self.completions(step_cost)
-        layer = self.layers - 1
-        width = int(np.argmin(step_cost[0] + v[1, :, layer]))
+        changes = self.segments - 1
+        width = int(np.argmin(step_cost[0] + v[1, :, changes]))
         choice = [width]
         for s in range(1, len(step_cost)):
-            stay = step_cost[s] + v[s + 1, :, layer]
-            if self.unlimited:
-                width = int(np.argmin(stay))
-            elif layer > 0:
-                change = step_cost[s] + v[s + 1, :, layer - 1]
-                if change.min() < stay[width]:
-                    width, layer = int(np.argmin(change)), layer - 1
+            if changes > 0:
+                change = step_cost[s] + v[s + 1, :, changes - 1]
+                if change.min() < step_cost[s, width] + v[s + 1, width, changes]:
+                    width, changes = int(np.argmin(change)), changes - 1
             choice.append(width)
         return choice
 
@@ -168,104 +148,89 @@ def _dual(problem: _Problem, budget: float) -> tuple[BudgetSolution, float]:
     return best, multiplier
 
 
-@dataclass
-class _Labels:
-    """Partial strategies of one state: cost, error and where each came from."""
-
-    cost: np.ndarray
-    error: np.ndarray
-    parent_state: np.ndarray
-    parent_label: np.ndarray
-
-    def select(self, index: np.ndarray) -> _Labels:
-        """Return the labels at an index or under a mask."""
-        columns = (self.cost, self.error, self.parent_state, self.parent_label)
-        return _Labels(*(column[index] for column in columns))
+# The partial strategies of one state are the columns of an array [4, N]: the cost and the error of
+# each, and which state and column of the step before it extends.
+_NONE = np.empty((4, 0))
 
 
 def _extend(
-    states: Sequence[_Labels | None], origins: Sequence[int], cost: float, error: float
-) -> _Labels | None:
-    """Labels of all origins with one more step; None when no origin has any."""
-    alive = [(origin, states[origin]) for origin in origins]
-    parts = [(origin, labels) for origin, labels in alive if labels is not None]
-    if not parts:
-        return None
-    return _Labels(
-        np.concatenate([labels.cost for _, labels in parts]) + cost,
-        np.concatenate([labels.error for _, labels in parts]) + error,
-        np.concatenate([np.full(len(labels.cost), origin) for origin, labels in parts]),
-        np.concatenate([np.arange(len(labels.cost)) for _, labels in parts]),
-    )
+    states: Sequence[np.ndarray], origins: Sequence[int], cost: float, error: float
+) -> np.ndarray:
+    """Labels of all origins with one more step."""
+    origins = [origin for origin in origins if states[origin].size]
+    if not origins:
+        return _NONE
+    counts = [states[origin].shape[1] for origin in origins]
+    labels = np.concatenate([states[origin] for origin in origins], axis=1)
+    labels[0] += cost
+    labels[1] += error
+    labels[2] = np.repeat(origins, counts)
+    labels[3] = np.concatenate([np.arange(count) for count in counts])
+    return labels
 
 
-def _pareto(labels: _Labels) -> _Labels:
+def _pareto(labels: np.ndarray) -> np.ndarray:
     """The labels that no other one dominates, by rising cost."""
-    labels = labels.select(np.lexsort((labels.error, labels.cost)))
-    before = np.concatenate(([np.inf], np.minimum.accumulate(labels.error)[:-1]))
-    return labels.select(labels.error < before)
+    cost, error = labels[:2]
+    labels = labels[:, np.lexsort((error, cost))]
+    least = np.minimum.accumulate(labels[1])
+    return labels[:, labels[1] < np.concatenate(([np.inf], least[:-1]))]
 
 
 def _search(
     problem: _Problem, budget: float, best: BudgetSolution, multiplier: float
-) -> BudgetSolution | None:
-    """Label-setting dynamic program; None when nothing is better than `best`."""
-    e, c = problem.errors, problem.costs
+) -> BudgetSolution:
+    """Label-setting dynamic program; returns `best` when nothing is better."""
+    e, c, segments = problem.errors, problem.costs, problem.segments
     steps, widths = e.shape
-    bound = problem.completions(e + multiplier * c)  # [S + 1, W, layers]
-    cheap = problem.completions(c)  # [S + 1, W, layers]
+    bound = problem.completions(e + multiplier * c)  # [S + 1, W, segments]
+    cheap = problem.completions(c)  # [S + 1, W, segments]
     margin = _RELATIVE_TOLERANCE * max(abs(best.error) + multiplier * budget, 1e-300)
     limit = best.error + multiplier * budget - margin
-    pairs = [divmod(state, problem.layers) for state in range(widths * problem.layers)]
-    origins = [_origins(problem, w, layer) for w, layer in pairs]
-    zero = np.zeros(1, dtype=np.int64)
-    history: list[list[_Labels | None]] = []
+    # a state is a width and the changes of width still allowed
+    states = [divmod(state, segments) for state in range(widths * segments)]
+    origins = [_origins(problem, w, changes) for w, changes in states]
+    history: list[list[np.ndarray]] = []
     for s in range(steps):
-        states: list[_Labels | None] = []
-        for state, (w, layer) in enumerate(pairs):
+        row = []
+        for state, (w, changes) in enumerate(states):
+            labels = _NONE
             if s > 0:
                 labels = _extend(history[-1], origins[state], c[s, w], e[s, w])
-            elif layer == problem.layers - 1:
-                labels = _Labels(c[0, w : w + 1], e[0, w : w + 1], zero, zero)
-            else:
-                labels = None
-            if labels is not None:
-                keep = labels.cost + cheap[s + 1, w, layer] <= budget
-                reduced = labels.error + multiplier * labels.cost
-                keep &= reduced + bound[s + 1, w, layer] < limit
-                labels = _pareto(labels.select(keep)) if keep.any() else None
-            states.append(labels)
-        history.append(states)
+            elif changes == segments - 1:
+                labels = np.array([[c[0, w]], [e[0, w]], [0.0], [0.0]])
+            if labels.size:
+                cost, error = labels[:2]
+                keep = cost + cheap[s + 1, w, changes] <= budget
+                keep &= error + multiplier * cost + bound[s + 1, w, changes] < limit
+                labels = _pareto(labels[:, keep]) if keep.any() else _NONE
+            row.append(labels)
+        history.append(row)
     return _backtrack(problem, history, best)
 
 
-def _origins(problem: _Problem, width: int, layer: int) -> list[int]:
-    """States of the step before from which (width, layer) can be reached."""
-    layers, widths = problem.layers, problem.costs.shape[1]
-    if problem.unlimited:
-        return list(range(widths))
-    stay = [width * layers + layer]
-    if layer + 1 >= layers:
+def _origins(problem: _Problem, width: int, changes: int) -> list[int]:
+    """States of the step before from which (width, changes) can be reached."""
+    segments, widths = problem.segments, problem.costs.shape[1]
+    stay = [width * segments + changes]
+    if changes + 1 >= segments:
         return stay
-    return stay + [v * layers + layer + 1 for v in range(widths) if v != width]
+    return stay + [v * segments + changes + 1 for v in range(widths) if v != width]
 
 
 def _backtrack(
-    problem: _Problem, history: Sequence[Sequence[_Labels | None]], best: BudgetSolution
-) -> BudgetSolution | None:
+    problem: _Problem, history: Sequence[Sequence[np.ndarray]], best: BudgetSolution
+) -> BudgetSolution:
     ends = [
-        (float(labels.error[i]), float(labels.cost[i]), state, i)
+        (error, cost, state, i)
         for state, labels in enumerate(history[-1])
-        if labels is not None
-        for i in range(len(labels.cost))
+        for i, (cost, error) in enumerate(labels[:2].T.tolist())
     ]
     if not ends or min(ends)[0] >= best.error:
-        return None
+        return best
     _, _, state, label = min(ends)
     choice = []
     for states in reversed(history):
-        choice.append(state // problem.layers)
-        labels = states[state]
-        assert labels is not None
-        state, label = int(labels.parent_state[label]), int(labels.parent_label[label])
+        choice.append(state // problem.segments)
+        state, label = states[state][2:, label].astype(int)
     return problem.solution(choice[::-1])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
 
-from ddsm_ext.settings import Settings
+from ddsm_ext.settings import Settings, is_int
 
 COSTS = ("macs", "ms")
 STAGES = ("cheap", "full")
@@ -70,23 +70,34 @@ class SearchConfig(Settings):
     max_quality_loss: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("widths", "objectives", "stages", "seed_budgets"):
+        for name in _LISTS:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         self._check_widths()
         for name, least in _LEAST.items():
-            _check_whole(name, getattr(self, name), least)
+            value = getattr(self, name)
+            optional = value is None and name == "refine_population"
+            if not optional and not is_int(value, least):
+                raise ValueError(f"search.{name} is {value!r}; needs a whole number >= {least}")
         for name in ("mutation_prob", "mutation_prob_gene", "crossover_prob"):
-            _check_range(name, getattr(self, name), 0.0, 1.0, "0 <= {} <= 1", open_low=False)
+            self._check_range(name, f"0 <= {name} <= 1", zero=True)
         for name in ("budget_macs", "budget_time"):
-            _check_range(name, getattr(self, name), 0.0, 1.0, "a fraction, 0 < {} <= 1")
-        _check_range("budget_ms", self.budget_ms, 0.0, float("inf"), "{} > 0 ms")
-        for budget in self.seed_budgets:
-            _check_range("seed_budgets", budget, 0.0, 1.0, "fractions, 0 < {} <= 1")
+            self._check_range(name, f"a fraction, 0 < {name} <= 1")
+        self._check_range("budget_ms", "budget_ms > 0 ms", most=math.inf)
+        self._check_range("seed_budgets", "fractions, 0 < seed_budget <= 1")
         self._check_choices()
 
+    def _check_range(self, name: str, needs: str, *, most: float = 1.0, zero: bool = False) -> None:
+        """Check one number, or each of several; None is no number to check."""
+        given = getattr(self, name)
+        if given is None:
+            return
+        for value in given if name in _LISTS else (given,):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not (0.0 < value <= most or (zero and value == 0.0)):
+                raise ValueError(f"search.{name} holds {value!r}; needs {needs}")
+
     def _check_widths(self) -> None:
-        for width in self.widths:
-            _check_range("widths", width, 0.0, 1.0, "0 < {} <= 1")
+        self._check_range("widths", "0 < width <= 1")
         if len(set(self.widths)) != len(self.widths) or 1.0 not in self.widths:
             raise ValueError(
                 f"search.widths is {list(self.widths)}; needs different widths, 1.0 among them"
@@ -153,6 +164,7 @@ class SearchConfig(Settings):
         return {"cheap": main + refined, "full": len(self.widths) + promoted + refined}
 
 
+_LISTS = ("widths", "objectives", "stages", "seed_budgets")
 _LEAST = {
     "segments": 1,
     "population": 2,
@@ -163,21 +175,3 @@ _LEAST = {
     "full_final": 0,
     "seed": 0,
 }
-
-
-def _check_whole(name: str, value: Any, least: int) -> None:
-    if value is None and name == "refine_population":
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"search.{name} is {value!r}; needs a whole number >= {least}")
-
-
-def _check_range(
-    name: str, value: Any, low: float, high: float, needs: str, *, open_low: bool = True
-) -> None:
-    if value is None and name not in ("widths", "seed_budgets"):
-        return
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not (low < value or (value == low and not open_low)) or not value <= high:
-        short = name.removesuffix("s") if name in ("widths", "seed_budgets") else name
-        raise ValueError(f"search.{name} holds {value!r}; needs {needs.format(short)}")

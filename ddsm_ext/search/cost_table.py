@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,16 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ddsm_ext.bench.timing import interleaved
 from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.graph.count import macs
-from ddsm_ext.io.files import read_json, write_json
+from ddsm_ext.io.files import reading, write_json
 from ddsm_ext.io.run_dir import machine_info
 
 VERSION = 1
-# What makes a time measured elsewhere another quantity; the date is not among them
-_MUST_MATCH = ("machine", "cpu", "gpu", "device", "torch", "threads", "batch", "dtype", "network",
-               "steps")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,27 +61,21 @@ class CostTable:
         write_json(path, {**content, "rows": rows})
 
     @classmethod
-    def load(
-        cls, path: str | Path, *, expect: Mapping[str, Any] | None = None, force: bool = False
-    ) -> CostTable:
+    def load(cls, path: str | Path, *, expect: Mapping[str, Any] | None = None) -> CostTable:
         """Read a table that `save` wrote.
 
         Args:
             path: the file.
             expect: conditions that a table in ms must have been measured under, e.g.
                 `conditions(...)` of this run; None checks nothing.
-            force: take a table from other conditions all the same.
 
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: it is no cost table, or one from another machine or configuration.
         """
-        content = read_json(path)
-        try:
-            if content["version"] != VERSION:
-                raise ValueError(f"version is {content['version']!r}; this program reads {VERSION}")
+        names = ("min_ms", "median_ms", "iqr_ms", "rounds")
+        with reading(path, VERSION, "a cost table") as content:
             rows = content["rows"]
-            names = ("min_ms", "median_ms", "iqr_ms", "rounds")
             table = cls(
                 unit=content["unit"],
                 costs={float(row["width"]): float(row["cost"]) for row in rows},
@@ -94,40 +86,19 @@ class CostTable:
                     if names[0] in row
                 },
             )
-        except KeyError as error:
-            raise ValueError(f"{path}: lacks {error}; needs a cost table") from None
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: {error}; needs a cost table") from None
-        if expect is not None and table.unit == "ms" and not force:
-            _check_conditions(path, table.conditions, expect)
+        for name, value in (expect or {}).items():
+            found = table.conditions.get(name)
+            if table.unit == "ms" and found != value:
+                raise ValueError(
+                    f"{path}: was measured with {name} {json.dumps(found)}, this run has "
+                    f"{json.dumps(value)}; needs a new measurement"
+                )
         return table
 
 
-def _check_conditions(
-    path: str | Path, found: Mapping[str, Any], expect: Mapping[str, Any]
-) -> None:
-    for name in _MUST_MATCH:
-        if name in expect and found.get(name) != expect[name]:
-            raise ValueError(
-                f"{path}: was measured with {name} {json.dumps(found.get(name))}, this run has "
-                f"{json.dumps(expect[name])}; needs a new measurement, or force"
-            )
-
-
-def macs_table(
-    config: NetworkConfig, widths: Sequence[float], *, attention_products: bool = True
-) -> CostTable:
-    """Return the MACs of one image and step at each width.
-
-    Args:
-        config: the network.
-        widths: widths to list.
-        attention_products: count the two products of each attention layer too.
-    """
-    costs = {
-        float(w): float(macs(config, w, attention_products=attention_products)) for w in widths
-    }
-    return CostTable("macs", costs)
+def macs_table(config: NetworkConfig, widths: Sequence[float]) -> CostTable:
+    """Return the MACs of one image and step at each width, attention's products included."""
+    return CostTable("macs", {float(w): float(macs(config, w)) for w in widths})
 
 
 def conditions(*, batch: int, dtype: str, device: str, network: str) -> dict[str, Any]:
@@ -207,12 +178,10 @@ def measure_ms(
 
 
 def _spread(values: list[float]) -> dict[str, float]:
-    quarters = (
-        statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [0.0] * 3
-    )
+    low, median, high = np.percentile(values, (25, 50, 75)).tolist()
     return {
         "min_ms": min(values),
-        "median_ms": statistics.median(values),
-        "iqr_ms": quarters[2] - quarters[0],
+        "median_ms": median,
+        "iqr_ms": high - low,
         "rounds": len(values),
     }

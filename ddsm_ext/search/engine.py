@@ -16,9 +16,12 @@ The front is the non-dominated set of all candidates with the quality that makes
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +51,6 @@ from ddsm_ext.search.progress import ProgressCallback, SearchProgress
 from ddsm_ext.settings import plain
 
 
-class SearchStopped(Exception):
-    """The search ended early because `should_stop` said so; the same call continues it."""
-
-
 def search(
     config: SearchConfig,
     *,
@@ -64,7 +63,6 @@ def search(
     identity: Mapping[str, Any] | None = None,
     quality_name: str | None = None,
     progress: ProgressCallback | None = None,
-    should_stop: Callable[[], bool] | None = None,
 ) -> Front:
     """Search the Pareto front of quality and cost; continues an interrupted search of `run_dir`.
 
@@ -81,8 +79,8 @@ def search(
         identity: what the scores depend on beside the arguments here: checkpoint digest, sampler,
             names of the qualities; plain JSON and settings. None for nothing.
         quality_name: what to call the front's quality in front.json; None names the stage.
-        progress: called after every evaluation; None for silence.
-        should_stop: asked before every evaluation; true ends the search. None never stops it.
+        progress: called after every evaluation; None for silence. What it raises ends the search,
+            which the same call continues.
 
     Returns:
         The whole front, with the chosen strategy.
@@ -91,7 +89,6 @@ def search(
         ValueError: the budget is below the cheapest strategy, the archive belongs to another
             search, a quality is missing, the full width fails, or nothing is within the limits (the
             front is then written all the same).
-        SearchStopped: `should_stop` was true.
     """
     space = StrategySpace(log_snrs, config.widths, config.segments)
     table = cost_per_width(config, cost_table)
@@ -115,53 +112,40 @@ def search(
         identity["errors"] = digest(errors.tolist())
     folder = Path(run_dir) / "search"
     with Archive(folder / "archive.jsonl", identity, space) as archive:
-        run = _Run(config, space, cost, archive, qualities, folder)
-        run.origin = {**plain(origin), "seed": config.seed}
-        run.quality_name = quality_name or f"{config.quality_stage} quality"
-        run.progress, run.should_stop = progress, should_stop
-        return run.execute([] if errors is None else _seeds(config, space, cost, errors))
+        origin = {**plain(origin), "seed": config.seed}
+        name = quality_name or f"{config.quality_stage} quality"
+        run = _Run(config, space, cost, archive, qualities, folder, origin, name, progress)
+        return run.execute(errors)
 
 
-def _seeds(
-    config: SearchConfig, space: StrategySpace, cost: StepCost, level_errors: np.ndarray
-) -> list[Genome]:
-    """Best strategies under the sensitivity at the configured budgets and the search's own."""
-    budget = budget_cost(config, cost)
-    own = [] if budget is None else [min(1.0, budget / cost.full)]
-    return budget_genomes(space, cost, level_errors, [*config.seed_budgets, *own])
-
-
+@dataclass
 class _Run:
     """One search, from its first evaluation or from an archive to its front."""
 
-    def __init__(
-        self,
-        config: SearchConfig,
-        space: StrategySpace,
-        cost: StepCost,
-        archive: Archive,
-        qualities: Mapping[str, Quality | None],
-        folder: Path,
-    ) -> None:
-        self.config, self.space, self.cost, self.archive = config, space, cost, archive
-        self.qualities, self.folder = qualities, folder
-        self.quality_name = ""
-        self.origin: dict[str, Any] = {}
-        self.progress: ProgressCallback | None = None
-        self.should_stop: Callable[[], bool] | None = None
-        self.first_seen: dict[Genome, int] = {}
-        self.scored: dict[str, dict[Genome, float]] = {"cheap": {}, "full": {}}
-        self.generation = 0
-        self.expected = 0
-        self.news = False
-        self.meters: dict[str, HypervolumeMeter] = {}
-        self.history: list[dict[str, Any]] = []
+    config: SearchConfig
+    space: StrategySpace
+    cost: StepCost
+    archive: Archive
+    qualities: Mapping[str, Quality | None]
+    folder: Path
+    origin: dict[str, Any]
+    quality_name: str
+    progress: ProgressCallback | None
+    first_seen: dict[Genome, int] = field(default_factory=dict)
+    scored: dict[str, dict[Genome, float]] = field(
+        default_factory=lambda: {"cheap": {}, "full": {}}
+    )
+    generation: int = 0
+    expected: int = 0
+    news: bool = False
+    meters: dict[str, HypervolumeMeter] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
 
-    def execute(self, seeds: Sequence[Genome]) -> Front:
+    def execute(self, level_errors: np.ndarray | None) -> Front:
         """Run all stages and write the files."""
         config = self.config
         constants = constant_genomes(self.space)
-        initial = list(dict.fromkeys([*constants, *seeds]))
+        initial = list(dict.fromkeys([*constants, *self._seeds(level_errors)]))
         random = np.random.default_rng([config.seed, 0])
         missing = config.population - len(initial)
         if missing > 0:
@@ -181,12 +165,21 @@ class _Run:
         front = self._front()
         self._write(front)
         if front.chosen is None:
-            front.pick(**self._limits())
+            self._pick(front)
         assert front.chosen is not None
         front.chosen.strategy.save(self.folder / "strategy.json")
         self.expected = self._count()
         self._report(config.quality_stage)
         return front
+
+    def _seeds(self, level_errors: np.ndarray | None) -> list[Genome]:
+        """Best strategies under the sensitivity at the configured budgets and the search's own."""
+        if level_errors is None:
+            return []
+        budget = budget_cost(self.config, self.cost)
+        own = [] if budget is None else [min(1.0, budget / self.cost.full)]
+        budgets = [*self.config.seed_budgets, *own]
+        return budget_genomes(self.space, self.cost, level_errors, budgets)
 
     def _measure_constants(self, stage: str, constants: Sequence[Genome]) -> None:
         """Score the constant widths and fix the hypervolume's reference point from them."""
@@ -203,15 +196,7 @@ class _Run:
 
         config = self.config
         state = np.random.SeedSequence([config.seed, 1, self.generation]).generate_state(1)
-        evolution = Evolution(
-            self.space,
-            initial,
-            population,
-            int(state[0]),
-            crossover_prob=config.crossover_prob,
-            mutation_prob=config.mutation_prob,
-            mutation_prob_gene=config.mutation_prob_gene,
-        )
+        evolution = Evolution(config, self.space, initial, population, int(state[0]))
         for _ in range(generations):
             candidates = evolution.ask()
             if not candidates:
@@ -227,14 +212,14 @@ class _Run:
     def _promote(self, candidates: Sequence[Genome]) -> None:
         """Give the full quality to this generation's members of the cheap front."""
         fresh = set(candidates)
-        front = [g for g in self._front_genomes("cheap") if g in fresh and not self._has_full(g)]
+        front = [g for g in self._unscored_front() if g in fresh]
         points = [self._point(genome, "cheap") for genome in front]
         for i in spread_choice(points, self.config.full_per_generation):
             self._point(front[i], "full")
 
     def _score_finalists(self) -> None:
         """Give the full quality to members of the final cheap front, near the budget first."""
-        front = [g for g in self._front_genomes("cheap") if not self._has_full(g)]
+        front = self._unscored_front()
         count = self.config.full_final
         budget = budget_cost(self.config, self.cost)
         near: list[Genome] = []
@@ -247,8 +232,9 @@ class _Run:
         for genome in [*near, *spread]:
             self._point(genome, "full")
 
-    def _has_full(self, genome: Genome) -> bool:
-        return genome in self.scored["full"]
+    def _unscored_front(self) -> list[Genome]:
+        """Members of the cheap front without a full quality, by rising cost."""
+        return [g for g in self._front_genomes("cheap") if g not in self.scored["full"]]
 
     def _best_scored(self, count: int) -> list[Genome]:
         """The best `count` fully scored candidates: whole fronts first, then by spread."""
@@ -278,10 +264,6 @@ class _Run:
         return scored[genome], self.cost.relative(genome)
 
     def _evaluate(self, genome: Genome, stage: str) -> float:
-        if self.should_stop is not None and self.should_stop():
-            raise SearchStopped(
-                f"search: stopped after {len(self.archive)} evaluations; the same command continues"
-            )
         quality = self.qualities[stage]
         assert quality is not None
         start = time.perf_counter()
@@ -343,15 +325,12 @@ class _Run:
         write_json(self.folder / "history.json", history)
         front.save(self.folder / "front.json")
 
-    def _limits(self) -> dict[str, float | None]:
-        """Arguments of `Front.pick` for the configured budget."""
+    def _pick(self, front: Front) -> FrontPoint:
+        """The strategy of a front that the configured budget chooses."""
         config = self.config
-        fraction = config.budget_time if config.budget_macs is None else config.budget_macs
-        return {
-            "max_cost": fraction,
-            "budget_ms": config.budget_ms,
-            "max_quality_loss": config.max_quality_loss,
-        }
+        share = config.budget_time if config.budget_macs is None else config.budget_macs
+        loss = config.max_quality_loss
+        return front.pick(max_cost=share, budget_ms=config.budget_ms, max_quality_loss=loss)
 
     def _front(self) -> Front:
         stage = self.config.quality_stage
@@ -362,11 +341,9 @@ class _Run:
             if math.isfinite(self.scored[stage][g])
         )
         front = Front(points, constants, self.config.cost, self.quality_name)
-        try:
-            chosen = front.pick(**self._limits())
-        except ValueError:
-            chosen = None
-        return Front(points, constants, self.config.cost, self.quality_name, chosen)
+        with contextlib.suppress(ValueError):
+            return dataclasses.replace(front, chosen=self._pick(front))
+        return front
 
     def _front_point(self, genome: Genome) -> FrontPoint:
         quality, relative = self._point(genome, self.config.quality_stage)

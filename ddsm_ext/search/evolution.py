@@ -13,6 +13,7 @@ from pymoo.core.problem import Problem
 from pymoo.core.termination import NoTermination
 from pymoo.problems.static import StaticProblem
 
+from ddsm_ext.search.config import SearchConfig
 from ddsm_ext.search.genome import Genome, StrategySpace
 from ddsm_ext.search.operators import SameStrategy, SegmentCrossover, SegmentMutation
 from ddsm_ext.search.pareto import Point
@@ -22,26 +23,20 @@ class Evolution:
     """NSGA-II over the strategies of a space; everything it does follows from its arguments.
 
     Args:
+        config: the probabilities of crossover and mutation.
         space: the strategies.
         initial: first population, of different genomes; may exceed `population`.
         population: candidates kept from generation to generation.
         seed: seed of every random choice.
-        crossover_prob: probability that two parents are crossed.
-        mutation_prob: probability that a child is mutated.
-        mutation_prob_gene: probability that a gene of a mutated child changes; None for the
-            default of `SegmentMutation`.
     """
 
     def __init__(
         self,
+        config: SearchConfig,
         space: StrategySpace,
         initial: Sequence[Genome],
         population: int,
         seed: int,
-        *,
-        crossover_prob: float,
-        mutation_prob: float,
-        mutation_prob_gene: float | None,
     ) -> None:
         self.space = space
         self._seen: set[Genome] = set()
@@ -54,8 +49,8 @@ class Evolution:
         self._algorithm = NSGA2(
             pop_size=population,
             sampling=np.stack([space.encode(genome) for genome in initial]),
-            crossover=SegmentCrossover(space, prob=crossover_prob),
-            mutation=SegmentMutation(space, prob=mutation_prob, prob_var=mutation_prob_gene),
+            crossover=SegmentCrossover(space, config.crossover_prob),
+            mutation=SegmentMutation(space, config.mutation_prob, config.mutation_prob_gene),
             eliminate_duplicates=SameStrategy(space, self._seen),
         )
         self._algorithm.setup(self._problem, termination=NoTermination(), seed=seed, verbose=False)
@@ -63,11 +58,10 @@ class Evolution:
 
     def ask(self) -> list[Genome]:
         """Return the next generation: genomes never returned before, none when they run out."""
-        asked = self._algorithm.ask()
-        self._asked = asked
-        if asked is None or len(asked) == 0:
+        self._asked = self._algorithm.ask()
+        if self._asked is None or len(self._asked) == 0:
             return []
-        genomes = [self.space.decode(x) for x in asked.get("X")]
+        genomes = [self.space.decode(x) for x in self._asked.get("X")]
         self._seen.update(genomes)
         return genomes
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddsm_ext.io.files import read_json, write_json
+from ddsm_ext.io.files import reading, write_json
 from ddsm_ext.sampling.strategy import Strategy
 
 VERSION = 1
@@ -70,7 +71,6 @@ class Front:
         self,
         *,
         max_cost: float | None = None,
-        budget_macs: float | None = None,
         budget_ms: float | None = None,
         max_quality_loss: float | None = None,
     ) -> FrontPoint:
@@ -78,7 +78,6 @@ class Front:
 
         Args:
             max_cost: most cost as a fraction of the full width's, in the front's unit.
-            budget_macs: the same for a front in MACs, refused for one in ms.
             budget_ms: most ms an image over all steps, for a front in ms.
             max_quality_loss: most that the quality may be above the full width's, in its own unit.
                 With a budget too, the best within the budget must also keep to it. None with no
@@ -87,7 +86,7 @@ class Front:
         Raises:
             ValueError: nothing on the front is within the limits, or they do not fit together.
         """
-        limit, text = self._limit(max_cost, budget_macs, budget_ms)
+        limit, text = self._limit(max_cost, budget_ms)
         loss = max_quality_loss
         if loss is None and limit is None:
             loss = 0.0
@@ -122,35 +121,28 @@ class Front:
             )
         return within[0]
 
-    def _limit(
-        self, max_cost: float | None, budget_macs: float | None, budget_ms: float | None
-    ) -> tuple[float | None, str]:
-        names = ("max_cost", "budget_macs", "budget_ms")
-        given = [
-            (n, v)
-            for n, v in zip(names, (max_cost, budget_macs, budget_ms), strict=True)
-            if v is not None
-        ]
-        if len(given) > 1:
-            raise ValueError(f"pick: {given[0][0]} and {given[1][0]} are both set; needs one")
-        if not given:
+    def _limit(self, max_cost: float | None, budget_ms: float | None) -> tuple[float | None, str]:
+        """The budget in the costs' unit, None for none, and as text."""
+        if max_cost is not None and budget_ms is not None:
+            raise ValueError("pick: max_cost and budget_ms are both set; needs one")
+        name, value = ("max_cost", max_cost) if budget_ms is None else ("budget_ms", budget_ms)
+        if value is None:
             return None, ""
-        name, value = given[0]
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"pick: {name} is {value}; needs a number above 0")
-        if name != "max_cost" and name != f"budget_{self.cost_unit}":
+        if name == "max_cost":
+            return value * self.full_cost, f"{value:g} of the full width's {_NAMES[self.cost_unit]}"
+        if self.cost_unit != "ms":
             raise ValueError(f"pick: {name} is set, the front's costs are in {self.cost_unit}")
-        if name == "budget_ms":
-            return value, f"{value:g} ms an image"
-        return value * self.full_cost, f"{value:g} of the full width's {_NAMES[self.cost_unit]}"
+        return value, f"{value:g} ms an image"
 
     def _cost(self, point: FrontPoint) -> str:
         absolute = f", {point.cost:.6g} ms an image" if self.cost_unit == "ms" else ""
         return f"{point.cost_relative:.6g} of the full width's {_NAMES[self.cost_unit]}{absolute}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values ready for JSON."""
-        return {
+    def save(self, path: str | Path) -> None:
+        """Write the front as JSON, all of it or nothing."""
+        content = {
             "version": VERSION,
             "cost_unit": self.cost_unit,
             "quality_name": self.quality_name,
@@ -160,32 +152,7 @@ class Front:
             "constants": [{"width": p.strategy.widths[0], **_to_row(p)} for p in self.constants],
             "points": [_to_row(p) for p in self.points],
         }
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any], source: str = "front") -> Front:
-        """Build a front from `to_dict`'s values.
-
-        Raises:
-            ValueError: a key is missing or has a wrong value; the sentence begins with `source`.
-        """
-        try:
-            if values["version"] != VERSION:
-                raise ValueError(f"version is {values['version']!r}; this program reads {VERSION}")
-            points = tuple(_from_row(row) for row in values["points"])
-            constants = tuple(_from_row(row) for row in values["constants"])
-            if not points or not constants:
-                raise ValueError("it holds no strategies")
-            chosen = _from_row(values["chosen"]) if values["chosen"] is not None else None
-            unit, name = str(values["cost_unit"]), str(values["quality_name"])
-            return cls(points, constants, unit, name, chosen)
-        except KeyError as error:
-            raise ValueError(f"{source}: lacks {error}; needs a front.json of a search") from None
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{source}: {error}; needs a front.json of a search") from None
-
-    def save(self, path: str | Path) -> None:
-        """Write the front as JSON, all of it or nothing."""
-        write_json(path, self.to_dict())
+        write_json(path, content)
 
     @classmethod
     def load(cls, path: str | Path) -> Front:
@@ -195,33 +162,28 @@ class Front:
             FileNotFoundError: there is no such file.
             ValueError: the file is no front.
         """
-        return cls.from_dict(read_json(path), str(path))
+        with reading(path, VERSION, "a front.json of a search") as values:
+            points = tuple(_from_row(row) for row in values["points"])
+            constants = tuple(_from_row(row) for row in values["constants"])
+            if not points or not constants:
+                raise ValueError("it holds no strategies")
+            chosen = _from_row(values["chosen"]) if values["chosen"] is not None else None
+            unit, name = str(values["cost_unit"]), str(values["quality_name"])
+        return cls(points, constants, unit, name, chosen)
 
 
 _NAMES = {"macs": "MACs", "ms": "time"}
 
 
 def _to_row(point: FrontPoint) -> dict[str, Any]:
-    strategy = point.strategy
-    return {
-        "cost": point.cost,
-        "cost_relative": point.cost_relative,
-        "quality": point.quality,
-        "cheap": point.cheap,
-        "full": point.full,
-        "generation": point.generation,
-        "strategy": {
-            "widths": list(strategy.widths),
-            "cuts": list(strategy.cuts),
-            "origin": dict(strategy.origin),
-        },
-    }
+    row = dataclasses.asdict(point)
+    strategy = row.pop("strategy")
+    return {**row, "strategy": {name: strategy[name] for name in ("widths", "cuts", "origin")}}
 
 
 def _from_row(row: dict[str, Any]) -> FrontPoint:
-    strategy = row["strategy"]
     return FrontPoint(
-        strategy=Strategy(strategy["widths"], strategy["cuts"], strategy["origin"]),
+        strategy=Strategy(**row["strategy"]),
         cost=float(row["cost"]),
         cost_relative=float(row["cost_relative"]),
         quality=float(row["quality"]),

@@ -32,12 +32,6 @@ class Genome:
     boundaries: tuple[int, ...]
     widths: tuple[int, ...]
 
-    @property
-    def key(self) -> str:
-        """Text that names the genome, e.g. "2 470:1 734:0" for widths 2, 1, 0."""
-        rest = [f"{b}:{w}" for b, w in zip(self.boundaries, self.widths[1:], strict=True)]
-        return " ".join([str(self.widths[0]), *rest])
-
 
 class StrategySpace:
     """All strategies of at most `segments` segments on the steps of one sampler.
@@ -65,23 +59,11 @@ class StrategySpace:
         self.counts = counts  # [L], steps at each level
         self.widths = tuple(float(w) for w in widths)
         self.segments = min(int(segments), len(levels))
+        self.steps = values.size
+        self.n_cuts = self.segments - 1
+        self.n_genes = self.n_cuts + self.segments  # of a vector: cuts, then widths
         # steps below each boundary, [L + 1]
         self._steps_below = np.concatenate(([0], np.cumsum(counts)))
-
-    @property
-    def steps(self) -> int:
-        """Number of steps of the sampler."""
-        return int(self._steps_below[-1])
-
-    @property
-    def n_cuts(self) -> int:
-        """Number of cut genes."""
-        return self.segments - 1
-
-    @property
-    def n_genes(self) -> int:
-        """Number of genes of a vector: cuts, then widths."""
-        return 2 * self.segments - 1
 
     def canonical(self, boundaries: Sequence[int], widths: Sequence[int]) -> Genome:
         """Return the genome of segments given by any non-decreasing boundaries in [0, L]."""
@@ -109,11 +91,7 @@ class StrategySpace:
 
         Returns:
             [n_genes] float64.
-
-        Raises:
-            ValueError: the genome has more segments than the space.
         """
-        self._check_segments(genome)
         edges = [0.0, *(b / len(self.levels) for b in genome.boundaries), 1.0]
         widths = list(genome.widths)
         while len(widths) < self.segments:
@@ -121,13 +99,6 @@ class StrategySpace:
             edges.insert(i + 1, 0.5 * (edges[i] + edges[i + 1]))
             widths.insert(i, widths[i])
         return np.array([*edges[1:-1], *widths], dtype=np.float64)
-
-    def _check_segments(self, genome: Genome) -> None:
-        if len(genome.widths) > self.segments:
-            raise ValueError(
-                f"search: a strategy has {len(genome.widths)} segments; "
-                f"needs at most {self.segments}"
-            )
 
     def constant(self, width_index: int) -> Genome:
         """Return the genome with one width everywhere."""
@@ -143,7 +114,11 @@ class StrategySpace:
             ValueError: it has more segments than the space.
         """
         genome = self.canonical(range(1, len(self.levels)), choice)
-        self._check_segments(genome)
+        count = len(genome.widths)
+        if count > self.segments:
+            raise ValueError(
+                f"search: a strategy has {count} segments; needs at most {self.segments}"
+            )
         return genome
 
     def strategy(self, genome: Genome, origin: Mapping[str, Any] | None = None) -> Strategy:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,9 +12,6 @@ from ddsm_ext.search.config import SearchConfig
 from ddsm_ext.search.cost_table import CostTable
 from ddsm_ext.search.genome import Genome, StrategySpace
 from ddsm_ext.width import find_width
-
-if TYPE_CHECKING:
-    pass
 
 Quality = Callable[[Strategy], float]
 
@@ -33,13 +29,8 @@ class StepCost:
 
     def __init__(self, table: Mapping[float, float], space: StrategySpace) -> None:
         self.per_width = np.array([_lookup(table, w) for w in space.widths], dtype=np.float64)
-        self.full_step = _lookup(table, 1.0)
+        self.full = _lookup(table, 1.0) * space.steps  # an image, the full width at every step
         self.space = space
-
-    @property
-    def full(self) -> float:
-        """Cost of the full width at every step, for one image."""
-        return self.full_step * self.space.steps
 
     def __call__(self, genome: Genome) -> float:
         """Return the cost of an image, in the table's unit."""

@@ -74,14 +74,8 @@ def budget_genomes(
 def random_genomes(
     space: StrategySpace, count: int, known: Sequence[Genome], random: np.random.Generator
 ) -> list[Genome]:
-    """Return up to `count` different random strategies that are not among `known`.
-
-    Args:
-        space: the strategies.
-        count: how many to make; fewer if the space runs out.
-        known: strategies not to repeat.
-        random: source of randomness.
-    """
+    """Return `count` different random strategies that are not among `known`, fewer if the space
+    runs out."""
     seen, made = set(known), list[Genome]()
     for _ in range(_TRIES * count):
         if len(made) == count:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ddsm_ext.io.files import read_json, write_json
+from ddsm_ext.io.files import reading, write_json
 from ddsm_ext.width import find_width
 
 if TYPE_CHECKING:
@@ -56,36 +56,23 @@ class Sensitivity:
         object.__setattr__(self, "errors", values)
 
     def for_steps(
-        self,
-        log_snrs: Sequence[float],
-        widths: Sequence[float] | None = None,
-        weights: Sequence[float] | None = None,
+        self, log_snrs: Sequence[float], widths: Sequence[float] | None = None
     ) -> np.ndarray:
         """Return the error of every step and width, linear in log-SNR between measured levels.
 
         Args:
             log_snrs: [S] noise level of each step; beyond the measured ones the nearest counts.
             widths: columns wanted, each measured; None means all.
-            weights: [S] factor of each step's error; None means 1.
 
         Returns:
             [S, W] float64.
 
         Raises:
-            ValueError: a width was not measured, or the weights do not fit.
+            ValueError: a width was not measured.
         """
         columns = [self._column(w) for w in (self.widths if widths is None else widths)]
-        at = np.asarray(log_snrs, dtype=np.float64)  # [S]
-        found = [np.interp(at, self.log_snrs, self.errors[:, c]) for c in columns]
-        table = np.stack(found, axis=1)  # [S, W]
-        if weights is None:
-            return table
-        factor = np.asarray(weights, dtype=np.float64)
-        if factor.shape != at.shape or not np.isfinite(factor).all() or (factor < 0).any():
-            raise ValueError(
-                f"sensitivity: weights has shape {list(factor.shape)}; needs {len(at)} numbers >= 0"
-            )
-        return table * factor[:, None]
+        found = [np.interp(log_snrs, self.log_snrs, self.errors[:, c]) for c in columns]
+        return np.stack(found, axis=1)  # [S, W]
 
     def _column(self, width: float) -> int:
         index = find_width(self.widths, width)
@@ -109,10 +96,7 @@ class Sensitivity:
             FileNotFoundError: there is no such file.
             ValueError: it is no sensitivity.
         """
-        content = read_json(path)
-        try:
-            if content["version"] != VERSION:
-                raise ValueError(f"version is {content['version']!r}; this program reads {VERSION}")
+        with reading(path, VERSION, "a sensitivity file") as content:
             columns = content["errors"]
             return cls(
                 tuple(float(v) for v in content["log_snrs"]),
@@ -120,10 +104,6 @@ class Sensitivity:
                 np.array(list(columns.values()), dtype=np.float64).T,
                 int(content["images"]),
             )
-        except KeyError as error:
-            raise ValueError(f"{path}: lacks {error}; needs a sensitivity file") from None
-        except (AttributeError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: {error}; needs a sensitivity file") from None
 
 
 def measure_sensitivity(
@@ -134,7 +114,7 @@ def measure_sensitivity(
     timesteps: Sequence[float],
     log_snrs: Sequence[float],
     widths: Sequence[float],
-    noise: Tensor | Callable[[int], Tensor],
+    noise: Callable[[int], Tensor],
     batch_size: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> Sensitivity:
@@ -147,7 +127,7 @@ def measure_sensitivity(
         timesteps: [B] one timestep a noise level, in any order; whole numbers are passed as int64.
         log_snrs: [B] log-SNR of each.
         widths: widths to measure; the full width's error is 0 by definition.
-        noise: [N, C, H, W] for all levels, or level index -> such a tensor.
+        noise: index of a level -> its noise [N, C, H, W].
         batch_size: images run at once.
         progress: called with (levels done, levels in all); None for silence.
 
@@ -165,7 +145,7 @@ def measure_sensitivity(
     rows = []
     with torch.no_grad():
         for level, timestep in enumerate(timesteps):
-            level_noise = noise(level) if callable(noise) else noise
+            level_noise = noise(level)
             total = np.zeros(len(widths))
             for start in range(0, len(images), batch_size):
                 x0 = images[start : start + batch_size]  # [n, C, H, W]

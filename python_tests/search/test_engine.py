@@ -20,7 +20,7 @@ from ddsm_ext.io.files import read_json, read_jsonl
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.search.config import SearchConfig
 from ddsm_ext.search.cost_table import CostTable
-from ddsm_ext.search.engine import SearchStopped, search
+from ddsm_ext.search.engine import search
 from ddsm_ext.search.front import Front
 
 SMALL = SearchConfig(segments=2, population=8, generations=3, full_final=3)
@@ -230,10 +230,13 @@ def test_a_torn_last_line_is_evaluated_again(tmp_path):
         assert len(archive.read_bytes().splitlines()) == len(whole.splitlines())
 
 
-def test_should_stop_ends_and_the_same_call_continues(tmp_path):
-    answers = iter([False] * 6 + [True])
-    with pytest.raises(SearchStopped, match="after 6 evaluations"):
-        run_search(tmp_path, SMALL, 20, should_stop=lambda: next(answers))
+def test_progress_can_end_a_search_and_the_same_call_continues(tmp_path):
+    def stop(state):
+        if state.evaluations == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_search(tmp_path, SMALL, 20, progress=stop)
     assert len(evaluations(tmp_path)) == 6
     run_search(tmp_path, SMALL, 20)
 

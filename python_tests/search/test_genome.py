@@ -112,7 +112,3 @@ def test_refusals():
         StrategySpace([0.0, math.inf], WIDTHS, 3)
     with pytest.raises(ValueError, match="segments is 0"):
         StrategySpace([0.0], WIDTHS, 0)
-
-
-def test_key_names_the_genome():
-    assert genome_of(SPACE, (20, 2), (10, 1), (7, 0)).key == "2 20:1 30:0"

@@ -110,7 +110,8 @@ def test_duplicates_are_equal_strategies():
     same = [0.2, 0.5, 0.8, 1, 1, 0, 0], [0.1, 0.5, 0.9, 1, 1, 0, 0], [0.5, 0.5, 0.5, 1, 3, 2, 0]
     other = [0.2, 0.5, 0.8, 1, 1, 0, 2]
     kept = SameStrategy(SPACE, set()).do(Population.new("X", np.array([*same, other])))
-    assert [SPACE.decode(x).key for x in kept.get("X")] == ["1 100:0", "1 100:0 160:2"]
+    expected = [genome_of(SPACE, (100, 1), (100, 0)), genome_of(SPACE, (100, 1), (60, 0), (40, 2))]
+    assert [SPACE.decode(x) for x in kept.get("X")] == expected
     seen = {SPACE.decode(other)}
     kept = SameStrategy(SPACE, seen).do(Population.new("X", np.array([*same, other])))
     assert len(kept) == 1
