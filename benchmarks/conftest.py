@@ -82,7 +82,8 @@ def time_candidate(benchmark: Any, request: pytest.FixtureRequest) -> Any:
 
     def run(case: Case, candidate: str) -> None:
         setting = Setting(case.dtype, threads)
-        calls = candidates(case.shape, case.batch, setting.kind)
+        make = getattr(request.module, "candidates", candidates)
+        calls = make(case.shape, case.batch, setting.kind)
         outputs = {name: call() for name, call in calls.items()}
         error = check_agreement(str(case), outputs, setting.tolerance)
         benchmark.extra_info.update(setting.conditions(case.batch))

@@ -13,26 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddsm_ext.graph.shapes import (
-    AttentionShape,
-    ConvShape,
-    EmbeddingShape,
-    LinearShape,
-    NormShape,
-    ResampleShape,
-    Shape,
-)
+from ddsm_ext.graph.shapes import AttentionShape, ConvShape, LinearShape, NormShape, Shape
 from ddsm_ext.models.dense import resampled
-from ddsm_ext.ops import (
-    resample,
-    sliced_attention,
-    sliced_conv2d,
-    sliced_embedding,
-    sliced_group_norm,
-    sliced_linear,
-)
+from ddsm_ext.ops import sliced_attention, sliced_conv2d, sliced_group_norm, sliced_linear
 
-# Op -> its kernels' name; an embedding is torch's own lookup in a slice.
+OPS = ("conv2d", "linear", "group_norm", "attention")
+# Op -> its kernels' name; what only whole steps call besides comes last.
 KERNELS = {
     "conv2d": "sliced_conv2d",
     "linear": "sliced_linear",
@@ -52,7 +38,7 @@ def candidates(
     """Return name -> call of the same function on the same values, without gradients.
 
     Args:
-        shape: what to compute.
+        shape: what to compute, by one of OPS.
         batch: images.
         dtype: type of activations and weights.
         seed: seed of the random values.
@@ -163,35 +149,11 @@ def _attention(shape: AttentionShape, batch: int, normal: Callable[..., Tensor])
     }
 
 
-def _resample(shape: ResampleShape, batch: int, normal: Callable[..., Tensor]) -> dict[str, Call]:
-    x = normal(batch, shape.c, shape.in_size, shape.in_size)
-    (x_cl,) = _channels_last(x)
-    way = "up" if shape.up else "down"
-    return {
-        "slicing": lambda: resampled(x, way),
-        "dense_cl": lambda: resampled(x_cl, way),
-        "ours": lambda: resample(x_cl, shape.up),
-    }
-
-
-def _embedding(shape: EmbeddingShape, batch: int, normal: Callable[..., Tensor]) -> dict[str, Call]:
-    table = normal(shape.rows, shape.c_max)
-    y = torch.arange(batch, device=table.device) * 7919 % shape.rows  # spread over the rows
-    dense_table = table[:, : shape.c].contiguous()
-    return {
-        "slicing": lambda: F.embedding(y, table[:, : shape.c]),
-        "dense_cl": lambda: F.embedding(y, dense_table),
-        "ours": lambda: sliced_embedding(table, y, shape.c),
-    }
-
-
 _MAKERS: dict[type[Shape], Callable[..., dict[str, Call]]] = {
     ConvShape: _conv2d,
     LinearShape: _linear,
     NormShape: _group_norm,
     AttentionShape: _attention,
-    ResampleShape: _resample,
-    EmbeddingShape: _embedding,
 }
 
 
@@ -201,24 +163,23 @@ def relative_error(got: Output, expected: Output) -> float:
     return float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
 
 
-def errors_against_slicing(outputs: Mapping[str, Output]) -> dict[str, float]:
-    """Return the relative error of every other candidate against slicing."""
-    return {
+def compare(what: str, outputs: Mapping[str, Output], tolerance: float) -> tuple[float, str | None]:
+    """Return ours's relative error against slicing, and a sentence on the first that is too wrong.
+
+    The sentence is None where all candidates agree.
+    """
+    errors = {
         name: relative_error(output, outputs["slicing"])
         for name, output in outputs.items()
         if name != "slicing"
     }
-
-
-def disagreement(what: str, errors: Mapping[str, float], tolerance: float) -> str | None:
-    """Return a sentence on the first candidate whose error is too large; None: there is none."""
     for name, error in errors.items():
         if not error <= tolerance:
-            return (
+            return errors["ours"], (
                 f"{what}: {name} differs from slicing by {error:.2g}; "
                 f"need at most {tolerance:g} before it is timed"
             )
-    return None
+    return errors["ours"], None
 
 
 def check_agreement(what: str, outputs: Mapping[str, Output], tolerance: float) -> float:
@@ -227,8 +188,7 @@ def check_agreement(what: str, outputs: Mapping[str, Output], tolerance: float) 
     Raises:
         ValueError: a candidate computes something else, so its time means nothing.
     """
-    errors = errors_against_slicing(outputs)
-    reason = disagreement(what, errors, tolerance)
+    error, reason = compare(what, outputs, tolerance)
     if reason is not None:
         raise ValueError(reason)
-    return errors["ours"]
+    return error

@@ -8,29 +8,25 @@ from typing import Any, TypeVar
 import torch
 
 from ddsm_ext.bench.timing import Timing, interleaved
+from ddsm_ext.runtime.graphs import GraphPool
 
 Key = TypeVar("Key", bound=Hashable)
 _CALLS_A_GRAPH = 20  # a replay costs microseconds itself
 
 
-def captured(call: Callable[[], object], calls: int = _CALLS_A_GRAPH) -> Callable[[], None]:
+def captured(call: Callable[[], object], calls: int = _CALLS_A_GRAPH) -> Callable[[], object]:
     """Return the replay of a CUDA graph that makes `calls` calls in a row.
 
     Args:
         call: work on the current GPU that allocates from torch and waits for nothing.
         calls: how often the graph makes it.
     """
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # cuDNN times its algorithms, libraries make their workspaces
-        for _ in range(2):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+
+    def repeat() -> None:
         for _ in range(calls):
             call()
-    return graph.replay
+
+    return GraphPool(torch.device("cuda", torch.cuda.current_device())).capture(repeat)
 
 
 def interleaved_graphs(

@@ -141,7 +141,7 @@ def _compare_gradients(
     with replace(setting, dtype="float32").active():
         exact_call = sandwich_calls(dict.fromkeys(nets, exact_net), widths, exact_inputs)
         exact = _gradients(exact_net, exact_call["slicing"])
-    return check_gradients(got["ours"], got["slicing"], setting.tolerance, exact)
+    return check_gradients(got["ours"], got["slicing"], exact, setting.tolerance)
 
 
 def _peak(net: SlimmableNetwork, call: Callable[[], None], device: str) -> int:
@@ -158,8 +158,8 @@ def _peak(net: SlimmableNetwork, call: Callable[[], None], device: str) -> int:
 def check_gradients(
     got: Mapping[str, Tensor],
     expected: Mapping[str, Tensor],
+    exact: Mapping[str, Tensor],
     tolerance: float,
-    exact: Mapping[str, Tensor] | None = None,
 ) -> float:
     """Return the largest error of any parameter's gradient: |got - exact| / |exact|.
 
@@ -170,13 +170,12 @@ def check_gradients(
     Args:
         got: parameter -> gradient.
         expected: the same by slicing, in the same arithmetic.
+        exact: the same in float32.
         tolerance: what is allowed in any case.
-        exact: the same in float32; None: `expected`.
 
     Raises:
         ValueError: a gradient is missing or differs, so the times mean nothing.
     """
-    exact = expected if exact is None else exact
     if got.keys() != exact.keys() or expected.keys() != exact.keys():
         missing = ", ".join(sorted((got.keys() ^ exact.keys()) | (expected.keys() ^ exact.keys())))
         raise ValueError(f"training step: only some have a gradient of {missing}")
