@@ -26,7 +26,7 @@ TOLERANCE = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 4e-2}
 
 @dataclass(frozen=True)
 class Setting:
-    """What a measurement runs on: `dtype` of DTYPES, torch threads, "cpu" or "cuda".
+    """What a measurement runs on: `dtype` of DTYPES, torch threads, `device` "cpu" or "cuda".
 
     One CPU thread is timed in the thread's CPU time, more in wall time, a GPU in wall time between
     synchronisations.
@@ -95,6 +95,9 @@ class Setting:
             return about | gpu_conditions()
         isa = torch.backends.cpu.get_cpu_capability().lower()
         return about | {"torch_isa": isa, "isa": _library.native.active_isa()}
+
+
+CPU = Setting()
 
 
 def _synchronised_s() -> float:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ddsm_ext.bench.candidates import CANDIDATES, KERNELS, OPS, candidates, check_agreement
-from ddsm_ext.bench.conditions import Setting, check_batch
+from ddsm_ext.bench.conditions import CPU, Setting, check_batch
 from ddsm_ext.bench.graphs import interleaved_graphs
 from ddsm_ext.bench.roof import measure_roof, roof_ms
 from ddsm_ext.bench.shapes import REFERENCE_CIFAR10, WIDTHS, config_at
@@ -37,13 +37,11 @@ class _Job(NamedTuple):
 def run_ops(
     widths: Sequence[float] = WIDTHS,
     batch: int = 8,
-    dtype: str = "float32",
     rounds: int = 9,
     *,
+    setting: Setting = CPU,
     ops: Sequence[str] = OPS,
     costliest: int | None = None,
-    threads: int = 1,
-    device: str = "cpu",
     limit_s: float = math.inf,
     config: NetworkConfig = REFERENCE_CIFAR10,
     progress: Callable[[int, int], None] | None = None,
@@ -56,12 +54,10 @@ def run_ops(
     Args:
         widths: widths of the network.
         batch: images.
-        dtype: "float32", "bfloat16" or, on a GPU, "tf32".
         rounds: measured rounds.
+        setting: device, threads and arithmetic.
         ops: which of OPS.
         costliest: only so many shapes of each op and width, those with the most MACs; None for all.
-        threads: torch threads; 1 is timed in the thread's CPU time, more in wall time.
-        device: "cpu" or "cuda".
         limit_s: no shape is begun after so many seconds; the rest is left out.
         config: the network whose shapes are taken; see `config_at`.
         progress: called with (shapes done, shapes in all); None for silence.
@@ -77,7 +73,6 @@ def run_ops(
     Raises:
         ValueError: an argument that cannot be used.
     """
-    setting = Setting(dtype, threads, device)
     check_batch(batch)
     for op in ops:
         check_choice("run_ops: op", op, OPS)

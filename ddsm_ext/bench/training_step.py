@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from ddsm_ext.bench.candidates import KERNELS
-from ddsm_ext.bench.conditions import Setting, check_batch
+from ddsm_ext.bench.conditions import CPU, Setting, check_batch
 from ddsm_ext.bench.memory import peak_bytes
 from ddsm_ext.bench.network import as_reference, channels_last, random_inputs, random_network
 from ddsm_ext.bench.roof import measure_roof, roof_ms
@@ -32,12 +32,10 @@ SANDWICH = (1.0, 0.25, 0.5)
 
 def run_training_step(
     batch: int = 8,
-    dtype: str = "float32",
     rounds: int = 9,
     *,
+    setting: Setting = CPU,
     widths: Sequence[float] = SANDWICH,
-    threads: int = 1,
-    device: str = "cpu",
     config: NetworkConfig = REFERENCE_CIFAR10,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
@@ -49,11 +47,9 @@ def run_training_step(
 
     Args:
         batch: images.
-        dtype: "float32", "bfloat16" or, on a GPU, "tf32", of weights and images.
         rounds: measured rounds.
+        setting: device, threads and arithmetic.
         widths: the sandwich.
-        threads: torch threads; 1 is timed in the thread's CPU time, more in wall time.
-        device: "cpu" or "cuda".
         config: the network, filled with random weights.
         progress: called with (rounds done, rounds in all); None for silence.
 
@@ -64,18 +60,17 @@ def run_training_step(
     Raises:
         ValueError: an argument that cannot be used, or gradients that differ.
     """
-    setting = Setting(dtype, threads, device)
     check_batch(batch)
     widths = [config.check_width(width) for width in widths]
-    net = random_network(config).to(device, setting.kind)
-    inputs = random_inputs(config, batch, setting.kind, device=device)
+    net = random_network(config).to(setting.device, setting.kind)
+    inputs = random_inputs(config, batch, setting.kind, device=setting.device)
     with setting.active(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the column `native` tells what the warning would
         roof = measure_roof(setting)
         nets = {"slicing": as_reference(net), "ours": net}
         calls = sandwich_calls(nets, widths, inputs)
         error = _compare_gradients(nets, calls, widths, inputs, setting)
-        peaks = {name: _peak(nets[name], call, device) for name, call in calls.items()}
+        peaks = {name: _peak(nets[name], call, setting.device) for name, call in calls.items()}
         times = interleaved(calls, rounds=rounds, progress=progress, **setting.timing)
         native = all(runs_native(name, inputs["x"], needs_grad=True) for name in KERNELS.values())
     macs = 3 * sum(macs_of(config, width) for width in widths)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ddsm_ext.bench.candidates import KERNELS, compare
-from ddsm_ext.bench.conditions import Setting, check_batch
+from ddsm_ext.bench.conditions import CPU, Setting, check_batch
 from ddsm_ext.bench.memory import peak_bytes
 from ddsm_ext.bench.roof import measure_roof, roof_ms
 from ddsm_ext.bench.shapes import REFERENCE_CIFAR10, WIDTHS, config_at
@@ -32,12 +32,10 @@ PUBLISHED_CIFAR10_STEPS = {1.0: 274, 0.75: 181, 0.5: 534, 0.25: 11}
 def run_unet_step(
     widths: Sequence[float] = WIDTHS,
     batch: int = 8,
-    dtype: str = "float32",
     rounds: int = 9,
     *,
+    setting: Setting = CPU,
     candidates: Sequence[str] = DEFAULT_CANDIDATES,
-    threads: int = 1,
-    device: str = "cpu",
     compile_limit_s: float = math.inf,
     keep_differing: bool = False,
     config: NetworkConfig = REFERENCE_CIFAR10,
@@ -50,11 +48,9 @@ def run_unet_step(
     Args:
         widths: widths to time; `config_at` says what runs at those that `config` does not take.
         batch: images a step.
-        dtype: "float32", "bfloat16" or, on a GPU, "tf32".
         rounds: measured rounds.
+        setting: device, threads and arithmetic.
         candidates: some of STEP_CANDIDATES, "slicing" and "ours" among them.
-        threads: torch threads; 1 is timed in the thread's CPU time, more in wall time.
-        device: "cpu" or "cuda".
         compile_limit_s: seconds for "compiled", which is left out where they are short.
         keep_differing: time a width whose candidates differ, too; its row says so.
         config: the network, filled with random weights.
@@ -74,7 +70,6 @@ def run_unet_step(
         ValueError: an argument that cannot be used, or a candidate that computes something else
             and is not kept.
     """
-    setting = Setting(dtype, threads, device)
     check_batch(batch)
     _check_candidates(candidates)
     if not widths:

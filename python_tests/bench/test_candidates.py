@@ -14,7 +14,7 @@ from ddsm_ext.bench.candidates import (
     check_agreement,
     relative_error,
 )
-from ddsm_ext.bench.conditions import DTYPES, TOLERANCE, Setting
+from ddsm_ext.bench.conditions import DTYPES, TOLERANCE
 from ddsm_ext.graph.shapes import OPS, ConvShape, NormShape, op_shapes
 
 # The ops that no table of `ddsm bench` has are compared by their benchmark alone.
@@ -67,9 +67,3 @@ def test_a_wrong_candidate_is_refused() -> None:
     outputs = {"slicing": good, "ours": good, "dense_cl": good * torch.nan}
     with pytest.raises(ValueError, match="dense_cl differs"):
         check_agreement("conv", outputs, 1e-4)
-
-
-def test_dtypes_by_name() -> None:
-    assert Setting("bfloat16").kind is torch.bfloat16
-    with pytest.raises(ValueError, match="'float16'"):
-        Setting("float16")

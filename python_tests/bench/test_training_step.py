@@ -96,8 +96,6 @@ def test_the_key_bias_is_measured_against_its_weight() -> None:
     [
         ({"widths": [0.3]}, "width 0.3"),
         ({"batch": 0}, "batch is 0"),
-        ({"dtype": "half"}, "'half'"),
-        ({"threads": 0}, "threads is 0"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message: str) -> None:
