@@ -258,7 +258,6 @@ def load_guided_diffusion(
     """
     adm = guided_diffusion_config(config)
     state = read_state_dict(
-        "load_guided_diffusion",
         "guided-diffusion state dict",
         path_or_state_dict,
         guided_diffusion_state_dict_shapes(config),

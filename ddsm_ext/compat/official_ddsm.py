@@ -155,7 +155,6 @@ def load_official_ddsm(
     if group not in CHECKPOINT_GROUPS:
         raise ValueError(f"group is {group!r}; need {' or '.join(map(repr, CHECKPOINT_GROUPS))}")
     state = read_state_dict(
-        "load_official_ddsm",
         "official DDSM state dict",
         path_or_state_dict,
         official_state_dict_shapes(config),

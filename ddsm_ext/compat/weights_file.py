@@ -18,7 +18,6 @@ from ddsm_ext.models.network import SlimmableNetwork
 
 
 def read_state_dict(
-    caller: str,
     kind: str,
     source: str | os.PathLike[str] | Mapping[str, Any],
     shapes: Mapping[str, tuple[int, ...]],
@@ -30,7 +29,6 @@ def read_state_dict(
     """Return the tensors of one network, of exactly the expected names and shapes.
 
     Args:
-        caller: the function that was given `source`.
         kind: what errors call a `source` that is no file.
         source: a .safetensors file, any other name of a torch file of tensors only, or what it
             holds: a state dict, whose names may begin with DataParallel's `module.`, or a
@@ -50,7 +48,7 @@ def read_state_dict(
     elif isinstance(source, (str, os.PathLike)):
         name, content = os.fspath(source), _read(Path(source))
     else:
-        raise TypeError(f"{caller}: got {type(source).__name__}; need a path or a state dict")
+        raise TypeError(f"{kind}: got {type(source).__name__}; need a path or a state dict")
     state = _pick(name, content, groups, wanted)
     _check_names_and_shapes(name, state, shapes, optional)
     return state
