@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
+from ddsm_ext.bench.candidates import Call
 from ddsm_ext.bench.shapes import ADM_IMAGENET64
 from ddsm_ext.graph.shapes import EmbeddingShape
 from ddsm_ext.ops import sliced_embedding
@@ -17,9 +16,7 @@ NETWORK = ADM_IMAGENET64
 OP = "embedding"
 
 
-def candidates(
-    shape: EmbeddingShape, batch: int, dtype: torch.dtype
-) -> dict[str, Callable[[], Tensor]]:
+def candidates(shape: EmbeddingShape, batch: int, dtype: torch.dtype) -> dict[str, Call]:
     """Return name -> call of the same function on the same values."""
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(shape.rows, shape.c_max, generator=generator).to(dtype)

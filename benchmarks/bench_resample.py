@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from ddsm_ext.bench.candidates import Call
 from ddsm_ext.bench.shapes import ADM_IMAGENET64
 from ddsm_ext.graph.shapes import ResampleShape
 from ddsm_ext.models.dense import resampled
@@ -17,9 +16,7 @@ NETWORK = ADM_IMAGENET64
 OP = "resample"
 
 
-def candidates(
-    shape: ResampleShape, batch: int, dtype: torch.dtype
-) -> dict[str, Callable[[], Tensor]]:
+def candidates(shape: ResampleShape, batch: int, dtype: torch.dtype) -> dict[str, Call]:
     """Return name -> call of the same function on the same values."""
     generator = torch.Generator().manual_seed(0)
     size = (batch, shape.c, shape.in_size, shape.in_size)

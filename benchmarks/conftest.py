@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ddsm_ext.bench.candidates import CANDIDATES, candidates, check_agreement
-from ddsm_ext.bench.conditions import Setting, using_threads
+from ddsm_ext.bench.conditions import Setting
 from ddsm_ext.bench.shapes import REFERENCE_CIFAR10, WIDTHS
 from ddsm_ext.bench.timing import clock_of, interleaved, time_columns
 from ddsm_ext.graph.shapes import Shape, op_shapes
@@ -70,7 +70,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(autouse=True)
 def _threads_without_gradients(request: pytest.FixtureRequest) -> Iterator[None]:
-    with using_threads(request.config.getoption("--threads")), torch.no_grad():
+    setting = Setting(threads=request.config.getoption("--threads"))
+    with setting.active(), torch.no_grad():
         yield
 
 

@@ -33,7 +33,7 @@ Call = Callable[[], Output]
 
 
 def candidates(
-    shape: Shape, batch: int, dtype: torch.dtype, seed: int = 0, *, device: str = "cpu"
+    shape: Shape, batch: int, dtype: torch.dtype, *, device: str = "cpu"
 ) -> dict[str, Call]:
     """Return name -> call of the same function on the same values, without gradients.
 
@@ -41,10 +41,9 @@ def candidates(
         shape: what to compute, by one of OPS.
         batch: images.
         dtype: type of activations and weights.
-        seed: seed of the random values.
         device: where the values are made and used.
     """
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(0)
 
     def normal(*size: int, scale: float = 1.0) -> Tensor:
         return (torch.randn(*size, generator=generator, device=device) * scale).to(dtype)
@@ -72,7 +71,7 @@ def _conv2d(shape: ConvShape, batch: int, normal: Callable[..., Tensor]) -> dict
     sources_cl = _channels_last(*sources)
     (dense_weight,) = _channels_last(weight[:c_out, :c_in])
     dense_bias = bias[:c_out].contiguous()
-    second = sources_cl[1] if shape.c_in2 else None
+    first, second = (*sources_cl, None)[:2]
 
     def conv(parts: list[Tensor], w: Tensor, b: Tensor) -> Tensor:
         x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]  # [N, c_in, H, W]
@@ -83,7 +82,7 @@ def _conv2d(shape: ConvShape, batch: int, normal: Callable[..., Tensor]) -> dict
         "slicing": lambda: conv(sources, weight[:c_out, :c_in], bias[:c_out]),
         "dense_cl": lambda: conv(sources_cl, dense_weight, dense_bias),
         "ours": lambda: sliced_conv2d(
-            sources_cl[0],
+            first,
             weight,
             bias,
             c_out,
@@ -112,6 +111,7 @@ def _group_norm(shape: NormShape, batch: int, normal: Callable[..., Tensor]) -> 
     weight, bias = normal(shape.c_max), normal(shape.c_max)
     sources = _sources(shape.c, shape.c2, batch, shape.size, normal)
     sources_cl = _channels_last(*sources)
+    first, second = (*sources_cl, None)[:2]
     dense_weight, dense_bias = weight[:c].contiguous(), bias[:c].contiguous()
     scale, shift = normal(2, batch, c) if shape.modulated else (None, None)  # [N, c] each
 
@@ -122,15 +122,12 @@ def _group_norm(shape: NormShape, batch: int, normal: Callable[..., Tensor]) -> 
             y = y * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
         return F.silu(y) if shape.silu else y
 
-    def ours() -> Output:
-        x, *rest = sources_cl
-        x2, more = rest[0] if rest else None, {"scale": scale, "shift": shift}
-        return sliced_group_norm(x, weight, bias, shape.groups, x2=x2, silu=shape.silu, **more)
-
     return {
         "slicing": lambda: norm(sources, weight[:c], bias[:c]),
         "dense_cl": lambda: norm(sources_cl, dense_weight, dense_bias),
-        "ours": ours,
+        "ours": lambda: sliced_group_norm(
+            first, weight, bias, shape.groups, x2=second, silu=shape.silu, scale=scale, shift=shift
+        ),
     }
 
 

@@ -76,9 +76,13 @@ class Setting:
     @contextmanager
     def active(self) -> Iterator[None]:
         """Run on so many threads and in this arithmetic, and set both back."""
-        arithmetic = _gpu_arithmetic(self.dtype == "tf32") if self.on_gpu else nullcontext()
-        with using_threads(self.threads), arithmetic:
-            yield
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            with _gpu_arithmetic(self.dtype == "tf32") if self.on_gpu else nullcontext():
+                yield
+        finally:
+            torch.set_num_threads(before)
 
     def conditions(self, batch: int) -> dict[str, Any]:
         """Return the conditions of a measurement as JSON values."""
@@ -103,17 +107,6 @@ CPU = Setting()
 def _synchronised_s() -> float:
     torch.cuda.synchronize()
     return time.perf_counter()
-
-
-@contextmanager
-def using_threads(threads: int) -> Iterator[None]:
-    """Run on so many torch threads and set the old number back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -13,13 +13,13 @@ from ddsm_ext.graph.count import layers
 from ddsm_ext.models.network import SlimmableNetwork
 
 
-def random_network(config: NetworkConfig, seed: int = 0) -> SlimmableNetwork:
+def random_network(config: NetworkConfig) -> SlimmableNetwork:
     """Return a network whose every layer matters to the output.
 
     The usual initial weights nearly silence the last layer of every branch, so that a wrong branch
     would pass a comparison.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     net = SlimmableNetwork(config, generator=generator)
     tables = {f"{row.name}.weight" for row in layers(config.graph) if row.node.op == "embed"}
     with torch.no_grad():

@@ -6,6 +6,8 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -155,8 +157,8 @@ def _with_totals(
 ) -> list[dict[str, Any]]:
     """Append, after each complete op and width, the sum over a whole step (calls x time)."""
     result: list[dict[str, Any]] = []
-    for op, width in dict.fromkeys((row["op"], row["width"]) for row in rows):
-        part = [row for row in rows if (row["op"], row["width"]) == (op, width)]
+    for (op, width), group in groupby(rows, key=itemgetter("op", "width")):
+        part = list(group)
         result += part
         if (op, width) not in complete:
             continue

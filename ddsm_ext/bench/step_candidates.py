@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -21,7 +21,6 @@ from ddsm_ext.bench.shapes import config_at
 from ddsm_ext.bench.slicing_network import SlicingNetwork
 from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.models.dense import DenseNetwork
-from ddsm_ext.models.network import SlimmableNetwork
 from ddsm_ext.runtime.runner import StepRunner
 
 STEP_CANDIDATES = ("slicing", "dense", "dense_cl", "compiled", "ours", "ours_module")
@@ -88,10 +87,8 @@ def prepare_steps(
     variants = {width: config_at(config, width) for width in widths}
     builders = {}
     for variant in dict.fromkeys(variants.values()):
-        net = random_network(variant).to(setting.device, setting.kind)
         own = [width for width in widths if variants[width] == variant]
-        inputs = random_inputs(variant, batch, setting.kind, device=setting.device)
-        builders[variant] = _Builder(net, own, inputs, on_gpu=setting.on_gpu)
+        builders[variant] = _Builder(variant, own, batch, setting)
     # Compiling may take minutes and fail: all else is ready before.
     for name in sorted(names, key=lambda name: name == "compiled"):
         for width in widths:
@@ -116,19 +113,14 @@ class _Builder:
     """One method a candidate, named as in STEP_CANDIDATES; `step` calls it."""
 
     def __init__(
-        self,
-        net: SlimmableNetwork,
-        widths: Sequence[float],
-        inputs: Mapping[str, Tensor],
-        *,
-        on_gpu: bool,
+        self, config: NetworkConfig, widths: Sequence[float], batch: int, setting: Setting
     ) -> None:
-        self.net, self.widths, self.inputs = net, tuple(widths), inputs
-        self.inputs_cl: dict[str, Any] = channels_last(inputs)
-        self.shape, self.dtype = inputs["x"].shape, inputs["x"].dtype
-        self.on_gpu = on_gpu
-        self.reference = SlicingNetwork(as_reference(net))
-        self.runner = StepRunner(net)
+        self.net = random_network(config).to(setting.device, setting.kind)
+        self.inputs = random_inputs(config, batch, setting.kind, device=setting.device)
+        self.inputs_cl = channels_last(self.inputs)
+        self.widths, self.on_gpu = widths, setting.on_gpu
+        self.reference = SlicingNetwork(as_reference(self.net))
+        self.runner = StepRunner(self.net)
 
     def step(self, name: str, width: float) -> Step:
         before = held_gpu_bytes() if self.on_gpu else 0
@@ -138,7 +130,8 @@ class _Builder:
         if self.on_gpu:
             step.held_bytes = held_gpu_bytes() - before
         elif name == "ours":
-            step.arena_bytes = self.runner.activation_bytes(width, self.shape, self.dtype)
+            x = self.inputs["x"]
+            step.arena_bytes = self.runner.activation_bytes(width, x.shape, x.dtype)
             step.packed_bytes = self.runner.packed_bytes()
         if name == "ours":
             step.uncompiled = self.uncompiled
@@ -189,11 +182,11 @@ class _Builder:
     @cached_property
     def uncompiled(self) -> str | None:
         """Why the runner runs steps as the module; None: it makes them ready."""
-        device = self.inputs["x"].device
-        reason = self.runner.reason_against(self.dtype, device)
+        x = self.inputs["x"]
+        reason = self.runner.reason_against(x.dtype, x.device)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            self.runner.prepare(self.widths, self.shape, self.dtype, device)
+            self.runner.prepare(self.widths, x.shape, x.dtype, x.device)
         said = [str(warning.message) for warning in caught]
         reason = reason or next((text for text in said if "uncompiled" in text), None)
         if reason is not None and not self.on_gpu:

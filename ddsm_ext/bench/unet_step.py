@@ -24,6 +24,7 @@ from ddsm_ext.bench.timing import Timing, interleaved, time_columns
 from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.graph.count import macs
 from ddsm_ext.ops._call import runs_native
+from ddsm_ext.settings import check_choice
 
 # Steps that the published CIFAR-10 strategy runs at each width, of 1000 (arXiv 2310.03337).
 PUBLISHED_CIFAR10_STEPS = {1.0: 274, 0.75: 181, 0.5: 534, 0.25: 11}
@@ -108,11 +109,7 @@ def run_unet_step(
 
 def _check_candidates(names: Sequence[str]) -> None:
     for name in names:
-        if name not in STEP_CANDIDATES:
-            raise ValueError(
-                f"run_unet_step: candidate {name!r} is unknown; need some of "
-                f"{', '.join(STEP_CANDIDATES)}"
-            )
+        check_choice("run_unet_step: candidate", name, STEP_CANDIDATES)
     if not {"slicing", "ours"} <= set(names):
         raise ValueError(
             f"run_unet_step: candidates are {', '.join(names)}; need slicing and ours among them, "

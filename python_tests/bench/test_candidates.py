@@ -39,8 +39,8 @@ def test_candidates_agree_at_every_shape(op: str, dtype: str) -> None:
 
 def test_slicing_is_torch_on_a_slice() -> None:
     shape = ConvShape(8, 4, 6, 24, 16, 3, 1, False, 8)
-    calls = candidates(shape, 2, torch.float32, seed=3)
-    generator = torch.Generator().manual_seed(3)
+    calls = candidates(shape, 2, torch.float32)
+    generator = torch.Generator().manual_seed(0)
 
     def normal(*size: int) -> torch.Tensor:
         return torch.randn(*size, generator=generator)
