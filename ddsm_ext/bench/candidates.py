@@ -18,14 +18,8 @@ from ddsm_ext.models.dense import resampled
 from ddsm_ext.ops import sliced_attention, sliced_conv2d, sliced_group_norm, sliced_linear
 
 OPS = ("conv2d", "linear", "group_norm", "attention")
-# Op -> its kernels' name; what only whole steps call besides comes last.
-KERNELS = {
-    "conv2d": "sliced_conv2d",
-    "linear": "sliced_linear",
-    "group_norm": "sliced_group_norm",
-    "attention": "sliced_attention",
-    "resample": "resample",
-}
+# The kernels of a whole step: an op's are named after it.
+KERNELS = (*(f"sliced_{op}" for op in OPS), "resample")
 CANDIDATES = ("slicing", "dense_cl", "ours")
 # A group norm over two sources returns its two parts.
 Output = Tensor | tuple[Tensor, Tensor]

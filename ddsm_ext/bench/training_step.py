@@ -72,7 +72,7 @@ def run_training_step(
         error = _compare_gradients(nets, calls, widths, inputs, setting)
         peaks = {name: _peak(nets[name], call, setting.device) for name, call in calls.items()}
         times = interleaved(calls, rounds=rounds, progress=progress, **setting.timing)
-        native = all(runs_native(name, inputs["x"], needs_grad=True) for name in KERNELS.values())
+        native = all(runs_native(name, inputs["x"], needs_grad=True) for name in KERNELS)
     macs = 3 * sum(macs_of(config, width) for width in widths)
     row = {
         "widths": widths,

@@ -85,7 +85,7 @@ def run_unet_step(
         peaks = peak_bytes(calls, device=setting.device)
         times = interleaved(calls, rounds=rounds, progress=progress, **setting.timing)
         x = torch.empty(0, dtype=setting.kind, device=setting.device)
-        native = all(runs_native(name, x, needs_grad=False) for name in KERNELS.values())
+        native = all(runs_native(name, x, needs_grad=False) for name in KERNELS)
     rows = [
         _row(config_at(config, width), width, batch, steps.at(width), times, peaks, roof)
         | {"native": native, **compared[width]}
