@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ddsm_ext.bench.candidates import CANDIDATES, candidates, check_agreement
-from ddsm_ext.bench.conditions import Setting, using_threads
+from ddsm_ext.bench.conditions import Setting
 from ddsm_ext.bench.shapes import REFERENCE_CIFAR10, WIDTHS
 from ddsm_ext.bench.timing import clock_of, interleaved, time_columns
 from ddsm_ext.graph.shapes import Shape, op_shapes
@@ -70,7 +70,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(autouse=True)
 def _threads_without_gradients(request: pytest.FixtureRequest) -> Iterator[None]:
-    with using_threads(request.config.getoption("--threads")), torch.no_grad():
+    setting = Setting(threads=request.config.getoption("--threads"))
+    with setting.active(), torch.no_grad():
         yield
 
 
@@ -82,7 +83,8 @@ def time_candidate(benchmark: Any, request: pytest.FixtureRequest) -> Any:
 
     def run(case: Case, candidate: str) -> None:
         setting = Setting(case.dtype, threads)
-        calls = candidates(case.shape, case.batch, setting.kind)
+        make = getattr(request.module, "candidates", candidates)
+        calls = make(case.shape, case.batch, setting.kind)
         outputs = {name: call() for name, call in calls.items()}
         error = check_agreement(str(case), outputs, setting.tolerance)
         benchmark.extra_info.update(setting.conditions(case.batch))

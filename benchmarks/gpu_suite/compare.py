@@ -77,7 +77,7 @@ def main() -> int:
             continue
         names = candidates(arguments.batch, width)
         result = run_unet_step(
-            [width], arguments.batch, "bfloat16", ROUNDS, candidates=names, device=work.DEVICE,
+            [width], arguments.batch, ROUNDS, setting=work.setting(), candidates=names,
             compile_limit_s=left_s, keep_differing=True, config=work.CONFIG,
         )  # fmt: skip
         if "compiled" not in names:

@@ -62,10 +62,8 @@ class Job:
         """
         shared: dict[str, Any] = {
             "batch": self.batch,
-            "dtype": self.dtype,
             "rounds": self.rounds,
-            "threads": self.threads,
-            "device": self.device,
+            "setting": self.setting,
             "config": self.config,
             "progress": progress,
         }

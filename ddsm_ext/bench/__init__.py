@@ -5,6 +5,7 @@ from ddsm_ext._lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
+        "Setting": "conditions",
         "format_result": "table",
         "format_table": "table",
         "interleaved": "timing",

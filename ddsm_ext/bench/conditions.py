@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 
 from ddsm_ext import _library
 from ddsm_ext.bench.timing import clock_of
+from ddsm_ext.settings import is_int
 
 # Name of the arithmetic -> type of activations and weights. "tf32" allows the tensor cores to round
 # the factors of float32 products to 10 bits, "float32" does not.
@@ -22,23 +22,11 @@ DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfl
 # Largest relative difference between candidates: Winograd arithmetic in float32, 10 bits in tf32,
 # 8 bits in bfloat16.
 TOLERANCE = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 4e-2}
-_CUDA_CLOCK = "wall time between synchronisations"
-
-
-def dtype_of(name: str) -> torch.dtype:
-    """Return the tensor type of an arithmetic's name.
-
-    Raises:
-        ValueError: another name.
-    """
-    if name not in DTYPES:
-        raise ValueError(f"bench: dtype is {name!r}; need one of {', '.join(DTYPES)}")
-    return DTYPES[name]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a measurement runs on: `dtype` of DTYPES, torch threads, "cpu" or "cuda".
+    """What a measurement runs on: `dtype` of DTYPES, torch threads, `device` "cpu" or "cuda".
 
     One CPU thread is timed in the thread's CPU time, more in wall time, a GPU in wall time between
     synchronisations.
@@ -52,16 +40,16 @@ class Setting:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        dtype_of(self.dtype)
+        if self.dtype not in DTYPES:
+            raise ValueError(f"bench: dtype is {self.dtype!r}; need one of {', '.join(DTYPES)}")
         if self.device not in ("cpu", "cuda"):
             raise ValueError(f"bench: device is {self.device!r}; need cpu or cuda")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("bench: device is 'cuda' and torch finds no GPU; need one, or cpu")
         if self.dtype == "tf32" and not self.on_gpu:
             raise ValueError("bench: dtype is 'tf32' on the CPU; need float32 or bfloat16 there")
-        threads = self.threads
-        if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-            raise ValueError(f"bench: threads is {threads!r}; need an int >= 1")
+        if not is_int(self.threads, 1):
+            raise ValueError(f"bench: threads is {self.threads!r}; need an int >= 1")
 
     @property
     def on_gpu(self) -> bool:
@@ -88,39 +76,37 @@ class Setting:
     @contextmanager
     def active(self) -> Iterator[None]:
         """Run on so many threads and in this arithmetic, and set both back."""
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(using_threads(self.threads))
-            if self.on_gpu:
-                stack.enter_context(_gpu_arithmetic(self.dtype == "tf32"))
-            yield
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            with _gpu_arithmetic(self.dtype == "tf32") if self.on_gpu else nullcontext():
+                yield
+        finally:
+            torch.set_num_threads(before)
 
     def conditions(self, batch: int) -> dict[str, Any]:
         """Return the conditions of a measurement as JSON values."""
+        gpu_clock = "wall time between synchronisations"
         about = {
             "batch": batch,
             "dtype": self.dtype,
             "threads": self.threads,
-            "clock": _CUDA_CLOCK if self.on_gpu else clock_of(self.threads)[1],
+            "clock": gpu_clock if self.on_gpu else clock_of(self.threads)[1],
             "device": self.device,
             "torch": torch.__version__,
         }
-        return about | (gpu_conditions() if self.on_gpu else _cpu_conditions())
+        if self.on_gpu:
+            return about | gpu_conditions()
+        isa = torch.backends.cpu.get_cpu_capability().lower()
+        return about | {"torch_isa": isa, "isa": _library.native.active_isa()}
+
+
+CPU = Setting()
 
 
 def _synchronised_s() -> float:
     torch.cuda.synchronize()
     return time.perf_counter()
-
-
-@contextmanager
-def using_threads(threads: int) -> Iterator[None]:
-    """Run on so many torch threads and set the old number back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager
@@ -144,13 +130,6 @@ def _gpu_arithmetic(tf32: bool) -> Iterator[None]:
         set_all(*before)
 
 
-def _cpu_conditions() -> dict[str, Any]:
-    return {
-        "torch_isa": torch.backends.cpu.get_cpu_capability().lower(),
-        "isa": _library.native.active_isa(),
-    }
-
-
 def gpu_conditions() -> dict[str, Any]:
     """Return the GPU and the versions of what runs on it as JSON values."""
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
@@ -168,14 +147,13 @@ def gpu_conditions() -> dict[str, Any]:
 
 def _driver_version() -> str | None:
     command = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
+    with suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
         return done.stdout.partition("\n")[0].strip() or None
     return None
 
 
-def check_batch(batch: int) -> int:
-    """Return batch, or raise ValueError where it is no positive int."""
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+def check_batch(batch: int) -> None:
+    """Raise ValueError where a batch is no positive int."""
+    if not is_int(batch, 1):
         raise ValueError(f"bench: batch is {batch!r}; need an int >= 1")
-    return batch

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
-from ddsm_ext.bench.timing import Timing, interleaved
+from ddsm_ext.bench.timing import Key, Timing, interleaved
+from ddsm_ext.runtime.graphs import GraphPool
 
-Key = TypeVar("Key", bound=Hashable)
-_CALLS_A_GRAPH = 20  # a replay costs microseconds itself
+CALLS_A_GRAPH = 20  # a replay costs microseconds itself
 
 
-def captured(call: Callable[[], object], calls: int = _CALLS_A_GRAPH) -> Callable[[], None]:
-    """Return the replay of a CUDA graph that makes `calls` calls in a row.
+def captured(call: Callable[[], object]) -> Callable[[], object]:
+    """Return the replay of a CUDA graph that makes CALLS_A_GRAPH calls in a row.
 
     Args:
         call: work on the current GPU that allocates from torch and waits for nothing.
-        calls: how often the graph makes it.
     """
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # cuDNN times its algorithms, libraries make their workspaces
-        for _ in range(2):
+
+    def repeat() -> None:
+        for _ in range(CALLS_A_GRAPH):
             call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(calls):
-            call()
-    return graph.replay
+
+    return GraphPool(torch.device("cuda", torch.cuda.current_device())).capture(repeat)
 
 
 def interleaved_graphs(
@@ -39,6 +33,6 @@ def interleaved_graphs(
     """`interleaved` with every call captured; returns the times of single calls."""
     replays = {name: captured(call) for name, call in calls.items()}
     return {
-        name: Timing(tuple(ms / _CALLS_A_GRAPH for ms in timing.rounds_ms))
+        name: Timing(tuple(ms / CALLS_A_GRAPH for ms in timing.rounds_ms))
         for name, timing in interleaved(replays, **options).items()
     }

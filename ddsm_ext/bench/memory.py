@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
+from itertools import accumulate
 from typing import TypeVar
 
 import torch
@@ -33,7 +34,7 @@ def peak_bytes(calls: Mapping[Key, Callable[[], object]], *, device: str = "cpu"
     blocks = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
     spans = {e.name(): (e.start_ns(), e.end_ns()) for e in events}
     return {
-        key: _peak([size for at, size in blocks if start <= at <= end])
+        key: max(accumulate((size for at, size in blocks if start <= at <= end), initial=0))
         for number, key in enumerate(calls)
         for start, end in [spans[f"peak_bytes.{number}"]]
     }
@@ -53,11 +54,3 @@ def held_gpu_bytes() -> int:
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     return torch.cuda.memory_reserved()
-
-
-def _peak(changes: list[int]) -> int:
-    held = peak = 0
-    for change in changes:
-        held += change
-        peak = max(peak, held)
-    return peak

@@ -13,21 +13,19 @@ from ddsm_ext.graph.count import layers
 from ddsm_ext.models.network import SlimmableNetwork
 
 
-def random_network(config: NetworkConfig, seed: int = 0) -> SlimmableNetwork:
+def random_network(config: NetworkConfig) -> SlimmableNetwork:
     """Return a network whose every layer matters to the output.
 
     The usual initial weights nearly silence the last layer of every branch, so that a wrong branch
     would pass a comparison.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     net = SlimmableNetwork(config, generator=generator)
     tables = {f"{row.name}.weight" for row in layers(config.graph) if row.node.op == "embed"}
     with torch.no_grad():
         for name, parameter in net.named_parameters():
-            if name in tables:
-                parameter.normal_(0.0, 1.0, generator=generator)
-            elif parameter.ndim > 1:
-                fan_in = parameter[0].numel()
+            if parameter.ndim > 1:
+                fan_in = 1 if name in tables else parameter[0].numel()
                 parameter.normal_(0.0, fan_in**-0.5, generator=generator)
             else:
                 parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
@@ -63,7 +61,4 @@ def as_reference(net: SlimmableNetwork) -> SlimmableNetwork:
     """
     if all(parameter.is_contiguous() for parameter in net.parameters()):
         return net
-    net = copy.deepcopy(net)
-    for parameter in net.parameters():
-        parameter.data = parameter.data.contiguous()
-    return net
+    return copy.deepcopy(net).to(memory_format=torch.contiguous_format)

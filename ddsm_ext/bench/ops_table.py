@@ -6,21 +6,22 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
 
-from ddsm_ext.bench.candidates import CANDIDATES, KERNELS, candidates, check_agreement
-from ddsm_ext.bench.conditions import Setting, check_batch
+from ddsm_ext.bench.candidates import CANDIDATES, OPS, candidates, check_agreement
+from ddsm_ext.bench.conditions import CPU, Setting, check_batch
 from ddsm_ext.bench.graphs import interleaved_graphs
 from ddsm_ext.bench.roof import measure_roof, roof_ms
 from ddsm_ext.bench.shapes import REFERENCE_CIFAR10, WIDTHS, config_at
 from ddsm_ext.bench.timing import interleaved, time_columns
 from ddsm_ext.graph.config import NetworkConfig
-from ddsm_ext.graph.shapes import OPS, Shape, least_bytes, op_shapes
+from ddsm_ext.graph.shapes import Shape, least_bytes, op_shapes
 from ddsm_ext.ops._call import runs_native
-
-LIMITED_BY_PRODUCTS = ("conv2d", "linear", "attention")
+from ddsm_ext.settings import check_choice
 
 
 class _Job(NamedTuple):
@@ -38,13 +39,11 @@ class _Job(NamedTuple):
 def run_ops(
     widths: Sequence[float] = WIDTHS,
     batch: int = 8,
-    dtype: str = "float32",
     rounds: int = 9,
     *,
+    setting: Setting = CPU,
     ops: Sequence[str] = OPS,
     costliest: int | None = None,
-    threads: int = 1,
-    device: str = "cpu",
     limit_s: float = math.inf,
     config: NetworkConfig = REFERENCE_CIFAR10,
     progress: Callable[[int, int], None] | None = None,
@@ -57,12 +56,10 @@ def run_ops(
     Args:
         widths: widths of the network.
         batch: images.
-        dtype: "float32", "bfloat16" or, on a GPU, "tf32".
         rounds: measured rounds.
+        setting: device, threads and arithmetic.
         ops: which of OPS.
         costliest: only so many shapes of each op and width, those with the most MACs; None for all.
-        threads: torch threads; 1 is timed in the thread's CPU time, more in wall time.
-        device: "cpu" or "cuda".
         limit_s: no shape is begun after so many seconds; the rest is left out.
         config: the network whose shapes are taken; see `config_at`.
         progress: called with (shapes done, shapes in all); None for silence.
@@ -78,45 +75,30 @@ def run_ops(
     Raises:
         ValueError: an argument that cannot be used.
     """
-    setting = Setting(dtype, threads, device)
     check_batch(batch)
+    for op in ops:
+        check_choice("run_ops: op", op, OPS)
     jobs = [job for op in ops for width in widths for job in _jobs(config, op, width, costliest)]
+    left, rows, failed = list(jobs), [], {}
     with setting.active(), torch.no_grad():
         roof = measure_roof(setting)
-        rows, failed, left_out = _measure_all(jobs, batch, setting, rounds, roof, limit_s, progress)
+        end = time.monotonic() + limit_s
+        while left and time.monotonic() <= end:
+            job = left.pop(0)
+            try:
+                rows.append(_measure(job, batch, setting, rounds, roof))
+            except (RuntimeError, ValueError) as error:
+                failed[job] = str(error)
+            if progress is not None:
+                progress(len(jobs) - len(left), len(jobs))
     complete = set() if costliest else {(job.op, job.width) for job in jobs}
     return {
-        "rows": _with_totals(rows, complete - {(j.op, j.width) for j in (*failed, *left_out)}),
+        "rows": _with_totals(rows, complete - {(job.op, job.width) for job in (*failed, *left)}),
         "failed": [f"{job}: {reason}" for job, reason in failed.items()],
-        "left_out": [str(job) for job in left_out],
+        "left_out": [str(job) for job in left],
         "roof": roof,
         "conditions": {"network": config.to_dict(), **setting.conditions(batch)},
     }
-
-
-def _measure_all(
-    jobs: Sequence[_Job],
-    batch: int,
-    setting: Setting,
-    rounds: int,
-    roof: dict[str, Any],
-    limit_s: float,
-    progress: Callable[[int, int], None] | None,
-) -> tuple[list[dict[str, Any]], dict[_Job, str], list[_Job]]:
-    """Return rows, why jobs have none, and the jobs that the limit left out."""
-    rows: list[dict[str, Any]] = []
-    failed: dict[_Job, str] = {}
-    end = time.monotonic() + limit_s
-    for number, job in enumerate(jobs):
-        if time.monotonic() > end:
-            return rows, failed, list(jobs[number:])
-        try:
-            rows.append(_measure(job, batch, setting, rounds, roof))
-        except (RuntimeError, ValueError) as error:
-            failed[job] = str(error)
-        if progress is not None:
-            progress(number + 1, len(jobs))
-    return rows, failed, []
 
 
 def _jobs(config: NetworkConfig, op: str, width: float, costliest: int | None) -> list[_Job]:
@@ -135,7 +117,7 @@ def _measure(
         warnings.simplefilter("ignore")  # the column `native` tells what the warning would
         outputs = {name: call() for name, call in calls.items()}
         x = torch.empty(0, dtype=setting.kind, device=setting.device)
-        native = op in KERNELS and runs_native(KERNELS[op], x, needs_grad=False)
+        native = runs_native(f"sliced_{op}", x, needs_grad=False)
     error = check_agreement("the results", outputs, setting.tolerance)
     del outputs
     time_calls = interleaved_graphs if setting.on_gpu else interleaved
@@ -146,7 +128,7 @@ def _measure(
         limit_ms: float | None = roof_ms(macs, roof, moved)
         columns |= _rates(columns, macs, moved)
     else:
-        limit_ms = roof_ms(macs, roof) if op in LIMITED_BY_PRODUCTS else None
+        limit_ms = None if op == "group_norm" else roof_ms(macs, roof)  # memory limits a norm
     return {
         "op": op,
         "width": job.width,
@@ -175,8 +157,8 @@ def _with_totals(
 ) -> list[dict[str, Any]]:
     """Append, after each complete op and width, the sum over a whole step (calls x time)."""
     result: list[dict[str, Any]] = []
-    for op, width in dict.fromkeys((row["op"], row["width"]) for row in rows):
-        part = [row for row in rows if (row["op"], row["width"]) == (op, width)]
+    for (op, width), group in groupby(rows, key=itemgetter("op", "width")):
+        part = list(group)
         result += part
         if (op, width) not in complete:
             continue

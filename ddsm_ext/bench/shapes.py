@@ -32,13 +32,10 @@ def config_at(config: Config, width: float) -> Config:
     Raises:
         TypeError, ValueError: the width is not in (0, 1].
     """
-    if not isinstance(config, UNetConfig):
-        config.check_width(width)
-        return config
-    twin = replace(config, norm="channels_per_group")
-    twin.check_width(width)
     try:
         config.check_width(width)
     except ValueError:
-        return twin
+        if not isinstance(config, UNetConfig) or config.norm == "channels_per_group":
+            raise
+        return config_at(replace(config, norm="channels_per_group"), width)
     return config

@@ -40,10 +40,8 @@ class SlicingNetwork:
         """
         if width not in self._calls:
             self._calls[width] = self._calls_at(width)
-        value: Values = {}
-        for name, tensor in (("x", x), ("t", t), ("y", y)):
-            if name in self._graph.inputs:
-                value[self._graph.inputs[name].index] = tensor
+        given = {"x": x, "t": t, "y": y}
+        value: Values = {node.index: given[name] for name, node in self._graph.inputs.items()}
         run(self._graph.walk, _Words(self._calls[width].__getitem__), value)
         return value[self._graph.output.index]
 

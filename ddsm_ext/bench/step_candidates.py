@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -21,7 +21,6 @@ from ddsm_ext.bench.shapes import config_at
 from ddsm_ext.bench.slicing_network import SlicingNetwork
 from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.models.dense import DenseNetwork
-from ddsm_ext.models.network import SlimmableNetwork
 from ddsm_ext.runtime.runner import StepRunner
 
 STEP_CANDIDATES = ("slicing", "dense", "dense_cl", "compiled", "ours", "ours_module")
@@ -30,7 +29,7 @@ Call = Callable[[], Tensor]
 _COMPILE_S = 30.0  # less than this is not tried for the first width
 
 
-@dataclass(frozen=True)
+@dataclass
 class Step:
     """A candidate at a width, ready to run: weights cut out, compiled, rearranged, captured.
 
@@ -55,6 +54,10 @@ class Steps:
     ready: dict[tuple[float, str], Step] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+
+    def at(self, width: float) -> dict[str, Step]:
+        """Return the candidates of a width."""
+        return {name: step for (other, name), step in self.ready.items() if other == width}
 
 
 def prepare_steps(
@@ -81,12 +84,11 @@ def prepare_steps(
     start = time.perf_counter()
     last_s = _COMPILE_S
     steps = Steps()
+    variants = {width: config_at(config, width) for width in widths}
     builders = {}
-    for variant in dict.fromkeys(config_at(config, width) for width in widths):
-        net = random_network(variant).to(setting.device, setting.kind)
-        own = [width for width in widths if config_at(config, width) == variant]
-        inputs = random_inputs(variant, batch, setting.kind, device=setting.device)
-        builders[variant] = _Builder(net, own, inputs, on_gpu=setting.on_gpu)
+    for variant in dict.fromkeys(variants.values()):
+        own = [width for width in widths if variants[width] == variant]
+        builders[variant] = _Builder(variant, own, batch, setting)
     # Compiling may take minutes and fail: all else is ready before.
     for name in sorted(names, key=lambda name: name == "compiled"):
         for width in widths:
@@ -95,7 +97,7 @@ def prepare_steps(
                 steps.left_out.append(f"{name} at width {width:g}: no time left to compile")
                 continue
             try:
-                step = builders[config_at(config, width)].step(name, width)
+                step = builders[variants[width]].step(name, width)
             except RuntimeError as error:
                 if name != "compiled":
                     raise
@@ -111,19 +113,14 @@ class _Builder:
     """One method a candidate, named as in STEP_CANDIDATES; `step` calls it."""
 
     def __init__(
-        self,
-        net: SlimmableNetwork,
-        widths: Sequence[float],
-        inputs: Mapping[str, Tensor],
-        *,
-        on_gpu: bool,
+        self, config: NetworkConfig, widths: Sequence[float], batch: int, setting: Setting
     ) -> None:
-        self.net, self.widths = net, tuple(widths)
-        self.inputs = inputs
-        self.inputs_cl: dict[str, Any] = channels_last(inputs)
-        self.shape, self.dtype = inputs["x"].shape, inputs["x"].dtype
-        self.on_gpu = on_gpu
-        self.reference = SlicingNetwork(as_reference(net))
+        self.net = random_network(config).to(setting.device, setting.kind)
+        self.inputs = random_inputs(config, batch, setting.kind, device=setting.device)
+        self.inputs_cl = channels_last(self.inputs)
+        self.widths, self.on_gpu = widths, setting.on_gpu
+        self.reference = SlicingNetwork(as_reference(self.net))
+        self.runner = StepRunner(self.net)
 
     def step(self, name: str, width: float) -> Step:
         before = held_gpu_bytes() if self.on_gpu else 0
@@ -131,13 +128,14 @@ class _Builder:
         call: Call = getattr(self, name)(width)
         step = Step(call, time.perf_counter() - start)
         if self.on_gpu:
-            step = replace(step, held_bytes=held_gpu_bytes() - before)
-        if name != "ours":
-            return step
-        if not self.on_gpu:
-            arena_bytes = self.runner.activation_bytes(width, self.shape, self.dtype)
-            step = replace(step, arena_bytes=arena_bytes, packed_bytes=self.runner.packed_bytes())
-        return replace(step, uncompiled=self.uncompiled)
+            step.held_bytes = held_gpu_bytes() - before
+        elif name == "ours":
+            x = self.inputs["x"]
+            step.arena_bytes = self.runner.activation_bytes(width, x.shape, x.dtype)
+            step.packed_bytes = self.runner.packed_bytes()
+        if name == "ours":
+            step.uncompiled = self.uncompiled
+        return step
 
     def slicing(self, width: float) -> Call:
         cudnn = torch.backends.cudnn
@@ -154,12 +152,10 @@ class _Builder:
         return call
 
     def dense(self, width: float) -> Call:
-        network = self.net.export_subnet(width)
-        return lambda: network(**self.inputs)
+        return partial(self.net.export_subnet(width), **self.inputs)
 
     def dense_cl(self, width: float) -> Call:
-        network = self._export_channels_last(width)
-        return lambda: network(**self.inputs_cl)
+        return partial(self._export_channels_last(width), **self.inputs_cl)
 
     def compiled(self, width: float) -> Call:
         dense = self._export_channels_last(width)
@@ -184,17 +180,13 @@ class _Builder:
         return dense.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @cached_property
-    def runner(self) -> StepRunner:
-        return StepRunner(self.net)
-
-    @cached_property
     def uncompiled(self) -> str | None:
         """Why the runner runs steps as the module; None: it makes them ready."""
-        device = self.inputs["x"].device
-        reason = self.runner.reason_against(self.dtype, device)
+        x = self.inputs["x"]
+        reason = self.runner.reason_against(x.dtype, x.device)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            self.runner.prepare(self.widths, self.shape, self.dtype, device)
+            self.runner.prepare(self.widths, x.shape, x.dtype, x.device)
         said = [str(warning.message) for warning in caught]
         reason = reason or next((text for text in said if "uncompiled" in text), None)
         if reason is not None and not self.on_gpu:
@@ -204,9 +196,9 @@ class _Builder:
     def ours(self, width: float) -> Call:
         if self.uncompiled is not None:
             return self.ours_module(width)
-        runner = self.runner
-        runner(**self.inputs_cl, width=width)  # packs the weights, or captures
-        return lambda: runner(**self.inputs_cl, width=width)
+        call = partial(self.runner, **self.inputs_cl, width=width)
+        call()  # packs the weights, or captures
+        return call
 
     def ours_module(self, width: float) -> Call:
-        return lambda: self.net.run_modules(**self.inputs_cl, width=width)
+        return partial(self.net.run_modules, **self.inputs_cl, width=width)

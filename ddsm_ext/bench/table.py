@@ -125,9 +125,7 @@ def _cell(key: str, value: Any) -> str:
         return " ".join(f"{width:g}" for width in value)
     if key.endswith("_bytes"):
         return f"{value / 1e6:.1f}"
-    if key.endswith("_ms"):
-        return f"{value:.3g}" if value < 100 else f"{value:.0f}"
-    if key.endswith("_per_s"):
+    if key.endswith(("_ms", "_per_s")):
         return f"{value:.3g}" if value < 100 else f"{value:.0f}"
     if key.startswith("ratio"):
         return f"{value:.2f}x"

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from ddsm_ext.bench.candidates import KERNELS
-from ddsm_ext.bench.conditions import Setting, check_batch
+from ddsm_ext.bench.conditions import CPU, Setting, check_batch
 from ddsm_ext.bench.memory import peak_bytes
 from ddsm_ext.bench.network import as_reference, channels_last, random_inputs, random_network
 from ddsm_ext.bench.roof import measure_roof, roof_ms
@@ -32,12 +32,10 @@ SANDWICH = (1.0, 0.25, 0.5)
 
 def run_training_step(
     batch: int = 8,
-    dtype: str = "float32",
     rounds: int = 9,
     *,
+    setting: Setting = CPU,
     widths: Sequence[float] = SANDWICH,
-    threads: int = 1,
-    device: str = "cpu",
     config: NetworkConfig = REFERENCE_CIFAR10,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
@@ -49,11 +47,9 @@ def run_training_step(
 
     Args:
         batch: images.
-        dtype: "float32", "bfloat16" or, on a GPU, "tf32", of weights and images.
         rounds: measured rounds.
+        setting: device, threads and arithmetic.
         widths: the sandwich.
-        threads: torch threads; 1 is timed in the thread's CPU time, more in wall time.
-        device: "cpu" or "cuda".
         config: the network, filled with random weights.
         progress: called with (rounds done, rounds in all); None for silence.
 
@@ -64,20 +60,19 @@ def run_training_step(
     Raises:
         ValueError: an argument that cannot be used, or gradients that differ.
     """
-    setting = Setting(dtype, threads, device)
     check_batch(batch)
     widths = [config.check_width(width) for width in widths]
-    net = random_network(config).to(device, setting.kind)
-    inputs = random_inputs(config, batch, setting.kind, device=device)
+    net = random_network(config).to(setting.device, setting.kind)
+    inputs = random_inputs(config, batch, setting.kind, device=setting.device)
     with setting.active(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the column `native` tells what the warning would
         roof = measure_roof(setting)
         nets = {"slicing": as_reference(net), "ours": net}
         calls = sandwich_calls(nets, widths, inputs)
         error = _compare_gradients(nets, calls, widths, inputs, setting)
-        peaks = {name: _peak(nets[name], call, device) for name, call in calls.items()}
+        peaks = {name: _peak(nets[name], call, setting.device) for name, call in calls.items()}
         times = interleaved(calls, rounds=rounds, progress=progress, **setting.timing)
-        native = all(runs_native(name, inputs["x"], needs_grad=True) for name in KERNELS.values())
+        native = all(runs_native(name, inputs["x"], needs_grad=True) for name in KERNELS)
     macs = 3 * sum(macs_of(config, width) for width in widths)
     row = {
         "widths": widths,
@@ -141,7 +136,7 @@ def _compare_gradients(
     with replace(setting, dtype="float32").active():
         exact_call = sandwich_calls(dict.fromkeys(nets, exact_net), widths, exact_inputs)
         exact = _gradients(exact_net, exact_call["slicing"])
-    return check_gradients(got["ours"], got["slicing"], setting.tolerance, exact)
+    return check_gradients(got["ours"], got["slicing"], exact, setting.tolerance)
 
 
 def _peak(net: SlimmableNetwork, call: Callable[[], None], device: str) -> int:
@@ -158,8 +153,8 @@ def _peak(net: SlimmableNetwork, call: Callable[[], None], device: str) -> int:
 def check_gradients(
     got: Mapping[str, Tensor],
     expected: Mapping[str, Tensor],
+    exact: Mapping[str, Tensor],
     tolerance: float,
-    exact: Mapping[str, Tensor] | None = None,
 ) -> float:
     """Return the largest error of any parameter's gradient: |got - exact| / |exact|.
 
@@ -170,13 +165,12 @@ def check_gradients(
     Args:
         got: parameter -> gradient.
         expected: the same by slicing, in the same arithmetic.
+        exact: the same in float32.
         tolerance: what is allowed in any case.
-        exact: the same in float32; None: `expected`.
 
     Raises:
         ValueError: a gradient is missing or differs, so the times mean nothing.
     """
-    exact = expected if exact is None else exact
     if got.keys() != exact.keys() or expected.keys() != exact.keys():
         missing = ", ".join(sorted((got.keys() ^ exact.keys()) | (expected.keys() ^ exact.keys())))
         raise ValueError(f"training step: only some have a gradient of {missing}")

@@ -9,21 +9,22 @@ from typing import Any
 
 import torch
 
-from ddsm_ext.bench.candidates import KERNELS, disagreement, errors_against_slicing
-from ddsm_ext.bench.conditions import Setting, check_batch
+from ddsm_ext.bench.candidates import KERNELS, compare
+from ddsm_ext.bench.conditions import CPU, Setting, check_batch
 from ddsm_ext.bench.memory import peak_bytes
 from ddsm_ext.bench.roof import measure_roof, roof_ms
 from ddsm_ext.bench.shapes import REFERENCE_CIFAR10, WIDTHS, config_at
 from ddsm_ext.bench.step_candidates import (
     DEFAULT_CANDIDATES,
     STEP_CANDIDATES,
-    Steps,
+    Step,
     prepare_steps,
 )
 from ddsm_ext.bench.timing import Timing, interleaved, time_columns
 from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.graph.count import macs
 from ddsm_ext.ops._call import runs_native
+from ddsm_ext.settings import check_choice
 
 # Steps that the published CIFAR-10 strategy runs at each width, of 1000 (arXiv 2310.03337).
 PUBLISHED_CIFAR10_STEPS = {1.0: 274, 0.75: 181, 0.5: 534, 0.25: 11}
@@ -32,12 +33,10 @@ PUBLISHED_CIFAR10_STEPS = {1.0: 274, 0.75: 181, 0.5: 534, 0.25: 11}
 def run_unet_step(
     widths: Sequence[float] = WIDTHS,
     batch: int = 8,
-    dtype: str = "float32",
     rounds: int = 9,
     *,
+    setting: Setting = CPU,
     candidates: Sequence[str] = DEFAULT_CANDIDATES,
-    threads: int = 1,
-    device: str = "cpu",
     compile_limit_s: float = math.inf,
     keep_differing: bool = False,
     config: NetworkConfig = REFERENCE_CIFAR10,
@@ -50,11 +49,9 @@ def run_unet_step(
     Args:
         widths: widths to time; `config_at` says what runs at those that `config` does not take.
         batch: images a step.
-        dtype: "float32", "bfloat16" or, on a GPU, "tf32".
         rounds: measured rounds.
+        setting: device, threads and arithmetic.
         candidates: some of STEP_CANDIDATES, "slicing" and "ours" among them.
-        threads: torch threads; 1 is timed in the thread's CPU time, more in wall time.
-        device: "cpu" or "cuda".
         compile_limit_s: seconds for "compiled", which is left out where they are short.
         keep_differing: time a width whose candidates differ, too; its row says so.
         config: the network, filled with random weights.
@@ -74,20 +71,34 @@ def run_unet_step(
         ValueError: an argument that cannot be used, or a candidate that computes something else
             and is not kept.
     """
-    setting = Setting(dtype, threads, device)
     check_batch(batch)
-    names = _check_candidates(candidates)
-    widths = _check_widths(config, widths)
+    _check_candidates(candidates)
+    if not widths:
+        raise ValueError("run_unet_step: widths is empty; need at least one width")
+    widths = [config_at(config, width).check_width(width) for width in widths]
     with setting.active(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the column `native` tells what the warning would
         roof = measure_roof(setting)
-        steps = prepare_steps(config, widths, names, batch, setting, compile_limit_s)
-        compared = _compare(steps, widths, setting, keep_differing)
-        rows = _measure(steps, config, widths, batch, setting, roof, rounds, compared, progress)
+        steps = prepare_steps(config, widths, candidates, batch, setting, compile_limit_s)
+        compared = {w: _compare(w, steps.at(w), setting, keep_differing) for w in widths}
+        calls = {key: step.call for key, step in steps.ready.items()}
+        peaks = peak_bytes(calls, device=setting.device)
+        times = interleaved(calls, rounds=rounds, progress=progress, **setting.timing)
+        x = torch.empty(0, dtype=setting.kind, device=setting.device)
+        native = all(runs_native(name, x, needs_grad=False) for name in KERNELS)
+    rows = [
+        _row(config_at(config, width), width, batch, steps.at(width), times, peaks, roof)
+        | {"native": native, **compared[width]}
+        for width in widths
+    ]
+    held_bytes = {
+        name: sum(steps.ready[key].held_bytes for key in steps.ready if key[1] == name)
+        for name in candidates
+    }
     return {
         "rows": rows,
-        "strategy": _published_strategy(rows, names),
-        "held_bytes": _held_bytes(steps, names) if setting.on_gpu else None,
+        "strategy": _published_strategy(rows, candidates),
+        "held_bytes": held_bytes if setting.on_gpu else None,
         "uncompiled": steps.ready[widths[0], "ours"].uncompiled,
         "failed": [*steps.failed, *(row["differs"] for row in rows if "differs" in row)],
         "left_out": steps.left_out,
@@ -96,95 +107,52 @@ def run_unet_step(
     }
 
 
-def _check_widths(config: NetworkConfig, widths: Sequence[float]) -> list[float]:
-    if not widths:
-        raise ValueError("run_unet_step: widths is empty; need at least one width")
-    return [config_at(config, width).check_width(width) for width in widths]
-
-
-def _check_candidates(names: Sequence[str]) -> list[str]:
+def _check_candidates(names: Sequence[str]) -> None:
     for name in names:
-        if name not in STEP_CANDIDATES:
-            raise ValueError(
-                f"run_unet_step: candidate {name!r} is unknown; need some of "
-                f"{', '.join(STEP_CANDIDATES)}"
-            )
+        check_choice("run_unet_step: candidate", name, STEP_CANDIDATES)
     if not {"slicing", "ours"} <= set(names):
         raise ValueError(
             f"run_unet_step: candidates are {', '.join(names)}; need slicing and ours among them, "
             "whose outputs and times the others are compared with"
         )
-    return list(names)
-
-
-def _measure(
-    steps: Steps,
-    config: NetworkConfig,
-    widths: Sequence[float],
-    batch: int,
-    setting: Setting,
-    roof: dict[str, Any],
-    rounds: int,
-    compared: Mapping[float, Mapping[str, Any]],
-    progress: Callable[[int, int], None] | None,
-) -> list[dict[str, Any]]:
-    calls = {key: step.call for key, step in steps.ready.items()}
-    peaks = peak_bytes(calls, device=setting.device)
-    times = interleaved(calls, rounds=rounds, progress=progress, **setting.timing)
-    x = torch.empty(0, dtype=setting.kind, device=setting.device)
-    native = all(runs_native(name, x, needs_grad=False) for name in KERNELS.values())
-    rows = [_row(config_at(config, w), w, batch, steps, times, peaks) for w in widths]
-    return [
-        row | {"roof_ms": roof_ms(row["macs"], roof), "native": native, **compared[row["width"]]}
-        for row in rows
-    ]
 
 
 def _compare(
-    steps: Steps, widths: Sequence[float], setting: Setting, keep_differing: bool
-) -> dict[float, dict[str, Any]]:
-    """Return width -> "error" of ours and, where candidates differ and are kept, "differs"."""
-    compared: dict[float, dict[str, Any]] = {}
-    for width in widths:
-        # Clones: a graph's next replay writes its output again.
-        outputs = {
-            name: step.call().clone() for (w, name), step in steps.ready.items() if w == width
-        }
-        errors = errors_against_slicing(outputs)
-        reason = disagreement(f"U-Net at width {width:g}", errors, setting.tolerance)
-        if reason is not None and not keep_differing:
-            raise ValueError(reason)
-        compared[width] = {"error": errors["ours"]} | ({"differs": reason} if reason else {})
-    return compared
+    width: float, steps: Mapping[str, Step], setting: Setting, keep_differing: bool
+) -> dict[str, Any]:
+    """Return the "error" of ours and, where candidates differ and are kept, "differs"."""
+    # Clones: a graph's next replay writes its output again.
+    outputs = {name: step.call().clone() for name, step in steps.items()}
+    error, reason = compare(f"U-Net at width {width:g}", outputs, setting.tolerance)
+    if reason is None:
+        return {"error": error}
+    if not keep_differing:
+        raise ValueError(reason)
+    return {"error": error, "differs": reason}
 
 
 def _row(
     variant: NetworkConfig,
     width: float,
     batch: int,
-    steps: Steps,
+    steps: Mapping[str, Step],
     times: Mapping[tuple[float, str], Timing],
     peaks: Mapping[tuple[float, str], int],
+    roof: dict[str, Any],
 ) -> dict[str, Any]:
-    ready = {name: step for (w, name), step in steps.ready.items() if w == width}
+    count = macs(variant, width)
     row: dict[str, Any] = {
         "width": width,
         "norm": variant.slicing.norm,
-        "macs": macs(variant, width),
-        **time_columns({name: times[width, name] for name in ready}, batch),
-        "ours_panel_bytes": ready["ours"].packed_bytes,
+        "macs": count,
+        **time_columns({name: times[width, name] for name in steps}, batch),
+        "ours_panel_bytes": steps["ours"].packed_bytes,
+        "roof_ms": roof_ms(count, roof),
     }
-    for name, step in ready.items():
+    for name, step in steps.items():
         row[f"{name}_setup_s"] = step.setup_s
         row[f"{name}_peak_bytes"] = peaks[width, name] + step.arena_bytes
     return row
-
-
-def _held_bytes(steps: Steps, names: Sequence[str]) -> dict[str, int]:
-    return {
-        name: sum(step.held_bytes for (_, other), step in steps.ready.items() if other == name)
-        for name in names
-    }
 
 
 def _published_strategy(

@@ -67,8 +67,8 @@ def run(args: argparse.Namespace) -> int:
 
     threads = len(os.sched_getaffinity(0)) if args.threads is None else args.threads
     shared: dict[str, Any] = {
-        "batch": args.batch, "dtype": args.dtype, "rounds": 3 if args.quick else 9,
-        "threads": threads, "device": args.device,
+        "batch": args.batch, "rounds": 3 if args.quick else 9,
+        "setting": bench.Setting(args.dtype, threads, args.device),
     }  # fmt: skip
     say(_machine())
     if args.ops is not None:

@@ -7,19 +7,15 @@ block, are the rows of one weight there.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ddsm_ext.compat.weights_file import (
-    check_names_and_shapes,
-    empty_network,
-    named_content,
-    pick_state_dict,
-)
+from ddsm_ext.compat.weights_file import network_of, read_state_dict
 from ddsm_ext.graph.count import Layer, layers
 from ddsm_ext.graph.node import Node
 from ddsm_ext.models.adm import ADMConfig
@@ -45,6 +41,12 @@ DEFAULTS: dict[str, Any] = {
     "use_scale_shift_norm": False,
     "resblock_updown": False,
     "use_new_attention_order": False,
+}
+_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "conv_resample": (bool, "True or False"),
+    "use_new_attention_order": (bool, "True or False"),
+    "attention_resolutions": ((tuple, list, set, frozenset), "a sequence of integers"),
+    "channel_mult": ((tuple, list), "a sequence of integers"),
 }
 GROUPS = 32  # of every GroupNorm (nn.py)
 _SOURCE = "guided-diffusion config"
@@ -84,7 +86,6 @@ def guided_diffusion_config(config: Mapping[str, Any]) -> ADMConfig:
             `ADMConfig` does not express.
     """
     values = _checked(config)
-    _refuse_inexpressible(values)
     factors, multiples = values["attention_resolutions"], values["channel_mult"]
     counted = values["num_head_channels"] == -1
     return ADMConfig(
@@ -107,7 +108,7 @@ def guided_diffusion_config(config: Mapping[str, Any]) -> ADMConfig:
 
 
 def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The constructor's arguments, the defaults filled in, of types that can be compared."""
+    """The constructor's arguments, the defaults filled in, that `ADMConfig` expresses."""
     if not isinstance(config, Mapping):
         raise TypeError(
             f"{_SOURCE} is {type(config).__name__}; need a mapping of UNetModel's arguments"
@@ -117,43 +118,32 @@ def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{_SOURCE} lacks {', '.join(missing)}; need UNetModel's arguments")
     values = {**DEFAULTS, **config}
-    for name in ("in_channels", "out_channels", "num_heads"):
-        if not is_int(values[name], 1):
-            raise ValueError(f"{_SOURCE}: {name} is {values[name]!r}; need an integer >= 1")
-    for name in ("num_head_channels", "num_heads_upsample"):
-        if not is_int(values[name], 1) and values[name] != -1:
-            raise ValueError(f"{_SOURCE}: {name} is {values[name]!r}; need an integer >= 1, or -1")
-    for name in ("conv_resample", "use_new_attention_order"):
-        if not isinstance(values[name], bool):
-            raise TypeError(f"{_SOURCE}: {name} is {values[name]!r}; need True or False")
-    kinds: dict[str, tuple[type, ...]] = {
-        "attention_resolutions": (tuple, list, set, frozenset),
-        "channel_mult": (tuple, list),
-    }
-    for name, kind in kinds.items():
+    for name, (kind, need) in _TYPES.items():
         if not isinstance(values[name], kind):
-            raise TypeError(f"{_SOURCE}: {name} is {values[name]!r}; need a sequence of integers")
+            raise TypeError(f"{_SOURCE}: {name} is {values[name]!r}; need {need}")
+    for name, holds, need in _needs(values):
+        if not holds:
+            raise ValueError(f"{_SOURCE}: {name} is {values[name]!r}; need {need}")
     return values
 
 
-def _refuse_inexpressible(values: Mapping[str, Any]) -> None:
-    """Refuse what the reference builds and `ADMConfig` does not."""
-    c, counted = values["in_channels"], values["num_head_channels"] == -1
-    heads = values["num_heads"]
-    need = {"dims": "2: images", "out_channels": f"in_channels or twice as many: {c} or {2 * c}",
-            "conv_resample": "True, or resblock_updown",
-            "num_heads_upsample": f"num_heads ({heads}), or -1",
-            "channel_mult": "integers"}  # fmt: skip
-    wrong = {
-        "dims": values["dims"] != 2,
-        "out_channels": values["out_channels"] not in (c, 2 * c),
-        "conv_resample": not values["conv_resample"] and values["resblock_updown"] is False,
-        "num_heads_upsample": counted and values["num_heads_upsample"] not in (-1, heads),
-        "channel_mult": not all(is_int(mult, 1) for mult in values["channel_mult"]),
-    }
-    for name, refused in wrong.items():
-        if refused:
-            raise ValueError(f"{_SOURCE}: {name} is {values[name]!r}; need {need[name]}")
+def _needs(values: Mapping[str, Any]) -> Iterator[tuple[str, bool, str]]:
+    """Each argument's name, whether its value will do, and what would."""
+    for name in ("in_channels", "out_channels", "num_heads"):
+        yield name, is_int(values[name], 1), "an integer >= 1"
+    for name in ("num_head_channels", "num_heads_upsample"):
+        yield name, values[name] == -1 or is_int(values[name], 1), "an integer >= 1, or -1"
+    yield "channel_mult", all(is_int(mult, 1) for mult in values["channel_mult"]), "integers"
+    # What the reference builds and `ADMConfig` does not express:
+    yield "dims", values["dims"] == 2, "2: images"
+    resamples = values["conv_resample"] or values["resblock_updown"] is not False
+    yield "conv_resample", resamples, "True, or resblock_updown"
+    c, heads = values["in_channels"], values["num_heads"]
+    twice = f"in_channels or twice as many: {c} or {2 * c}"
+    yield "out_channels", values["out_channels"] in (c, 2 * c), twice
+    if values["num_head_channels"] == -1:
+        same = values["num_heads_upsample"] in (-1, heads)
+        yield "num_heads_upsample", same, f"num_heads ({heads}), or -1"
 
 
 @dataclass(frozen=True)
@@ -196,10 +186,7 @@ class _Entry:
 def _entries(config: ADMConfig, new_order: bool) -> list[_Entry]:
     """Every layer of the reference with parameters, in execution order."""
     blocks, found = _block_names(config), []
-    by_node: dict[Node, list[Layer]] = {}
-    for layer in layers(config.graph):
-        by_node.setdefault(layer.node, []).append(layer)
-    for node, ours in by_node.items():
+    for node, ours in groupby(layers(config.graph), key=lambda layer: layer.node):
         name, repeats = _name(node, blocks), 1
         if name.endswith(".qkv") and not new_order:
             repeats = node.out.c_max // (node.out.head or node.out.c_max)
@@ -270,11 +257,11 @@ def load_guided_diffusion(
         TypeError, ValueError: one sentence with the file or name, what it is and what is needed.
     """
     adm = guided_diffusion_config(config)
-    kind = "guided-diffusion state dict"
-    source, content = named_content("load_guided_diffusion", kind, path_or_state_dict)
-    state = pick_state_dict(source, content, (), "")
-    check_names_and_shapes(source, state, guided_diffusion_state_dict_shapes(config))
-    net = empty_network(adm, state.values())
+    state = read_state_dict(
+        "guided-diffusion state dict",
+        path_or_state_dict,
+        guided_diffusion_state_dict_shapes(config),
+    )
     ours: dict[str, Tensor] = {}
     for entry in _entries(adm, config.get("use_new_attention_order", False)):
         for suffix in entry.layers[0].suffixes:
@@ -282,8 +269,7 @@ def load_guided_diffusion(
             for layer, tensor in zip(entry.layers, rows, strict=True):
                 shape = layer.weight_shape if suffix == "weight" else layer.weight_shape[:1]
                 ours[f"{layer.name}.{suffix}"] = tensor.reshape(shape)
-    net.load_state_dict(ours)
-    return net.eval()
+    return network_of(adm, ours)
 
 
 def to_guided_diffusion_state_dict(
@@ -313,8 +299,7 @@ def to_guided_diffusion_state_dict(
             f"to_guided_diffusion_state_dict: groups is {config.groups}; the reference's network "
             f"needs {GROUPS}"
         )
-    ours = {name: tensor.detach() for name, tensor in net.state_dict().items()}
-    state = {}
+    ours, state = net.state_dict(), {}
     for entry in _entries(config, use_new_attention_order):
         for suffix in entry.layers[0].suffixes:
             fused = entry.fused([ours[f"{layer.name}.{suffix}"] for layer in entry.layers])

@@ -14,17 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddsm_ext.compat.weights_file import (
-    check_names_and_shapes,
-    empty_network,
-    named_content,
-    pick_state_dict,
-)
+from ddsm_ext.compat.weights_file import network_of, read_state_dict
 from ddsm_ext.graph.count import layers
 from ddsm_ext.models.network import SlimmableNetwork
 from ddsm_ext.models.unet import UNetConfig
 from ddsm_ext.ops.sinusoidal_embedding import sinusoidal_embedding
-from ddsm_ext.settings import check_keys
+from ddsm_ext.settings import check_keys, is_int
 
 # The reference's flags and their defaults (main.py); groups is 16 in slimmable_model_g16.py.
 DEFAULTS: dict[str, Any] = {
@@ -84,7 +79,7 @@ def official_config(config: Mapping[str, Any]) -> UNetConfig:
     check_keys("official DDSM config", config, list(DEFAULTS))
     values = {**DEFAULTS, **config}
     steps = values.pop("T")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+    if not is_int(steps, 1):
         raise ValueError(f"official DDSM config: T is {steps!r}; need a number of steps >= 1")
     full = UNetConfig(
         **values,
@@ -159,17 +154,16 @@ def load_official_ddsm(
     unet = official_config(config)
     if group not in CHECKPOINT_GROUPS:
         raise ValueError(f"group is {group!r}; need {' or '.join(map(repr, CHECKPOINT_GROUPS))}")
-    kind = "official DDSM state dict"
-    source, content = named_content("load_official_ddsm", kind, path_or_state_dict)
-    state = pick_state_dict(source, content, CHECKPOINT_GROUPS, group)
-    shapes = official_state_dict_shapes(config)
-    # The table is a constant that the network computes as the reference does.
-    check_names_and_shapes(source, state, shapes, optional=(TIME_TABLE,))
-    net = empty_network(unet, [tensor for name, tensor in state.items() if name != TIME_TABLE])
+    state = read_state_dict(
+        "official DDSM state dict",
+        path_or_state_dict,
+        official_state_dict_shapes(config),
+        optional=(TIME_TABLE,),  # a constant that the network computes as the reference does
+        groups=CHECKPOINT_GROUPS,
+        wanted=group,
+    )
     names = official_names(unet)
-    ours = {our: state[theirs] for our, theirs in names.items() if theirs in state}
-    net.load_state_dict(ours, strict=False)
-    return net.eval()
+    return network_of(unet, {our: state[its] for our, its in names.items() if its in state})
 
 
 def to_official_state_dict(net: SlimmableNetwork) -> dict[str, Tensor]:
@@ -201,7 +195,7 @@ def to_official_state_dict(net: SlimmableNetwork) -> dict[str, Tensor]:
                 f"to_official_state_dict: {name} is {value!r}; the reference's network needs "
                 f"{needed!r}"
             )
-    ours = {name: tensor.detach() for name, tensor in net.state_dict().items()}
+    ours = net.state_dict()
     state = {official: ours[our] for our, official in official_names(config).items()}
     if TIME_TABLE not in state:
         table = sinusoidal_embedding(torch.arange(DEFAULTS["T"]), config.ch)  # [T, ch]

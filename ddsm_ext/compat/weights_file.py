@@ -1,10 +1,10 @@
-"""Reads the tensors of a foreign weights file; no code in a file is ever run."""
+"""Foreign weights, from their file into a network; no code in a file is ever run."""
 
 from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,59 @@ from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.models.network import SlimmableNetwork
 
 
-def read_weights_file(path: str | os.PathLike[str]) -> Mapping[str, Any]:
-    """Read a `.safetensors` file, or any other name as a torch file of tensors only.
+def read_state_dict(
+    kind: str,
+    source: str | os.PathLike[str] | Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    optional: tuple[str, ...] = (),
+    groups: tuple[str, ...] = (),
+    wanted: str = "",
+) -> dict[str, Tensor]:
+    """Return the tensors of one network, of exactly the expected names and shapes.
 
     Args:
-        path: the file.
-
-    Returns:
-        What the file holds: names to tensors, or to groups of them; tensors are on the CPU.
+        kind: what errors call a `source` that is no file.
+        source: a .safetensors file, any other name of a torch file of tensors only, or what it
+            holds: a state dict, whose names may begin with DataParallel's `module.`, or a
+            checkpoint of several.
+        shapes: name -> shape.
+        optional: names that may be missing.
+        groups: keys of a checkpoint that hold state dicts.
+        wanted: the group to take from a checkpoint; another one is used only if it is the only
+            one there.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, of another kind, or holds more than tensors and plain
-            values.
+        TypeError, ValueError: one sentence with the file or name, what it is and what is needed.
     """
-    path = Path(path)
+    if isinstance(source, Mapping):
+        name, content = kind, source
+    elif isinstance(source, (str, os.PathLike)):
+        name, content = os.fspath(source), _read(Path(source))
+    else:
+        raise TypeError(f"{kind}: got {type(source).__name__}; need a path or a state dict")
+    state = _pick(name, content, groups, wanted)
+    _check_names_and_shapes(name, state, shapes, optional)
+    return state
+
+
+def network_of(config: NetworkConfig, tensors: Mapping[str, Tensor]) -> SlimmableNetwork:
+    """Return a network of these weights in evaluation mode: in their dtype, or float32 of several.
+
+    Args:
+        config: the network.
+        tensors: its parameters, and perhaps its frozen table, by name.
+    """
+    # Initial values are overwritten: a private generator leaves the caller's random state alone.
+    net = SlimmableNetwork(config, generator=torch.Generator())
+    dtypes = {tensors[name].dtype for name, _ in net.named_parameters()}
+    net.to(dtypes.pop() if len(dtypes) == 1 else torch.float32)
+    net.load_state_dict(tensors, strict=False)
+    return net.eval()
+
+
+def _read(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise FileNotFoundError(f"{path} {what}; need a .pt or .safetensors file")
@@ -47,8 +85,8 @@ def read_weights_file(path: str | os.PathLike[str]) -> Mapping[str, Any]:
             f"{path} is refused: it is damaged, or holds Python objects, which may run code when "
             "loaded; need tensors and plain values only"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError,
-            AttributeError, UnicodeDecodeError) as error:  # fmt: skip
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError,
+            AttributeError) as error:  # fmt: skip
         # What torch's readers raise on truncated or foreign bytes.
         raise ValueError(f"{path} is no whole torch file: {_first_line(error)}") from None
     if not isinstance(content, Mapping):
@@ -56,55 +94,15 @@ def read_weights_file(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     return content
 
 
-def named_content(
-    caller: str, kind: str, source: str | os.PathLike[str] | Mapping[str, Any]
-) -> tuple[str, Mapping[str, Any]]:
-    """Return what errors call a weights file or its content, and the content.
-
-    Args:
-        caller: the function that was given `source`.
-        kind: what it takes a mapping for.
-        source: path of the file, or what it holds.
-
-    Raises:
-        FileNotFoundError, ValueError: as `read_weights_file`.
-        TypeError: `source` is neither.
-    """
-    if isinstance(source, Mapping):
-        return kind, source
-    if isinstance(source, (str, os.PathLike)):
-        return os.fspath(source), read_weights_file(source)
-    raise TypeError(f"{caller}: got {type(source).__name__}; need a path or a state dict")
-
-
-def empty_network(config: NetworkConfig, tensors: Iterable[Tensor]) -> SlimmableNetwork:
-    """Return a network to load tensors into: of their dtype, or float32 if they have several."""
-    dtypes = {tensor.dtype for tensor in tensors}
-    dtype = next(iter(dtypes)) if len(dtypes) == 1 else torch.float32
-    # Initial values are overwritten: a private generator leaves the caller's random state alone.
-    return SlimmableNetwork(config, generator=torch.Generator()).to(dtype)
-
-
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
-def pick_state_dict(
+def _pick(
     source: str, content: Mapping[str, Any], groups: tuple[str, ...], wanted: str
 ) -> dict[str, Tensor]:
-    """Return names and tensors of one network, without DataParallel's `module.` prefix.
-
-    Args:
-        source: what the errors call the content.
-        content: a raw state dict, or a checkpoint whose keys in `groups` hold state dicts.
-        groups: keys that mark a checkpoint; (): a raw state dict only.
-        wanted: the group to take from a checkpoint; another one is used only if it is the only
-            one there.
-
-    Raises:
-        ValueError: the content is neither, or a value is no floating-point tensor.
-    """
+    """Names and tensors of one network, without DataParallel's prefix."""
     present = [group for group in groups if isinstance(content.get(group), Mapping)]
     if present:
         content = content[wanted if wanted in present or len(present) > 1 else present[0]]
@@ -122,17 +120,12 @@ def pick_state_dict(
     return state
 
 
-def check_names_and_shapes(
+def _check_names_and_shapes(
     source: str,
     state: Mapping[str, Tensor],
     shapes: Mapping[str, tuple[int, ...]],
-    optional: tuple[str, ...] = (),
+    optional: tuple[str, ...],
 ) -> None:
-    """Refuse a state dict whose names or shapes differ from the expected ones.
-
-    Raises:
-        ValueError: one sentence with the first difference and the count of its kind.
-    """
     missing = [name for name in shapes if name not in state and name not in optional]
     unexpected = [name for name in state if name not in shapes]
     if missing or unexpected:

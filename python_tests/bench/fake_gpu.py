@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ddsm_ext.bench import conditions, ops_table, roof, step_candidates, training_step, unet_step
+from ddsm_ext.bench import conditions, ops_table, roof, step_candidates
 from ddsm_ext.bench.conditions import Setting
 from ddsm_ext.bench.timing import interleaved
 
@@ -39,5 +39,3 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roof, "_GPU_COPY_BYTES", 2**21)
     monkeypatch.setattr(ops_table, "interleaved_graphs", interleaved)
     monkeypatch.setattr(step_candidates, "held_gpu_bytes", lambda: 1000)
-    for module in (ops_table, training_step, unet_step):
-        monkeypatch.setattr(module, "Setting", FakeGpu)

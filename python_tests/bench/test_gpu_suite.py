@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from bench import fake_gpu
+from bench.fake_gpu import FakeGpu
 from bench.scripts import ROOT, load  # makes gpu_suite importable
 from bench.small_network import SMALL
 from bench.suite_stages import stage
@@ -236,11 +237,11 @@ def test_tables_and_plots_of_gpu_results(tmp_path: Path, monkeypatch: pytest.Mon
     fake_gpu.install(monkeypatch)
     results, machine = tmp_path / "results", machine_info()
     for batch in (1, 2):
-        result = run_unet_step(batch=batch, dtype="bfloat16", rounds=1, config=SMALL)
+        result = run_unet_step(batch=batch, rounds=1, setting=FakeGpu("bfloat16"), config=SMALL)
         result["rows"][0]["compiled_ms"] = 0.5  # one width alone was compiled
         result["rows"][0]["ratio_compiled"] = 1.25
         path = save_result(results, "inference", machine, result)
-    training = run_training_step(2, "bfloat16", 1, config=SMALL)
+    training = run_training_step(2, 1, setting=FakeGpu("bfloat16"), config=SMALL)
     save_result(results, "training", machine, training)
     assert path.name == "nvidia-fake-bfloat16-inference.json"
     monkeypatch.setattr(

@@ -13,7 +13,7 @@ from bench.scripts import ROOT, load
 from bench.small_network import SMALL
 
 from ddsm_ext.bench.conditions import Setting
-from ddsm_ext.bench.graphs import captured
+from ddsm_ext.bench.graphs import CALLS_A_GRAPH, captured
 from ddsm_ext.bench.network import as_reference, random_network
 from ddsm_ext.bench.ops_table import run_ops
 from ddsm_ext.bench.roof import roof_ms
@@ -21,6 +21,8 @@ from ddsm_ext.bench.table import format_result
 from ddsm_ext.bench.training_step import run_training_step
 from ddsm_ext.bench.unet_step import run_unet_step
 from ddsm_ext.graph.shapes import ConvShape, NormShape, least_bytes
+
+BF16 = FakeGpu("bfloat16")
 
 
 @pytest.fixture
@@ -49,6 +51,11 @@ def test_tf32_is_allowed_where_it_is_asked_for_and_set_back(dtype: str) -> None:
 def test_settings_that_cannot_be() -> None:
     with pytest.raises(ValueError, match="'tf32' on the CPU"):
         Setting("tf32")
+    with pytest.raises(ValueError, match="dtype is 'half'; need one of float32"):
+        Setting("half")
+    for threads in (0, -1, True):
+        with pytest.raises(ValueError, match=f"threads is {threads}; need an int >= 1"):
+            Setting(threads=threads)
     with pytest.raises(ValueError, match="device is 'cuda:1'; need cpu or cuda"):
         Setting(device="cuda:1")
     if not torch.cuda.is_available():
@@ -60,7 +67,9 @@ def test_settings_that_cannot_be() -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "tf32"])
 def test_steps(dtype: str) -> None:
     names = ("slicing", "dense_cl", "ours", "ours_module")
-    result = run_unet_step((1.0, 0.75, 0.5, 0.25), 2, dtype, 1, candidates=names, config=SMALL)
+    result = run_unet_step(
+        (1.0, 0.75, 0.5, 0.25), 2, 1, setting=FakeGpu(dtype), candidates=names, config=SMALL
+    )
     about = result["conditions"]
     assert about["gpu"] == "NVIDIA Fake"
     assert (about["driver"], about["capability"], about["dtype"]) == ("580.1", "9.0", dtype)
@@ -78,7 +87,7 @@ def test_a_module_that_runs_as_ours_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     from ddsm_ext.runtime.runner import StepRunner
 
     monkeypatch.setattr(StepRunner, "reason_against", lambda *_: "plans run elsewhere")
-    result = run_unet_step([0.5], 1, "bfloat16", 1, config=SMALL)
+    result = run_unet_step([0.5], 1, 1, setting=BF16, config=SMALL)
     assert result["uncompiled"] == "plans run elsewhere"
     assert "ours ran as the module: plans run elsewhere" in format_result("inference", result)
 
@@ -91,7 +100,7 @@ def test_a_step_that_cannot_be_captured_is_told(monkeypatch: pytest.MonkeyPatch)
         warnings.warn("ddsm_ext: steps run uncompiled: capturing it failed", stacklevel=2)
 
     monkeypatch.setattr(StepRunner, "prepare", prepare)
-    result = run_unet_step([0.5], 1, "bfloat16", 1, config=SMALL)
+    result = run_unet_step([0.5], 1, 1, setting=BF16, config=SMALL)
     assert result["uncompiled"].endswith("capturing it failed")
 
 
@@ -110,7 +119,7 @@ def test_slicing_has_contiguous_weights_and_ours_keeps_its_own() -> None:
 def test_what_there_is_no_time_to_compile_is_left_out_by_name() -> None:
     names = ("slicing", "compiled", "ours")
     result = run_unet_step(
-        [1.0, 0.5], 1, "bfloat16", 1, candidates=names, compile_limit_s=1.0, config=SMALL
+        [1.0, 0.5], 1, 1, setting=BF16, candidates=names, compile_limit_s=1.0, config=SMALL
     )
     assert result["left_out"] == [
         f"compiled at width {width}: no time left to compile" for width in ("1", "0.5")
@@ -128,21 +137,21 @@ def test_a_candidate_that_does_not_compile_fails_by_name_and_the_rest_is_timed(
 
     monkeypatch.setattr(torch, "compile", refuse)
     names = ("slicing", "compiled", "ours")
-    result = run_unet_step([0.5], 1, "bfloat16", 1, candidates=names, config=SMALL)
+    result = run_unet_step([0.5], 1, 1, setting=BF16, candidates=names, config=SMALL)
     assert result["failed"] == ["compiled at width 0.5: no compiler, mode max-autotune"]
     assert result["rows"][0]["ratio_slicing"] > 0
 
 
 @pytest.mark.usefixtures("gpu")
 def test_training() -> None:
-    result = run_training_step(2, "bfloat16", 1, config=SMALL)
+    result = run_training_step(2, 1, setting=BF16, config=SMALL)
     assert result["rows"][0]["ratio_slicing"] > 0
     assert result["conditions"]["cudnn_benchmark"] is True
 
 
 @pytest.mark.usefixtures("gpu")
 def test_layers_have_rates_and_a_roof_of_bytes() -> None:
-    result = run_ops([0.5], 2, "bfloat16", 1, costliest=1, config=SMALL)
+    result = run_ops([0.5], 2, 1, setting=BF16, costliest=1, config=SMALL)
     for row in result["rows"]:
         seconds = row["ours_ms"] / 1000
         assert row["ours_tflop_per_s"] == pytest.approx(2 * 2 * row["macs"] / seconds / 1e12)
@@ -205,9 +214,9 @@ def test_torch_copies_a_sliced_filter_on_the_cpu() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
-def test_a_captured_call_runs_as_often_as_asked() -> None:
+def test_a_captured_call_runs_as_often_as_the_times_are_divided_by() -> None:
     x = torch.zeros(4, device="cuda")
-    replay = captured(lambda: x.add_(1), calls=5)
+    replay = captured(lambda: x.add_(1))
     x.zero_()
     replay()
-    assert x.tolist() == [5.0] * 4
+    assert x.tolist() == [CALLS_A_GRAPH] * 4

@@ -64,9 +64,7 @@ def test_a_width_that_the_reference_refuses_has_groups_of_fixed_size() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"threads": 0}, "threads is 0"),
         ({"batch": 0}, "batch is 0"),
-        ({"dtype": "int8"}, "'int8'"),
         ({"ops": ["conv3d"]}, "'conv3d'"),
         ({"widths": [2.0]}, "2"),
     ],

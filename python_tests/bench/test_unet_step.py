@@ -129,8 +129,6 @@ def test_compiled_candidate_agrees_at_more_widths_than_the_recompile_limit() -> 
         ({"candidates": ["slicing", "eager", "ours"]}, "'eager'"),
         ({"candidates": ["dense", "ours"]}, "need slicing and ours"),
         ({"batch": 0}, "batch is 0"),
-        ({"dtype": "half"}, "'half'"),
-        ({"threads": -1}, "threads is -1"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message: str) -> None:
