@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from ddsm_ext.io.archives import archive_images, images_from_tar, images_from_zip
+from ddsm_ext.io.archives import archive_images, images_from_archive
 from ddsm_ext.io.cifar import cifar10_binary, cifar10_python, cifar_kind
 from ddsm_ext.io.files import write_atomic
 from ddsm_ext.io.images import LabelledImage, image_files, images_from_folder, label_of
@@ -179,13 +179,10 @@ def read_path(config: DataConfig) -> RawImages:
         ValueError: damaged, hostile, unequal or no images.
     """
     path = _existing(config.source)
-    is_zip = path.suffix.lower() == ".zip"
-    kind = None if is_zip else cifar_kind(path)
+    kind = None if path.suffix.lower() == ".zip" else cifar_kind(path)
     if kind is not None:
         return _read_cifar(path, kind, config)
-    read: Callable[..., Iterator[LabelledImage]] = images_from_folder
-    if not path.is_dir():
-        read = images_from_zip if is_zip else images_from_tar
+    read = images_from_folder if path.is_dir() else images_from_archive
     names = image_files(path) if path.is_dir() else archive_images(path)
     wanted, has_test_part = _names_of_split(names, config)
     return _read_named(path, names, wanted, read, config, has_test_part)
