@@ -154,12 +154,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_bytes(path: str | Path, what: str) -> bytes:
-    """Whole content of a file, with one sentence when it is missing or a folder.
-
-    Args:
-        path: file to read.
-        what: what the caller expects there, e.g. "JSON file".
-    """
+    """Whole content of a file; errors say that a `what`, such as "JSON file", is needed."""
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
@@ -169,12 +164,7 @@ def read_bytes(path: str | Path, what: str) -> bytes:
 
 
 def open_regular(path: str | Path, what: str) -> BinaryIO:
-    """Open a file for reading; refuse pipes and devices, which may never end.
-
-    Args:
-        path: file to read.
-        what: what the caller expects there, e.g. "ZIP archive".
-    """
+    """Open a file, a `what` in errors; pipes and devices, which may never end, are refused."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file; need a {what}")

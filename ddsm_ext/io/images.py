@@ -112,7 +112,6 @@ def read_image(
     """Read one PNG, JPEG or WebP file.
 
     Args:
-        path: image file.
         channels: 1 (grey), 3 (RGB), or None for what the file has.
         limits: None takes the defaults.
 

@@ -81,9 +81,6 @@ def step_loader(batches: StepBatches, first: int, last: int, workers: int) -> It
     """Batches of the steps `first` to `last - 1`, made here or by loader processes.
 
     Args:
-        batches: what makes a batch of a step.
-        first: first step.
-        last: one past the last step.
         workers: loader processes; 0 makes the batches in this one.
     """
     loader = DataLoader(

@@ -180,8 +180,6 @@ def train(
     Args:
         net: called as (x [N, C, H, W], t [N], width) -> [N, C, H, W]; moved to `device`.
         dataset: images uint8 [N, C, H, W].
-        schedule: noise schedule.
-        config: training settings.
         run_dir: run folder; gets log.jsonl, checkpoints/ and samples/.
         parameterisation: what the network predicts: "epsilon", "x0" or "v".
         device: where to train.

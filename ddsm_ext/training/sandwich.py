@@ -85,8 +85,6 @@ class Sandwich:
         net: called as (x [N, C, H, W], t [N], width) -> [N, C, H, W]; with
             `config.accumulate_grad` also by the keyword `accumulate_grad=True`.
         optimizer: over the network's parameters.
-        schedule: noise schedule.
-        config: training settings.
         parameterisation: what the network predicts: "epsilon", "x0" or "v".
         rank: this process.
         world_size: processes in all; above 1 the gradients are averaged once a step.
