@@ -90,15 +90,12 @@ class Settings:
                 raise TypeError(f"{cls.__name__}: {field.name} is missing; it has no default")
         return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
 
-    def _check(self, name: str, ok: bool, need: str) -> None:
+    def _check(self, name: str, ok: bool, need: str, error: type[Exception] = ValueError) -> None:
         if not ok:
-            value = getattr(self, name)
-            raise ValueError(f"{type(self).__name__}: {name} is {value!r}; need {need}")
+            raise error(f"{type(self).__name__}: {name} is {getattr(self, name)!r}; need {need}")
 
     def _check_type(self, name: str, ok: bool, need: str) -> None:
-        if not ok:
-            value = getattr(self, name)
-            raise TypeError(f"{type(self).__name__}: {name} is {value!r}; need {need}")
+        self._check(name, ok, need, TypeError)
 
     def _check_choice(self, name: str, choices: Iterable[str]) -> None:
         check_choice(f"{type(self).__name__}: {name}", getattr(self, name), choices)

@@ -36,7 +36,7 @@ class Results:
         """Write the averaged weights of a run's newest checkpoint in bfloat16, if they are new."""
         from ddsm_ext.io.checkpoint import list_checkpoints, load_checkpoint, newest_complete
         from ddsm_ext.io.run_dir import run_config
-        from ddsm_ext.io.shards import save_shards
+        from gpu_train.shards import save_shards
 
         found = list_checkpoints(run)
         if not found or found[-1] == self._published:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ddsm_ext.settings import Settings, is_number
+from ddsm_ext.settings import Settings, is_int
 
 SCHEDULES = ("linear", "cosine")
 PARAMETERISATIONS = ("epsilon", "x0", "v")
@@ -36,14 +36,13 @@ class DiffusionConfig(Settings):
     def __post_init__(self) -> None:
         self._check_choice("schedule", SCHEDULES)
         self._check_choice("parameterisation", PARAMETERISATIONS)
-        whole = isinstance(self.timesteps, int) and not isinstance(self.timesteps, bool)
-        self._check_type("timesteps", whole, "an int >= 2")
+        self._check_type("timesteps", is_int(self.timesteps), "an int >= 2")
         self._check("timesteps", self.timesteps >= 2, "at least 2")
         for name in ("beta_start", "beta_end"):
             value = getattr(self, name)
             number = isinstance(value, int | float) and not isinstance(value, bool)
             self._check_type(name, number, "a number in (0, 1)")
-            self._check(name, is_number(value, 0, 1) and 0 < value < 1, "a number in (0, 1)")
+            self._check(name, 0 < value < 1, "a number in (0, 1)")
         if self.beta_start > self.beta_end:
             raise ValueError(
                 f"DiffusionConfig: beta_start is {self.beta_start}, beta_end is {self.beta_end}; "

@@ -97,28 +97,9 @@ def normal(
 
     Source: Box & Muller 1958.
     """
-    count = math.prod(shape)
-    words = _blocks(seeds, step, count, stream, device)  # [4, N, blocks]
-    unit = words.double().add_(0.5).mul_(2.0**-32)  # [4, N, blocks] in (0, 1)
-    radius = unit[0::2].log_().mul_(-2.0).sqrt_()  # words 0 and 2: [2, N, blocks]
-    angle = unit[1::2].mul_(2.0 * math.pi)  # words 1 and 3
-    _, n, blocks = words.shape
-    z = torch.empty(n, blocks, 2, 2, dtype=dtype, device=words.device)
-    z[..., 0] = torch.cos(angle).mul_(radius).permute(1, 2, 0)
-    z[..., 1] = angle.sin_().mul_(radius).permute(1, 2, 0)
-    return z.flatten(1)[:, :count].reshape(n, *shape)  # [N, *shape]
-
-
-def _blocks(
-    seeds: Tensor | Iterable[int],
-    step: int | Tensor,
-    count: int,
-    stream: int,
-    device: torch.device | str | None,
-) -> Tensor:
-    """Philox words [4, N, blocks] that hold at least `count` words per seed; see `normal`."""
     seeds = as_seeds(seeds, device)
-    n, blocks = seeds.numel(), (count + 3) // 4
+    n, count = len(seeds), math.prod(shape)
+    blocks = (count + 3) // 4
     if isinstance(step, Tensor):
         if step.shape != (n,) or step.is_floating_point():
             raise ValueError(
@@ -132,21 +113,21 @@ def _blocks(
     counter[0] = torch.arange(blocks, device=seeds.device)
     counter[1], counter[2], counter[3] = step, stream, 0
     key = torch.stack([seeds & _MASK, (seeds >> 32) & _MASK])[:, :, None]  # [2, N, 1]
-    return philox4x32(counter, key)
+    words = philox4x32(counter, key)  # [4, N, blocks]
+    unit = words.double().add_(0.5).mul_(2.0**-32)  # [4, N, blocks] in (0, 1)
+    radius = unit[0::2].log_().mul_(-2.0).sqrt_()  # words 0 and 2: [2, N, blocks]
+    angle = unit[1::2].mul_(2.0 * math.pi)  # words 1 and 3
+    z = torch.empty(n, blocks, 2, 2, dtype=dtype, device=seeds.device)
+    z[..., 0] = torch.cos(angle).mul_(radius).permute(1, 2, 0)
+    z[..., 1] = angle.sin_().mul_(radius).permute(1, 2, 0)
+    return z.flatten(1)[:, :count].reshape(n, *shape)  # [N, *shape]
 
 
-def generator(seed: int, *keys: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return a `torch.Generator` seeded by (seed, *keys), e.g. (seed, rank, step).
+def generator(seed: int, *keys: int) -> torch.Generator:
+    """Return a CPU generator seeded by (seed, *keys), e.g. (seed, rank, step).
 
-    Different key tuples give unrelated streams: the seed is a BLAKE2b hash of them.
-
-    Args:
-        seed: the run's seed.
-        keys: integers that name the use.
-        device: the generator's device.
+    Different keys, which name the use, give unrelated streams: the seed is a BLAKE2b hash of all.
     """
     text = ",".join(str(int(value)) for value in (seed, *keys))
     digest = hashlib.blake2b(text.encode("ascii"), digest_size=8).digest()
-    result = torch.Generator(device=device)
-    result.manual_seed(int.from_bytes(digest, "little") >> 1)
-    return result
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

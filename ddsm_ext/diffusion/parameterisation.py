@@ -25,7 +25,6 @@ def training_target(
         x0: clean images [N, C, H, W].
         noise: the noise that was added, same shape.
         t: timestep of each image [N].
-        schedule: the noise schedule.
         parameterisation: "epsilon", "x0" or "v".
 
     Returns:
@@ -37,7 +36,7 @@ def training_target(
     Source: Salimans & Ho 2022, section 4.
     """
     check_choice("training_target: parameterisation", parameterisation, PARAMETERISATIONS)
-    check_batch("training_target", x0, t, noise=noise)
+    check_batch("training_target", x0, noise, t)
     if parameterisation == "epsilon":
         return noise
     if parameterisation == "x0":

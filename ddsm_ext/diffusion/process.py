@@ -18,21 +18,14 @@ def per_image(coefficient: Tensor, x: Tensor) -> Tensor:
     return coefficient.reshape(-1, *([1] * (x.ndim - 1)))  # [N, 1, ...]
 
 
-def check_batch(what: str, x: Tensor, t: Tensor, **others: Tensor) -> None:
-    """Check that `t` is [N] and each of `others` has the shape of `x`.
-
-    Raises:
-        ValueError: a shape does not fit `x`.
-    """
+def check_batch(what: str, x: Tensor, noise: Tensor, t: Tensor) -> None:
+    """Refuse `t` that is not [N], and `noise` of another shape than `x`."""
     if t.ndim != 1 or (t.numel() not in (1, x.shape[0])):
         raise ValueError(
             f"{what}: t has shape {tuple(t.shape)}; need [{x.shape[0]}], one per image"
         )
-    for name, value in others.items():
-        if value.shape != x.shape:
-            raise ValueError(
-                f"{what}: {name} has shape {tuple(value.shape)}; need {tuple(x.shape)}"
-            )
+    if noise.shape != x.shape:
+        raise ValueError(f"{what}: noise has shape {tuple(noise.shape)}; need {tuple(x.shape)}")
 
 
 def add_noise(x0: Tensor, noise: Tensor, t: Tensor, schedule: NoiseSchedule) -> Tensor:
@@ -42,7 +35,6 @@ def add_noise(x0: Tensor, noise: Tensor, t: Tensor, schedule: NoiseSchedule) -> 
         x0: clean images [N, C, H, W], floating point.
         noise: standard normal of the same shape.
         t: timestep of each image [N], integer or continuous, 0 <= t <= T - 1.
-        schedule: the noise schedule.
 
     Returns:
         x_t [N, C, H, W] in the dtype of `x0`.
@@ -52,6 +44,6 @@ def add_noise(x0: Tensor, noise: Tensor, t: Tensor, schedule: NoiseSchedule) -> 
 
     Source: Ho et al. 2020, eq. 4.
     """
-    check_batch("add_noise", x0, t, noise=noise)
+    check_batch("add_noise", x0, noise, t)
     alpha, sigma = schedule.signal_and_noise(t)  # [N], [N]
     return (per_image(alpha, x0) * x0 + per_image(sigma, x0) * noise).to(x0.dtype)

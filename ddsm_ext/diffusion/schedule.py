@@ -95,7 +95,7 @@ class NoiseSchedule:
             ValueError: `t` is outside [0, T - 1] or not finite.
         """
         last = self.timesteps - 1
-        position, scalar = _as_float64(t)
+        position = torch.as_tensor(t, dtype=torch.float64).detach()
         if position.device.type == "cpu" and not bool(((position >= 0) & (position <= last)).all()):
             raise ValueError(f"log_snr: t is {_range_text(position)}; need 0 <= t <= {last}")
         table = self._table_on(position.device)
@@ -103,7 +103,7 @@ class NoiseSchedule:
         lower = position.floor().clamp(max=last - 1).long()
         fraction = position - lower
         value = table[lower] * (1.0 - fraction) + table[lower + 1] * fraction
-        return value.item() if scalar else value
+        return value if isinstance(t, Tensor) else value.item()
 
     def signal_and_noise(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return (alpha, sigma) = (sqrt(alpha-bar), sqrt(1 - alpha-bar)) at `t`, float64 like `t`.
@@ -125,12 +125,6 @@ def make_schedule(config: DiffusionConfig) -> NoiseSchedule:
     if config.schedule == "cosine":
         return NoiseSchedule(cosine_betas(config.timesteps))
     return NoiseSchedule(linear_betas(config.timesteps, config.beta_start, config.beta_end))
-
-
-def _as_float64(value: float | Tensor) -> tuple[Tensor, bool]:
-    if isinstance(value, Tensor):
-        return value.detach().to(torch.float64), False
-    return torch.tensor(float(value), dtype=torch.float64), True
 
 
 def _range_text(values: Tensor) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import io
 import itertools
 import lzma
@@ -13,6 +14,7 @@ from collections.abc import Container, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+from ddsm_ext.io.files import one_line, open_regular
 from ddsm_ext.io.images import LabelledImage, ReadLimits, decode_image, is_image_name, label_of
 
 _CHUNK = 1 << 16
@@ -27,24 +29,14 @@ _DAMAGE = (
     EOFError,
     OSError,
     ValueError,
-    OverflowError,
-    NotImplementedError,
+    ArithmeticError,
     RuntimeError,
-    KeyError,
-    IndexError,
+    LookupError,
 )
 
 
 class ArchiveError(ValueError):
     """An archive that is damaged, hostile or beyond the limits."""
-
-
-def _open(path: Path, what: str) -> BinaryIO:
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file; need a {what}")
-    if not path.is_file():
-        raise ArchiveError(f"{path}: not a regular file; need a {what}")
-    return open(path, "rb")
 
 
 def _check_name(archive: Path, name: str) -> None:
@@ -93,6 +85,19 @@ class _Budget:
             )
 
 
+@contextlib.contextmanager
+def _opened(path: Path, limits: ReadLimits, what: str) -> Iterator[tuple[BinaryIO, _Budget]]:
+    """An archive with the budget of what is read from it; damage is said in one sentence."""
+    with open_regular(path, what) as file:
+        try:
+            yield file, _Budget(path, limits)
+        except ArchiveError:
+            raise
+        except _DAMAGE as error:
+            reason = one_line(error)
+            raise ArchiveError(f"{path}: {reason}; need a whole {what} of images") from None
+
+
 def zip_entries(path: str | Path, limits: ReadLimits | None = None) -> Iterator[tuple[str, bytes]]:
     """Names and contents of the files in a ZIP, sorted by name.
 
@@ -105,26 +110,14 @@ def zip_entries(path: str | Path, limits: ReadLimits | None = None) -> Iterator[
         ArchiveError: damaged, encrypted, or beyond a limit.
     """
     path, limits = Path(path), limits or ReadLimits()
-    with _open(path, "ZIP archive") as file:
-        budget = _Budget(path, limits)
-        try:
-            with zipfile.ZipFile(file) as archive:
-                infos = sorted(archive.infolist(), key=lambda info: info.filename)
-                for info in infos:
-                    budget.add_entry()
-                    _check_name(path, info.filename)
-                for info in infos:
-                    if not info.is_dir():
-                        yield info.filename, _zip_entry(archive, info, budget)
-        except ArchiveError:
-            raise
-        except _DAMAGE as error:
-            raise _damage(path, error, "ZIP archive") from None
-
-
-def _damage(path: Path, error: BaseException, what: str) -> ArchiveError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return ArchiveError(f"{path}: {reason}; need a whole {what} of images")
+    with _opened(path, limits, "ZIP archive") as (file, budget), zipfile.ZipFile(file) as archive:
+        infos = sorted(archive.infolist(), key=lambda info: info.filename)
+        for info in infos:
+            budget.add_entry()
+            _check_name(path, info.filename)
+        for info in infos:
+            if not info.is_dir():
+                yield info.filename, _zip_entry(archive, info, budget)
 
 
 def _zip_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo, budget: _Budget) -> bytes:
@@ -210,16 +203,10 @@ def tar_entries(path: str | Path, limits: ReadLimits | None = None) -> Iterator[
         ArchiveError: damaged, with links or devices, or beyond a limit.
     """
     path, limits = Path(path), limits or ReadLimits()
-    with _open(path, "tar archive") as file:
-        budget = _Budget(path, limits)
-        try:
-            stream = io.BufferedReader(_Unpacked(file, budget), 1 << 20)
-            with tarfile.open(fileobj=stream, mode="r|") as archive:
-                yield from _tar_members(archive, budget)
-        except ArchiveError:
-            raise
-        except _DAMAGE as error:
-            raise _damage(path, error, "tar archive") from None
+    with _opened(path, limits, "tar archive") as (file, budget):
+        stream = io.BufferedReader(_Unpacked(file, budget), 1 << 20)
+        with tarfile.open(fileobj=stream, mode="r|") as archive:
+            yield from _tar_members(archive, budget)
 
 
 def _tar_members(archive: tarfile.TarFile, budget: _Budget) -> Iterator[tuple[str, bytes]]:
@@ -242,86 +229,59 @@ def _tar_members(archive: tarfile.TarFile, budget: _Budget) -> Iterator[tuple[st
         yield member.name, data
 
 
-def archive_images(path: str | Path, limits: ReadLimits | None = None) -> list[str]:
-    """Sorted names of the images in a ZIP or tar, without decoding them.
+def _entries(path: str | Path, limits: ReadLimits | None) -> Iterator[tuple[str, bytes]]:
+    """Entries of an archive: a ZIP by its suffix, else a tar."""
+    is_zip = Path(path).suffix.lower() == ".zip"
+    return zip_entries(path, limits) if is_zip else tar_entries(path, limits)
+
+
+def archive_images(path: str | Path) -> list[str]:
+    """Sorted names of the images in an archive, without decoding them.
 
     Args:
-        path: archive; a ZIP by its suffix, else a tar.
-        limits: None takes the defaults.
+        path: ZIP by its suffix, else a tar.
 
     Raises:
         FileNotFoundError: no such file.
         ArchiveError: damaged, beyond a limit, without images, or with one name twice.
     """
-    is_zip = Path(path).suffix.lower() == ".zip"
-    entries = zip_entries(path, limits) if is_zip else tar_entries(path, limits)
-    names = sorted(name for name, _ in entries if is_image_name(name))
+    names = sorted(name for name, _ in _entries(path, None) if is_image_name(name))
     if not names:
-        raise ArchiveError(f"{path}: holds no image; need .png, .jpg, .jpeg or .webp entries")
+        raise _no_image(path)
     for first, second in itertools.pairwise(names):
         if first == second:
             raise ArchiveError(f"{path}: entry {first!r} occurs twice; need distinct names")
     return names
 
 
-def _images(
-    entries: Iterator[tuple[str, bytes]],
-    path: Path,
-    channels: int | None,
-    names: Container[str] | None,
-    limits: ReadLimits,
+def _no_image(path: str | Path) -> ArchiveError:
+    return ArchiveError(f"{path}: holds no image; need .png, .jpg, .jpeg or .webp entries")
+
+
+def images_from_archive(
+    path: str | Path,
+    *,
+    channels: int | None = None,
+    names: Container[str] | None = None,
+    limits: ReadLimits | None = None,
 ) -> Iterator[LabelledImage]:
+    """Images in an archive: a ZIP's sorted by name, a tar's in its order; classes as in a folder.
+
+    Args:
+        path: ZIP by its suffix, else a tar (.gz, .bz2 or .xz as well).
+        channels: 1, 3, or None for what each image has.
+        names: entries to read; None reads all images.
+        limits: None takes the defaults.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: damaged, encrypted, with links or devices, beyond a limit, or without images.
+    """
     found = False
-    for name, data in entries:
+    for name, data in _entries(path, limits):
         if is_image_name(name) and (names is None or name in names):
             found = True
             pixels = decode_image(data, f"{path}: {name}", channels=channels, limits=limits)
             yield LabelledImage(pixels, label_of(name), name)
     if not found:
-        raise ArchiveError(f"{path}: holds no image; need .png, .jpg, .jpeg or .webp entries")
-
-
-def images_from_zip(
-    path: str | Path,
-    *,
-    channels: int | None = None,
-    names: Container[str] | None = None,
-    limits: ReadLimits | None = None,
-) -> Iterator[LabelledImage]:
-    """Images in a ZIP sorted by name; the class is the name of the folder that holds them.
-
-    Args:
-        path: ZIP file.
-        channels: 1, 3, or None for what each image has.
-        names: entries to read; None reads all images.
-        limits: None takes the defaults.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: damaged, encrypted, beyond a limit, or without images.
-    """
-    limits = limits or ReadLimits()
-    return _images(zip_entries(path, limits), Path(path), channels, names, limits)
-
-
-def images_from_tar(
-    path: str | Path,
-    *,
-    channels: int | None = None,
-    names: Container[str] | None = None,
-    limits: ReadLimits | None = None,
-) -> Iterator[LabelledImage]:
-    """Images in a tar (.gz, .bz2 or .xz as well), in the archive's order; classes as in a ZIP.
-
-    Args:
-        path: tar file.
-        channels: 1, 3, or None for what each image has.
-        names: entries to read; None reads all images.
-        limits: None takes the defaults.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: damaged, with links or devices, beyond a limit, or without images.
-    """
-    limits = limits or ReadLimits()
-    return _images(tar_entries(path, limits), Path(path), channels, names, limits)
+        raise _no_image(path)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddsm_ext.io.files import parse_json, sync_folder, to_json, write_synced
+from ddsm_ext.io.files import parse_json, parse_safetensors, sync_folder, to_json, write_synced
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,19 +59,6 @@ def list_checkpoints(run: str | Path) -> list[Path]:
 def _manifest(digests: Mapping[str, str]) -> bytes:
     """Manifest text, also readable by `sha256sum -c`."""
     return "".join(f"{digests[name]}  {name}\n" for name in sorted(digests)).encode()
-
-
-def _encode(tensors: Mapping[str, Tensor], group: str) -> bytes:
-    """safetensors file of tensors in any memory layout, on any device."""
-    import torch
-    from safetensors.torch import save
-
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, torch.Tensor):
-            raise TypeError(
-                f"save_checkpoint: {group}[{name!r}] is {type(tensor).__name__}; need a tensor"
-            )
-    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
 
 
 def save_checkpoint(
@@ -146,8 +133,18 @@ def _digest(data: bytes) -> str:
 def _encoded(
     groups: Mapping[str, Mapping[str, Tensor]], state: bytes
 ) -> Iterable[tuple[str, bytes]]:
+    """Name and content of every file, of tensors in any memory layout, on any device."""
+    import torch
+    from safetensors.torch import save
+
     for group, tensors in groups.items():
-        yield f"{group}.safetensors", _encode(tensors, group)
+        for name, tensor in tensors.items():
+            if not isinstance(tensor, torch.Tensor):
+                raise TypeError(
+                    f"save_checkpoint: {group}[{name!r}] is {type(tensor).__name__}; need a tensor"
+                )
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        yield f"{group}.safetensors", save(plain)
     yield STATE, state
 
 
@@ -250,19 +247,12 @@ def load_checkpoint(path: str | Path, groups: Iterable[str] | None = None) -> Ch
     state = parse_json(_read_checked(path, STATE, digests[STATE]), str(path / STATE))
     if not isinstance(state, dict) or type(state.get("step")) is not int:
         raise CheckpointError(f"{path}: {STATE} has no step; need a checkpoint of this project")
-    tensors = {group: _load_group(path, group, digests) for group in wanted}
+    tensors = {}
+    for group in wanted:
+        name = f"{group}.safetensors"
+        data = _read_checked(path, name, digests[name])
+        tensors[group] = parse_safetensors(data, str(path / name))
     return Checkpoint(state["step"], tensors, state, path)
-
-
-def _load_group(path: Path, group: str, digests: Mapping[str, str]) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    name = f"{group}.safetensors"
-    try:
-        return load(_read_checked(path, name, digests[name]))
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: {name}: {error}; need a safetensors file") from None
 
 
 def _warn(message: str) -> None:

@@ -3,32 +3,52 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-Json = None | bool | int | float | str | list[Any] | dict[str, Any]
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable; a rename alone may be lost with the power."""
+def one_line(error: BaseException) -> str:
+    """What an error says, without line breaks; its type where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextlib.contextmanager
+def _descriptor(folder: Path) -> Iterator[int]:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        yield descriptor
     finally:
         os.close(descriptor)
 
 
-def write_synced(path: Path, data: bytes | memoryview) -> None:
-    """Write a new file and fsync it; the caller makes its name durable.
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable; a rename alone may be lost with the power."""
+    with _descriptor(folder) as descriptor:
+        os.fsync(descriptor)
 
-    Args:
-        path: file that must not exist yet.
-        data: whole content.
+
+@contextlib.contextmanager
+def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of a folder, which ends with the context or the process; no file is made.
+
+    Raises:
+        BlockingIOError: another process holds it, and `wait` is False.
     """
+    with _descriptor(folder) as descriptor:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def write_synced(path: Path, data: bytes | memoryview) -> None:
+    """Write a file that must not exist yet and fsync it; the caller makes its name durable."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         view = memoryview(data)
@@ -44,10 +64,6 @@ def write_atomic(path: str | Path, data: bytes) -> Path:
 
     Args:
         path: target; missing parent folders are made.
-        data: whole content.
-
-    Returns:
-        The target as a `Path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,10 +97,6 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
 def write_json(path: str | Path, value: Any) -> Path:
     """Write `value` as indented UTF-8 JSON, atomically.
 
-    Args:
-        path: target file.
-        value: dicts, lists and scalars with finite numbers.
-
     Raises:
         ValueError: a number is not finite.
         TypeError: a value has no JSON form.
@@ -116,6 +128,21 @@ def parse_json(text: str | bytes, name: str) -> Any:
         raise ValueError(f"{name}: not JSON ({error}); need a whole JSON file") from None
 
 
+def parse_safetensors(data: bytes, name: str) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, on the CPU; `name` says in errors where it came from.
+
+    Raises:
+        ValueError: it is none.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return load(data)
+    except SafetensorError as error:
+        raise ValueError(f"{name}: {error}; need a whole safetensors file") from None
+
+
 def read_json(path: str | Path) -> Any:
     """Value of a JSON file.
 
@@ -127,18 +154,23 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_bytes(path: str | Path, what: str) -> bytes:
-    """Whole content of a file, with one sentence when it is missing or a folder.
-
-    Args:
-        path: file to read.
-        what: what the caller expects there, e.g. "JSON file".
-    """
+    """Whole content of a file; errors say that a `what`, such as "JSON file", is needed."""
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file; need a {what}") from None
     except IsADirectoryError:
         raise ValueError(f"{path}: is a folder; need a {what}") from None
+
+
+def open_regular(path: str | Path, what: str) -> BinaryIO:
+    """Open a file, a `what` in errors; pipes and devices, which may never end, are refused."""
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file; need a {what}")
+    if not path.is_file():
+        raise ValueError(f"{path}: not a regular file; need a {what}")
+    return open(path, "rb")
 
 
 def append_jsonl(path: str | Path, *rows: Mapping[str, Any]) -> None:

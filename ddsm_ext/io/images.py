@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from ddsm_ext.io.files import read_bytes, write_atomic
+from ddsm_ext.io.files import one_line, open_regular, write_atomic
 
 Pixels = NDArray[np.uint8]  # [H, W, C]
 
@@ -83,23 +83,17 @@ def decode_image(
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 width, height = image.size
-                if width * height > limits.max_pixels:
-                    raise _TooLarge(f"{width}x{height} pixels; need at most {limits.max_pixels}")
-                image.load()
-                return _pixels(ImageOps.exif_transpose(image), channels)
-    except _TooLarge as error:
-        raise ValueError(f"{name}: {error}") from None
+                if width * height <= limits.max_pixels:
+                    image.load()
+                    return _pixels(ImageOps.exif_transpose(image), channels)
     except MemoryError:
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error ...
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         if "cannot identify image file" in reason:
             reason = "unknown format"
         raise ValueError(f"{name}: {reason}; need a whole PNG, JPEG or WebP image") from None
-
-
-class _TooLarge(Exception):
-    pass
+    raise ValueError(f"{name}: {width}x{height} pixels; need at most {limits.max_pixels}")
 
 
 def _pixels(image: Image.Image, channels: int | None) -> Pixels:
@@ -118,7 +112,6 @@ def read_image(
     """Read one PNG, JPEG or WebP file.
 
     Args:
-        path: image file.
         channels: 1 (grey), 3 (RGB), or None for what the file has.
         limits: None takes the defaults.
 
@@ -130,19 +123,11 @@ def read_image(
         ValueError: no such image, damaged, or too large.
     """
     limits = limits or ReadLimits()
-    _check_size(Path(path), limits)
-    data = read_bytes(path, "PNG, JPEG or WebP image")
+    with open_regular(path, "PNG, JPEG or WebP image") as file:
+        if (size := os.fstat(file.fileno()).st_size) > limits.max_entry_bytes:
+            raise ValueError(f"{path}: {size} bytes; need at most {limits.max_entry_bytes}")
+        data = file.read()
     return decode_image(data, str(path), channels=channels, limits=limits)
-
-
-def _check_size(path: Path, limits: ReadLimits) -> None:
-    """Refuse pipes, devices and oversized files before they are read."""
-    if not path.exists():
-        return
-    if not path.is_file():
-        raise ValueError(f"{path}: not a regular file; need a PNG, JPEG or WebP image")
-    if (size := path.stat().st_size) > limits.max_entry_bytes:
-        raise ValueError(f"{path}: {size} bytes; need at most {limits.max_entry_bytes}")
 
 
 def image_files(folder: str | Path) -> list[str]:
@@ -225,16 +210,14 @@ def image_grid(
     *,
     scale: int = 1,
     gap: int = 1,
-    background: int = 255,
 ) -> Pixels:
-    """Lay equal images out row by row.
+    """Lay equal images out row by row, with white between them.
 
     Args:
         images: uint8 [N, H, W, C], or a sequence of [H, W, C].
         columns: images a row; None makes the grid about square.
         scale: whole factor by which each pixel is enlarged.
         gap: pixels between images and round the grid.
-        background: value of the gap.
 
     Returns:
         uint8 [rows * (H * scale + gap) + gap, columns * (W * scale + gap) + gap, C].
@@ -252,10 +235,9 @@ def image_grid(
         )
     columns = columns or int(np.ceil(np.sqrt(len(tiles))))
     rows = -(-len(tiles) // columns)
-    height, width, depth = (shapes[0][0] * scale, shapes[0][1] * scale, shapes[0][2])
-    grid = np.full(
-        (rows * (height + gap) + gap, columns * (width + gap) + gap, depth), background, np.uint8
-    )  # [H', W', C]
+    height, width, depth = shapes[0][0] * scale, shapes[0][1] * scale, shapes[0][2]
+    size = (rows * (height + gap) + gap, columns * (width + gap) + gap)
+    grid = np.full((*size, depth), 255, np.uint8)  # [H', W', C]
     for index, tile in enumerate(tiles):
         row, column = divmod(index, columns)
         y, x = gap + row * (height + gap), gap + column * (width + gap)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.metadata
 import os
 import platform
@@ -11,12 +10,12 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ddsm_ext.io.files import parse_json, read_json, sync_folder, to_json, write_json
+from ddsm_ext.io.files import locked, parse_json, read_json, sync_folder, to_json, write_json
 from ddsm_ext.settings import Settings, completed, plain
 
 _RUN = re.compile(r"(\d{5,})-([A-Za-z0-9][A-Za-z0-9._-]*)")
@@ -47,17 +46,6 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, so that two processes never take the same run number."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def list_runs(root: str | Path) -> list[Path]:
@@ -92,7 +80,7 @@ def create_run(root: str | Path, name: str, config: Mapping[str, Any]) -> Path:
         temp.chmod(0o755)
         write_json(temp / "config.json", dict(config))
         write_json(temp / "env.json", machine_info())
-        with _locked(root):
+        with locked(root):  # two processes never take the same number
             runs = list_runs(root)
             number = int(runs[-1].name.partition("-")[0]) + 1 if runs else 0
             run = root / f"{number:05d}-{name}"
@@ -117,25 +105,13 @@ def run_config(run: str | Path) -> dict[str, Any]:
     return config
 
 
-def _without(config: Mapping[str, Any], dotted: Iterable[str]) -> Any:
-    """Plain JSON copy of `config` without the entries named like `train.steps`."""
-    plain = parse_json(to_json(dict(config)), "config")
-    for name in dotted:
-        *parents, last = name.split(".")
-        entry = plain
-        for parent in parents:
-            entry = entry.get(parent) if isinstance(entry, dict) else None
-        if isinstance(entry, dict):
-            entry.pop(last, None)
-    return plain
+def _as_read(config: dict[str, Any]) -> Any:
+    """A config as its file gives it back, with lists for tuples."""
+    return parse_json(to_json(config), "config")
 
 
 def find_resumable(
-    root: str | Path,
-    config: Settings | Mapping[str, Any],
-    *,
-    name: str | None = None,
-    ignore: Iterable[str] = (),
+    root: str | Path, config: Settings | Mapping[str, Any], *, name: str | None = None
 ) -> Path | None:
     """Newest run under `root` that was made with the same config, finished or not.
 
@@ -144,18 +120,16 @@ def find_resumable(
         config: settings, or a JSON object, to compare with each config.json; settings that a
             config.json lacks count as their defaults.
         name: only runs of this name; None takes any.
-        ignore: dotted entries that may differ, e.g. `train.steps`.
 
     Returns:
         The run folder, or None.
     """
-    ignore = tuple(ignore)
-    wanted = _without(plain(config), ignore)
+    wanted = _as_read(plain(config))
     for run in reversed(list_runs(root)):
         if name is not None and run.name.partition("-")[2] != name:
             continue
         with contextlib.suppress(ValueError, FileNotFoundError):
-            if _without(completed(run_config(run), config), ignore) == wanted:
+            if _as_read(completed(run_config(run), config)) == wanted:
                 return run
     return None
 

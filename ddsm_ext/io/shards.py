@@ -1,105 +1,26 @@
-"""A network's weights as several small safetensors files and the index that joins them.
+"""A network's weights in several safetensors files, joined by their index.
 
-The index has the form that the Hugging Face libraries read: `NAME.safetensors.index.json` with
-"metadata" and "weight_map" (tensor -> file). The files are named by their content, too:
-`NAME-1a2b3c4d-00001-of-00003.safetensors`.
+The index has the form that the Hugging Face libraries write: `NAME.safetensors.index.json` with
+"metadata" and "weight_map" (tensor -> file). Where the metadata have "sha256" (file -> digest), as
+those of `benchmarks/gpu_train.sh`, the files are checked.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddsm_ext.io.files import read_bytes, read_json, write_atomic, write_json
+from ddsm_ext.io.files import parse_safetensors, read_bytes, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 INDEX_ENDING = ".safetensors.index.json"
-_HEADER_BYTES = 1 << 16  # most that safetensors adds to a file of a few hundred tensors
-
-
-def save_shards(
-    index: str | Path,
-    tensors: Mapping[str, Tensor],
-    *,
-    max_bytes: int,
-    about: Mapping[str, Any] | None = None,
-) -> Path:
-    """Write tensors as files of at most `max_bytes`, then the index, then remove those it replaced.
-
-    Whenever it is interrupted, the index names whole files: those of before or the new ones.
-
-    Args:
-        index: `FOLDER/NAME.safetensors.index.json`.
-        tensors: by name, in the order in which they fill the files.
-        max_bytes: most bytes of a file.
-        about: JSON values to keep in the index's metadata beside "total_size" and "sha256".
-
-    Returns:
-        path of the index.
-
-    Raises:
-        ValueError: another ending, no tensors, or one that fits no file.
-    """
-    from safetensors.torch import save
-
-    index = Path(index)
-    groups = _groups(tensors, max_bytes - _HEADER_BYTES)
-    files, digests, weight_map = [], {}, {}
-    for number, names in enumerate(groups, 1):
-        data = save({name: tensors[name].detach().cpu().contiguous() for name in names})
-        digest = hashlib.sha256(data).hexdigest()
-        # Named by its content: a file that the present index names is never written over.
-        file = f"{_stem(index)}-{digest[:8]}-{number:05d}-of-{len(groups):05d}.safetensors"
-        files.append((file, data))
-        digests[file] = digest
-        weight_map |= dict.fromkeys(names, file)
-    for file, data in files:
-        write_atomic(index.parent / file, data)
-    total = sum(t.numel() * t.element_size() for t in tensors.values())
-    metadata = {**(about or {}), "total_size": total, "sha256": digests}
-    write_json(index, {"metadata": metadata, "weight_map": weight_map})
-    shard = re.compile(re.escape(_stem(index)) + r"-[0-9a-f]{8}-\d{5}-of-\d{5}\.safetensors")
-    for old in index.parent.iterdir():
-        if shard.fullmatch(old.name) and old.name not in digests:
-            with contextlib.suppress(OSError):
-                old.unlink()
-    return index
-
-
-def _stem(index: Path) -> str:
-    if not index.name.endswith(INDEX_ENDING):
-        raise ValueError(f"{index}: need a name that ends in {INDEX_ENDING}")
-    return index.name.removesuffix(INDEX_ENDING)
-
-
-def _groups(tensors: Mapping[str, Tensor], room: int) -> list[list[str]]:
-    """Names for each file, in order, each file as full as `room` bytes allow."""
-    if not tensors:
-        raise ValueError("save_shards: there are no tensors; need at least one")
-    groups: list[list[str]] = []
-    left = 0
-    for name, tensor in tensors.items():
-        size = tensor.numel() * tensor.element_size()
-        if size > room:
-            raise ValueError(
-                f"save_shards: {name} takes {size} bytes; need max_bytes >= {size + _HEADER_BYTES}"
-            )
-        if not groups or size > left:
-            groups.append([])
-            left = room
-        groups[-1].append(name)
-        left -= size
-    return groups
 
 
 def load_shards(index: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Join what `save_shards` wrote, or any other index of safetensors files beside it.
+    """Join the safetensors files beside an index.
 
     Args:
         index: the index file.
@@ -121,21 +42,14 @@ def load_shards(index: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for file in dict.fromkeys(weight_map.values()):
         if Path(str(file)).name != file:
             raise ValueError(f"{index}: names the file {file!r}; need names without a folder")
-        tensors |= _load(index.parent / file, digests.get(file))
+        path = index.parent / file
+        data = read_bytes(path, "file that the index names")
+        if file in digests and hashlib.sha256(data).hexdigest() != digests[file]:
+            raise ValueError(
+                f"{path}: does not match its SHA-256 in the index; need the same save's"
+            )
+        tensors |= parse_safetensors(data, str(path))
     if tensors.keys() != weight_map.keys():
         name = min(tensors.keys() ^ weight_map.keys())
         raise ValueError(f"{index}: {name} is in the index or in the files alone; need both")
     return {name: tensors[name] for name in weight_map}, metadata
-
-
-def _load(path: Path, digest: str | None) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    data = read_bytes(path, "file that the index names")
-    if digest is not None and hashlib.sha256(data).hexdigest() != digest:
-        raise ValueError(f"{path}: does not match its SHA-256 in the index; need the same save's")
-    try:
-        return load(data)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: {error}; need a whole safetensors file") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ddsm_ext.settings import Settings, is_number
+from ddsm_ext.settings import Settings, is_int
 
 KINDS = ("ddpm", "ddim")
 VARIANCES = ("fixed_large", "fixed_small")
@@ -50,12 +50,11 @@ class SamplerConfig(Settings):
         self._check_choice("spacing", SPACINGS)
         self._check_choice("dtype", DTYPES)
         if self.steps is not None:
-            whole = isinstance(self.steps, int) and not isinstance(self.steps, bool)
-            self._check_type("steps", whole, "an int >= 1 or None")
+            self._check_type("steps", is_int(self.steps), "an int >= 1 or None")
             self._check("steps", self.steps >= 1, "at least 1")
         number = isinstance(self.eta, int | float) and not isinstance(self.eta, bool)
         self._check_type("eta", number, "a number in [0, 1]")
-        self._check("eta", is_number(self.eta, 0, 1), "0 <= eta <= 1")
+        self._check("eta", 0 <= self.eta <= 1, "0 <= eta <= 1")
         if self.kind == "ddpm" and self.eta != 0.0:
             raise ValueError(
                 f"SamplerConfig: eta is {self.eta} with kind 'ddpm'; eta belongs to kind 'ddim'"

@@ -89,7 +89,6 @@ def plan_steps(
     """Return the steps of a sampler in the order in which they run.
 
     Args:
-        schedule: the noise schedule.
         strategy: width per noise level, or one width for all.
         sampler: kind, step count and spacing.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ class _Run:
     clip: bool
     dtype: torch.dtype
     device: torch.device
+    report: Callable[[], None]  # called after every step of a batch
     callback: Callback | None
 
 
@@ -92,6 +94,13 @@ def sample(
     shape = _check_arguments(shape, batch_size, dtype)
     seeds = as_seeds(seeds)
     steps = plan_steps(schedule, strategy, sampler)
+    batches = range(0, len(seeds), batch_size)
+    done = itertools.count(1)
+
+    def report() -> None:
+        if progress is not None:
+            progress(next(done), len(batches) * len(steps))
+
     run = _Run(
         net=net,
         steps=steps,
@@ -101,17 +110,15 @@ def sample(
         clip=sampler.clip_denoised,
         dtype=dtype,
         device=device,
+        report=report,
         callback=callback,
     )
     # Made outside inference mode, so that the caller may use the images under autograd.
     images = torch.empty((len(seeds), *shape), dtype=torch.float32, device=device)  # [N, C, H, W]
-    batches = range(0, len(seeds), batch_size)
     with torch.inference_mode(), _eval_mode(net):
-        for index, start in enumerate(batches):
-            done = index * len(steps)
-            report = _batch_progress(progress, done, len(batches) * len(steps))
-            batch_seeds = seeds[start : start + batch_size]
-            images[start : start + batch_size] = _sample_batch(run, batch_seeds, report)
+        for start in batches:
+            rows = slice(start, start + batch_size)
+            images[rows] = _sample_batch(run, seeds[rows])
     return images
 
 
@@ -155,13 +162,7 @@ def _eval_mode(net: Network) -> Iterator[None]:
             module.training = True
 
 
-def _batch_progress(progress: Progress | None, done: int, total: int) -> Callable[[int], None]:
-    if progress is None:
-        return lambda step_index: None
-    return lambda step_index: progress(done + step_index + 1, total)
-
-
-def _sample_batch(run: _Run, seeds: Tensor, report: Callable[[int], None]) -> Tensor:
+def _sample_batch(run: _Run, seeds: Tensor) -> Tensor:
     """Run all steps for one batch of seeds; returns [n, C, H, W] clipped to [-1, 1]."""
     n, count = len(seeds), len(run.steps)
     state_dtype = torch.promote_types(run.dtype, torch.float32)
@@ -192,7 +193,7 @@ def _sample_batch(run: _Run, seeds: Tensor, report: Callable[[int], None]) -> Te
         x = (coefficient.x * x).add_(x0, alpha=coefficient.x0)
         if coefficient.noise > 0.0:
             x.add_(next(step_noise), alpha=coefficient.noise)
-        report(index)
+        run.report()
     _refuse_bad(run, int(first_bad))
     return x.clamp(-1.0, 1.0).to(torch.float32)
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ddsm_ext.io.files import one_line, write_atomic
+
 VERSION = 1
 _KEYS = ("version", "widths", "cuts", "origin")
 # A strategy of 1000 segments takes 50 kB; anything far larger is another file.
@@ -68,9 +70,9 @@ class Strategy:
         object.__setattr__(self, "origin", _json_mapping(self.origin))
 
     @classmethod
-    def constant(cls, width: float, origin: Mapping[str, Any] | None = None) -> Strategy:
+    def constant(cls, width: float) -> Strategy:
         """Return the strategy that runs every step at `width`."""
-        return cls(widths=(width,), origin=origin or {"kind": "constant"})
+        return cls(widths=(width,), origin={"kind": "constant"})
 
     @classmethod
     def from_timestep_widths(
@@ -128,11 +130,6 @@ class Strategy:
         """Return the width at each of `log_snrs`, e.g. those of a sampler's steps."""
         return [self.width_at(float(v)) for v in log_snrs]
 
-    def counts(self, log_snrs: Iterable[float]) -> dict[float, int]:
-        """Return width -> number of `log_snrs` that run at it, widest first."""
-        used = self.widths_for(log_snrs)
-        return {width: used.count(width) for width in sorted(set(used), reverse=True)}
-
     def to_json(self) -> str:
         """Return the strategy as JSON text with version, widths, cuts and origin."""
         content = {
@@ -160,7 +157,7 @@ class Strategy:
                 text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant
             )
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{source}: not a strategy in JSON: {_sentence(error)}") from None
+            raise ValueError(f"{source}: not a strategy in JSON: {one_line(error)}") from None
         if not isinstance(content, dict):
             raise ValueError(
                 f"{source}: holds a JSON {type(content).__name__}; need an object with "
@@ -185,9 +182,6 @@ class Strategy:
 
     def save(self, path: str | Path) -> None:
         """Write `to_json()` to `path`: all of it or nothing."""
-        # Imported here because only saving needs the file layer.
-        from ddsm_ext.io.files import write_atomic
-
         write_atomic(Path(path), self.to_json().encode("utf-8"))
 
     @classmethod
@@ -248,7 +242,7 @@ def _json_mapping(origin: object) -> dict[str, Any]:
     try:
         return json.loads(json.dumps(dict(origin), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
-        raise TypeError(f"Strategy: origin is not JSON: {_sentence(error)}") from None
+        raise TypeError(f"Strategy: origin is not JSON: {one_line(error)}") from None
 
 
 def halfway(low: float, high: float) -> float:
@@ -273,7 +267,3 @@ def _refuse_constant(name: str) -> float:
 def _shown(value: object) -> str:
     """`repr` cut to a line: a damaged file may hold megabytes where a number belongs."""
     return reprlib.repr(value)
-
-
-def _sentence(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

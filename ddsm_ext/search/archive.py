@@ -7,16 +7,15 @@ resumed search repeats no evaluation and ends as an uninterrupted one would.
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ddsm_ext.io.files import append_jsonl, read_jsonl
+from ddsm_ext.io.files import append_jsonl, locked, read_jsonl
 from ddsm_ext.search.genome import Genome, StrategySpace
 from ddsm_ext.settings import completed, plain
 
@@ -51,7 +50,7 @@ class Archive:
         self.identity = json.loads(text)
         self._scores: dict[tuple[Genome, str], float] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        self._lock = contextlib.ExitStack()
         try:
             self._claim()
             self._read()
@@ -67,9 +66,7 @@ class Archive:
 
     def close(self) -> None:
         """Let another search use the file."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        self._lock.close()
 
     def __len__(self) -> int:
         return len(self._scores)
@@ -94,8 +91,8 @@ class Archive:
 
     def _claim(self) -> None:
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            self._lock.enter_context(locked(self.path.parent, wait=False))
+        except BlockingIOError:
             raise ValueError(
                 f"{self.path}: another search is using it; needs to end first"
             ) from None

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from ddsm_ext.diffusion.noise import generator
 from ddsm_ext.training.data import ImageDataset
@@ -49,51 +50,23 @@ def batch_indices(
     return torch.cat(pieces)
 
 
-class _StepSampler(Sampler):
-    """Yields the steps that are still to do."""
-
-    def __init__(self, first: int, last: int) -> None:
-        self._steps = range(first, last)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._steps)
-
-    def __len__(self) -> int:
-        return len(self._steps)
-
-
+@dataclass(frozen=True)
 class StepBatches(Dataset):
-    """Batch of a step by its number, so that any loader process makes the same one.
+    """Batch of a step by its number, so that any loader process makes the same one."""
 
-    Args:
-        dataset: images uint8 [N, C, H, W].
-        batch_size: images a step and rank.
-        seed: the run's seed.
-        rank: this process.
-        world_size: processes in all.
-    """
-
-    def __init__(
-        self, dataset: ImageDataset, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
-    ) -> None:
-        self._images = torch.from_numpy(dataset.images)  # [N, C, H, W]
-        self._flips = dataset.flips
-        self._batch_size, self._seed = batch_size, seed
-        self._rank, self._world_size = rank, world_size
+    dataset: ImageDataset
+    batch_size: int  # images a step and rank
+    seed: int
+    rank: int = 0
+    world_size: int = 1
 
     def __getitem__(self, step: int) -> Tensor:
         """Images of `step`, mirrored at random where the data set allows, uint8 [B, C, H, W]."""
-        indices = batch_indices(
-            len(self._images),
-            self._batch_size,
-            self._seed,
-            step,
-            rank=self._rank,
-            world_size=self._world_size,
-        )
-        images = self._images[indices]  # [B, C, H, W]
-        if self._flips:
-            stream = generator(self._seed, Stream.FLIP, self._rank, step)
+        count, ranks = len(self.dataset), {"rank": self.rank, "world_size": self.world_size}
+        indices = batch_indices(count, self.batch_size, self.seed, step, **ranks)
+        images = torch.from_numpy(self.dataset.images)[indices]  # [B, C, H, W]
+        if self.dataset.flips:
+            stream = generator(self.seed, Stream.FLIP, self.rank, step)
             mirrored = torch.rand(len(images), generator=stream) < 0.5  # [B]
             images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
         return images
@@ -108,15 +81,12 @@ def step_loader(batches: StepBatches, first: int, last: int, workers: int) -> It
     """Batches of the steps `first` to `last - 1`, made here or by loader processes.
 
     Args:
-        batches: what makes a batch of a step.
-        first: first step.
-        last: one past the last step.
         workers: loader processes; 0 makes the batches in this one.
     """
     loader = DataLoader(
         batches,
         batch_size=None,
-        sampler=_StepSampler(first, last),
+        sampler=range(first, last),
         num_workers=workers,
         worker_init_fn=_leave_signals_to_main,
         generator=torch.Generator(),  # else the loader draws from the global stream

@@ -36,10 +36,6 @@ class Ema:
             if name not in averaged:
                 self.tensors[name].copy_(tensor)
 
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over a saved average of the same names and shapes."""
-        copy_tensors(tensors, self.tensors, "checkpoint: ema")
-
     @contextlib.contextmanager
     def applied_to(self, net: nn.Module) -> Iterator[nn.Module]:
         """Put the average into the network, in eval mode; weights and mode return on leaving.

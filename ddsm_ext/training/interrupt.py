@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 
@@ -25,19 +25,14 @@ class StopRequest:
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self.wanted:
-            raise KeyboardInterrupt(f"second {signal.Signals(number).name}")
-        self.wanted = True
         name = signal.Signals(number).name
+        if self.wanted:
+            raise KeyboardInterrupt(f"second {name}")
+        self.wanted = True
         print(f"\n{name}: finishing the step and saving; once more aborts", file=sys.stderr)

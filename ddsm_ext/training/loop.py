@@ -141,10 +141,8 @@ class _Run:
             for width in self.config.widths[self.rank :: self.sandwich.world_size]:
                 if stop.wanted:
                     return
-                grid = self.sample_grid(self.net, width)
-                save_png(
-                    self.run_dir / "samples" / f"step-{self.state.step:06d}-w{width}.png", grid
-                )
+                file = f"step-{self.state.step:06d}-w{width}.png"
+                save_png(self.run_dir / "samples" / file, self.sample_grid(self.net, width))
 
 
 def _figures(result: StepResult) -> dict[str, float]:
@@ -182,8 +180,6 @@ def train(
     Args:
         net: called as (x [N, C, H, W], t [N], width) -> [N, C, H, W]; moved to `device`.
         dataset: images uint8 [N, C, H, W].
-        schedule: noise schedule.
-        config: training settings.
         run_dir: run folder; gets log.jsonl, checkpoints/ and samples/.
         parameterisation: what the network predicts: "epsilon", "x0" or "v".
         device: where to train.
@@ -219,16 +215,14 @@ def train(
     run = _Run(net, config, run_dir, device, sandwich, snapshot, sample_grid, rank, state)
     batches = StepBatches(dataset, config.batch_size, config.seed, rank, world_size)
     shown = progress if progress is not None else sys.stderr.isatty()
-    with StopRequest() as stop, _tensorboard(run), contextlib.ExitStack() as stack:
-        bar = stack.enter_context(
-            tqdm(
-                total=config.steps,
-                initial=state.step,
-                desc="training",
-                unit="step",
-                disable=not shown or rank != 0,
-            )
-        )
+    bar = tqdm(
+        total=config.steps,
+        initial=state.step,
+        desc="training",
+        unit="step",
+        disable=not shown or rank != 0,
+    )
+    with StopRequest() as stop, _tensorboard(run), bar:
         checkpoint, interrupted = _loop(run, batches, stop, bar)
     finished = state.step >= config.steps
     seconds = time.perf_counter() - started

@@ -85,8 +85,6 @@ class Sandwich:
         net: called as (x [N, C, H, W], t [N], width) -> [N, C, H, W]; with
             `config.accumulate_grad` also by the keyword `accumulate_grad=True`.
         optimizer: over the network's parameters.
-        schedule: noise schedule.
-        config: training settings.
         parameterisation: what the network predicts: "epsilon", "x0" or "v".
         rank: this process.
         world_size: processes in all; above 1 the gradients are averaged once a step.
@@ -184,16 +182,13 @@ class Sandwich:
         """Mean over the ranks of losses and gradients, in one all-reduce; any stop stops all."""
         if self.world_size == 1:
             return losses, stop_wanted
-        head = torch.cat([losses, losses.new_tensor([float(stop_wanted)])]).float()
-        flat = torch.cat([head, *(gradient.reshape(-1).float() for gradient in gradients)])
+        head = torch.cat([losses, losses.new_tensor([stop_wanted])])
+        flat = torch.cat([part.reshape(-1).float() for part in (head, *gradients)])
         dist.all_reduce(flat)
-        offset = len(head)
-        for gradient in gradients:
-            part = flat[offset : offset + gradient.numel()]
-            gradient.copy_(part.view(gradient.shape) / self.world_size)
-            offset += gradient.numel()
-        count = len(losses)
-        return flat[:count].double() / self.world_size, bool(flat[count] > 0)
+        head, *sums = flat.split([part.numel() for part in (head, *gradients)])
+        for gradient, total in zip(gradients, sums, strict=True):
+            gradient.copy_(total.view(gradient.shape) / self.world_size)
+        return head[:-1].double() / self.world_size, bool(head[-1] > 0)
 
     def _apply(self, step: int) -> None:
         for group in self.optimizer.param_groups:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from ddsm_ext.io.archives import archive_images, images_from_tar, images_from_zip
+from ddsm_ext.io.archives import archive_images, images_from_archive
 from ddsm_ext.io.cifar import cifar10_binary, cifar10_python, cifar_kind
 from ddsm_ext.io.files import write_atomic
-from ddsm_ext.io.images import LabelledImage, image_files, images_from_folder, label_of
+from ddsm_ext.io.images import image_files, images_from_folder, label_of
 from ddsm_ext.training.config import DataConfig
 
 _CACHE_VERSION = 1  # change when the same settings give other pixels
@@ -179,16 +179,26 @@ def read_path(config: DataConfig) -> RawImages:
         ValueError: damaged, hostile, unequal or no images.
     """
     path = _existing(config.source)
-    is_zip = path.suffix.lower() == ".zip"
-    kind = None if is_zip else cifar_kind(path)
+    kind = None if path.suffix.lower() == ".zip" else cifar_kind(path)
     if kind is not None:
         return _read_cifar(path, kind, config)
-    read: Callable[..., Iterator[LabelledImage]] = images_from_folder
-    if not path.is_dir():
-        read = images_from_zip if is_zip else images_from_tar
     names = image_files(path) if path.is_dir() else archive_images(path)
     wanted, has_test_part = _names_of_split(names, config)
-    return _read_named(path, names, wanted, read, config, has_test_part)
+    classes = _classes(names)
+    class_index = {name: index for index, name in enumerate(classes)}
+    stack, found, labels = _Stack(str(path), config), [], []
+    read = images_from_folder if path.is_dir() else images_from_archive
+    images = read(path, channels=config.channels, names=frozenset(wanted))
+    for image in tqdm(images, f"reading {path.name}", len(wanted), disable=None, delay=2):
+        stack.add(image.pixels, image.name)
+        found.append(image.name)
+        labels.append(class_index.get(image.label or "", 0))
+    array = stack.array()
+    order = sorted(range(len(found)), key=found.__getitem__)
+    if order != list(range(len(order))):  # indexing copies
+        array = array[order]
+    ids = np.array(labels, dtype=np.int64)[order] if classes else None
+    return RawImages(array, ids, tuple(classes), has_test_part)
 
 
 def _read_cifar(path: Path, kind: str, config: DataConfig) -> RawImages:
@@ -217,27 +227,3 @@ def _classes(names: Iterable[str]) -> list[str]:
     if any(label is None or label.lower() in split_folders for label in labels):
         return []
     return sorted(label for label in labels if label is not None)
-
-
-def _read_named(
-    path: Path,
-    names: list[str],
-    wanted: list[str],
-    read: Callable[..., Iterator[LabelledImage]],
-    config: DataConfig,
-    has_test_part: bool,
-) -> RawImages:
-    classes = _classes(names)
-    class_index = {name: index for index, name in enumerate(classes)}
-    stack, found, labels = _Stack(str(path), config), [], []
-    images = read(path, channels=config.channels, names=frozenset(wanted))
-    for image in tqdm(images, f"reading {path.name}", len(wanted), disable=None, delay=2):
-        stack.add(image.pixels, image.name)
-        found.append(image.name)
-        labels.append(class_index.get(image.label or "", 0))
-    order = np.array(sorted(range(len(found)), key=found.__getitem__), dtype=np.int64)  # [N]
-    array = stack.array()
-    in_order = bool((order == np.arange(len(order))).all())
-    array = array if in_order else array[order]
-    ids = np.array(labels, dtype=np.int64)[order] if classes else None
-    return RawImages(array, ids, tuple(classes), has_test_part)

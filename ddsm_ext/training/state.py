@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,6 @@ class Window:
         """Mean of each figure over the steps that had it; None where it is not finite."""
         means = {name: self.sums[name] / self.counts[name] for name in sorted(self.sums)}
         return {name: m if math.isfinite(m) else None for name, m in means.items()}
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
-        return {"sums": self.sums, "counts": self.counts, "skipped": self.skipped}
 
 
 @dataclass
@@ -122,7 +118,7 @@ class Snapshot:
             "train": self.config.to_dict(),
             "identity": self.identity,
             "bad_in_row": state.bad_in_row,
-            "window": state.window.to_dict(),
+            "window": asdict(state.window),
             "torch": torch.__version__,
         }
         return save_checkpoint(self.run_dir, state.step, groups, about, self.config.keep)
@@ -148,7 +144,7 @@ class Snapshot:
         self._check_same_run(checkpoint)
         tensors = checkpoint.tensors
         copy_tensors(tensors["model"], self.net.state_dict(), "checkpoint: model")
-        self.ema.load(tensors["ema"])
+        copy_tensors(tensors["ema"], self.ema.tensors, "checkpoint: ema")
         load_optimizer(self.net, self.optimizer, tensors["optim"])
         if cut_log:
             _cut_log(self.run_dir / "log.jsonl", checkpoint.step)

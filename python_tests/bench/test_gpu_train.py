@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bench.scripts import ROOT, load
+from bench.scripts import ROOT  # makes gpu_train importable
+from gpu_train import checks
+from gpu_train.__main__ import Plan, _arguments, main
+from gpu_train.checks import Refusal
+from gpu_train.presets import PRESETS
+from gpu_train.results import INDEX, SHARD_BYTES, Results, images_seen, paired
+from gpu_train.shards import save_shards
+from gpu_train.steps import Budget, Outcome, run_step
 
 import ddsm_ext
 from ddsm_ext.cli.config import RunConfig, merge, preset_values
@@ -26,16 +33,6 @@ from ddsm_ext.io.files import append_jsonl, read_json, read_jsonl, write_json
 from ddsm_ext.io.images import save_png
 from ddsm_ext.io.run_dir import create_run
 from ddsm_ext.models.network import SlimmableNetwork
-
-FOLDER = ROOT / "benchmarks" / "gpu_train"
-load("gpu_train", FOLDER / "__init__.py", FOLDER)
-
-from gpu_train import checks  # noqa: E402
-from gpu_train.__main__ import Plan, _arguments, main  # noqa: E402
-from gpu_train.checks import Refusal  # noqa: E402
-from gpu_train.presets import PRESETS  # noqa: E402
-from gpu_train.results import INDEX, SHARD_BYTES, Results, images_seen, paired  # noqa: E402
-from gpu_train.steps import Budget, Outcome, run_step  # noqa: E402
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 NAME = re.compile(r"[A-Za-z0-9._-]+")
@@ -281,8 +278,6 @@ def test_out_dir_holds_a_few_whole_files_and_the_weights_come_back(
 def test_an_index_without_settings_makes_no_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ddsm_ext.io.shards import save_shards
-
     index = tmp_path / "a.safetensors.index.json"
     save_shards(index, {"a": torch.ones(2)}, max_bytes=10**6)
     assert ddsm(["convert", str(index), "--root", str(tmp_path / "runs")]) == 2

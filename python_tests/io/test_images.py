@@ -171,7 +171,7 @@ def test_folder_without_images(tmp_path):
 
 def test_grid_places_every_pixel():
     images = np.arange(3 * 2 * 2, dtype=np.uint8).reshape(3, 2, 2, 1)
-    grid = image_grid(images, columns=2, gap=1, background=255)[:, :, 0]
+    grid = image_grid(images, columns=2, gap=1)[:, :, 0]
     expected = np.array(
         [
             [255, 255, 255, 255, 255, 255, 255],
