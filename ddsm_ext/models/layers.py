@@ -195,7 +195,6 @@ class SlicedGroupNorm(SlicedLayer):
         Returns:
             The result, or its two parts.
         """
-        modulation = {} if scale is None else {"scale": scale, "shift": shift}
         return sliced_group_norm(
             x,
             self.weight,
@@ -205,8 +204,9 @@ class SlicedGroupNorm(SlicedLayer):
             c2_offset=None if x2 is None else self.skip_offset,
             eps=self.eps,
             silu=self.silu,
+            scale=scale,
+            shift=shift,
             accumulate_grad=accumulate_grad,
-            **modulation,
         )
 
 

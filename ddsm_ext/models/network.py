@@ -83,8 +83,11 @@ class SlimmableWords:
             layers = self.owner.modules_of(node)
             return tuple([layer(x, c_out, x2=x2, accumulate_grad=accumulate) for layer in layers])
         y = self.owner.module_of(node)(x, c_out, x2=x2, accumulate_grad=accumulate)
-        if node.shift is not None:  # of the weights' dtype, which may be float32 beside 16-bit x
-            y = y + value[node.shift.index].to(y.dtype)[:, :, None, None]
+        if node.shift is not None:
+            shift = value[node.shift.index]
+            if shift.dtype != y.dtype:  # the weights', which may be float32 beside 16-bit x
+                shift = shift.to(y.dtype)
+            y = y + shift[:, :, None, None]
         return y if node.residual is None else y + value[node.residual.index]
 
     def norm(self, node: Node, value: Values) -> Any:

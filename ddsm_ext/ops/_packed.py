@@ -139,7 +139,7 @@ def resolve_algorithm(
         number = ALGORITHMS.index(algo)
         return DIRECT if number == DIRECT_BF16 and not problem.bf16 else number
     # A passing tensor's would be packed for one call.
-    if not isinstance(weight, nn.Parameter) or weight.device.type != "cpu":
+    if not isinstance(weight, nn.Parameter) or not weight.is_cpu:
         return DIRECT
     if weight.dtype not in (torch.float32, torch.bfloat16):
         return DIRECT

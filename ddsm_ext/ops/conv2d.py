@@ -243,11 +243,12 @@ def _run(
 ) -> Tensor:
     """Run the kernel with the algorithm that `algo` names or that suits the shapes."""
     k = weight.shape[2]
+    n, c_in, height, width = x.shape
     problem = ConvProblem(
-        x.shape[0],
-        output_size(x.shape[2], k, stride, padding, upsample),
-        output_size(x.shape[3], k, stride, padding, upsample),
-        x.shape[1] if x2 is None else x.shape[1] + x2.shape[1],
+        n,
+        output_size(height, k, stride, padding, upsample),
+        output_size(width, k, stride, padding, upsample),
+        c_in if x2 is None else c_in + x2.shape[1],
         c_out,
         k,
         stride,
