@@ -65,7 +65,7 @@ def _conv2d(shape: ConvShape, batch: int, normal: Callable[..., Tensor]) -> dict
     sources_cl = _channels_last(*sources)
     (dense_weight,) = _channels_last(weight[:c_out, :c_in])
     dense_bias = bias[:c_out].contiguous()
-    first, second = (*sources_cl, None)[:2]
+    first, second = sources_cl[0], sources_cl[1] if len(sources_cl) > 1 else None
 
     def conv(parts: list[Tensor], w: Tensor, b: Tensor) -> Tensor:
         x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]  # [N, c_in, H, W]
@@ -105,7 +105,7 @@ def _group_norm(shape: NormShape, batch: int, normal: Callable[..., Tensor]) -> 
     weight, bias = normal(shape.c_max), normal(shape.c_max)
     sources = _sources(shape.c, shape.c2, batch, shape.size, normal)
     sources_cl = _channels_last(*sources)
-    first, second = (*sources_cl, None)[:2]
+    first, second = sources_cl[0], sources_cl[1] if len(sources_cl) > 1 else None
     dense_weight, dense_bias = weight[:c].contiguous(), bias[:c].contiguous()
     scale, shift = normal(2, batch, c) if shape.modulated else (None, None)  # [N, c] each
 

@@ -58,7 +58,7 @@ def run_ops(
         batch: images.
         rounds: measured rounds.
         setting: device, threads and arithmetic.
-        ops: which of OPS.
+        ops: which of `candidates.OPS`: those of the U-Net's step that have a table here.
         costliest: only so many shapes of each op and width, those with the most MACs; None for all.
         limit_s: no shape is begun after so many seconds; the rest is left out.
         config: the network whose shapes are taken; see `config_at`.

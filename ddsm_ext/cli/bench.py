@@ -99,5 +99,6 @@ def _machine() -> str:
     from ddsm_ext.io.run_dir import machine_info
 
     info = machine_info()
-    versions = ", ".join(f"{name} {info['versions'][name]}" for name in ("ddsm_ext", "torch"))
+    shown = (name for name in ("ddsm_ext", "torch") if name in info["versions"])
+    versions = ", ".join(f"{name} {info['versions'][name]}" for name in shown)
     return f"{info['cpu']}, {info['cores']} cores, Python {info['python']}, {versions}"

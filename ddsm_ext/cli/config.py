@@ -112,7 +112,7 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     fits, needs = {
         bool: (isinstance(value, bool), "true or false"),
-        int: (number and float(value).is_integer(), "a whole number"),
+        int: (number and (isinstance(value, int) or value.is_integer()), "a whole number"),
         float: (number, "a number"),
         str: (isinstance(value, str | int | float), "a text"),
     }[hint]

@@ -120,7 +120,7 @@ def _interrupt(signum: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _show_warning(message: Warning | str, *where: object) -> None:
+def _show_warning(message: Warning | str, *where: object, **more: object) -> None:
     print(f"ddsm: warning: {message}", file=sys.stderr)
 
 

@@ -90,11 +90,15 @@ def make_extractor(name: str, device: str | torch.device = "cpu") -> Extractor:
         from ddsm_ext.eval.torch_fidelity import InceptionExtractor
 
         return InceptionExtractor(Path(path), device)
-    known = ("digits-classifier", "classifier:<path>", "inception:<path>")
+    known = {
+        "digits-classifier": "digits-classifier",
+        "classifier": "classifier:<path>",
+        "inception": "inception:<path> of weights-inception-2015-12-05-6726825d.pth",
+    }
     close = difflib.get_close_matches(kind, known, n=1, cutoff=0.5)
-    meant = f", did you mean {close[0]}" if close else ""
+    meant = f", did you mean {known[close[0]]}" if close else ""
     raise ValueError(
-        f"feature extractor {name!r} is unknown{meant}; need one of {', '.join(known)}"
+        f"feature extractor {name!r} is unknown{meant}; need one of {', '.join(known.values())}"
     )
 
 

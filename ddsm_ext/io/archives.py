@@ -108,6 +108,7 @@ def zip_entries(path: str | Path, limits: ReadLimits | None = None) -> Iterator[
     Raises:
         FileNotFoundError: no such file.
         ArchiveError: damaged, encrypted, or beyond a limit.
+        ValueError: no regular file.
     """
     path, limits = Path(path), limits or ReadLimits()
     with _opened(path, limits, "ZIP archive") as (file, budget), zipfile.ZipFile(file) as archive:
@@ -201,6 +202,7 @@ def tar_entries(path: str | Path, limits: ReadLimits | None = None) -> Iterator[
     Raises:
         FileNotFoundError: no such file.
         ArchiveError: damaged, with links or devices, or beyond a limit.
+        ValueError: no regular file.
     """
     path, limits = Path(path), limits or ReadLimits()
     with _opened(path, limits, "tar archive") as (file, budget):
@@ -244,6 +246,7 @@ def archive_images(path: str | Path) -> list[str]:
     Raises:
         FileNotFoundError: no such file.
         ArchiveError: damaged, beyond a limit, without images, or with one name twice.
+        ValueError: no regular file.
     """
     names = sorted(name for name, _ in _entries(path, None) if is_image_name(name))
     if not names:

@@ -251,7 +251,10 @@ def load_checkpoint(path: str | Path, groups: Iterable[str] | None = None) -> Ch
     for group in wanted:
         name = f"{group}.safetensors"
         data = _read_checked(path, name, digests[name])
-        tensors[group] = parse_safetensors(data, str(path / name))
+        try:
+            tensors[group] = parse_safetensors(data, str(path / name))
+        except ValueError as error:
+            raise CheckpointError(str(error)) from None
     return Checkpoint(state["step"], tensors, state, path)
 
 

@@ -157,9 +157,9 @@ def pareto_figure(
             bar.ax.set_ylim(data[:, 0].min(), data[:, 0].max())
             bar.set_label("generation")
             bar.outline.set_visible(False)
-    axes.plot(
-        *zip(*sorted(front), strict=True), "-o", ms=3.5, color=INK, lw=1.2, label="Pareto front"
-    )
+    if front:
+        costs, qualities = zip(*sorted(front), strict=True)
+        axes.plot(costs, qualities, "-o", ms=3.5, color=INK, lw=1.2, label="Pareto front")
     for width, (cost, quality) in sorted(constants.items()):
         axes.scatter([cost], [quality], marker="s", s=44, color=width_colour(width), zorder=4)
         axes.annotate(f"{width:g}", (cost, quality), (6, 6), textcoords="offset points")

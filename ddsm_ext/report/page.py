@@ -24,11 +24,18 @@ def build_report(run: str | Path) -> Path:
 
     Raises:
         FileNotFoundError: there is no such run folder.
-        ValueError: a file in it cannot be read.
+        ValueError: a file in it cannot be read, or is not of the form that ddsm writes.
     """
     files = load_run(run)
     path = files.path / "report.html"
-    write_atomic(path, render(files).encode("utf-8"))
+    try:
+        page = render(files)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{run}: a file has another form ({type(error).__name__}: {error}); "
+            "needs the files that ddsm writes"
+        ) from error
+    write_atomic(path, page.encode("utf-8"))
     return path
 
 
@@ -39,6 +46,7 @@ def render(files: RunFiles) -> str:
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
         undefined=ChainableUndefined,  # what a file lacks shows as nothing
     )
     environment.filters.update(svg_uri=to_svg_uri, number=sections.number)

@@ -40,7 +40,7 @@ def load_run(run: str | Path) -> RunFiles:
 
     Raises:
         FileNotFoundError: there is no such folder, or it has no config.json.
-        ValueError: a file in it is not valid JSON.
+        ValueError: a file in it is not valid JSON, or no object.
     """
     path = Path(run)
     if not path.is_dir():
@@ -67,7 +67,10 @@ def load_run(run: str | Path) -> RunFiles:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
+    value = read_json(path) if path.exists() else {}
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: holds a {type(value).__name__}; needs an object")
+    return value
 
 
 def losses_per_width(log: list[dict[str, Any]]) -> dict[float, tuple[list[int], list[float]]]:

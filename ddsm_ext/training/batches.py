@@ -62,8 +62,14 @@ class StepBatches(Dataset):
 
     def __getitem__(self, step: int) -> Tensor:
         """Images of `step`, mirrored at random where the data set allows, uint8 [B, C, H, W]."""
-        count, ranks = len(self.dataset), {"rank": self.rank, "world_size": self.world_size}
-        indices = batch_indices(count, self.batch_size, self.seed, step, **ranks)
+        indices = batch_indices(
+            len(self.dataset),
+            self.batch_size,
+            self.seed,
+            step,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
         images = torch.from_numpy(self.dataset.images)[indices]  # [B, C, H, W]
         if self.dataset.flips:
             stream = generator(self.seed, Stream.FLIP, self.rank, step)

@@ -139,3 +139,21 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (run / "metrics.json").write_text('{"rows": [')
     with pytest.raises(ValueError, match=r"metrics\.json"):
         build_report(run)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("metrics.json", "[]", "metrics.json: holds a list; needs an object"),
+        ("search/front.json", '{"points": []}', "a file has another form"),
+        ("search/steps.json", '{"timesteps": [1]}', "a file has another form"),
+    ],
+)
+def test_a_file_of_another_form_is_refused(
+    tmp_path: Path, file: str, text: str, message: str
+) -> None:
+    run = make_run(tmp_path)
+    (run / file).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        build_report(run)
+    assert not (run / "report.html").exists()

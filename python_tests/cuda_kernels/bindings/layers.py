@@ -59,7 +59,7 @@ def check_resampled_convolutions(device: torch.device, dtype: torch.dtype) -> No
             )
             check_close(y.tensor, exact + added.double()[:, :, None, None], 2 * tolerance(dtype))
             # The moments it left are those of the size that it made.
-            again = run.norm((y,), gamma, beta, 7).apply(down=False)[0]
+            again = run.norm((y,), gamma, beta, 7)(down=False)[0]
             of_y = F.group_norm(y.tensor.double(), 7, gamma.double()[:C_OUT], beta.double()[:C_OUT])
             check_close(again, of_y, tolerance(dtype))
 
