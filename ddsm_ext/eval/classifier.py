@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddsm_ext.io.files import write_atomic
+from ddsm_ext.io.files import parse_safetensors, write_atomic
 from ddsm_ext.settings import Settings, is_int
 
 FORMAT_VERSION = 1
@@ -306,9 +306,9 @@ def load_classifier(path: str | Path) -> tuple[TrainedClassifier, str]:
 
 def _read_safetensors(path: Path, data: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
-        tensors = safetensors.torch.load(data)
+        tensors = parse_safetensors(data, str(path))
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    except (safetensors.SafetensorError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(
             f"classifier {path}: not a safetensors file; need one written by save_classifier"
         ) from error
