@@ -24,6 +24,7 @@ from types import ModuleType
 import torch
 
 import ddsm_ext
+from ddsm_ext.settings import MissingLibrary
 
 _HERE = Path(__file__).resolve().parent
 _NATIVE = "ddsm_ext._native"
@@ -41,7 +42,7 @@ def _running() -> str:
 def _check_torch() -> None:
     release = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if release < (2, 10):
-        raise ImportError(
+        raise MissingLibrary(
             f"ddsm_ext: torch is {torch.__version__}, the compiled library needs torch >= 2.10; "
             "run `pip install 'torch>=2.10'`"
         )
@@ -76,7 +77,7 @@ def _find_libraries() -> Path:
         if version == ddsm_ext.__version__ and _holds_libraries(folder):
             return folder
     others = ", ".join(f"ddsm_ext {version} in {folder}" for version, folder in installed)
-    raise ImportError(
+    raise MissingLibrary(
         f"ddsm_ext: the compiled library is missing, built: nothing for this Python in {_HERE}, "
         f"installed: {others or 'none'}, {_running()}; {_REINSTALL}"
     )
@@ -98,7 +99,7 @@ def _load_native(folder: Path) -> ModuleType:
         native = _import_native(folder)
     except (ImportError, OSError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
-        raise ImportError(
+        raise MissingLibrary(
             f"ddsm_ext: the compiled library does not load ({reason}), {_running()}; {_REINSTALL}"
         ) from error
     _check_build(native.build_info(), folder)
@@ -115,12 +116,12 @@ def _check_build(info: dict[str, str], folder: Path) -> None:
     if built != ddsm_ext.__version__:
         # An installation does not replace libraries that lie in the source folder itself.
         first = f"delete {folder}/*.so and " if sources.exists() else ""
-        raise ImportError(
+        raise MissingLibrary(
             f"ddsm_ext: the compiled library is stale, built: ddsm_ext {built}, {_running()}; "
             f"{first}{_REINSTALL}"
         )
     if folder != _HERE and sources.exists() and info.get("sources") != sources_hash(sources):
-        raise ImportError(
+        raise MissingLibrary(
             f"ddsm_ext: the compiled library in {folder} was built from other C++ sources than "
             f"those in {sources}; {_REINSTALL}"
         )

@@ -12,6 +12,22 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 
+class Refusal(ValueError):
+    """What this package raises where it is asked for what it cannot do, in one sentence.
+
+    The sentence says what was asked, what it got and what it needs. The command line prints it and
+    no traceback; every other error is a fault of the program.
+    """
+
+
+class TypeRefusal(Refusal, TypeError):
+    """A refusal of a value for its type."""
+
+
+class MissingLibrary(Refusal, ImportError):
+    """A refusal because a library is not installed, too old, or does not load."""
+
+
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """Return `; did you mean X?`, or `; known: A, B` where nothing is close, to end an error.
 
@@ -35,7 +51,7 @@ def check_keys(owner: str, values: Mapping[str, Any], known: Iterable[str]) -> N
     names = list(known)
     for key in values:
         if key not in names:
-            raise ValueError(f"{owner}: unknown key {key!r}{did_you_mean(key, names)}")
+            raise Refusal(f"{owner}: unknown key {key!r}{did_you_mean(key, names)}")
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
@@ -49,7 +65,7 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
         return value
     close = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]}?" if close else ""
-    raise ValueError(f"{name} is {value!r}; need one of {', '.join(map(repr, names))}{hint}")
+    raise Refusal(f"{name} is {value!r}; need one of {', '.join(map(repr, names))}{hint}")
 
 
 def is_int(value: object, least: float = -math.inf) -> bool:
@@ -81,21 +97,23 @@ class Settings:
             ValueError: a key is unknown (with the closest known one), or a value is refused.
         """
         if not isinstance(values, Mapping):
-            raise TypeError(f"{cls.__name__}: got {type(values).__name__}; need a mapping of keys")
+            raise TypeRefusal(
+                f"{cls.__name__}: got {type(values).__name__}; need a mapping of keys"
+            )
         fields = dataclasses.fields(cls)  # type: ignore[arg-type]
         check_keys(cls.__name__, values, [field.name for field in fields])
         for field in fields:
             required = field.default is field.default_factory is dataclasses.MISSING
             if required and field.name not in values:
-                raise TypeError(f"{cls.__name__}: {field.name} is missing; it has no default")
+                raise TypeRefusal(f"{cls.__name__}: {field.name} is missing; it has no default")
         return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
 
-    def _check(self, name: str, ok: bool, need: str, error: type[Exception] = ValueError) -> None:
+    def _check(self, name: str, ok: bool, need: str, error: type[Refusal] = Refusal) -> None:
         if not ok:
             raise error(f"{type(self).__name__}: {name} is {getattr(self, name)!r}; need {need}")
 
     def _check_type(self, name: str, ok: bool, need: str) -> None:
-        self._check(name, ok, need, TypeError)
+        self._check(name, ok, need, TypeRefusal)
 
     def _check_choice(self, name: str, choices: Iterable[str]) -> None:
         check_choice(f"{type(self).__name__}: {name}", getattr(self, name), choices)

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Iterable
 
+from ddsm_ext.settings import Refusal, TypeRefusal
+
 
 def check_width(width: float) -> float:
     """Return `width` as a float after checking that it lies in (0, 1].
@@ -15,13 +17,13 @@ def check_width(width: float) -> float:
         ValueError: `width` is outside (0, 1] or NaN.
     """
     if isinstance(width, (bool, str, bytes)):
-        raise TypeError(f"width is {width!r}; need a number with 0 < width <= 1")
+        raise TypeRefusal(f"width is {width!r}; need a number with 0 < width <= 1")
     try:
         value = float(width)
     except (TypeError, ValueError):
-        raise TypeError(f"width is {width!r}; need a number with 0 < width <= 1") from None
+        raise TypeRefusal(f"width is {width!r}; need a number with 0 < width <= 1") from None
     if not 0.0 < value <= 1.0:
-        raise ValueError(f"width is {value:g}; need 0 < width <= 1")
+        raise Refusal(f"width is {value:g}; need 0 < width <= 1")
     return value
 
 
@@ -46,9 +48,7 @@ def active_channels(c_max: int, width: float, multiple: int = 8) -> int:
     """
     value = check_width(width)
     if c_max < 1 or multiple < 1:
-        raise ValueError(
-            f"active_channels: c_max is {c_max}, multiple is {multiple}; need both >= 1"
-        )
+        raise Refusal(f"active_channels: c_max is {c_max}, multiple is {multiple}; need both >= 1")
     if c_max % multiple and value == 1.0:
         return c_max
     wanted = c_max * value

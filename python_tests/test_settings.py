@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ddsm_ext.cli.config import RunConfig, preset_values
+from ddsm_ext.run.config import RunConfig, preset_values
 from ddsm_ext.settings import Settings, completed, plain
 
 

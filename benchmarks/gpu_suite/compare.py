@@ -14,7 +14,7 @@ from published.results import save_result
 
 from ddsm_ext.bench.table import format_result
 from ddsm_ext.bench.unet_step import run_unet_step
-from ddsm_ext.io.run_dir import machine_info
+from ddsm_ext.machine import machine_info
 from gpu_suite import work
 from gpu_suite.warm import cache_counts, mark
 

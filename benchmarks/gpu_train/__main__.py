@@ -185,9 +185,9 @@ class Plan:
         write_json(self.work / "config.json", settings)
 
     def _settings(self) -> dict[str, dict[str, Any]]:
-        from ddsm_ext.cli.config import merge, preset_values
         from ddsm_ext.graph.count import macs
         from ddsm_ext.models.unet import UNetConfig
+        from ddsm_ext.run.config import merge, preset_values
 
         values = merge(preset_values("cifar10"), self.preset.settings)
         model = UNetConfig.from_dict(values["model"])
@@ -208,7 +208,7 @@ class Plan:
         print(f"beginning with the weights of {index}, {seen:,} images", flush=True)
         if ddsm(["convert", str(index), "--root", str(root), "--name", "ema"]) != 0:
             raise Refusal(f"{index} cannot be joined; need the files that it names, or none")
-        from ddsm_ext.io.run_dir import list_runs
+        from ddsm_ext.run.folder import list_runs
 
         self.images_before = seen
         # the same images in another order
@@ -246,7 +246,7 @@ class Plan:
         return 1 if any(o.status == "failed" for o in outcomes) else 0
 
     def _run(self) -> Path | None:
-        from ddsm_ext.io.run_dir import list_runs
+        from ddsm_ext.run.folder import list_runs
 
         return next(iter(list_runs(self.root)), None)
 

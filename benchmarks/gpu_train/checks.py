@@ -28,7 +28,7 @@ try:
     import numpy, PIL.Image, safetensors.torch, tqdm
     import pymoo.algorithms.moo.nsga2, pymoo.indicators.hv
     if sys.argv[1] == "package":
-        import ddsm_ext.training.loop, ddsm_ext.training.data, ddsm_ext.search.evolution
+        import ddsm_ext.training.loop, ddsm_ext.data.dataset, ddsm_ext.search.evolution
         import ddsm_ext.cli.evaluate, ddsm_ext.io.shards
         from ddsm_ext import __version__, _library
         from ddsm_ext.eval.classifier import load_classifier
@@ -89,9 +89,7 @@ def probe(what: str, features: Path, environment: Mapping[str, str]) -> dict[str
         Refusal: a package is missing, or something does not load.
     """
     words = [sys.executable, "-c", _PROBE, what, str(features)]
-    done = subprocess.run(
-        words, env={**os.environ, **environment}, capture_output=True, text=True
-    )
+    done = subprocess.run(words, env={**os.environ, **environment}, capture_output=True, text=True)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise Refusal(f"{sys.executable} fails to load torch or ddsm_ext: {last}")

@@ -35,7 +35,7 @@ class Results:
     def publish_weights(self, run: Path) -> None:
         """Write the averaged weights of a run's newest checkpoint in bfloat16, if they are new."""
         from ddsm_ext.io.checkpoint import list_checkpoints, load_checkpoint, newest_complete
-        from ddsm_ext.io.run_dir import run_config
+        from ddsm_ext.run.folder import run_config
         from gpu_train.shards import save_shards
 
         found = list_checkpoints(run)
@@ -57,7 +57,7 @@ class Results:
     def write(self, run: Path) -> None:
         """Write results.json, strategy.json and samples.png from what the run folder holds now."""
         from ddsm_ext.io.files import read_json, write_atomic, write_json
-        from ddsm_ext.io.run_dir import run_config
+        from ddsm_ext.run.folder import run_config
 
         search = run / "search"
         chosen = search / "strategy.json"
@@ -83,7 +83,7 @@ class Results:
 
     def _training(self, run: Path) -> dict[str, Any]:
         from ddsm_ext.io.files import read_jsonl
-        from ddsm_ext.io.run_dir import run_config
+        from ddsm_ext.run.folder import run_config
 
         rows = read_jsonl(run / "log.jsonl", missing_ok=True)
         steps = rows[-1]["step"] if rows else 0
@@ -112,7 +112,7 @@ def images_seen(out: Path) -> int | None:
 
 def write_sheet(run: Path, path: Path) -> None:
     """Write the rows of `ddsm eval`'s comparison, the same seeds below each other, as one PNG."""
-    from ddsm_ext.io.images import image_grid, read_image, save_png
+    from ddsm_ext.data.images import image_grid, read_image, save_png
 
     folder = run / "samples" / "compare"
     index = _read(folder / "index.json")

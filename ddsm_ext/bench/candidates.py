@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ddsm_ext.graph.shapes import AttentionShape, ConvShape, LinearShape, NormShape, Shape
 from ddsm_ext.models.dense import resampled
 from ddsm_ext.ops import sliced_attention, sliced_conv2d, sliced_group_norm, sliced_linear
+from ddsm_ext.settings import Refusal
 
 OPS = ("conv2d", "linear", "group_norm", "attention")
 # The kernels of a whole step: an op's are named after it.
@@ -181,5 +182,5 @@ def check_agreement(what: str, outputs: Mapping[str, Output], tolerance: float) 
     """
     error, reason = compare(what, outputs, tolerance)
     if reason is not None:
-        raise ValueError(reason)
+        raise Refusal(reason)
     return error

@@ -14,7 +14,7 @@ import torch
 
 from ddsm_ext import _library
 from ddsm_ext.bench.timing import clock_of
-from ddsm_ext.settings import is_int
+from ddsm_ext.settings import Refusal, is_int
 
 # Name of the arithmetic -> type of activations and weights. "tf32" allows the tensor cores to round
 # the factors of float32 products to 10 bits, "float32" does not.
@@ -41,15 +41,15 @@ class Setting:
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
-            raise ValueError(f"bench: dtype is {self.dtype!r}; need one of {', '.join(DTYPES)}")
+            raise Refusal(f"bench: dtype is {self.dtype!r}; need one of {', '.join(DTYPES)}")
         if self.device not in ("cpu", "cuda"):
-            raise ValueError(f"bench: device is {self.device!r}; need cpu or cuda")
+            raise Refusal(f"bench: device is {self.device!r}; need cpu or cuda")
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("bench: device is 'cuda' and torch finds no GPU; need one, or cpu")
+            raise Refusal("bench: device is 'cuda' and torch finds no GPU; need one, or cpu")
         if self.dtype == "tf32" and not self.on_gpu:
-            raise ValueError("bench: dtype is 'tf32' on the CPU; need float32 or bfloat16 there")
+            raise Refusal("bench: dtype is 'tf32' on the CPU; need float32 or bfloat16 there")
         if not is_int(self.threads, 1):
-            raise ValueError(f"bench: threads is {self.threads!r}; need an int >= 1")
+            raise Refusal(f"bench: threads is {self.threads!r}; need an int >= 1")
 
     @property
     def on_gpu(self) -> bool:
@@ -156,4 +156,4 @@ def _driver_version() -> str | None:
 def check_batch(batch: int) -> None:
     """Raise ValueError where a batch is no positive int."""
     if not is_int(batch, 1):
-        raise ValueError(f"bench: batch is {batch!r}; need an int >= 1")
+        raise Refusal(f"bench: batch is {batch!r}; need an int >= 1")

@@ -22,6 +22,7 @@ from ddsm_ext.bench.slicing_network import SlicingNetwork
 from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.models.dense import DenseNetwork
 from ddsm_ext.runtime.runner import StepRunner
+from ddsm_ext.settings import Refusal
 
 STEP_CANDIDATES = ("slicing", "dense", "dense_cl", "compiled", "ours", "ours_module")
 DEFAULT_CANDIDATES = ("slicing", "dense_cl", "ours")  # compiling takes a minute a width
@@ -190,7 +191,7 @@ class _Builder:
         said = [str(warning.message) for warning in caught]
         reason = reason or next((text for text in said if "uncompiled" in text), None)
         if reason is not None and not self.on_gpu:
-            raise ValueError(f"run_unet_step: ours would run uncompiled, {reason}")
+            raise Refusal(f"run_unet_step: ours would run uncompiled, {reason}")
         return reason
 
     def ours(self, width: float) -> Call:

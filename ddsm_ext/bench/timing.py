@@ -15,6 +15,8 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from ddsm_ext.settings import Refusal
+
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -72,7 +74,7 @@ def interleaved(
         ValueError: no calls, or no rounds.
     """
     if not calls or rounds < 1 or warmup_rounds < 0:
-        raise ValueError(
+        raise Refusal(
             f"interleaved: {len(calls)} calls, {rounds} rounds, {warmup_rounds} to warm up; "
             "need at least 1 call, 1 round, 0 to warm up"
         )

@@ -25,6 +25,7 @@ from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.graph.count import macs as macs_of
 from ddsm_ext.models.network import SlimmableNetwork
 from ddsm_ext.ops._call import runs_native
+from ddsm_ext.settings import Refusal
 
 # The largest and the smallest width of every sandwich step, and one between them.
 SANDWICH = (1.0, 0.25, 0.5)
@@ -173,7 +174,7 @@ def check_gradients(
     """
     if got.keys() != exact.keys() or expected.keys() != exact.keys():
         missing = ", ".join(sorted((got.keys() ^ exact.keys()) | (expected.keys() ^ exact.keys())))
-        raise ValueError(f"training step: only some have a gradient of {missing}")
+        raise Refusal(f"training step: only some have a gradient of {missing}")
     errors = {}
     for name, gradient in exact.items():
         norm = exact[name.replace("attention.k.bias", "attention.k.weight")].double().norm()
@@ -184,7 +185,7 @@ def check_gradients(
         errors[name] = error
         limit = max(tolerance, 3 * slicing_error)
         if not error <= limit:
-            raise ValueError(
+            raise Refusal(
                 f"training step: the gradient of {name} differs from slicing's by {error:.2g}; "
                 f"need at most {limit:.2g} before it is timed"
             )

@@ -24,7 +24,7 @@ from ddsm_ext.bench.timing import Timing, interleaved, time_columns
 from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.graph.count import macs
 from ddsm_ext.ops._call import runs_native
-from ddsm_ext.settings import check_choice
+from ddsm_ext.settings import Refusal, check_choice
 
 # Steps that the published CIFAR-10 strategy runs at each width, of 1000 (arXiv 2310.03337).
 PUBLISHED_CIFAR10_STEPS = {1.0: 274, 0.75: 181, 0.5: 534, 0.25: 11}
@@ -74,7 +74,7 @@ def run_unet_step(
     check_batch(batch)
     _check_candidates(candidates)
     if not widths:
-        raise ValueError("run_unet_step: widths is empty; need at least one width")
+        raise Refusal("run_unet_step: widths is empty; need at least one width")
     widths = [config_at(config, width).check_width(width) for width in widths]
     with setting.active(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the column `native` tells what the warning would
@@ -111,7 +111,7 @@ def _check_candidates(names: Sequence[str]) -> None:
     for name in names:
         check_choice("run_unet_step: candidate", name, STEP_CANDIDATES)
     if not {"slicing", "ours"} <= set(names):
-        raise ValueError(
+        raise Refusal(
             f"run_unet_step: candidates are {', '.join(names)}; need slicing and ours among them, "
             "whose outputs and times the others are compared with"
         )
@@ -127,7 +127,7 @@ def _compare(
     if reason is None:
         return {"error": error}
     if not keep_differing:
-        raise ValueError(reason)
+        raise Refusal(reason)
     return {"error": error, "differs": reason}
 
 

@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any
 
 from ddsm_ext.cli.console import follow, progress_bar, say
-from ddsm_ext.settings import did_you_mean
+from ddsm_ext.settings import Refusal, did_you_mean
 
 OPS = ("conv2d", "linear", "group_norm", "attention")
 CANDIDATES = "slicing,dense_cl,ours"
@@ -51,9 +51,9 @@ def run(args: argparse.Namespace) -> int:
     widths = _widths(args.widths)
     for op in args.ops or ():
         if op not in OPS:
-            raise ValueError(f"--ops: unknown op {op!r}{did_you_mean(op, OPS)}")
+            raise Refusal(f"--ops: unknown op {op!r}{did_you_mean(op, OPS)}")
     if args.dtype not in DTYPES:
-        raise ValueError(f"--dtype is {args.dtype!r}; needs {' or '.join(DTYPES)}")
+        raise Refusal(f"--dtype is {args.dtype!r}; need {' or '.join(DTYPES)}")
 
     if args.explain:
         from ddsm_ext.bench.choices import explain_choices
@@ -92,11 +92,11 @@ def _widths(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"--widths is {text!r}; needs numbers such as 1,0.5") from None
+        raise Refusal(f"--widths is {text!r}; need numbers such as 1,0.5") from None
 
 
 def _machine() -> str:
-    from ddsm_ext.io.run_dir import machine_info
+    from ddsm_ext.machine import machine_info
 
     info = machine_info()
     shown = (name for name in ("ddsm_ext", "torch") if name in info["versions"])

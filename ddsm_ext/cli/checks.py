@@ -139,7 +139,7 @@ def _gpu() -> str:
 def _ops(device_name: str) -> bool:
     import torch
 
-    from ddsm_ext.cli.runs import choose_device
+    from ddsm_ext.cli.options import choose_device
 
     device = choose_device(device_name)
     passed = True

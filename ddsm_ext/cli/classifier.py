@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 from ddsm_ext.cli.console import progress_bar, say
+from ddsm_ext.settings import Refusal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,15 +35,15 @@ def run(args: argparse.Namespace) -> int:
     """Run `ddsm classifier`."""
     out = Path(args.out)
     if out.suffix != ".safetensors":
-        raise ValueError(f"--out is {args.out}; needs a name that ends in .safetensors")
+        raise Refusal(f"--out is {args.out}; need a name that ends in .safetensors")
 
+    from ddsm_ext.data.config import DataConfig
+    from ddsm_ext.data.dataset import load_dataset
     from ddsm_ext.eval.classifier import ClassifierConfig, save_classifier, train_classifier
-    from ddsm_ext.training.config import DataConfig
-    from ddsm_ext.training.data import load_dataset
 
     dataset = load_dataset(DataConfig(source=args.data, split="all"))
     if dataset.labels is None:
-        raise ValueError(f"--data {args.data}: its images have no labels; needs a folder a class")
+        raise Refusal(f"--data {args.data}: its images have no labels; need a folder a class")
     channels, size, _ = dataset.shape
     config = ClassifierConfig(size, channels, int(dataset.labels.max()) + 1, epochs=args.epochs)
     with progress_bar("training the classifier", None, "epoch") as bar:

@@ -11,11 +11,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ddsm_ext.cli import runs
-from ddsm_ext.cli.config import RunConfig, add_set_argument, merge, parse_settings, preset_values
+from ddsm_ext.cli import options
 from ddsm_ext.cli.console import say
 from ddsm_ext.io.shards import INDEX_ENDING
-from ddsm_ext.settings import did_you_mean
+from ddsm_ext.run.config import RunConfig, add_set_argument, merge, parse_settings, preset_values
+from ddsm_ext.settings import Refusal, did_you_mean
 
 STRATEGY_ENDINGS = (".txt", ".json")
 # sections that the checkpoint and its flags decide
@@ -40,10 +40,10 @@ def run(args: argparse.Namespace) -> int:
     """Run `ddsm convert`."""
     source = Path(args.source)
     if not source.is_file():
-        raise FileNotFoundError(f"{source}: no such file; needs an official .pt or search.txt")
+        raise FileNotFoundError(f"{source}: no such file; need an official .pt or search.txt")
     known = ("ema_model", "net_model")
     if args.group not in known:
-        raise ValueError(f"--group is {args.group!r}{did_you_mean(args.group, known)}")
+        raise Refusal(f"--group is {args.group!r}{did_you_mean(args.group, known)}")
     if source.name.endswith(INDEX_ENDING):
         return _convert_shards(source, args)
     if source.suffix.lower() in STRATEGY_ENDINGS:
@@ -80,7 +80,7 @@ def _convert_shards(source: Path, args: argparse.Namespace) -> int:
 
     tensors, about = load_shards(source)
     if "config" not in about:
-        raise ValueError(f"{source}: its metadata hold no config; needs one of a run of ddsm")
+        raise Refusal(f"{source}: its metadata hold no config; need one of a run of ddsm")
     config = RunConfig.from_dict(merge(about["config"], parse_settings(args.set)), str(source))
     name = args.name or source.name.removesuffix(INDEX_ENDING)
     floats = {key: tensor.float() for key, tensor in tensors.items()}
@@ -96,10 +96,10 @@ def _new_run(
     args: argparse.Namespace,
 ) -> int:
     from ddsm_ext.io.checkpoint import save_checkpoint
-    from ddsm_ext.io.run_dir import create_run
+    from ddsm_ext.run.folder import create_run
 
     folder = create_run(args.root, name, config.to_dict())
-    runs.note_command(folder)
+    options.note_command(folder)
     save_checkpoint(folder, step, {"model": tensors, "ema": tensors}, {"source": source.name})
     say(f"{sum(t.numel() for t in tensors.values()):,} parameters, widths {config.model.widths}")
     print(folder)
@@ -111,7 +111,7 @@ def _official_run(model: Any, timesteps: int, settings: list[str]) -> RunConfig:
     changes = parse_settings(settings)
     for section in FIXED_SECTIONS:
         if section in changes:
-            raise ValueError(f"--set changes {section}, which the checkpoint decides; use --flags")
+            raise Refusal(f"--set changes {section}, which the checkpoint decides; use --flags")
     values = preset_values("cifar10")
     values["model"] = model.to_dict()
     values["diffusion"] = {"schedule": "linear", "timesteps": timesteps}

@@ -11,14 +11,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ddsm_ext.cli import runs
-from ddsm_ext.cli.config import add_set_argument
+from ddsm_ext.cli import options
 from ddsm_ext.cli.console import say, table
+from ddsm_ext.run.config import add_set_argument
+from ddsm_ext.settings import Refusal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `ddsm eval`."""
-    runs.add_run_argument(parser)
+    options.add_run_argument(parser)
     parser.add_argument(
         "--strategy",
         action="append",
@@ -30,30 +31,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--features", metavar="NAME", help="feature extractor (default: the run's)")
     parser.add_argument("--images", metavar="PATH", help="score the images of a folder or ZIP")
     parser.add_argument("--save-statistics", metavar="FILE", help="also write the data's mu, sigma")
-    runs.add_sampler_arguments(parser)
+    options.add_sampler_arguments(parser)
     add_set_argument(parser, "another setting of the run, e.g. eval.images=5000")
-    runs.add_device_argument(parser)
+    options.add_device_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run `ddsm eval`."""
-    seeds = runs.parse_seeds(args.seeds) if args.seeds else None
-    folder = runs.find_run(args)
+    seeds = options.parse_seeds(args.seeds) if args.seeds else None
+    folder = options.find_run(args)
     if args.features:
         args.set = [*args.set, f"eval.features={args.features}"]
-    config = runs.run_settings(folder, args)
+    config = options.run_settings(folder, args)
     if seeds is None:
         first = config.eval.first_seed
         seeds = list(range(first, first + config.eval.images))
     if len(seeds) < 2:
-        raise ValueError(f"--seeds names {len(seeds)} image; needs at least 2")
+        raise Refusal(f"--seeds names {len(seeds)} image; need at least 2")
     searched = (folder / "search" / "strategy.json").exists()
     texts = args.strategy or (["1", None] if searched else ["1"])
-    chosen = [runs.read_strategy(text, folder, config) for text in texts]
-    device = runs.choose_device(args.device)
+    chosen = [options.read_strategy(text, folder, config) for text in texts]
+    device = options.choose_device(args.device)
 
-    from ddsm_ext.cli.comparison import interleaved_ms, write_comparison
-    from ddsm_ext.cli.scoring import Scorer, save_scores, save_timing, score_folder
+    from ddsm_ext.run.comparison import interleaved_ms, write_comparison
+    from ddsm_ext.run.scoring import Scorer, save_scores, save_timing, score_folder
 
     scorer = Scorer.for_run(folder, config, device)
     if args.save_statistics:
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     if len(both) == 2:
         save_timing(folder, interleaved_ms(scorer.sampler, both, config.eval.batch_size))
     write_comparison(folder, scorer.sampler, scorer.dataset, dict(chosen))
-    runs.note_command(folder)
+    options.note_command(folder)
     say(_scores_table(rows))
     print(json.dumps({**metrics, "rows": rows}, indent=2))
     return 0

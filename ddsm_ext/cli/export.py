@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ddsm_ext.cli import runs
+from ddsm_ext.cli import options
 from ddsm_ext.cli.console import say
+from ddsm_ext.settings import Refusal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `ddsm export`."""
-    runs.add_run_argument(parser)
+    options.add_run_argument(parser)
     parser.add_argument("--width", type=float, required=True, help="the width, e.g. 0.5")
     parser.add_argument("--weights", default="ema", help="ema (default) or model")
     parser.add_argument("--out", metavar="FOLDER", help="where to write (default: in the run)")
@@ -19,17 +20,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run `ddsm export`."""
-    folder = runs.find_run(args)
-    config = runs.run_settings(folder, args)
+    folder = options.find_run(args)
+    config = options.run_settings(folder, args)
     width = config.model.check_width(args.width)
     if args.weights not in ("ema", "model"):
-        raise ValueError(f"--weights is {args.weights!r}; needs ema or model")
+        raise Refusal(f"--weights is {args.weights!r}; need ema or model")
 
     import torch
     from safetensors.torch import save
 
-    from ddsm_ext.cli.compose import load_network
     from ddsm_ext.io.files import write_atomic, write_json
+    from ddsm_ext.run.compose import load_network
 
     network = load_network(folder, config, torch.device("cpu"), args.weights)
     dense = network.export_subnet(width)

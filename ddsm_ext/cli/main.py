@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from ddsm_ext import __version__
-from ddsm_ext.settings import did_you_mean
+from ddsm_ext.settings import Refusal, did_you_mean
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -36,14 +36,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("export", "write one width as a plain dense network"),
 }
 
-# What this package raises for users; a library that is missing or too old is an ImportError.
-REFUSALS = (ValueError, TypeError, ImportError, FloatingPointError)
-
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
 
-class UsageError(ValueError):
+class UsageError(Refusal):
     """A command line that cannot be understood; its text is the sentence to print."""
 
 
@@ -95,18 +92,6 @@ def parse_command(name: str, arguments: list[str]) -> tuple[Command, argparse.Na
     if unknown:
         raise UsageError(f"ddsm {name}: unexpected argument {unknown[0]!r}; see ddsm {name} --help")
     return module.run, parsed
-
-
-def _raised_on_purpose(error: BaseException) -> bool:
-    """Whether a `raise` statement made this error (a refusal), rather than a slip in the code."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return (last.line or "").startswith("raise ")
-
-
-def _is_refusal(error: Exception) -> bool:
-    if isinstance(error, UsageError | OSError):
-        return True
-    return isinstance(error, REFUSALS) and _raised_on_purpose(error)
 
 
 def _sentence(error: Exception) -> str:
@@ -163,13 +148,13 @@ def main(argv: list[str] | None = None) -> int:
         # the reader of our output has gone (`ddsm ... | head`): nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:
-        if not _is_refusal(error):
-            traceback.print_exc()
-            return 1
+    except (Refusal, OSError) as error:
         text = _sentence(error)
         print(text if text.startswith("ddsm") else f"ddsm: {text}", file=sys.stderr)
         return EXIT_USER_ERROR
+    except Exception:
+        traceback.print_exc()
+        return 1
     finally:
         warnings.showwarning = shown
         signal.signal(signal.SIGTERM, handler)

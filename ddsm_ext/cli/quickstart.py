@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ddsm_ext.cli import runs
-from ddsm_ext.cli.config import RunConfig, add_set_argument, merge, parse_settings, preset_values
+from ddsm_ext.cli import options
 from ddsm_ext.cli.console import say, stage
-from ddsm_ext.cli.presets import QUICKSTART_FAST
+from ddsm_ext.run.config import RunConfig, add_set_argument, merge, parse_settings, preset_values
+from ddsm_ext.run.presets import QUICKSTART_FAST
+from ddsm_ext.settings import Refusal
 
 FULL_WIDTH_SCORES = 3
 # The layers of 8x8 images are too small to share: a training step of 32 ran at 213 images/s on one
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"processor threads (default: {THREADS})",
     )
-    runs.add_device_argument(parser)
+    options.add_device_argument(parser)
 
 
 def settings(args: argparse.Namespace) -> RunConfig:
@@ -53,18 +54,18 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     config = settings(args)
     if args.threads < 1:
-        raise ValueError(f"--threads is {args.threads}; needs 1 or more")
-    device = runs.choose_device(args.device)
+        raise Refusal(f"--threads is {args.threads}; need 1 or more")
+    device = options.choose_device(args.device)
 
     import torch
 
-    from ddsm_ext.cli.compose import load_images
     from ddsm_ext.cli.train import open_run, train_run
+    from ddsm_ext.run.compose import load_images
 
     torch.set_num_threads(args.threads)
     dataset = load_images(config)
     folder = open_run(args.root, "quickstart", config, new=args.new)
-    runs.note_command(folder)
+    options.note_command(folder)
     say(f"ddsm quickstart: {len(dataset)} images of {dataset.name}, run folder {folder}")
     widths = ", ".join(f"{width:g}" for width in config.model.widths)
     with stage(f"1/4 training one network for the widths {widths}"):
@@ -73,8 +74,8 @@ def run(args: argparse.Namespace) -> int:
         say(f"stopped at step {result.step} of {config.train.steps}; the same command continues")
         return 130
 
-    from ddsm_ext.cli.scoring import Scorer
-    from ddsm_ext.cli.searching import search_run
+    from ddsm_ext.run.scoring import Scorer
+    from ddsm_ext.run.searching import search_run
 
     scorer = Scorer.for_run(folder, config, device, dataset)
     with stage("2/4 searching the width of each denoising step"):
@@ -91,8 +92,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _score(folder: Path, scorer: Any, strategy: Any) -> None:
     """Score the full width with three ranges of seeds, the strategy and the other widths."""
-    from ddsm_ext.cli.comparison import interleaved_ms, write_comparison
-    from ddsm_ext.cli.scoring import save_scores, save_timing, scored
+    from ddsm_ext.run.comparison import interleaved_ms, write_comparison
+    from ddsm_ext.run.scoring import save_scores, save_timing, scored
     from ddsm_ext.sampling.strategy import Strategy
 
     config = scorer.sampler.config

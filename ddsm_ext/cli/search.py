@@ -9,14 +9,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from ddsm_ext.cli import runs
-from ddsm_ext.cli.config import RunConfig, add_set_argument
+from ddsm_ext.cli import options
 from ddsm_ext.cli.console import say
+from ddsm_ext.run.config import RunConfig, add_set_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `ddsm search`."""
-    runs.add_run_argument(parser)
+    options.add_run_argument(parser)
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument(
         "--budget-macs",
@@ -36,9 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="choose the cheapest strategy that scores at most X worse than the full width",
     )
-    runs.add_sampler_arguments(parser)
+    options.add_sampler_arguments(parser)
     add_set_argument(parser, "another setting, e.g. search.generations=20")
-    runs.add_device_argument(parser)
+    options.add_device_argument(parser)
     parser.add_argument("-n", "--dry-run", action="store_true", help="say what would be done, stop")
 
 
@@ -60,20 +60,20 @@ def with_budget(config: RunConfig, args: argparse.Namespace) -> RunConfig:
 
 def run(args: argparse.Namespace) -> int:
     """Run `ddsm search`."""
-    folder = runs.find_run(args)
-    config = with_budget(runs.run_settings(folder, args), args)
+    folder = options.find_run(args)
+    config = with_budget(options.run_settings(folder, args), args)
     if args.dry_run:
-        from ddsm_ext.cli.estimate import describe_search
+        from ddsm_ext.run.estimate import describe_search
 
         print(describe_search(config))
         return 0
-    device = runs.choose_device(args.device)
+    device = options.choose_device(args.device)
 
-    from ddsm_ext.cli.scoring import Scorer
-    from ddsm_ext.cli.searching import search_run
+    from ddsm_ext.run.scoring import Scorer
+    from ddsm_ext.run.searching import search_run
 
     scorer = Scorer.for_run(folder, config, device)
-    runs.note_command(folder)
+    options.note_command(folder)
     chosen = search_run(folder, scorer)
     unit = "MACs" if config.search.cost == "macs" else "time"
     say(

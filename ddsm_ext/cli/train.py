@@ -13,10 +13,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ddsm_ext.cli import runs
-from ddsm_ext.cli.config import RunConfig, add_set_argument, resolve
+from ddsm_ext.cli import options
 from ddsm_ext.cli.console import say
-from ddsm_ext.cli.presets import RUN_PRESETS
+from ddsm_ext.run.config import RunConfig, add_set_argument, resolve
+from ddsm_ext.run.presets import RUN_PRESETS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--name", help="name of the run (default: that of preset or data)")
     parser.add_argument("--new", action="store_true", help="start another run of the same settings")
-    runs.add_device_argument(parser)
+    options.add_device_argument(parser)
     parser.add_argument("-n", "--dry-run", action="store_true", help="say what would be done, stop")
 
 
@@ -50,18 +50,18 @@ def run(args: argparse.Namespace) -> int:
     """Run `ddsm train`."""
     config = settings(args)
     if args.dry_run:
-        from ddsm_ext.cli.estimate import describe_training
+        from ddsm_ext.run.estimate import describe_training
 
         print(describe_training(config))
         return 0
-    device = runs.choose_device(args.device)
+    device = options.choose_device(args.device)
     name = args.name or args.preset or Path(config.data.source).stem or "run"
 
-    from ddsm_ext.cli.compose import load_images
+    from ddsm_ext.run.compose import load_images
 
     dataset = load_images(config)
     folder = open_run(args.root, name, config, new=args.new)
-    runs.note_command(folder)
+    options.note_command(folder)
     result = train_run(folder, config, dataset, device)
     print(folder)
     if result.interrupted:
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 def open_run(root: str, name: str, config: RunConfig, *, new: bool = False) -> Path:
     """Return the newest run folder of this name and configuration; where none is, a new one."""
-    from ddsm_ext.io.run_dir import create_run, find_resumable
+    from ddsm_ext.run.folder import create_run, find_resumable
 
     found = None if new else find_resumable(root, config, name=name)
     if found is not None:
@@ -86,9 +86,9 @@ def train_run(folder: Path, config: RunConfig, dataset: Any, device: Any) -> Any
     """Train a run to its last step, or until it is stopped; returns the `TrainResult`."""
     import numpy as np
 
-    from ddsm_ext.cli.compose import Sampler
+    from ddsm_ext.data.images import image_grid
     from ddsm_ext.diffusion.schedule import make_schedule
-    from ddsm_ext.io.images import image_grid
+    from ddsm_ext.run.compose import Sampler
     from ddsm_ext.sampling.samplers import to_uint8
     from ddsm_ext.training.loop import train
 
@@ -110,8 +110,8 @@ def train_run(folder: Path, config: RunConfig, dataset: Any, device: Any) -> Any
 
 def _first_network(folder: Path, config: RunConfig, device: Any) -> Any:
     """Return the network that a run begins with; a checkpoint in its folder will replace it."""
-    from ddsm_ext.cli.compose import build_network, load_network
     from ddsm_ext.io.checkpoint import list_checkpoints
+    from ddsm_ext.run.compose import build_network, load_network
 
     source = config.train.start_from
     if source is None or list_checkpoints(folder):

@@ -20,7 +20,7 @@ from ddsm_ext.graph.count import Layer, layers
 from ddsm_ext.graph.node import Node
 from ddsm_ext.models.adm import ADMConfig
 from ddsm_ext.models.network import SlimmableNetwork
-from ddsm_ext.settings import check_keys, is_int
+from ddsm_ext.settings import Refusal, TypeRefusal, check_keys, is_int
 
 REQUIRED = (
     "image_size", "in_channels", "model_channels", "out_channels", "num_res_blocks",
@@ -110,20 +110,20 @@ def guided_diffusion_config(config: Mapping[str, Any]) -> ADMConfig:
 def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
     """The constructor's arguments, the defaults filled in, that `ADMConfig` expresses."""
     if not isinstance(config, Mapping):
-        raise TypeError(
+        raise TypeRefusal(
             f"{_SOURCE} is {type(config).__name__}; need a mapping of UNetModel's arguments"
         )
     check_keys(_SOURCE, config, [*REQUIRED, *DEFAULTS])
     missing = [name for name in REQUIRED if name not in config]
     if missing:
-        raise ValueError(f"{_SOURCE} lacks {', '.join(missing)}; need UNetModel's arguments")
+        raise Refusal(f"{_SOURCE} lacks {', '.join(missing)}; need UNetModel's arguments")
     values = {**DEFAULTS, **config}
     for name, (kind, need) in _TYPES.items():
         if not isinstance(values[name], kind):
-            raise TypeError(f"{_SOURCE}: {name} is {values[name]!r}; need {need}")
+            raise TypeRefusal(f"{_SOURCE}: {name} is {values[name]!r}; need {need}")
     for name, holds, need in _needs(values):
         if not holds:
-            raise ValueError(f"{_SOURCE}: {name} is {values[name]!r}; need {need}")
+            raise Refusal(f"{_SOURCE}: {name} is {values[name]!r}; need {need}")
     return values
 
 
@@ -291,13 +291,13 @@ def to_guided_diffusion_state_dict(
     config = getattr(net, "config", None)
     if not isinstance(net, SlimmableNetwork) or not isinstance(config, ADMConfig):
         got = type(net if config is None else config).__name__
-        raise TypeError(
+        raise TypeRefusal(
             f"to_guided_diffusion_state_dict: got {got}; need a SlimmableNetwork of an ADMConfig"
         )
     if config.groups != GROUPS:
-        raise ValueError(
+        raise Refusal(
             f"to_guided_diffusion_state_dict: groups is {config.groups}; the reference's network "
-            f"needs {GROUPS}"
+            f"need {GROUPS}"
         )
     ours, state = net.state_dict(), {}
     for entry in _entries(config, use_new_attention_order):

@@ -19,7 +19,7 @@ from ddsm_ext.graph.count import layers
 from ddsm_ext.models.network import SlimmableNetwork
 from ddsm_ext.models.unet import UNetConfig
 from ddsm_ext.ops.sinusoidal_embedding import sinusoidal_embedding
-from ddsm_ext.settings import check_keys, is_int
+from ddsm_ext.settings import Refusal, TypeRefusal, check_keys, is_int
 
 # The reference's flags and their defaults (main.py); groups is 16 in slimmable_model_g16.py.
 DEFAULTS: dict[str, Any] = {
@@ -72,7 +72,7 @@ def official_config(config: Mapping[str, Any]) -> UNetConfig:
         TypeError, ValueError: a key is unknown (with a suggestion) or a value cannot work.
     """
     if not isinstance(config, Mapping):
-        raise TypeError(
+        raise TypeRefusal(
             f"official DDSM config is {type(config).__name__}; need a mapping with keys "
             f"{', '.join(DEFAULTS)}"
         )
@@ -80,7 +80,7 @@ def official_config(config: Mapping[str, Any]) -> UNetConfig:
     values = {**DEFAULTS, **config}
     steps = values.pop("T")
     if not is_int(steps, 1):
-        raise ValueError(f"official DDSM config: T is {steps!r}; need a number of steps >= 1")
+        raise Refusal(f"official DDSM config: T is {steps!r}; need a number of steps >= 1")
     full = UNetConfig(
         **values,
         norm="fixed_groups",
@@ -153,7 +153,7 @@ def load_official_ddsm(
     """
     unet = official_config(config)
     if group not in CHECKPOINT_GROUPS:
-        raise ValueError(f"group is {group!r}; need {' or '.join(map(repr, CHECKPOINT_GROUPS))}")
+        raise Refusal(f"group is {group!r}; need {' or '.join(map(repr, CHECKPOINT_GROUPS))}")
     state = read_state_dict(
         "official DDSM state dict",
         path_or_state_dict,
@@ -182,7 +182,7 @@ def to_official_state_dict(net: SlimmableNetwork) -> dict[str, Tensor]:
     """
     config = getattr(net, "config", None)
     if not isinstance(net, SlimmableNetwork) or not isinstance(config, UNetConfig):
-        raise TypeError(
+        raise TypeRefusal(
             f"to_official_state_dict: got {type(net).__name__} of {type(config).__name__}; "
             "need a SlimmableNetwork of a UNetConfig"
         )
@@ -191,7 +191,7 @@ def to_official_state_dict(net: SlimmableNetwork) -> dict[str, Tensor]:
     for name, needed in needs.items():
         value = getattr(config, name)
         if value != needed:
-            raise ValueError(
+            raise Refusal(
                 f"to_official_state_dict: {name} is {value!r}; the reference's network needs "
                 f"{needed!r}"
             )

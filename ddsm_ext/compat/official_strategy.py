@@ -14,6 +14,7 @@ from typing import Any
 
 from ddsm_ext.diffusion.config import DiffusionConfig
 from ddsm_ext.sampling.strategy import Strategy
+from ddsm_ext.settings import Refusal
 
 # 1000 widths take 6 kB; a file far larger is something else.
 _MAX_BYTES = 2**22
@@ -43,11 +44,11 @@ def read_text(path: str | os.PathLike[str]) -> str:
         what = "is a folder" if path.is_dir() else "does not exist"
         raise FileNotFoundError(f"{path} {what}; need a text file of the reference code")
     if path.stat().st_size > _MAX_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes; need at most {_MAX_BYTES}")
+        raise Refusal(f"{path} has {path.stat().st_size} bytes; need at most {_MAX_BYTES}")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise ValueError(f"{path} is no UTF-8 text; need a text file of the reference") from None
+        raise Refusal(f"{path} is no UTF-8 text; need a text file of the reference") from None
 
 
 def parse_official_strategy(
@@ -70,27 +71,27 @@ def parse_official_strategy(
     rest = _LIST.sub("", text).strip()
     if not lists or rest:
         near = repr(rest[:30] if rest else text.strip()[:30])
-        raise ValueError(f"{source}: found {near}; need lists of widths like [1, 0.75, 0.5]")
+        raise Refusal(f"{source}: found {near}; need lists of widths like [1, 0.75, 0.5]")
     if index is None and len(lists) > 1:
-        raise ValueError(f"{source} holds {len(lists)} strategies; need an index to choose one")
+        raise Refusal(f"{source} holds {len(lists)} strategies; need an index to choose one")
     try:
         chosen = lists[index or 0]
     except IndexError:
-        raise ValueError(
+        raise Refusal(
             f"{source} holds {len(lists)} strategies, index is {index}; need one of them"
         ) from None
     try:
         values = ast.literal_eval(chosen)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
-        raise ValueError(
+        raise Refusal(
             f"{source}: {chosen[:30]!r} is no list of numbers; need widths like [1, 0.75, 0.5]"
         ) from None
     if not values:
-        raise ValueError(f"{source}: the list is empty; need one width a timestep")
+        raise Refusal(f"{source}: the list is empty; need one width a timestep")
     for t, value in enumerate(values):
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not 0.0 < value <= 1.0:
-            raise ValueError(f"{source}: the width at t={t} is {value!r}; need 0 < width <= 1")
+            raise Refusal(f"{source}: the width at t={t} is {value!r}; need 0 < width <= 1")
     return [float(value) for value in values]
 
 
@@ -122,7 +123,7 @@ def load_official_strategy(
     if diffusion is None:
         diffusion = DiffusionConfig(timesteps=len(widths))
     if len(widths) != diffusion.timesteps:
-        raise ValueError(
+        raise Refusal(
             f"{name} has {len(widths)} widths, the schedule {diffusion.timesteps} timesteps; "
             "need one width a timestep"
         )
@@ -152,7 +153,7 @@ def parse_official_flags(text: str, *, source: str = "flag file") -> dict[str, A
         if not line or line.startswith("#"):
             continue
         if not line.startswith("--"):
-            raise ValueError(f"{source}:{number}: found {line[:40]!r}; need lines like --ch=128")
+            raise Refusal(f"{source}:{number}: found {line[:40]!r}; need lines like --ch=128")
         flag, _, value = line[2:].partition("=")
         if flag == "slimmable_g16":
             config["groups"] = 16 if value.lower() in ("", "true", "1") else 32
@@ -171,4 +172,4 @@ def _number(source: str, line: int, flag: str, value: str, kind: type) -> Any:
         return kind(value)
     except ValueError:
         need = "an integer" if kind is int else "a number"
-        raise ValueError(f"{source}:{line}: --{flag} is {value!r}; need {need}") from None
+        raise Refusal(f"{source}:{line}: --{flag} is {value!r}; need {need}") from None

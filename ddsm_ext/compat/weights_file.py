@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.models.network import SlimmableNetwork
+from ddsm_ext.settings import Refusal, TypeRefusal
 
 
 def read_state_dict(
@@ -48,7 +49,7 @@ def read_state_dict(
     elif isinstance(source, (str, os.PathLike)):
         name, content = os.fspath(source), _read(Path(source))
     else:
-        raise TypeError(f"{kind}: got {type(source).__name__}; need a path or a state dict")
+        raise TypeRefusal(f"{kind}: got {type(source).__name__}; need a path or a state dict")
     state = _pick(name, content, groups, wanted)
     _check_names_and_shapes(name, state, shapes, optional)
     return state
@@ -77,20 +78,20 @@ def _read(path: Path) -> Mapping[str, Any]:
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is no whole safetensors file: {_first_line(error)}") from None
+            raise Refusal(f"{path} is no whole safetensors file: {_first_line(error)}") from None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise ValueError(
+        raise Refusal(
             f"{path} is refused: it is damaged, or holds Python objects, which may run code when "
             "loaded; need tensors and plain values only"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError,
             AttributeError) as error:  # fmt: skip
         # What torch's readers raise on truncated or foreign bytes.
-        raise ValueError(f"{path} is no whole torch file: {_first_line(error)}") from None
+        raise Refusal(f"{path} is no whole torch file: {_first_line(error)}") from None
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}; need a state dict")
+        raise Refusal(f"{path} holds a {type(content).__name__}; need a state dict")
     return content
 
 
@@ -107,15 +108,15 @@ def _pick(
     if present:
         content = content[wanted if wanted in present or len(present) > 1 else present[0]]
     if not content:
-        raise ValueError(f"{source} is empty; need a state dict of names and tensors")
+        raise Refusal(f"{source} is empty; need a state dict of names and tensors")
     state = {}
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             what = f"entry {name!r} is a {type(value).__name__}"
             other = f", or a checkpoint with {' or '.join(groups)}" if groups else ""
-            raise ValueError(f"{source}: {what}; need a state dict of names and tensors{other}")
+            raise Refusal(f"{source}: {what}; need a state dict of names and tensors{other}")
         if not value.is_floating_point():
-            raise ValueError(f"{source}: {name} is {value.dtype}; need floating-point weights")
+            raise Refusal(f"{source}: {name} is {value.dtype}; need floating-point weights")
         state[name.removeprefix("module.")] = value
     return state
 
@@ -131,13 +132,13 @@ def _check_names_and_shapes(
     if missing or unexpected:
         kind, names = ("lacks", missing) if missing else ("has the unexpected", unexpected)
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        raise ValueError(
+        raise Refusal(
             f"{source} {kind} {names[0]}{more}; need exactly the {len(shapes)} names that the "
             "config gives"
         )
     for name, shape in shapes.items():
         if name in state and tuple(state[name].shape) != tuple(shape):
-            raise ValueError(
+            raise Refusal(
                 f"{source}: {name} has shape {list(state[name].shape)}; the config needs "
                 f"{list(shape)}"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ddsm_ext.settings import Settings, is_int
+from ddsm_ext.settings import Refusal, Settings, is_int
 
 SCHEDULES = ("linear", "cosine")
 PARAMETERISATIONS = ("epsilon", "x0", "v")
@@ -44,7 +44,7 @@ class DiffusionConfig(Settings):
             self._check_type(name, number, "a number in (0, 1)")
             self._check(name, 0 < value < 1, "a number in (0, 1)")
         if self.beta_start > self.beta_end:
-            raise ValueError(
+            raise Refusal(
                 f"DiffusionConfig: beta_start is {self.beta_start}, beta_end is {self.beta_end}; "
                 "need beta_start <= beta_end"
             )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ddsm_ext.settings import Refusal
+
 
 def mse_per_image(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean squared error over each image, [N] in float32 or wider.
@@ -19,7 +21,7 @@ def mse_per_image(prediction: Tensor, target: Tensor) -> Tensor:
     Source: Ho et al. 2020, eq. 14, with the mean over an image's elements.
     """
     if prediction.shape != target.shape:
-        raise ValueError(
+        raise Refusal(
             f"mse_per_image: prediction has shape {tuple(prediction.shape)}, "
             f"target has {tuple(target.shape)}; need equal shapes"
         )

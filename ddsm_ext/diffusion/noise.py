@@ -15,6 +15,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from ddsm_ext.settings import Refusal, TypeRefusal
+
 # Salmon et al. 2011, table 2 and section 3: multipliers and Weyl increments of Philox4x32.
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
@@ -61,12 +63,12 @@ def as_seeds(seeds: Tensor | Iterable[int], device: torch.device | str | None = 
     if not isinstance(seeds, Tensor):
         values = list(seeds)
         if any(isinstance(v, bool) or not hasattr(v, "__index__") for v in values):
-            raise TypeError(f"seeds: got {values[:4]!r}; need integers")
+            raise TypeRefusal(f"seeds: got {values[:4]!r}; need integers")
         seeds = torch.tensor([int(v) for v in values], dtype=torch.int64)
     if seeds.dtype == torch.bool or seeds.is_floating_point() or seeds.is_complex():
-        raise TypeError(f"seeds: got dtype {seeds.dtype}; need an integer tensor")
+        raise TypeRefusal(f"seeds: got dtype {seeds.dtype}; need an integer tensor")
     if seeds.ndim != 1:
-        raise ValueError(f"seeds: got shape {tuple(seeds.shape)}; need [N], one per image")
+        raise Refusal(f"seeds: got shape {tuple(seeds.shape)}; need [N], one per image")
     return seeds.to(device=device or seeds.device, dtype=torch.int64)
 
 
@@ -102,13 +104,11 @@ def normal(
     blocks = (count + 3) // 4
     if isinstance(step, Tensor):
         if step.shape != (n,) or step.is_floating_point():
-            raise ValueError(
-                f"normal: step is {step.dtype} {tuple(step.shape)}; need integers [{n}]"
-            )
+            raise Refusal(f"normal: step is {step.dtype} {tuple(step.shape)}; need integers [{n}]")
         step = (step.to(device=seeds.device, dtype=torch.int64) & _MASK)[:, None]  # [N, 1]
     for name, value in (("step", step), ("stream", stream), ("count", count)):
         if not isinstance(value, Tensor) and not 0 <= value <= _MASK:
-            raise ValueError(f"normal: {name} is {value}; need 0 <= {name} < 2**32")
+            raise Refusal(f"normal: {name} is {value}; need 0 <= {name} < 2**32")
     counter = torch.empty(4, n, blocks, dtype=torch.int64, device=seeds.device)
     counter[0] = torch.arange(blocks, device=seeds.device)
     counter[1], counter[2], counter[3] = step, stream, 0

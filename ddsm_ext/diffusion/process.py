@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ddsm_ext.diffusion.schedule import NoiseSchedule
+from ddsm_ext.settings import Refusal
 
 
 def per_image(coefficient: Tensor, x: Tensor) -> Tensor:
@@ -21,11 +22,9 @@ def per_image(coefficient: Tensor, x: Tensor) -> Tensor:
 def check_batch(what: str, x: Tensor, noise: Tensor, t: Tensor) -> None:
     """Refuse `t` that is not [N], and `noise` of another shape than `x`."""
     if t.ndim != 1 or (t.numel() not in (1, x.shape[0])):
-        raise ValueError(
-            f"{what}: t has shape {tuple(t.shape)}; need [{x.shape[0]}], one per image"
-        )
+        raise Refusal(f"{what}: t has shape {tuple(t.shape)}; need [{x.shape[0]}], one per image")
     if noise.shape != x.shape:
-        raise ValueError(f"{what}: noise has shape {tuple(noise.shape)}; need {tuple(x.shape)}")
+        raise Refusal(f"{what}: noise has shape {tuple(noise.shape)}; need {tuple(x.shape)}")
 
 
 def add_noise(x0: Tensor, noise: Tensor, t: Tensor, schedule: NoiseSchedule) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ddsm_ext.diffusion.config import DiffusionConfig
+from ddsm_ext.settings import Refusal
 
 # Offset s and upper bound of beta that Nichol & Dhariwal 2021 (section 3.2) choose.
 COSINE_OFFSET = 0.008
@@ -56,11 +57,9 @@ class NoiseSchedule:
     def __init__(self, betas: Tensor) -> None:
         betas = torch.as_tensor(betas).detach().to(device="cpu", dtype=torch.float64)
         if betas.ndim != 1 or betas.numel() < 2:
-            raise ValueError(
-                f"NoiseSchedule: betas has shape {tuple(betas.shape)}; need [T], T >= 2"
-            )
+            raise Refusal(f"NoiseSchedule: betas has shape {tuple(betas.shape)}; need [T], T >= 2")
         if not bool(((betas > 0) & (betas < 1)).all()):
-            raise ValueError(
+            raise Refusal(
                 f"NoiseSchedule: betas span {betas.min().item():.3g} to {betas.max().item():.3g}; "
                 "need every one inside (0, 1)"
             )
@@ -97,7 +96,7 @@ class NoiseSchedule:
         last = self.timesteps - 1
         position = torch.as_tensor(t, dtype=torch.float64).detach()
         if position.device.type == "cpu" and not bool(((position >= 0) & (position <= last)).all()):
-            raise ValueError(f"log_snr: t is {_range_text(position)}; need 0 <= t <= {last}")
+            raise Refusal(f"log_snr: t is {_range_text(position)}; need 0 <= t <= {last}")
         table = self._table_on(position.device)
         position = position.clamp(0, last)
         lower = position.floor().clamp(max=last - 1).long()

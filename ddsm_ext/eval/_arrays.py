@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ddsm_ext.settings import Refusal, TypeRefusal
+
 
 def as_rows(features: Any, caller: str) -> np.ndarray:
     """Return features as a finite fp64 array [N, D].
@@ -23,13 +25,11 @@ def as_rows(features: Any, caller: str) -> np.ndarray:
         features = features.detach().cpu().double().numpy()
     if not isinstance(features, np.ndarray) or features.dtype.kind != "f":
         kind = getattr(features, "dtype", type(features).__name__)
-        raise TypeError(f"{caller}: features are {kind}; need a float tensor or array [N, D]")
+        raise TypeRefusal(f"{caller}: features are {kind}; need a float tensor or array [N, D]")
     if features.ndim != 2:
-        raise ValueError(f"{caller}: features have shape {features.shape}; need [N, D]")
+        raise Refusal(f"{caller}: features have shape {features.shape}; need [N, D]")
     rows = np.asarray(features, dtype=np.float64)
     if not np.isfinite(rows).all():
         bad = int((~np.isfinite(rows).all(axis=1)).argmax())
-        raise ValueError(
-            f"{caller}: row {bad} has a value that is not finite; need finite features"
-        )
+        raise Refusal(f"{caller}: row {bad} has a value that is not finite; need finite features")
     return rows

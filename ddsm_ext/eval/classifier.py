@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddsm_ext.io.files import parse_safetensors, write_atomic
-from ddsm_ext.settings import Settings, is_int
+from ddsm_ext.settings import Refusal, Settings, TypeRefusal, is_int
 
 FORMAT_VERSION = 1
 _METADATA_KEY = "ddsm_classifier"
@@ -154,14 +154,14 @@ def train_classifier(
         )
     shape = (config.image_channels, config.image_size, config.image_size)
     if images.shape[1:] != shape or classes > config.classes:
-        raise ValueError(
+        raise Refusal(
             f"train_classifier: images are {images.shape[1:]} with {classes} classes, the config "
             f"says {shape} with {config.classes}; need equal ones"
         )
     order = np.random.default_rng(config.seed).permutation(len(images))
     held_out = int(len(images) * _HELD_OUT_FRACTION)
     if held_out < 1:
-        raise ValueError(
+        raise Refusal(
             f"train_classifier: {len(images)} images leave none to be held out; "
             f"need at least {round(1 / _HELD_OUT_FRACTION)}"
         )
@@ -185,23 +185,23 @@ def train_classifier(
 def _check_labelled(images: np.ndarray, labels: np.ndarray) -> int:
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
         kind = getattr(images, "dtype", type(images).__name__)
-        raise TypeError(f"train_classifier: images are {kind}; need a uint8 array [N, C, H, W]")
+        raise TypeRefusal(f"train_classifier: images are {kind}; need a uint8 array [N, C, H, W]")
     if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu":
         kind = getattr(labels, "dtype", type(labels).__name__)
-        raise TypeError(f"train_classifier: labels are {kind}; need an integer array [N]")
+        raise TypeRefusal(f"train_classifier: labels are {kind}; need an integer array [N]")
     if images.ndim != 4 or images.shape[2] != images.shape[3] or images.shape[1] not in (1, 3):
-        raise ValueError(
+        raise Refusal(
             f"train_classifier: images have shape {images.shape}; "
             "need [N, C, H, W] with C 1 or 3 and H = W"
         )
     if labels.shape != (len(images),) or len(images) == 0 or labels.min() < 0:
-        raise ValueError(
+        raise Refusal(
             f"train_classifier: labels have shape {labels.shape} for {len(images)} images; "
             "need one class number >= 0 an image"
         )
     classes = int(labels.max()) + 1
     if classes < 2:
-        raise ValueError("train_classifier: all labels are 0; need at least two classes")
+        raise Refusal("train_classifier: all labels are 0; need at least two classes")
     return classes
 
 
@@ -289,14 +289,14 @@ def load_classifier(path: str | Path) -> tuple[TrainedClassifier, str]:
             network = SmallClassifier(config)
         trained = TrainedClassifier(network=network, config=config, **values)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise Refusal(
             f"classifier {path}: its metadata are no classifier of format {FORMAT_VERSION}; need "
             "a file written by ddsm_ext.eval.classifier.save_classifier"
         ) from error
     expected = {name: t.shape for name, t in network.state_dict().items()}
     got = {name: t.shape for name, t in tensors.items()}
     if got != expected or not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
-        raise ValueError(
+        raise Refusal(
             f"classifier {path}: its weights do not fit its own metadata; need an intact file"
         )
     network.load_state_dict(tensors)
@@ -309,7 +309,7 @@ def _read_safetensors(path: Path, data: bytes) -> tuple[dict[str, str], dict[str
         tensors = parse_safetensors(data, str(path))
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     except ValueError as error:
-        raise ValueError(
+        raise Refusal(
             f"classifier {path}: not a safetensors file; need one written by save_classifier"
         ) from error
     return header.get("__metadata__") or {}, tensors

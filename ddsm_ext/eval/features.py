@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ddsm_ext.eval.classifier import load_classifier
+from ddsm_ext.settings import Refusal, TypeRefusal
 
 DIGITS_CLASSIFIER_FILE = Path(__file__).with_name("digits_classifier.safetensors")
 _BATCH_IMAGES = 512
@@ -58,7 +59,7 @@ class ClassifierExtractor:
         x = checked_images(images, self.name)  # [N, C, H, W]
         shape = (config.image_channels, config.image_size, config.image_size)
         if tuple(x.shape[1:]) != shape:
-            raise ValueError(
+            raise Refusal(
                 f"{self.name}: images have shape {tuple(x.shape)}; need [N, {shape[0]}, "
                 f"{shape[1]}, {shape[2]}], the size the classifier was trained on"
             )
@@ -97,7 +98,7 @@ def make_extractor(name: str, device: str | torch.device = "cpu") -> Extractor:
     }
     close = difflib.get_close_matches(kind, known, n=1, cutoff=0.5)
     meant = f", did you mean {known[close[0]]}" if close else ""
-    raise ValueError(
+    raise Refusal(
         f"feature extractor {name!r} is unknown{meant}; need one of {', '.join(known.values())}"
     )
 
@@ -106,11 +107,11 @@ def checked_images(images: Any, caller: str) -> Tensor:
     """Return images as a uint8 tensor [N, C, H, W], or raise TypeError or ValueError."""
     x = torch.as_tensor(images)
     if x.dtype != torch.uint8:
-        raise TypeError(
+        raise TypeRefusal(
             f"{caller}: images are {x.dtype}; need uint8 (sampling.to_uint8 converts [-1, 1])"
         )
     if x.ndim != 4:
-        raise ValueError(f"{caller}: images have shape {tuple(x.shape)}; need [N, C, H, W]")
+        raise Refusal(f"{caller}: images have shape {tuple(x.shape)}; need [N, C, H, W]")
     return x
 
 

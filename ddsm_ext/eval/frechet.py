@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ddsm_ext.settings import Refusal
+
 # Relative asymmetry above which a matrix is taken for a mistake rather than for rounding.
 _SYMMETRY_TOLERANCE = 1e-6
 
@@ -35,7 +37,7 @@ def frechet_distance(mu1: Any, sigma1: Any, mu2: Any, sigma2: Any) -> float:
     mean1, cov1 = _gaussian(mu1, sigma1, "1")
     mean2, cov2 = _gaussian(mu2, sigma2, "2")
     if mean1.shape != mean2.shape:
-        raise ValueError(
+        raise Refusal(
             f"frechet_distance: mu1 has {mean1.size} features, mu2 has {mean2.size}; "
             "need the same number"
         )
@@ -53,18 +55,18 @@ def _gaussian(mu: Any, sigma: Any, which: str) -> tuple[np.ndarray, np.ndarray]:
     mean = np.asarray(mu, dtype=np.float64)
     cov = np.asarray(sigma, dtype=np.float64)
     if mean.ndim != 1 or mean.size == 0 or cov.shape != (mean.size, mean.size):
-        raise ValueError(
+        raise Refusal(
             f"frechet_distance: mu{which} has shape {mean.shape} and sigma{which} {cov.shape}; "
             "need [D] and [D, D]"
         )
     if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
-        raise ValueError(
+        raise Refusal(
             f"frechet_distance: mu{which} or sigma{which} has a value that is not finite; "
             "need finite moments"
         )
     asymmetry = float(np.abs(cov - cov.T).max())
     if asymmetry > _SYMMETRY_TOLERANCE * max(float(np.abs(cov).max()), 1e-300):
-        raise ValueError(
+        raise Refusal(
             f"frechet_distance: sigma{which} differs from its transpose by {asymmetry:.3g}; "
             "need a symmetric covariance"
         )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ddsm_ext.eval._arrays import as_rows
+from ddsm_ext.settings import Refusal
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,15 @@ def kernel_distance(
     rows1 = as_rows(features1, "kernel_distance")  # [N1, D]
     rows2 = as_rows(features2, "kernel_distance")  # [N2, D]
     if rows1.shape[1] != rows2.shape[1]:
-        raise ValueError(
+        raise Refusal(
             f"kernel_distance: the sets have {rows1.shape[1]} and {rows2.shape[1]} features; "
             "need the same number"
         )
     if subsets < 1:
-        raise ValueError(f"kernel_distance: subsets is {subsets}; need subsets >= 1")
+        raise Refusal(f"kernel_distance: subsets is {subsets}; need subsets >= 1")
     smallest = min(len(rows1), len(rows2))
     if not 2 <= subset_size <= smallest:
-        raise ValueError(
+        raise Refusal(
             f"kernel_distance: subset_size is {subset_size}, the sets have {len(rows1)} and "
             f"{len(rows2)} rows; need 2 <= subset_size <= {smallest}"
         )

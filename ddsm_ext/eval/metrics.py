@@ -13,6 +13,7 @@ from ddsm_ext.eval.frechet import frechet_distance
 from ddsm_ext.eval.kid import kernel_distance
 from ddsm_ext.eval.moments import StreamingMoments, gather_moments
 from ddsm_ext.eval.statistics import ReferenceStatistics
+from ddsm_ext.settings import Refusal
 
 # The names FID and KID belong to Inception's features alone.
 _INCEPTION = "inception"
@@ -142,12 +143,12 @@ def _compared(
 ) -> tuple[float, int, np.ndarray]:
     """Return the Fréchet distance and the number of all ranks' images, and this rank's rows."""
     if reference.dim != extractor.dim:
-        raise ValueError(
+        raise Refusal(
             f"evaluate: the reference has {reference.dim} features, {extractor.name} gives "
             f"{extractor.dim}; need statistics of the same extractor"
         )
     if reference.digest is not None and reference.digest != extractor.digest:
-        raise ValueError(
+        raise Refusal(
             f"evaluate: the reference was made with {reference.features} "
             f"({reference.digest[:8]}), the extractor is {extractor.name} "
             f"({extractor.digest[:8]}); need statistics of the same extractor"

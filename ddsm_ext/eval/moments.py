@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ddsm_ext.eval._arrays import as_rows
+from ddsm_ext.settings import Refusal
 
 
 class StreamingMoments:
@@ -25,7 +26,7 @@ class StreamingMoments:
 
     def __init__(self, dim: int) -> None:
         if dim < 1:
-            raise ValueError(f"StreamingMoments: dim is {dim}; need dim >= 1")
+            raise Refusal(f"StreamingMoments: dim is {dim}; need dim >= 1")
         self.dim = int(dim)
         self.count = 0
         self.mean = np.zeros(self.dim)  # [D]
@@ -43,7 +44,7 @@ class StreamingMoments:
         """
         rows = as_rows(features, "StreamingMoments.update")  # [N, D]
         if rows.shape[1] != self.dim:
-            raise ValueError(
+            raise Refusal(
                 f"StreamingMoments.update: rows have {rows.shape[1]} features, "
                 f"these moments have {self.dim}; need the same number"
             )
@@ -60,7 +61,7 @@ class StreamingMoments:
             ValueError: another number of features.
         """
         if other.dim != self.dim:
-            raise ValueError(
+            raise Refusal(
                 f"StreamingMoments.merge: the other has {other.dim} features, "
                 f"these moments have {self.dim}; need the same number"
             )
@@ -84,9 +85,7 @@ class StreamingMoments:
             ValueError: fewer than two rows have been seen.
         """
         if self.count < 2:
-            raise ValueError(
-                f"StreamingMoments.covariance: {self.count} rows seen; need at least 2"
-            )
+            raise Refusal(f"StreamingMoments.covariance: {self.count} rows seen; need at least 2")
         return self._scatter / (self.count - 1)
 
     def to_vector(self) -> np.ndarray:

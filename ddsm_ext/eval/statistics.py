@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ddsm_ext.io.files import write_atomic
+from ddsm_ext.settings import Refusal
 
 # InceptionV3 has 2048 features: 33.6 MB of fp64 covariance. The caps leave room for more and stop
 # a small archive from unpacking into all of the memory.
@@ -64,7 +65,7 @@ def save_statistics(path: str | Path, statistics: ReferenceStatistics) -> Path:
     """
     path = Path(path)
     if path.suffix != ".npz":
-        raise ValueError(f"statistics {path}: the name does not end in .npz; need a .npz file")
+        raise Refusal(f"statistics {path}: the name does not end in .npz; need a .npz file")
     _check_moments(path, statistics.mu, statistics.sigma)
     values = {key: value for key, value in vars(statistics).items() if value is not None}
     arrays: dict[str, Any] = {k: np.asarray(v, dtype=_DTYPES[k]) for k, v in values.items()}
@@ -90,7 +91,7 @@ def load_statistics(path: str | Path) -> ReferenceStatistics:
     missing = [key for key in ("mu", "sigma") if key not in arrays]
     if missing:
         held = ", ".join(sorted(arrays)[:8])
-        raise ValueError(
+        raise Refusal(
             f"statistics {path}: it holds {held}, not {' and '.join(missing)}; "
             "need the keys mu and sigma"
         )
@@ -98,7 +99,7 @@ def load_statistics(path: str | Path) -> ReferenceStatistics:
     rows = arrays.get("rows")
     dim = arrays["mu"].size
     if rows is not None and (rows.ndim != 2 or rows.shape[1] != dim or rows.dtype.kind != "f"):
-        raise ValueError(
+        raise Refusal(
             f"statistics {path}: rows are {rows.dtype} {rows.shape}; need floats [M, {dim}]"
         )
     return ReferenceStatistics(
@@ -121,34 +122,32 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
                 arrays = {k: archive[k] if k in _DTYPES else np.empty(0) for k in archive.files}
     except Exception as error:
         # Foreign bytes make zipfile, zlib and numpy's header parser raise a dozen types.
-        raise ValueError(
+        raise Refusal(
             f"statistics {path}: not a readable .npz of plain numbers; "
             "need a .npz with mu and sigma, without Python objects"
         ) from error
     if largest.file_size > _MAX_ENTRY_BYTES:
-        raise ValueError(
+        raise Refusal(
             f"statistics {path}: entry {largest.filename!r} unpacks to {largest.file_size} bytes; "
             f"need at most {_MAX_ENTRY_BYTES}"
         )
     for key, value in arrays.items():
         # numpy hands out an entry that is no array as its bytes
         if not isinstance(value, np.ndarray):
-            raise ValueError(f"statistics {path}: entry {key!r} is no array; need arrays only")
+            raise Refusal(f"statistics {path}: entry {key!r} is no array; need arrays only")
     return arrays
 
 
 def _check_moments(path: Path, mu: np.ndarray, sigma: np.ndarray) -> None:
     if mu.dtype.kind != "f" or sigma.dtype.kind != "f":
-        raise ValueError(
-            f"statistics {path}: mu is {mu.dtype}, sigma is {sigma.dtype}; need floats"
-        )
+        raise Refusal(f"statistics {path}: mu is {mu.dtype}, sigma is {sigma.dtype}; need floats")
     if mu.ndim != 1 or not 1 <= mu.size <= _MAX_FEATURES or sigma.shape != (mu.size, mu.size):
-        raise ValueError(
+        raise Refusal(
             f"statistics {path}: mu has shape {mu.shape}, sigma {sigma.shape}; "
             f"need [D] and [D, D] with 1 <= D <= {_MAX_FEATURES}"
         )
     if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
-        raise ValueError(
+        raise Refusal(
             f"statistics {path}: mu or sigma has a value that is not finite; need finite moments"
         )
 
@@ -158,7 +157,7 @@ def _scalar(path: Path, arrays: dict[str, np.ndarray], key: str, kinds: str) -> 
         return None
     value = arrays[key]
     if value.shape != () or value.dtype.kind not in kinds:
-        raise ValueError(
+        raise Refusal(
             f"statistics {path}: {key} is {value.dtype} {value.shape}; need one "
             f"{'text' if kinds == 'U' else 'integer'}"
         )

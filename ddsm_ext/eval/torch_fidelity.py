@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ddsm_ext.eval.features import checked_images, chunked
+from ddsm_ext.settings import MissingLibrary, Refusal
 
 # torch.library registrations live as long as this object.
 _TORCHVISION_SCHEMAS: list[Any] = []
@@ -35,7 +36,7 @@ def import_torch_fidelity() -> ModuleType:
         _import_torchvision()
         return importlib.import_module("torch_fidelity")
     except ImportError as error:
-        raise ImportError(
+        raise MissingLibrary(
             f"torch_fidelity: it does not import ({error}); need the extra: "
             "pip install 'ddsm_ext[metrics]'"
         ) from error
@@ -92,7 +93,7 @@ class InceptionExtractor:
                 "inception-v3-compat", [str(self.dim)], feature_extractor_weights_path=buffer
             )
         except RuntimeError as error:
-            raise ValueError(
+            raise Refusal(
                 f"inception weights {path}: the names or shapes are not those of torch-fidelity's "
                 f"InceptionV3; need {_WEIGHTS}"
             ) from error
@@ -109,7 +110,7 @@ class InceptionExtractor:
         """
         x = checked_images(images, self.name)  # [N, C, H, W]
         if x.shape[1] not in (1, 3):
-            raise ValueError(
+            raise Refusal(
                 f"{self.name}: images have shape {tuple(x.shape)}; need [N, 1 or 3, H, W]"
             )
         x = x.expand(-1, 3, -1, -1)
@@ -120,11 +121,11 @@ def _state_dict(path: Path, data: bytes) -> dict[str, Tensor]:
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
-        raise ValueError(
+        raise Refusal(
             f"inception weights {path}: not a plain PyTorch state dict; need {_WEIGHTS}"
         ) from error
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     ):
-        raise ValueError(f"inception weights {path}: it holds no tensors by name; need {_WEIGHTS}")
+        raise Refusal(f"inception weights {path}: it holds no tensors by name; need {_WEIGHTS}")
     return {name: value.detach().clone() for name, value in state.items()}

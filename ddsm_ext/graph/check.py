@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ddsm_ext.graph.node import Node
 from ddsm_ext.graph.slicing import Slicing
+from ddsm_ext.settings import Refusal
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.\w+)*", re.ASCII)
 # What reads one input, and an image.
@@ -41,13 +42,13 @@ def check_nodes(nodes: Sequence[Node], image_size: int, slicing: Slicing) -> Non
     _check_ends(nodes, image_size)
 
 
-def _wrong(node: Node, what: str, need: str) -> ValueError:
-    return ValueError(f"{node.name}: {what}; need {need}")
+def _wrong(node: Node, what: str, need: str) -> Refusal:
+    return Refusal(f"{node.name}: {what}; need {need}")
 
 
 def _check_name(node: Node) -> None:
     if not _NAME.fullmatch(node.name):
-        raise ValueError(
+        raise Refusal(
             f"{node.op}: its name is {node.name!r}; need a module path such as 'down.0.conv'"
         )
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 from ddsm_ext.graph.check import check_nodes
 from ddsm_ext.graph.graph import Counts, Graph
 from ddsm_ext.graph.slicing import Slicing
-from ddsm_ext.settings import Settings, is_int
+from ddsm_ext.settings import Refusal, Settings, is_int
 
 
 class NetworkConfig(Settings):
@@ -105,7 +105,7 @@ def _counts(config: NetworkConfig, width: float) -> Counts:
     for node in config.graph.nodes:
         for operand in (node.shift, node.residual, node.modulate):
             if operand is not None and counts[operand.index] != counts[node.index]:
-                raise ValueError(
+                raise Refusal(
                     f"{node.name}: width {width:g} gives it {counts[node.index]} channels and "
                     f"{counts[operand.index]} to {operand}; need as many"
                 )

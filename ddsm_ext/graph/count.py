@@ -161,9 +161,7 @@ def activation_bytes(
         element_bytes: of an activation's element.
     """
     counts, graph = config.counts(width), config.graph
-    elements = [
-        counts[node.index] * node.pixels * len(node.layer_names) for node in graph.nodes
-    ]
+    elements = [counts[node.index] * node.pixels * len(node.layer_names) for node in graph.nodes]
     if training:
         return batch * element_bytes * sum(elements)
     alive = sum(elements[node.index] for node in graph.inputs.values())

@@ -13,6 +13,7 @@ from typing import Any
 from ddsm_ext.graph.node import Node, Resampling, Side
 from ddsm_ext.graph.slicing import Pair, Role, Slicing
 from ddsm_ext.graph.walk import Scope, Walk, make_scope, make_walk
+from ddsm_ext.settings import Refusal
 
 Counts = tuple[int, ...]
 
@@ -85,7 +86,7 @@ class Graph:
         reads = _sources(x)
         size = _resampled(name, reads[0], resample)
         if size % stride:
-            raise ValueError(f"{name}: its input has {size} pixels a side; need an even number")
+            raise Refusal(f"{name}: its input has {size} pixels a side; need an even number")
         return self.add(
             "conv", name, reads, Side(c_out, role, head), size // stride,
             kernel=kernel, stride=stride, resample=resample, shift=shift, residual=residual,
@@ -105,14 +106,14 @@ class Graph:
         reads = _sources(x)
         side = Side(sum(node.out.c_max for node in reads), reads[0].out.role)
         if modulate is not None and len(modulate.parts) != 2:
-            raise ValueError(f"{name}: modulated by {modulate}; need a node of two parts")
+            raise Refusal(f"{name}: modulated by {modulate}; need a node of two parts")
         return self.add("norm", name, reads, side, reads[0].size,
                          silu=silu, modulate=modulate, eps=eps)  # fmt: skip
 
     def attention(self, name: str, qkv: Node) -> Node:
         """Self-attention over all pixels; `qkv` has three parts and says what a head is."""
         if len(qkv.parts) != 3:
-            raise ValueError(f"{name}: reads {qkv}; need a node of three parts")
+            raise Refusal(f"{name}: reads {qkv}; need a node of three parts")
         return self.add("attention", name, (qkv,), qkv.out, qkv.size)
 
     def resample(self, name: str, x: Node, resample: Resampling) -> Node:
@@ -139,9 +140,9 @@ class Graph:
         """
         node = Node(op, name, len(self.nodes), reads, out, size, **more)
         if name in self._names:
-            raise ValueError(f"{name}: is described twice; need another name")
+            raise Refusal(f"{name}: is described twice; need another name")
         if node.out.c_max < 0 or (op != "input" and node.out.c_max < 1):
-            raise ValueError(f"{name}: has {node.out.c_max} channels; need at least 1")
+            raise Refusal(f"{name}: has {node.out.c_max} channels; need at least 1")
         self.nodes.append(node)
         self._names.add(name)
         return node
@@ -268,9 +269,9 @@ def _sources(x: Node | Sequence[Node]) -> tuple[Node, ...]:
 
 def _resampled(name: str, x: Node, resample: Resampling | None) -> int:
     if x.size is None:
-        raise ValueError(f"{name}: reads {x}, one row an image; need an image")
+        raise Refusal(f"{name}: reads {x}, one row an image; need an image")
     if resample == "up":
         return 2 * x.size
     if resample == "down" and x.size % 2:
-        raise ValueError(f"{name}: its input has {x.size} pixels a side; need an even number")
+        raise Refusal(f"{name}: its input has {x.size} pixels a side; need an even number")
     return x.size // 2 if resample == "down" else x.size

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.graph.graph import Counts
 from ddsm_ext.graph.node import Node
+from ddsm_ext.settings import Refusal
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ def op_shapes(config: NetworkConfig, width: float, op: str) -> dict[Shape, int]:
         TypeError, ValueError: another op, or a width that cannot be used.
     """
     if op not in OPS:
-        raise ValueError(f"op_shapes: op is {op!r}; need {', '.join(OPS[:-1])} or {OPS[-1]}")
+        raise Refusal(f"op_shapes: op is {op!r}; need {', '.join(OPS[:-1])} or {OPS[-1]}")
     counts = config.counts(width)
     calls = (call for node in config.graph.nodes for call in _calls(config, node, counts))
     return dict(Counter(shape for name, shape in calls if name == op))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ddsm_ext.settings import Refusal
 from ddsm_ext.width import active_channels, check_width
 
 NORMS = ("channels_per_group", "fixed_groups")
@@ -39,9 +40,7 @@ class Slicing:
     concat: str = "source"
     widths: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
 
-    def active(
-        self, c_max: int, width: float, role: Role = "conv", head: int | None = None
-    ) -> int:
+    def active(self, c_max: int, width: float, role: Role = "conv", head: int | None = None) -> int:
         """Active channels at `width` of a side with `c_max` channels.
 
         Args:
@@ -83,7 +82,7 @@ class Slicing:
         usable = [near for near in usable if self._problem(near, pairs) is None]
         near = [v for v in usable if v < value][-1:] + [v for v in usable if v > value][:1]
         listed = ", ".join(f"{v:g}" for v in near)
-        raise ValueError(f"width {value:g} {problem}; near usable widths: {listed or 'none'}")
+        raise Refusal(f"width {value:g} {problem}; near usable widths: {listed or 'none'}")
 
     def _problem(self, width: float, pairs: Sequence[Pair]) -> str | None:
         if self.norm == "channels_per_group":

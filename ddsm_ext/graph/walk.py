@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ddsm_ext.graph.node import Node
+from ddsm_ext.settings import Refusal
 
 Values = dict[int, Any]
 
@@ -66,7 +67,7 @@ def make_scope(path: str, nodes: list[Node], readers: Mapping[Node, tuple[Node, 
             end += 1
         name = inner or nodes[at].name
         if name in steps:
-            raise ValueError(f"{name}: its nodes do not follow each other; need them in one row")
+            raise Refusal(f"{name}: its nodes do not follow each other; need them in one row")
         steps[name] = make_scope(inner, nodes[at:end], readers) if inner else nodes[at]
         at = end
     inside = set(nodes)
@@ -74,7 +75,7 @@ def make_scope(path: str, nodes: list[Node], readers: Mapping[Node, tuple[Node, 
     left = [n for n in nodes if not readers[n] or not inside.issuperset(readers[n])]
     if left != nodes[-1:]:
         names = ", ".join(node.name for node in left)
-        raise ValueError(f"{path or 'the network'}: {names} leave it; need its last node alone")
+        raise Refusal(f"{path or 'the network'}: {names} leave it; need its last node alone")
     return Scope(path, tuple(steps.values()), tuple(reads), nodes[-1], nodes[-1].index)
 
 

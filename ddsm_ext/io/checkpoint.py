@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddsm_ext.io.files import parse_json, parse_safetensors, sync_folder, to_json, write_synced
+from ddsm_ext.settings import Refusal, TypeRefusal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +29,7 @@ _LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z][A-Za-z0-9_]*\.(?:safetensors|json
 _MANIFEST_MAX_BYTES = 1 << 16
 
 
-class CheckpointError(ValueError):
+class CheckpointError(Refusal):
     """A checkpoint that is incomplete, damaged or not of this project."""
 
 
@@ -88,10 +89,10 @@ def save_checkpoint(
         OSError: the disk is full or not writable; older checkpoints are untouched.
     """
     if step < 0 or keep < 1:
-        raise ValueError(f"save_checkpoint: step {step}, keep {keep}; need >= 0 and >= 1")
+        raise Refusal(f"save_checkpoint: step {step}, keep {keep}; need >= 0 and >= 1")
     for group in groups:
         if not _GROUP.fullmatch(group) or group == "state":
-            raise ValueError(f"save_checkpoint: group is {group!r}; need a name like 'model'")
+            raise Refusal(f"save_checkpoint: group is {group!r}; need a name like 'model'")
     parent = checkpoints_folder(run)
     parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(parent)
@@ -140,7 +141,7 @@ def _encoded(
     for group, tensors in groups.items():
         for name, tensor in tensors.items():
             if not isinstance(tensor, torch.Tensor):
-                raise TypeError(
+                raise TypeRefusal(
                     f"save_checkpoint: {group}[{name!r}] is {type(tensor).__name__}; need a tensor"
                 )
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -157,7 +158,7 @@ def _publish(temp: Path, target: Path, manifest: bytes) -> Path:
             os.rename(target, target.with_name(f".old-{target.name}-{secrets.token_hex(4)}"))
         else:
             if (target / MANIFEST).read_bytes() != manifest:
-                raise ValueError(
+                raise Refusal(
                     f"{target}: already holds another checkpoint of this step; need a new run"
                 )
             shutil.rmtree(temp)

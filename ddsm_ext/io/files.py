@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from ddsm_ext.settings import Refusal, TypeRefusal
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -89,9 +91,11 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
     try:
         return json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
     except ValueError as error:
-        raise ValueError(f"JSON: {error}; need finite numbers and no cycles") from None
+        raise Refusal(f"JSON: {error}; need finite numbers and no cycles") from None
     except TypeError as error:
-        raise TypeError(f"JSON: {error}; need dict, list, str, int, float, bool or None") from None
+        raise TypeRefusal(
+            f"JSON: {error}; need dict, list, str, int, float, bool or None"
+        ) from None
 
 
 def write_json(path: str | Path, value: Any) -> Path:
@@ -105,7 +109,7 @@ def write_json(path: str | Path, value: Any) -> Path:
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")
+    raise Refusal(f"{name} is not a JSON number")
 
 
 def parse_json(text: str | bytes, name: str) -> Any:
@@ -119,13 +123,11 @@ def parse_json(text: str | bytes, name: str) -> Any:
             text = text.decode("utf-8")
         return json.loads(text, parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{name}: byte {error.start} is not UTF-8; need a JSON text file"
-        ) from None
+        raise Refusal(f"{name}: byte {error.start} is not UTF-8; need a JSON text file") from None
     except RecursionError:
-        raise ValueError(f"{name}: nested too deeply; need a JSON file of this project") from None
+        raise Refusal(f"{name}: nested too deeply; need a JSON file of this project") from None
     except ValueError as error:
-        raise ValueError(f"{name}: not JSON ({error}); need a whole JSON file") from None
+        raise Refusal(f"{name}: not JSON ({error}); need a whole JSON file") from None
 
 
 def parse_safetensors(data: bytes, name: str) -> dict[str, Tensor]:
@@ -140,7 +142,7 @@ def parse_safetensors(data: bytes, name: str) -> dict[str, Tensor]:
     try:
         return load(data)
     except SafetensorError as error:
-        raise ValueError(f"{name}: {error}; need a whole safetensors file") from None
+        raise Refusal(f"{name}: {error}; need a whole safetensors file") from None
 
 
 def read_json(path: str | Path) -> Any:
@@ -160,7 +162,7 @@ def read_bytes(path: str | Path, what: str) -> bytes:
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file; need a {what}") from None
     except IsADirectoryError:
-        raise ValueError(f"{path}: is a folder; need a {what}") from None
+        raise Refusal(f"{path}: is a folder; need a {what}") from None
 
 
 def open_regular(path: str | Path, what: str) -> BinaryIO:
@@ -169,7 +171,7 @@ def open_regular(path: str | Path, what: str) -> BinaryIO:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file; need a {what}")
     if not path.is_file():
-        raise ValueError(f"{path}: not a regular file; need a {what}")
+        raise Refusal(f"{path}: not a regular file; need a {what}")
     return open(path, "rb")
 
 
@@ -242,7 +244,7 @@ def read_jsonl(path: str | Path, *, missing_ok: bool = False) -> list[dict[str, 
         if row is not None:
             rows.append(row)
         elif number < len(lines):
-            raise ValueError(f"{path}: line {number} is no JSON object; need one object a line")
+            raise Refusal(f"{path}: line {number} is no JSON object; need one object a line")
     return rows
 
 
@@ -262,9 +264,9 @@ def reading(path: str | Path, version: int, what: str) -> Iterator[Any]:
     content = read_json(path)
     try:
         if content["version"] != version:
-            raise ValueError(f"version is {content['version']!r}; this program reads {version}")
+            raise Refusal(f"version is {content['version']!r}; this program reads {version}")
         yield content
     except KeyError as error:
-        raise ValueError(f"{path}: lacks {error}; needs {what}") from None
+        raise Refusal(f"{path}: lacks {error}; need {what}") from None
     except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}; needs {what}") from None
+        raise Refusal(f"{path}: {error}; need {what}") from None

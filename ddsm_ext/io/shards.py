@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddsm_ext.io.files import parse_safetensors, read_bytes, read_json
+from ddsm_ext.settings import Refusal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,21 +36,19 @@ def load_shards(index: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     index = Path(index)
     content = read_json(index)
     if not isinstance(content, dict) or not isinstance(content.get("weight_map"), dict):
-        raise ValueError(f"{index}: has no weight_map; need an index of safetensors files")
+        raise Refusal(f"{index}: has no weight_map; need an index of safetensors files")
     weight_map, metadata = content["weight_map"], content.get("metadata") or {}
     digests = metadata.get("sha256", {})
     tensors: dict[str, Tensor] = {}
     for file in dict.fromkeys(weight_map.values()):
         if Path(str(file)).name != file:
-            raise ValueError(f"{index}: names the file {file!r}; need names without a folder")
+            raise Refusal(f"{index}: names the file {file!r}; need names without a folder")
         path = index.parent / file
         data = read_bytes(path, "file that the index names")
         if file in digests and hashlib.sha256(data).hexdigest() != digests[file]:
-            raise ValueError(
-                f"{path}: does not match its SHA-256 in the index; need the same save's"
-            )
+            raise Refusal(f"{path}: does not match its SHA-256 in the index; need the same save's")
         tensors |= parse_safetensors(data, str(path))
     if tensors.keys() != weight_map.keys():
         name = min(tensors.keys() ^ weight_map.keys())
-        raise ValueError(f"{index}: {name} is in the index or in the files alone; need both")
+        raise Refusal(f"{index}: {name} is in the index or in the files alone; need both")
     return {name: tensors[name] for name in weight_map}, metadata

@@ -12,6 +12,7 @@ from ddsm_ext.graph.graph import Graph
 from ddsm_ext.graph.node import Node, Resampling
 from ddsm_ext.graph.slicing import Slicing
 from ddsm_ext.models.unet import UShapeConfig, self_attention, u_shape
+from ddsm_ext.settings import Refusal
 
 # Its last layers of branches, of attention and of the network start at zero.
 ZERO = 0.0
@@ -69,7 +70,7 @@ class ADMConfig(UShapeConfig):
         for name in ("scale_shift", "resample_blocks", "learned_sigma"):
             self._check_type(name, isinstance(getattr(self, name), bool), "True or False")
         if (self.heads is None) == (self.head_channels is None):
-            raise ValueError(
+            raise Refusal(
                 f"ADMConfig: heads is {self.heads}, head_channels is {self.head_channels}; "
                 "need one of them"
             )

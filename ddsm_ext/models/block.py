@@ -12,6 +12,7 @@ from ddsm_ext.graph.count import LAYERS, Layer
 from ddsm_ext.graph.node import Node
 from ddsm_ext.graph.walk import Scope, Values, make_walk, run
 from ddsm_ext.ops.sinusoidal_embedding import sinusoidal_embedding
+from ddsm_ext.settings import Refusal
 
 
 class Block(nn.Module):
@@ -54,7 +55,7 @@ class Block(nn.Module):
         self._paths[step.index] = tuple(tuple(name[start:].split(".")) for name in names)
         for name, (first, *rest) in zip(names, self._paths[step.index], strict=True):
             if first not in self._modules and hasattr(self, first):
-                raise ValueError(f"{name}: modules have a {first} already; need another name")
+                raise Refusal(f"{name}: modules have a {first} already; need another name")
             if isinstance(step, Node) and step.op == "sinusoid":
                 self.register_buffer(first, frozen_table(step))
                 continue

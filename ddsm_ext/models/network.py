@@ -28,6 +28,7 @@ from ddsm_ext.ops.resample import resample
 from ddsm_ext.ops.sinusoidal_embedding import embed_time
 from ddsm_ext.runtime.inputs import check_inputs
 from ddsm_ext.runtime.runner import StepRunner, serves
+from ddsm_ext.settings import TypeRefusal
 from ddsm_ext.width import check_width
 
 
@@ -181,7 +182,7 @@ class SlimmableNetwork(SlimmableBlock):
 
     def __init__(self, config: NetworkConfig, *, generator: Generator | None = None) -> None:
         if not isinstance(config, NetworkConfig):
-            raise TypeError(
+            raise TypeRefusal(
                 f"SlimmableNetwork: config is {type(config).__name__}; need a NetworkConfig"
             )
         # First, so that no layer takes their names.

@@ -13,7 +13,7 @@ from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.graph.graph import Graph
 from ddsm_ext.graph.node import Node, Resampling
 from ddsm_ext.graph.slicing import CONCAT_SLICINGS, NORMS, Slicing
-from ddsm_ext.settings import did_you_mean, is_int
+from ddsm_ext.settings import Refusal, did_you_mean, is_int
 
 # DDPM starts the last layer of every residual branch and of the network almost at zero.
 LAST_LAYER_GAIN = 1e-5
@@ -253,5 +253,5 @@ def preset(name: str) -> UNetConfig:
         ValueError: the name is unknown, with the nearest known one.
     """
     if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}{did_you_mean(name, PRESETS)}")
+        raise Refusal(f"unknown preset {name!r}{did_you_mean(name, PRESETS)}")
     return PRESETS[name]

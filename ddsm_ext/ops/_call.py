@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ddsm_ext import _library
+from ddsm_ext.settings import Refusal, TypeRefusal
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
 
@@ -22,34 +23,34 @@ FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
 def check_tensor(op: str, name: str, value: Any, ndim: int | None = None) -> None:
     """Refuse anything but a dense floating-point tensor with `ndim` dimensions (None: any)."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{op}: {name} is {type(value).__name__}, need a torch.Tensor")
+        raise TypeRefusal(f"{op}: {name} is {type(value).__name__}, need a torch.Tensor")
     if value.layout != torch.strided:
-        raise TypeError(f"{op}: {name} has layout {value.layout}, need torch.strided")
+        raise TypeRefusal(f"{op}: {name} has layout {value.layout}, need torch.strided")
     if value.dtype not in FLOAT_DTYPES:
-        raise TypeError(
+        raise TypeRefusal(
             f"{op}: {name} has dtype {value.dtype}, need float32, bfloat16, float64 or float16"
         )
     if ndim is not None and value.dim() != ndim:
-        raise ValueError(f"{op}: {name} has shape {shape_text(value)}, need {ndim} dimensions")
+        raise Refusal(f"{op}: {name} has shape {shape_text(value)}, need {ndim} dimensions")
 
 
 def check_flag(op: str, name: str, value: Any) -> None:
     """Refuse anything but a bool."""
     if not isinstance(value, bool):
-        raise TypeError(f"{op}: {name} is {value!r}, need True or False")
+        raise TypeRefusal(f"{op}: {name} is {value!r}, need True or False")
 
 
 def check_int(op: str, name: str, value: Any) -> None:
     """Refuse anything but an int (bool excluded; a traced SymInt is an int)."""
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-        raise TypeError(f"{op}: {name} is {value!r}, need an int")
+        raise TypeRefusal(f"{op}: {name} is {value!r}, need an int")
 
 
 def check_c_out(op: str, c_out: Any, weight: Tensor) -> None:
     """Refuse an output count outside the weight's first dimension."""
     check_int(op, "c_out", c_out)
     if not 1 <= c_out <= weight.shape[0]:
-        raise ValueError(
+        raise Refusal(
             f"{op}: c_out is {c_out}, weight has {weight.shape[0]} output channels; "
             f"need 1 <= c_out <= {weight.shape[0]}"
         )
@@ -58,11 +59,11 @@ def check_c_out(op: str, c_out: Any, weight: Tensor) -> None:
 def check_weight_match(op: str, x: Tensor, weight: Tensor) -> None:
     """Refuse a weight on another device, or of a dtype that the kernels do not pair with x's."""
     if weight.device != x.device:
-        raise ValueError(f"{op}: x is on {x.device}, weight on {weight.device}; need one device")
+        raise Refusal(f"{op}: x is on {x.device}, weight on {weight.device}; need one device")
     dtype, other = x.dtype, weight.dtype
     mixed = dtype in (torch.bfloat16, torch.float16) and other == torch.float32
     if other != dtype and not mixed:
-        raise TypeError(
+        raise TypeRefusal(
             f"{op}: x has dtype {dtype}, weight {other}; need equal dtypes, "
             "or a float32 weight with a 16-bit x"
         )
@@ -74,12 +75,12 @@ def check_bias(op: str, bias: Any, weight: Tensor) -> None:
         return
     check_tensor(op, "bias", bias, 1)
     if bias.shape[0] != weight.shape[0]:
-        raise ValueError(
+        raise Refusal(
             f"{op}: bias has {bias.shape[0]} elements, weight has {weight.shape[0]} output "
             "channels; need one bias element per output channel"
         )
     if bias.dtype != weight.dtype or bias.device != weight.device:
-        raise TypeError(
+        raise TypeRefusal(
             f"{op}: bias is {bias.dtype} on {bias.device}, weight {weight.dtype} on "
             f"{weight.device}; need the same dtype and device"
         )
@@ -95,15 +96,15 @@ def check_second_source(
     c = x.shape[1]
     if x2 is None:
         if offset is not None:
-            raise ValueError(f"{op}: {name} is {offset!r} but x2 is None; need both or neither")
+            raise Refusal(f"{op}: {name} is {offset!r} but x2 is None; need both or neither")
         return c
     check_tensor(op, "x2", x2, 4)
     if x2.dtype != x.dtype:
-        raise TypeError(f"{op}: x2 has dtype {x2.dtype}, x {x.dtype}; need the same dtype")
+        raise TypeRefusal(f"{op}: x2 has dtype {x2.dtype}, x {x.dtype}; need the same dtype")
     if x2.device != x.device:
-        raise ValueError(f"{op}: x2 is on {x2.device}, x on {x.device}; need the same device")
+        raise Refusal(f"{op}: x2 is on {x2.device}, x on {x.device}; need the same device")
     if x2.shape[0] != x.shape[0] or x2.shape[2:] != x.shape[2:] or x2.shape[1] < 1:
-        raise ValueError(
+        raise Refusal(
             f"{op}: x2 has shape {shape_text(x2)}, x {shape_text(x)}; need the same N, H and W "
             "and at least one channel"
         )
@@ -112,7 +113,7 @@ def check_second_source(
     check_int(op, name, offset)
     last = channels_max - x2.shape[1]
     if not c <= offset <= last:
-        raise ValueError(
+        raise Refusal(
             f"{op}: {name} is {offset}, x has {c} and x2 {x2.shape[1]} channels, weight "
             f"{channels_max}; need {c} <= {name} <= {last}"
         )
@@ -126,7 +127,7 @@ def check_accumulate(op: str, flag: Any, weight: Tensor, bias: Tensor | None) ->
         return
     for name, value in (("weight", weight), ("bias", bias)):
         if value is not None and value.requires_grad and not value.is_leaf:
-            raise ValueError(
+            raise Refusal(
                 f"{op}: accumulate_grad=True but {name} is computed from other tensors; "
                 "need a leaf tensor such as a parameter"
             )
@@ -374,7 +375,7 @@ def grad_targets(ctx: Any, *parameters: Tensor | None) -> list[Tensor | None]:
                 own.grad = torch.zeros_like(own)
             if own.dim() == 1 and not own.grad.is_contiguous():
                 got = f"{name}.grad has stride {own.grad.stride(0)}"
-                raise ValueError(f"{ctx.op}: {got}; need a contiguous one")
+                raise Refusal(f"{ctx.op}: {got}; need a contiguous one")
             targets[i] = own.grad
     return targets
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ddsm_ext import _library
 from ddsm_ext.ops._weights import Stamp, content_stamp
+from ddsm_ext.settings import Refusal
 
 # In the order of the kernels' numbers (Conv2dAlgo).
 ALGORITHMS = ("direct", "winograd_4x4", "winograd_2x2", "direct_bf16")
@@ -83,26 +84,26 @@ def check_algorithm(
     if algo == "auto" or algo == "direct":
         return
     if algo not in ALGORITHMS:
-        raise ValueError(f"{op}: algo is {algo!r}; need one of auto, {', '.join(ALGORITHMS)}")
+        raise Refusal(f"{op}: algo is {algo!r}; need one of auto, {', '.join(ALGORITHMS)}")
     kernel = weight.shape[2]
     if algo == "direct_bf16":
         if not dtype == weight.dtype == torch.bfloat16 or upsample or kernel > LARGEST_KERNEL:
-            raise ValueError(
+            raise Refusal(
                 f"{op}: algo is {algo!r} for {dtype}, weight {weight.dtype}, a {kernel}x{kernel} "
                 f"kernel and upsample={upsample}; need bfloat16, at most "
                 f"{LARGEST_KERNEL}x{LARGEST_KERNEL} and no upsampling"
             )
         if not _library.native.conv2d_has(DIRECT_BF16):
             isa = _library.native.active_isa()
-            raise ValueError(f"{op}: algo is {algo!r} on {isa} kernels; need avx512_bf16")
+            raise Refusal(f"{op}: algo is {algo!r} on {isa} kernels; need avx512_bf16")
     elif kernel != 3 or stride != 1 or dtype not in (torch.float32, torch.bfloat16):
-        raise ValueError(
+        raise Refusal(
             f"{op}: algo is {algo!r} for a {kernel}x{kernel} kernel at stride {stride} in {dtype}; "
             "need 3x3 at stride 1 in float32 or bfloat16"
         )
     if weight.device.type != "cpu" or torch.compiler.is_compiling():
         where = weight.device if weight.device.type != "cpu" else "torch.compile"
-        raise ValueError(f"{op}: algo is {algo!r} on {where}; need the CPU, uncompiled, or 'auto'")
+        raise Refusal(f"{op}: algo is {algo!r} on {where}; need the CPU, uncompiled, or 'auto'")
 
 
 class ConvProblem(NamedTuple):

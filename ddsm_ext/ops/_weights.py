@@ -22,6 +22,7 @@ from torch.autograd.graph import increment_version
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ddsm_ext import _library
+from ddsm_ext.settings import TypeRefusal
 
 Stamp = tuple[Any, ...]
 
@@ -46,7 +47,7 @@ def weights_changed(weights: nn.Module | Tensor) -> None:
     """
     if not isinstance(weights, (nn.Module, Tensor)):
         kind = type(weights).__name__
-        raise TypeError(f"weights_changed: got {kind}, need a torch.nn.Module or a torch.Tensor")
+        raise TypeRefusal(f"weights_changed: got {kind}, need a torch.nn.Module or a torch.Tensor")
     for weight in [weights] if isinstance(weights, Tensor) else weights.parameters():
         if weight.is_inference():
             _told[weight] = _told.get(weight, 0) + 1

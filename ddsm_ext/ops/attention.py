@@ -19,6 +19,7 @@ from ddsm_ext.ops._call import (
     shape_text,
     why_no_library,
 )
+from ddsm_ext.settings import Refusal, TypeRefusal
 
 _OP = "sliced_attention"
 
@@ -28,28 +29,28 @@ def _check(q: Any, k: Any, v: Any, scale: Any, backend: Any) -> None:
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         check_tensor(_OP, name, tensor, 4)
         if tensor.dtype != q.dtype:
-            raise TypeError(f"{_OP}: {name} has dtype {tensor.dtype}, q {q.dtype}; need one dtype")
-        if tensor.device != q.device:
-            raise ValueError(
-                f"{_OP}: {name} is on {tensor.device}, q on {q.device}; need one device"
+            raise TypeRefusal(
+                f"{_OP}: {name} has dtype {tensor.dtype}, q {q.dtype}; need one dtype"
             )
+        if tensor.device != q.device:
+            raise Refusal(f"{_OP}: {name} is on {tensor.device}, q on {q.device}; need one device")
     if k.shape != v.shape or k.shape[:2] != q.shape[:2] or k.shape[3] != q.shape[3]:
-        raise ValueError(
+        raise Refusal(
             f"{_OP}: q has shape {shape_text(q)}, k {shape_text(k)}, v {shape_text(v)}; "
             "need [N, heads, T_q, d], [N, heads, T_k, d], [N, heads, T_k, d]"
         )
     if q.shape[3] < 1 or k.shape[2] < 1:
-        raise ValueError(
+        raise Refusal(
             f"{_OP}: the head size is {q.shape[3]} and T_k {k.shape[2]}; need at least 1 of each"
         )
     if backend not in BACKENDS:
-        raise ValueError(f"{_OP}: backend is {backend!r}, need one of {', '.join(BACKENDS)}")
+        raise Refusal(f"{_OP}: backend is {backend!r}, need one of {', '.join(BACKENDS)}")
     if scale is None:
         return
     if isinstance(scale, bool) or not isinstance(scale, (int, float)):
-        raise TypeError(f"{_OP}: scale is {scale!r}, need a float or None")
+        raise TypeRefusal(f"{_OP}: scale is {scale!r}, need a float or None")
     if not -float("inf") < scale < float("inf"):
-        raise ValueError(f"{_OP}: scale is {scale!r}, need a finite number")
+        raise Refusal(f"{_OP}: scale is {scale!r}, need a finite number")
 
 
 def sliced_attention_ref(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
@@ -62,7 +63,7 @@ def _resolve_backend(backend: str, tensors: tuple[Tensor, ...], *, training: boo
     q = tensors[0]
     if backend == "kernel" and not has_native(_OP, q, needs_grad=training):
         where = q.device.type + why_no_library(q.device.type)
-        raise ValueError(
+        raise Refusal(
             f"{_OP}: backend is 'kernel', q is {q.dtype} on {where}, which has no kernel; "
             "need 'auto' or 'sdpa'"
         )

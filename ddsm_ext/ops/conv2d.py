@@ -37,6 +37,7 @@ from ddsm_ext.ops._packed import (
     packed_weight,
     resolve_algorithm,
 )
+from ddsm_ext.settings import Refusal
 
 _OP = "sliced_conv2d"
 
@@ -160,13 +161,13 @@ def _check_arguments(
     check_bias(_OP, bias, weight)
     k = weight.shape[2]
     if weight.shape[3] != k or k < 1:
-        raise ValueError(
+        raise Refusal(
             f"{_OP}: weight has shape {shape_text(weight)}; need a square kernel "
             "[c_out_max, c_in_max, k, k]"
         )
     check_c_out(_OP, c_out, weight)
     if not 1 <= x.shape[1] <= weight.shape[1]:
-        raise ValueError(
+        raise Refusal(
             f"{_OP}: x has {x.shape[1]} channels, weight has {weight.shape[1]} input channels; "
             f"need 1 <= c_in <= {weight.shape[1]}"
         )
@@ -179,16 +180,16 @@ def _check_arguments(
 def _check_window(x: Tensor, k: int, stride: Any, padding: Any, upsample: bool) -> None:
     check_int(_OP, "stride", stride)
     if stride != 1 and stride != 2:
-        raise ValueError(f"{_OP}: stride is {stride}, need 1 or 2")
+        raise Refusal(f"{_OP}: stride is {stride}, need 1 or 2")
     check_int(_OP, "padding", padding)
     if not 0 <= padding < k:
-        raise ValueError(
+        raise Refusal(
             f"{_OP}: padding is {padding}, weight has a {k}x{k} kernel; need 0 <= padding < {k}"
         )
     scale = 2 if upsample else 1
     height, width = x.shape[2], x.shape[3]
     if height < 1 or width < 1 or min(height, width) * scale + 2 * padding < k:
-        raise ValueError(
+        raise Refusal(
             f"{_OP}: x has {height}x{width} pixels (upsample={upsample}, padding={padding}); "
             f"need at least the {k}x{k} kernel"
         )

@@ -16,6 +16,7 @@ from ddsm_ext.ops._call import (
     needs_grad,
     shape_text,
 )
+from ddsm_ext.settings import Refusal, TypeRefusal
 
 _OP = "sliced_embedding"
 
@@ -48,7 +49,7 @@ def sliced_embedding(weight: Tensor, y: Tensor, c: int, *, accumulate_grad: bool
         return sliced_embedding_ref(weight, y, c)
     except IndexError:  # looking at all of y before cost as much as the rows
         low, high = (int(bound) for bound in y.aminmax())
-        raise ValueError(
+        raise Refusal(
             f"{_OP}: y holds {low if low < 0 else high}, weight has {weight.shape[0]} rows; "
             f"need 0 <= y < {weight.shape[0]}"
         ) from None
@@ -63,16 +64,16 @@ def _check(weight: Any, y: Any, c: Any, accumulate_grad: Any) -> None:
     check_tensor(_OP, "weight", weight, 2)
     if not isinstance(y, Tensor) or y.dtype != torch.int64:
         got = f"of dtype {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
-        raise TypeError(f"{_OP}: y is {got}, need a torch.Tensor of int64")
+        raise TypeRefusal(f"{_OP}: y is {got}, need a torch.Tensor of int64")
     if y.dim() != 1 or y.layout != torch.strided:
-        raise ValueError(f"{_OP}: y has shape {shape_text(y)}, need [N], one row an image")
+        raise Refusal(f"{_OP}: y has shape {shape_text(y)}, need [N], one row an image")
     if y.device != weight.device:
-        raise ValueError(f"{_OP}: y is on {y.device}, weight on {weight.device}; need one device")
+        raise Refusal(f"{_OP}: y is on {y.device}, weight on {weight.device}; need one device")
     if weight.shape[0] < 1:
-        raise ValueError(f"{_OP}: weight has shape {shape_text(weight)}, need at least one row")
+        raise Refusal(f"{_OP}: weight has shape {shape_text(weight)}, need at least one row")
     check_int(_OP, "c", c)
     if not 1 <= c <= weight.shape[1]:
-        raise ValueError(
+        raise Refusal(
             f"{_OP}: c is {c}, weight has {weight.shape[1]} columns; "
             f"need 1 <= c <= {weight.shape[1]}"
         )

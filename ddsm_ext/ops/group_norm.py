@@ -23,6 +23,7 @@ from ddsm_ext.ops._call import (
     runs_native,
     shape_text,
 )
+from ddsm_ext.settings import Refusal, TypeRefusal
 
 _OP = "sliced_group_norm"
 
@@ -49,19 +50,19 @@ def _check(
     check_flag(_OP, "silu", silu)
     check_accumulate(_OP, accumulate_grad, weight, bias)
     if isinstance(eps, bool) or not isinstance(eps, (int, float)):
-        raise TypeError(f"{_OP}: eps is {eps!r}, need a float")
+        raise TypeRefusal(f"{_OP}: eps is {eps!r}, need a float")
     if not 0 <= eps < float("inf"):
-        raise ValueError(f"{_OP}: eps is {eps!r}, need 0 <= eps < inf")
+        raise Refusal(f"{_OP}: eps is {eps!r}, need 0 <= eps < inf")
     c = x.shape[1]
     if not 1 <= c <= weight.shape[0]:
-        raise ValueError(
+        raise Refusal(
             f"{_OP}: x has {c} channels, weight has {weight.shape[0]}; "
             f"need 1 <= channels <= {weight.shape[0]}"
         )
     c2_offset = check_second_source(_OP, "c2_offset", x, x2, c2_offset, weight.shape[0])
     channels = c if x2 is None else c + x2.shape[1]
     if groups < 1 or channels % groups != 0:
-        raise ValueError(
+        raise Refusal(
             f"{_OP}: groups is {groups}, the input has {channels} channels; "
             "need groups >= 1 that divide them"
         )
@@ -177,18 +178,18 @@ def sliced_group_norm(
 def _modulation(name: str, value: Any, x: Tensor, channels: int) -> Tensor:
     """Check scale or shift; return it as the kernels read it."""
     if value is None:
-        raise ValueError(f"{_OP}: {name} is None and the other is not; need scale and shift")
+        raise Refusal(f"{_OP}: {name} is None and the other is not; need scale and shift")
     check_tensor(_OP, name, value, 2)
     if value.shape[0] != x.shape[0] or value.shape[1] != channels:
-        raise ValueError(
+        raise Refusal(
             f"{_OP}: {name} has shape {shape_text(value)}, the input {x.shape[0]} images and "
             f"{channels} channels; need [{x.shape[0]}, {channels}]"
         )
     if value.device != x.device:
-        raise ValueError(f"{_OP}: {name} is on {value.device}, x on {x.device}; need one device")
+        raise Refusal(f"{_OP}: {name} is on {value.device}, x on {x.device}; need one device")
     if value.dtype != x.dtype:
         if not torch.is_autocast_enabled(x.device.type):
-            raise TypeError(f"{_OP}: {name} has dtype {value.dtype}, x {x.dtype}; need one dtype")
+            raise TypeRefusal(f"{_OP}: {name} has dtype {value.dtype}, x {x.dtype}; need one dtype")
         return value.to(x.dtype)
     return value
 

@@ -26,6 +26,7 @@ from ddsm_ext.ops._call import (
     runs_native,
     shape_text,
 )
+from ddsm_ext.settings import Refusal
 
 _OP = "sliced_linear"
 
@@ -84,9 +85,9 @@ def _check_arguments(x: Any, weight: Any, bias: Any, c_out: Any, accumulate_grad
     check_c_out(_OP, c_out, weight)
     check_accumulate(_OP, accumulate_grad, weight, bias)
     if x.dim() < 1:
-        raise ValueError(f"{_OP}: x has shape {shape_text(x)}, need at least one dimension")
+        raise Refusal(f"{_OP}: x has shape {shape_text(x)}, need at least one dimension")
     if not 1 <= x.shape[-1] <= weight.shape[1]:
-        raise ValueError(
+        raise Refusal(
             f"{_OP}: x has {x.shape[-1]} features, weight has {weight.shape[1]} input features; "
             f"need 1 <= c_in <= {weight.shape[1]}"
         )

@@ -17,6 +17,7 @@ from ddsm_ext.ops._call import (
     needs_grad,
     runs_native,
 )
+from ddsm_ext.settings import Refusal
 
 _OP = "resample"
 
@@ -38,7 +39,7 @@ def resample(x: Tensor, up: bool) -> Tensor:
     check_flag(_OP, "up", up)
     height, width = x.shape[2], x.shape[3]
     if not up and (height % 2 or width % 2):
-        raise ValueError(
+        raise Refusal(
             f"{_OP}: x has {height}x{width} pixels and up is False; need an even height and width"
         )
     training = needs_grad(x)

@@ -11,6 +11,7 @@ from ddsm_ext.report import sections
 from ddsm_ext.report.figures import to_svg_uri
 from ddsm_ext.report.headline import headline
 from ddsm_ext.report.run_files import RunFiles, load_run
+from ddsm_ext.settings import Refusal
 
 
 def build_report(run: str | Path) -> Path:
@@ -31,9 +32,9 @@ def build_report(run: str | Path) -> Path:
     try:
         page = render(files)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise Refusal(
             f"{run}: a file has another form ({type(error).__name__}: {error}); "
-            "needs the files that ddsm writes"
+            "need the files that ddsm writes"
         ) from error
     write_atomic(path, page.encode("utf-8"))
     return path

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ddsm_ext.io.files import read_json, read_jsonl
+from ddsm_ext.settings import Refusal
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,10 @@ def load_run(run: str | Path) -> RunFiles:
     path = Path(run)
     if not path.is_dir():
         raise FileNotFoundError(
-            f"{path}: is no folder; needs a run folder such as runs/00000-digits"
+            f"{path}: is no folder; need a run folder such as runs/00000-digits"
         )
     if not (path / "config.json").exists():
-        raise FileNotFoundError(f"{path}: has no config.json; needs a run folder made by ddsm")
+        raise FileNotFoundError(f"{path}: has no config.json; need a run folder made by ddsm")
     return RunFiles(
         path=path,
         config=_object(path / "config.json"),
@@ -69,7 +70,7 @@ def load_run(run: str | Path) -> RunFiles:
 def _object(path: Path) -> dict[str, Any]:
     value = read_json(path) if path.exists() else {}
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: holds a {type(value).__name__}; needs an object")
+        raise Refusal(f"{path}: holds a {type(value).__name__}; need an object")
     return value
 
 

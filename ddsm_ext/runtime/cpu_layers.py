@@ -21,6 +21,7 @@ from ddsm_ext.runtime.operands import (
     plan_conv2d,
 )
 from ddsm_ext.runtime.program import Buffer, Place, Program, Struct
+from ddsm_ext.settings import Refusal
 
 _FLOAT_BYTES, _DOUBLE_BYTES = 4, 8
 # Pixels of a block of `Layers.moments`: short enough for float32 sums.
@@ -274,7 +275,7 @@ class Layers:
         if (x.height, x.width) == size:
             return x
         if x.resampled("up") != size:
-            raise ValueError(
+            raise Refusal(
                 f"Layers.conv2d: the residual has {x.height}x{x.width} pixels; "
                 f"need {size[0]}x{size[1]}, or half of both"
             )

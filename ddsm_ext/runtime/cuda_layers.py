@@ -158,9 +158,7 @@ class CudaLayers:
         return Activation(y.reshape(n, height, width, c).permute(0, 3, 1, 2))
 
 
-def _inputs(
-    sources: tuple[Activation, ...], norm: Norm | None, *, down: bool
-) -> Sequence[Tensor]:
+def _inputs(sources: tuple[Activation, ...], norm: Norm | None, *, down: bool) -> Sequence[Tensor]:
     """Return what a convolution reads: sources or their norm, perhaps halved."""
     if norm is not None:
         return norm(down=down)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ddsm_ext.graph.graph import Graph
+from ddsm_ext.settings import Refusal, TypeRefusal
 
 
 def check_inputs(
@@ -29,26 +30,26 @@ def check_inputs(
     labels = {} if y is None else {"y": y}
     for name, tensor in {"x": x, "t": t, **labels}.items():
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{owner}: {name} is {type(tensor).__name__}; need a torch.Tensor")
+            raise TypeRefusal(f"{owner}: {name} is {type(tensor).__name__}; need a torch.Tensor")
         if tensor.device != weight.device:
-            raise ValueError(
+            raise Refusal(
                 f"{owner}: {name} is on {tensor.device}, the weights are on {weight.device}; "
                 "need one device"
             )
     _check_images(owner, graph, x)
     if t.is_complex() or t.dtype == torch.bool:
-        raise TypeError(f"{owner}: t is {t.dtype}; need integer or floating-point timesteps")
+        raise TypeRefusal(f"{owner}: t is {t.dtype}; need integer or floating-point timesteps")
     if t.dim() > 1 or (t.dim() == 1 and t.shape[0] != x.shape[0]):
-        raise ValueError(
+        raise Refusal(
             f"{owner}: t has shape {list(t.shape)}, x holds {x.shape[0]} images; "
             "need one timestep an image"
         )
     if ("y" in graph.inputs) != (y is not None):
         have, need = ("no labels", "y") if y is None else ("labels y", "none")
         kind = "class-conditional" if y is None else "unconditional"
-        raise ValueError(f"{owner}: got {have}, the network is {kind}; need {need}")
+        raise Refusal(f"{owner}: got {have}, the network is {kind}; need {need}")
     if y is not None and (y.dtype != torch.int64 or y.shape != x.shape[:1]):
-        raise ValueError(
+        raise Refusal(
             f"{owner}: y is {y.dtype} of shape {list(y.shape)}, x holds {x.shape[0]} images; "
             "need one int64 label an image"
         )
@@ -59,11 +60,9 @@ def check_inputs(
 
 def _check_images(owner: str, graph: Graph, x: Tensor) -> None:
     if not x.is_floating_point():
-        raise TypeError(f"{owner}: x is {x.dtype}; need floating-point images")
+        raise TypeRefusal(f"{owner}: x is {x.dtype}; need floating-point images")
     channels, step = graph.inputs["x"].out.c_max, graph.size_step
     if x.dim() != 4 or x.shape[1] != channels:
-        raise ValueError(f"{owner}: x has shape {list(x.shape)}; need [N, {channels}, H, W]")
+        raise Refusal(f"{owner}: x has shape {list(x.shape)}; need [N, {channels}, H, W]")
     if x.shape[2] % step or x.shape[3] % step:
-        raise ValueError(
-            f"{owner}: x is {x.shape[2]}x{x.shape[3]} pixels; need multiples of {step}"
-        )
+        raise Refusal(f"{owner}: x is {x.shape[2]}x{x.shape[3]} pixels; need multiples of {step}")

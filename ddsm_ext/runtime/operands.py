@@ -12,6 +12,7 @@ from torch import Tensor
 from ddsm_ext import _library
 from ddsm_ext.ops._packed import DIRECT, ConvProblem, choose_algorithm, packed_weight
 from ddsm_ext.runtime.program import Buffer, Place, Struct
+from ddsm_ext.settings import Refusal
 
 # In the order of the kernels' numbers (DType).
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -49,7 +50,7 @@ class Activation:
         if resample == "up":
             return 2 * self.height, 2 * self.width
         if self.height % 2 or self.width % 2:
-            raise ValueError(
+            raise Refusal(
                 f"Layers: {self.height}x{self.width} pixels are to be halved; need even numbers"
             )
         return self.height // 2, self.width // 2

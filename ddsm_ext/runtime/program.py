@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ddsm_ext import _library
 from ddsm_ext.runtime.memory import Span, lay_out
+from ddsm_ext.settings import Refusal
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +120,7 @@ class Program:
         """
         offsets, total = self._layout
         if arena.numel() < total:
-            raise ValueError(f"Program.bind: the arena has {arena.numel()} bytes; need {total}")
+            raise Refusal(f"Program.bind: the arena has {arena.numel()} bytes; need {total}")
         start = arena.data_ptr()
         native = _library.native.StepPlan()
         for call in self.calls:

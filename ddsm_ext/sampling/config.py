@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ddsm_ext.settings import Settings, is_int
+from ddsm_ext.settings import Refusal, Settings, is_int
 
 KINDS = ("ddpm", "ddim")
 VARIANCES = ("fixed_large", "fixed_small")
@@ -56,7 +56,7 @@ class SamplerConfig(Settings):
         self._check_type("eta", number, "a number in [0, 1]")
         self._check("eta", 0 <= self.eta <= 1, "0 <= eta <= 1")
         if self.kind == "ddpm" and self.eta != 0.0:
-            raise ValueError(
+            raise Refusal(
                 f"SamplerConfig: eta is {self.eta} with kind 'ddpm'; eta belongs to kind 'ddim'"
             )
         self._check_type("clip_denoised", isinstance(self.clip_denoised, bool), "True or False")

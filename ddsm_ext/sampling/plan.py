@@ -12,7 +12,7 @@ from ddsm_ext.diffusion.config import PARAMETERISATIONS
 from ddsm_ext.diffusion.schedule import NoiseSchedule
 from ddsm_ext.sampling.config import SamplerConfig
 from ddsm_ext.sampling.strategy import Strategy, as_strategy
-from ddsm_ext.settings import check_choice
+from ddsm_ext.settings import Refusal, check_choice
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def plan_timesteps(timesteps: int, sampler: SamplerConfig) -> list[int]:
     """
     count = timesteps if sampler.steps is None else sampler.steps
     if count > timesteps:
-        raise ValueError(
+        raise Refusal(
             f"plan_timesteps: steps is {count}, the schedule has {timesteps} timesteps; "
             f"need steps <= {timesteps}"
         )

@@ -16,6 +16,7 @@ from ddsm_ext.diffusion.schedule import NoiseSchedule
 from ddsm_ext.sampling.config import SamplerConfig
 from ddsm_ext.sampling.plan import Coefficients, Step, plan_coefficients, plan_steps
 from ddsm_ext.sampling.strategy import Strategy
+from ddsm_ext.settings import Refusal, TypeRefusal
 
 # Counter streams: x_T is (stream 0, step 0), the noise of the sampler's i-th step (stream 1, i).
 INITIAL_STREAM = 0
@@ -132,7 +133,7 @@ def to_uint8(images: Tensor) -> Tensor:
         TypeError: `images` is not floating point.
     """
     if not images.is_floating_point():
-        raise TypeError(f"to_uint8: images has dtype {images.dtype}; need floating point")
+        raise TypeRefusal(f"to_uint8: images has dtype {images.dtype}; need floating point")
     return ((images.float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
 
 
@@ -141,11 +142,11 @@ def _check_arguments(
 ) -> tuple[int, int, int]:
     dims = tuple(int(d) for d in shape)
     if len(dims) != 3 or min(dims) < 1:
-        raise ValueError(f"sample: shape is {tuple(shape)}; need (C, H, W), each at least 1")
+        raise Refusal(f"sample: shape is {tuple(shape)}; need (C, H, W), each at least 1")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"sample: batch_size is {batch_size!r}; need an int >= 1")
+        raise Refusal(f"sample: batch_size is {batch_size!r}; need an int >= 1")
     if not dtype.is_floating_point:
-        raise ValueError(f"sample: dtype is {dtype}; need a floating dtype")
+        raise Refusal(f"sample: dtype is {dtype}; need a floating dtype")
     return dims
 
 
@@ -176,7 +177,7 @@ def _sample_batch(run: _Run, seeds: Tensor) -> Tensor:
         t = run.timesteps[index].expand(n)  # [n]
         prediction = run.net(x.to(run.dtype), t, step.width)
         if prediction.shape != x.shape:
-            raise ValueError(
+            raise Refusal(
                 f"sample: the network returned shape {tuple(prediction.shape)} at width "
                 f"{step.width}; need {tuple(x.shape)}"
             )
@@ -224,7 +225,7 @@ def _step_noise(run: _Run, seeds: Tensor, dtype: torch.dtype) -> Iterator[Tensor
 def _refuse_bad(run: _Run, index: int) -> None:
     if index < len(run.steps):
         step = run.steps[index]
-        raise ValueError(
+        raise Refusal(
             f"sample: the network's output is not finite in step {index + 1} of {len(run.steps)} "
             f"(t = {step.t}) at width {step.width}; need finite values"
         )

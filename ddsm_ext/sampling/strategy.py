@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ddsm_ext.io.files import one_line, write_atomic
+from ddsm_ext.settings import Refusal, TypeRefusal
 
 VERSION = 1
 _KEYS = ("version", "widths", "cuts", "origin")
@@ -50,19 +51,19 @@ class Strategy:
         widths = tuple(_number("width", w) for w in _listed("widths", self.widths))
         cuts = tuple(_number("cut", c) for c in _listed("cuts", self.cuts))
         if not widths or len(cuts) != len(widths) - 1:
-            raise ValueError(
+            raise Refusal(
                 f"Strategy: got {len(widths)} widths and {len(cuts)} cuts; "
                 "need one or more widths and one cut fewer"
             )
         for width in widths:
             if not 0.0 < width <= 1.0:
-                raise ValueError(f"Strategy: a width is {width}; need 0 < width <= 1")
+                raise Refusal(f"Strategy: a width is {width}; need 0 < width <= 1")
         for cut in cuts:
             if not math.isfinite(cut):
-                raise ValueError(f"Strategy: a cut is {cut}; need finite log-SNRs")
+                raise Refusal(f"Strategy: a cut is {cut}; need finite log-SNRs")
         for low, high in itertools.pairwise(cuts):
             if not low < high:
-                raise ValueError(
+                raise Refusal(
                     f"Strategy: cut {low} is followed by {high}; need strictly increasing cuts"
                 )
         object.__setattr__(self, "widths", widths)
@@ -97,13 +98,13 @@ class Strategy:
         widths = [_number("width", w) for w in widths]
         log_snrs = [_number("log-SNR", v) for v in log_snrs]
         if not widths or len(widths) != len(log_snrs):
-            raise ValueError(
+            raise Refusal(
                 f"from_timestep_widths: got {len(widths)} widths and {len(log_snrs)} log-SNRs; "
                 "need as many of each, at least one"
             )
         for t, (here, there) in enumerate(itertools.pairwise(log_snrs)):
             if not there < here:
-                raise ValueError(
+                raise Refusal(
                     f"from_timestep_widths: log-SNR is {here} at t = {t} and {there} at "
                     f"t = {t + 1}; need it strictly decreasing"
                 )
@@ -123,7 +124,7 @@ class Strategy:
             ValueError: `log_snr` is NaN.
         """
         if math.isnan(log_snr):
-            raise ValueError("Strategy.width_at: log_snr is nan; need a number")
+            raise Refusal("Strategy.width_at: log_snr is nan; need a number")
         return self.widths[bisect.bisect_right(self.cuts, log_snr)]
 
     def widths_for(self, log_snrs: Iterable[float]) -> list[float]:
@@ -157,9 +158,9 @@ class Strategy:
                 text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant
             )
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{source}: not a strategy in JSON: {one_line(error)}") from None
+            raise Refusal(f"{source}: not a strategy in JSON: {one_line(error)}") from None
         if not isinstance(content, dict):
-            raise ValueError(
+            raise Refusal(
                 f"{source}: holds a JSON {type(content).__name__}; need an object with "
                 f"{', '.join(_KEYS)}"
             )
@@ -167,18 +168,16 @@ class Strategy:
         unknown = [key for key in content if key not in _KEYS]
         version = content.get("version", VERSION)
         if isinstance(version, bool) or version != VERSION:
-            raise ValueError(
-                f"{source}: version is {_shown(version)}; this program reads {VERSION}"
-            )
+            raise Refusal(f"{source}: version is {_shown(version)}; this program reads {VERSION}")
         if missing or unknown:
             wrong = (
                 f"lacks {missing[0]!r}" if missing else f"has an unknown key {_shown(unknown[0])}"
             )
-            raise ValueError(f"{source}: {wrong}; need exactly {', '.join(_KEYS)}")
+            raise Refusal(f"{source}: {wrong}; need exactly {', '.join(_KEYS)}")
         try:
             return cls(content["widths"], content["cuts"], content["origin"])
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{source}: {error}") from None
+            raise Refusal(f"{source}: {error}") from None
 
     def save(self, path: str | Path) -> None:
         """Write `to_json()` to `path`: all of it or nothing."""
@@ -199,11 +198,11 @@ class Strategy:
         with path.open("rb") as file:
             data = file.read(_MAX_FILE_BYTES + 1)
         if len(data) > _MAX_FILE_BYTES:
-            raise ValueError(f"{path}: is over {_MAX_FILE_BYTES} bytes; too large for a strategy")
+            raise Refusal(f"{path}: is over {_MAX_FILE_BYTES} bytes; too large for a strategy")
         try:
             text = data.decode("utf-8")
         except UnicodeDecodeError:
-            raise ValueError(f"{path}: is no UTF-8 text; need a strategy in JSON") from None
+            raise Refusal(f"{path}: is no UTF-8 text; need a strategy in JSON") from None
         return cls.from_json(text, source=str(path))
 
 
@@ -217,32 +216,32 @@ def as_strategy(strategy: Strategy | float) -> Strategy:
         return strategy
     if isinstance(strategy, numbers.Real) and not isinstance(strategy, bool):
         return Strategy.constant(float(strategy))
-    raise TypeError(f"strategy is {_shown(strategy)}; need a Strategy or a width in (0, 1]")
+    raise TypeRefusal(f"strategy is {_shown(strategy)}; need a Strategy or a width in (0, 1]")
 
 
 def _listed(name: str, values: object) -> tuple[Any, ...]:
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
-        raise TypeError(f"Strategy: {name} is {_shown(values)}; need a list of numbers")
+        raise TypeRefusal(f"Strategy: {name} is {_shown(values)}; need a list of numbers")
     return tuple(values)
 
 
 def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"Strategy: a {name} is {_shown(value)}; need a number")
+        raise TypeRefusal(f"Strategy: a {name} is {_shown(value)}; need a number")
     try:
         return float(value)
     except OverflowError:
-        raise ValueError(f"Strategy: a {name} is beyond the range of a float") from None
+        raise Refusal(f"Strategy: a {name} is beyond the range of a float") from None
 
 
 def _json_mapping(origin: object) -> dict[str, Any]:
     """Return a deep copy of `origin` made of JSON values, so that saving cannot fail later."""
     if not isinstance(origin, Mapping):
-        raise TypeError(f"Strategy: origin is {_shown(origin)}; need a mapping of JSON values")
+        raise TypeRefusal(f"Strategy: origin is {_shown(origin)}; need a mapping of JSON values")
     try:
         return json.loads(json.dumps(dict(origin), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
-        raise TypeError(f"Strategy: origin is not JSON: {one_line(error)}") from None
+        raise TypeRefusal(f"Strategy: origin is not JSON: {one_line(error)}") from None
 
 
 def halfway(low: float, high: float) -> float:
@@ -256,12 +255,12 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         keys = [key for key, _ in pairs]
         repeated = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"key {_shown(repeated)} is given twice")
+        raise Refusal(f"key {_shown(repeated)} is given twice")
     return result
 
 
 def _refuse_constant(name: str) -> float:
-    raise ValueError(f"it holds {name}, need finite numbers")
+    raise Refusal(f"it holds {name}, need finite numbers")
 
 
 def _shown(value: object) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from ddsm_ext.io.files import append_jsonl, locked, read_jsonl
 from ddsm_ext.search.genome import Genome, StrategySpace
-from ddsm_ext.settings import completed, plain
+from ddsm_ext.settings import Refusal, completed, plain
 
 VERSION = 1
 
@@ -93,9 +93,7 @@ class Archive:
         try:
             self._lock.enter_context(locked(self.path.parent, wait=False))
         except BlockingIOError:
-            raise ValueError(
-                f"{self.path}: another search is using it; needs to end first"
-            ) from None
+            raise Refusal(f"{self.path}: another search is using it; need to end first") from None
 
     def _read(self) -> None:
         rows = read_jsonl(self.path, missing_ok=True)
@@ -110,27 +108,27 @@ class Archive:
                 score = math.inf if row["failed"] else float(row["score"])
                 self._scores[genome, str(row["stage"])] = score
             except (KeyError, TypeError, ValueError):
-                raise ValueError(
-                    f"{self.path}: row {number} is no evaluation of this search; needs genome, "
+                raise Refusal(
+                    f"{self.path}: row {number} is no evaluation of this search; need genome, "
                     "stage and score"
                 ) from None
 
     def _check_header(self, header: dict[str, Any]) -> None:
         if header.get("kind") != "header" or not isinstance(header.get("identity"), dict):
-            raise ValueError(f"{self.path}: has no header line; needs an archive of a search")
+            raise Refusal(f"{self.path}: has no header line; need an archive of a search")
         if header.get("version") != VERSION:
-            raise ValueError(
+            raise Refusal(
                 f"{self.path}: version is {header.get('version')!r}; this program reads {VERSION}"
             )
         if header.get("digest") != digest(header["identity"]):
-            raise ValueError(f"{self.path}: the header is damaged; needs an archive of a search")
+            raise Refusal(f"{self.path}: the header is damaged; need an archive of a search")
         theirs = completed(header["identity"], self._given)
         for name in sorted({*theirs, *self.identity}):
             if theirs.get(name) != self.identity.get(name):
                 was, now = _short(theirs.get(name)), _short(self.identity.get(name))
-                raise ValueError(
+                raise Refusal(
                     f"{self.path}: was made with {name} {was}, this search has {now}; "
-                    "needs the same, or another run folder"
+                    "need the same, or another run folder"
                 )
 
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ddsm_ext.settings import Refusal
+
 # Comparisons of sums of thousands of float64 terms
 _RELATIVE_TOLERANCE = 1e-12
 _MOST_MULTIPLIERS = 100
@@ -61,19 +63,19 @@ def _problem(
     e = np.asarray(errors, dtype=np.float64)  # [S, W]
     c = np.asarray(costs, dtype=np.float64)  # [W] or [S, W]
     if e.ndim != 2 or e.size == 0 or c.shape not in (e.shape, e.shape[1:]):
-        raise ValueError(
+        raise Refusal(
             f"solve_budget: errors has shape {list(e.shape)}, costs {list(c.shape)}; "
-            "needs [S, W] and [W] or [S, W]"
+            "need [S, W] and [W] or [S, W]"
         )
     if not np.isfinite(e).all() or not np.isfinite(c).all() or not (c > 0).all():
-        raise ValueError(
+        raise Refusal(
             "solve_budget: errors or costs hold a value that is not finite, or a cost that is not "
-            "positive; needs finite errors and positive costs"
+            "positive; need finite errors and positive costs"
         )
     if segments < 1:
-        raise ValueError(f"solve_budget: segments is {segments}; needs 1 or more")
+        raise Refusal(f"solve_budget: segments is {segments}; need 1 or more")
     if math.isnan(budget):
-        raise ValueError("solve_budget: budget is nan; needs a number")
+        raise Refusal("solve_budget: budget is nan; need a number")
     return _Problem(e, np.broadcast_to(c, e.shape), min(segments, len(e)))
 
 
@@ -124,9 +126,9 @@ def _dual(problem: _Problem, budget: float) -> tuple[BudgetSolution, float]:
     over = problem.solution(problem.path(problem.errors))
     cheapest = problem.solution(problem.path(problem.costs))
     if cheapest.cost > budget:
-        raise ValueError(
+        raise Refusal(
             f"solve_budget: budget is {budget:g}, the cheapest strategy costs {cheapest.cost:g}; "
-            "needs at least that"
+            "need at least that"
         )
     if over.cost <= budget:
         return over, 0.0

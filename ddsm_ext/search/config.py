@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ddsm_ext.settings import Settings, is_int
+from ddsm_ext.settings import Refusal, Settings, is_int
 
 COSTS = ("macs", "ms")
 STAGES = ("cheap", "full")
@@ -77,7 +77,7 @@ class SearchConfig(Settings):
             value = getattr(self, name)
             optional = value is None and name == "refine_population"
             if not optional and not is_int(value, least):
-                raise ValueError(f"search.{name} is {value!r}; needs a whole number >= {least}")
+                raise Refusal(f"search.{name} is {value!r}; need a whole number >= {least}")
         for name in ("mutation_prob", "mutation_prob_gene", "crossover_prob"):
             self._check_range(name, f"0 <= {name} <= 1", zero=True)
         for name in ("budget_macs", "budget_time"):
@@ -94,45 +94,41 @@ class SearchConfig(Settings):
         for value in given if name in _LISTS else (given,):
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not (0.0 < value <= most or (zero and value == 0.0)):
-                raise ValueError(f"search.{name} holds {value!r}; needs {needs}")
+                raise Refusal(f"search.{name} holds {value!r}; need {needs}")
 
     def _check_widths(self) -> None:
         self._check_range("widths", "0 < width <= 1")
         if len(set(self.widths)) != len(self.widths) or 1.0 not in self.widths:
-            raise ValueError(
-                f"search.widths is {list(self.widths)}; needs different widths, 1.0 among them"
+            raise Refusal(
+                f"search.widths is {list(self.widths)}; need different widths, 1.0 among them"
             )
         ordered = tuple(sorted((float(w) for w in self.widths), reverse=True))
         object.__setattr__(self, "widths", ordered)
 
     def _check_choices(self) -> None:
         if self.objectives not in tuple(("quality", cost) for cost in COSTS):
-            raise ValueError(
-                f"search.objectives is {list(self.objectives)}; needs quality,macs or quality,ms"
+            raise Refusal(
+                f"search.objectives is {list(self.objectives)}; need quality,macs or quality,ms"
             )
         if self.stages not in (STAGES, STAGES[:1], STAGES[1:]):
-            raise ValueError(
-                f"search.stages is {list(self.stages)}; needs cheap,full or cheap or full"
-            )
+            raise Refusal(f"search.stages is {list(self.stages)}; need cheap,full or cheap or full")
         if self.refine_generations and self.stages != STAGES:
-            raise ValueError(
+            raise Refusal(
                 f"search.refine_generations is {self.refine_generations} with stages "
-                f"{list(self.stages)}; needs stages cheap,full"
+                f"{list(self.stages)}; need stages cheap,full"
             )
         given = [n for n in ("budget_macs", "budget_ms", "budget_time") if getattr(self, n)]
         if len(given) > 1:
-            raise ValueError(
-                f"search: {' and '.join(given)} are both set; needs one budget at most"
-            )
+            raise Refusal(f"search: {' and '.join(given)} are both set; need one budget at most")
         wanted = "macs" if self.budget_macs else "ms"
         if given and self.cost != wanted:
-            raise ValueError(
+            raise Refusal(
                 f"search.{given[0]} is {getattr(self, given[0])} while search.objectives counts "
-                f"{self.cost}; needs objectives quality,{wanted}"
+                f"{self.cost}; need objectives quality,{wanted}"
             )
         loss = self.max_quality_loss
         if loss is not None and not 0.0 <= loss < float("inf"):
-            raise ValueError(f"search.max_quality_loss is {loss}; needs 0 or more")
+            raise Refusal(f"search.max_quality_loss is {loss}; need 0 or more")
 
     @property
     def cost(self) -> str:

@@ -18,7 +18,8 @@ from ddsm_ext.bench.timing import interleaved
 from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.graph.count import macs
 from ddsm_ext.io.files import reading, write_json
-from ddsm_ext.io.run_dir import machine_info
+from ddsm_ext.machine import machine_info
+from ddsm_ext.settings import Refusal
 
 VERSION = 1
 
@@ -42,14 +43,14 @@ class CostTable:
 
     def __post_init__(self) -> None:
         if self.unit not in ("macs", "ms"):
-            raise ValueError(f"cost table: unit is {self.unit!r}; needs macs or ms")
+            raise Refusal(f"cost table: unit is {self.unit!r}; need macs or ms")
         for width, cost in self.costs.items():
             if not (0 < width <= 1 and math.isfinite(cost) and cost > 0):
-                raise ValueError(
-                    f"cost table: width {width} costs {cost}; needs a width in (0, 1], a cost > 0"
+                raise Refusal(
+                    f"cost table: width {width} costs {cost}; need a width in (0, 1], a cost > 0"
                 )
         if not self.costs:
-            raise ValueError("cost table: has no widths; needs at least one")
+            raise Refusal("cost table: has no widths; need at least one")
 
     def save(self, path: str | Path) -> None:
         """Write the table as JSON, all of it or nothing."""
@@ -89,9 +90,9 @@ class CostTable:
         for name, value in (expect or {}).items():
             found = table.conditions.get(name)
             if table.unit == "ms" and found != value:
-                raise ValueError(
+                raise Refusal(
                     f"{path}: was measured with {name} {json.dumps(found)}, this run has "
-                    f"{json.dumps(value)}; needs a new measurement"
+                    f"{json.dumps(value)}; need a new measurement"
                 )
         return table
 
@@ -159,9 +160,9 @@ def measure_ms(
         ValueError: no widths, no rounds or no images.
     """
     if not widths or rounds < 1 or warmup_rounds < 0 or batch < 1:
-        raise ValueError(
+        raise Refusal(
             f"measure_ms: {len(widths)} widths, {rounds} rounds, {warmup_rounds} to warm up, batch "
-            f"{batch}; needs at least 1 width, 1 round, 0 to warm up, batch 1"
+            f"{batch}; need at least 1 width, 1 round, 0 to warm up, batch 1"
         )
     times = interleaved(
         {float(width): partial(run_step, width) for width in widths},

@@ -48,7 +48,7 @@ from ddsm_ext.search.population import (
     random_genomes,
 )
 from ddsm_ext.search.progress import ProgressCallback, SearchProgress
-from ddsm_ext.settings import plain
+from ddsm_ext.settings import Refusal, plain
 
 
 def search(
@@ -96,7 +96,7 @@ def search(
     qualities = {"cheap": quality_cheap, "full": quality_full}
     for stage in config.stages:
         if qualities[stage] is None:
-            raise ValueError(f"search: stages has {stage!r} without quality_{stage}; needs both")
+            raise Refusal(f"search: stages has {stage!r} without quality_{stage}; need both")
     check_budget(config, cost)
     origin = dict(identity or {})
     identity = {
@@ -185,7 +185,7 @@ class _Run:
         """Score the constant widths and fix the hypervolume's reference point from them."""
         points = [self._point(genome, stage) for genome in constants]
         if not math.isfinite(points[0][0]):
-            raise ValueError(f"search: the full width's {stage} quality is not a finite number")
+            raise Refusal(f"search: the full width's {stage} quality is not a finite number")
         self.meters[stage] = HypervolumeMeter([p for p in points if math.isfinite(p[0])])
 
     def _evolve(

@@ -10,6 +10,7 @@ from typing import Any
 
 from ddsm_ext.io.files import reading, write_json
 from ddsm_ext.sampling.strategy import Strategy
+from ddsm_ext.settings import Refusal
 
 VERSION = 1
 # A budget of 0.5 takes a strategy of exactly half the cost, whatever the order of its sum
@@ -91,23 +92,23 @@ class Front:
         if loss is None and limit is None:
             loss = 0.0
         if loss is not None and not loss >= 0:
-            raise ValueError(f"pick: max_quality_loss is {loss}; needs 0 or more")
+            raise Refusal(f"pick: max_quality_loss is {loss}; need 0 or more")
         if limit is None:
             assert loss is not None
             return self._cheapest(loss)
         within = [p for p in self.points if p.cost <= limit * (1 + _TOLERANCE)]
         if not within:
             cheapest = self.points[0]
-            raise ValueError(
+            raise Refusal(
                 f"pick: the budget is {text}, the cheapest strategy costs {self._cost(cheapest)}; "
-                "needs at least that"
+                "need at least that"
             )
         best = within[-1]
         if loss is not None and best.quality > self.full_quality + loss:
-            raise ValueError(
+            raise Refusal(
                 f"pick: the best strategy within {text} loses "
                 f"{best.quality - self.full_quality:.6g} of quality, max_quality_loss is {loss:g}; "
-                "needs a larger budget or loss"
+                "need a larger budget or loss"
             )
         return best
 
@@ -115,25 +116,25 @@ class Front:
         within = [p for p in self.points if p.quality <= self.full_quality + loss]
         if not within:
             best = self.points[-1]
-            raise ValueError(
+            raise Refusal(
                 f"pick: the best strategy loses {best.quality - self.full_quality:.6g} of quality, "
-                f"max_quality_loss is {loss:g}; needs at least that"
+                f"max_quality_loss is {loss:g}; need at least that"
             )
         return within[0]
 
     def _limit(self, max_cost: float | None, budget_ms: float | None) -> tuple[float | None, str]:
         """The budget in the costs' unit, None for none, and as text."""
         if max_cost is not None and budget_ms is not None:
-            raise ValueError("pick: max_cost and budget_ms are both set; needs one")
+            raise Refusal("pick: max_cost and budget_ms are both set; need one")
         name, value = ("max_cost", max_cost) if budget_ms is None else ("budget_ms", budget_ms)
         if value is None:
             return None, ""
         if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"pick: {name} is {value}; needs a number above 0")
+            raise Refusal(f"pick: {name} is {value}; need a number above 0")
         if name == "max_cost":
             return value * self.full_cost, f"{value:g} of the full width's {_NAMES[self.cost_unit]}"
         if self.cost_unit != "ms":
-            raise ValueError(f"pick: {name} is set, the front's costs are in {self.cost_unit}")
+            raise Refusal(f"pick: {name} is set, the front's costs are in {self.cost_unit}")
         return value, f"{value:g} ms an image"
 
     def _cost(self, point: FrontPoint) -> str:
@@ -166,7 +167,7 @@ class Front:
             points = tuple(_from_row(row) for row in values["points"])
             constants = tuple(_from_row(row) for row in values["constants"])
             if not points or not constants:
-                raise ValueError("it holds no strategies")
+                raise Refusal("it holds no strategies")
             chosen = _from_row(values["chosen"]) if values["chosen"] is not None else None
             unit, name = str(values["cost_unit"]), str(values["quality_name"])
         return cls(points, constants, unit, name, chosen)

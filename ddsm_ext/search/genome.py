@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ddsm_ext.sampling.strategy import Strategy, halfway
+from ddsm_ext.settings import Refusal
 
 
 @dataclass(frozen=True, order=True)
@@ -48,12 +49,12 @@ class StrategySpace:
     def __init__(self, log_snrs: Sequence[float], widths: Sequence[float], segments: int) -> None:
         values = np.asarray([float(v) for v in log_snrs], dtype=np.float64)  # [S]
         if values.size == 0 or not np.isfinite(values).all():
-            raise ValueError(
+            raise Refusal(
                 f"search: log_snrs has {values.size} values, "
-                f"{int((~np.isfinite(values)).sum())} not finite; needs one finite log-SNR a step"
+                f"{int((~np.isfinite(values)).sum())} not finite; need one finite log-SNR a step"
             )
         if segments < 1:
-            raise ValueError(f"search: segments is {segments}; needs 1 or more")
+            raise Refusal(f"search: segments is {segments}; need 1 or more")
         levels, counts = np.unique(values, return_counts=True)
         self.levels = levels  # [L], ascending
         self.counts = counts  # [L], steps at each level
@@ -116,9 +117,7 @@ class StrategySpace:
         genome = self.canonical(range(1, len(self.levels)), choice)
         count = len(genome.widths)
         if count > self.segments:
-            raise ValueError(
-                f"search: a strategy has {count} segments; needs at most {self.segments}"
-            )
+            raise Refusal(f"search: a strategy has {count} segments; need at most {self.segments}")
         return genome
 
     def strategy(self, genome: Genome, origin: Mapping[str, Any] | None = None) -> Strategy:

@@ -11,6 +11,7 @@ from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.search.config import SearchConfig
 from ddsm_ext.search.cost_table import CostTable
 from ddsm_ext.search.genome import Genome, StrategySpace
+from ddsm_ext.settings import Refusal
 from ddsm_ext.width import find_width
 
 Quality = Callable[[Strategy], float]
@@ -45,10 +46,10 @@ def _lookup(table: Mapping[float, float], width: float) -> float:
     index = find_width(table, width)
     if index is None:
         listed = ", ".join(f"{w:g}" for w in table)
-        raise ValueError(f"search: the cost table has no width {width:g}; it has {listed}")
+        raise Refusal(f"search: the cost table has no width {width:g}; it has {listed}")
     cost = list(table.values())[index]
     if not (math.isfinite(cost) and cost > 0):
-        raise ValueError(f"search: the cost of width {width:g} is {cost}; needs > 0")
+        raise Refusal(f"search: the cost of width {width:g} is {cost}; need > 0")
     return float(cost)
 
 
@@ -62,9 +63,9 @@ def cost_per_width(
     """
     if isinstance(table, CostTable):
         if table.unit != config.cost:
-            raise ValueError(
+            raise Refusal(
                 f"search: the cost table is in {table.unit}, objectives counts {config.cost}; "
-                "needs the same"
+                "need the same"
             )
         table = table.costs
     return {float(w): float(c) for w, c in table.items()}
@@ -86,10 +87,10 @@ def check_budget(config: SearchConfig, cost: StepCost) -> None:
     cheapest = float(cost.per_width.min()) * cost.space.steps
     if budget is not None and budget < cheapest * (1 - 1e-9):
         unit = "MACs" if config.cost == "macs" else "ms"
-        raise ValueError(
+        raise Refusal(
             f"search: the budget is {budget:.6g} {unit} an image ({budget / cost.full:.4g} of the "
             f"full width's), the cheapest strategy costs {cheapest:.6g} "
-            f"({cheapest / cost.full:.4g}); needs at least that"
+            f"({cheapest / cost.full:.4g}); need at least that"
         )
 
 
@@ -108,8 +109,8 @@ def additive_quality(
     """
     table = np.asarray(errors, dtype=np.float64)
     if table.shape != (len(log_snrs), len(widths)):
-        raise ValueError(
-            f"additive_quality: errors has shape {list(table.shape)}; needs "
+        raise Refusal(
+            f"additive_quality: errors has shape {list(table.shape)}; need "
             f"[{len(log_snrs)}, {len(widths)}]"
         )
     index = {float(w): i for i, w in enumerate(widths)}

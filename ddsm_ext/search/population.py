@@ -9,6 +9,7 @@ import numpy as np
 from ddsm_ext.search.budget import solve_budget
 from ddsm_ext.search.genome import Genome, StrategySpace
 from ddsm_ext.search.objective import StepCost
+from ddsm_ext.settings import Refusal
 
 # Random genomes tried for each place before a small space counts as used up
 _TRIES = 50
@@ -38,8 +39,8 @@ def errors_by_level(
     table = np.asarray(errors, dtype=np.float64)  # [S, W]
     shape = (space.steps, len(space.widths))
     if table.shape != shape or not np.isfinite(table).all():
-        raise ValueError(
-            f"search: errors has shape {list(table.shape)}; needs finite values, {list(shape)}"
+        raise Refusal(
+            f"search: errors has shape {list(table.shape)}; need finite values, {list(shape)}"
         )
     rank = np.searchsorted(space.levels, np.asarray(log_snrs, dtype=np.float64))
     total = np.zeros((len(space.levels), shape[1]))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ddsm_ext.io.files import reading, write_json
+from ddsm_ext.settings import Refusal
 from ddsm_ext.width import find_width
 
 if TYPE_CHECKING:
@@ -45,14 +46,14 @@ class Sensitivity:
         values = np.asarray(self.errors, dtype=np.float64)
         levels = np.asarray(self.log_snrs, dtype=np.float64)
         if values.shape != (len(levels), len(self.widths)) or values.size == 0:
-            raise ValueError(
-                f"sensitivity: errors has shape {list(values.shape)}; needs "
+            raise Refusal(
+                f"sensitivity: errors has shape {list(values.shape)}; need "
                 f"[{len(levels)}, {len(self.widths)}]"
             )
         if not np.isfinite(values).all() or (values < 0).any():
-            raise ValueError("sensitivity: an error is negative or not finite; needs numbers >= 0")
+            raise Refusal("sensitivity: an error is negative or not finite; need numbers >= 0")
         if not np.isfinite(levels).all() or (np.diff(levels) <= 0).any():
-            raise ValueError("sensitivity: log_snrs are not ascending; needs ascending numbers")
+            raise Refusal("sensitivity: log_snrs are not ascending; need ascending numbers")
         object.__setattr__(self, "errors", values)
 
     def for_steps(
@@ -77,8 +78,8 @@ class Sensitivity:
     def _column(self, width: float) -> int:
         index = find_width(self.widths, width)
         if index is None:
-            raise ValueError(
-                f"sensitivity: width {width:g} was not measured; needs one of {list(self.widths)}"
+            raise Refusal(
+                f"sensitivity: width {width:g} was not measured; need one of {list(self.widths)}"
             )
         return index
 
@@ -137,9 +138,9 @@ def measure_sensitivity(
     import torch
 
     if len(images) == 0 or len(timesteps) != len(log_snrs) or not timesteps or batch_size < 1:
-        raise ValueError(
+        raise Refusal(
             f"measure_sensitivity: {len(images)} images, {len(timesteps)} timesteps, "
-            f"{len(log_snrs)} log_snrs, batch_size {batch_size}; needs images, one log-SNR a "
+            f"{len(log_snrs)} log_snrs, batch_size {batch_size}; need images, one log-SNR a "
             "timestep, batch_size >= 1"
         )
     rows = []
@@ -154,9 +155,9 @@ def measure_sensitivity(
                 total += _squared_differences(net, x_t, t, widths)
             rows.append(total / images.numel())
             if not np.isfinite(rows[-1]).all():
-                raise ValueError(
+                raise Refusal(
                     f"measure_sensitivity: a prediction at timestep {timestep} is not finite; "
-                    "needs a trained network"
+                    "need a trained network"
                 )
             if progress is not None:
                 progress(level + 1, len(timesteps))

@@ -1,4 +1,4 @@
-"""Data, sandwich rule, averaged weights and the training loop; the network is a callable."""
+"""Sandwich rule, averaged weights and the training loop; the network is a callable."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ from ddsm_ext._lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
-        "DataConfig": "config",
         "Ema": "ema",
-        "ImageDataset": "data",
         "TrainConfig": "config",
         "TrainResult": "loop",
-        "load_dataset": "data",
         "train": "loop",
     },
 )

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ddsm_ext.data.dataset import ImageDataset
 from ddsm_ext.diffusion.noise import generator
-from ddsm_ext.training.data import ImageDataset
 from ddsm_ext.training.streams import Stream
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from ddsm_ext.settings import Refusal
+
 
 class Ema:
     """Exponential moving average of a network's parameters; buffers are copied.
@@ -68,13 +70,13 @@ def copy_tensors(source: Mapping[str, Tensor], target: Mapping[str, Tensor], wha
     missing, extra = sorted(target.keys() - source.keys()), sorted(source.keys() - target.keys())
     if missing or extra:
         shown = f"lacks {missing[0]!r}" if missing else f"has an unknown {extra[0]!r}"
-        raise ValueError(
+        raise Refusal(
             f"{what} {shown} ({len(missing)} missing, {len(extra)} unknown names); "
             "need a checkpoint of this network"
         )
     for name, tensor in target.items():
         if source[name].shape != tensor.shape:
-            raise ValueError(
+            raise Refusal(
                 f"{what} {name!r} is {list(source[name].shape)}, the network has "
                 f"{list(tensor.shape)}; need a checkpoint of this network"
             )

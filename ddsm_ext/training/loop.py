@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
+from ddsm_ext.data.dataset import ImageDataset
+from ddsm_ext.data.images import save_png
 from ddsm_ext.diffusion.schedule import NoiseSchedule
 from ddsm_ext.io.files import append_jsonl
-from ddsm_ext.io.images import save_png
+from ddsm_ext.settings import Refusal
 from ddsm_ext.training.batches import StepBatches, step_loader, to_unit_range
 from ddsm_ext.training.config import TrainConfig
-from ddsm_ext.training.data import ImageDataset
 from ddsm_ext.training.ema import Ema
 from ddsm_ext.training.interrupt import StopRequest
 from ddsm_ext.training.sandwich import Sandwich, StepResult, make_optimizer
@@ -32,7 +33,7 @@ from ddsm_ext.training.state import Snapshot, TrainState, Window
 SampleGrid = Callable[[nn.Module, float], NDArray[np.uint8]]  # (net, width) -> [H, W, C]
 
 
-class NonFiniteError(ValueError):
+class NonFiniteError(Refusal):
     """Training stopped because losses or gradients stayed inf or NaN; no weight took them up."""
 
 

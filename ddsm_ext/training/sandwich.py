@@ -19,6 +19,7 @@ from ddsm_ext.diffusion.noise import generator
 from ddsm_ext.diffusion.parameterisation import training_target
 from ddsm_ext.diffusion.process import add_noise
 from ddsm_ext.diffusion.schedule import NoiseSchedule
+from ddsm_ext.settings import Refusal
 from ddsm_ext.training.config import TrainConfig
 from ddsm_ext.training.streams import Stream
 
@@ -206,7 +207,7 @@ def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.Optimizer
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     parameters = [p for p in net.parameters() if p.requires_grad]
     if not parameters:
-        raise ValueError("train: the network has no parameters; need at least one to train")
+        raise Refusal("train: the network has no parameters; need at least one to train")
     return kind(
         parameters,
         lr=config.lr,

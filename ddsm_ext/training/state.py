@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ddsm_ext.io.checkpoint import Checkpoint, load_checkpoint, newest_complete, save_checkpoint
 from ddsm_ext.io.files import read_jsonl, to_json, write_atomic
-from ddsm_ext.settings import completed
+from ddsm_ext.settings import Refusal, completed
 from ddsm_ext.training.config import TrainConfig
 from ddsm_ext.training.ema import Ema, copy_tensors
 
@@ -75,7 +75,7 @@ def load_optimizer(
         key, _, name = full_name.partition(".")
         parameter = parameters.get(name)
         if parameter is None or tensor.shape not in (parameter.shape, torch.Size([])):
-            raise ValueError(
+            raise Refusal(
                 f"checkpoint: optim {full_name!r} {list(tensor.shape)} fits no parameter of the "
                 "network; need a checkpoint of this network"
             )
@@ -110,7 +110,7 @@ class Snapshot:
         for group, tensors in groups.items():
             for name, tensor in tensors.items():
                 if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                    raise ValueError(
+                    raise Refusal(
                         f"train: {group} {name!r} is not finite at step {state.step}; need finite "
                         "weights, so no checkpoint was written and the last one is kept"
                     )
@@ -155,11 +155,11 @@ class Snapshot:
         saved = checkpoint.state
         for group in ("model", "ema", "optim"):
             if group not in checkpoint.tensors:
-                raise ValueError(f"{checkpoint.path}: holds no {group}; need a training checkpoint")
+                raise Refusal(f"{checkpoint.path}: holds no {group}; need a training checkpoint")
         for name, value in self.identity.items():
             found = saved.get("identity", {}).get(name)
             if found != value:
-                raise ValueError(
+                raise Refusal(
                     f"{checkpoint.path}: was trained with {name} {found!r}, now it is {value!r}; "
                     "need the same to resume"
                 )
@@ -167,7 +167,7 @@ class Snapshot:
         for name, value in self.config.to_dict().items():
             found = settings.get(name)
             if name not in _FREE_SETTINGS and found != value:
-                raise ValueError(
+                raise Refusal(
                     f"{checkpoint.path}: was trained with {name}={found!r}, now it is {value!r}; "
                     "need the same to resume, or a new run"
                 )

@@ -27,7 +27,7 @@ from published.results import load_results, save_result
 
 from ddsm_ext.bench.training_step import run_training_step
 from ddsm_ext.bench.unet_step import run_unet_step
-from ddsm_ext.io.run_dir import machine_info
+from ddsm_ext.machine import machine_info
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 PLANTED = (

@@ -24,15 +24,15 @@ from gpu_train.shards import save_shards
 from gpu_train.steps import Budget, Outcome, run_step
 
 import ddsm_ext
-from ddsm_ext.cli.config import RunConfig, merge, preset_values
 from ddsm_ext.cli.main import main as ddsm
+from ddsm_ext.data.images import save_png
 from ddsm_ext.eval.classifier import ClassifierConfig, save_classifier, train_classifier
 from ddsm_ext.graph.count import parameter_count
 from ddsm_ext.io.checkpoint import load_checkpoint, newest_complete, save_checkpoint
 from ddsm_ext.io.files import append_jsonl, read_json, read_jsonl, write_json
-from ddsm_ext.io.images import save_png
-from ddsm_ext.io.run_dir import create_run
 from ddsm_ext.models.network import SlimmableNetwork
+from ddsm_ext.run.config import RunConfig, merge, preset_values
+from ddsm_ext.run.folder import create_run
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 NAME = re.compile(r"[A-Za-z0-9._-]+")

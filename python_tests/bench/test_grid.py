@@ -11,7 +11,7 @@ from bench.small_network import SMALL
 from published.grid import Job, grid_jobs
 from published.results import load_results, save_result
 
-from ddsm_ext.io.run_dir import machine_info
+from ddsm_ext.machine import machine_info
 
 JOB = Job("inference", 2, "float32", 1, 1, (1.0, 0.5), ("slicing", "ours"), SMALL)
 

@@ -90,9 +90,7 @@ def test_products_are_counted_at_the_size_of_the_output(more, size) -> None:
 
 def test_weights_side_by_side_have_all_their_outputs() -> None:
     weights = [tensor(32, 32, 1, 1)] * 3
-    found = cost_of(
-        conv(tensor(2, 32, 4, 4), None, weights, 32), line=choice(32, 96, 1, "64x32")
-    )
+    found = cost_of(conv(tensor(2, 32, 4, 4), None, weights, 32), line=choice(32, 96, 1, "64x32"))
     assert found.macs == 32 * 32 * 96
     assert found.nbytes == 2 * (32 * 32 + 32 * 96 + 96 + 32 * 96)
 
@@ -212,9 +210,7 @@ def test_a_choice_beside_another_launch_is_an_error() -> None:
 
 def steps_of(us: float) -> dict[tuple[int, float], list[Any]]:
     """Steps of two launches that take so long together."""
-    cost = costs.Cost(
-        "kernel", "layer", 2_000_000, 3_000_000_000, costs.CLOCKS_A_US * us / 2, 0.0
-    )
+    cost = costs.Cost("kernel", "layer", 2_000_000, 3_000_000_000, costs.CLOCKS_A_US * us / 2, 0.0)
     return {(b, w): [cost, cost] for b in model.BATCHES for w in model.WIDTHS}
 
 

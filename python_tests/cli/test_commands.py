@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddsm_ext.cli import searching
 from ddsm_ext.cli.main import main
 from ddsm_ext.compat.official_ddsm import official_state_dict_shapes
 from ddsm_ext.eval.classifier import load_classifier
+from ddsm_ext.run import searching
 from ddsm_ext.sampling.strategy import Strategy
 
 
@@ -105,10 +105,10 @@ def test_a_pickle_that_runs_code_is_refused(
     ("arguments", "expected"),
     [
         (["--ops", "conv"], "did you mean conv2d?"),
-        (["--dtype", "float16"], "needs float32 or bfloat16 or tf32"),
+        (["--dtype", "float16"], "need float32 or bfloat16 or tf32"),
         (["--dtype", "tf32"], "dtype is 'tf32' on the CPU"),
         (["--device", "gpu"], "device is 'gpu'; need cpu or cuda"),
-        (["--widths", "half"], "needs numbers"),
+        (["--widths", "half"], "need numbers"),
         (["--batch", "0"], "batch is 0"),
         (["--threads", "0"], "threads is 0"),
     ],
@@ -155,7 +155,7 @@ def test_a_classifier_of_one_epoch_says_so(
 def test_unlabelled_images_train_no_classifier(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ddsm_ext.io.images import save_png
+    from ddsm_ext.data.images import save_png
 
     images = tmp_path / "images"
     images.mkdir()

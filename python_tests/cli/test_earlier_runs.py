@@ -13,8 +13,8 @@ import torch
 from cli.test_pipeline import TINY, sets
 
 from ddsm_ext.cli.main import main
-from ddsm_ext.cli.searching import set_aside_other
 from ddsm_ext.io.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from ddsm_ext.run.searching import set_aside_other
 from ddsm_ext.search.archive import digest
 
 # Settings that came after the first runs, with the values that say what there was before.

@@ -98,8 +98,8 @@ def test_near_misses_are_named(arguments: list[str], expected: str, tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["train", "--set", "steps"], "needs section.key=value"),
-        (["train", "--set", "train.steps=many"], "train.steps is 'many'; needs a whole number"),
+        (["train", "--set", "steps"], "need section.key=value"),
+        (["train", "--set", "train.steps=many"], "train.steps is 'many'; need a whole number"),
         (["train", "--set", "train.steps=0"], "steps is 0"),
         (["train", "--set", "model.widths=1,0"], "width"),
         (["train", "--config", "missing.json"], "missing.json"),

@@ -18,8 +18,8 @@ from cli.test_main import PACKAGE_ROOT
 from PIL import Image
 
 from ddsm_ext.cli.main import main
-from ddsm_ext.cli.scoring import Scorer
 from ddsm_ext.io.checkpoint import load_checkpoint, newest_complete
+from ddsm_ext.run.scoring import Scorer
 from ddsm_ext.sampling.strategy import Strategy
 
 TINY = [

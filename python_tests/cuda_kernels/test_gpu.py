@@ -105,9 +105,7 @@ def test_the_sm90a_path_beside_fp64_and_the_sm80_path(dtype, tile, shape):
     )  # fmt: skip
     ops = torch.ops.ddsm_ext
     numbers = (c_out, offset, stride, padding, False, None)
-    y, portable = (
-        ops.sliced_conv2d(x, x2, weight, bias, *numbers, forced) for forced in (tile, 1)
-    )
+    y, portable = (ops.sliced_conv2d(x, x2, weight, bias, *numbers, forced) for forced in (tile, 1))
     checks.check_close(y, exact, checks.tolerance(dtype))
     checks.check_close(y, portable.double(), checks.tolerance(dtype))
     if stride > 1:

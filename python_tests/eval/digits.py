@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ddsm_ext.training.config import DataConfig
-from ddsm_ext.training.data import load_dataset
+from ddsm_ext.data.config import DataConfig
+from ddsm_ext.data.dataset import load_dataset
 
 
 def digits_arrays() -> tuple[np.ndarray, np.ndarray]:

@@ -39,7 +39,7 @@ CASES = {
 def test_edge_cases_draw(name: str) -> None:
     text = svg(CASES[name]())
     assert text.rstrip().endswith("</svg>")
-    assert "href=\"http" not in text
+    assert 'href="http' not in text
 
 
 def test_smoothing_keeps_a_constant_and_starts_unbiased() -> None:

@@ -130,7 +130,7 @@ def test_the_same_files_give_the_same_page(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
         build_report(tmp_path)
-    with pytest.raises(FileNotFoundError, match="needs a run folder"):
+    with pytest.raises(FileNotFoundError, match="need a run folder"):
         build_report(tmp_path / "missing")
 
 
@@ -144,7 +144,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("metrics.json", "[]", "metrics.json: holds a list; needs an object"),
+        ("metrics.json", "[]", "metrics.json: holds a list; need an object"),
         ("search/front.json", '{"points": []}', "a file has another form"),
         ("search/steps.json", '{"timesteps": [1]}', "a file has another form"),
     ],

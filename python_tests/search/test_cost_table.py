@@ -61,9 +61,9 @@ def test_progress_and_refusals():
     )
     assert told == [(1, 3), (2, 3), (3, 3)]
     for bad in ({"widths": ()}, {"rounds": 0}, {"batch": 0}):
-        with pytest.raises(ValueError, match="needs at least 1 width"):
+        with pytest.raises(ValueError, match="need at least 1 width"):
             measure_ms(clock.step, **{"widths": (1.0,), "batch": 1, **bad})
-    with pytest.raises(ValueError, match="needs a width in"):
+    with pytest.raises(ValueError, match="need a width in"):
         # a clock that stands still measures nothing
         measure_ms(lambda width: None, (1.0,), batch=1, clock=lambda: 0.0)
 
@@ -95,7 +95,7 @@ def test_another_machine_or_configuration_is_refused_by_name(tmp_path, name, val
     path = tmp_path / "cost_table.json"
     table = CostTable("ms", {1.0: 2.0, 0.5: 1.0}, where)
     table.save(path)
-    with pytest.raises(ValueError, match=f"measured with {name} .*; needs a new measurement"):
+    with pytest.raises(ValueError, match=f"measured with {name} .*; need a new measurement"):
         CostTable.load(path, expect={**where, name: value})
     assert CostTable.load(path) == table
 

@@ -303,7 +303,7 @@ def test_budget_in_ms_and_loss_that_cannot_be_met(tmp_path):
         budget_ms=50.0,
         max_quality_loss=1e-9,
     )
-    with pytest.raises(ValueError, match="needs a larger budget or loss"):
+    with pytest.raises(ValueError, match="need a larger budget or loss"):
         run_search(tmp_path, strict, 20, cost_table=ms)
     assert Front.load(tmp_path / "search" / "front.json").chosen is None
 

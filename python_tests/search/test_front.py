@@ -60,10 +60,10 @@ def test_ms_budgets_are_absolute():
         ),
         ("macs", {"max_cost": 0.6, "max_quality_loss": 0.1}, r"loses 0\.2 of quality"),
         ("macs", {"budget_ms": 5.0}, r"budget_ms is set, the front's costs are in macs"),
-        ("ms", {"max_cost": 0.5, "budget_ms": 5.0}, r"are both set; needs one"),
-        ("macs", {"max_cost": -1.0}, r"max_cost is -1\.0; needs a number above 0"),
+        ("ms", {"max_cost": 0.5, "budget_ms": 5.0}, r"are both set; need one"),
+        ("macs", {"max_cost": -1.0}, r"max_cost is -1\.0; need a number above 0"),
         ("macs", {"max_cost": float("nan")}, r"max_cost is nan"),
-        ("macs", {"max_quality_loss": -0.1}, r"max_quality_loss is -0\.1; needs 0 or more"),
+        ("macs", {"max_quality_loss": -0.1}, r"max_quality_loss is -0\.1; need 0 or more"),
     ],
 )
 def test_limits_that_nothing_meets(unit, limits, sentence):

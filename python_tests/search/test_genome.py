@@ -93,7 +93,7 @@ def test_published_cifar10_strategy():
         assert space.decode(space.encode(genome)) == genome
         assert space.strategy(genome).widths_for(levels) == widths
         assert StepCost(COSTS, space).relative(genome) == pytest.approx(0.51, abs=0.005)
-    with pytest.raises(ValueError, match="has 3 segments; needs at most 2"):
+    with pytest.raises(ValueError, match="has 3 segments; need at most 2"):
         StrategySpace(levels, WIDTHS, 2).from_levels(choice)
 
 

@@ -38,7 +38,7 @@ def test_cost_of_widths_without_the_full_one():
 
 @pytest.mark.parametrize("bad", [math.nan, 0.0, -1.0, math.inf])
 def test_bad_costs_are_refused(bad):
-    with pytest.raises(ValueError, match=r"the cost of width 0\.5 is .*; needs > 0"):
+    with pytest.raises(ValueError, match=r"the cost of width 0\.5 is .*; need > 0"):
         StepCost({**COSTS, 0.5: bad}, SPACE)
 
 
@@ -62,7 +62,7 @@ def test_additive_quality_is_the_mean_error_of_the_widths():
     strategy = SPACE.strategy(genome_of(SPACE, (5, 3), (5, 0)))
     # rows 0-4 at column 3, rows 5-9 at column 0
     assert quality(strategy) == pytest.approx((3 + 7 + 11 + 15 + 19 + 20 + 24 + 28 + 32 + 36) / 10)
-    with pytest.raises(ValueError, match=r"shape \[10, 4\]; needs \[9, 4\]"):
+    with pytest.raises(ValueError, match=r"shape \[10, 4\]; need \[9, 4\]"):
         additive_quality(table, WIDTHS, log_snrs(9))
 
 

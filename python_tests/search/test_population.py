@@ -54,7 +54,7 @@ def test_budgets_below_the_cheapest_are_left_out():
 
 def test_errors_of_another_shape_are_refused():
     space = StrategySpace(log_snrs(20), WIDTHS, 3)
-    with pytest.raises(ValueError, match=r"shape \[20, 3\]; needs finite values, \[20, 4\]"):
+    with pytest.raises(ValueError, match=r"shape \[20, 3\]; need finite values, \[20, 4\]"):
         errors_by_level(space, log_snrs(20), np.zeros((20, 3)))
 
 

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from ddsm_ext.training.config import DataConfig, TrainConfig
+from ddsm_ext.data.config import DataConfig
+from ddsm_ext.training.config import TrainConfig
 
 
 @pytest.mark.parametrize("cls", [DataConfig, TrainConfig])

@@ -16,13 +16,14 @@ import pytest
 import torch
 from training.toy_net import ToyNet, toy_data
 
+from ddsm_ext.data.config import DataConfig
+from ddsm_ext.data.dataset import load_dataset
+from ddsm_ext.data.images import read_image
 from ddsm_ext.diffusion.config import DiffusionConfig
 from ddsm_ext.diffusion.schedule import make_schedule
 from ddsm_ext.io.checkpoint import list_checkpoints, load_checkpoint, newest_complete
 from ddsm_ext.io.files import read_jsonl
-from ddsm_ext.io.images import read_image
-from ddsm_ext.training.config import DataConfig, TrainConfig
-from ddsm_ext.training.data import load_dataset
+from ddsm_ext.training.config import TrainConfig
 from ddsm_ext.training.loop import NonFiniteError, train
 
 SCHEDULE = make_schedule(DiffusionConfig(timesteps=50))

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddsm_ext.training.data import ImageDataset
+from ddsm_ext.data.dataset import ImageDataset
 
 
 class ToyNet(nn.Module):

@@ -28,9 +28,7 @@ def norm_inputs(
     shape: NormShape, n: int, dtype: torch.dtype
 ) -> tuple[list[Tensor], Tensor, Tensor, Tensor, Tensor]:
     """Sources, gamma, beta, and scale and shift as columns of one tensor."""
-    sources = [
-        normal(n, c, shape.size, shape.size, dtype=dtype) for c in (shape.c, shape.c2) if c
-    ]
+    sources = [normal(n, c, shape.size, shape.size, dtype=dtype) for c in (shape.c, shape.c2) if c]
     gamma, beta = normal(shape.c_max, dtype=dtype), normal(shape.c_max, dtype=dtype)
     scale, shift = normal(n, 2 * (shape.c + shape.c2), dtype=dtype).chunk(2, dim=1)
     return sources, gamma, beta, scale, shift

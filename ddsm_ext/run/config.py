@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Self
 
-from ddsm_ext.cli.presets import RUN_PRESETS
-from ddsm_ext.settings import Settings, did_you_mean
+from ddsm_ext.run.presets import RUN_PRESETS
+from ddsm_ext.settings import Refusal, Settings, TypeRefusal, did_you_mean
 
 # section -> (module, class); read when a run is resolved, so that `--help` stays quick
 SECTIONS: dict[str, tuple[str, str]] = {
     "model": ("ddsm_ext.models.unet", "UNetConfig"),
     "diffusion": ("ddsm_ext.diffusion.config", "DiffusionConfig"),
-    "data": ("ddsm_ext.training.config", "DataConfig"),
+    "data": ("ddsm_ext.data.config", "DataConfig"),
     "train": ("ddsm_ext.training.config", "TrainConfig"),
     "sampler": ("ddsm_ext.sampling.config", "SamplerConfig"),
     "search": ("ddsm_ext.search.config", "SearchConfig"),
-    "eval": ("ddsm_ext.cli.eval_config", "EvalConfig"),
+    "eval": ("ddsm_ext.run.eval_config", "EvalConfig"),
 }
 
 
@@ -57,9 +57,9 @@ class RunConfig(Settings):
         """
         for name in values:
             if name not in SECTIONS:
-                raise ValueError(f"{where}: unknown section {name!r}{did_you_mean(name, SECTIONS)}")
+                raise Refusal(f"{where}: unknown section {name!r}{did_you_mean(name, SECTIONS)}")
             if not isinstance(values[name], dict):
-                raise TypeError(f"{where}: {name} is {values[name]!r}; needs an object of keys")
+                raise TypeRefusal(f"{where}: {name} is {values[name]!r}; need an object of keys")
         sections = {"model": _section("model", values.get("model", {}), where)}
         widths = list(sections["model"].widths)
         for name in SECTIONS:
@@ -78,12 +78,12 @@ def _section(section: str, values: dict[str, Any], where: str) -> Any:
     module, class_name = SECTIONS[section]
     cls = getattr(import_module(module), class_name)
     if section == "model" and "image_size" not in values:
-        raise ValueError(f"{where}: model.image_size is missing; needs it, or a --preset")
+        raise Refusal(f"{where}: model.image_size is missing; need it, or a --preset")
     hints = typing.get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls) if field.init]
     for name in values:
         if name not in names:
-            raise ValueError(f"{where}: unknown key {section}.{name}{did_you_mean(name, names)}")
+            raise Refusal(f"{where}: unknown key {section}.{name}{did_you_mean(name, names)}")
     return cls(**{k: coerce(v, hints[k], f"{where}: {section}.{k}") for k, v in values.items()})
 
 
@@ -105,7 +105,7 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
         items = value.split(",") if isinstance(value, str) else value
         items = [items] if isinstance(items, int | float) else items
         if not isinstance(items, list | tuple):
-            raise TypeError(f"{where} is {value!r}; needs a list such as 1,2,2")
+            raise TypeRefusal(f"{where} is {value!r}; need a list such as 1,2,2")
         return tuple(
             coerce(parse_value(i) if isinstance(i, str) else i, args[0], where) for i in items
         )
@@ -117,7 +117,7 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
         str: (isinstance(value, str | int | float), "a text"),
     }[hint]
     if not fits:
-        raise TypeError(f"{where} is {value!r}; needs {needs}")
+        raise TypeRefusal(f"{where} is {value!r}; need {needs}")
     return hint(value)
 
 
@@ -136,7 +136,7 @@ def preset_values(name: str) -> dict[str, Any]:
         ValueError: there is no preset of that name.
     """
     if name not in RUN_PRESETS:
-        raise ValueError(f"--preset: unknown preset {name!r}{did_you_mean(name, RUN_PRESETS)}")
+        raise Refusal(f"--preset: unknown preset {name!r}{did_you_mean(name, RUN_PRESETS)}")
     from ddsm_ext.models.unet import preset
 
     return merge({"model": preset(name).to_dict()}, RUN_PRESETS[name])
@@ -164,9 +164,9 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
         name, equals, text = setting.partition("=")
         section, dot, key = name.strip().partition(".")
         if not equals or not dot or not key:
-            raise ValueError(f"--set {setting}: needs section.key=value, e.g. train.steps=2000")
+            raise Refusal(f"--set {setting}: need section.key=value, e.g. train.steps=2000")
         if section not in SECTIONS:
-            raise ValueError(
+            raise Refusal(
                 f"--set {setting}: unknown section {section!r}{did_you_mean(section, SECTIONS)}"
             )
         values.setdefault(section, {})[key] = parse_value(text.strip())
@@ -192,8 +192,8 @@ def resolve(preset: str | None, config_file: str | None, settings: list[str]) ->
 
         more = read_json(config_file)
         if not isinstance(more, dict):
-            raise TypeError(
-                f"{config_file}: holds a {type(more).__name__}, needs an object of sections"
+            raise TypeRefusal(
+                f"{config_file}: holds a {type(more).__name__}, need an object of sections"
             )
         values = merge(values, more)
         RunConfig.from_dict(values, config_file)

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from ddsm_ext.bench.timing import interleaved
-from ddsm_ext.cli.config import RunConfig
 from ddsm_ext.cli.console import table
 from ddsm_ext.graph import count
+from ddsm_ext.run.config import RunConfig
 from ddsm_ext.sampling.strategy import Strategy
 
 # weights, gradients, two Adam moments and the average, all float32
@@ -25,7 +25,7 @@ def ms_per_gmac(config: RunConfig) -> float:
     """
     import torch
 
-    from ddsm_ext.cli.compose import build_network
+    from ddsm_ext.run.compose import build_network
 
     network = build_network(config, torch.device("cpu")).eval()
     model = config.model

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from ddsm_ext.io.images import save_png
-from ddsm_ext.training.config import DataConfig
-from ddsm_ext.training.data import load_dataset, split_indices
+from ddsm_ext.data.config import DataConfig
+from ddsm_ext.data.dataset import load_dataset, split_indices
+from ddsm_ext.data.images import save_png
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "cifar10-jpeg.tar.xz"
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ddsm_ext.training.config import DataConfig
-from ddsm_ext.training.sources import RawImages, read_digits, read_path, source_digest
+from ddsm_ext.data.config import DataConfig
+from ddsm_ext.data.sources import RawImages, read_digits, read_path, source_digest
+from ddsm_ext.settings import Refusal
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def split_indices(
         ValueError: the fraction is out of range, or there are fewer than two images.
     """
     if not 0 < held_out < 1 or count < 2:
-        raise ValueError(
+        raise Refusal(
             f"split: held_out is {held_out} of {count} images; need 0 < held_out < 1 and 2 images"
         )
     out_count = min(count - 1, max(1, round(held_out * count)))
@@ -93,7 +94,7 @@ def load_dataset(config: DataConfig) -> ImageDataset:
         chosen = kept if config.split == "train" else out
         images, labels = images[chosen], None if labels is None else labels[chosen]
     elif config.split == "test" and not raw.has_test_part:
-        raise ValueError(
+        raise Refusal(
             f"{config.source}: has no test part of its own; need held_out > 0 for split 'test'"
         )
     if config.limit is not None and config.limit < len(images):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ddsm_ext.cli import runs
-from ddsm_ext.cli.config import resolve
-from ddsm_ext.io.run_dir import create_run
+from ddsm_ext.cli import options
+from ddsm_ext.run.config import resolve
+from ddsm_ext.run.folder import create_run
 
 
 @pytest.mark.parametrize(
@@ -17,17 +17,17 @@ from ddsm_ext.io.run_dir import create_run
     [("7", [7]), ("0-3", [0, 1, 2, 3]), ("0-1,9,4-5", [0, 1, 9, 4, 5]), ("3-3", [3])],
 )
 def test_seeds_read_and_print(text: str, seeds: list[int]) -> None:
-    assert runs.parse_seeds(text) == seeds
-    assert runs.parse_seeds(runs.seeds_text(seeds)) == seeds
+    assert options.parse_seeds(text) == seeds
+    assert options.parse_seeds(options.seeds_text(seeds)) == seeds
 
 
 @pytest.mark.parametrize("text", ["", "-", "-1", "5-2", "1,,2", "a", "0-", "0-99999999999", "1e3"])
 def test_bad_seeds_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"--seeds is .*; needs"):
-        runs.parse_seeds(text)
+    with pytest.raises(ValueError, match=r"--seeds is .*; need"):
+        options.parse_seeds(text)
 
 
-def options(**values: object) -> argparse.Namespace:
+def arguments(**values: object) -> argparse.Namespace:
     return argparse.Namespace(**{"set": [], "config": None, **values})
 
 
@@ -37,22 +37,22 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_sampler_of_a_run_can_be_changed(folder: Path) -> None:
-    config = runs.run_settings(folder, options(sampler="ddpm", steps=7))
+    config = options.run_settings(folder, arguments(sampler="ddpm", steps=7))
     assert (config.sampler.kind, config.sampler.steps) == ("ddpm", 7)
 
 
 @pytest.mark.parametrize("setting", ["model.ch=64", "diffusion.schedule=linear"])
 def test_what_the_weights_depend_on_cannot(folder: Path, setting: str) -> None:
     with pytest.raises(ValueError, match="which the weights"):
-        runs.run_settings(folder, options(set=[setting]))
+        options.run_settings(folder, arguments(set=[setting]))
 
 
 def test_strategies_are_widths_or_files(folder: Path) -> None:
-    config = runs.run_settings(folder, options())
-    name, strategy = runs.read_strategy("0.5", folder, config)
+    config = options.run_settings(folder, arguments())
+    name, strategy = options.read_strategy("0.5", folder, config)
     assert (name, strategy.widths) == ("width 0.5", (0.5,))
-    assert runs.read_strategy(None, folder, config)[1].widths == (1.0,)
+    assert options.read_strategy(None, folder, config)[1].widths == (1.0,)
     with pytest.raises(FileNotFoundError, match=r"nothing\.json"):
-        runs.read_strategy("nothing.json", folder, config)
+        options.read_strategy("nothing.json", folder, config)
     with pytest.raises(ValueError, match="2"):
-        runs.read_strategy("2", folder, config)
+        options.read_strategy("2", folder, config)

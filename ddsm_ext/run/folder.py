@@ -3,49 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
-import platform
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ddsm_ext.io.files import locked, parse_json, read_json, sync_folder, to_json, write_json
-from ddsm_ext.settings import Settings, completed, plain
+from ddsm_ext.machine import machine_info
+from ddsm_ext.settings import Refusal, Settings, completed, plain
 
 _RUN = re.compile(r"(\d{5,})-([A-Za-z0-9][A-Za-z0-9._-]*)")
-_PACKAGES = ("ddsm_ext", "torch", "numpy", "safetensors", "Pillow", "pymoo", "scikit-learn")
-
-
-def machine_info() -> dict[str, Any]:
-    """Machine, interpreter and package versions, read without importing any of the packages."""
-    versions = {}
-    for package in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    return {
-        "machine": platform.node(),
-        "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "versions": versions,
-        "command": sys.argv,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _cpu_name() -> str:
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
-        for line in file:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def list_runs(root: str | Path) -> list[Path]:
@@ -72,7 +42,7 @@ def create_run(root: str | Path, name: str, config: Mapping[str, Any]) -> Path:
         ValueError: the name has other characters.
     """
     if not _RUN.fullmatch(f"00000-{name}"):
-        raise ValueError(f"create_run: name is {name!r}; need letters, digits, '.', '_' or '-'")
+        raise Refusal(f"create_run: name is {name!r}; need letters, digits, '.', '_' or '-'")
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
     temp = Path(tempfile.mkdtemp(prefix=".new-", dir=root))
@@ -101,7 +71,7 @@ def run_config(run: str | Path) -> dict[str, Any]:
     """
     config = read_json(Path(run) / "config.json")
     if not isinstance(config, dict):
-        raise ValueError(f"{Path(run) / 'config.json'}: not a JSON object; need a run's config")
+        raise Refusal(f"{Path(run) / 'config.json'}: not a JSON object; need a run's config")
     return config
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from ddsm_ext.io.files import read_json
-from ddsm_ext.io.run_dir import create_run, find_resumable, list_runs, resolve_run
+from ddsm_ext.run.folder import create_run, find_resumable, list_runs, resolve_run
 
 
 def test_runs_are_numbered_and_hold_config_and_environment(tmp_path):
@@ -71,7 +71,7 @@ def test_resolve_run(tmp_path):
 
 def test_processes_never_share_a_number(tmp_path):
     code = (
-        "import sys; from ddsm_ext.io.run_dir import create_run\n"
+        "import sys; from ddsm_ext.run.folder import create_run\n"
         "for i in range(10): create_run(sys.argv[1], sys.argv[2], {})"
     )
     jobs = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name]) for name in "abc"]

@@ -15,8 +15,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from ddsm_ext.io.archives import archive_images, images_from_archive
-from ddsm_ext.io.images import ReadLimits, png_bytes
+from ddsm_ext.data.archives import archive_images, images_from_archive
+from ddsm_ext.data.images import ReadLimits, png_bytes
 
 FILES = {f"{kind}/{index}.png": (kind, index) for kind in ("cat", "dog") for index in range(3)}
 

@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddsm_ext.cli.config import RunConfig, merge, parse_settings
+from ddsm_ext.run.config import RunConfig, merge, parse_settings
+from ddsm_ext.settings import Refusal
 
 if TYPE_CHECKING:
     from ddsm_ext.sampling.strategy import Strategy
@@ -51,7 +52,7 @@ def find_run(args: argparse.Namespace) -> Path:
     Raises:
         FileNotFoundError: there is none.
     """
-    from ddsm_ext.io.run_dir import resolve_run
+    from ddsm_ext.run.folder import resolve_run
 
     return resolve_run(args.root, args.run)
 
@@ -63,7 +64,7 @@ def run_settings(run: Path, args: argparse.Namespace) -> RunConfig:
         ValueError: the options change the network or the diffusion process, which belong to the
             weights, or are refused by a section.
     """
-    from ddsm_ext.io.run_dir import run_config
+    from ddsm_ext.run.folder import run_config
 
     values = run_config(run)
     changes = parse_settings(getattr(args, "set", []))
@@ -78,9 +79,9 @@ def run_settings(run: Path, args: argparse.Namespace) -> RunConfig:
     after = RunConfig.from_dict(merge(values, changes), "--set")
     for section in ("model", "diffusion"):
         if getattr(before, section) != getattr(after, section):
-            raise ValueError(
+            raise Refusal(
                 f"--set changes {section}, which the weights of {run} were trained with; "
-                "needs a new ddsm train"
+                "need a new ddsm train"
             )
     return after
 
@@ -95,12 +96,12 @@ def parse_seeds(text: str) -> list[int]:
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ValueError(f"--seeds is {text!r}; needs numbers and ranges such as 0-63 or 1,5,9")
+            raise Refusal(f"--seeds is {text!r}; need numbers and ranges such as 0-63 or 1,5,9")
         low, high = int(first), int(last) if dash else int(first)
         if high < low:
-            raise ValueError(f"--seeds is {text!r}; needs ranges from low to high")
+            raise Refusal(f"--seeds is {text!r}; need ranges from low to high")
         if high >= 2**63 or len(seeds) + high - low >= MAX_SEEDS:
-            raise ValueError(f"--seeds is {text!r}; needs at most {MAX_SEEDS} seeds below 2^63")
+            raise Refusal(f"--seeds is {text!r}; need at most {MAX_SEEDS} seeds below 2^63")
         seeds.extend(range(low, high + 1))
     return seeds
 
@@ -159,11 +160,11 @@ def choose_device(name: str) -> Any:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
-        raise ValueError(f"--device is {name!r}; needs auto, cpu, cuda or cuda:N")
+        raise Refusal(f"--device is {name!r}; need auto, cpu, cuda or cuda:N")
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(index or 0) >= count:
-            raise ValueError(f"--device is {name!r}, there are {count} CUDA devices; use cpu")
+            raise Refusal(f"--device is {name!r}, there are {count} CUDA devices; use cpu")
     return torch.device(name)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ddsm_ext.cli.config import RunConfig, coerce, parse_value, resolve
-from ddsm_ext.cli.presets import QUICKSTART_FAST, RUN_PRESETS
+from ddsm_ext.run.config import RunConfig, coerce, parse_value, resolve
+from ddsm_ext.run.presets import QUICKSTART_FAST, RUN_PRESETS
 
 
 @pytest.mark.parametrize("name", RUN_PRESETS)
@@ -76,14 +76,14 @@ def test_values_take_their_fields_type(value: object, hint: object, expected: ob
     [("x", int), (1.5, int), (True, int), ("x", float), (1, bool), (None, str), ({}, tuple[int])],
 )
 def test_values_of_another_type_are_refused(value: object, hint: object) -> None:
-    with pytest.raises(TypeError, match=r"^x is .*; needs"):
+    with pytest.raises(TypeError, match=r"^x is .*; need"):
         coerce(value, hint, "x")
 
 
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("[]", "needs an object of sections"),
+        ("[]", "need an object of sections"),
         ('{"trian": {}}', "did you mean train?"),
         ('{"train": 3}', "train is 3"),
         ('{"train": {"stepz": 3}}', "did you mean steps?"),

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from ddsm_ext.io.archives import archive_images, images_from_archive
-from ddsm_ext.io.cifar import cifar10_binary, cifar10_python, cifar_kind
+from ddsm_ext.data.archives import archive_images, images_from_archive
+from ddsm_ext.data.cifar import cifar10_binary, cifar10_python, cifar_kind
+from ddsm_ext.data.config import DataConfig
+from ddsm_ext.data.images import image_files, images_from_folder, label_of
 from ddsm_ext.io.files import write_atomic
-from ddsm_ext.io.images import image_files, images_from_folder, label_of
-from ddsm_ext.training.config import DataConfig
+from ddsm_ext.settings import Refusal
 
 _CACHE_VERSION = 1  # change when the same settings give other pixels
 _TRAIN_PARTS = frozenset(("train", "training"))
@@ -140,7 +141,7 @@ class _Stack:
         if self._shape is None:
             self._shape, self._first = image.shape, name
         if image.shape != self._shape:
-            raise ValueError(
+            raise Refusal(
                 f"{self._source}: {name} is {list(image.shape)}, {self._first} is "
                 f"{list(self._shape)} (channels, height, width); need equal images, or image_size "
                 "and channels set"
@@ -149,10 +150,10 @@ class _Stack:
 
     def array(self) -> NDArray[np.uint8]:
         if self._shape is None:
-            raise ValueError(f"{self._source}: no image in this split; need at least one")
+            raise Refusal(f"{self._source}: no image in this split; need at least one")
         channels, height, width = self._shape
         if height != width:
-            raise ValueError(
+            raise Refusal(
                 f"{self._source}: images are {height}x{width}; need squares, or image_size set"
             )
         return np.frombuffer(self._data, np.uint8).reshape(-1, channels, height, width)

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from ddsm_ext.settings import Refusal
+
 _MAX_OPCODES = 5_000_000  # a CIFAR-10 batch has about 60,000
 _ARRAY_KINDS = frozenset(("b1", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"))
 
@@ -29,7 +31,7 @@ _NAMES = {
 }
 
 
-class PickleRefused(ValueError):
+class PickleRefused(Refusal):
     """A pickle that holds anything but plain data."""
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from ddsm_ext.io.files import one_line, open_regular, write_atomic
+from ddsm_ext.settings import Refusal
 
 Pixels = NDArray[np.uint8]  # [H, W, C]
 
@@ -75,9 +76,9 @@ def decode_image(
     """
     limits = limits or ReadLimits()
     if channels not in (None, 1, 3):
-        raise ValueError(f"read_image: channels is {channels!r}; need None, 1 or 3")
+        raise Refusal(f"read_image: channels is {channels!r}; need None, 1 or 3")
     if len(data) > limits.max_entry_bytes:
-        raise ValueError(f"{name}: {len(data)} bytes; need at most {limits.max_entry_bytes}")
+        raise Refusal(f"{name}: {len(data)} bytes; need at most {limits.max_entry_bytes}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -92,8 +93,8 @@ def decode_image(
         reason = one_line(error)
         if "cannot identify image file" in reason:
             reason = "unknown format"
-        raise ValueError(f"{name}: {reason}; need a whole PNG, JPEG or WebP image") from None
-    raise ValueError(f"{name}: {width}x{height} pixels; need at most {limits.max_pixels}")
+        raise Refusal(f"{name}: {reason}; need a whole PNG, JPEG or WebP image") from None
+    raise Refusal(f"{name}: {width}x{height} pixels; need at most {limits.max_pixels}")
 
 
 def _pixels(image: Image.Image, channels: int | None) -> Pixels:
@@ -125,7 +126,7 @@ def read_image(
     limits = limits or ReadLimits()
     with open_regular(path, "PNG, JPEG or WebP image") as file:
         if (size := os.fstat(file.fileno()).st_size) > limits.max_entry_bytes:
-            raise ValueError(f"{path}: {size} bytes; need at most {limits.max_entry_bytes}")
+            raise Refusal(f"{path}: {size} bytes; need at most {limits.max_entry_bytes}")
         data = file.read()
     return decode_image(data, str(path), channels=channels, limits=limits)
 
@@ -179,11 +180,11 @@ def images_from_folder(
 def _check_pixels(image: Any, what: str) -> Pixels:
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3):
-        raise ValueError(
+        raise Refusal(
             f"{what}: array is {array.dtype} {list(array.shape)}; need uint8 [H, W, 1 or 3]"
         )
     if 0 in array.shape:
-        raise ValueError(f"{what}: array is {list(array.shape)}; need at least one pixel")
+        raise Refusal(f"{what}: array is {list(array.shape)}; need at least one pixel")
     return array
 
 
@@ -228,9 +229,9 @@ def image_grid(
     tiles = [_check_pixels(image, "image_grid") for image in images]
     shapes = sorted({tile.shape for tile in tiles})
     if len(shapes) != 1:
-        raise ValueError(f"image_grid: shapes are {shapes}; need one or more images of one shape")
+        raise Refusal(f"image_grid: shapes are {shapes}; need one or more images of one shape")
     if (columns is not None and columns < 1) or scale < 1 or gap < 0:
-        raise ValueError(
+        raise Refusal(
             f"image_grid: columns {columns}, scale {scale}, gap {gap}; need >= 1, >= 1 and >= 0"
         )
     columns = columns or int(np.ceil(np.sqrt(len(tiles))))

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddsm_ext.cli.config import RunConfig
 from ddsm_ext.cli.console import follow, progress_bar, say
 from ddsm_ext.diffusion.schedule import NoiseSchedule, make_schedule
 from ddsm_ext.graph.count import macs
+from ddsm_ext.run.config import RunConfig
 from ddsm_ext.sampling.plan import plan_steps
 from ddsm_ext.sampling.samplers import sample, to_uint8
 from ddsm_ext.sampling.strategy import Strategy
-from ddsm_ext.settings import did_you_mean
+from ddsm_ext.settings import Refusal, did_you_mean
 
 CLASSIFIER_FILE = "classifier.safetensors"
 
@@ -54,11 +54,11 @@ def load_network(
 
     newest = newest_complete(run)
     if newest is None:
-        raise FileNotFoundError(f"{run}: has no whole checkpoint; needs ddsm train first")
+        raise FileNotFoundError(f"{run}: has no whole checkpoint; need ddsm train first")
     checkpoint = load_checkpoint(newest)
     groups = checkpoint.tensors
     if weights not in groups:
-        raise ValueError(f"{newest}: has no {weights} weights{did_you_mean(weights, groups)}")
+        raise Refusal(f"{newest}: has no {weights} weights{did_you_mean(weights, groups)}")
     network = build_network(config, torch.device("cpu"))
     copy_tensors(groups[weights], network.state_dict(), f"{newest}: {weights}")
     return network.to(device, dtype).eval()
@@ -71,7 +71,7 @@ def sampling_dtype(config: RunConfig) -> torch.dtype:
 
 def load_images(config: RunConfig) -> Any:
     """Return the run's data set at the model's image size and channels."""
-    from ddsm_ext.training.data import load_dataset
+    from ddsm_ext.data.dataset import load_dataset
 
     data = replace(
         config.data,
@@ -184,7 +184,7 @@ def make_extractor_for(config: RunConfig, run: Path, dataset: Any) -> Any:
     if name != "classifier":
         return make_extractor(name)
     if dataset.labels is None:
-        raise ValueError(
+        raise Refusal(
             "eval.features is classifier, which needs labelled images; use classifier:<file> or "
             "inception:<file>"
         )

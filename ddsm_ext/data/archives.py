@@ -14,8 +14,9 @@ from collections.abc import Container, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+from ddsm_ext.data.images import LabelledImage, ReadLimits, decode_image, is_image_name, label_of
 from ddsm_ext.io.files import one_line, open_regular
-from ddsm_ext.io.images import LabelledImage, ReadLimits, decode_image, is_image_name, label_of
+from ddsm_ext.settings import Refusal
 
 _CHUNK = 1 << 16
 _XZ_MEMORY_BYTES = 1 << 28  # a .xz header may ask for gigabytes; -9 needs 65 MiB
@@ -35,7 +36,7 @@ _DAMAGE = (
 )
 
 
-class ArchiveError(ValueError):
+class ArchiveError(Refusal):
     """An archive that is damaged, hostile or beyond the limits."""
 
 

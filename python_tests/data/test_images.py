@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddsm_ext.io.images import (
+from ddsm_ext.data.images import (
     ReadLimits,
     decode_image,
     image_grid,

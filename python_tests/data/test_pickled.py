@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 
-from ddsm_ext.io.pickled import PickledArray, PickleRefused, read_plain_pickle
+from ddsm_ext.data.pickled import PickledArray, PickleRefused, read_plain_pickle
 
 PLAIN = {
     "labels": [0, 1, 255, 256, 70_000, 2**40, -3],
@@ -133,7 +133,7 @@ def test_reading_imports_and_calls_nothing():
     """An audit hook sees every import, process and file that reading would cause."""
     code = """
 import sys
-from ddsm_ext.io.pickled import read_plain_pickle
+from ddsm_ext.data.pickled import read_plain_pickle
 seen = []
 sys.addaudithook(lambda event, args: seen.append((event, args)))
 for line in sys.stdin:

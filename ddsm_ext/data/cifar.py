@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddsm_ext.io.archives import tar_entries
+from ddsm_ext.data.archives import tar_entries
+from ddsm_ext.data.images import ReadLimits, is_image_name
+from ddsm_ext.data.pickled import PickledArray, read_plain_pickle
 from ddsm_ext.io.files import read_bytes
-from ddsm_ext.io.images import ReadLimits, is_image_name
-from ddsm_ext.io.pickled import PickledArray, read_plain_pickle
+from ddsm_ext.settings import Refusal
 
 _SIDE = 32
 _PIXEL_BYTES = 3 * _SIDE * _SIDE
@@ -121,7 +122,7 @@ def _read(
     parse: Callable[[bytes, str], _Batch],
 ) -> CifarImages:
     if split not in ("train", "test", "all"):
-        raise ValueError(f"CIFAR-10: split is {split!r}; need 'train', 'test' or 'all'")
+        raise Refusal(f"CIFAR-10: split is {split!r}; need 'train', 'test' or 'all'")
     wanted = {"train": "data_batch", "test": "test_batch", "all": ""}[split]
     batches: dict[str, _Batch] = {}
     names = tuple(str(index) for index in range(_CLASSES))
@@ -135,7 +136,7 @@ def _read(
             names = _class_names(data, where, is_text=name.endswith(".txt")) or names
     if not batches:
         what = "data_batch_N" if split == "train" else "test_batch"
-        raise ValueError(f"{path}: holds no CIFAR-10 {what}{suffix or ''} file; need at least one")
+        raise Refusal(f"{path}: holds no CIFAR-10 {what}{suffix or ''} file; need at least one")
     ordered = [batches[name] for name in sorted(batches)]
     pixels = np.concatenate([batch[0] for batch in ordered])  # [N, 32, 32, 3]
     return CifarImages(pixels, np.concatenate([batch[1] for batch in ordered]), names)
@@ -148,7 +149,7 @@ def _pixels(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _binary_batch(data: bytes, name: str) -> _Batch:
     if not data or len(data) % _RECORD_BYTES:
-        raise ValueError(f"{name}: {len(data)} bytes; need a multiple of {_RECORD_BYTES}")
+        raise Refusal(f"{name}: {len(data)} bytes; need a multiple of {_RECORD_BYTES}")
     records = np.frombuffer(data, np.uint8).reshape(-1, _RECORD_BYTES)
     return _pixels(records[:, 1:]), _labels(records[:, 0].tolist(), len(records), name)
 
@@ -156,7 +157,7 @@ def _binary_batch(data: bytes, name: str) -> _Batch:
 def _labels(labels: Any, count: int, name: str) -> NDArray[np.int64]:
     whole = isinstance(labels, list) and len(labels) == count
     if not whole or any(type(n) is not int or not 0 <= n < _CLASSES for n in labels):
-        raise ValueError(f"{name}: labels are malformed; need {count} ints from 0 to 9")
+        raise Refusal(f"{name}: labels are malformed; need {count} ints from 0 to 9")
     return np.array(labels, dtype=np.int64)
 
 
@@ -176,9 +177,7 @@ def _python_batch(data: bytes, name: str) -> _Batch:
         planes = planes.reshape(-1, _PIXEL_BYTES) if planes.size % _PIXEL_BYTES == 0 else None
     ok = isinstance(planes, np.ndarray) and planes.dtype == np.uint8 and planes.ndim == 2
     if not ok or planes.shape[1] != _PIXEL_BYTES or not len(planes):
-        raise ValueError(
-            f"{name}: holds no uint8 [N, {_PIXEL_BYTES}] 'data'; need a CIFAR-10 batch"
-        )
+        raise Refusal(f"{name}: holds no uint8 [N, {_PIXEL_BYTES}] 'data'; need a CIFAR-10 batch")
     return _pixels(planes), _labels(_entry(batch, "labels"), len(planes), name)
 
 

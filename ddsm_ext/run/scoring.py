@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddsm_ext.cli.compose import (
+from ddsm_ext.cli.console import progress_bar
+from ddsm_ext.cli.options import seeds_text
+from ddsm_ext.io.files import read_json, write_json
+from ddsm_ext.run.compose import (
     Sampler,
     image_batches,
     load_images,
@@ -19,10 +22,7 @@ from ddsm_ext.cli.compose import (
     sampling_dtype,
     weights_digest,
 )
-from ddsm_ext.cli.config import RunConfig
-from ddsm_ext.cli.console import progress_bar
-from ddsm_ext.cli.runs import seeds_text
-from ddsm_ext.io.files import read_json, write_json
+from ddsm_ext.run.config import RunConfig
 from ddsm_ext.sampling.config import SamplerConfig
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import completed
@@ -162,7 +162,7 @@ def save_scores(run: Path, scorer: Scorer, rows: list[dict[str, Any]]) -> dict[s
 
 def score_folder(scorer: Scorer, path: str) -> dict[str, Any]:
     """Score the images of a folder, ZIP or archive; returns a JSON-ready result."""
-    from ddsm_ext.training.config import DataConfig
+    from ddsm_ext.data.config import DataConfig
 
     data = DataConfig(source=path, split="all")
     dataset = load_images(replace(scorer.sampler.config, data=data))

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddsm_ext.cli.compose import image_batches, weights_digest
 from ddsm_ext.cli.console import follow, progress_bar, say
-from ddsm_ext.cli.eval_config import EvalConfig
-from ddsm_ext.cli.scoring import Scorer
 from ddsm_ext.diffusion.noise import normal
 from ddsm_ext.diffusion.process import add_noise
 from ddsm_ext.graph.count import macs
 from ddsm_ext.io.files import read_jsonl, write_json
+from ddsm_ext.run.compose import image_batches, weights_digest
+from ddsm_ext.run.eval_config import EvalConfig
+from ddsm_ext.run.scoring import Scorer
 from ddsm_ext.sampling.plan import plan_log_snrs, plan_steps
 from ddsm_ext.sampling.samplers import to_uint8
 from ddsm_ext.sampling.strategy import Strategy

@@ -11,8 +11,8 @@ import tarfile
 import numpy as np
 import pytest
 
-from ddsm_ext.io.cifar import cifar10_binary, cifar10_python, cifar_kind
-from ddsm_ext.io.images import png_bytes
+from ddsm_ext.data.cifar import cifar10_binary, cifar10_python, cifar_kind
+from ddsm_ext.data.images import png_bytes
 
 RNG = np.random.default_rng(0)
 COUNT = 4

@@ -1,0 +1,22 @@
+"""Images: folders, archives and data sets, decoded as data under limits."""
+
+from __future__ import annotations
+
+from ddsm_ext._lazy import attach
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "DataConfig": "config",
+        "ImageDataset": "dataset",
+        "ReadLimits": "images",
+        "cifar10_binary": "cifar",
+        "cifar10_python": "cifar",
+        "image_grid": "images",
+        "images_from_archive": "archives",
+        "images_from_folder": "images",
+        "load_dataset": "dataset",
+        "read_image": "images",
+        "save_png": "images",
+    },
+)

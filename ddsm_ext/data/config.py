@@ -1,0 +1,39 @@
+"""Frozen settings of the images; no torch, so that `--dry-run` is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ddsm_ext.settings import Settings, is_int, is_number
+
+
+@dataclass(frozen=True)
+class DataConfig(Settings):
+    """Which images, and how they become [C, image_size, image_size] uint8."""
+
+    source: str = "digits"  # "digits", or a path: image folder, .zip, .tar[.gz|.xz|.bz2], CIFAR-10
+    image_size: int | None = None  # pixels a side; None: as in the source (all must agree)
+    channels: int | None = None  # 1 or 3; None: as in the source
+    split: str = "train"  # "train", "test" or "all"
+    held_out: float = 0.0  # fraction kept for "test" where the source has no test part of its own
+    split_seed: int = 0  # which images are held out
+    flip: bool | None = None  # random horizontal flips; None: all but digits
+    limit: int | None = None  # random sub-set of so many, drawn by split_seed; None: all
+    cache: str | None = None  # folder of decoded images, named by content; None: decode every time
+
+    def __post_init__(self) -> None:
+        size, channels = self.image_size, self.channels
+        self._check("source", isinstance(self.source, str) and bool(self.source), "a name or path")
+        self._check("image_size", size is None or is_int(size, 4), "None or an int >= 4")
+        self._check("channels", channels in (None, 1, 3), "None, 1 or 3")
+        self._check_choice("split", ("train", "test", "all"))
+        self._check("held_out", is_number(self.held_out, 0, 0.9), "a fraction from 0 to 0.9")
+        self._check("split_seed", is_int(self.split_seed, 0), "an int >= 0")
+        self._check("flip", self.flip in (None, True, False), "None, True or False")
+        self._check("limit", self.limit is None or is_int(self.limit, 1), "None or an int >= 1")
+        self._check("cache", self.cache is None or isinstance(self.cache, str), "None or a path")
+
+    @property
+    def flips(self) -> bool:
+        """Whether training mirrors images: digits read differently in a mirror, photographs not."""
+        return self.source != "digits" if self.flip is None else self.flip

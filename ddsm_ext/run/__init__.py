@@ -1,0 +1,15 @@
+"""The workflow of a run: configuration, folder, training, search, samples and scores."""
+
+from __future__ import annotations
+
+from ddsm_ext._lazy import attach
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "RunConfig": "config",
+        "create_run": "folder",
+        "find_resumable": "folder",
+        "resolve_run": "folder",
+    },
+)
