@@ -87,9 +87,9 @@ def train_run(folder: Path, config: RunConfig, dataset: Any, device: Any) -> Any
     import numpy as np
 
     from ddsm_ext.data.images import image_grid
+    from ddsm_ext.data.pixels import to_uint8
     from ddsm_ext.diffusion.schedule import make_schedule
     from ddsm_ext.run.compose import Sampler
-    from ddsm_ext.sampling.samplers import to_uint8
     from ddsm_ext.training.loop import train
 
     def sample_grid(net: Any, width: float) -> Any:

@@ -12,11 +12,13 @@ __getattr__, __dir__, __all__ = attach(
         "ReadLimits": "images",
         "cifar10_binary": "cifar",
         "cifar10_python": "cifar",
+        "from_uint8": "pixels",
         "image_grid": "images",
         "images_from_archive": "archives",
         "images_from_folder": "images",
         "load_dataset": "dataset",
         "read_image": "images",
         "save_png": "images",
+        "to_uint8": "pixels",
     },
 )

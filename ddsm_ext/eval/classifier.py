@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ddsm_ext.data.pixels import from_uint8
 from ddsm_ext.io.files import parse_safetensors, write_atomic
 from ddsm_ext.settings import Refusal, Settings, TypeRefusal, is_int
 
@@ -85,7 +86,7 @@ class SmallClassifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Return the features [N, D] of uint8 images [N, C, H, W]."""
-        x = images.to(self.head.weight.dtype) / 127.5 - 1  # [N, C, H, W] in [-1, 1]
+        x = from_uint8(images, dtype=self.head.weight.dtype)  # [N, C, H, W] in [-1, 1]
         for conv in self.convs:
             x = F.relu(conv(x))
         return x.mean(dim=(2, 3))  # [N, D]

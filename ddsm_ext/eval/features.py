@@ -108,7 +108,7 @@ def checked_images(images: Any, caller: str) -> Tensor:
     x = torch.as_tensor(images)
     if x.dtype != torch.uint8:
         raise TypeRefusal(
-            f"{caller}: images are {x.dtype}; need uint8 (sampling.to_uint8 converts [-1, 1])"
+            f"{caller}: images are {x.dtype}; need uint8 (data.to_uint8 converts [-1, 1])"
         )
     if x.ndim != 4:
         raise Refusal(f"{caller}: images have shape {tuple(x.shape)}; need [N, C, H, W]")

@@ -13,9 +13,9 @@ from ddsm_ext.bench.timing import interleaved
 from ddsm_ext.cli.console import follow, progress_bar
 from ddsm_ext.cli.options import seeds_text
 from ddsm_ext.data.images import image_grid, save_png
+from ddsm_ext.data.pixels import to_uint8
 from ddsm_ext.io.files import write_json
 from ddsm_ext.run.compose import Sampler
-from ddsm_ext.sampling.samplers import to_uint8
 from ddsm_ext.sampling.strategy import Strategy
 
 COLUMNS = 16

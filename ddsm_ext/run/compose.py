@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from ddsm_ext.cli.console import follow, progress_bar, say
+from ddsm_ext.data.pixels import to_uint8
 from ddsm_ext.diffusion.schedule import NoiseSchedule, make_schedule
 from ddsm_ext.graph.count import macs
 from ddsm_ext.run.config import RunConfig
 from ddsm_ext.sampling.plan import plan_steps
-from ddsm_ext.sampling.samplers import sample, to_uint8
+from ddsm_ext.sampling.samplers import sample
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal, did_you_mean
 

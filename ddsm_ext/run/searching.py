@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ddsm_ext.cli.console import follow, progress_bar, say
+from ddsm_ext.data.pixels import from_uint8, to_uint8
 from ddsm_ext.diffusion.noise import normal
 from ddsm_ext.diffusion.process import add_noise
 from ddsm_ext.graph.count import macs
@@ -19,7 +20,6 @@ from ddsm_ext.run.compose import image_batches, weights_digest
 from ddsm_ext.run.eval_config import EvalConfig
 from ddsm_ext.run.scoring import Scorer
 from ddsm_ext.sampling.plan import plan_log_snrs, plan_steps
-from ddsm_ext.sampling.samplers import to_uint8
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.search.cost_table import CostTable, conditions, macs_table, measure_ms
 from ddsm_ext.search.engine import search
@@ -27,7 +27,6 @@ from ddsm_ext.search.objective import additive_quality
 from ddsm_ext.search.progress import terminal_progress
 from ddsm_ext.search.sensitivity import Sensitivity, measure_sensitivity
 from ddsm_ext.settings import completed, plain
-from ddsm_ext.training.batches import to_unit_range
 
 SENSITIVITY_LEVELS = 24
 SENSITIVITY_STREAM = 2  # sampling itself draws from the streams 0 and 1
@@ -130,7 +129,7 @@ def search_run(run: Path, scorer: Scorer) -> Any:
     in_macs, ms = macs_table(config.model, settings.widths), measure_costs(run, scorer)
     save_costs(run, in_macs, ms)
     images = torch.cat(list(image_batches(scorer.dataset, config.eval.sensitivity_images)))
-    measured = sensitivity_of(scorer, to_unit_range(images, scorer.sampler.device))
+    measured = sensitivity_of(scorer, from_uint8(images, scorer.sampler.device))
     measured.save(run / "search" / "sensitivity.json")
     log_snrs = plan_log_snrs(scorer.sampler.schedule, config.sampler)
     errors = measured.for_steps(log_snrs, settings.widths)

@@ -14,6 +14,5 @@ __getattr__, __dir__, __all__ = attach(
         "plan_log_snrs": "plan",
         "plan_steps": "plan",
         "sample": "samplers",
-        "to_uint8": "samplers",
     },
 )

@@ -16,7 +16,7 @@ from ddsm_ext.diffusion.schedule import NoiseSchedule
 from ddsm_ext.sampling.config import SamplerConfig
 from ddsm_ext.sampling.plan import Coefficients, Step, plan_coefficients, plan_steps
 from ddsm_ext.sampling.strategy import Strategy
-from ddsm_ext.settings import Refusal, TypeRefusal
+from ddsm_ext.settings import Refusal
 
 # Counter streams: x_T is (stream 0, step 0), the noise of the sampler's i-th step (stream 1, i).
 INITIAL_STREAM = 0
@@ -121,20 +121,6 @@ def sample(
             rows = slice(start, start + batch_size)
             images[rows] = _sample_batch(run, seeds[rows])
     return images
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Map images from [-1, 1] to uint8 0 .. 255: round((x + 1) · 127.5).
-
-    Args:
-        images: any shape, floating point; values outside [-1, 1] are clipped.
-
-    Raises:
-        TypeError: `images` is not floating point.
-    """
-    if not images.is_floating_point():
-        raise TypeRefusal(f"to_uint8: images has dtype {images.dtype}; need floating point")
-    return ((images.float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
 
 
 def _check_arguments(

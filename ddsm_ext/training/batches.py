@@ -98,8 +98,3 @@ def step_loader(batches: StepBatches, first: int, last: int, workers: int) -> It
         generator=torch.Generator(),  # else the loader draws from the global stream
     )
     return iter(loader)
-
-
-def to_unit_range(images: Tensor, device: torch.device) -> Tensor:
-    """uint8 images [B, C, H, W] to float32 in [-1, 1] on `device`."""
-    return images.to(device, non_blocking=True).float().div_(127.5).sub_(1.0)

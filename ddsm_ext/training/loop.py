@@ -20,10 +20,11 @@ from tqdm import tqdm
 
 from ddsm_ext.data.dataset import ImageDataset
 from ddsm_ext.data.images import save_png
+from ddsm_ext.data.pixels import from_uint8
 from ddsm_ext.diffusion.schedule import NoiseSchedule
 from ddsm_ext.io.files import append_jsonl
 from ddsm_ext.settings import Refusal
-from ddsm_ext.training.batches import StepBatches, step_loader, to_unit_range
+from ddsm_ext.training.batches import StepBatches, step_loader
 from ddsm_ext.training.config import TrainConfig
 from ddsm_ext.training.ema import Ema
 from ddsm_ext.training.interrupt import StopRequest
@@ -72,7 +73,7 @@ class _Run:
         state, step = self.state, self.state.step
         decay = self.config.ema_decay_at(step)
         result = self.sandwich.step(
-            to_unit_range(images, self.device),
+            from_uint8(images, self.device),
             step,
             stop_wanted=stop_wanted,
             on_applied=lambda: self.snapshot.ema.update(self.net, decay),

@@ -52,7 +52,7 @@ def test_own_classifier_by_path(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("images", "error", "message"),
     [
-        (torch.zeros(2, 1, 8, 8), TypeError, "sampling.to_uint8"),
+        (torch.zeros(2, 1, 8, 8), TypeError, "data.to_uint8"),
         (torch.zeros(1, 8, 8, dtype=torch.uint8), ValueError, r"\[N, C, H, W\]"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), ValueError, r"\[N, 1, 8, 8\]"),
         (torch.zeros(2, 1, 32, 32, dtype=torch.uint8), ValueError, "trained on"),

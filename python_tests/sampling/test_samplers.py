@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ddsm_ext.data.pixels import to_uint8
 from ddsm_ext.diffusion.config import DiffusionConfig
 from ddsm_ext.diffusion.noise import normal
 from ddsm_ext.diffusion.schedule import NoiseSchedule, make_schedule
 from ddsm_ext.models import SlimmableNetwork, UNetConfig
 from ddsm_ext.sampling.config import SamplerConfig
-from ddsm_ext.sampling.samplers import sample, to_uint8
+from ddsm_ext.sampling.samplers import sample
 from ddsm_ext.sampling.strategy import Strategy
 
 SCHEDULE = make_schedule(DiffusionConfig())
@@ -281,15 +282,6 @@ def test_bad_arguments(settings: dict, error: type[Exception], text: str) -> Non
     }
     with pytest.raises(error, match=text):
         sample(**arguments)
-
-
-def test_to_uint8() -> None:
-    values = torch.tensor([-1.5, -1.0, -0.996, 0.0, 0.999, 1.0, 3.0])
-    assert to_uint8(values).tolist() == [0, 0, 1, 128, 255, 255, 255]
-    every = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(to_uint8(every.float() / 127.5 - 1), every)
-    with pytest.raises(TypeError, match="need floating point"):
-        to_uint8(torch.zeros(3, dtype=torch.uint8))
 
 
 def test_cosine_schedule_samples_too() -> None:

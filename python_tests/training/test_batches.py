@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 
-import numpy as np
 import pytest
 import torch
 from training.toy_net import toy_data
 
-from ddsm_ext.training.batches import StepBatches, batch_indices, step_loader, to_unit_range
+from ddsm_ext.training.batches import StepBatches, batch_indices, step_loader
 
 
 @pytest.mark.parametrize(
@@ -62,8 +61,3 @@ def test_ranks_see_different_images():
     parts = [StepBatches(toy_data(40), 10, 0, rank, 4) for rank in range(4)]
     seen = [image.numpy().tobytes() for part in parts for image in part[0]]
     assert all(a != b for a, b in itertools.combinations(seen, 2))
-
-
-def test_unit_range():
-    images = torch.from_numpy(np.array([[0, 255, 51]], np.uint8))
-    assert to_unit_range(images, torch.device("cpu")).tolist() == [[-1.0, 1.0, pytest.approx(-0.6)]]
