@@ -78,8 +78,8 @@ def _added_variance(here: Level, there: Level) -> float:
     """beta = 1 - alpha_t² / alpha_s² of a step from `here` to the cleaner level `there`."""
     if not math.isclose(here.alpha**2 + here.variance, 1.0, rel_tol=1e-6):
         raise Refusal(
-            f"sample: alpha² + sigma² is {here.alpha**2 + here.variance:.6g} at t = {here.t}; ddpm, "
-            "and ddim with eta > 0, need levels that preserve the variance, where it is 1"
+            f"sample: alpha² + sigma² is {here.alpha**2 + here.variance:.6g} at t = {here.t:g}; "
+            "need 1 (levels that preserve the variance) for ddpm, and for ddim with eta > 0"
         )
     return -math.expm1(2.0 * (here.log_alpha - there.log_alpha))
 

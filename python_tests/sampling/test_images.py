@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,11 +11,12 @@ from torch import Tensor, nn
 from ddsm_ext.data.pixels import to_uint8
 from ddsm_ext.diffusion.config import DiffusionConfig
 from ddsm_ext.diffusion.noise import normal
-from ddsm_ext.diffusion.schedule import NoiseSchedule, make_schedule
+from ddsm_ext.diffusion.schedule import CLEAN, Level, NoiseSchedule, make_schedule
 from ddsm_ext.models import SlimmableNetwork, UNetConfig
 from ddsm_ext.sampling.config import SamplerConfig
-from ddsm_ext.sampling.denoiser import Evaluation
+from ddsm_ext.sampling.denoiser import Denoiser, Evaluation
 from ddsm_ext.sampling.images import sample
+from ddsm_ext.sampling.samplers import Method, ddim
 from ddsm_ext.sampling.strategy import Strategy
 
 SCHEDULE = make_schedule(DiffusionConfig())
@@ -134,6 +137,80 @@ def test_ddim_follows_the_probability_flow() -> None:
     assert errors[0] > 2 * errors[1] > 4 * errors[2]  # converges with the step size
 
 
+def heun(denoise: Callable, x: Tensor, levels: list[Level], noise: Callable) -> Tensor:
+    """Karras et al. 2022, algorithm 1, on x / alpha over sigma / alpha."""
+    for here, there in itertools.pairwise(levels):
+        s, s_next = here.sigma / here.alpha, there.sigma / there.alpha
+        y = x / here.alpha
+        slope = (y - denoise(x, here)) / s
+        x = there.alpha * (y + (s_next - s) * slope)
+        if s_next > 0:
+            second = (x / there.alpha - denoise(x, there)) / s_next
+            x = there.alpha * (y + (s_next - s) * (slope + second) / 2)
+    return x
+
+
+def test_a_method_of_the_callers_own_runs_with_everything_around_it() -> None:
+    """Heun's method is nearer to the flow's exact end than DDIM with as many evaluations; levels
+    lie between timesteps, evenly in log-SNR."""
+    x_start = normal(range(16), 0, SHAPE, dtype=torch.float64)
+    alpha_bar = SCHEDULE.alphas_bar[-1].item()
+    scaled = (x_start - alpha_bar**0.5 * MEAN) / math.sqrt(alpha_bar * SPREAD**2 + 1 - alpha_bar)
+    solution = MEAN + SPREAD * scaled
+
+    def net(x: Tensor, t: Tensor, width: float) -> Tensor:  # the exact predictions at any t
+        alpha, sigma = (c.view(-1, 1, 1, 1) for c in SCHEDULE.signal_and_noise(t))
+        share = sigma / (alpha**2 * SPREAD**2 + sigma**2)
+        return share * (x.double() - alpha * MEAN)
+
+    def levels(count: int) -> list[Level]:
+        low, high = SCHEDULE.log_snr(999), SCHEDULE.log_snr(0)
+        wanted = torch.linspace(high, low, count, dtype=torch.float64)
+        t = torch.searchsorted(-SCHEDULE.log_snrs, -wanted).clamp(1, 999)
+        above, below = SCHEDULE.log_snrs[t - 1], SCHEDULE.log_snrs[t]
+        between = (t - 1 + (above - wanted) / (above - below)).clamp(0, 999)
+        return [*map(SCHEDULE.level, between.flip(0).tolist()), CLEAN]
+
+    def error(method: Method, count: int) -> float:
+        calls: list[tuple[int, int]] = []
+        images = sample(
+            net, SCHEDULE, 1.0, *full(16), method=method, levels=levels(count),
+            dtype=torch.float64, batch_size=5, progress=lambda a, b: calls.append((a, b)),
+        )  # fmt: skip
+        evaluations = 2 * count - 1 if method is heun else count
+        assert calls[-1] == (4 * evaluations, 4 * evaluations)
+        return (images - solution).abs().max().item()
+
+    assert error(heun, 40) < 0.3 * error(ddim, 79)
+    assert error(heun, 40) < 0.3 * error(heun, 20)  # of second order: DDIM, of first, halves it
+
+
+def test_the_network_is_told_timesteps_as_integers_where_they_are() -> None:
+    seen: list[tuple[torch.dtype, float]] = []
+
+    def net(x: Tensor, t: Tensor, width: float) -> Tensor:
+        assert t.shape == x.shape[:1]
+        seen.append((t.dtype, t[0].item()))
+        return torch.zeros_like(x)
+
+    levels = [*map(SCHEDULE.level, (946.42, 500.0, 0)), CLEAN]
+    sample(net, SCHEDULE, 1.0, *full(3, kind="ddim"), levels=levels)
+    assert [dtype for dtype, _ in seen] == [torch.float32, torch.int64, torch.int64]
+    assert [t for _, t in seen] == pytest.approx([946.42, 500, 0])
+
+
+def test_draws_of_noise_do_not_depend_on_how_many_are_computed_at_once() -> None:
+    """The i-th draw is (stream 1, i) of each seed, also past those that were foreseen."""
+
+    def method(denoise: Callable, x: Tensor, levels: list[Level], noise: Callable) -> Tensor:
+        draws = [noise() for _ in range(3 if x.dim() else 2)]
+        return torch.stack([x, *draws]).sum(0)
+
+    images = sample(TinyNet(), SCHEDULE, 1.0, [4, 9], SHAPE, method=method, batch_size=2)
+    expected = normal([4, 9], 0, SHAPE) + sum(normal([4, 9], i, SHAPE, stream=1) for i in range(3))
+    torch.testing.assert_close(images, expected)
+
+
 def test_ddim_with_eta_one_draws_the_images_of_ddpm() -> None:
     net = TinyNet()
     ddim = SamplerConfig("ddim", eta=1.0)
@@ -237,6 +314,65 @@ def test_what_the_network_and_the_callbacks_see() -> None:
     assert all(module.training for module in net.modules())
 
 
+def test_labels_reach_the_network_with_their_images() -> None:
+    def net(x: Tensor, t: Tensor, width: float, y: Tensor) -> Tensor:
+        assert y.dtype == torch.int64
+        return (y / 10).view(-1, 1, 1, 1).expand_as(x)
+
+    labels, settings = [3, 0, 7, 5, 1], full(5, kind="ddim", steps=3)
+    for given in (labels, torch.tensor(labels, dtype=torch.int32)):
+        images = sample(
+            net, SCHEDULE, 1.0, *settings, parameterisation="x0", labels=given, batch_size=2
+        )
+        expected = torch.tensor(labels).div(10).view(-1, 1, 1, 1).expand(5, *SHAPE)
+        torch.testing.assert_close(images, expected)
+
+
+def test_a_callback_guides_by_a_gradient() -> None:
+    """x0 moved along the gradient of log N(x0; target, 1): at a step of 1 it is the target."""
+    target = torch.rand(SHAPE)
+
+    def guide(evaluation: Evaluation, x: Tensor, x0: Tensor) -> Tensor | None:
+        if evaluation.log_snr < 0.0:
+            return None
+        with torch.enable_grad():
+            image = x0.detach().requires_grad_()
+            log_density = -0.5 * (image - target).square().sum()
+            (gradient,) = torch.autograd.grad(log_density, image)
+        return x0 + gradient
+
+    arguments = (TinyNet(), SCHEDULE, 1.0, *full(3, kind="ddim", steps=5))
+    images = sample(*arguments, callback=guide, batch_size=2)
+    torch.testing.assert_close(images, target.expand_as(images))
+    watched = sample(*arguments, callback=lambda evaluation, x, x0: None)
+    assert torch.equal(watched, sample(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("returned", "text"),
+    [
+        (lambda x0: 1.0, "the callback returned float; need a tensor or None"),
+        (lambda x0: x0[:1], r"the callback returned shape \(1, 3, 8, 8\); need \(2, 3, 8, 8\)"),
+        (lambda x0: x0 / 0, r"callback's image is not finite in evaluation 1 \(t = 999\)"),
+    ],
+)
+def test_a_callback_that_returns_no_image(returned: Callable, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        sample(
+            TinyNet(), SCHEDULE, 1.0, *full(2, kind="ddim", steps=2),
+            callback=lambda evaluation, x, x0: returned(x0),
+        )  # fmt: skip
+
+
+def test_a_denoiser_alone_passes_gradients_to_its_input() -> None:
+    """d x0 / d x of the exact prediction: Cov[x0, x] / Var[x] = alpha spread² / Var[x]."""
+    denoise, level = Denoiser(GaussianData(SCHEDULE)), SCHEDULE.level(300)
+    x = torch.zeros(2, *SHAPE, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(denoise(x, level).sum(), x)
+    expected = level.alpha * SPREAD**2 / (level.alpha**2 * SPREAD**2 + level.variance)
+    torch.testing.assert_close(gradient, torch.full_like(x, expected), rtol=1e-5, atol=0)
+
+
 def test_no_seeds_no_images() -> None:
     assert sample(TinyNet(), SCHEDULE, 1.0, [], SHAPE).shape == (0, *SHAPE)
 
@@ -269,6 +405,12 @@ def test_output_that_is_not_finite_is_refused_with_step_and_width() -> None:
         ({"parameterisation": "score"}, ValueError, "need one of 'epsilon', 'x0', 'v'"),
         ({"sampler": SamplerConfig(steps=2000)}, ValueError, "need steps <= 1000"),
         ({"net": lambda x, t, w: x[:, :1]}, ValueError, r"returned shape \(1, 1, 8, 8\)"),
+        ({"labels": [1, 2]}, ValueError, r"labels is .*\(2,\); need \[1\] integers, one per seed"),
+        ({"labels": [0.5]}, ValueError, r"labels is torch.float32"),
+        ({"method": lambda d, x, v, n: None}, ValueError, "the sampler returned NoneType"),
+        ({"method": lambda d, x, v, n: x.sum()}, ValueError, r"the sampler returned \(\)"),
+        ({"method": lambda d, x, v, n: x / 0}, ValueError, "images are not finite"),
+        ({"levels": []}, ValueError, "levels are none"),
     ],
 )
 def test_bad_arguments(settings: dict, error: type[Exception], text: str) -> None:
