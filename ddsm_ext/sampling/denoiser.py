@@ -86,7 +86,9 @@ class Denoiser:
     _widths: Strategy = field(init=False, repr=False)
     _row: Prediction = field(init=False, repr=False)
     _count: int = field(init=False, repr=False, default=0)
-    _unread: list[tuple[str, Tensor]] = field(init=False, repr=False, default_factory=list)
+    _unread: list[tuple[str, Evaluation, Tensor]] = field(
+        init=False, repr=False, default_factory=list
+    )
 
     def __post_init__(self) -> None:
         self._widths = as_strategy(self.strategy)
@@ -111,11 +113,11 @@ class Denoiser:
             ValueError: naming the first evaluation whose values were not finite.
         """
         if self._unread:
-            finite = torch.stack([value for _, value in self._unread]).tolist()
+            finite = torch.stack([value for _, _, value in self._unread]).tolist()
             unread, self._unread = self._unread, []
-            for (what, _), good in zip(unread, finite, strict=True):
+            for (name, evaluation, _), good in zip(unread, finite, strict=True):
                 if not good:
-                    raise Refusal(f"sample: {what}; need finite values")
+                    raise _not_finite(name, evaluation)
 
     def _predict(self, x: Tensor, evaluation: Evaluation) -> Tensor:
         dtype = torch.int64 if isinstance(evaluation.t, int) else torch.float32
@@ -152,10 +154,15 @@ class Denoiser:
 
     def _note(self, name: str, values: Tensor, evaluation: Evaluation) -> None:
         """Check values at once on the CPU; elsewhere that would stall, so `check` reads later."""
-        what = (
-            f"{name} is not finite in evaluation {evaluation.index + 1} (t = {evaluation.t:g}) at "
-            f"width {evaluation.width}"
-        )
-        self._unread.append((what, torch.isfinite(values).all()))
-        if values.device.type == "cpu":
-            self.check()
+        finite = torch.isfinite(values).all()
+        if values.device.type != "cpu":
+            self._unread.append((name, evaluation, finite))
+        elif not finite:
+            raise _not_finite(name, evaluation)
+
+
+def _not_finite(name: str, evaluation: Evaluation) -> Refusal:
+    return Refusal(
+        f"sample: {name} is not finite in evaluation {evaluation.index + 1} "
+        f"(t = {evaluation.t:g}) at width {evaluation.width}; need finite values"
+    )

@@ -63,7 +63,8 @@ def sample(
         parameterisation: what the network predicts: "epsilon", "x0" or "v".
         labels: [N] integers, the class of each image; None for a network without classes.
         method: a sampler function of your own, `(denoise, x, levels, noise) -> x`, in place of the
-            one that `sampler.kind` names (see docs/adding-a-sampler.md).
+            one that `sampler.kind` names (see docs/adding-a-sampler.md). It may turn gradients on
+            (`torch.enable_grad`).
         levels: noise levels of your own, noisy to clean with `CLEAN` at the end, in place of the
             sampler's steps and spacing.
         batch_size: images that run together, at least 1.
@@ -73,8 +74,7 @@ def sample(
         progress: called after every network evaluation with (evaluations done, evaluations in
             all), over all batches.
         callback: called with (`Evaluation`, x, x0) of the running batch before x0 is used; a
-            tensor that it returns replaces x0 (guidance), None leaves it. It may turn gradients on
-            (`torch.enable_grad`) for whatever it computes from x and x0.
+            tensor that it returns replaces x0 (guidance), None leaves it. It may turn gradients on.
 
     Returns:
         [N, C, H, W] float32 on `device`. Nothing is clipped but x0, by `sampler.clip_denoised`;
@@ -91,6 +91,9 @@ def sample(
     shape = _check_arguments(shape, batch_size, dtype)
     seeds = as_seeds(seeds)
     labels = _check_labels(labels, len(seeds))
+    # Tensors of inference mode can never take part in autograd, as a caller's function may want.
+    foreign = method is not None or callback is not None
+    mode = torch.no_grad() if foreign else torch.inference_mode()
     method = method or configured(sampler)
     levels = noise_levels(schedule, sampler) if levels is None else check_levels(levels)
     evaluations, draws = dry_run(method, levels, strategy)
@@ -98,8 +101,6 @@ def sample(
     done = itertools.count(1)
     # Made outside inference mode, so that the caller may use the images under autograd.
     images = torch.empty((len(seeds), *shape), dtype=torch.float32, device=device)  # [N, C, H, W]
-    # Tensors of inference mode can never take part in autograd, as a callback may want.
-    mode = torch.inference_mode() if callback is None else torch.no_grad()
     with mode, _eval_mode(net):
         for start in batches:
             rows = slice(start, start + batch_size)

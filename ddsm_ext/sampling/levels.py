@@ -95,18 +95,19 @@ def dry_run(
     strategy = as_strategy(strategy)
     found: list[Evaluation] = []
     draws = 0
+    zero = torch.zeros((), dtype=torch.float64)
 
     def denoise(x: Tensor, level: Level) -> Tensor:
         found.append(Evaluation(len(found), level, strategy.width_at(level.log_snr)))
-        return torch.zeros_like(x)
+        return 0.0 * x  # of x: a sampler may ask for its gradient
 
     def noise() -> Tensor:
         nonlocal draws
         draws += 1
-        return torch.zeros((), dtype=torch.float64)
+        return zero
 
     with torch.no_grad():
-        method(denoise, torch.zeros((), dtype=torch.float64), levels, noise)
+        method(denoise, zero.clone(), levels, noise)
     return found, draws
 
 

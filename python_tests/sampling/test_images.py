@@ -348,6 +348,22 @@ def test_a_callback_guides_by_a_gradient() -> None:
     assert torch.equal(watched, sample(*arguments))
 
 
+def test_a_sampler_may_take_the_gradient_of_its_denoiser() -> None:
+    """By Tweedie's formula sigma² / alpha d x0 / d x is the variance of x0 given x; Gaussians'
+    precisions add: 1 / spread² + alpha² / sigma²."""
+    level = SCHEDULE.level(300)
+
+    def method(denoise: Callable, x: Tensor, levels: list[Level], noise: Callable) -> Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(denoise(x, level).sum(), x)
+        return level.variance / level.alpha * gradient
+
+    images = sample(GaussianData(SCHEDULE), SCHEDULE, 1.0, *full(2), method=method)
+    expected = 1 / (1 / SPREAD**2 + level.alpha**2 / level.variance)
+    torch.testing.assert_close(images, torch.full_like(images, expected), rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize(
     ("returned", "text"),
     [
