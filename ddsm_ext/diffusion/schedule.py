@@ -105,6 +105,7 @@ class NoiseSchedule:
         self.alphas_bar = torch.exp(log_alphas_bar)  # [T]
         # log(1 - alpha-bar) by expm1: 1 - alpha-bar is 1e-4 at t = 0 and would lose 4 digits.
         self.log_snrs = log_alphas_bar - torch.log(-torch.expm1(log_alphas_bar))  # [T]
+        self._levels: dict[int, Level] = {}
         self._log_snrs_by_device = {torch.device("cpu"): self.log_snrs}
 
     @property
@@ -156,9 +157,11 @@ class NoiseSchedule:
         """
         if float(t).is_integer() and 0 <= t < self.timesteps:
             index = int(t)
-            log_alpha_bar = self.log_alphas_bar[index].item()
-            log_snr = self.log_snrs[index].item()
-            return Level(index, log_snr, 0.5 * log_alpha_bar, -math.expm1(log_alpha_bar))
+            if index not in self._levels:  # a sampler asks for the same ones in every call
+                log_alpha_bar = self.log_alphas_bar[index].item()
+                log_snr, variance = self.log_snrs[index].item(), -math.expm1(log_alpha_bar)
+                self._levels[index] = Level(index, log_snr, 0.5 * log_alpha_bar, variance)
+            return self._levels[index]
         log_snr = self.log_snr(float(t))
         # alpha² = 1 / (1 + exp(-log-SNR)), sigma² = 1 / (1 + exp(log-SNR))
         log_alpha = -0.5 * math.log1p(math.exp(-log_snr))

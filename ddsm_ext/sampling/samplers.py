@@ -41,6 +41,7 @@ def ddpm(
 
     Source: Ho et al. 2020, eq. 7 and section 3.2; strided: Nichol & Dhariwal 2021, eq. 19.
     """
+    _check_preserves_variance("ddpm", levels[0])
     for here, there in itertools.pairwise(levels):
         beta = _added_variance(here, there)
         coef_x = math.exp(here.log_alpha - there.log_alpha) * there.variance / here.variance
@@ -63,9 +64,10 @@ def ddim(
 
     Source: Song et al. 2021, eq. 12 and 16.
     """
+    if eta > 0.0:
+        _check_preserves_variance("ddim with eta > 0", levels[0])
     for here, there in itertools.pairwise(levels):
-        added = eta**2 * there.variance / here.variance
-        added = added * _added_variance(here, there) if added else 0.0
+        added = eta**2 * there.variance / here.variance * _added_variance(here, there)
         coef_x = math.sqrt(max(there.variance - added, 0.0) / here.variance)
         x0 = denoise(x, here)
         x = (coef_x * x).add_(x0, alpha=there.alpha - coef_x * here.alpha)
@@ -76,12 +78,17 @@ def ddim(
 
 def _added_variance(here: Level, there: Level) -> float:
     """beta = 1 - alpha_t² / alpha_s² of a step from `here` to the cleaner level `there`."""
-    if not math.isclose(here.alpha**2 + here.variance, 1.0, rel_tol=1e-6):
-        raise Refusal(
-            f"sample: alpha² + sigma² is {here.alpha**2 + here.variance:.6g} at t = {here.t:g}; "
-            "need 1 (levels that preserve the variance) for ddpm, and for ddim with eta > 0"
-        )
     return -math.expm1(2.0 * (here.log_alpha - there.log_alpha))
+
+
+def _check_preserves_variance(name: str, level: Level) -> None:
+    """Refuse levels that beta does not describe, by the first of them."""
+    total = level.alpha**2 + level.variance
+    if not math.isclose(total, 1.0, rel_tol=1e-6):
+        raise Refusal(
+            f"{name}: alpha² + sigma² is {total:.6g} at t = {level.t:g}; need 1, levels that "
+            "preserve the variance"
+        )
 
 
 @dataclass(frozen=True)

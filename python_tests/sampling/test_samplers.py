@@ -92,5 +92,5 @@ def test_ddim_runs_on_levels_that_do_not_scale_the_image() -> None:
     expected = x + (30.0 - 50.0) * (x - x0) / 50.0
     assert step(ddim, here, there, x, x0, 0.0) == pytest.approx(expected, rel=1e-12)
     for method, options in ((ddpm, {}), (ddim, {"eta": 0.5})):
-        with pytest.raises(ValueError, match=r"alpha² \+ sigma² is 2501 at t = 50"):
+        with pytest.raises(ValueError, match=r"alpha² \+ sigma² is 2501 at t = 50; need 1"):
             step(method, here, there, x, x0, 0.0, **options)
