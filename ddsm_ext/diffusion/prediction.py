@@ -17,6 +17,8 @@ from torch import Tensor
 from ddsm_ext.diffusion.schedule import Level, NoiseSchedule, check_batch, per_image
 from ddsm_ext.settings import Refusal, check_choice
 
+Scales = Callable[[], tuple[Tensor, Tensor]]
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -24,30 +26,36 @@ class Prediction:
 
     Args:
         x0_map: level -> (a, b) with x0 = a x + b p.
-        target: (x0, noise, alpha, sigma) -> what p should be.
+        target: (x0, noise, scales) -> what p should be; scales() gives alpha and sigma
+            [N, 1, 1, 1], computed where they are asked for.
         error_scale: SNR -> squared error of p that equals a squared error of 1 in x0, 1 / b².
     """
 
     x0_map: Callable[[Level], tuple[float, float]]
-    target: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    target: Callable[[Tensor, Tensor, Scales], Tensor]
     error_scale: Callable[[Tensor], Tensor]
+
+
+def _v(x0: Tensor, noise: Tensor, scales: Scales) -> Tensor:
+    alpha, sigma = scales()
+    return alpha * noise - sigma * x0
 
 
 # The names are those of `diffusion.config.PARAMETERISATIONS`.
 PREDICTIONS: dict[str, Prediction] = {
     "epsilon": Prediction(
         x0_map=lambda level: (1.0 / level.alpha, -level.sigma / level.alpha),
-        target=lambda x0, noise, alpha, sigma: noise,
+        target=lambda x0, noise, scales: noise,
         error_scale=lambda snr: snr,
     ),
     "x0": Prediction(
         x0_map=lambda level: (0.0, 1.0),
-        target=lambda x0, noise, alpha, sigma: x0,
+        target=lambda x0, noise, scales: x0,
         error_scale=torch.ones_like,
     ),
     "v": Prediction(
         x0_map=lambda level: (level.alpha, -level.sigma),
-        target=lambda x0, noise, alpha, sigma: alpha * noise - sigma * x0,
+        target=_v,
         error_scale=lambda snr: snr + 1.0,
     ),
 }
@@ -77,8 +85,12 @@ def training_target(
     """
     row = prediction_named("training_target: parameterisation", parameterisation)
     check_batch("training_target", x0, noise, t)
-    alpha, sigma = (per_image(c, x0) for c in schedule.signal_and_noise(t))  # [N, 1, 1, 1]
-    return row.target(x0, noise, alpha, sigma).to(x0.dtype)
+
+    def scales() -> tuple[Tensor, Tensor]:
+        alpha, sigma = schedule.signal_and_noise(t)  # [N], [N]
+        return per_image(alpha, x0), per_image(sigma, x0)
+
+    return row.target(x0, noise, scales).to(x0.dtype)
 
 
 def mse_per_image(prediction: Tensor, target: Tensor) -> Tensor:

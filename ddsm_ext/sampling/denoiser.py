@@ -120,7 +120,7 @@ class Denoiser:
                     raise _not_finite(name, evaluation)
 
     def _predict(self, x: Tensor, evaluation: Evaluation) -> Tensor:
-        dtype = torch.int64 if isinstance(evaluation.t, int) else torch.float32
+        dtype = torch.int64 if float(evaluation.t).is_integer() else torch.float32
         # One number for the batch, as its stride 0 tells: embedded once.
         t = torch.full((1,), evaluation.t, dtype=dtype, device=x.device).expand(len(x))  # [n]
         labels = () if self.labels is None else (self.labels,)
