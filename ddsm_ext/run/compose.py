@@ -17,8 +17,8 @@ from ddsm_ext.data.pixels import to_uint8
 from ddsm_ext.diffusion.schedule import NoiseSchedule, make_schedule
 from ddsm_ext.graph.count import macs
 from ddsm_ext.run.config import RunConfig
-from ddsm_ext.sampling.plan import plan_steps
-from ddsm_ext.sampling.samplers import sample
+from ddsm_ext.sampling.images import sample
+from ddsm_ext.sampling.levels import evaluations
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal, did_you_mean
 
@@ -135,7 +135,7 @@ class Sampler:
         seeds: list[int],
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """Return float images [N, C, H, W] in [-1, 1], one a seed."""
+        """Return float images [N, C, H, W], one a seed, not clipped to [-1, 1]."""
         return sample(
             self.network,
             self.schedule,
@@ -165,7 +165,7 @@ class Sampler:
 
     def macs_per_image(self, strategy: Strategy | float) -> int:
         """Return the MACs of one image over all steps of the sampler."""
-        steps = plan_steps(self.schedule, strategy, self.config.sampler)
+        steps = evaluations(self.schedule, self.config.sampler, strategy)
         each = {width: macs(self.config.model, width) for width in {s.width for s in steps}}
         return sum(each[step.width] for step in steps)
 

@@ -13,13 +13,13 @@ from torch import Tensor
 from ddsm_ext.cli.console import follow, progress_bar, say
 from ddsm_ext.data.pixels import from_uint8, to_uint8
 from ddsm_ext.diffusion.noise import normal
-from ddsm_ext.diffusion.process import add_noise
+from ddsm_ext.diffusion.schedule import add_noise
 from ddsm_ext.graph.count import macs
 from ddsm_ext.io.files import read_jsonl, write_json
 from ddsm_ext.run.compose import image_batches, weights_digest
 from ddsm_ext.run.eval_config import EvalConfig
 from ddsm_ext.run.scoring import Scorer
-from ddsm_ext.sampling.plan import plan_log_snrs, plan_steps
+from ddsm_ext.sampling.levels import evaluations
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.search.cost_table import CostTable, conditions, macs_table, measure_ms
 from ddsm_ext.search.engine import search
@@ -131,7 +131,7 @@ def search_run(run: Path, scorer: Scorer) -> Any:
     images = torch.cat(list(image_batches(scorer.dataset, config.eval.sensitivity_images)))
     measured = sensitivity_of(scorer, from_uint8(images, scorer.sampler.device))
     measured.save(run / "search" / "sensitivity.json")
-    log_snrs = plan_log_snrs(scorer.sampler.schedule, config.sampler)
+    log_snrs = [e.log_snr for e in evaluations(scorer.sampler.schedule, config.sampler)]
     errors = measured.for_steps(log_snrs, settings.widths)
     say(f"searching: {settings.generations} generations of {settings.population}")
     front = search(
@@ -190,7 +190,7 @@ def set_aside_other(run: Path, identity: dict[str, Any]) -> None:
 def save_steps(run: Path, scorer: Scorer, strategy: Strategy) -> None:
     """Write search/steps.json: timestep, log-SNR and width of each step of the run's sampler."""
     config = scorer.sampler.config
-    steps = plan_steps(scorer.sampler.schedule, strategy, config.sampler)
+    steps = evaluations(scorer.sampler.schedule, config.sampler, strategy)
     content = {
         "timesteps": [step.t for step in steps],
         "log_snr": [step.log_snr for step in steps],

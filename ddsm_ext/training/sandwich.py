@@ -14,11 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ddsm_ext.diffusion.losses import mse_per_image
 from ddsm_ext.diffusion.noise import generator
-from ddsm_ext.diffusion.parameterisation import training_target
-from ddsm_ext.diffusion.process import add_noise
-from ddsm_ext.diffusion.schedule import NoiseSchedule
+from ddsm_ext.diffusion.prediction import PREDICTIONS, mse_per_image, training_target
+from ddsm_ext.diffusion.schedule import NoiseSchedule, add_noise
 from ddsm_ext.settings import Refusal
 from ddsm_ext.training.config import TrainConfig
 from ddsm_ext.training.streams import Stream
@@ -65,8 +63,7 @@ def loss_weights(
 ) -> Tensor:
     """Weight of each image's squared error, [N] float32.
 
-    "min_snr" weights the error of x0 by min(SNR, gamma); the error of epsilon is SNR times that of
-    x0, the error of v (SNR + 1) times.
+    "min_snr" weights the error of x0 by min(SNR, gamma), whatever the network predicts.
 
     Source: Hang et al. 2023 (arXiv 2303.09556), "Min-SNR-gamma".
     """
@@ -74,8 +71,7 @@ def loss_weights(
         return torch.ones(len(t), device=t.device)
     snr = schedule.log_snr(t).exp()  # [N]
     weight = snr.clamp(max=config.min_snr_gamma)
-    scale = {"x0": torch.ones_like(snr), "epsilon": snr, "v": snr + 1.0}[parameterisation]
-    return (weight / scale).float()
+    return (weight / PREDICTIONS[parameterisation].error_scale(snr)).float()
 
 
 @dataclass

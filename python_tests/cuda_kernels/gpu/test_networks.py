@@ -105,6 +105,15 @@ def test_a_seed_is_an_image_in_any_batch() -> None:
         assert float((draw(batch_size=size) - images).abs().max()) <= 1e-2
 
 
+def test_output_that_is_not_finite_is_named_though_read_late() -> None:
+    def net(x: Tensor, t: Tensor, width: float) -> Tensor:
+        return torch.where(t.view(-1, 1, 1, 1) < 700, torch.nan, torch.zeros_like(x))
+
+    schedule, sampler = make_schedule(DiffusionConfig()), SamplerConfig(kind="ddim", steps=4)
+    with pytest.raises(ValueError, match=r"not finite in evaluation 2 \(t = 666\) at width 0\.5"):
+        sample(net, schedule, 0.5, range(2), (3, 8, 8), sampler, device=DEVICE)
+
+
 def test_a_copy_on_the_cpu_computes_the_same() -> None:
     net = network(SMALL)
     inputs = random_inputs(SMALL, 2, torch.float32, device=DEVICE)
