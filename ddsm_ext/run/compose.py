@@ -201,8 +201,7 @@ def make_extractor_for(config: RunConfig, run: Path, dataset: Any) -> Any:
 
 def reference_for(config: RunConfig, extractor: Any, dataset: Any) -> Any:
     """Return the statistics that samples are compared with: a file's, or the data set's."""
-    from ddsm_ext.eval.metrics import reference_statistics
-    from ddsm_ext.eval.statistics import load_statistics
+    from ddsm_ext.eval.metrics import load_statistics, reference_statistics
 
     if config.eval.reference is not None:
         return load_statistics(config.eval.reference)
