@@ -33,7 +33,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "diffusion": (),
     "sampling": ("diffusion", "io.files"),
     "data": ("io.files",),
-    "eval": ("data.pixels", "io.files"),
+    "eval": ("data.pixels", "io.files", "io.weights"),
     "training": ("data", "diffusion", "io"),
     "search": ("io.files", "sampling"),
     "report": ("io.files",),

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
     scorer = Scorer.for_run(folder, config, device)
     if args.save_statistics:
-        from ddsm_ext.eval.statistics import save_statistics
+        from ddsm_ext.eval.metrics import save_statistics
 
         save_statistics(Path(args.save_statistics), scorer.reference)
     if args.images:

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddsm_ext.data.pixels import from_uint8
-from ddsm_ext.io.files import parse_safetensors, write_atomic
+from ddsm_ext.io.files import write_atomic
+from ddsm_ext.io.weights import parse_safetensors
 from ddsm_ext.settings import Refusal, Settings, TypeRefusal, is_int
 
 FORMAT_VERSION = 1

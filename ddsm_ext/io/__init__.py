@@ -11,7 +11,7 @@ __getattr__, __dir__, __all__ = attach(
         "CheckpointError": "checkpoint",
         "append_jsonl": "files",
         "load_checkpoint": "checkpoint",
-        "load_shards": "shards",
+        "load_shards": "weights",
         "newest_complete": "checkpoint",
         "read_json": "files",
         "read_jsonl": "files",

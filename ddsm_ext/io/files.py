@@ -9,12 +9,9 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from ddsm_ext.settings import Refusal, TypeRefusal
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def one_line(error: BaseException) -> str:
@@ -128,21 +125,6 @@ def parse_json(text: str | bytes, name: str) -> Any:
         raise Refusal(f"{name}: nested too deeply; need a JSON file of this project") from None
     except ValueError as error:
         raise Refusal(f"{name}: not JSON ({error}); need a whole JSON file") from None
-
-
-def parse_safetensors(data: bytes, name: str) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, on the CPU; `name` says in errors where it came from.
-
-    Raises:
-        ValueError: it is none.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        return load(data)
-    except SafetensorError as error:
-        raise Refusal(f"{name}: {error}; need a whole safetensors file") from None
 
 
 def read_json(path: str | Path) -> Any:

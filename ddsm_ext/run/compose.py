@@ -51,7 +51,7 @@ def load_network(
         ValueError: the checkpoint lacks these weights or holds another network's.
     """
     from ddsm_ext.io.checkpoint import load_checkpoint, newest_complete
-    from ddsm_ext.training.ema import copy_tensors
+    from ddsm_ext.io.weights import copy_tensors
 
     newest = newest_complete(run)
     if newest is None:
@@ -201,8 +201,7 @@ def make_extractor_for(config: RunConfig, run: Path, dataset: Any) -> Any:
 
 def reference_for(config: RunConfig, extractor: Any, dataset: Any) -> Any:
     """Return the statistics that samples are compared with: a file's, or the data set's."""
-    from ddsm_ext.eval.metrics import reference_statistics
-    from ddsm_ext.eval.statistics import load_statistics
+    from ddsm_ext.eval.metrics import load_statistics, reference_statistics
 
     if config.eval.reference is not None:
         return load_statistics(config.eval.reference)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ddsm_ext.settings import Refusal
+from ddsm_ext.io.weights import copy_tensors
 
 
 class Ema:
@@ -53,32 +53,3 @@ class Ema:
         finally:
             copy_tensors(own, net.state_dict(), "model")
             net.train(was_training)
-
-
-@torch.no_grad()
-def copy_tensors(source: Mapping[str, Tensor], target: Mapping[str, Tensor], what: str) -> None:
-    """Copy tensors by name into existing ones of the same shape; nothing is copied on error.
-
-    Args:
-        source: saved tensors.
-        target: tensors that receive them, e.g. a `state_dict()`.
-        what: what errors call the saved tensors.
-
-    Raises:
-        ValueError: names or shapes differ.
-    """
-    missing, extra = sorted(target.keys() - source.keys()), sorted(source.keys() - target.keys())
-    if missing or extra:
-        shown = f"lacks {missing[0]!r}" if missing else f"has an unknown {extra[0]!r}"
-        raise Refusal(
-            f"{what} {shown} ({len(missing)} missing, {len(extra)} unknown names); "
-            "need a checkpoint of this network"
-        )
-    for name, tensor in target.items():
-        if source[name].shape != tensor.shape:
-            raise Refusal(
-                f"{what} {name!r} is {list(source[name].shape)}, the network has "
-                f"{list(tensor.shape)}; need a checkpoint of this network"
-            )
-    for name, tensor in target.items():
-        tensor.copy_(source[name])

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from ddsm_ext.io.checkpoint import Checkpoint, load_checkpoint, newest_complete, save_checkpoint
 from ddsm_ext.io.files import read_jsonl, to_json, write_atomic
+from ddsm_ext.io.weights import copy_tensors
 from ddsm_ext.settings import Refusal, completed
 from ddsm_ext.training.config import TrainConfig
-from ddsm_ext.training.ema import Ema, copy_tensors
+from ddsm_ext.training.ema import Ema
 
 # Settings that may differ between the parts of one run: they change no weight of a given step.
 _FREE_SETTINGS = frozenset(
