@@ -1,6 +1,7 @@
 """Widths: their check, their one rounding to channels, how one is looked up. No torch."""
 
 import math
+import reprlib
 from collections.abc import Iterable
 
 from ddsm_ext.settings import Refusal, TypeRefusal
@@ -17,11 +18,13 @@ def check_width(width: float) -> float:
         ValueError: `width` is outside (0, 1] or NaN.
     """
     if isinstance(width, (bool, str, bytes)):
-        raise TypeRefusal(f"width is {width!r}; need a number with 0 < width <= 1")
+        raise TypeRefusal(f"width is {reprlib.repr(width)}; need a number with 0 < width <= 1")
     try:
         value = float(width)
-    except (TypeError, ValueError):
-        raise TypeRefusal(f"width is {width!r}; need a number with 0 < width <= 1") from None
+    except (OverflowError, TypeError, ValueError):
+        raise TypeRefusal(
+            f"width is {reprlib.repr(width)}; need a number with 0 < width <= 1"
+        ) from None
     if not 0.0 < value <= 1.0:
         raise Refusal(f"width is {value:g}; need 0 < width <= 1")
     return value
