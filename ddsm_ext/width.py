@@ -2,7 +2,7 @@
 
 import math
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from ddsm_ext.settings import Refusal, TypeRefusal
 
@@ -28,6 +28,34 @@ def check_width(width: float) -> float:
     if not 0.0 < value <= 1.0:
         raise Refusal(f"width is {value:g}; need 0 < width <= 1")
     return value
+
+
+def sorted_widths(
+    owner: str, widths: Iterable[float], check: Callable[[float], float] = check_width
+) -> tuple[float, ...]:
+    """Return the widths of a configuration, widest first, each checked.
+
+    Args:
+        owner: whose they are, for errors.
+        widths: one or more, each once.
+        check: returns a width as a float, or refuses it.
+
+    Raises:
+        TypeError: they are no sequence, or one is no number.
+        ValueError: one is refused, none is there, or one is there twice.
+    """
+    if not isinstance(widths, Iterable) or isinstance(widths, str | bytes):
+        raise TypeRefusal(f"{owner}: widths is {widths!r}; need a sequence of numbers")
+    widths = tuple(widths)
+    try:
+        checked = tuple(check(width) for width in widths)
+    except Refusal as error:
+        raise type(error)(f"{owner}: widths is {widths!r}: {error}") from None
+    if not checked:
+        raise Refusal(f"{owner}: widths is (); need at least one width")
+    if len(set(checked)) != len(checked):
+        raise Refusal(f"{owner}: widths is {checked!r}; need each width once")
+    return tuple(sorted(checked, reverse=True))
 
 
 def active_channels(c_max: int, width: float, multiple: int = 8) -> int:
