@@ -1,7 +1,8 @@
 """Widths: their check, their one rounding to channels, how one is looked up. No torch."""
 
 import math
-from collections.abc import Iterable
+import reprlib
+from collections.abc import Callable, Iterable
 
 from ddsm_ext.settings import Refusal, TypeRefusal
 
@@ -17,14 +18,44 @@ def check_width(width: float) -> float:
         ValueError: `width` is outside (0, 1] or NaN.
     """
     if isinstance(width, (bool, str, bytes)):
-        raise TypeRefusal(f"width is {width!r}; need a number with 0 < width <= 1")
+        raise TypeRefusal(f"width is {reprlib.repr(width)}; need a number with 0 < width <= 1")
     try:
         value = float(width)
-    except (TypeError, ValueError):
-        raise TypeRefusal(f"width is {width!r}; need a number with 0 < width <= 1") from None
+    except (OverflowError, TypeError, ValueError):
+        raise TypeRefusal(
+            f"width is {reprlib.repr(width)}; need a number with 0 < width <= 1"
+        ) from None
     if not 0.0 < value <= 1.0:
         raise Refusal(f"width is {value:g}; need 0 < width <= 1")
     return value
+
+
+def sorted_widths(
+    owner: str, widths: Iterable[float], check: Callable[[float], float] = check_width
+) -> tuple[float, ...]:
+    """Return the widths of a configuration, widest first, each checked.
+
+    Args:
+        owner: whose they are, for errors.
+        widths: one or more, each once.
+        check: returns a width as a float, or refuses it.
+
+    Raises:
+        TypeError: they are no sequence, or one is no number.
+        ValueError: one is refused, none is there, or one is there twice.
+    """
+    if not isinstance(widths, Iterable) or isinstance(widths, str | bytes):
+        raise TypeRefusal(f"{owner}: widths is {widths!r}; need a sequence of numbers")
+    widths = tuple(widths)
+    try:
+        checked = tuple(check(width) for width in widths)
+    except Refusal as error:
+        raise type(error)(f"{owner}: widths is {widths!r}: {error}") from None
+    if not checked:
+        raise Refusal(f"{owner}: widths is (); need at least one width")
+    if len(set(checked)) != len(checked):
+        raise Refusal(f"{owner}: widths is {checked!r}; need each width once")
+    return tuple(sorted(checked, reverse=True))
 
 
 def active_channels(c_max: int, width: float, multiple: int = 8) -> int:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddsm_ext.width import active_channels, check_width
+from ddsm_ext.width import active_channels, check_width, sorted_widths
 
 
 @pytest.mark.parametrize(
@@ -60,3 +60,17 @@ def test_width_is_no_number(width: object) -> None:
 def test_counts_below_one() -> None:
     with pytest.raises(ValueError, match="c_max is 0, multiple is 8"):
         active_channels(0, 0.5)
+
+
+def test_widths_of_a_configuration_are_checked_and_sorted() -> None:
+    assert sorted_widths("Some", [0.25, 1, 0.5]) == (1.0, 0.5, 0.25)
+    for widths, message in [
+        ((), r"^Some: widths is \(\); need at least one width$"),
+        ((0.5, 0.5), r"^Some: widths is \(0.5, 0.5\); need each width once$"),
+        ((1.0, 1.5), r"^Some: widths is \(1.0, 1.5\): width is 1.5; need 0 < width <= 1$"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            sorted_widths("Some", widths)
+    for wrong in ("1.0", 1.0, (1.0, None)):
+        with pytest.raises(TypeError, match=r"^Some: widths is .*; need a"):
+            sorted_widths("Some", wrong)  # type: ignore[arg-type]

@@ -1,17 +1,33 @@
-"""Data sets held as uint8 arrays [N, C, H, W], known by the content of their pixels."""
+"""Data sets: digits, folders, archives and CIFAR-10 as one uint8 array of equal images.
+
+A set is known by the content of its pixels.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
 
+from ddsm_ext.data.archives import archive_images, images_from_archive
+from ddsm_ext.data.cifar import is_cifar10, read_cifar10
 from ddsm_ext.data.config import DataConfig
-from ddsm_ext.data.sources import RawImages, read_digits, read_path, source_digest
+from ddsm_ext.data.images import image_files, images_from_folder, label_of
+from ddsm_ext.io.files import write_atomic
 from ddsm_ext.settings import Refusal
+
+_CACHE_VERSION = 1  # change when the same settings give other pixels
+_TRAIN_PARTS = frozenset(("train", "training"))
+_TEST_PARTS = frozenset(("test", "testing"))
 
 
 @dataclass(frozen=True)
@@ -105,16 +121,217 @@ def load_dataset(config: DataConfig) -> ImageDataset:
     return ImageDataset(images, labels, raw.class_names, name, digest, flips=config.flips)
 
 
-def _read_or_cached(config: DataConfig) -> tuple[RawImages, str]:
+def _read_or_cached(config: DataConfig) -> tuple[_RawImages, str]:
     if config.source == "digits":
-        return read_digits(config), "digits"
+        return _read_digits(config), "digits"
     path = Path(config.source)
     name = path.name.split(".tar")[0] if ".tar" in path.name else (path.stem or path.name)
     if config.cache is None:
-        return read_path(config), name
-    file = Path(config.cache) / f"{source_digest(config)}.safetensors"
-    raw = RawImages.load(file)
+        return _read_path(config), name
+    file = Path(config.cache) / f"{_source_digest(config)}.safetensors"
+    raw = _RawImages.load(file)
     if raw is None:
-        raw = read_path(config)
+        raw = _read_path(config)
         raw.save(file)
     return raw, name
+
+
+@dataclass(frozen=True)
+class _RawImages:
+    """What a source gave for one split, before held-out and limit."""
+
+    images: NDArray[np.uint8]  # [N, C, H, W]
+    labels: NDArray[np.int64] | None  # [N]
+    class_names: tuple[str, ...]
+    has_test_part: bool  # the source itself is divided into train and test
+
+    def save(self, file: Path) -> None:
+        """Write as safetensors, with the digest of the pixels beside them."""
+        from safetensors.numpy import save
+
+        arrays: dict[str, NDArray[Any]] = {"images": np.ascontiguousarray(self.images)}
+        if self.labels is not None:
+            arrays["labels"] = self.labels
+        about = {"classes": list(self.class_names), "has_test_part": self.has_test_part}
+        metadata = {"about": json.dumps(about), "sha256": _sha256(arrays)}
+        write_atomic(file, save(arrays, metadata=metadata))
+
+    @staticmethod
+    def load(file: Path) -> _RawImages | None:
+        """Read a cache file; None when it is missing or damaged."""
+        from safetensors import SafetensorError, safe_open
+
+        if not file.is_file():
+            return None
+        with contextlib.suppress(SafetensorError, OSError, ValueError, KeyError, TypeError):
+            with safe_open(file, framework="np") as stored:
+                arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+                metadata = stored.metadata()
+            about = json.loads(metadata["about"])
+            if metadata["sha256"] == _sha256(arrays):
+                names = tuple(about["classes"])
+                labels = arrays.get("labels")
+                return _RawImages(arrays["images"], labels, names, bool(about["has_test_part"]))
+        return None
+
+
+def _sha256(arrays: dict[str, NDArray[Any]]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {list(arrays[name].shape)}\n".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).data)
+    return digest.hexdigest()
+
+
+def _source_digest(config: DataConfig) -> str:
+    """SHA-256 of the source's files and of the settings that decide the decoded pixels.
+
+    Raises:
+        FileNotFoundError: no such file or folder.
+    """
+    path = _existing(config.source)
+    settings = [_CACHE_VERSION, config.image_size, config.channels, config.split]
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    for file in files:
+        name = file.relative_to(path).as_posix() if path.is_dir() else ""
+        with open(file, "rb") as stream:
+            digest.update(f"{name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _existing(source: str) -> Path:
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"data source {source!r}: no such file or folder; need 'digits', an image folder, a "
+            "ZIP, a tar, or a binary CIFAR-10 archive"
+        )
+    return path
+
+
+def _fit(pixels: NDArray[np.uint8], size: int | None, channels: int | None) -> NDArray[np.uint8]:
+    """Crop to the central square, resize, and convert the channels of one image.
+
+    Args:
+        pixels: uint8 [H, W, 1 or 3].
+        size: pixels a side of the result; None keeps height and width.
+        channels: 1 or 3; None keeps them.
+
+    Returns:
+        uint8 [C, H, W].
+    """
+    height, width, depth = pixels.shape
+    if size is not None and (height, width) != (size, size):
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        square = pixels[top : top + side, left : left + side]
+        image = Image.fromarray(square[:, :, 0] if depth == 1 else np.ascontiguousarray(square))
+        kernel = Image.Resampling.LANCZOS if side > size else Image.Resampling.BICUBIC
+        pixels = np.asarray(image.resize((size, size), kernel)).reshape(size, size, depth)
+    if channels == 1 and depth == 3:
+        pixels = np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))[:, :, None]
+    elif channels == 3 and depth == 1:
+        pixels = pixels.repeat(3, axis=2)
+    return pixels.transpose(2, 0, 1)  # [C, H, W]
+
+
+class _Stack:
+    """Grows one flat buffer image by image, so that nothing is held twice."""
+
+    def __init__(self, source: str, config: DataConfig) -> None:
+        self._source, self._config = source, config
+        self._data = bytearray()
+        self._shape: tuple[int, ...] | None = None
+        self._first = ""
+
+    def add(self, pixels: NDArray[np.uint8], name: str) -> None:
+        image = _fit(pixels, self._config.image_size, self._config.channels)
+        if self._shape is None:
+            self._shape, self._first = image.shape, name
+        if image.shape != self._shape:
+            raise Refusal(
+                f"{self._source}: {name} is {list(image.shape)}, {self._first} is "
+                f"{list(self._shape)} (channels, height, width); need equal images, or image_size "
+                "and channels set"
+            )
+        self._data += image.tobytes()
+
+    def array(self) -> NDArray[np.uint8]:
+        if self._shape is None:
+            raise Refusal(f"{self._source}: no image in this split; need at least one")
+        channels, height, width = self._shape
+        if height != width:
+            raise Refusal(
+                f"{self._source}: images are {height}x{width}; need squares, or image_size set"
+            )
+        return np.frombuffer(self._data, np.uint8).reshape(-1, channels, height, width)
+
+
+def _read_digits(config: DataConfig) -> _RawImages:
+    """The 1797 grey 8x8 digits of scikit-learn (UCI, Alpaydin & Kaynak 1998), 0..16 to 0..255."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    grey = np.rint(digits.images * (255.0 / 16.0)).astype(np.uint8)  # [1797, 8, 8]
+    stack = _Stack("digits", config)
+    for index, image in enumerate(grey):
+        stack.add(image[:, :, None], f"digit {index}")
+    labels = digits.target.astype(np.int64)
+    return _RawImages(stack.array(), labels, tuple("0123456789"), has_test_part=False)
+
+
+def _read_path(config: DataConfig) -> _RawImages:
+    """Images of a folder, ZIP, tar or CIFAR-10 archive, in the order of their sorted names.
+
+    Raises:
+        FileNotFoundError: no such file or folder.
+        ValueError: damaged, hostile, unequal or no images.
+    """
+    path = _existing(config.source)
+    if path.suffix.lower() != ".zip" and is_cifar10(path):
+        return _read_cifar(path, config)
+    names = image_files(path) if path.is_dir() else archive_images(path)
+    wanted, has_test_part = _names_of_split(names, config)
+    classes = _classes(names)
+    class_index = {name: index for index, name in enumerate(classes)}
+    stack, found, labels = _Stack(str(path), config), [], []
+    read = images_from_folder if path.is_dir() else images_from_archive
+    images = read(path, channels=config.channels, names=frozenset(wanted))
+    for image in tqdm(images, f"reading {path.name}", len(wanted), disable=None, delay=2):
+        stack.add(image.pixels, image.name)
+        found.append(image.name)
+        labels.append(class_index.get(image.label or "", 0))
+    array = stack.array()
+    order = sorted(range(len(found)), key=found.__getitem__)
+    if order != list(range(len(order))):  # indexing copies
+        array = array[order]
+    ids = np.array(labels, dtype=np.int64)[order] if classes else None
+    return _RawImages(array, ids, tuple(classes), has_test_part)
+
+
+def _read_cifar(path: Path, config: DataConfig) -> _RawImages:
+    cifar = read_cifar10(path, config.split)
+    stack = _Stack(str(path), config)
+    for index, pixels in enumerate(cifar.pixels):
+        stack.add(pixels, f"image {index}")
+    return _RawImages(stack.array(), cifar.labels, cifar.class_names, has_test_part=True)
+
+
+def _names_of_split(names: list[str], config: DataConfig) -> tuple[list[str], bool]:
+    """Names in the wanted split, and whether folders named train and test divide the source."""
+    parts = [frozenset(PurePosixPath(name.lower()).parts[:-1]) for name in names]
+    divided = any(p & _TRAIN_PARTS for p in parts) and any(p & _TEST_PARTS for p in parts)
+    if not divided or config.split == "all":
+        return names, divided
+    folders = _TRAIN_PARTS if config.split == "train" else _TEST_PARTS
+    return [name for name, part in zip(names, parts, strict=True) if part & folders], True
+
+
+def _classes(names: Iterable[str]) -> list[str]:
+    """Sorted class names; none when images lie outside class folders."""
+    labels = {label_of(name) for name in names}
+    split_folders = _TRAIN_PARTS | _TEST_PARTS
+    if any(label is None or label.lower() in split_folders for label in labels):
+        return []
+    return sorted(label for label in labels if label is not None)

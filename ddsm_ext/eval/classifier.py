@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import safetensors.torch
@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddsm_ext.data.pixels import from_uint8
-from ddsm_ext.io.files import write_atomic
+from ddsm_ext.io.document import Document
+from ddsm_ext.io.files import parse_json, write_atomic
 from ddsm_ext.io.weights import parse_safetensors
 from ddsm_ext.settings import Refusal, Settings, TypeRefusal, is_int
 
-FORMAT_VERSION = 1
 _METADATA_KEY = "ddsm_classifier"
 _HELD_OUT_FRACTION = 0.2  # share of images, chosen by the seed, that training never sees
 
@@ -113,7 +113,34 @@ class TrainedClassifier:
     def metadata(self) -> dict[str, Any]:
         """Return everything but the weights as JSON-ready values."""
         values = {key: value for key, value in vars(self).items() if key != "network"}
-        return {"version": FORMAT_VERSION, **values, "config": self.config.to_dict()}
+        return _Record(values).to_content()
+
+
+@dataclass(frozen=True)
+class _Record(Document):
+    """What a file says of its weights: all of `TrainedClassifier` but the network."""
+
+    what: ClassVar[str] = "record of a trained classifier"
+    file_keys: ClassVar[tuple[str, ...]] = (
+        "config",
+        "data_name",
+        "data_digest",
+        "train_images",
+        "held_out_images",
+        "held_out_accuracy",
+        "train_accuracy",
+    )
+
+    values: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values as JSON values."""
+        return {**self.values, "config": self.values["config"].to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> _Record:
+        """Build the record from `to_dict()` output."""
+        return cls({**values, "config": ClassifierConfig.from_dict(values["config"])})
 
 
 def data_digest(images: np.ndarray, labels: np.ndarray) -> str:
@@ -282,19 +309,12 @@ def load_classifier(path: str | Path) -> tuple[TrainedClassifier, str]:
         raise FileNotFoundError(f"classifier {path}: no such file; need a .safetensors classifier")
     data = path.read_bytes()
     metadata, tensors = _read_safetensors(path, data)
-    try:
-        values = json.loads(metadata[_METADATA_KEY])
-        if values.pop("version") != FORMAT_VERSION:
-            raise ValueError
-        config = ClassifierConfig(**values.pop("config"))
-        with torch.random.fork_rng(devices=[]):
-            network = SmallClassifier(config)
-        trained = TrainedClassifier(network=network, config=config, **values)
-    except (KeyError, TypeError, ValueError) as error:
-        raise Refusal(
-            f"classifier {path}: its metadata are no classifier of format {FORMAT_VERSION}; need "
-            "a file written by ddsm_ext.eval.classifier.save_classifier"
-        ) from error
+    where = f"classifier {path}: metadata"
+    record = _Record.from_content(parse_json(metadata.get(_METADATA_KEY, "{}"), where), where)
+    config = record.values["config"]
+    with torch.random.fork_rng(devices=[]):
+        network = SmallClassifier(config)
+    trained = TrainedClassifier(network=network, **record.values)
     expected = {name: t.shape for name, t in network.state_dict().items()}
     got = {name: t.shape for name, t in tensors.items()}
     if got != expected or not all(bool(torch.isfinite(t).all()) for t in tensors.values()):

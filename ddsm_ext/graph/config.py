@@ -10,6 +10,7 @@ from ddsm_ext.graph.check import check_nodes
 from ddsm_ext.graph.graph import Counts, Graph
 from ddsm_ext.graph.slicing import Slicing
 from ddsm_ext.settings import Refusal, Settings, is_int
+from ddsm_ext.width import sorted_widths
 
 
 class NetworkConfig(Settings):
@@ -91,12 +92,9 @@ class NetworkConfig(Settings):
         self._check(name, is_int(value, least), need)
 
     def _checked_widths(self, graph: Graph) -> tuple[float, ...]:
-        sequence = hasattr(self.widths, "__iter__") and not isinstance(self.widths, str | bytes)
-        self._check_type("widths", sequence, "a sequence of numbers")
-        widths = tuple(graph.check_width(self.slicing, width) for width in self.widths)
-        self._check("widths", bool(widths), "at least one width")
-        self._check("widths", len(set(widths)) == len(widths), "each width once")
-        return tuple(sorted(widths, reverse=True))
+        return sorted_widths(
+            type(self).__name__, self.widths, lambda width: graph.check_width(self.slicing, width)
+        )
 
 
 @lru_cache(maxsize=64)

@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = attach(
     {
         "Checkpoint": "checkpoint",
         "CheckpointError": "checkpoint",
+        "Document": "document",
         "append_jsonl": "files",
         "load_checkpoint": "checkpoint",
         "load_shards": "weights",

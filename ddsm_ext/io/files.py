@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
+import reprlib
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -109,22 +111,46 @@ def _refuse_constant(name: str) -> Any:
     raise Refusal(f"{name} is not a JSON number")
 
 
-def parse_json(text: str | bytes, name: str) -> Any:
-    """Value of a JSON text; `name` says in errors where it came from.
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise Refusal(f"{reprlib.repr(text)} is beyond the range of a float")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise Refusal(f"key {reprlib.repr(repeated)} is given twice")
+    return result
+
+
+def parse_json(text: str | bytes, name: str, what: str = "whole JSON file") -> Any:
+    """Value of a JSON text, with each key once and finite numbers only.
+
+    Args:
+        text: the text; bytes are UTF-8.
+        name: says in errors where it came from.
+        what: what is needed there, e.g. "cost table".
 
     Raises:
-        ValueError: no JSON, not UTF-8, not finite, or nested deeper than the parser goes.
+        ValueError: no JSON, not UTF-8, a key given twice, a number that is not finite, or nested
+            deeper than the parser goes.
     """
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8")
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(
+            text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique
+        )
     except UnicodeDecodeError as error:
-        raise Refusal(f"{name}: byte {error.start} is not UTF-8; need a JSON text file") from None
+        raise Refusal(f"{name}: byte {error.start} is not UTF-8; need a {what} in JSON") from None
     except RecursionError:
-        raise Refusal(f"{name}: nested too deeply; need a JSON file of this project") from None
+        raise Refusal(f"{name}: is nested too deeply; need a {what} in JSON") from None
     except ValueError as error:
-        raise Refusal(f"{name}: not JSON ({error}); need a whole JSON file") from None
+        raise Refusal(f"{name}: is not JSON ({error}); need a {what}") from None
 
 
 def read_json(path: str | Path) -> Any:

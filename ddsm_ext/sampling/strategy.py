@@ -14,20 +14,16 @@ import numbers
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from ddsm_ext.io.files import one_line, write_atomic
+from ddsm_ext.io.document import Document
+from ddsm_ext.io.files import one_line
 from ddsm_ext.settings import Refusal, TypeRefusal
-
-VERSION = 1
-_KEYS = ("version", "widths", "cuts", "origin")
-# A strategy of 1000 segments takes 50 kB; anything far larger is another file.
-_MAX_FILE_BYTES = 16 * 2**20
+from ddsm_ext.width import check_width
 
 
 @dataclass(frozen=True)
-class Strategy:
+class Strategy(Document):
     """Piecewise-constant width over log-SNR.
 
     `widths[i]` holds for cuts[i - 1] <= log-SNR < cuts[i]: a level equal to a cut belongs to the
@@ -43,21 +39,20 @@ class Strategy:
         ValueError: a width, a cut, their order or their number does not fit.
     """
 
+    what: ClassVar[str] = "strategy"
+
     widths: tuple[float, ...]
     cuts: tuple[float, ...] = ()
     origin: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        widths = tuple(_number("width", w) for w in _listed("widths", self.widths))
+        widths = tuple(check_width(w) for w in _listed("widths", self.widths))
         cuts = tuple(_number("cut", c) for c in _listed("cuts", self.cuts))
         if not widths or len(cuts) != len(widths) - 1:
             raise Refusal(
                 f"Strategy: got {len(widths)} widths and {len(cuts)} cuts; "
                 "need one or more widths and one cut fewer"
             )
-        for width in widths:
-            if not 0.0 < width <= 1.0:
-                raise Refusal(f"Strategy: a width is {width}; need 0 < width <= 1")
         for cut in cuts:
             if not math.isfinite(cut):
                 raise Refusal(f"Strategy: a cut is {cut}; need finite log-SNRs")
@@ -95,7 +90,7 @@ class Strategy:
         Raises:
             ValueError: the lengths differ, or `log_snrs` is not strictly decreasing.
         """
-        widths = [_number("width", w) for w in widths]
+        widths = [check_width(w) for w in widths]
         log_snrs = [_number("log-SNR", v) for v in log_snrs]
         if not widths or len(widths) != len(log_snrs):
             raise Refusal(
@@ -131,79 +126,13 @@ class Strategy:
         """Return the width at each of `log_snrs`, e.g. those of a sampler's steps."""
         return [self.width_at(float(v)) for v in log_snrs]
 
-    def to_json(self) -> str:
-        """Return the strategy as JSON text with version, widths, cuts and origin."""
-        content = {
-            "version": VERSION,
+    def to_dict(self) -> dict[str, Any]:
+        """Return widths, cuts and origin as JSON values."""
+        return {
             "widths": list(self.widths),
             "cuts": list(self.cuts),
             "origin": dict(self.origin),
         }
-        return json.dumps(content, indent=1, allow_nan=False) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str, source: str = "strategy") -> Strategy:
-        """Parse `to_json()` output strictly.
-
-        Args:
-            text: JSON text.
-            source: what to call the text in errors, e.g. its file name.
-
-        Raises:
-            ValueError: not JSON, a key missing, unknown or repeated, another version, or values
-                that `Strategy` refuses; one sentence that starts with `source`.
-        """
-        try:
-            content = json.loads(
-                text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant
-            )
-        except (ValueError, RecursionError) as error:
-            raise Refusal(f"{source}: not a strategy in JSON: {one_line(error)}") from None
-        if not isinstance(content, dict):
-            raise Refusal(
-                f"{source}: holds a JSON {type(content).__name__}; need an object with "
-                f"{', '.join(_KEYS)}"
-            )
-        missing = [key for key in _KEYS if key not in content]
-        unknown = [key for key in content if key not in _KEYS]
-        version = content.get("version", VERSION)
-        if isinstance(version, bool) or version != VERSION:
-            raise Refusal(f"{source}: version is {_shown(version)}; this program reads {VERSION}")
-        if missing or unknown:
-            wrong = (
-                f"lacks {missing[0]!r}" if missing else f"has an unknown key {_shown(unknown[0])}"
-            )
-            raise Refusal(f"{source}: {wrong}; need exactly {', '.join(_KEYS)}")
-        try:
-            return cls(content["widths"], content["cuts"], content["origin"])
-        except (TypeError, ValueError) as error:
-            raise Refusal(f"{source}: {error}") from None
-
-    def save(self, path: str | Path) -> None:
-        """Write `to_json()` to `path`: all of it or nothing."""
-        write_atomic(Path(path), self.to_json().encode("utf-8"))
-
-    @classmethod
-    def load(cls, path: str | Path) -> Strategy:
-        """Read a strategy that `save` wrote.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is no strategy; one sentence that names the file.
-        """
-        path = Path(path)
-        if not path.is_file():
-            what = "is a folder" if path.is_dir() else "does not exist"
-            raise FileNotFoundError(f"{path}: {what}; need a strategy file (JSON)")
-        with path.open("rb") as file:
-            data = file.read(_MAX_FILE_BYTES + 1)
-        if len(data) > _MAX_FILE_BYTES:
-            raise Refusal(f"{path}: is over {_MAX_FILE_BYTES} bytes; too large for a strategy")
-        try:
-            text = data.decode("utf-8")
-        except UnicodeDecodeError:
-            raise Refusal(f"{path}: is no UTF-8 text; need a strategy in JSON") from None
-        return cls.from_json(text, source=str(path))
 
 
 def as_strategy(strategy: Strategy | float) -> Strategy:
@@ -248,19 +177,6 @@ def halfway(low: float, high: float) -> float:
     """Return a cut in (low, high]; `high` itself when no float lies between the two."""
     middle = low + 0.5 * (high - low)
     return middle if middle > low else high
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated = next(key for key in keys if keys.count(key) > 1)
-        raise Refusal(f"key {_shown(repeated)} is given twice")
-    return result
-
-
-def _refuse_constant(name: str) -> float:
-    raise Refusal(f"it holds {name}, need finite numbers")
 
 
 def _shown(value: object) -> str:

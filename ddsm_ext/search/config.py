@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ddsm_ext.settings import Refusal, Settings, is_int
+from ddsm_ext.width import sorted_widths
 
 COSTS = ("macs", "ms")
 STAGES = ("cheap", "full")
@@ -97,13 +98,8 @@ class SearchConfig(Settings):
                 raise Refusal(f"search.{name} holds {value!r}; need {needs}")
 
     def _check_widths(self) -> None:
-        self._check_range("widths", "0 < width <= 1")
-        if len(set(self.widths)) != len(self.widths) or 1.0 not in self.widths:
-            raise Refusal(
-                f"search.widths is {list(self.widths)}; need different widths, 1.0 among them"
-            )
-        ordered = tuple(sorted((float(w) for w in self.widths), reverse=True))
-        object.__setattr__(self, "widths", ordered)
+        object.__setattr__(self, "widths", sorted_widths("SearchConfig", self.widths))
+        self._check("widths", self.widths[0] == 1.0, "the full width 1.0 among them")
 
     def _check_choices(self) -> None:
         if self.objectives not in tuple(("quality", cost) for cost in COSTS):

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ddsm_ext.settings import Refusal, Settings, is_int, is_number
+from ddsm_ext.width import sorted_widths
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class TrainConfig(Settings):
         start = self.start_from
         self._check("start_from", start is None or isinstance(start, str), "None or a run folder")
         self._check("max_bad_steps", is_int(self.max_bad_steps, 1), "an int >= 1")
-        object.__setattr__(self, "widths", self._sorted_widths())
+        object.__setattr__(self, "widths", sorted_widths("TrainConfig", self.widths))
         self._check("lr", is_number(self.lr, 0) and self.lr > 0, "a number > 0")
         self._check("lr_final", is_number(self.lr_final, 0, 1), "a number from 0 to 1")
         self._check("weight_decay", is_number(self.weight_decay, 0), "a number >= 0")
@@ -72,13 +73,6 @@ class TrainConfig(Settings):
                 f"TrainConfig: distill_weight is {self.distill_weight} with shared_noise False; "
                 "need shared_noise True, as the full width's prediction is the target"
             )
-
-    def _sorted_widths(self) -> tuple[float, ...]:
-        widths = self.widths
-        ok = isinstance(widths, tuple) and widths and all(is_number(w, 0, 1) for w in widths)
-        self._check("widths", bool(ok) and min(widths) > 0, "one or more numbers in (0, 1]")
-        self._check("widths", len(set(widths)) == len(widths), "each width once")
-        return tuple(sorted((float(w) for w in widths), reverse=True))
 
     def lr_at(self, step: int) -> float:
         """Learning rate of a step: linear warm-up, then constant or half a cosine to `lr_final`.

@@ -115,7 +115,7 @@ def test_neighbouring_floats_still_separate() -> None:
 @given(strategy=strategies())
 @settings(max_examples=100, deadline=None)
 def test_json_round_trip_is_exact(strategy: Strategy) -> None:
-    back = Strategy.from_json(strategy.to_json())
+    back = Strategy.from_json(strategy.to_json(), "drawn")
     assert back == strategy
     assert dict(back.origin) == dict(strategy.origin)
     assert hash(back) == hash(strategy)
@@ -143,7 +143,7 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "cut.json"
     for length in range(len(text)):
         path.write_text(text[:length])
-        with pytest.raises(ValueError, match=r"cut\.json: not a strategy in JSON"):
+        with pytest.raises(ValueError, match=r"cut\.json: is not JSON"):
             Strategy.load(path)
 
 
@@ -155,33 +155,36 @@ def changed(**values: object) -> str:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "not a strategy in JSON: Expecting value"),
-        ("[1, 2]", "holds a JSON list; need an object with version, widths, cuts, origin"),
+        ("", "is not JSON (Expecting value"),
+        ("[1, 2]", "holds a JSON list; need a strategy with exactly version, widths, cuts, origin"),
         ("null", "holds a JSON NoneType"),
-        ("[" * 200_000, "not a strategy in JSON"),
-        ("1" * 5000, "not a strategy in JSON"),
+        ("[" * 200_000, "nested too deeply; need a strategy in JSON"),
+        ("1" * 5000, "is not JSON"),
         (changed(cuts="drop"), "lacks 'cuts'"),
         (changed(version="drop"), "lacks 'version'"),
         (changed(width=1), "has an unknown key 'width'"),
-        (changed(version=2), "version is 2; this program reads 1"),
-        (changed(version="1"), "version is '1'; this program reads 1"),
-        (changed(version=True), "version is True; this program reads 1"),
-        (changed(widths=[0.25, float("nan"), 1.0]), "it holds NaN, need finite numbers"),
-        (changed(cuts=[-math.inf, 3.0]), "it holds -Infinity"),
+        (changed(version=2), "version is 2; need 1, the one that this program reads"),
+        (changed(version="1"), "version is '1'; need 1, the one that this program reads"),
+        (changed(version=True), "version is True; need 1, the one that this program reads"),
+        (
+            changed(widths=[0.25, float("nan"), 1.0]),
+            "is not JSON (NaN is not a JSON number); need a strategy",
+        ),
+        (changed(cuts=[-math.inf, 3.0]), "-Infinity is not a JSON number"),
         (changed(cuts=[3.0, -2.0]), "cut 3.0 is followed by -2.0; need strictly increasing cuts"),
         (changed(cuts=[3.0, 3.0]), "cut 3.0 is followed by 3.0"),
         (changed(cuts=[3.0]), "got 3 widths and 1 cuts; need one or more widths and one cut fewer"),
         (changed(widths=[]), "got 0 widths and 2 cuts"),
-        (changed(widths=[0.25, 0.0, 1.0]), "a width is 0.0; need 0 < width <= 1"),
-        (changed(widths=[0.25, 1.5, 1.0]), "a width is 1.5; need 0 < width <= 1"),
-        (changed(widths=[0.25, "1", 1.0]), "a width is '1'; need a number"),
-        (changed(widths=[0.25, True, 1.0]), "a width is True; need a number"),
+        (changed(widths=[0.25, 0.0, 1.0]), "width is 0; need 0 < width <= 1"),
+        (changed(widths=[0.25, 1.5, 1.0]), "width is 1.5; need 0 < width <= 1"),
+        (changed(widths=[0.25, "1", 1.0]), "width is '1'; need a number with 0 < width <= 1"),
+        (changed(widths=[0.25, True, 1.0]), "width is True; need a number"),
         (changed(widths="0.5"), "widths is '0.5'; need a list of numbers"),
         (changed(widths={"a": 1}), "need a list of numbers"),
         (changed(cuts=None), "cuts is None; need a list of numbers"),
-        (changed(origin=[]), "origin is []; need a mapping of JSON values"),
+        (changed(origin=[]), "origin is (); need a mapping of JSON values"),
         (changed(cuts=[-2, 10**400]), "beyond the range of a float"),
-        (THREE.to_json().replace("3.0", "1e999"), "a cut is inf; need finite log-SNRs"),
+        (THREE.to_json().replace("3.0", "1e999"), "'1e999' is beyond the range of a float"),
         (THREE.to_json().replace("{", '{"version": 1,', 1), "key 'version' is given twice"),
     ],
 )
@@ -194,17 +197,10 @@ def test_bad_json(text: str, message: str) -> None:
 
 
 def test_bad_files(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="does not exist; need a strategy file"):
+    with pytest.raises(FileNotFoundError, match="no such file; need a strategy"):
         Strategy.load(tmp_path / "none.json")
-    with pytest.raises(FileNotFoundError, match="is a folder"):
+    with pytest.raises(ValueError, match="not a regular file; need a strategy"):
         Strategy.load(tmp_path)
-    (tmp_path / "binary").write_bytes(b"\x80\x04\x95")
-    with pytest.raises(ValueError, match="is no UTF-8 text"):
-        Strategy.load(tmp_path / "binary")
-    with (tmp_path / "huge").open("wb") as file:
-        file.truncate(2**24 + 1)
-    with pytest.raises(ValueError, match="too large for a strategy"):
-        Strategy.load(tmp_path / "huge")
 
 
 def test_bad_arguments() -> None:

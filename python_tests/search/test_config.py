@@ -32,9 +32,9 @@ def test_most_evaluations():
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"widths": (0.5, 0.25)}, r"widths is \[0.5, 0.25\]; need different widths, 1.0 among"),
-        ({"widths": (1.0, 1.5)}, r"widths holds 1.5; need 0 < width <= 1"),
-        ({"widths": (1.0, None)}, r"widths holds None"),
+        ({"widths": (0.5, 0.25)}, r"widths is \(0.5, 0.25\); need the full width 1.0 among"),
+        ({"widths": (1.0, 1.5)}, r"width is 1.5; need 0 < width <= 1"),
+        ({"widths": (1.0, None)}, r"width is None; need a number"),
         ({"segments": 0}, r"segments is 0; need a whole number >= 1"),
         ({"population": 2.5}, r"population is 2.5"),
         ({"generations": True}, r"generations is True"),
