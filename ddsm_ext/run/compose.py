@@ -51,7 +51,7 @@ def load_network(
         ValueError: the checkpoint lacks these weights or holds another network's.
     """
     from ddsm_ext.io.checkpoint import load_checkpoint, newest_complete
-    from ddsm_ext.training.ema import copy_tensors
+    from ddsm_ext.training.state import copy_tensors
 
     newest = newest_complete(run)
     if newest is None:

@@ -19,7 +19,7 @@ from ddsm_ext.diffusion import DiffusionConfig, make_schedule
 from ddsm_ext.models.network import SlimmableNetwork
 from ddsm_ext.runtime import StepRunner
 from ddsm_ext.sampling import SamplerConfig, sample
-from ddsm_ext.training.ema import Ema
+from ddsm_ext.training.state import Ema
 
 COMPILED = sorted(CONFIGS)
 
