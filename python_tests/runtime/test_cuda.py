@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from models.test_network import inputs
+from models.network_cases import inputs
 from runtime.recorder import Recorder
-from runtime.test_runner import as_module, in_place, network, replaced, sgd_step, through_data
+from runtime.weight_changes import as_module, in_place, network, replaced, sgd_step, through_data
 from torch import Tensor
 
 from ddsm_ext.diffusion import DiffusionConfig, make_schedule

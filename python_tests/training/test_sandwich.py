@@ -170,7 +170,7 @@ sys.path.insert(0, sys.argv[2])
 import torch, torch.distributed as dist
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
-from training.test_loop import ToyNet, config, run_train
+from training.toy_net import ToyNet, config, run_train
 rank = dist.get_rank()
 result = run_train(Path(sys.argv[1]), config(steps=12), ToyNet(seed=rank))
 assert result.finished
@@ -214,10 +214,10 @@ sys.path.insert(0, sys.argv[1])
 import torch, torch.distributed as dist
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
-from training.test_sandwich import SCHEDULE, X0
-from training.toy_net import ToyNet
+from training.toy_net import SCHEDULE, ToyNet
 from ddsm_ext.training.config import TrainConfig
 from ddsm_ext.training.sandwich import Sandwich, make_optimizer
+X0 = torch.linspace(-1, 0.9, 150).view(6, 1, 5, 5)
 config, rank = TrainConfig(widths=(1.0, 0.5), warmup_steps=0, grad_clip=None), dist.get_rank()
 ends = []
 for values in (1, 100, 10**6):
