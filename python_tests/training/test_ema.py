@@ -6,7 +6,7 @@ import pytest
 import torch
 from training.toy_net import ToyNet
 
-from ddsm_ext.training.ema import Ema
+from ddsm_ext.training.state import Ema
 
 
 def test_closed_form_and_copied_buffers():
