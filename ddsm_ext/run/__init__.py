@@ -7,7 +7,9 @@ from ddsm_ext._lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
+        "Run": "run",
         "RunConfig": "config",
+        "configure": "config",
         "create_run": "folder",
         "find_resumable": "folder",
         "resolve_run": "folder",

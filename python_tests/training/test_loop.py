@@ -60,7 +60,7 @@ class StopAt(ToyNet):
 def test_loss_falls_and_files_are_written(tmp_path):
     cfg = config(steps=100, batch_size=16, log_every=20, lr=3e-2)
     digits, noisy = load_dataset(DataConfig()), make_schedule(DiffusionConfig())
-    result = train(ToyNet(), digits, noisy, cfg, tmp_path, progress=False)
+    result = train(ToyNet(), digits, noisy, cfg, tmp_path)
     assert (result.step, result.finished, result.interrupted) == (100, True, False)
     rows = read_jsonl(tmp_path / "log.jsonl")
     assert [row["step"] for row in rows] == [20, 40, 60, 80, 100]
