@@ -53,4 +53,4 @@ def config(**changes) -> TrainConfig:
 
 
 def run_train(run_dir, cfg, net=None, **options):
-    return train(net or ToyNet(), toy_data(), SCHEDULE, cfg, run_dir, progress=False, **options)
+    return train(net or ToyNet(), toy_data(), SCHEDULE, cfg, run_dir, **options)
