@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,23 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddsm_ext.cli.console import follow, progress_bar, say
 from ddsm_ext.data.pixels import from_uint8, to_uint8
 from ddsm_ext.diffusion.noise import normal
 from ddsm_ext.diffusion.process import add_noise
 from ddsm_ext.graph.count import macs
 from ddsm_ext.io.files import read_jsonl, write_json
 from ddsm_ext.run.compose import image_batches, weights_digest
-from ddsm_ext.run.eval_config import EvalConfig
+from ddsm_ext.run.config import EvalConfig
+from ddsm_ext.run.costs import conditions, macs_table, measure_ms
+from ddsm_ext.run.progress import Progress, counter
 from ddsm_ext.run.scoring import Scorer
 from ddsm_ext.sampling.plan import plan_log_snrs, plan_steps
 from ddsm_ext.sampling.strategy import Strategy
-from ddsm_ext.search.cost_table import CostTable, conditions, macs_table, measure_ms
-from ddsm_ext.search.engine import search
-from ddsm_ext.search.objective import additive_quality
-from ddsm_ext.search.progress import terminal_progress
-from ddsm_ext.search.sensitivity import Sensitivity, measure_sensitivity
+from ddsm_ext.search.cost import CostTable
+from ddsm_ext.search.engine import ProgressCallback, SearchProgress, search
+from ddsm_ext.search.sensitivity import Sensitivity, additive_quality, measure_sensitivity
 from ddsm_ext.settings import completed, plain
+
+log = logging.getLogger(__name__)
 
 SENSITIVITY_LEVELS = 24
 SENSITIVITY_STREAM = 2  # sampling itself draws from the streams 0 and 1
@@ -66,10 +68,8 @@ def measure_costs(run: Path, scorer: Scorer) -> CostTable:
             known = CostTable.load(path, expect=where)
             if set(known.costs) == set(widths):
                 return known
-    with progress_bar("timing each width", None, "round") as bar:
-        return measure_ms(
-            run_step, widths, batch=batch, conditions=where, rounds=9, progress=follow(bar)
-        )
+    told = counter(sampler.progress, "timing each width", "round")
+    return measure_ms(run_step, widths, batch=batch, conditions=where, rounds=9, progress=told)
 
 
 def save_costs(run: Path, in_macs: CostTable, ms: CostTable) -> None:
@@ -96,17 +96,16 @@ def sensitivity_of(scorer: Scorer, images: Tensor) -> Sensitivity:
     def noise(level: int) -> Tensor:
         return normal(seeds, level, sampler.shape, stream=SENSITIVITY_STREAM, device=sampler.device)
 
-    with progress_bar("sensitivity", count, "level") as bar:
-        return measure_sensitivity(
-            lambda x, t, width: sampler.network(x.to(sampler.dtype), t, width),
-            images,
-            add_noise=lambda x0, noise, t: add_noise(x0, noise, t, schedule),
-            timesteps=timesteps,
-            log_snrs=[float(schedule.log_snr(t)) for t in timesteps],
-            widths=sampler.config.search.widths,
-            noise=noise,
-            progress=follow(bar),
-        )
+    return measure_sensitivity(
+        lambda x, t, width: sampler.network(x.to(sampler.dtype), t, width),
+        images,
+        add_noise=lambda x0, noise, t: add_noise(x0, noise, t, schedule),
+        timesteps=timesteps,
+        log_snrs=[float(schedule.log_snr(t)) for t in timesteps],
+        widths=sampler.config.search.widths,
+        noise=noise,
+        progress=counter(sampler.progress, "sensitivity", "level"),
+    )
 
 
 def sampled_frechet(scorer: Scorer) -> Callable[[Strategy], float]:
@@ -133,7 +132,7 @@ def search_run(run: Path, scorer: Scorer) -> Any:
     measured.save(run / "search" / "sensitivity.json")
     log_snrs = plan_log_snrs(scorer.sampler.schedule, config.sampler)
     errors = measured.for_steps(log_snrs, settings.widths)
-    say(f"searching: {settings.generations} generations of {settings.population}")
+    log.info("searching: %d generations of %d", settings.generations, settings.population)
     front = search(
         settings,
         cost_table=in_macs if settings.cost == "macs" else ms,
@@ -144,11 +143,25 @@ def search_run(run: Path, scorer: Scorer) -> Any:
         errors=errors,
         identity=identity,
         quality_name="Fréchet distance",
-        progress=terminal_progress(),
+        progress=_search_progress(scorer.sampler.progress),
     )
     assert front.chosen is not None
     save_steps(run, scorer, front.chosen.strategy)
     return front.chosen
+
+
+def _search_progress(progress: Progress | None) -> ProgressCallback | None:
+    if progress is None:
+        return None
+    tell = progress
+
+    def update(state: SearchProgress) -> None:
+        volume = "" if state.hypervolume is None else f", hypervolume {state.hypervolume:.4f}"
+        remark = f"generation {state.generation + 1}/{state.generations}{volume}"
+        total = max(state.expected, state.evaluations)
+        tell("search", state.evaluations, total, "score", remark)
+
+    return update
 
 
 def _identity(scorer: Scorer) -> dict[str, Any]:
@@ -183,7 +196,7 @@ def set_aside_other(run: Path, identity: dict[str, Any]) -> None:
     number = 0
     while (run / f"search-{number:05d}").exists():
         number += 1
-    say(f"keeping the earlier search, which is another one, as {run}/search-{number:05d}")
+    log.info("keeping the earlier search, which is another one, as %s/search-%05d", run, number)
     (run / "search").rename(run / f"search-{number:05d}")
 
 

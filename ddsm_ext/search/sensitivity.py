@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ddsm_ext.io.files import reading, write_json
+from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal
 from ddsm_ext.width import find_width
 
@@ -71,17 +72,9 @@ class Sensitivity:
         Raises:
             ValueError: a width was not measured.
         """
-        columns = [self._column(w) for w in (self.widths if widths is None else widths)]
+        columns = [_column(self.widths, w) for w in (self.widths if widths is None else widths)]
         found = [np.interp(log_snrs, self.log_snrs, self.errors[:, c]) for c in columns]
         return np.stack(found, axis=1)  # [S, W]
-
-    def _column(self, width: float) -> int:
-        index = find_width(self.widths, width)
-        if index is None:
-            raise Refusal(
-                f"sensitivity: width {width:g} was not measured; need one of {list(self.widths)}"
-            )
-        return index
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON, all of it or nothing."""
@@ -105,6 +98,42 @@ class Sensitivity:
                 np.array(list(columns.values()), dtype=np.float64).T,
                 int(content["images"]),
             )
+
+
+def _column(widths: Sequence[float], width: float) -> int:
+    index = find_width(widths, width)
+    if index is None:
+        raise Refusal(f"sensitivity: width {width:g} was not measured; need one of {list(widths)}")
+    return index
+
+
+def additive_quality(
+    errors: np.ndarray, widths: Sequence[float], log_snrs: Sequence[float]
+) -> Callable[[Strategy], float]:
+    """quality(strategy) = mean over steps s of errors[s, width of s], which costs nothing.
+
+    Args:
+        errors: [S, W] error of every step and width, e.g. `Sensitivity.for_steps`.
+        widths: [W] widths of the columns.
+        log_snrs: [S] log-SNR of every step.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    table = np.asarray(errors, dtype=np.float64)
+    if table.shape != (len(log_snrs), len(widths)):
+        raise Refusal(
+            f"additive_quality: errors has shape {list(table.shape)}; need "
+            f"[{len(log_snrs)}, {len(widths)}]"
+        )
+    rows = np.arange(len(log_snrs))
+
+    def quality(strategy: Strategy) -> float:
+        column = {width: _column(widths, width) for width in strategy.widths}
+        columns = [column[width] for width in strategy.widths_for(log_snrs)]
+        return float(table[rows, columns].mean())
+
+    return quality
 
 
 def measure_sensitivity(

@@ -19,7 +19,7 @@ from search.synthetic import COSTS, WIDTHS, all_points, errors, log_snrs, run_se
 from ddsm_ext.io.files import read_json, read_jsonl
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.search.config import SearchConfig
-from ddsm_ext.search.cost_table import CostTable
+from ddsm_ext.search.cost import CostTable
 from ddsm_ext.search.engine import search
 from ddsm_ext.search.front import Front
 
