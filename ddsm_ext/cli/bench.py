@@ -19,7 +19,7 @@ import json
 from functools import partial
 from typing import Any
 
-from ddsm_ext.cli.console import follow, progress_bar, say
+from ddsm_ext.cli.console import say, told
 from ddsm_ext.settings import Refusal, did_you_mean
 
 OPS = ("conv2d", "linear", "group_norm", "attention")
@@ -82,8 +82,8 @@ def run(args: argparse.Namespace) -> int:
         mode, title, unit = "inference", "timing the U-Net", "round"
         candidates = args.candidates.split(",")
         measure = partial(bench.run_unet_step, widths, candidates=candidates)
-    with progress_bar(title, None, unit) as bar:
-        result = measure(progress=follow(bar), **shared)
+    with told() as bars:
+        result = measure(progress=lambda done, of: bars(title, done, of, unit), **shared)
     print(json.dumps(result, indent=2) if args.json else bench.format_result(mode, result))
     return 1 if result.get("failed") else 0
 

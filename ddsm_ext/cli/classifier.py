@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ddsm_ext.cli.console import progress_bar, say
+from ddsm_ext.cli.console import say, told
 from ddsm_ext.settings import Refusal
 
 
@@ -46,13 +46,15 @@ def run(args: argparse.Namespace) -> int:
         raise Refusal(f"--data {args.data}: its images have no labels; need a folder a class")
     channels, size, _ = dataset.shape
     config = ClassifierConfig(size, channels, int(dataset.labels.max()) + 1, epochs=args.epochs)
-    with progress_bar("training the classifier", None, "epoch") as bar:
+    with told() as bars:
         trained = train_classifier(
             dataset.images,
             dataset.labels,
             data_name=dataset.name,
             config=config,
-            progress=lambda epoch, epochs, loss: bar.update(),
+            progress=lambda epoch, epochs, loss: bars(
+                "training the classifier", epoch, epochs, "epoch"
+            ),
         )
     save_classifier(trained, out)
     say(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,38 +14,69 @@ def say(text: str = "") -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-@contextmanager
-def progress_bar(description: str, total: int | None, unit: str = "it") -> Iterator[Any]:
-    """Show a tqdm bar on stderr with the time left; nothing when stderr is not a terminal.
+class Bars:
+    """Shows progress as one tqdm bar after another on stderr; nothing where it is no terminal."""
 
-    Args:
-        description: what is being done.
-        total: number of units; None when it is not known.
-        unit: name of one unit.
-    """
-    from tqdm import tqdm
+    def __init__(self) -> None:
+        self._title: str | None = None
+        self._bar: Any = None
 
-    with tqdm(
-        desc=description,
-        total=total,
-        unit=unit,
-        file=sys.stderr,
-        disable=not sys.stderr.isatty(),
-        delay=0.5,
-        dynamic_ncols=True,
-        smoothing=0.05,
-    ) as bar:
-        yield bar
-
-
-def follow(bar: Any) -> Callable[[int, int], None]:
-    """Return a (done, total) callback that moves a bar."""
-
-    def update(done: int, total: int) -> None:
+    def __call__(
+        self, title: str, done: int, total: int | None, unit: str, remark: str = ""
+    ) -> None:
+        """Move the bar of `title`; another title, or the end, closes it."""
+        if not sys.stderr.isatty():
+            return
+        if title != self._title:
+            self.close()
+            self._open(title, total, unit)
+        bar = self._bar
+        if bar is None:
+            return
         bar.total = total
+        if remark:
+            bar.set_postfix_str(remark, refresh=False)
         bar.update(done - bar.n)
+        if done == total:
+            self.close()
 
-    return update
+    def _open(self, title: str, total: int | None, unit: str) -> None:
+        from tqdm import tqdm
+
+        self._title = title
+        self._bar = tqdm(
+            desc=title,
+            total=total,
+            unit=unit,
+            file=sys.stderr,
+            delay=0.5,
+            dynamic_ncols=True,
+            smoothing=0.05,
+        )
+
+    def close(self) -> None:
+        """End the bar that is shown."""
+        if self._bar is not None:
+            self._bar.close()
+        self._title = self._bar = None
+
+
+@contextmanager
+def told() -> Iterator[Bars]:
+    """Show what the workflow tells while it runs: its lines, and its progress as bars."""
+    import logging
+
+    logger, handler = logging.getLogger("ddsm_ext"), logging.StreamHandler(sys.stderr)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    bars = Bars()
+    try:
+        yield bars
+    finally:
+        bars.close()
+        logger.setLevel(level)
+        logger.removeHandler(handler)
 
 
 @contextmanager
@@ -55,15 +86,3 @@ def stage(title: str) -> Iterator[None]:
     say(f"{title} ...")
     yield
     say(f"{title}: {time.perf_counter() - started:.1f} s")
-
-
-def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """Return rows of text as aligned columns, the first to the left, the others to the right."""
-    columns = list(zip(head, *rows, strict=True))
-    sizes = [max(len(cell) for cell in column) for column in columns]
-    lines = []
-    for row in (head, *rows):
-        cells = [row[0].ljust(sizes[0])]
-        cells += [cell.rjust(size) for cell, size in zip(row[1:], sizes[1:], strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)

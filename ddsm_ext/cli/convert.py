@@ -14,7 +14,7 @@ from typing import Any
 from ddsm_ext.cli import options
 from ddsm_ext.cli.console import say
 from ddsm_ext.io.shards import INDEX_ENDING
-from ddsm_ext.run.config import RunConfig, add_set_argument, merge, parse_settings, preset_values
+from ddsm_ext.run.config import RunConfig, merge, parse_settings, preset_values
 from ddsm_ext.settings import Refusal, did_you_mean
 
 STRATEGY_ENDINGS = (".txt", ".json")
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--group", default="ema_model", help="ema_model (default) or net_model")
     parser.add_argument("--root", default="runs", metavar="FOLDER", help="where its run goes")
     parser.add_argument("--name", help="name of the run (default: official, or that of the index)")
-    add_set_argument(parser, "a setting of the run, e.g. data.source=cifar.zip")
+    options.add_set_argument(parser, "a setting of the run, e.g. data.source=cifar.zip")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ddsm_ext.cli import options
-from ddsm_ext.cli.console import say, table
-from ddsm_ext.run.config import add_set_argument
+from ddsm_ext.cli.console import say, told
 from ddsm_ext.settings import Refusal
 
 
@@ -32,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", metavar="PATH", help="score the images of a folder or ZIP")
     parser.add_argument("--save-statistics", metavar="FILE", help="also write the data's mu, sigma")
     options.add_sampler_arguments(parser)
-    add_set_argument(parser, "another setting of the run, e.g. eval.images=5000")
+    options.add_set_argument(parser, "another setting of the run, e.g. eval.images=5000")
     options.add_device_argument(parser)
 
 
@@ -50,32 +49,26 @@ def run(args: argparse.Namespace) -> int:
         raise Refusal(f"--seeds names {len(seeds)} image; need at least 2")
     searched = (folder / "search" / "strategy.json").exists()
     texts = args.strategy or (["1", None] if searched else ["1"])
-    chosen = [options.read_strategy(text, folder, config) for text in texts]
     device = options.choose_device(args.device)
 
-    from ddsm_ext.run.comparison import interleaved_ms, write_comparison
-    from ddsm_ext.run.scoring import Scorer, save_scores, save_timing, score_folder
+    from ddsm_ext.run.run import Run, read_strategy
+    from ddsm_ext.run.scoring import score_folder
 
-    scorer = Scorer.for_run(folder, config, device)
-    if args.save_statistics:
-        from ddsm_ext.eval.statistics import save_statistics
+    chosen = dict(read_strategy(text, folder, config) for text in texts)
+    with told() as progress:
+        run = Run(folder, config, device, progress)
+        scorer = run.scorer()
+        if args.save_statistics:
+            from ddsm_ext.eval.statistics import save_statistics
 
-        save_statistics(Path(args.save_statistics), scorer.reference)
-    if args.images:
-        print(json.dumps(score_folder(scorer, args.images), indent=2))
-        return 0
-    rows: list[dict[str, Any]] = []
-    for name, strategy in chosen:
-        rows.append(scorer.score(name, strategy, seeds))
-        metrics = save_scores(folder, scorer, rows[-1:])  # kept, whatever becomes of the next
-    kinds = {row["kind"]: strategy for row, (_, strategy) in zip(rows, chosen, strict=True)}
-    both = {kind: kinds[kind] for kind in ("full", "strategy") if kind in kinds}
-    if len(both) == 2:
-        save_timing(folder, interleaved_ms(scorer.sampler, both, config.eval.batch_size))
-    write_comparison(folder, scorer.sampler, scorer.dataset, dict(chosen))
+            save_statistics(Path(args.save_statistics), scorer.reference)
+        if args.images:
+            print(json.dumps(score_folder(scorer, args.images), indent=2))
+            return 0
+        result = run.evaluate(chosen, seeds)
     options.note_command(folder)
-    say(_scores_table(rows))
-    print(json.dumps({**metrics, "rows": rows}, indent=2))
+    say(_scores_table(result["rows"]))
+    print(json.dumps(result, indent=2))
     return 0
 
 
@@ -95,4 +88,6 @@ def _scores_table(rows: list[dict[str, Any]]) -> str:
                 f"{row['ms_per_image']:.3g}",
             )
         )
+    from ddsm_ext.run.estimate import table
+
     return table(head, cells)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from ddsm_ext.cli import options
 from ddsm_ext.cli.console import say
@@ -26,19 +25,10 @@ def run(args: argparse.Namespace) -> int:
     if args.weights not in ("ema", "model"):
         raise Refusal(f"--weights is {args.weights!r}; need ema or model")
 
-    import torch
-    from safetensors.torch import save
+    from ddsm_ext.graph.count import parameter_count
+    from ddsm_ext.run.run import Run
 
-    from ddsm_ext.io.files import write_atomic, write_json
-    from ddsm_ext.run.compose import load_network
-
-    network = load_network(folder, config, torch.device("cpu"), args.weights)
-    dense = network.export_subnet(width)
-    tensors = {name: t.detach().contiguous() for name, t in dense.state_dict().items()}
-    out = Path(args.out) if args.out else folder / "export" / f"width-{width:g}"
-    values = {"width": width, **config.to_dict()}
-    write_json(out / "config.json", {k: values[k] for k in ("width", "model", "diffusion")})
-    write_atomic(out / "model.safetensors", save(tensors, metadata={"width": f"{width:g}"}))
-    say(f"width {width:g}: {sum(t.numel() for t in tensors.values()):,} parameters")
+    out = Run(folder, config, "cpu").export(width, weights=args.weights, out=args.out)
+    say(f"width {width:g}: {parameter_count(config.model, width):,} parameters")
     print(out)
     return 0

@@ -7,13 +7,10 @@ import shlex
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ddsm_ext.run.config import RunConfig, merge, parse_settings
+from ddsm_ext.run.config import RunConfig, changed, parse_settings
 from ddsm_ext.settings import Refusal
-
-if TYPE_CHECKING:
-    from ddsm_ext.sampling.strategy import Strategy
 
 MAX_SEEDS = 10_000_000
 
@@ -57,6 +54,12 @@ def find_run(args: argparse.Namespace) -> Path:
     return resolve_run(args.root, args.run)
 
 
+def add_set_argument(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add `--set`, with its line of help."""
+    form = "SECTION.KEY=VALUE"
+    parser.add_argument("--set", action="append", default=[], metavar=form, help=text)
+
+
 def run_settings(run: Path, args: argparse.Namespace) -> RunConfig:
     """Return a run's configuration with `--set`, `--sampler` and `--steps` laid over it.
 
@@ -66,24 +69,14 @@ def run_settings(run: Path, args: argparse.Namespace) -> RunConfig:
     """
     from ddsm_ext.run.folder import run_config
 
-    values = run_config(run)
     changes = parse_settings(getattr(args, "set", []))
     sampler = changes.setdefault("sampler", {})
     if getattr(args, "sampler", None) is not None:
         sampler["kind"] = args.sampler
-        if args.sampler == "ddpm":
-            sampler["eta"] = 0.0  # belongs to ddim
     if getattr(args, "steps", None) is not None:
         sampler["steps"] = args.steps
-    before = RunConfig.from_dict(values, str(run / "config.json"))
-    after = RunConfig.from_dict(merge(values, changes), "--set")
-    for section in ("model", "diffusion"):
-        if getattr(before, section) != getattr(after, section):
-            raise Refusal(
-                f"--set changes {section}, which the weights of {run} were trained with; "
-                "need a new ddsm train"
-            )
-    return after
+    before = RunConfig.from_dict(run_config(run), str(run / "config.json"))
+    return changed(before, changes, "--set")
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -104,48 +97,6 @@ def parse_seeds(text: str) -> list[int]:
             raise Refusal(f"--seeds is {text!r}; need at most {MAX_SEEDS} seeds below 2^63")
         seeds.extend(range(low, high + 1))
     return seeds
-
-
-def seeds_text(seeds: list[int]) -> str:
-    """Return seeds as text, ranges where they are consecutive."""
-    ranges: list[tuple[int, int]] = []
-    for seed in seeds:
-        if ranges and seed == ranges[-1][1] + 1:
-            ranges[-1] = (ranges[-1][0], seed)
-        else:
-            ranges.append((seed, seed))
-    return ",".join(f"{a}-{b}" if b > a else f"{a}" for a, b in ranges)
-
-
-def read_strategy(text: str | None, run: Path, config: RunConfig) -> tuple[str, Strategy]:
-    """Read `--strategy`: a width, a strategy file, or None.
-
-    Args:
-        text: the option; None takes the run's own search/strategy.json, else the full width.
-        run: the run folder.
-        config: its configuration; every width must be usable by its network.
-
-    Returns:
-        its name ("full width", "width 0.5" or the file's), and the strategy.
-
-    Raises:
-        ValueError: the width or the file is refused.
-        FileNotFoundError: there is no such file.
-    """
-    from ddsm_ext.sampling.strategy import Strategy
-
-    chosen = run / "search" / "strategy.json"
-    if text is None:
-        text = str(chosen) if chosen.exists() else "1"
-    try:
-        width = float(text)
-    except ValueError:
-        strategy = Strategy.load(Path(text))
-        for used in strategy.widths:
-            config.model.check_width(used)
-        return Path(text).stem, strategy
-    width = config.model.check_width(width)
-    return "full width" if width == 1.0 else f"width {width:g}", Strategy.constant(width)
 
 
 def choose_device(name: str) -> Any:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ddsm_ext.cli import options
-from ddsm_ext.cli.console import say, stage
-from ddsm_ext.run.config import RunConfig, add_set_argument, merge, parse_settings, preset_values
+from ddsm_ext.cli.console import say, stage, told
+from ddsm_ext.run.config import RunConfig, configure, merge, parse_settings
 from ddsm_ext.run.presets import QUICKSTART_FAST
 from ddsm_ext.settings import Refusal
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--root", default="runs", metavar="FOLDER", help="where the run folder goes (default: runs)"
     )
     parser.add_argument("--new", action="store_true", help="start again instead of continuing")
-    add_set_argument(parser, "change a setting, e.g. train.steps=4000")
+    options.add_set_argument(parser, "change a setting, e.g. train.steps=4000")
     parser.add_argument(
         "--threads",
         type=int,
@@ -43,10 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def settings(args: argparse.Namespace) -> RunConfig:
     """Return the configuration of the quickstart: the digits preset, smaller with `--fast`."""
-    values = preset_values("digits")
-    if args.fast:
-        values = merge(values, QUICKSTART_FAST)
-    return RunConfig.from_dict(merge(values, parse_settings(args.set)), "--set")
+    values: dict[str, Any] = QUICKSTART_FAST if args.fast else {}
+    return configure("digits", where="--set", **merge(values, parse_settings(args.set)))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,59 +57,36 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from ddsm_ext.cli.train import open_run, train_run
-    from ddsm_ext.run.compose import load_images
+    from ddsm_ext.run.run import Run, read_strategy
 
     torch.set_num_threads(args.threads)
-    dataset = load_images(config)
-    folder = open_run(args.root, "quickstart", config, new=args.new)
-    options.note_command(folder)
-    say(f"ddsm quickstart: {len(dataset)} images of {dataset.name}, run folder {folder}")
-    widths = ", ".join(f"{width:g}" for width in config.model.widths)
-    with stage(f"1/4 training one network for the widths {widths}"):
-        result = train_run(folder, config, dataset, device)
-    if result.interrupted:
-        say(f"stopped at step {result.step} of {config.train.steps}; the same command continues")
-        return 130
-
-    from ddsm_ext.run.scoring import Scorer
-    from ddsm_ext.run.searching import search_run
-
-    scorer = Scorer.for_run(folder, config, device, dataset)
-    with stage("2/4 searching the width of each denoising step"):
-        chosen = search_run(folder, scorer)
-    with stage("3/4 sampling and scoring"):
-        _score(folder, scorer, chosen.strategy)
-    from ddsm_ext.report.page import build_report
-
-    with stage("4/4 report"):
-        report = build_report(folder)
+    with told() as progress:
+        run = Run.create(
+            args.root, "quickstart", config, new=args.new, device=device, progress=progress
+        )
+        if run.resumed:
+            say(f"continuing {run.folder}")
+        options.note_command(run.folder)
+        dataset = run.dataset
+        say(f"ddsm quickstart: {len(dataset)} images of {dataset.name}, run folder {run.folder}")
+        widths = config.model.widths
+        shown = ", ".join(f"{width:g}" for width in widths)
+        with stage(f"1/4 training one network for the widths {shown}"):
+            result = run.train()
+        if result.interrupted:
+            steps = config.train.steps
+            say(f"stopped at step {result.step} of {steps}; the same command continues")
+            return 130
+        with stage("2/4 searching the width of each denoising step"):
+            run.search()
+        narrow = [width for width in widths if width != 1.0]
+        named = dict(read_strategy(what, run.folder, config) for what in (1.0, None, *narrow))
+        with stage("3/4 sampling and scoring"):
+            run.evaluate(named, full_width_scores=FULL_WIDTH_SCORES, again=False)
+        with stage("4/4 report"):
+            report = run.report()
     _print_headline(report, time.perf_counter() - started)
     return 0
-
-
-def _score(folder: Path, scorer: Any, strategy: Any) -> None:
-    """Score the full width with three ranges of seeds, the strategy and the other widths."""
-    from ddsm_ext.run.comparison import interleaved_ms, write_comparison
-    from ddsm_ext.run.scoring import save_scores, save_timing, scored
-    from ddsm_ext.sampling.strategy import Strategy
-
-    config = scorer.sampler.config
-    count = config.eval.images
-    full = Strategy.constant(1.0)
-    narrow = {f"width {w:g}": Strategy.constant(w) for w in config.model.widths if w != 1.0}
-    jobs = [("full width", full, k) for k in range(FULL_WIDTH_SCORES)]
-    jobs += [("strategy", strategy, 0), *[(name, s, 0) for name, s in narrow.items()]]
-    for name, what, k in jobs:
-        first = config.eval.first_seed + k * count
-        seeds = list(range(first, first + count))
-        if not scored(folder, scorer, name, what, seeds):
-            save_scores(folder, scorer, [scorer.score(name, what, seeds)])
-    both = {"full": full, "strategy": strategy}
-    save_timing(folder, interleaved_ms(scorer.sampler, both, config.eval.batch_size))
-    write_comparison(
-        folder, scorer.sampler, scorer.dataset, {"full width": full, "strategy": strategy, **narrow}
-    )
 
 
 def _print_headline(report: Path, seconds: float) -> None:

@@ -6,11 +6,9 @@ A seed is an image: the same run, sampler and seed give the same picture in any 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from ddsm_ext.cli import options
-from ddsm_ext.cli.console import say
-from ddsm_ext.run.config import add_set_argument
+from ddsm_ext.cli.console import say, told
 from ddsm_ext.settings import Refusal
 
 
@@ -24,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a width, or a strategy file (default: the run's chosen strategy, else width 1)",
     )
     options.add_sampler_arguments(parser)
-    add_set_argument(parser, "another setting of the run, e.g. sampler.eta=0.5")
+    options.add_set_argument(parser, "another setting of the run, e.g. sampler.eta=0.5")
     parser.add_argument("--weights", default="ema", help="ema (default) or model")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N")
     parser.add_argument("--out", metavar="FOLDER", help="where to write (default: in the run)")
@@ -37,7 +35,10 @@ def run(args: argparse.Namespace) -> int:
     seeds = options.parse_seeds(args.seeds)
     folder = options.find_run(args)
     config = options.run_settings(folder, args)
-    name, strategy = options.read_strategy(args.strategy, folder, config)
+
+    from ddsm_ext.run.run import Run, read_strategy
+
+    _, strategy = read_strategy(args.strategy, folder, config)
     if args.batch_size < 1:
         raise Refusal(f"--batch-size is {args.batch_size}; need at least 1")
     if args.weights not in ("ema", "model"):
@@ -48,42 +49,12 @@ def run(args: argparse.Namespace) -> int:
         print(describe_sampling(config, strategy, len(seeds), args.batch_size))
         return 0
     device = options.choose_device(args.device)
-
-    from ddsm_ext.run.compose import Sampler, load_network, sampling_dtype
-
-    network = load_network(folder, config, device, args.weights, sampling_dtype(config))
-    sampler = Sampler(network, config, device, args.batch_size)
-    images, ms = sampler.timed_images(strategy, seeds, f"sampling {name}")
-    steps = config.sampler.steps or config.diffusion.timesteps
-    label = f"{name.replace(' ', '-')}-{config.sampler.kind}-{steps}"
-    out = Path(args.out) if args.out else folder / "samples" / label
-    grid = write_images(images, seeds, out)
+    how = {"weights": args.weights, "batch_size": args.batch_size, "out": args.out}
+    with told() as progress:
+        run = Run(folder, config, device, progress)
+        made = run.sample(seeds, args.strategy, **how)
     options.note_command(folder)
-    macs = sampler.macs_per_image(strategy)
-    say(f"{len(seeds)} images, {ms:.3g} ms and {macs / 1e6:.4g} million MACs an image")
-    print(grid)
+    macs = made.macs_per_image / 1e6
+    say(f"{len(seeds)} images, {made.ms_per_image:.3g} ms and {macs:.4g} million MACs an image")
+    print(made.folder / "grid.png")
     return 0
-
-
-def write_images(images: object, seeds: list[int], out: Path) -> Path:
-    """Write one PNG a seed and grid.png.
-
-    Args:
-        images: uint8 [N, C, H, W].
-        seeds: the seed of each.
-        out: folder; made if missing.
-
-    Returns:
-        path of the grid.
-    """
-    import numpy as np
-
-    from ddsm_ext.data.images import image_grid, save_png
-
-    array = np.asarray(images).transpose(0, 2, 3, 1)  # [N, H, W, C]
-    out.mkdir(parents=True, exist_ok=True)
-    for seed, image in zip(seeds, array, strict=True):
-        save_png(out / f"seed-{seed:06d}.png", image)
-    grid = out / "grid.png"
-    save_png(grid, image_grid(array))
-    return grid

@@ -10,8 +10,7 @@ import argparse
 import dataclasses
 
 from ddsm_ext.cli import options
-from ddsm_ext.cli.console import say
-from ddsm_ext.run.config import RunConfig, add_set_argument
+from ddsm_ext.cli.console import say, told
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,44 +36,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="choose the cheapest strategy that scores at most X worse than the full width",
     )
     options.add_sampler_arguments(parser)
-    add_set_argument(parser, "another setting, e.g. search.generations=20")
+    options.add_set_argument(parser, "another setting, e.g. search.generations=20")
     options.add_device_argument(parser)
     parser.add_argument("-n", "--dry-run", action="store_true", help="say what would be done, stop")
-
-
-def with_budget(config: RunConfig, args: argparse.Namespace) -> RunConfig:
-    """Return the configuration with the budget of the command line in place of its own."""
-    changes: dict[str, object] = {}
-    if args.budget_macs is not None:
-        changes = {"budget_macs": args.budget_macs, "objectives": ("quality", "macs")}
-    elif args.budget_ms is not None:
-        changes = {"budget_ms": args.budget_ms, "objectives": ("quality", "ms")}
-    elif args.max_quality_loss is not None:
-        changes = {"max_quality_loss": args.max_quality_loss}
-    else:
-        return config
-    none = dict.fromkeys(("budget_macs", "budget_ms", "budget_time", "max_quality_loss"))
-    search = dataclasses.replace(config.search, **{**none, **changes})
-    return dataclasses.replace(config, search=search)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run `ddsm search`."""
     folder = options.find_run(args)
-    config = with_budget(options.run_settings(folder, args), args)
+    config = options.run_settings(folder, args)
+    names = ("budget_macs", "budget_ms", "max_quality_loss")
+    budget = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
+
+    from ddsm_ext.run.run import Run, with_budget
+
+    config = dataclasses.replace(config, search=with_budget(config, budget))
     if args.dry_run:
         from ddsm_ext.run.estimate import describe_search
 
         print(describe_search(config))
         return 0
     device = options.choose_device(args.device)
-
-    from ddsm_ext.run.scoring import Scorer
-    from ddsm_ext.run.searching import search_run
-
-    scorer = Scorer.for_run(folder, config, device)
-    options.note_command(folder)
-    chosen = search_run(folder, scorer)
+    with told() as progress:
+        run = Run(folder, config, device, progress)
+        run.scorer()  # what is refused leaves no command behind
+        options.note_command(folder)
+        chosen = run.search()
     unit = "MACs" if config.search.cost == "macs" else "time"
     say(
         f"chosen: {100 * chosen.cost_relative:.1f} % of the full width's {unit}, "

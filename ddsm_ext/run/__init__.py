@@ -7,9 +7,13 @@ from ddsm_ext._lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
+        "Run": "run",
         "RunConfig": "config",
+        "configure": "config",
         "create_run": "folder",
         "find_resumable": "folder",
+        "macs_table": "costs",
+        "measure_ms": "costs",
         "resolve_run": "folder",
     },
 )

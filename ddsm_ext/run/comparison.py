@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from ddsm_ext.bench.timing import interleaved
-from ddsm_ext.cli.console import follow, progress_bar
-from ddsm_ext.cli.options import seeds_text
 from ddsm_ext.data.images import image_grid, save_png
 from ddsm_ext.data.pixels import to_uint8
 from ddsm_ext.io.files import write_json
 from ddsm_ext.run.compose import Sampler
+from ddsm_ext.run.config import seeds_text
+from ddsm_ext.run.progress import counter
 from ddsm_ext.sampling.strategy import Strategy
 
 COLUMNS = 16
@@ -30,10 +30,11 @@ def write_comparison(
     seeds = list(range(COLUMNS))
     real = np.random.default_rng(0).choice(len(dataset), COLUMNS, replace=len(dataset) < COLUMNS)
     pictures = {"real images": dataset.images[np.sort(real)]}
-    with progress_bar("samples side by side", len(strategies), "row") as bar:
-        for label, strategy in strategies.items():
-            pictures[label] = to_uint8(sampler.images(strategy, seeds)).cpu().numpy()
-            bar.update()
+    told = counter(sampler.progress, "samples side by side", "row")
+    for done, (label, strategy) in enumerate(strategies.items(), 1):
+        pictures[label] = to_uint8(sampler.images(strategy, seeds)).cpu().numpy()
+        if told is not None:
+            told(done, len(strategies))
     rows = []
     for number, (label, images) in enumerate(pictures.items()):
         strip = image_grid(images.transpose(0, 2, 3, 1), COLUMNS)  # [N, H, W, C] -> [h, w, C]
@@ -66,8 +67,8 @@ def interleaved_ms(
     for strategy in strategies.values():  # a few images warm up
         sampler.images(strategy, seeds[:8])
     calls = {name: partial(run, strategy) for name, strategy in strategies.items()}
-    with progress_bar("timing", TURNS, "turn") as bar:
-        times = interleaved(calls, rounds=TURNS, warmup_rounds=0, progress=follow(bar))
+    told = counter(sampler.progress, "timing", "turn")
+    times = interleaved(calls, rounds=TURNS, warmup_rounds=0, progress=told)
     return {
         "ms_per_image": {name: timing.median_ms / images for name, timing in times.items()},
         "images": images,

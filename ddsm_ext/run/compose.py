@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -12,17 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddsm_ext.cli.console import follow, progress_bar, say
 from ddsm_ext.data.pixels import to_uint8
 from ddsm_ext.diffusion.schedule import NoiseSchedule, make_schedule
 from ddsm_ext.graph.count import macs
 from ddsm_ext.run.config import RunConfig
+from ddsm_ext.run.progress import Progress, counter
 from ddsm_ext.sampling.plan import plan_steps
 from ddsm_ext.sampling.samplers import sample
 from ddsm_ext.sampling.strategy import Strategy
-from ddsm_ext.settings import Refusal, did_you_mean
+from ddsm_ext.settings import Refusal, check_choice, did_you_mean
 
 CLASSIFIER_FILE = "classifier.safetensors"
+WEIGHTS = ("ema", "model")
+log = logging.getLogger(__name__)
 
 
 def build_network(config: RunConfig, device: torch.device) -> Any:
@@ -53,6 +56,7 @@ def load_network(
     from ddsm_ext.io.checkpoint import load_checkpoint, newest_complete
     from ddsm_ext.training.ema import copy_tensors
 
+    check_choice("weights", weights, WEIGHTS)
     newest = newest_complete(run)
     if newest is None:
         raise FileNotFoundError(f"{run}: has no whole checkpoint; need ddsm train first")
@@ -107,12 +111,14 @@ class Sampler:
         config: the run's configuration; its sampler section decides kind and steps.
         device: where the network is.
         batch_size: images that run together.
+        progress: told how far long work is; None for silence.
     """
 
     network: Any
     config: RunConfig
     device: torch.device
     batch_size: int
+    progress: Progress | None = None
     schedule: NoiseSchedule = field(init=False)
 
     def __post_init__(self) -> None:
@@ -153,14 +159,13 @@ class Sampler:
     def timed_images(
         self, strategy: Strategy | float, seeds: list[int], title: str
     ) -> tuple[Tensor, float]:
-        """Return uint8 images [N, C, H, W] and the ms an image that they took, with a bar."""
+        """Return uint8 images [N, C, H, W] and the ms an image that they took."""
         self.images(strategy, seeds[:1])  # first calls allocate and choose kernels
-        with progress_bar(title, None, "step") as bar:
-            started = time.perf_counter()
-            images = self.images(strategy, seeds, follow(bar))
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            seconds = time.perf_counter() - started
+        started = time.perf_counter()
+        images = self.images(strategy, seeds, counter(self.progress, title, "step"))
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        seconds = time.perf_counter() - started
         return to_uint8(images).cpu(), 1e3 * seconds / len(seeds)
 
     def macs_per_image(self, strategy: Strategy | float) -> int:
@@ -193,7 +198,7 @@ def make_extractor_for(config: RunConfig, run: Path, dataset: Any) -> Any:
     if not path.exists():
         from ddsm_ext.eval.classifier import save_classifier, train_classifier
 
-        say("training the classifier whose features score the samples")
+        log.info("training the classifier whose features score the samples")
         trained = train_classifier(dataset.images, dataset.labels, data_name=dataset.name)
         save_classifier(trained, path)
     return make_extractor(f"classifier:{path}")

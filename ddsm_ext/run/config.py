@@ -1,19 +1,19 @@
-"""`RunConfig`: all that decides a run, resolved from a preset, a file and `--set` options."""
+"""`RunConfig`: all that decides a run, laid together from a preset, a file and changes."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
+import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Self
 
 from ddsm_ext.run.presets import RUN_PRESETS
-from ddsm_ext.settings import Refusal, Settings, TypeRefusal, did_you_mean
+from ddsm_ext.settings import Refusal, Settings, TypeRefusal, did_you_mean, is_int
 
 # section -> (module, class); read when a run is resolved, so that `--help` stays quick
 SECTIONS: dict[str, tuple[str, str]] = {
@@ -23,8 +23,50 @@ SECTIONS: dict[str, tuple[str, str]] = {
     "train": ("ddsm_ext.training.config", "TrainConfig"),
     "sampler": ("ddsm_ext.sampling.config", "SamplerConfig"),
     "search": ("ddsm_ext.search.config", "SearchConfig"),
-    "eval": ("ddsm_ext.run.eval_config", "EvalConfig"),
+    "eval": ("ddsm_ext.run.config", "EvalConfig"),
 }
+
+
+@dataclass(frozen=True)
+class EvalConfig(Settings):
+    """How samples are scored.
+
+    Args:
+        features: "digits-classifier", "classifier:<path>" or "inception:<path>".
+        images: samples a score.
+        first_seed: seed of the first of them.
+        batch_size: images that run together.
+        reference: .npz of reference statistics; None takes the data set of the run.
+        search_images: samples of one score during a search.
+        sensitivity_images: real images on which a search measures the error of each width.
+        kid_subsets: subsets of the kernel distance.
+        kid_subset_size: images of such a subset.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    features: str = "digits-classifier"
+    images: int = 2048
+    first_seed: int = 0
+    batch_size: int = 256
+    reference: str | None = None
+    search_images: int = 1024
+    sensitivity_images: int = 128
+    kid_subsets: int = 50
+    kid_subset_size: int = 500
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("images", 2),
+            ("first_seed", 0),
+            ("batch_size", 1),
+            ("search_images", 2),
+            ("sensitivity_images", 1),
+            ("kid_subsets", 1),
+            ("kid_subset_size", 2),
+        ):
+            self._check(name, is_int(getattr(self, name), least), f"an int >= {least}")
 
 
 @dataclass(frozen=True)
@@ -109,6 +151,8 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
         return tuple(
             coerce(parse_value(i) if isinstance(i, str) else i, args[0], where) for i in items
         )
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     fits, needs = {
         bool: (isinstance(value, bool), "true or false"),
@@ -136,17 +180,17 @@ def preset_values(name: str) -> dict[str, Any]:
         ValueError: there is no preset of that name.
     """
     if name not in RUN_PRESETS:
-        raise Refusal(f"--preset: unknown preset {name!r}{did_you_mean(name, RUN_PRESETS)}")
+        raise Refusal(f"preset: unknown preset {name!r}{did_you_mean(name, RUN_PRESETS)}")
     from ddsm_ext.models.unet import preset
 
     return merge({"model": preset(name).to_dict()}, RUN_PRESETS[name])
 
 
-def merge(base: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
     """Return `base` with the sections of `more` laid over it, key by key."""
     result = {name: dict(items) for name, items in base.items()}
     for name, items in more.items():
-        if isinstance(items, dict):
+        if isinstance(items, Mapping):
             result[name] = {**result.get(name, {}), **items}
         else:
             result[name] = items
@@ -173,13 +217,20 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
     return values
 
 
-def resolve(preset: str | None, config_file: str | None, settings: list[str]) -> RunConfig:
-    """Lay preset, file and `--set` options over each other, in that order, and check the result.
+def configure(
+    preset: str | None = None,
+    file: str | os.PathLike[str] | None = None,
+    *,
+    where: str = "configure",
+    **sections: Mapping[str, Any],
+) -> RunConfig:
+    """Lay preset, file and changes over each other, in that order, and check the result.
 
     Args:
         preset: name of a run preset; None leaves the defaults of the sections.
-        config_file: JSON file of sections; None reads none.
-        settings: `section.key=value` options.
+        file: JSON file of sections; None reads none.
+        where: what errors call the changes.
+        sections: section -> key -> value, e.g. `train={"steps": 2000}`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -187,20 +238,48 @@ def resolve(preset: str | None, config_file: str | None, settings: list[str]) ->
         TypeError: the file holds no object, or a value has the wrong type.
     """
     values = {} if preset is None else preset_values(preset)
-    if config_file is not None:
+    if file is not None:
         from ddsm_ext.io.files import read_json
 
-        more = read_json(config_file)
+        more = read_json(file)
         if not isinstance(more, dict):
-            raise TypeRefusal(
-                f"{config_file}: holds a {type(more).__name__}, need an object of sections"
-            )
+            raise TypeRefusal(f"{file}: holds a {type(more).__name__}; need an object of sections")
         values = merge(values, more)
-        RunConfig.from_dict(values, config_file)
-    return RunConfig.from_dict(merge(values, parse_settings(settings)), "--set")
+        RunConfig.from_dict(values, str(file))
+    return RunConfig.from_dict(merge(values, sections), where)
 
 
-def add_set_argument(parser: argparse.ArgumentParser, text: str) -> None:
-    """Add `--set` to a command's parser, with its line of help."""
-    form = "SECTION.KEY=VALUE"
-    parser.add_argument("--set", action="append", default=[], metavar=form, help=text)
+def changed(config: RunConfig, changes: Mapping[str, Any], where: str = "changes") -> RunConfig:
+    """Return a run's configuration with changes laid over it.
+
+    Args:
+        config: what the run was made with.
+        changes: section -> key -> value; the sampler "ddpm" takes eta back to 0.
+        where: what errors call the changes.
+
+    Raises:
+        ValueError: the changes concern the network or the diffusion process, which belong to the
+            weights, or are refused by a section.
+    """
+    sampler = dict(changes.get("sampler", {}))
+    if sampler.get("kind") == "ddpm":
+        sampler.setdefault("eta", 0.0)  # belongs to ddim
+    after = RunConfig.from_dict(merge(config.to_dict(), {**changes, "sampler": sampler}), where)
+    for section in ("model", "diffusion"):
+        if getattr(config, section) != getattr(after, section):
+            raise Refusal(
+                f"{where} changes {section}, which the weights of the run were trained with; "
+                "need a new training"
+            )
+    return after
+
+
+def seeds_text(seeds: Sequence[int]) -> str:
+    """Return seeds as text, ranges where they are consecutive."""
+    ranges: list[tuple[int, int]] = []
+    for seed in seeds:
+        if ranges and seed == ranges[-1][1] + 1:
+            ranges[-1] = (ranges[-1][0], seed)
+        else:
+            ranges.append((seed, seed))
+    return ",".join(f"{a}-{b}" if b > a else f"{a}" for a, b in ranges)

@@ -6,8 +6,9 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 
+from tabulate import tabulate
+
 from ddsm_ext.bench.timing import interleaved
-from ddsm_ext.cli.console import table
 from ddsm_ext.graph import count
 from ddsm_ext.run.config import RunConfig
 from ddsm_ext.sampling.strategy import Strategy
@@ -16,6 +17,12 @@ from ddsm_ext.sampling.strategy import Strategy
 TRAINING_COPIES = 5
 # a backward pass computes two products of a forward's size, one for inputs and one for weights
 TRAINING_PASSES = 3
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of text as aligned columns, the first to the left, the others to the right."""
+    sides = ["left", *["right"] * (len(head) - 1)]
+    return tabulate(rows, head, "plain", colalign=sides, disable_numparse=True)
 
 
 def ms_per_gmac(config: RunConfig) -> float:

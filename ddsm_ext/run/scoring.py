@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddsm_ext.cli.console import progress_bar
-from ddsm_ext.cli.options import seeds_text
 from ddsm_ext.io.files import read_json, write_json
 from ddsm_ext.run.compose import (
     Sampler,
@@ -22,7 +20,8 @@ from ddsm_ext.run.compose import (
     sampling_dtype,
     weights_digest,
 )
-from ddsm_ext.run.config import RunConfig
+from ddsm_ext.run.config import RunConfig, seeds_text
+from ddsm_ext.run.progress import Progress
 from ddsm_ext.sampling.config import SamplerConfig
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import completed
@@ -48,7 +47,12 @@ class Scorer:
 
     @classmethod
     def for_run(
-        cls, run: Path, config: RunConfig, device: torch.device, dataset: Any = None
+        cls,
+        run: Path,
+        config: RunConfig,
+        device: torch.device,
+        dataset: Any = None,
+        progress: Progress | None = None,
     ) -> Scorer:
         """Return the scorer of a run's newest checkpoint; without a data set it reads the run's."""
         network = load_network(run, config, device, dtype=sampling_dtype(config))
@@ -56,7 +60,7 @@ class Scorer:
         extractor = make_extractor_for(config, run, dataset)
         reference = reference_for(config, extractor, dataset)
         name = config.eval.reference or dataset.name
-        sampler = Sampler(network, config, device, config.eval.batch_size)
+        sampler = Sampler(network, config, device, config.eval.batch_size, progress)
         return cls(sampler, extractor, reference, dataset, name)
 
     def distances(self, images: Tensor) -> dict[str, Any]:
@@ -131,11 +135,15 @@ def _saved(run: Path, context: dict[str, Any], sampler: SamplerConfig) -> dict[s
     return {**context, "rows": []}
 
 
-def scored(run: Path, scorer: Scorer, name: str, strategy: Strategy, seeds: list[int]) -> bool:
-    """Whether metrics.json has this strategy's score for these seeds and these weights."""
+def saved_row(
+    run: Path, scorer: Scorer, name: str, strategy: Strategy, seeds: list[int]
+) -> dict[str, Any] | None:
+    """Return this strategy's score for these seeds and weights, None where there is none yet."""
     wanted = (name, list(strategy.widths), list(strategy.cuts), seeds_text(seeds))
-    rows = _saved(run, scorer.context(), scorer.sampler.config.sampler)["rows"]
-    return any((row["label"], row["widths"], row["cuts"], row["seeds"]) == wanted for row in rows)
+    for row in _saved(run, scorer.context(), scorer.sampler.config.sampler)["rows"]:
+        if (row["label"], row["widths"], row["cuts"], row["seeds"]) == wanted:
+            return dict(row)
+    return None
 
 
 def save_timing(run: Path, timing: dict[str, Any]) -> None:
@@ -166,8 +174,7 @@ def score_folder(scorer: Scorer, path: str) -> dict[str, Any]:
 
     data = DataConfig(source=path, split="all")
     dataset = load_images(replace(scorer.sampler.config, data=data))
-    with progress_bar("reading", len(dataset), "image"):
-        images = torch.cat(list(image_batches(dataset)))  # [N, C, H, W]
+    images = torch.cat(list(image_batches(dataset)))  # [N, C, H, W]
     context = scorer.context()
     context.pop("sampler")
     return {**context, "source": path, **scorer.distances(images)}

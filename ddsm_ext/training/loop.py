@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,7 +15,6 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import nn
-from tqdm import tqdm
 
 from ddsm_ext.data.dataset import ImageDataset
 from ddsm_ext.data.images import save_png
@@ -31,6 +29,7 @@ from ddsm_ext.training.interrupt import StopRequest
 from ddsm_ext.training.sandwich import Sandwich, StepResult, make_optimizer
 from ddsm_ext.training.state import Snapshot, TrainState, Window
 
+Progress = Callable[[int, int, dict[str, Any]], None]
 SampleGrid = Callable[[nn.Module, float], NDArray[np.uint8]]  # (net, width) -> [H, W, C]
 
 
@@ -171,7 +170,7 @@ def train(
     device: torch.device | str = "cpu",
     sample_grid: SampleGrid | None = None,
     on_damage: Callable[[str], None] | None = None,
-    progress: bool | None = None,
+    progress: Progress | None = None,
 ) -> TrainResult:
     """Train a slimmable network by the sandwich rule until `config.steps` steps are done.
 
@@ -188,7 +187,8 @@ def train(
         sample_grid: makes a picture [H, W, 1 or 3] of samples at a width, from fixed seeds; None
             draws none.
         on_damage: called with one sentence for a damaged checkpoint passed over; None warns.
-        progress: show a bar; None shows it on a terminal only.
+        progress: called on rank 0 after every step with (steps done, steps in all, newest row of
+            the log); None for silence.
 
     Returns:
         Where and why training ended.
@@ -216,22 +216,16 @@ def train(
     sandwich = Sandwich(net, optimizer, schedule, config, parameterisation, rank, world_size)
     run = _Run(net, config, run_dir, device, sandwich, snapshot, sample_grid, rank, state)
     batches = StepBatches(dataset, config.batch_size, config.seed, rank, world_size)
-    shown = progress if progress is not None else sys.stderr.isatty()
-    bar = tqdm(
-        total=config.steps,
-        initial=state.step,
-        desc="training",
-        unit="step",
-        disable=not shown or rank != 0,
-    )
-    with StopRequest() as stop, _tensorboard(run), bar:
-        checkpoint, interrupted = _loop(run, batches, stop, bar)
+    with StopRequest() as stop, _tensorboard(run):
+        checkpoint, interrupted = _loop(run, batches, stop, progress if rank == 0 else None)
     finished = state.step >= config.steps
     seconds = time.perf_counter() - started
     return TrainResult(state.step, finished, interrupted, checkpoint, seconds, run.last_row)
 
 
-def _loop(run: _Run, batches: StepBatches, stop: StopRequest, bar: tqdm) -> tuple[Path, bool]:
+def _loop(
+    run: _Run, batches: StepBatches, stop: StopRequest, progress: Progress | None
+) -> tuple[Path, bool]:
     """Steps until done or stopped; returns the newest checkpoint and whether it was stopped."""
     config, state = run.config, run.state
     checkpoint = run.run_dir / "checkpoints" / f"step-{state.step:06d}"
@@ -240,12 +234,11 @@ def _loop(run: _Run, batches: StepBatches, stop: StopRequest, bar: tqdm) -> tupl
         return checkpoint, False
     for images in step_loader(batches, state.step, config.steps, config.workers):
         result = run.take_step(images, stop.wanted)
-        bar.update()
         last = state.step >= config.steps
         if _due(state.step, config.log_every) or last:
             run.write_row()
-            if (loss := run.last_row.get("loss")) is not None:
-                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        if progress is not None:
+            progress(state.step, config.steps, run.last_row)
         if _due(state.step, config.checkpoint_every) or last or result.stop_wanted:
             checkpoint = run.save()
         if result.stop_wanted:

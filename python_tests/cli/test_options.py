@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from ddsm_ext.cli import options
-from ddsm_ext.run.config import resolve
+from ddsm_ext.run.config import configure, seeds_text
 from ddsm_ext.run.folder import create_run
+from ddsm_ext.run.run import read_strategy
 
 
 @pytest.mark.parametrize(
@@ -18,7 +19,7 @@ from ddsm_ext.run.folder import create_run
 )
 def test_seeds_read_and_print(text: str, seeds: list[int]) -> None:
     assert options.parse_seeds(text) == seeds
-    assert options.parse_seeds(options.seeds_text(seeds)) == seeds
+    assert options.parse_seeds(seeds_text(seeds)) == seeds
 
 
 @pytest.mark.parametrize("text", ["", "-", "-1", "5-2", "1,,2", "a", "0-", "0-99999999999", "1e3"])
@@ -33,7 +34,7 @@ def arguments(**values: object) -> argparse.Namespace:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return create_run(tmp_path, "x", resolve("digits", None, []).to_dict())
+    return create_run(tmp_path, "x", configure("digits").to_dict())
 
 
 def test_the_sampler_of_a_run_can_be_changed(folder: Path) -> None:
@@ -49,10 +50,10 @@ def test_what_the_weights_depend_on_cannot(folder: Path, setting: str) -> None:
 
 def test_strategies_are_widths_or_files(folder: Path) -> None:
     config = options.run_settings(folder, arguments())
-    name, strategy = options.read_strategy("0.5", folder, config)
+    name, strategy = read_strategy("0.5", folder, config)
     assert (name, strategy.widths) == ("width 0.5", (0.5,))
-    assert options.read_strategy(None, folder, config)[1].widths == (1.0,)
+    assert read_strategy(None, folder, config)[1].widths == (1.0,)
     with pytest.raises(FileNotFoundError, match=r"nothing\.json"):
-        options.read_strategy("nothing.json", folder, config)
+        read_strategy("nothing.json", folder, config)
     with pytest.raises(ValueError, match="2"):
-        options.read_strategy("2", folder, config)
+        read_strategy("2", folder, config)

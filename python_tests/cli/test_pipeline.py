@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from PIL import Image
 
 from ddsm_ext.cli.main import main
 from ddsm_ext.io.checkpoint import load_checkpoint, newest_complete
-from ddsm_ext.run.scoring import Scorer
+from ddsm_ext.run import Run
 from ddsm_ext.sampling.strategy import Strategy
 
 TINY = [
@@ -136,21 +135,18 @@ def test_a_search_and_scores_run_in_bfloat16(
     assert json.loads(capsys.readouterr().out)["sampler"]["dtype"] == "bfloat16"
 
 
-def test_an_interrupted_eval_keeps_what_it_scored(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(trained, run)
-    whole = Scorer.score
+def test_an_interrupted_eval_keeps_what_it_scored(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "run")
 
-    def score(self: Scorer, name: str, strategy: Strategy, seeds: list[int]) -> dict[str, Any]:
-        if name != "full width":
+    def stop(title: str, *more: object) -> None:
+        if title == "sampling width 0.5":
             raise KeyboardInterrupt
-        return whole(self, name, strategy, seeds)
 
-    monkeypatch.setattr(Scorer, "score", score)
-    assert main(["eval", "--run", str(run), "--strategy", "1", "--strategy", "0.5"]) == 130
-    rows = json.loads((run / "metrics.json").read_text())["rows"]
+    run = Run.open(tmp_path, tmp_path / "run", progress=stop)
+    named = {"full width": Strategy.constant(1.0), "width 0.5": Strategy.constant(0.5)}
+    with pytest.raises(KeyboardInterrupt):
+        run.evaluate(named)
+    rows = json.loads((run.folder / "metrics.json").read_text())["rows"]
     assert [row["label"] for row in rows] == ["full width"]
 
 

@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from ddsm_ext.run.config import RunConfig, coerce, parse_value, resolve
+from ddsm_ext.run.config import RunConfig, coerce, configure, parse_settings, parse_value
 from ddsm_ext.run.presets import QUICKSTART_FAST, RUN_PRESETS
 
 
 @pytest.mark.parametrize("name", RUN_PRESETS)
 def test_presets_resolve_and_survive_json(name: str) -> None:
-    config = resolve(name, None, [])
+    config = configure(name)
     assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert config.train.widths == config.model.widths == config.search.widths
 
 
 def test_the_papers_network_and_training() -> None:
     # arXiv 2310.03337, table of CIFAR-10 settings
-    config = resolve("cifar10", None, [])
+    config = configure("cifar10")
     assert (config.model.ch, config.model.ch_mult, config.model.attn) == (128, (1, 2, 2, 2), (1,))
     assert (config.train.steps, config.train.batch_size, config.train.lr) == (450_000, 256, 4e-4)
     assert config.diffusion.schedule == "linear"
@@ -29,19 +29,19 @@ def test_the_papers_network_and_training() -> None:
 def test_set_wins_over_file_wins_over_preset(tmp_path: Path) -> None:
     file = tmp_path / "c.json"
     file.write_text(json.dumps({"train": {"steps": 7, "batch_size": 9}}))
-    config = resolve("digits", str(file), ["train.steps=8"])
+    config = configure("digits", file, train={"steps": 8})
     assert (config.train.steps, config.train.batch_size) == (8, 9)
 
 
 def test_widths_of_the_model_reach_training_and_search() -> None:
-    config = resolve("digits", None, ["model.widths=1,0.5"])
+    config = configure("digits", model={"widths": (1, 0.5)})
     assert config.train.widths == config.search.widths == (1.0, 0.5)
 
 
 def test_the_quickstart_changes_only_known_settings() -> None:
     for section, values in QUICKSTART_FAST.items():
         for key, value in values.items():
-            resolve("digits", None, [f"{section}.{key}={value}"])
+            configure("digits", **parse_settings([f"{section}.{key}={value}"]))
 
 
 @pytest.mark.parametrize(
@@ -94,10 +94,10 @@ def test_bad_files_are_named(content: str, expected: str, tmp_path: Path) -> Non
     file = tmp_path / "bad.json"
     file.write_text(content)
     with pytest.raises((ValueError, TypeError), match=r"bad\.json") as caught:
-        resolve("digits", str(file), [])
+        configure("digits", file)
     assert expected in str(caught.value)
 
 
 def test_a_file_needs_a_model() -> None:
     with pytest.raises(ValueError, match="image_size is missing"):
-        resolve(None, None, [])
+        configure()

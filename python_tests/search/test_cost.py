@@ -9,13 +9,13 @@ import pytest
 from search.synthetic import COSTS, WIDTHS, genome_of, log_snrs
 
 from ddsm_ext.search.config import SearchConfig
-from ddsm_ext.search.genome import StrategySpace
 from ddsm_ext.search.cost import (
     CostTable,
     StepCost,
     budget_cost,
     check_budget,
 )
+from ddsm_ext.search.genome import StrategySpace
 
 WHERE = {
     "machine": "here",

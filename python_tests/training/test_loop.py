@@ -35,7 +35,7 @@ def config(**changes) -> TrainConfig:
 
 
 def run_train(run_dir, cfg, net=None, **options):
-    return train(net or ToyNet(), toy_data(), SCHEDULE, cfg, run_dir, progress=False, **options)
+    return train(net or ToyNet(), toy_data(), SCHEDULE, cfg, run_dir, **options)
 
 
 def assert_same_run(first, second):
@@ -72,7 +72,7 @@ class StopAt(ToyNet):
 def test_loss_falls_and_files_are_written(tmp_path):
     cfg = config(steps=100, batch_size=16, log_every=20, lr=3e-2)
     digits, noisy = load_dataset(DataConfig()), make_schedule(DiffusionConfig())
-    result = train(ToyNet(), digits, noisy, cfg, tmp_path, progress=False)
+    result = train(ToyNet(), digits, noisy, cfg, tmp_path)
     assert (result.step, result.finished, result.interrupted) == (100, True, False)
     rows = read_jsonl(tmp_path / "log.jsonl")
     assert [row["step"] for row in rows] == [20, 40, 60, 80, 100]
