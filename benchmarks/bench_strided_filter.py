@@ -18,8 +18,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from ddsm_ext.bench.candidates import relative_error
-from ddsm_ext.bench.conditions import DTYPES, Setting
-from ddsm_ext.bench.memory import peak_bytes
+from ddsm_ext.bench.conditions import DTYPES, Setting, peak_bytes
 from ddsm_ext.bench.timing import interleaved, ratio
 from ddsm_ext.io.files import write_json
 

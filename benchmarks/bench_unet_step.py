@@ -29,7 +29,7 @@ from published.results import save_result
 
 from ddsm_ext.bench import format_result
 from ddsm_ext.bench.conditions import DTYPES
-from ddsm_ext.bench.step_candidates import STEP_CANDIDATES
+from ddsm_ext.bench.steps import STEP_CANDIDATES
 from ddsm_ext.machine import machine_info
 
 

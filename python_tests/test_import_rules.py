@@ -33,7 +33,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "diffusion": (),
     "sampling": ("diffusion", "io.document", "io.files"),
     "data": ("io.files",),
-    "eval": ("data.pixels", "io.document", "io.files"),
+    "eval": ("data.pixels", "io.document", "io.files", "io.weights"),
     "training": ("data", "diffusion", "io"),
     "search": ("io.document", "io.files", "sampling"),
     "report": ("io.files",),
@@ -49,7 +49,8 @@ ALWAYS = ("_lazy", "settings", "width")
 # Areas that load no torch, directly or through what they import at module level.
 TORCH_FREE = ("", "_lazy", "settings", "width", "machine", "graph", "graph.graph", "graph.config",
               "graph.slicing", "graph.count", "models.unet", "models.adm", "data.config",
-              "training.config", "diffusion.config", "sampling.config", "search.config",
+              "training.config", "diffusion.config", "sampling.config", "sampling.samplers",
+              "search.config",
               "run.config", "run.folder", "cli.main")  # fmt: skip
 
 # The exception's class may be named, to catch what torch.load raises; nothing may be unpickled.

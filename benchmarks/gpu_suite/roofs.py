@@ -6,7 +6,7 @@ import argparse
 import subprocess
 from pathlib import Path
 
-from ddsm_ext.bench.roof import measure_roof
+from ddsm_ext.bench.conditions import measure_roof
 from gpu_suite import work
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddsm_ext.bench.graphs import interleaved_graphs
+from ddsm_ext.bench.conditions import interleaved_graphs
 from ddsm_ext.bench.shapes import config_at
 from ddsm_ext.bench.timing import interleaved
 from ddsm_ext.graph.shapes import ConvShape, op_shapes

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ddsm_ext.bench.step_candidates import prepare_steps
+from ddsm_ext.bench.steps import prepare_steps
 from gpu_suite import work
 
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ddsm_ext.bench.conditions import Setting
-from ddsm_ext.bench.network import channels_last, random_inputs, random_network
 from ddsm_ext.bench.shapes import ADM_IMAGENET64, REFERENCE_CIFAR10
+from ddsm_ext.bench.steps import channels_last, random_inputs, random_network
 from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.io.files import write_json
 from ddsm_ext.models.adm import ADMConfig

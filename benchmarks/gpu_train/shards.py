@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddsm_ext.io.files import write_atomic, write_json
-from ddsm_ext.io.shards import INDEX_ENDING
+from ddsm_ext.io.weights import INDEX_ENDING
 
 if TYPE_CHECKING:
     from torch import Tensor

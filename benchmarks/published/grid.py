@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from ddsm_ext.bench.conditions import Setting
-from ddsm_ext.bench.ops_table import run_ops
+from ddsm_ext.bench.ops import run_ops
 from ddsm_ext.bench.shapes import ODD_WIDTH, REFERENCE_CIFAR10, config_at
-from ddsm_ext.bench.step_candidates import prepare_steps
+from ddsm_ext.bench.steps import prepare_steps
 from ddsm_ext.bench.training_step import SANDWICH, run_training_step
 from ddsm_ext.bench.unet_step import run_unet_step
 from ddsm_ext.graph.config import NetworkConfig

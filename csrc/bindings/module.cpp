@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "../cpu/isa.h"
+#include "ddsm/isa.h"
 #include "build_info.h"
 #include "native.h"
 

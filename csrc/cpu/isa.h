@@ -1,4 +1,4 @@
-// Which instruction set the CPU kernels use, and how one kernel source becomes one variant each.
+// How one kernel source becomes one variant for each instruction set.
 //
 // Files named *_kernel.cpp are compiled once per instruction set, with DDSM_ISA naming the
 // namespace: put everything in them into `namespace ddsm::DDSM_ISA` (helpers: also unnamed or
@@ -11,25 +11,7 @@
 //   DDSM_CALL_VARIANT(sliced_linear_forward, args);
 #pragma once
 
-#include "ddsm/types.h"
-
-namespace ddsm {
-
-// kAvx512Bf16: kAvx512 and products of bfloat16 (vdpbf16ps).
-enum class Isa : int { kPortable = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
-
-// The instruction set in use: the best this CPU and this build have, unless set_isa chose another.
-DDSM_EXPORT Isa active_isa();
-
-// True if this build contains the variant and this CPU runs it.
-DDSM_EXPORT bool isa_available(Isa isa);
-
-// Forces a variant for the whole process, for tests and comparisons; false if not available.
-DDSM_EXPORT bool set_isa(Isa isa);
-
-DDSM_EXPORT const char* isa_name(Isa isa);
-
-}  // namespace ddsm
+#include "ddsm/isa.h"
 
 #if defined(DDSM_HAVE_X86_VARIANTS)
 #define DDSM_DECLARE_VARIANTS(result, name, ...) \

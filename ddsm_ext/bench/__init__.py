@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = attach(
         "format_result": "table",
         "format_table": "table",
         "interleaved": "timing",
-        "run_ops": "ops_table",
+        "run_ops": "ops",
         "run_training_step": "training_step",
         "run_unet_step": "unet_step",
     },

@@ -1,19 +1,23 @@
-"""Device, arithmetic and clock of a measurement, and what every measured time depends on."""
+"""Device, arithmetic and clock of a measurement; the GPU's graphs, peak memory, and the roof."""
 
 from __future__ import annotations
 
 import subprocess
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from ddsm_ext import _library
-from ddsm_ext.bench.timing import clock_of
+from ddsm_ext.bench.timing import Key, Timing, clock_of, interleaved
+from ddsm_ext.runtime.graphs import GraphPool
 from ddsm_ext.settings import Refusal, is_int
 
 # Name of the arithmetic -> type of activations and weights. "tf32" allows the tensor cores to round
@@ -22,6 +26,12 @@ DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfl
 # Largest relative difference between candidates: Winograd arithmetic in float32, 10 bits in tf32,
 # 8 bits in bfloat16.
 TOLERANCE = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 4e-2}
+_SIZE = 1024  # three operands of 4 MB: large enough for the peak, small enough for a second
+_GPU_SIZE = 8192  # 1.1 T FLOPs: 1.4 ms on an H100 in bfloat16
+_GPU_COPY_BYTES = 2**32  # read and written; 80 times an H100's L2 cache
+# These have no product in bfloat16: torch.mm in it takes seconds and could not beat float32.
+_WITHOUT_BF16 = ("DEFAULT", "AVX2")
+CALLS_A_GRAPH = 20  # a replay costs microseconds itself
 
 
 @dataclass(frozen=True)
@@ -157,3 +167,122 @@ def check_batch(batch: int) -> None:
     """Raise ValueError where a batch is no positive int."""
     if not is_int(batch, 1):
         raise Refusal(f"bench: batch is {batch!r}; need an int >= 1")
+
+
+def captured(call: Callable[[], object]) -> Callable[[], object]:
+    """Return the replay of a CUDA graph that makes CALLS_A_GRAPH calls in a row.
+
+    Args:
+        call: work on the current GPU that allocates from torch and waits for nothing.
+    """
+
+    def repeat() -> None:
+        for _ in range(CALLS_A_GRAPH):
+            call()
+
+    return GraphPool(torch.device("cuda", torch.cuda.current_device())).capture(repeat)
+
+
+def interleaved_graphs(
+    calls: Mapping[Key, Callable[[], object]], **options: Any
+) -> dict[Key, Timing]:
+    """`interleaved` with every call captured; returns the times of single calls."""
+    replays = {name: captured(call) for name, call in calls.items()}
+    return {
+        name: Timing(tuple(ms / CALLS_A_GRAPH for ms in timing.rounds_ms))
+        for name, timing in interleaved(replays, **options).items()
+    }
+
+
+def peak_bytes(calls: Mapping[Key, Callable[[], object]], *, device: str = "cpu") -> dict[Key, int]:
+    """Return the most bytes that each call holds at once beyond what was held before it.
+
+    The profiler sees every block of PyTorch's CPU allocator: also the copy of a sliced weight that
+    an op makes inside, which no hook on tensors sees. On a GPU the allocator keeps count itself;
+    what a CUDA graph has held since its capture is not in it (`held_gpu_bytes` is).
+
+    Args:
+        calls: name -> call; one run of each is recorded, so warm them up first.
+        device: "cpu" or "cuda".
+    """
+    if device == "cuda":
+        return {key: _gpu_peak(call) for key, call in calls.items()}
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        for number, call in enumerate(calls.values()):
+            with record_function(f"peak_bytes.{number}"):
+                call()
+    assert recorded.profiler is not None
+    events = sorted(recorded.profiler.kineto_results.events(), key=lambda e: e.start_ns())
+    blocks = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+    spans = {e.name(): (e.start_ns(), e.end_ns()) for e in events}
+    return {
+        key: max(accumulate((size for at, size in blocks if start <= at <= end), initial=0))
+        for number, key in enumerate(calls)
+        for start, end in [spans[f"peak_bytes.{number}"]]
+    }
+
+
+def _gpu_peak(call: Callable[[], object]) -> int:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def held_gpu_bytes() -> int:
+    """Return what torch holds of the GPU's memory now, graphs' pools included, free blocks not."""
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved()
+
+
+def measure_roof(setting: Setting) -> dict[str, Any]:
+    """Return MACs a second of the fastest torch.mm and, on a GPU, bytes a second of a large copy.
+
+    On the CPU float32 counts for every dtype: without products in bfloat16 it computes those in
+    float32.
+
+    Args:
+        setting: what the work that is compared with the roof runs on; active already.
+
+    Returns:
+        "macs_per_s" and "probe", which says what ran; on a GPU also "bytes_per_s" (read and
+        written) and "bytes_probe".
+    """
+    if setting.on_gpu:
+        return _gpu_roof(setting)
+    skipped = torch.backends.cpu.get_cpu_capability() in _WITHOUT_BF16
+    dtypes = {torch.float32} if skipped else {torch.float32, setting.kind}
+    factors = {kind: torch.ones(_SIZE, _SIZE, dtype=kind) for kind in dtypes}
+    times = interleaved(
+        {kind: partial(torch.mm, a, a) for kind, a in factors.items()}, rounds=9, **setting.timing
+    )
+    fastest = min(times, key=lambda kind: times[kind].min_ms)
+    name = str(fastest).removeprefix("torch.")
+    return {
+        "macs_per_s": _SIZE**3 / (times[fastest].min_ms / 1000),
+        "probe": f"torch.mm of {_SIZE} x {_SIZE} {name}",
+    }
+
+
+def _gpu_roof(setting: Setting) -> dict[str, Any]:
+    # Random values: zeros and ones let the GPU draw less power and clock higher.
+    a = torch.randn(_GPU_SIZE, _GPU_SIZE, device=setting.device).to(setting.kind)
+    source = torch.randn(_GPU_COPY_BYTES // 8, device=setting.device)
+    target = torch.empty_like(source)
+    calls = {"mm": partial(torch.mm, a, a), "copy": partial(target.copy_, source)}
+    times = interleaved(calls, rounds=9, **setting.timing)
+    return {
+        "macs_per_s": _GPU_SIZE**3 / (times["mm"].min_ms / 1000),
+        "probe": f"torch.mm of {_GPU_SIZE} x {_GPU_SIZE} {setting.dtype}",
+        "bytes_per_s": _GPU_COPY_BYTES / (times["copy"].min_ms / 1000),
+        "bytes_probe": f"copy of {_GPU_COPY_BYTES // 2**21} MiB",
+    }
+
+
+def roof_ms(macs: float, roof: dict[str, Any], moved_bytes: float = 0.0) -> float:
+    """Milliseconds that so many multiply-accumulates and bytes take at the roof, the longer one."""
+    transfer_s = moved_bytes / roof["bytes_per_s"] if "bytes_per_s" in roof else 0.0
+    return 1000 * max(macs / roof["macs_per_s"], transfer_s)

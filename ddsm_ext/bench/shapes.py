@@ -32,10 +32,7 @@ def config_at(config: Config, width: float) -> Config:
     Raises:
         TypeError, ValueError: the width is not in (0, 1].
     """
-    try:
-        config.check_width(width)
-    except ValueError:
-        if not isinstance(config, UNetConfig) or config.norm == "channels_per_group":
-            raise
-        return config_at(replace(config, norm="channels_per_group"), width)
+    if isinstance(config, UNetConfig) and not config.runs_at(width):
+        config = replace(config, norm="channels_per_group")
+    config.check_width(width)
     return config

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tabulate import SEPARATING_LINE, DataRow, Line, TableFormat, tabulate
+
 # key of a row -> heading; keys that no row has are left out
 _COLUMNS = {
     "op": "op",
@@ -34,6 +36,17 @@ _COLUMNS = {
     "native": "kernel",
 }
 _TEXT = ("op", "shape", "widths")
+# "simple", whose columns are two wider than a heading: the headings are a row like any other here.
+_PLAIN = TableFormat(
+    lineabove=None,
+    linebelowheader=Line("", "-", "  ", ""),
+    linebetweenrows=None,
+    linebelow=None,
+    headerrow=DataRow("", "  ", ""),
+    datarow=DataRow("", "  ", ""),
+    padding=0,
+    with_header_hide=None,
+)
 _TITLES = {
     "inference": "U-Net step, ms an image",
     "training": "Sandwich training step, ms an image",
@@ -51,19 +64,13 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return "(no rows)"
     keys = [key for key in _COLUMNS if any(key in row for row in rows)]
-    cells = [[_COLUMNS[key] for key in keys]]
-    cells += [[_cell(key, row.get(key)) for key in keys] for row in rows]
-    sizes = [max(len(line[i]) for line in cells) for i in range(len(keys))]
-    lines = []
-    for number, line in enumerate(cells):
-        padded = [
-            text.ljust(size) if key in _TEXT else text.rjust(size)
-            for key, text, size in zip(keys, line, sizes, strict=True)
-        ]
-        lines.append("  ".join(padded).rstrip())
-        if number == 0:
-            lines.append("  ".join("-" * size for size in sizes))
-    return "\n".join(lines)
+    cells = [[_cell(key, row.get(key)) for key in keys] for row in rows]
+    return tabulate(
+        [[_COLUMNS[key] for key in keys], SEPARATING_LINE, *cells],
+        tablefmt=_PLAIN,
+        colalign=["left" if key in _TEXT else "right" for key in keys],
+        disable_numparse=True,
+    )
 
 
 def format_result(mode: str, result: Mapping[str, Any]) -> str:

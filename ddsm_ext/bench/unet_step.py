@@ -10,11 +10,9 @@ from typing import Any
 import torch
 
 from ddsm_ext.bench.candidates import KERNELS, compare
-from ddsm_ext.bench.conditions import CPU, Setting, check_batch
-from ddsm_ext.bench.memory import peak_bytes
-from ddsm_ext.bench.roof import measure_roof, roof_ms
+from ddsm_ext.bench.conditions import CPU, Setting, check_batch, measure_roof, peak_bytes, roof_ms
 from ddsm_ext.bench.shapes import REFERENCE_CIFAR10, WIDTHS, config_at
-from ddsm_ext.bench.step_candidates import (
+from ddsm_ext.bench.steps import (
     DEFAULT_CANDIDATES,
     STEP_CANDIDATES,
     Step,

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         raise Refusal(f"--dtype is {args.dtype!r}; need {' or '.join(DTYPES)}")
 
     if args.explain:
-        from ddsm_ext.bench.choices import explain_choices
+        from ddsm_ext.bench.ops import explain_choices
 
         print(explain_choices(widths, args.batch, args.dtype))
         return 0

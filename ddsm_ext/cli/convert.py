@@ -13,7 +13,7 @@ from typing import Any
 
 from ddsm_ext.cli import options
 from ddsm_ext.cli.console import say
-from ddsm_ext.io.shards import INDEX_ENDING
+from ddsm_ext.io.weights import INDEX_ENDING
 from ddsm_ext.run.config import RunConfig, merge, parse_settings, preset_values
 from ddsm_ext.settings import Refusal, did_you_mean
 
@@ -76,7 +76,7 @@ def _convert_checkpoint(source: Path, args: argparse.Namespace) -> int:
 
 def _convert_shards(source: Path, args: argparse.Namespace) -> int:
     """Join the files of an index that carries its run's configuration."""
-    from ddsm_ext.io.shards import load_shards
+    from ddsm_ext.io.weights import load_shards
 
     tensors, about = load_shards(source)
     if "config" not in about:

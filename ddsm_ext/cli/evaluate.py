@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         run = Run(folder, config, device, progress)
         scorer = run.scorer()
         if args.save_statistics:
-            from ddsm_ext.eval.statistics import save_statistics
+            from ddsm_ext.eval.metrics import save_statistics
 
             save_statistics(Path(args.save_statistics), scorer.reference)
         if args.images:

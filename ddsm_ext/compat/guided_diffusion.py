@@ -296,8 +296,8 @@ def to_guided_diffusion_state_dict(
         )
     if config.groups != GROUPS:
         raise Refusal(
-            f"to_guided_diffusion_state_dict: groups is {config.groups}; the reference's network "
-            f"need {GROUPS}"
+            f"to_guided_diffusion_state_dict: groups is {config.groups}; need {GROUPS}, as in the "
+            "reference's network"
         )
     ours, state = net.state_dict(), {}
     for entry in _entries(config, use_new_attention_order):

@@ -88,15 +88,7 @@ def official_config(config: Mapping[str, Any]) -> UNetConfig:
         widths=(1.0,),
         time_table_rows=steps,
     )
-    return dataclasses.replace(full, widths=tuple(w for w in _WIDTHS if _runs(full, w)))
-
-
-def _runs(config: UNetConfig, width: float) -> bool:
-    try:
-        config.check_width(width)
-    except ValueError:
-        return False
-    return True
+    return dataclasses.replace(full, widths=tuple(filter(full.runs_at, _WIDTHS)))
 
 
 def official_names(config: UNetConfig) -> dict[str, str]:
@@ -192,13 +184,13 @@ def to_official_state_dict(net: SlimmableNetwork) -> dict[str, Tensor]:
         value = getattr(config, name)
         if value != needed:
             raise Refusal(
-                f"to_official_state_dict: {name} is {value!r}; the reference's network needs "
-                f"{needed!r}"
+                f"to_official_state_dict: {name} is {value!r}; need {needed!r}, as in the "
+                "reference's network"
             )
     ours = net.state_dict()
     state = {official: ours[our] for our, official in official_names(config).items()}
     if TIME_TABLE not in state:
         table = sinusoidal_embedding(torch.arange(DEFAULTS["T"]), config.ch)  # [T, ch]
-        weight = net.head.weight
+        weight = net.get_parameter("head.weight")
         state = {TIME_TABLE: table.to(device=weight.device, dtype=weight.dtype), **state}
     return state

@@ -1,19 +1,17 @@
-"""Foreign weights, from their file into a network; no code in a file is ever run."""
+"""Foreign weights, from their file into a network."""
 
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ddsm_ext.graph.config import NetworkConfig
+from ddsm_ext.io.weights import check_tensors, load_file
 from ddsm_ext.models.network import SlimmableNetwork
 from ddsm_ext.settings import Refusal, TypeRefusal
 
@@ -47,11 +45,11 @@ def read_state_dict(
     if isinstance(source, Mapping):
         name, content = kind, source
     elif isinstance(source, (str, os.PathLike)):
-        name, content = os.fspath(source), _read(Path(source))
+        name, content = os.fspath(source), load_file(Path(source))
     else:
         raise TypeRefusal(f"{kind}: got {type(source).__name__}; need a path or a state dict")
     state = _pick(name, content, groups, wanted)
-    _check_names_and_shapes(name, state, shapes, optional)
+    check_tensors(name, state, shapes, optional=optional)
     return state
 
 
@@ -68,36 +66,6 @@ def network_of(config: NetworkConfig, tensors: Mapping[str, Tensor]) -> Slimmabl
     net.to(dtypes.pop() if len(dtypes) == 1 else torch.float32)
     net.load_state_dict(tensors, strict=False)
     return net.eval()
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise FileNotFoundError(f"{path} {what}; need a .pt or .safetensors file")
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise Refusal(f"{path} is no whole safetensors file: {_first_line(error)}") from None
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise Refusal(
-            f"{path} is refused: it is damaged, or holds Python objects, which may run code when "
-            "loaded; need tensors and plain values only"
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError,
-            AttributeError) as error:  # fmt: skip
-        # What torch's readers raise on truncated or foreign bytes.
-        raise Refusal(f"{path} is no whole torch file: {_first_line(error)}") from None
-    if not isinstance(content, Mapping):
-        raise Refusal(f"{path} holds a {type(content).__name__}; need a state dict")
-    return content
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _pick(
@@ -119,26 +87,3 @@ def _pick(
             raise Refusal(f"{source}: {name} is {value.dtype}; need floating-point weights")
         state[name.removeprefix("module.")] = value
     return state
-
-
-def _check_names_and_shapes(
-    source: str,
-    state: Mapping[str, Tensor],
-    shapes: Mapping[str, tuple[int, ...]],
-    optional: tuple[str, ...],
-) -> None:
-    missing = [name for name in shapes if name not in state and name not in optional]
-    unexpected = [name for name in state if name not in shapes]
-    if missing or unexpected:
-        kind, names = ("lacks", missing) if missing else ("has the unexpected", unexpected)
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        raise Refusal(
-            f"{source} {kind} {names[0]}{more}; need exactly the {len(shapes)} names that the "
-            "config gives"
-        )
-    for name, shape in shapes.items():
-        if name in state and tuple(state[name].shape) != tuple(shape):
-            raise Refusal(
-                f"{source}: {name} has shape {list(state[name].shape)}; the config needs "
-                f"{list(shape)}"
-            )

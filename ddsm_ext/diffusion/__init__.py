@@ -1,4 +1,4 @@
-"""Forward process, noise schedules, parameterisations and counter-based noise."""
+"""Noise levels and schedules, what a network predicts, and counter-based noise."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from ddsm_ext._lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
+        "CLEAN": "schedule",
         "DiffusionConfig": "config",
+        "Level": "schedule",
         "NoiseSchedule": "schedule",
-        "add_noise": "process",
+        "PREDICTIONS": "prediction",
+        "add_noise": "schedule",
         "make_schedule": "schedule",
-        "mse_per_image": "losses",
+        "mse_per_image": "prediction",
         "noise": "noise",
-        "training_target": "parameterisation",
+        "training_target": "prediction",
     },
 )

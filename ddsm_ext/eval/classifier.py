@@ -22,7 +22,8 @@ from torch.nn import functional as F
 
 from ddsm_ext.data.pixels import from_uint8
 from ddsm_ext.io.document import Document
-from ddsm_ext.io.files import parse_json, parse_safetensors, write_atomic
+from ddsm_ext.io.files import parse_json, write_atomic
+from ddsm_ext.io.weights import parse_safetensors
 from ddsm_ext.settings import Refusal, Settings, TypeRefusal, is_int
 
 _METADATA_KEY = "ddsm_classifier"

@@ -1,20 +1,32 @@
-"""Feature extractors by name: uint8 images in, feature rows and a digest of their source out."""
+"""Feature extractors by name: uint8 images in, feature rows and a digest of their source out.
+
+Inception's is torch-fidelity's (the `metrics` extra).
+"""
 
 from __future__ import annotations
 
 import difflib
+import hashlib
+import importlib
+import io
+import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ddsm_ext.eval.classifier import load_classifier
-from ddsm_ext.settings import Refusal, TypeRefusal
+from ddsm_ext.settings import MissingLibrary, Refusal, TypeRefusal
 
 DIGITS_CLASSIFIER_FILE = Path(__file__).with_name("digits_classifier.safetensors")
 _BATCH_IMAGES = 512
+# torch.library registrations live as long as this object.
+_TORCHVISION_SCHEMAS: list[Any] = []
+_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 
 
 class Extractor(Protocol):
@@ -56,14 +68,73 @@ class ClassifierExtractor:
             ValueError: another shape.
         """
         config = self._network.config
-        x = checked_images(images, self.name)  # [N, C, H, W]
+        x = _checked_images(images, self.name)  # [N, C, H, W]
         shape = (config.image_channels, config.image_size, config.image_size)
         if tuple(x.shape[1:]) != shape:
             raise Refusal(
                 f"{self.name}: images have shape {tuple(x.shape)}; need [N, {shape[0]}, "
                 f"{shape[1]}, {shape[2]}], the size the classifier was trained on"
             )
-        return chunked(self._network.features, x, self.dim, self.device)
+        return _chunked(self._network.features, x, self.dim, self.device)
+
+
+class InceptionExtractor:
+    """torch-fidelity's InceptionV3, pooled features [N, 2048]; what FID and KID are defined on.
+
+    torch-fidelity unpickles a weights file without restrictions. Here the file is read with
+    `weights_only=True`, and torch-fidelity is handed a buffer that this class wrote itself.
+
+    Args:
+        path: weights-inception-2015-12-05-6726825d.pth, or a state dict of equal shapes.
+        device: where to compute.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ImportError: torch-fidelity is not installed.
+        ValueError: the file holds something else.
+    """
+
+    name = "inception-v3"
+    dim = 2048
+
+    def __init__(self, path: Path, device: str | torch.device) -> None:
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"inception weights {path}: no such file; need torch-fidelity's {_WEIGHTS}"
+            )
+        import_torch_fidelity()
+        module = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
+        data = path.read_bytes()
+        buffer = io.BytesIO()
+        torch.save(_state_dict(path, data), buffer)
+        buffer.seek(0)
+        try:
+            network = module.FeatureExtractorInceptionV3(
+                "inception-v3-compat", [str(self.dim)], feature_extractor_weights_path=buffer
+            )
+        except RuntimeError as error:
+            raise Refusal(
+                f"inception weights {path}: the names or shapes are not those of torch-fidelity's "
+                f"InceptionV3; need {_WEIGHTS}"
+            ) from error
+        self.digest = hashlib.sha256(data).hexdigest()
+        self.device = torch.device(device)
+        self._network = network.to(self.device)
+
+    def __call__(self, images: Any) -> Tensor:
+        """Return fp32 features [N, 2048] of uint8 images [N, 3 or 1, H, W]; grey is repeated.
+
+        Raises:
+            TypeError: images that are not uint8.
+            ValueError: another number of channels.
+        """
+        x = _checked_images(images, self.name)  # [N, C, H, W]
+        if x.shape[1] not in (1, 3):
+            raise Refusal(
+                f"{self.name}: images have shape {tuple(x.shape)}; need [N, 1 or 3, H, W]"
+            )
+        x = x.expand(-1, 3, -1, -1)
+        return _chunked(lambda part: self._network(part)[0], x, self.dim, self.device)
 
 
 def make_extractor(name: str, device: str | torch.device = "cpu") -> Extractor:
@@ -88,8 +159,6 @@ def make_extractor(name: str, device: str | torch.device = "cpu") -> Extractor:
     if kind == "classifier" and path:
         return ClassifierExtractor(Path(path), None, device)
     if kind == "inception" and path:
-        from ddsm_ext.eval.torch_fidelity import InceptionExtractor
-
         return InceptionExtractor(Path(path), device)
     known = {
         "digits-classifier": "digits-classifier",
@@ -103,7 +172,7 @@ def make_extractor(name: str, device: str | torch.device = "cpu") -> Extractor:
     )
 
 
-def checked_images(images: Any, caller: str) -> Tensor:
+def _checked_images(images: Any, caller: str) -> Tensor:
     """Return images as a uint8 tensor [N, C, H, W], or raise TypeError or ValueError."""
     x = torch.as_tensor(images)
     if x.dtype != torch.uint8:
@@ -116,9 +185,59 @@ def checked_images(images: Any, caller: str) -> Tensor:
 
 
 @torch.no_grad()
-def chunked(
+def _chunked(
     function: Callable[[Tensor], Tensor], images: Tensor, dim: int, device: torch.device
 ) -> Tensor:
     """Apply a function to at most 512 images at a time, so that memory stays bounded."""
     rows = [function(part.to(device)).float() for part in images.split(_BATCH_IMAGES) if len(part)]
     return torch.cat(rows) if rows else torch.empty(0, dim, device=device)  # [N, D]
+
+
+def import_torch_fidelity() -> ModuleType:
+    """Import torch-fidelity, also beside a CPU torch with a CUDA build of torchvision.
+
+    That pair fails on import with `operator torchvision::nms does not exist`, because
+    torchvision's own library cannot load. No metric needs the operators, so declaring their schemas
+    lets the import pass.
+
+    Raises:
+        ImportError: torch-fidelity is not installed or does not import.
+    """
+    try:
+        _import_torchvision()
+        return importlib.import_module("torch_fidelity")
+    except ImportError as error:
+        raise MissingLibrary(
+            f"torch_fidelity: it does not import ({error}); need the extra: "
+            "pip install 'ddsm_ext[metrics]'"
+        ) from error
+
+
+def _import_torchvision() -> None:
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error) or _TORCHVISION_SCHEMAS:
+            raise
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _TORCHVISION_SCHEMAS.append(library)
+        # The failed import left its submodules behind.
+        for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        importlib.import_module("torchvision")
+
+
+def _state_dict(path: Path, data: bytes) -> dict[str, Tensor]:
+    try:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
+        raise Refusal(
+            f"inception weights {path}: not a plain PyTorch state dict; need {_WEIGHTS}"
+        ) from error
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
+        raise Refusal(f"inception weights {path}: it holds no tensors by name; need {_WEIGHTS}")
+    return {name: value.detach().clone() for name, value in state.items()}

@@ -65,6 +65,14 @@ class NetworkConfig(Settings):
         """
         return self.graph.check_width(self.slicing, width)
 
+    def runs_at(self, width: float) -> bool:
+        """True where `check_width` has nothing against `width`."""
+        try:
+            self.check_width(width)
+        except Refusal:
+            return False
+        return True
+
     def __post_init__(self) -> None:
         for name in ("image_size", "image_channels", "groups"):
             self._check_int(name, 1)

@@ -12,7 +12,7 @@ __getattr__, __dir__, __all__ = attach(
         "Document": "document",
         "append_jsonl": "files",
         "load_checkpoint": "checkpoint",
-        "load_shards": "shards",
+        "load_shards": "weights",
         "newest_complete": "checkpoint",
         "read_json": "files",
         "read_jsonl": "files",

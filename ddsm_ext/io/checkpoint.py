@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddsm_ext.io.files import parse_json, parse_safetensors, sync_folder, to_json, write_synced
+from ddsm_ext.io.files import parse_json, sync_folder, to_json, write_synced
+from ddsm_ext.io.weights import parse_safetensors
 from ddsm_ext.settings import Refusal, TypeRefusal
 
 if TYPE_CHECKING:

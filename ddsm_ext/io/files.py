@@ -11,12 +11,9 @@ import reprlib
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from ddsm_ext.settings import Refusal, TypeRefusal
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def one_line(error: BaseException) -> str:
@@ -154,21 +151,6 @@ def parse_json(text: str | bytes, name: str, what: str = "whole JSON file") -> A
         raise Refusal(f"{name}: is nested too deeply; need a {what} in JSON") from None
     except ValueError as error:
         raise Refusal(f"{name}: is not JSON ({error}); need a {what}") from None
-
-
-def parse_safetensors(data: bytes, name: str) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, on the CPU; `name` says in errors where it came from.
-
-    Raises:
-        ValueError: it is none.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        return load(data)
-    except SafetensorError as error:
-        raise Refusal(f"{name}: {error}; need a whole safetensors file") from None
 
 
 def read_json(path: str | Path) -> Any:

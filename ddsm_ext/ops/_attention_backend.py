@@ -36,7 +36,7 @@ def choose_backend(
 
 
 def rows_are_aligned(
-    shape: Sequence[int], stride: Sequence[int], offset: int, element_bytes: int
+    shape: Sequence[int], stride: Sequence[int], offset: int | torch.SymInt, element_bytes: int
 ) -> bool:
     """True if the last dimension is adjacent and every row starts at a multiple of 16 bytes.
 

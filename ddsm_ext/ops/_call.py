@@ -315,6 +315,7 @@ def eager_function(
     """
     positions = dict(parameters or {})
     gradients = partial(_gradients, backward)
+    called: Callable[..., Any] = once_differentiable(gradients) if once else gradients
 
     class Eager(torch.autograd.Function):
         @classmethod
@@ -322,7 +323,8 @@ def eager_function(
             if torch._C._are_functorch_transforms_active():
                 return super().apply(*inputs)
             # Function's own first binds the inputs to forward's signature, 9 of 40 us a call.
-            return super(torch.autograd.Function, cls).apply(*inputs)
+            # mypy: the base is torch's own in C, which its stubs leave out.
+            return super(torch.autograd.Function, cls).apply(*inputs)  # type: ignore[misc]
 
         @staticmethod
         def forward(*inputs: Any) -> Any:
@@ -336,7 +338,7 @@ def eager_function(
             ctx.owners = [t if t is not None and t.is_leaf else None for t in held]
             save(ctx, inputs[:-1], output)
 
-        backward = staticmethod(once_differentiable(gradients) if once else gradients)
+        backward = staticmethod(called)
 
     Eager.__name__ = Eager.__qualname__ = op
     return Eager
@@ -367,9 +369,12 @@ def grad_targets(ctx: Any, *parameters: Tensor | None) -> list[Tensor | None]:
     """
     targets: list[Tensor | None] = [None] * len(parameters)
     for i, (name, position) in enumerate(ctx.parameters.items()):
-        if ctx.needs_input_grad[position] and not ctx.accumulate_grad:
-            targets[i] = torch.zeros_like(parameters[i])
-        elif ctx.needs_input_grad[position]:
+        parameter = parameters[i]
+        if parameter is None or not ctx.needs_input_grad[position]:
+            continue
+        if not ctx.accumulate_grad:
+            targets[i] = torch.zeros_like(parameter)
+        else:
             own = ctx.owners[i]
             if own.grad is None:
                 own.grad = torch.zeros_like(own)

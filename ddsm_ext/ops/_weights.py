@@ -94,7 +94,8 @@ class _Watched:
     def __init__(self, net: Modules) -> None:
         kinds = [kind for m in net.modules() for kind in (m._parameters, m._buffers)]
         slots = [(kind, name) for kind in kinds for name in kind]
-        self._dicts, self._names = zip(*slots, strict=True)
+        self._dicts = [kind for kind, _ in slots]
+        self._names = [name for _, name in slots]
         self._held: list[Tensor | None] = []
         self._look()
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader
+from matplotlib.figure import Figure
 
-from ddsm_ext.io.files import to_json, write_atomic
-from ddsm_ext.report import sections
-from ddsm_ext.report.figures import to_svg_uri
+from ddsm_ext.io.files import read_json, read_jsonl, to_json, write_atomic
+from ddsm_ext.report import figures
 from ddsm_ext.report.headline import headline
-from ddsm_ext.report.run_files import RunFiles, load_run
 from ddsm_ext.settings import Refusal
+
+_MAX_PICTURE_BYTES = 8 << 20
 
 
 def build_report(run: str | Path) -> Path:
@@ -27,10 +32,10 @@ def build_report(run: str | Path) -> Path:
         FileNotFoundError: there is no such run folder.
         ValueError: a file in it cannot be read, or is not of the form that ddsm writes.
     """
-    files = load_run(run)
+    files = _load_run(run)
     path = files.path / "report.html"
     try:
-        page = render(files)
+        page = _render(files)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise Refusal(
             f"{run}: a file has another form ({type(error).__name__}: {error}); "
@@ -40,7 +45,7 @@ def build_report(run: str | Path) -> Path:
     return path
 
 
-def render(files: RunFiles) -> str:
+def _render(files: RunFiles) -> str:
     """Return the page's HTML for the files of a run."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -50,13 +55,164 @@ def render(files: RunFiles) -> str:
         keep_trailing_newline=True,
         undefined=ChainableUndefined,  # what a file lacks shows as nothing
     )
-    environment.filters.update(svg_uri=to_svg_uri, number=sections.number)
+    environment.filters.update(svg_uri=figures.to_svg_uri, number=_number)
     return environment.get_template("report.html.j2").render(
         run=files,
         source=Path(files.config.get("data", {}).get("source", "images")).name,
         headline=headline(files.metrics),
-        samples=list(sections.samples(files)),
-        evaluations=sections.evaluations(files),
+        samples=list(_samples(files)),
+        evaluations=_evaluations(files),
         config_text=to_json(files.config, indent=2),
-        **sections.drawn(files),
+        **_drawn(files),
     )
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What a run folder holds, as parsed JSON.
+
+    `metrics["rows"]` has one entry a score: label, kind ("full", "strategy" or "width"), width,
+    seeds, images, frechet, kid, macs_per_image, ms_per_image.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    env: dict[str, Any]
+    log: list[dict[str, Any]]
+    archive: list[dict[str, Any]]
+    front: dict[str, Any]
+    history: dict[str, Any]
+    sensitivity: dict[str, Any]
+    steps: dict[str, Any]
+    costs: dict[str, Any]
+    metrics: dict[str, Any]
+    samples: dict[str, Any]
+    commands: list[dict[str, Any]]
+
+
+def _load_run(run: str | Path) -> RunFiles:
+    """Read what the report needs from a run folder.
+
+    Args:
+        run: the run folder.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or it has no config.json.
+        ValueError: a file in it is not valid JSON, or no object.
+    """
+    path = Path(run)
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"{path}: is no folder; need a run folder such as runs/00000-digits"
+        )
+    if not (path / "config.json").exists():
+        raise FileNotFoundError(f"{path}: has no config.json; need a run folder made by ddsm")
+    return RunFiles(
+        path=path,
+        config=_object(path / "config.json"),
+        env=_object(path / "env.json"),
+        log=read_jsonl(path / "log.jsonl", missing_ok=True),
+        archive=read_jsonl(path / "search" / "archive.jsonl", missing_ok=True),
+        front=_object(path / "search" / "front.json"),
+        history=_object(path / "search" / "history.json"),
+        sensitivity=_object(path / "search" / "sensitivity.json"),
+        steps=_object(path / "search" / "steps.json"),
+        costs=_object(path / "search" / "costs.json"),
+        metrics=_object(path / "metrics.json"),
+        samples=_object(path / "samples" / "compare" / "index.json"),
+        commands=read_jsonl(path / "commands.jsonl", missing_ok=True),
+    )
+
+
+def _object(path: Path) -> dict[str, Any]:
+    value = read_json(path) if path.exists() else {}
+    if not isinstance(value, dict):
+        raise Refusal(f"{path}: holds a {type(value).__name__}; need an object")
+    return value
+
+
+def _losses_per_width(log: list[dict[str, Any]]) -> dict[float, tuple[list[int], list[float]]]:
+    """Return width -> (steps, losses) from the rows of log.jsonl (`loss_w0.5` is width 0.5's)."""
+    losses: dict[float, tuple[list[int], list[float]]] = {}
+    for row in log:
+        for key, loss in row.items():
+            if key.startswith("loss_w") and loss is not None:  # None: it was not finite
+                steps, values = losses.setdefault(float(key.removeprefix("loss_w")), ([], []))
+                steps.append(row["step"])
+                values.append(loss)
+    return losses
+
+
+def _samples(files: RunFiles) -> Iterator[tuple[str, str]]:
+    """Yield label and PNG `data:` URI of each row of samples that lies in the run folder."""
+    for entry in files.samples.get("rows", []):
+        picture = files.path / "samples" / "compare" / Path(str(entry.get("file", ""))).name
+        if picture.is_file() and picture.stat().st_size <= _MAX_PICTURE_BYTES:
+            data = base64.b64encode(picture.read_bytes()).decode("ascii")
+            yield entry.get("label", picture.stem), f"data:image/png;base64,{data}"
+
+
+def _drawn(files: RunFiles) -> dict[str, Figure]:
+    """Return the figures by section; those whose file is not there yet are left out."""
+    result = {}
+    if rows := files.metrics.get("rows"):
+        full = [float(r["frechet"]) for r in rows if r.get("kind") == "full"]
+        others = [(str(r["label"]), float(r["frechet"])) for r in rows if r.get("kind") != "full"]
+        label = "Fréchet distance (lower is better)"
+        result["quality"] = figures.quality_figure(full, others, label)
+    if steps := files.steps:
+        result["strategy"] = figures.strategy_figure(
+            steps["timesteps"], steps["log_snr"], steps["widths"]
+        )
+    if harm := files.sensitivity:
+        by_width = {float(width): errors for width, errors in harm["errors"].items()}
+        result["sensitivity"] = figures.sensitivity_figure(harm["log_snrs"], by_width)
+    if files.front:
+        result["pareto"] = _pareto(files.front, _evaluations(files))
+    generations = files.history.get("generations", [])
+    if len(generations) > 1:
+        result["hypervolume"] = figures.hypervolume_figure(
+            [row["generation"] for row in generations],
+            [row["hypervolume"] for row in generations],
+        )
+    if rows := files.costs.get("rows"):
+        result["costs"] = figures.cost_figure(
+            [row["width"] for row in rows],
+            [row["macs"] for row in rows],
+            [row["ms"] for row in rows],
+        )
+    if losses := _losses_per_width(files.log):
+        result["training"] = figures.loss_figure(losses)
+    return result
+
+
+def _evaluations(files: RunFiles) -> list[dict[str, Any]]:
+    """Return the archive's rows that have a cost and a quality."""
+    wanted = ("cost", "quality")
+    return [
+        row for row in files.archive if all(isinstance(row.get(k), int | float) for k in wanted)
+    ]
+
+
+def _pareto(front: dict[str, Any], scored: list[dict[str, Any]]) -> Figure:
+    unit, scale = ("ms", 1.0) if front["cost_unit"] == "ms" else ("million MACs", 1e-6)
+
+    def place(point: dict[str, Any]) -> tuple[float, float]:
+        return scale * point["cost"], point["quality"]
+
+    return figures.pareto_figure(
+        [(row["generation"], *place(row)) for row in scored],
+        [place(point) for point in front["points"]],
+        {point["width"]: place(point) for point in front["constants"]},
+        place(front["chosen"]) if front["chosen"] else None,
+        f"cost of an image, {unit}",
+        f"{front['quality_name']} (lower is better)",
+    )
+
+
+def _number(value: Any, digits: int, scale: float = 1.0) -> str:
+    """Return `scale * value` as text of about `digits` digits; a dash where it is no number."""
+    if not isinstance(value, int | float):
+        return "-"
+    scaled = value * scale
+    return f"{scaled:,.0f}" if abs(scaled) >= 10**digits else f"{scaled:.{digits}g}"

@@ -18,8 +18,8 @@ from ddsm_ext.diffusion.schedule import NoiseSchedule, make_schedule
 from ddsm_ext.graph.count import macs
 from ddsm_ext.run.config import RunConfig
 from ddsm_ext.run.progress import Progress, counter
-from ddsm_ext.sampling.plan import plan_steps
-from ddsm_ext.sampling.samplers import sample
+from ddsm_ext.sampling.images import sample
+from ddsm_ext.sampling.levels import evaluations
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal, check_choice, did_you_mean
 
@@ -54,7 +54,7 @@ def load_network(
         ValueError: the checkpoint lacks these weights or holds another network's.
     """
     from ddsm_ext.io.checkpoint import load_checkpoint, newest_complete
-    from ddsm_ext.training.ema import copy_tensors
+    from ddsm_ext.io.weights import copy_tensors
 
     check_choice("weights", weights, WEIGHTS)
     newest = newest_complete(run)
@@ -141,7 +141,7 @@ class Sampler:
         seeds: list[int],
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """Return float images [N, C, H, W] in [-1, 1], one a seed."""
+        """Return float images [N, C, H, W], one a seed, not clipped to [-1, 1]."""
         return sample(
             self.network,
             self.schedule,
@@ -170,7 +170,7 @@ class Sampler:
 
     def macs_per_image(self, strategy: Strategy | float) -> int:
         """Return the MACs of one image over all steps of the sampler."""
-        steps = plan_steps(self.schedule, strategy, self.config.sampler)
+        steps = evaluations(self.schedule, self.config.sampler, strategy)
         each = {width: macs(self.config.model, width) for width in {s.width for s in steps}}
         return sum(each[step.width] for step in steps)
 
@@ -206,8 +206,7 @@ def make_extractor_for(config: RunConfig, run: Path, dataset: Any) -> Any:
 
 def reference_for(config: RunConfig, extractor: Any, dataset: Any) -> Any:
     """Return the statistics that samples are compared with: a file's, or the data set's."""
-    from ddsm_ext.eval.metrics import reference_statistics
-    from ddsm_ext.eval.statistics import load_statistics
+    from ddsm_ext.eval.metrics import load_statistics, reference_statistics
 
     if config.eval.reference is not None:
         return load_statistics(config.eval.reference)

@@ -241,7 +241,7 @@ def configure(
     if file is not None:
         from ddsm_ext.io.files import read_json
 
-        more = read_json(file)
+        more = read_json(os.fspath(file))
         if not isinstance(more, dict):
             raise TypeRefusal(f"{file}: holds a {type(more).__name__}; need an object of sections")
         values = merge(values, more)

@@ -107,9 +107,9 @@ def describe_training(config: RunConfig) -> str:
 def describe_sampling(config: RunConfig, strategy: Strategy, images: int, batch: int) -> str:
     """Return what `ddsm sample` would do."""
     from ddsm_ext.diffusion.schedule import make_schedule
-    from ddsm_ext.sampling.plan import plan_steps
+    from ddsm_ext.sampling.levels import evaluations
 
-    steps = plan_steps(make_schedule(config.diffusion), strategy, config.sampler)
+    steps = evaluations(make_schedule(config.diffusion), config.sampler, strategy)
     macs = sum(count.macs(config.model, step.width) for step in steps)
     counts = sorted(Counter(step.width for step in steps).items(), reverse=True)
     used = ", ".join(f"{number} at width {width:g}" for width, number in counts)
@@ -127,10 +127,10 @@ def describe_sampling(config: RunConfig, strategy: Strategy, images: int, batch:
 def describe_search(config: RunConfig) -> str:
     """Return what `ddsm search` would do."""
     from ddsm_ext.diffusion.schedule import make_schedule
-    from ddsm_ext.sampling.plan import plan_steps
+    from ddsm_ext.sampling.levels import evaluations
 
     search = config.search
-    steps = len(plan_steps(make_schedule(config.diffusion), 1.0, config.sampler))
+    steps = len(evaluations(make_schedule(config.diffusion), config.sampler))
     full = search.most_evaluations().get("full", 0)
     # the strategies that are scored cost about half the full width
     macs = 0.5 * count.macs(config.model, 1.0) * steps * config.eval.search_images * full

@@ -337,9 +337,9 @@ def read_strategy(
     try:
         width = float(what)  # type: ignore[arg-type]  # what is no number is refused here
     except (TypeError, ValueError):
-        strategy = what if isinstance(what, Strategy) else Strategy.load(Path(what))
+        strategy = what if isinstance(what, Strategy) else Strategy.load(Path(str(what)))
         for used in strategy.widths:
             config.model.check_width(used)
-        return "strategy" if isinstance(what, Strategy) else Path(what).stem, strategy
+        return "strategy" if isinstance(what, Strategy) else Path(str(what)).stem, strategy
     width = config.model.check_width(width)
     return "full width" if width == 1.0 else f"width {width:g}", Strategy.constant(width)

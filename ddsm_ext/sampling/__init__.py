@@ -1,4 +1,4 @@
-"""Step-aware sampling: strategies (noise level -> width), step plans and samplers."""
+"""Step-aware sampling: strategies (noise level -> width), samplers, and what they evaluate."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from ddsm_ext._lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
+        "Denoiser": "denoiser",
+        "Evaluation": "denoiser",
+        "SAMPLERS": "samplers",
         "SamplerConfig": "config",
-        "Step": "plan",
         "Strategy": "strategy",
-        "plan_coefficients": "plan",
-        "plan_log_snrs": "plan",
-        "plan_steps": "plan",
-        "sample": "samplers",
+        "ddim": "samplers",
+        "ddpm": "samplers",
+        "evaluations": "levels",
+        "noise_levels": "levels",
+        "sample": "images",
     },
 )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ddsm_ext.sampling.samplers import SAMPLERS
 from ddsm_ext.settings import Refusal, Settings, is_int
 
-KINDS = ("ddpm", "ddim")
 VARIANCES = ("fixed_large", "fixed_small")
 SPACINGS = ("linspace", "leading", "trailing", "quadratic")
 DTYPES = ("float32", "bfloat16")
@@ -17,13 +17,15 @@ class SamplerConfig(Settings):
     """Which sampler runs over which timesteps.
 
     Args:
-        kind: "ddpm" (ancestral sampling, Ho et al. 2020, algorithm 2) or "ddim" (Song et al. 2021).
-        steps: network evaluations an image, 1 <= steps <= T; None takes all T. Fewer steps stride
-            the chain (Nichol & Dhariwal 2021, section 4).
+        kind: a row of `samplers.SAMPLERS`: "ddpm" (ancestral sampling, Ho et al. 2020, algorithm 2)
+            or "ddim" (Song et al. 2021).
+        steps: noise levels visited, 1 <= steps <= T; None takes all T. Fewer steps stride the
+            chain (Nichol & Dhariwal 2021, section 4).
         eta: DDIM only, 0 <= eta <= 1: 0 is deterministic, 1 equals "ddpm" with "fixed_small".
         variance: DDPM only: "fixed_large" (beta_t) or "fixed_small" (posterior variance).
-        clip_denoised: clip each predicted x0 to [-1, 1]. False reproduces the published DDSM
-            results, whose code computes the clipped image but does not use it.
+        clip_denoised: clip each predicted x0 to [-1, 1]. False clips nothing at all, as latents
+            need and as the published DDSM results were made (their code computes the clipped image
+            but does not use it); pixels are clipped where they become uint8.
         spacing: which `steps` of the T timesteps are used, K = steps:
             "linspace": round(i (T - 1) / (K - 1)), both ends included (K = 1: T - 1);
             "leading": floor(i T / K), starts from 0; "trailing": ceil((i + 1) T / K) - 1, ends at
@@ -45,7 +47,7 @@ class SamplerConfig(Settings):
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        self._check_choice("kind", KINDS)
+        self._check_choice("kind", SAMPLERS)
         self._check_choice("variance", VARIANCES)
         self._check_choice("spacing", SPACINGS)
         self._check_choice("dtype", DTYPES)

@@ -6,22 +6,19 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from ddsm_ext.io.files import reading, write_json
+from ddsm_ext.io.document import Document
 from ddsm_ext.search.config import SearchConfig
 from ddsm_ext.search.genome import Genome, StrategySpace
 from ddsm_ext.settings import Refusal
 from ddsm_ext.width import find_width
 
-VERSION = 1
-
 
 @dataclass(frozen=True)
-class CostTable:
+class CostTable(Document):
     """Width -> cost of one image and step.
 
     Args:
@@ -31,6 +28,9 @@ class CostTable:
             batch, dtype, network, date); empty for MACs.
         spread: width -> min, median and interquartile range in ms, and the rounds; empty for MACs.
     """
+
+    what: ClassVar[str] = "cost table"
+    file_keys: ClassVar[tuple[str, ...]] = ("unit", "conditions", "rows")
 
     unit: str
     costs: dict[float, float]
@@ -48,49 +48,49 @@ class CostTable:
         if not self.costs:
             raise Refusal("cost table: has no widths; need at least one")
 
-    def save(self, path: str | Path) -> None:
-        """Write the table as JSON, all of it or nothing."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the table as its file has it: a row a width."""
         rows = [
             {"width": width, "cost": cost, **self.spread.get(width, {})}
             for width, cost in sorted(self.costs.items(), reverse=True)
         ]
-        content = {"version": VERSION, "unit": self.unit, "conditions": self.conditions}
-        write_json(path, {**content, "rows": rows})
+        return {"unit": self.unit, "conditions": self.conditions, "rows": rows}
 
     @classmethod
-    def load(cls, path: str | Path, *, expect: Mapping[str, Any] | None = None) -> CostTable:
-        """Read a table that `save` wrote.
-
-        Args:
-            path: the file.
-            expect: conditions that a table in ms must have been measured under, e.g.
-                those of this run; None checks nothing.
+    def from_dict(cls, values: Mapping[str, Any]) -> CostTable:
+        """Build a table from `to_dict()` output.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is no cost table, or one from another machine or configuration.
+            ValueError: a value is refused.
         """
-        names = ("min_ms", "median_ms", "iqr_ms", "rounds")
-        with reading(path, VERSION, "a cost table") as content:
-            rows = content["rows"]
-            table = cls(
-                unit=content["unit"],
-                costs={float(row["width"]): float(row["cost"]) for row in rows},
-                conditions=dict(content["conditions"]),
-                spread={
-                    float(row["width"]): {name: row[name] for name in names}
-                    for row in rows
-                    if names[0] in row
-                },
-            )
-        for name, value in (expect or {}).items():
-            found = table.conditions.get(name)
-            if table.unit == "ms" and found != value:
+        rows, names = values["rows"], ("min_ms", "median_ms", "iqr_ms", "rounds")
+        return cls(
+            unit=values["unit"],
+            costs={float(row["width"]): float(row["cost"]) for row in rows},
+            conditions=dict(values["conditions"]),
+            spread={
+                float(row["width"]): {name: row[name] for name in names}
+                for row in rows
+                if names[0] in row
+            },
+        )
+
+    def check_conditions(self, expect: Mapping[str, Any]) -> None:
+        """Refuse a table in ms that was measured elsewhere or otherwise.
+
+        Args:
+            expect: conditions that it must have been measured under; others may differ.
+
+        Raises:
+            ValueError: one is another; the sentence names it.
+        """
+        for name, value in expect.items():
+            found = self.conditions.get(name)
+            if self.unit == "ms" and found != value:
                 raise Refusal(
-                    f"{path}: was measured with {name} {json.dumps(found)}, this run has "
+                    f"cost table: was measured with {name} {json.dumps(found)}, this run has "
                     f"{json.dumps(value)}; need a new measurement"
                 )
-        return table
 
 
 class StepCost:

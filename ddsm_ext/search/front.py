@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from ddsm_ext.io.files import reading, write_json
+from ddsm_ext.io.document import Document
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal
 
-VERSION = 1
 Point = tuple[float, float]  # (quality, cost)
 # A budget of 0.5 takes a strategy of exactly half the cost, whatever the order of its sum
 _TOLERANCE = 1e-9
@@ -48,7 +46,7 @@ class FrontPoint:
 
 
 @dataclass(frozen=True)
-class Front:
+class Front(Document):
     """Whole Pareto front by rising cost.
 
     Args:
@@ -58,6 +56,17 @@ class Front:
         quality_name: what the quality is, for people to read.
         chosen: the strategy chosen under the search's own budget; None if nothing was within it.
     """
+
+    what: ClassVar[str] = "front"
+    file_keys: ClassVar[tuple[str, ...]] = (
+        "cost_unit",
+        "quality_name",
+        "full_cost",
+        "full_quality",
+        "chosen",
+        "constants",
+        "points",
+    )
 
     points: tuple[FrontPoint, ...]
     constants: tuple[FrontPoint, ...]
@@ -150,10 +159,9 @@ class Front:
         absolute = f", {point.cost:.6g} ms an image" if self.cost_unit == "ms" else ""
         return f"{point.cost_relative:.6g} of the full width's {_NAMES[self.cost_unit]}{absolute}"
 
-    def save(self, path: str | Path) -> None:
-        """Write the front as JSON, all of it or nothing."""
-        content = {
-            "version": VERSION,
+    def to_dict(self) -> dict[str, Any]:
+        """Return the front as `front.json` has it."""
+        return {
             "cost_unit": self.cost_unit,
             "quality_name": self.quality_name,
             "full_cost": self.full_cost,
@@ -162,23 +170,20 @@ class Front:
             "constants": [{"width": p.strategy.widths[0], **_to_row(p)} for p in self.constants],
             "points": [_to_row(p) for p in self.points],
         }
-        write_json(path, content)
 
     @classmethod
-    def load(cls, path: str | Path) -> Front:
-        """Read a front that `save` wrote.
+    def from_dict(cls, values: Mapping[str, Any]) -> Front:
+        """Build a front from `to_dict()` output.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is no front.
+            ValueError: it has no strategies, or a value is refused.
         """
-        with reading(path, VERSION, "a front.json of a search") as values:
-            points = tuple(_from_row(row) for row in values["points"])
-            constants = tuple(_from_row(row) for row in values["constants"])
-            if not points or not constants:
-                raise Refusal("it holds no strategies")
-            chosen = _from_row(values["chosen"]) if values["chosen"] is not None else None
-            unit, name = str(values["cost_unit"]), str(values["quality_name"])
+        points = tuple(_from_row(row) for row in values["points"])
+        constants = tuple(_from_row(row) for row in values["constants"])
+        if not points or not constants:
+            raise Refusal("holds no strategies; need points and constants")
+        chosen = None if values["chosen"] is None else _from_row(values["chosen"])
+        unit, name = str(values["cost_unit"]), str(values["quality_name"])
         return cls(points, constants, unit, name, chosen)
 
 
@@ -191,7 +196,7 @@ def _to_row(point: FrontPoint) -> dict[str, Any]:
     return {**row, "strategy": {name: strategy[name] for name in ("widths", "cuts", "origin")}}
 
 
-def _from_row(row: dict[str, Any]) -> FrontPoint:
+def _from_row(row: Mapping[str, Any]) -> FrontPoint:
     return FrontPoint(
         strategy=Strategy(**row["strategy"]),
         cost=float(row["cost"]),

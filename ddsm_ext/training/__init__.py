@@ -7,7 +7,7 @@ from ddsm_ext._lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
-        "Ema": "ema",
+        "Ema": "state",
         "TrainConfig": "config",
         "TrainResult": "loop",
         "train": "loop",

@@ -1,4 +1,4 @@
-"""Which images a step sees: an endless shuffled stream, a pure function of (seed, step, rank)."""
+"""The images of a step: an endless shuffled stream, a pure function of (seed, step, rank)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import IntEnum
 
 import torch
 from torch import Tensor
@@ -13,7 +14,16 @@ from torch.utils.data import DataLoader, Dataset
 
 from ddsm_ext.data.dataset import ImageDataset
 from ddsm_ext.diffusion.noise import generator
-from ddsm_ext.training.streams import Stream
+
+
+class Stream(IntEnum):
+    """First key after the seed in `diffusion.noise.generator`: no two uses share a stream."""
+
+    ORDER = 1  # (epoch): permutation of the images
+    FLIP = 2  # (rank, step): mirrored images
+    NOISE = 3  # (rank, step, draw): timesteps and noise
+    WIDTH = 4  # (step): middle widths, the same on every rank
+    MODULE = 5  # (rank, step): dropout and whatever else the network draws
 
 
 @functools.lru_cache(maxsize=4)
@@ -51,7 +61,7 @@ def batch_indices(
 
 
 @dataclass(frozen=True)
-class StepBatches(Dataset):
+class StepBatches(Dataset[Tensor]):
     """Batch of a step by its number, so that any loader process makes the same one."""
 
     dataset: ImageDataset

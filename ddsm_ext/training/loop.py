@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -24,10 +28,8 @@ from ddsm_ext.io.files import append_jsonl
 from ddsm_ext.settings import Refusal
 from ddsm_ext.training.batches import StepBatches, step_loader
 from ddsm_ext.training.config import TrainConfig
-from ddsm_ext.training.ema import Ema
-from ddsm_ext.training.interrupt import StopRequest
 from ddsm_ext.training.sandwich import Sandwich, StepResult, make_optimizer
-from ddsm_ext.training.state import Snapshot, TrainState, Window
+from ddsm_ext.training.state import Ema, Snapshot, TrainState, Window
 
 Progress = Callable[[int, int, dict[str, Any]], None]
 SampleGrid = Callable[[nn.Module, float], NDArray[np.uint8]]  # (net, width) -> [H, W, C]
@@ -47,6 +49,35 @@ class TrainResult:
     checkpoint: Path  # newest checkpoint
     seconds: float  # of this call
     last_row: dict[str, Any]  # newest row of the log of this call; may be empty
+
+
+class StopRequest:
+    """Context in which the first SIGINT or SIGTERM sets `wanted` and the second one aborts.
+
+    Outside the main thread, where Python sets no handlers, it never wants to stop.
+    """
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if self.wanted:
+            raise KeyboardInterrupt(f"second {name}")
+        self.wanted = True
+        print(f"\n{name}: finishing the step and saving; once more aborts", file=sys.stderr)
 
 
 @dataclass

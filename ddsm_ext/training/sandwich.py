@@ -7,21 +7,19 @@ rule and in-place distillation; DDSM (arXiv 2310.03337) for its use in a diffusi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ddsm_ext.diffusion.losses import mse_per_image
 from ddsm_ext.diffusion.noise import generator
-from ddsm_ext.diffusion.parameterisation import training_target
-from ddsm_ext.diffusion.process import add_noise
-from ddsm_ext.diffusion.schedule import NoiseSchedule
+from ddsm_ext.diffusion.prediction import PREDICTIONS, mse_per_image, training_target
+from ddsm_ext.diffusion.schedule import NoiseSchedule, add_noise
 from ddsm_ext.settings import Refusal
+from ddsm_ext.training.batches import Stream
 from ddsm_ext.training.config import TrainConfig
-from ddsm_ext.training.streams import Stream
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,7 @@ def loss_weights(
 ) -> Tensor:
     """Weight of each image's squared error, [N] float32.
 
-    "min_snr" weights the error of x0 by min(SNR, gamma); the error of epsilon is SNR times that of
-    x0, the error of v (SNR + 1) times.
+    "min_snr" weights the error of x0 by min(SNR, gamma), whatever the network predicts.
 
     Source: Hang et al. 2023 (arXiv 2303.09556), "Min-SNR-gamma".
     """
@@ -74,8 +71,7 @@ def loss_weights(
         return torch.ones(len(t), device=t.device)
     snr = schedule.log_snr(t).exp()  # [N]
     weight = snr.clamp(max=config.min_snr_gamma)
-    scale = {"x0": torch.ones_like(snr), "epsilon": snr, "v": snr + 1.0}[parameterisation]
-    return (weight / scale).float()
+    return (weight / PREDICTIONS[parameterisation].error_scale(snr)).float()
 
 
 @dataclass
@@ -89,6 +85,8 @@ class Sandwich:
         parameterisation: what the network predicts: "epsilon", "x0" or "v".
         rank: this process.
         world_size: processes in all; above 1 the gradients are averaged once a step.
+        bucket_values: float32 values of one all-reduce, 25 MB as torch's DistributedDataParallel
+            takes by default: what the averaging needs beside the gradients.
     """
 
     net: nn.Module
@@ -98,6 +96,7 @@ class Sandwich:
     parameterisation: str = "epsilon"
     rank: int = 0
     world_size: int = 1
+    bucket_values: int = 25 * 2**20 // 4
 
     def step(
         self,
@@ -180,15 +179,17 @@ class Sandwich:
     def _average(
         self, losses: Tensor, gradients: Sequence[Tensor], stop_wanted: bool
     ) -> tuple[Tensor, bool]:
-        """Mean over the ranks of losses and gradients, in one all-reduce; any stop stops all."""
+        """Mean over the ranks of losses and gradients, bucket by bucket; any stop stops all."""
         if self.world_size == 1:
             return losses, stop_wanted
-        head = torch.cat([losses, losses.new_tensor([stop_wanted])])
-        flat = torch.cat([part.reshape(-1).float() for part in (head, *gradients)])
-        dist.all_reduce(flat)
-        head, *sums = flat.split([part.numel() for part in (head, *gradients)])
-        for gradient, total in zip(gradients, sums, strict=True):
-            gradient.copy_(total.view(gradient.shape) / self.world_size)
+        head = torch.cat([losses, losses.new_tensor([stop_wanted])]).float()
+        for bucket in _buckets([head, *gradients], self.bucket_values):
+            flat = torch.cat([part.reshape(-1).float() for part in bucket])
+            dist.all_reduce(flat)
+            sums = flat.split([part.numel() for part in bucket])
+            for part, total in zip(bucket, sums, strict=True):
+                mean = total if part is head else total / self.world_size
+                part.copy_(mean.view(part.shape))
         return head[:-1].double() / self.world_size, bool(head[-1] > 0)
 
     def _apply(self, step: int) -> None:
@@ -200,6 +201,19 @@ class Sandwich:
                 if gradient is not None and gradient.stride() != parameter.stride():
                     parameter.grad = torch.empty_like(parameter).copy_(gradient)
         self.optimizer.step()
+
+
+def _buckets(tensors: Sequence[Tensor], most: int) -> Iterator[list[Tensor]]:
+    """Tensors in order, at most so many values at a time, or one tensor that alone has more."""
+    bucket: list[Tensor] = []
+    held = 0
+    for tensor in tensors:
+        if bucket and held + tensor.numel() > most:
+            yield bucket
+            bucket, held = [], 0
+        bucket.append(tensor)
+        held += tensor.numel()
+    yield bucket
 
 
 def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

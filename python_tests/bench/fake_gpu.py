@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ddsm_ext.bench import conditions, ops_table, roof, step_candidates
+from ddsm_ext.bench import conditions, ops, steps
 from ddsm_ext.bench.conditions import Setting
 from ddsm_ext.bench.timing import interleaved
 
@@ -35,7 +35,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: PROPERTIES)
     monkeypatch.setattr(conditions, "_driver_version", lambda: "580.1")
-    monkeypatch.setattr(roof, "_GPU_SIZE", 64)
-    monkeypatch.setattr(roof, "_GPU_COPY_BYTES", 2**21)
-    monkeypatch.setattr(ops_table, "interleaved_graphs", interleaved)
-    monkeypatch.setattr(step_candidates, "held_gpu_bytes", lambda: 1000)
+    monkeypatch.setattr(conditions, "_GPU_SIZE", 64)
+    monkeypatch.setattr(conditions, "_GPU_COPY_BYTES", 2**21)
+    monkeypatch.setattr(ops, "interleaved_graphs", interleaved)
+    monkeypatch.setattr(steps, "held_gpu_bytes", lambda: 1000)

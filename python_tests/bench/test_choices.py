@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench.small_network import SMALL
 
-from ddsm_ext.bench.choices import explain_choices
+from ddsm_ext.bench.ops import explain_choices
 from ddsm_ext.graph.shapes import op_shapes
 
 

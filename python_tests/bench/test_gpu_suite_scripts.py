@@ -34,7 +34,8 @@ with mock.patch.dict(os.environ, DDSM_TEST_DEVICE="cpu"):
 from gpu_suite import choices
 from gpu_suite.tiles import tiles
 
-from ddsm_ext.bench import step_candidates, unet_step
+from ddsm_ext.bench import steps as bench_steps
+from ddsm_ext.bench import unet_step
 from ddsm_ext.bench.shapes import REFERENCE_CIFAR10
 
 
@@ -160,7 +161,7 @@ def test_widths_are_compared_one_after_the_other(tmp_path, monkeypatch, capsys) 
 
 @pytest.mark.usefixtures("compared")
 def test_a_candidate_that_differs_is_marked_and_its_row_kept(tmp_path, monkeypatch, capsys) -> None:
-    builder = step_candidates._Builder
+    builder = bench_steps._Builder
     dense_cl = builder.dense_cl
 
     def wrong(self: object, width: float) -> object:
@@ -185,17 +186,17 @@ def test_slicing_leaves_cudnns_algorithms_as_the_reference_code_does(
 ) -> None:
     fake_gpu.install(monkeypatch)
     seen: dict[str, bool] = {}
-    reference = step_candidates.SlicingNetwork.__call__
+    reference = bench_steps.SlicingNetwork.__call__
 
     def watched(self: object, **arguments: object) -> torch.Tensor:
         seen["slicing"] = torch.backends.cudnn.benchmark
         return reference(self, **arguments)
 
-    monkeypatch.setattr(step_candidates.SlicingNetwork, "__call__", watched)
+    monkeypatch.setattr(bench_steps.SlicingNetwork, "__call__", watched)
     setting = FakeGpu("float32")
     with setting.active(), torch.no_grad():
-        steps = step_candidates.prepare_steps(SMALL, [0.5], ["slicing"], 1, setting)
-        steps.ready[0.5, "slicing"].call()
+        ready = bench_steps.prepare_steps(SMALL, [0.5], ["slicing"], 1, setting)
+        ready.ready[0.5, "slicing"].call()
         assert torch.backends.cudnn.benchmark
     assert seen == {"slicing": False}
 
@@ -205,9 +206,9 @@ def test_the_cache_is_warmed_by_what_is_compared(tmp_path, monkeypatch, capsys) 
     failed = ["compiled at width 0.5: no compiler"]
     asked: list[tuple[object, ...]] = []
 
-    def prepared(*arguments: object) -> step_candidates.Steps:
+    def prepared(*arguments: object) -> bench_steps.Steps:
         asked.append(arguments)
-        return step_candidates.Steps(failed=failed)
+        return bench_steps.Steps(failed=failed)
 
     monkeypatch.setattr(warm, "prepare_steps", prepared)
     assert run(warm, monkeypatch, "--width", 0.5, "--batch", 2) == 1

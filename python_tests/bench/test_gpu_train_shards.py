@@ -12,7 +12,7 @@ from gpu_train import shards
 from gpu_train.shards import save_shards
 from safetensors import safe_open
 
-from ddsm_ext.io.shards import load_shards
+from ddsm_ext.io.weights import load_shards
 
 MAX_BYTES = 140_000  # four of the larger tensors in bfloat16
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ddsm_ext.bench.memory import peak_bytes
+from ddsm_ext.bench.conditions import peak_bytes
 
 X = torch.zeros(1000)  # 4000 bytes
 

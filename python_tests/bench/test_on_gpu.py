@@ -12,11 +12,9 @@ from bench.fake_gpu import FakeGpu
 from bench.scripts import ROOT, load
 from bench.small_network import SMALL
 
-from ddsm_ext.bench.conditions import Setting
-from ddsm_ext.bench.graphs import CALLS_A_GRAPH, captured
-from ddsm_ext.bench.network import as_reference, random_network
-from ddsm_ext.bench.ops_table import run_ops
-from ddsm_ext.bench.roof import roof_ms
+from ddsm_ext.bench.conditions import CALLS_A_GRAPH, Setting, captured, roof_ms
+from ddsm_ext.bench.ops import run_ops
+from ddsm_ext.bench.steps import as_reference, random_network
 from ddsm_ext.bench.table import format_result
 from ddsm_ext.bench.training_step import run_training_step
 from ddsm_ext.bench.unet_step import run_unet_step
@@ -172,16 +170,16 @@ def test_layers_beyond_the_limit_are_left_out_and_have_no_total() -> None:
 def test_a_layer_that_fails_is_named_and_the_others_are_timed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from ddsm_ext.bench import ops_table
+    from ddsm_ext.bench import ops
 
-    measure = ops_table._measure
+    measure = ops._measure
 
     def fail_once(job, *args):
         if str(job.shape) == "64->128":
             raise RuntimeError("no such kernel")
         return measure(job, *args)
 
-    monkeypatch.setattr(ops_table, "_measure", fail_once)
+    monkeypatch.setattr(ops, "_measure", fail_once)
     result = run_ops([0.5], 1, rounds=1, ops=["linear", "group_norm"], config=SMALL)
     assert result["failed"] == ["linear at width 0.5, 64->128: no such kernel"]
     totals = [row["op"] for row in result["rows"] if row["shape"] == "step total"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from bench.small_network import SMALL
 
-from ddsm_ext.bench.ops_table import run_ops
+from ddsm_ext.bench.ops import run_ops
 from ddsm_ext.bench.table import format_result
 
 

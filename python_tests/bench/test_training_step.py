@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from bench.small_network import SMALL
 
-from ddsm_ext.bench.network import random_inputs, random_network
+from ddsm_ext.bench.steps import random_inputs, random_network
 from ddsm_ext.bench.table import format_result
 from ddsm_ext.bench.training_step import check_gradients, run_training_step, sandwich_calls
 from ddsm_ext.graph.count import macs

@@ -326,9 +326,9 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.pop("out.2.bias"), "lacks out.2.bias; need exactly the"),
-        (lambda s: s.update(extra=torch.zeros(1)), "has the unexpected extra"),
-        (lambda s: s.update({"out.2.bias": torch.zeros(3)}), r"has shape \[3\]; .* needs \[6\]"),
+        (lambda s: s.pop("out.2.bias"), "lacks 'out.2.bias'; need exactly the"),
+        (lambda s: s.update(extra=torch.zeros(1)), "has an unknown 'extra'"),
+        (lambda s: s.update({"out.2.bias": torch.zeros(3)}), r"has shape \[3\]; need \[6\]"),
         (lambda s: s.update({"out.2.bias": 3}), "'out.2.bias' is a int; need a state dict of .*s$"),
         (lambda s: s.clear(), "is empty"),
     ],
@@ -380,7 +380,7 @@ def test_wrong_types() -> None:
     with pytest.raises(TypeError, match="got UNetConfig; need a SlimmableNetwork of an ADMConfig"):
         to_guided_diffusion_state_dict(SlimmableNetwork(preset("digits")))
     small = ADMConfig(8, ch=8, ch_mult=(1,), attn=(), num_res_blocks=1, groups=8, head_channels=8)
-    with pytest.raises(ValueError, match="groups is 8; the reference's network needs 32"):
+    with pytest.raises(ValueError, match="groups is 8; need 32"):
         to_guided_diffusion_state_dict(SlimmableNetwork(small))
 
 

@@ -353,3 +353,16 @@ def launches() -> list[tuple[str, bool]]:
 
 def options(dtype: torch.dtype, **more: Any) -> Options:
     return Options(dtype=DTYPES[dtype], **more)
+
+
+def faulty_library(tmp_path, file: str, line: str, mistake: str, stem: str) -> ctypes.CDLL:
+    """The emulated kernels, those of one source built with a mistake in a line."""
+    copy = tmp_path / "cuda"
+    shutil.copytree(CUDA, copy)
+    source = copy / file
+    text = source.read_text()
+    assert line in text
+    source.write_text(text.replace(line, mistake))
+    faulty = compile_objects(tmp_path, [copy / f"{stem}.cu"])
+    others = [o for o in objects() if o.name != f"{stem}.o"]
+    return ctypes.CDLL(str(link(tmp_path, [*faulty, *others])))

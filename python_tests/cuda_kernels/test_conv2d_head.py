@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 from cuda_kernels import emulated, test_conv2d_fused
+from cuda_kernels.emulated import faulty_library
 from cuda_kernels.test_conv2d import DTYPES, Case, check_rounded, run_forward
 from cuda_kernels.test_conv2d_fused import Fused
-from cuda_kernels.test_faults import faulty_library
 
 # A block has 64 or 128 pixels: images inside of one, rows longer than one, single rows and columns.
 SIZES = ((2, 5, 6), (3, 16, 16), (1, 3, 150), (40, 1, 5), (2, 70, 1))  # images, height, width

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
-import shutil
 from ctypes import c_char_p, c_void_p
 
 import pytest
 import torch
 from cuda_kernels import emulated, test_attention
+from cuda_kernels.emulated import faulty_library
 from cuda_kernels.test_conv2d import Case, check_rounded, run_forward
 
 FAULTS = (
@@ -111,19 +110,6 @@ PLANTED_IN_ATTENTION_GRADIENTS = (
     ("attention_delta.cuh", "if (row >= p.rows) return;", "", "global memory: out of bounds"),
     ("attention_delta.cuh", "lane ^ distance", "lane ^ 1", "too far"),
 )  # fmt: skip
-
-
-def faulty_library(tmp_path, file: str, line: str, mistake: str, stem: str) -> ctypes.CDLL:
-    """The emulated kernels, those of one source built with a mistake in a line."""
-    copy = tmp_path / "cuda"
-    shutil.copytree(emulated.CUDA, copy)
-    source = copy / file
-    text = source.read_text()
-    assert line in text
-    source.write_text(text.replace(line, mistake))
-    faulty = emulated.compile_objects(tmp_path, [copy / f"{stem}.cu"])
-    others = [o for o in emulated.objects() if o.name != f"{stem}.o"]
-    return ctypes.CDLL(str(emulated.link(tmp_path, [*faulty, *others])))
 
 
 @pytest.mark.parametrize(("file", "line", "mistake", "finding"), PLANTED)

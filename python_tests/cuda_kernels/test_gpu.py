@@ -10,7 +10,7 @@ from cuda_kernels.bindings import checks, layers, steps
 from cuda_kernels.networks import CONFIGS
 
 from ddsm_ext import _library
-from ddsm_ext.bench.network import random_network
+from ddsm_ext.bench.steps import random_network
 from ddsm_ext.diffusion import DiffusionConfig, make_schedule
 from ddsm_ext.models import SlimmableNetwork
 from ddsm_ext.ops.attention import sliced_attention

@@ -7,8 +7,8 @@ import ctypes
 import pytest
 import torch.nn.functional as F
 from cuda_kernels import emulated
+from cuda_kernels.emulated import faulty_library
 from cuda_kernels.group_norm_cases import Case, check, check_close
-from cuda_kernels.test_faults import faulty_library
 
 WRONG = "not close"
 BLOCKS, KERNELS = "group_norm_blocks.cuh", "group_norm_kernels.cuh"

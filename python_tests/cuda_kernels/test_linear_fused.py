@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cuda_kernels import emulated
-from cuda_kernels.test_faults import faulty_library
+from cuda_kernels.emulated import faulty_library
 from ops.op_checks import normal, seeded
 from torch import Tensor
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cuda_kernels import emulated
-from cuda_kernels.test_faults import faulty_library
+from cuda_kernels.emulated import faulty_library
 from ops.op_checks import as_layout, normal, seeded
 from torch import Tensor
 

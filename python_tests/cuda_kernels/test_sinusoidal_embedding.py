@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from cuda_kernels import emulated
-from cuda_kernels.test_faults import faulty_library
+from cuda_kernels.emulated import faulty_library
 from ops.op_checks import normal, seeded
 from torch import Tensor
 

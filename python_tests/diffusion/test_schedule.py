@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from ddsm_ext.diffusion.config import DiffusionConfig
-from ddsm_ext.diffusion.schedule import NoiseSchedule, make_schedule
+from ddsm_ext.diffusion.schedule import CLEAN, NoiseSchedule, add_noise, make_schedule
 
 LINEAR = make_schedule(DiffusionConfig())
 COSINE = make_schedule(DiffusionConfig(schedule="cosine"))
+BOTH = pytest.mark.parametrize("schedule", [LINEAR, COSINE], ids=["linear", "cosine"])
 
 
 def test_linear_schedule_equals_extended_precision_product() -> None:
@@ -40,7 +41,7 @@ def test_cosine_schedule_is_the_closed_form_until_it_is_clipped() -> None:
     assert COSINE.betas[-1].item() == 0.999
 
 
-@pytest.mark.parametrize("schedule", [LINEAR, COSINE], ids=["linear", "cosine"])
+@BOTH
 def test_log_snr_falls_strictly_and_is_exact_at_integers(schedule: NoiseSchedule) -> None:
     t = torch.arange(1000)
     assert torch.equal(schedule.log_snr(t), schedule.log_snrs)
@@ -77,3 +78,72 @@ def test_t_out_of_range(t: float) -> None:
 def test_bad_betas(betas: list) -> None:
     with pytest.raises(ValueError, match="NoiseSchedule: betas"):
         NoiseSchedule(torch.tensor(betas))
+
+
+@BOTH
+def test_levels_at_timesteps_are_the_tables_bit_for_bit(schedule: NoiseSchedule) -> None:
+    for t in (0, 1, 500, 999):
+        level = schedule.level(t)
+        assert isinstance(level.t, int)
+        assert level == schedule.level(float(t))
+        assert level.log_snr == schedule.log_snrs[t].item()
+        assert 2 * level.log_alpha == schedule.log_alphas_bar[t].item()
+        alpha_bar = schedule.alphas_bar[t].item()
+        assert level.alpha == pytest.approx(math.sqrt(alpha_bar), rel=1e-14)
+        assert level.sigma == pytest.approx(math.sqrt(1 - alpha_bar), rel=1e-9)
+
+
+@BOTH
+def test_levels_between_timesteps(schedule: NoiseSchedule) -> None:
+    for t in (0.5, 429.25, 998.75):
+        level = schedule.level(t)
+        assert level.t == t
+        assert level.log_snr == schedule.log_snr(t)
+        assert level.alpha**2 + level.variance == pytest.approx(1.0, abs=1e-15)
+        assert math.log(level.alpha**2 / level.variance) == pytest.approx(level.log_snr, rel=1e-12)
+        assert schedule.level(math.ceil(t)).variance > level.variance
+        assert schedule.level(math.floor(t)).variance < level.variance
+    assert (CLEAN.alpha, CLEAN.sigma, CLEAN.log_snr) == (1.0, 0.0, math.inf)
+
+
+@pytest.mark.parametrize("t", [-1, 1000, 999.5, math.nan, math.inf])
+def test_no_level_outside_the_schedule(t: float) -> None:
+    with pytest.raises(ValueError, match="need 0 <= t <= 999"):
+        LINEAR.level(t)
+
+
+def images(seed: int, n: int = 5, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(
+        n, 3, 4, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
+
+
+@BOTH
+def test_add_noise_equals_running_the_chain(schedule: NoiseSchedule) -> None:
+    """With noise 0 or x0 0, t + 1 single steps (Ho et al. 2020, eq. 2) scale the same way."""
+    t = 17
+    signal, variance = 1.0, 0.0
+    for beta in schedule.betas[: t + 1].tolist():
+        signal, variance = signal * (1 - beta) ** 0.5, variance * (1 - beta) + beta
+    x0, noise = images(0), images(1)
+    x_t = add_noise(x0, noise, torch.full((5,), t), schedule)
+    torch.testing.assert_close(x_t, signal * x0 + variance**0.5 * noise, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_add_noise_keeps_dtype_and_layout(dtype: torch.dtype) -> None:
+    x0 = images(0, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    x_t = add_noise(x0, images(1, dtype=dtype), torch.tensor([0, 3, 9.5, 40, 999]), LINEAR)
+    assert x_t.dtype == dtype
+    assert x_t.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(x_t[0], x0[0], rtol=0, atol=0.05)
+
+
+def test_bad_arguments_of_add_noise() -> None:
+    x0, schedule = images(0), LINEAR
+    with pytest.raises(ValueError, match=r"add_noise: t has shape \(4,\); need \[5\]"):
+        add_noise(x0, x0, torch.zeros(4), schedule)
+    with pytest.raises(ValueError, match=r"noise has shape \(1, 3, 4, 4\); need \(5, 3, 4, 4\)"):
+        add_noise(x0, x0[:1], torch.zeros(5), schedule)
+    with pytest.raises(ValueError, match="t is 0 to 1000; need 0 <= t <= 999"):
+        add_noise(x0, x0, torch.tensor([0, 1, 2, 3, 1000]), schedule)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ddsm_ext.eval.moments import StreamingMoments, gather_moments
+from ddsm_ext.eval.distances import StreamingMoments, gather_moments
 
 
 def gather_rank(rank: int, world: int, store: str, x: np.ndarray, out: str) -> None:

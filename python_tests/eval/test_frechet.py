@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ddsm_ext.eval.frechet import frechet_distance
+from ddsm_ext.eval.distances import frechet_distance
 
 
 def gaussian(dim: int, seed: int, rank: int | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddsm_ext.eval.kid import kernel_distance
+from ddsm_ext.eval.distances import kernel_distance
 
 
 def features(n: int, dim: int = 6, seed: int = 0, shift: float = 0.0) -> np.ndarray:

@@ -9,15 +9,17 @@ import pytest
 import torch
 from eval.digits import digits_arrays
 
+from ddsm_ext.eval.distances import frechet_distance
 from ddsm_ext.eval.features import make_extractor
-from ddsm_ext.eval.frechet import frechet_distance
 from ddsm_ext.eval.metrics import (
+    ReferenceStatistics,
     evaluate,
     frechet_to_reference,
+    load_statistics,
     reference_statistics,
+    save_statistics,
     score_names,
 )
-from ddsm_ext.eval.statistics import ReferenceStatistics, load_statistics, save_statistics
 
 
 class Pixels:

@@ -8,7 +8,7 @@ import torch
 import torch.multiprocessing as mp
 from eval.gloo_rank import gather_rank
 
-from ddsm_ext.eval.moments import StreamingMoments, gather_moments
+from ddsm_ext.eval.distances import StreamingMoments, gather_moments
 
 
 def rows(n: int = 1000, dim: int = 24, offset: float = 0.0) -> np.ndarray:

@@ -9,7 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from ddsm_ext.eval.statistics import ReferenceStatistics, load_statistics, save_statistics
+from ddsm_ext.eval.metrics import ReferenceStatistics, load_statistics, save_statistics
 
 
 def statistics(dim: int = 5, **extra) -> ReferenceStatistics:

@@ -11,11 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from ddsm_ext.eval.features import make_extractor
-from ddsm_ext.eval.frechet import frechet_distance
-from ddsm_ext.eval.kid import kernel_distance
-from ddsm_ext.eval.moments import StreamingMoments
-from ddsm_ext.eval.torch_fidelity import import_torch_fidelity
+from ddsm_ext.eval.distances import StreamingMoments, frechet_distance, kernel_distance
+from ddsm_ext.eval.features import import_torch_fidelity, make_extractor
 
 installed = importlib.util.find_spec("torch_fidelity") is not None
 needs_torch_fidelity = pytest.mark.skipif(not installed, reason="needs the metrics extra")
@@ -79,7 +76,7 @@ def test_defaults_are_those_of_torch_fidelity() -> None:
     ):
         assert ours[mine] == defaults[theirs]
     kernel = [defaults[f"kid_kernel_poly_{name}"] for name in ("degree", "gamma", "coef0")]
-    assert kernel == [3, None, 1]  # as in kid.py; None means 1 / D
+    assert kernel == [3, None, 1]  # as in kernel_distance; None means 1 / D
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 import torch
-from models.test_network import CONFIGS, build
+from models.network_cases import CONFIGS, build
 from torch import Tensor
 
 from ddsm_ext.models.network import SlimmableNetwork

@@ -8,49 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from models.network_cases import ANY_WIDTHS, CONFIGS, SMALL, build, inputs, usable
 from torch import Tensor
 
 from ddsm_ext.graph.count import layers, parameter_count
 from ddsm_ext.models.dense import DenseNetwork
 from ddsm_ext.models.network import SlimmableNetwork
-from ddsm_ext.models.unet import UNetConfig
-
-SMALL = UNetConfig(
-    image_size=8, ch=16, ch_mult=(1, 2), attn=(1,), num_res_blocks=1, groups=8, dropout=0.0
-)
-REFERENCE = {
-    "norm": "fixed_groups", "concat_slicing": "prefix", "ch": 32, "widths": (1.0, 0.5),
-}  # fmt: skip
-CONFIGS = {
-    "source": SMALL,
-    "prefix": dataclasses.replace(SMALL, concat_slicing="prefix"),
-    "heads": dataclasses.replace(SMALL, head_channels=8, attn=(0, 1)),
-    "grey": dataclasses.replace(SMALL, image_channels=1),
-    "narrowing": dataclasses.replace(SMALL, ch_mult=(2, 1)),
-    "reference": dataclasses.replace(SMALL, **REFERENCE, time_table_rows=50),
-    "reference-narrowing": dataclasses.replace(SMALL, **REFERENCE, ch_mult=(2, 1)),
-}
-ANY_WIDTHS = (1.0, 0.9, 0.75, 0.6, 0.5, 0.375, 0.3, 0.25, 0.01)
-
-
-def build(config: UNetConfig, dtype: torch.dtype = torch.float64) -> SlimmableNetwork:
-    generator = torch.Generator().manual_seed(1)
-    net = SlimmableNetwork(config, generator=generator).to(dtype)
-    with torch.no_grad():  # initial last layers are almost zero: give every layer a say
-        for parameter in net.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return net
-
-
-def inputs(config: UNetConfig, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(2)
-    side = config.image_size
-    x = torch.randn(3, config.image_channels, side, side, generator=generator, dtype=dtype)
-    return x, torch.tensor([0.0, 7.25, 40.0])
-
-
-def usable(config: UNetConfig) -> tuple[float, ...]:
-    return ANY_WIDTHS if config.norm == "channels_per_group" else config.widths
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from models.test_network import inputs
+from models.network_cases import inputs
 from runtime.recorder import Recorder
-from runtime.test_runner import as_module, in_place, network, replaced, sgd_step, through_data
+from runtime.weight_changes import as_module, in_place, network, replaced, sgd_step, through_data
 from torch import Tensor
 
 from ddsm_ext.diffusion import DiffusionConfig, make_schedule
@@ -20,7 +20,7 @@ from ddsm_ext.runtime import StepRunner, cuda
 from ddsm_ext.runtime.backend import StepError, StepKey
 from ddsm_ext.runtime.cuda import GraphSteps
 from ddsm_ext.sampling import SamplerConfig, sample
-from ddsm_ext.training.ema import Ema
+from ddsm_ext.training.state import Ema
 
 CPU = torch.device("cpu")
 

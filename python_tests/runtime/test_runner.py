@@ -11,21 +11,18 @@ from weakref import WeakKeyDictionary
 
 import pytest
 import torch
-from models.test_network import CONFIGS, build, inputs, usable
+from models.network_cases import CONFIGS, inputs, usable
 from ops import op_checks
-from torch import Tensor, nn
+from runtime.weight_changes import as_module, in_place, network, replaced, sgd_step, through_data
+from torch import Tensor
 
 from ddsm_ext.diffusion import DiffusionConfig, make_schedule
 from ddsm_ext.models.network import SlimmableNetwork
 from ddsm_ext.runtime import StepRunner
 from ddsm_ext.sampling import SamplerConfig, sample
-from ddsm_ext.training.ema import Ema
+from ddsm_ext.training.state import Ema
 
 COMPILED = sorted(CONFIGS)
-
-
-def network(name: str = "source", dtype: torch.dtype = torch.float32) -> SlimmableNetwork:
-    return build(CONFIGS[name], torch.float64).to(dtype).eval()
 
 
 _runners: WeakKeyDictionary[SlimmableNetwork, StepRunner] = WeakKeyDictionary()
@@ -34,13 +31,6 @@ _runners: WeakKeyDictionary[SlimmableNetwork, StepRunner] = WeakKeyDictionary()
 def runner_of(net: SlimmableNetwork) -> StepRunner:
     """One runner a network, which lives through its changes."""
     return _runners.setdefault(net, StepRunner(net))
-
-
-def as_module(net: SlimmableNetwork, x: Tensor, t: Tensor, width: float) -> Tensor:
-    """The network in float64."""
-    exact = copy.deepcopy(net).double()
-    with torch.no_grad():
-        return exact(x.double(), t, width)
 
 
 def check(net: SlimmableNetwork, width: float = 0.5, tolerance: float = 2e-5) -> None:
@@ -121,26 +111,6 @@ def test_several_threads_at_once():
     with ThreadPoolExecutor(4) as pool:
         for width, y in zip(widths, pool.map(lambda w: runner(x, t, w), widths), strict=True):
             assert torch.equal(y, expected[width])
-
-
-def sgd_step(net: SlimmableNetwork) -> None:
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    x, t = inputs(net.config, torch.float32)
-    net(x, t, 1.0).square().mean().backward()
-    optimizer.step()
-
-
-def in_place(net: SlimmableNetwork) -> None:
-    with torch.no_grad():
-        net.tail.conv.weight.mul_(2)
-
-
-def through_data(net: SlimmableNetwork) -> None:
-    net.tail.conv.weight.data.mul_(2)
-
-
-def replaced(net: SlimmableNetwork) -> None:
-    net.tail.conv.weight = nn.Parameter(net.tail.conv.weight.detach() * 2)
 
 
 def load_state(net: SlimmableNetwork) -> None:

@@ -1,291 +1,96 @@
+"""Steps of the sampler functions on plain numbers, against formulas of papers."""
+
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 import torch
-from torch import Tensor, nn
 
-from ddsm_ext.data.pixels import to_uint8
-from ddsm_ext.diffusion.config import DiffusionConfig
-from ddsm_ext.diffusion.noise import normal
-from ddsm_ext.diffusion.schedule import NoiseSchedule, make_schedule
-from ddsm_ext.models import SlimmableNetwork, UNetConfig
-from ddsm_ext.sampling.config import SamplerConfig
-from ddsm_ext.sampling.samplers import sample
-from ddsm_ext.sampling.strategy import Strategy
+from ddsm_ext.diffusion import CLEAN, DiffusionConfig, Level, make_schedule
+from ddsm_ext.sampling import SamplerConfig, ddim, ddpm, noise_levels
+from ddsm_ext.sampling.samplers import Method
 
-SCHEDULE = make_schedule(DiffusionConfig())
-COSINE = make_schedule(DiffusionConfig(schedule="cosine"))
-SHAPE = (3, 8, 8)
-MEAN, SPREAD = 0.2, 0.15
+SCHEDULES = {name: make_schedule(DiffusionConfig(schedule=name)) for name in ("linear", "cosine")}
+LINEAR = SCHEDULES["linear"]
 
 
-class GaussianData:
-    """The exact predictions for images whose pixels are independent N(mean, spread²)."""
+def step(
+    method: Method, here: Level, there: Level, x: float, x0: float, z: float, **options: object
+) -> float:
+    """One step of a sampler from a number x, with the denoiser's x0 and the noise z given."""
 
-    def __init__(
-        self,
-        schedule: NoiseSchedule,
-        mean: float = MEAN,
-        spread: float = SPREAD,
-        parameterisation: str = "epsilon",
-    ) -> None:
-        self.schedule, self.mean, self.spread = schedule, mean, spread
-        self.parameterisation = parameterisation
+    def number(value: float) -> torch.Tensor:
+        return torch.tensor(value, dtype=torch.float64)
 
-    def __call__(self, x: Tensor, t: Tensor, width: float) -> Tensor:
-        alpha_bar = self.schedule.alphas_bar[t].view(-1, 1, 1, 1)
-        alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-        x = x.double()
-        share = sigma / (alpha_bar * self.spread**2 + 1 - alpha_bar)
-        epsilon = share * (x - alpha * self.mean)  # E[epsilon | x_t] of a joint Gaussian
-        x0 = (x - sigma * epsilon) / alpha
-        return {"epsilon": epsilon, "x0": x0, "v": alpha * epsilon - sigma * x0}[
-            self.parameterisation
-        ].float()
+    return method(
+        lambda x, level: number(x0), number(x), [here, there], lambda: number(z), **options
+    ).item()
 
 
-class TinyNet(nn.Module):
-    """A fixed random convolution network with dropout, enough to mix pixels and channels."""
+def coefficients(method: Method, here: Level, there: Level, **options: object) -> list[float]:
+    """Of x, x0 and the noise in a step."""
+    units = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+    return [step(method, here, there, *unit, **options) for unit in units]
 
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.body = nn.Sequential(
-            nn.Conv2d(3, 16, 3, padding=1),
-            nn.SiLU(),
-            nn.Dropout(0.5),
-            nn.Conv2d(16, 3, 3, padding=1),
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("count", [1000, 100, 7])
+def test_ancestral_step_equals_bayes(name: str, count: int) -> None:
+    """q(x_s | x_t, x0) of two Gaussians for any s < t, with x_t = r x_s + sqrt(beta) noise."""
+    schedule = SCHEDULES[name]
+    alphas_bar = schedule.alphas_bar.tolist()
+    levels = noise_levels(schedule, SamplerConfig(steps=count))
+    for here, there in itertools.pairwise(levels):
+        x, x0, noise = coefficients(ddpm, here, there, variance="fixed_small")
+        *same, large = coefficients(ddpm, here, there, variance="fixed_large")
+        assert same == [x, x0]
+        if there == CLEAN:
+            assert (x, x0, noise, large) == (0.0, 1.0, 0.0, 0.0)
+            continue
+        ab_t, ab_s = alphas_bar[here.t], alphas_bar[there.t]
+        r2 = ab_t / ab_s
+        beta = 1 - r2
+        precision = 1 / (1 - ab_s) + r2 / beta
+        assert x == pytest.approx(math.sqrt(r2) / beta / precision, rel=1e-8)
+        assert x0 == pytest.approx(math.sqrt(ab_s) / (1 - ab_s) / precision, rel=1e-8)
+        assert noise == pytest.approx(math.sqrt(1 / precision), rel=1e-8)
+        assert large == pytest.approx(math.sqrt(beta), rel=1e-8)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+def test_ddim_step_equals_the_paper(eta: float) -> None:
+    """Song et al. 2021, eq. 12 and 16, evaluated at an (x_t, epsilon) of plain numbers."""
+    x_t, epsilon, z = 0.7, -1.3, 0.9
+    alphas_bar = LINEAR.alphas_bar.tolist()
+    levels = noise_levels(LINEAR, SamplerConfig("ddim", 20))
+    for here, there in itertools.pairwise(levels):
+        ab_t, ab_s = alphas_bar[here.t], 1.0 if there == CLEAN else alphas_bar[there.t]
+        sigma = eta * math.sqrt((1 - ab_s) / (1 - ab_t)) * math.sqrt(1 - ab_t / ab_s)
+        x0 = (x_t - math.sqrt(1 - ab_t) * epsilon) / math.sqrt(ab_t)
+        expected = (
+            math.sqrt(ab_s) * x0 + math.sqrt(max(1 - ab_s - sigma**2, 0)) * epsilon + sigma * z
         )
-
-    def forward(self, x: Tensor, t: Tensor, width: float) -> Tensor:
-        return width * self.body(x) + 1e-3 * t.view(-1, 1, 1, 1)
+        assert step(ddim, here, there, x_t, x0, z, eta=eta) == pytest.approx(expected, rel=1e-8)
 
 
-def kept(store: list, *, last: bool = False):
-    """A callback that keeps x_t of every step, or of the last one only."""
-
-    def callback(index: int, x_t: Tensor, x0: Tensor) -> None:
-        if last:
-            store.clear()
-        store.append(x_t.clone())
-
-    return callback
+def test_ddim_with_eta_one_is_ddpm_with_small_variance() -> None:
+    for count in (1000, 40):
+        levels = noise_levels(LINEAR, SamplerConfig("ddim", count))
+        for pair in itertools.pairwise(levels):
+            a = coefficients(ddim, *pair, eta=1.0)
+            b = coefficients(ddpm, *pair, variance="fixed_small")
+            assert a == pytest.approx(b, rel=1e-7, abs=1e-12)
 
 
-def full(n: int, **settings) -> tuple[range, tuple[int, int, int], SamplerConfig]:
-    return range(n), SHAPE, SamplerConfig(clip_denoised=False, **settings)
-
-
-@pytest.mark.parametrize(
-    ("parameterisation", "settings"),
-    [
-        ("epsilon", {"kind": "ddpm", "variance": "fixed_small"}),
-        ("epsilon", {"kind": "ddpm", "variance": "fixed_large"}),
-        ("epsilon", {"kind": "ddim", "eta": 0.5}),
-        ("x0", {"kind": "ddpm", "variance": "fixed_small"}),
-        ("v", {"kind": "ddim", "eta": 0.0}),
-    ],
-)
-def test_exact_predictions_give_the_data_distribution(
-    parameterisation: str, settings: dict
-) -> None:
-    net = GaussianData(SCHEDULE, parameterisation=parameterisation)
-    images = sample(net, SCHEDULE, 1.0, *full(64, **settings), parameterisation=parameterisation)
-    assert images.mean().item() == pytest.approx(MEAN, abs=5 * SPREAD / math.sqrt(images.numel()))
-    # 12,288 pixels: 0.64 % standard error; the discretisation adds about as much.
-    assert images.std().item() == pytest.approx(SPREAD, rel=0.04)
-
-
-@pytest.mark.parametrize("steps", [10, 1000])
-def test_fixed_large_is_exact_for_unit_variance_at_any_step_count(steps: int) -> None:
-    """For N(0, I) data p(x_{t-1} | x_t) has variance beta (Ho et al. 2020, section 3.2)."""
-    store: list[Tensor] = []
-    net = GaussianData(SCHEDULE, 0.0, 1.0)
-    arguments = full(64, kind="ddpm", steps=steps)
-    sample(net, SCHEDULE, 1.0, *arguments, callback=kept(store))
-    for x_t in store[:: max(1, steps // 10)]:
-        assert x_t.std().item() == pytest.approx(1.0, rel=0.03)
-
-
-@pytest.mark.parametrize(
-    "settings", [{"kind": "ddpm"}, {"kind": "ddim"}, {"kind": "ddim", "eta": 1.0}]
-)
-@pytest.mark.parametrize("steps", [1, 2, 25])
-def test_a_single_image_is_found_in_any_number_of_steps(settings: dict, steps: int) -> None:
-    net = GaussianData(SCHEDULE, 0.3, 0.0)
-    images = sample(net, SCHEDULE, 1.0, *full(2, steps=steps, **settings))
-    torch.testing.assert_close(images, torch.full_like(images, 0.3), rtol=0, atol=2e-4)
-
-
-def test_ddim_follows_the_probability_flow() -> None:
-    """For Gaussian data the flow keeps (x - alpha mean) / sqrt(alpha² spread² + sigma²)."""
-    x_start = normal(range(16), 0, SHAPE, dtype=torch.float64)
-    alpha_bar = SCHEDULE.alphas_bar[-1].item()
-    scaled = (x_start - alpha_bar**0.5 * MEAN) / math.sqrt(alpha_bar * SPREAD**2 + 1 - alpha_bar)
-    solution = MEAN + SPREAD * scaled
-    errors = []
-    for steps in (50, 200, 1000):
-        images = sample(GaussianData(SCHEDULE), SCHEDULE, 1.0, *full(16, kind="ddim", steps=steps))
-        errors.append((images - solution).abs().max().item())
-    assert errors[2] < 0.01
-    assert errors[0] > 2 * errors[1] > 4 * errors[2]  # converges with the step size
-
-
-def test_ddim_with_eta_one_draws_the_images_of_ddpm() -> None:
-    net = TinyNet()
-    ddim = SamplerConfig("ddim", eta=1.0)
-    ddpm = SamplerConfig("ddpm", variance="fixed_small")
-    a, b = (sample(net, SCHEDULE, 0.5, range(4), SHAPE, s) for s in (ddim, ddpm))
-    torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize("sampler", [SamplerConfig(steps=50), SamplerConfig("ddim", 20)])
-def test_a_seed_is_an_image_in_any_batch_and_on_any_rank(sampler: SamplerConfig) -> None:
-    net, strategy, seeds = TinyNet(), Strategy((0.5, 1.0), (0.0,)), [7, 1, 2**40, -3, 5, 6, 8, 9]
-
-    def draw(seeds, batch_size: int) -> Tensor:
-        return sample(net, SCHEDULE, strategy, seeds, SHAPE, sampler, batch_size=batch_size)
-
-    whole = draw(seeds, 8)
-    assert len({tuple(image.flatten().tolist()) for image in whole}) == 8
-    ranks = torch.cat([draw(part, 3) for part in (seeds[:4], seeds[4:])])
-    for other in (draw(seeds, 1), draw(seeds, 3), draw(seeds[::-1], 8).flip(0), ranks):
-        assert (other - whole).abs().max().item() <= 1e-3
-        assert (to_uint8(other) != to_uint8(whole)).float().mean().item() < 0.01
-
-
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_a_seed_is_an_image_with_a_real_network(batch_size: int) -> None:
-    torch.manual_seed(0)
-    config = UNetConfig(image_size=8, image_channels=1, ch=32, ch_mult=(1, 2), num_res_blocks=1)
-    net = SlimmableNetwork(config)
-    for parameter in net.parameters():  # the last layers start at zero: make them count
-        nn.init.normal_(parameter, std=0.1)
-    strategy, sampler = Strategy((0.5, 1.0), (0.0,)), SamplerConfig("ddim", 8, eta=0.5)
-
-    def draw(batch_size: int) -> Tensor:
-        return sample(net, SCHEDULE, strategy, range(4), (1, 8, 8), sampler, batch_size=batch_size)
-
-    whole, other = draw(4), draw(batch_size)
-    assert whole.std().item() > 0.1
-    assert (other - whole).abs().max().item() <= 1e-3
-    assert (to_uint8(other) != to_uint8(whole)).float().mean().item() < 0.01
-
-
-def test_deterministic_ddim_uses_the_start_only_and_noise_differs_by_step() -> None:
-    """With a zero prediction, x0 = x / alpha: DDIM keeps the start's direction, DDPM does not."""
-    store: list[Tensor] = []
-    zero = lambda x, t, width: torch.zeros_like(x)  # noqa: E731
-    sample(zero, SCHEDULE, 1.0, *full(1, kind="ddim", steps=5), callback=kept(store))
-    ratio = store[3] / store[0]
-    torch.testing.assert_close(ratio, torch.full_like(ratio, ratio.mean().item()))
-    torch.testing.assert_close(store[0], normal([0], 0, SHAPE))
-    sample(zero, SCHEDULE, 1.0, *full(1, kind="ddpm", steps=5), callback=kept(store))
-    assert (store[8] / store[5]).std().item() > 0.01
-
-
-def test_clipping_keeps_x0_inside() -> None:
-    inside: list[float] = []
-
-    def callback(index: int, x_t: Tensor, x0: Tensor) -> None:
-        inside.append(x0.abs().max().item())
-
-    sampler = SamplerConfig("ddim", 10)
-    sample(TinyNet(), SCHEDULE, 1.0, range(2), SHAPE, sampler, callback=callback)
-    assert max(inside) <= 1.0
-    free = SamplerConfig("ddim", 10, clip_denoised=False)
-    images = sample(TinyNet(), SCHEDULE, 1.0, range(2), SHAPE, free, callback=callback)
-    assert max(inside) > 1.0
-    assert images.abs().max().item() <= 1.0
-
-
-def test_what_the_network_and_the_callbacks_see() -> None:
-    calls: list[tuple] = []
-    done: list[tuple[int, int]] = []
-    seen: list[int] = []
-    net = TinyNet().train()
-
-    def recorder(x: Tensor, t: Tensor, width: float) -> Tensor:
-        calls.append((x.shape[0], x.dtype, set(t.tolist()), t.dtype, width))
-        assert x.is_contiguous(memory_format=torch.channels_last)
-        return torch.zeros_like(x, memory_format=torch.contiguous_format)
-
-    images = sample(
-        recorder,
-        SCHEDULE,
-        Strategy((0.5, 1.0), (0.0,)),
-        torch.arange(5),
-        SHAPE,
-        SamplerConfig("ddim", 4),
-        batch_size=3,
-        dtype=torch.bfloat16,
-        progress=lambda a, b: done.append((a, b)),
-        callback=lambda i, x_t, x0: seen.append(i),
-    )
-    assert [c[0] for c in calls] == [3, 3, 3, 3, 2, 2, 2, 2]
-    assert {c[1] for c in calls} == {torch.bfloat16}
-    assert [c[2] for c in calls[:4]] == [{999}, {666}, {333}, {0}]
-    assert [c[4] for c in calls[:4]] == [0.5, 0.5, 0.5, 1.0]  # log-SNR is 0 at t = 258
-    assert done == [(i, 8) for i in range(1, 9)]
-    assert seen == [0, 1, 2, 3] * 2
-    assert images.dtype == torch.float32
-    assert not images.is_inference()
-    sample(net, SCHEDULE, 1.0, [0], SHAPE, SamplerConfig("ddim", 2))
-    assert all(module.training for module in net.modules())
-
-
-def test_no_seeds_no_images() -> None:
-    assert sample(TinyNet(), SCHEDULE, 1.0, [], SHAPE).shape == (0, *SHAPE)
-
-
-def test_output_that_is_not_finite_is_refused_with_step_and_width() -> None:
-    def net(x: Tensor, t: Tensor, width: float) -> Tensor:
-        y = torch.zeros_like(x)
-        if width == 0.5 and int(t[0]) < 700:
-            y[-1, 0, 0, 0] = math.nan if len(x) > 1 else math.inf
-        return y
-
-    for seeds in (range(4), range(1)):
-        with pytest.raises(
-            ValueError, match=r"not finite in step 2 of 4 \(t = 666\) at width 0\.5"
-        ):
-            sample(net, SCHEDULE, 0.5, seeds, SHAPE, SamplerConfig("ddim", 4))
-    assert sample(net, SCHEDULE, 1.0, range(1), SHAPE, SamplerConfig("ddim", 4)).isfinite().all()
-
-
-@pytest.mark.parametrize(
-    ("settings", "error", "text"),
-    [
-        ({"shape": (8, 8)}, ValueError, r"shape is \(8, 8\); need \(C, H, W\)"),
-        ({"shape": (3, 0, 8)}, ValueError, r"shape is \(3, 0, 8\)"),
-        ({"batch_size": 0}, ValueError, "batch_size is 0"),
-        ({"dtype": torch.int64}, ValueError, "dtype is torch.int64"),
-        ({"seeds": [0.5]}, TypeError, "need integers"),
-        ({"strategy": 1.5}, ValueError, "need 0 < width <= 1"),
-        ({"strategy": "x"}, TypeError, "need a Strategy or a width"),
-        ({"parameterisation": "score"}, ValueError, "need one of 'epsilon', 'x0', 'v'"),
-        ({"sampler": SamplerConfig(steps=2000)}, ValueError, "need steps <= 1000"),
-        ({"net": lambda x, t, w: x[:, :1]}, ValueError, r"returned shape \(1, 1, 8, 8\)"),
-    ],
-)
-def test_bad_arguments(settings: dict, error: type[Exception], text: str) -> None:
-    arguments = {
-        "net": TinyNet(),
-        "schedule": SCHEDULE,
-        "strategy": 1.0,
-        "seeds": [0],
-        "shape": SHAPE,
-        "sampler": SamplerConfig("ddim", 2),
-        **settings,
-    }
-    with pytest.raises(error, match=text):
-        sample(**arguments)
-
-
-def test_cosine_schedule_samples_too() -> None:
-    net = GaussianData(COSINE)
-    images = sample(net, COSINE, 1.0, *full(32, kind="ddim", steps=100))
-    assert images.mean().item() == pytest.approx(MEAN, abs=0.01)
-    assert images.std().item() == pytest.approx(SPREAD, rel=0.1)
+def test_ddim_runs_on_levels_that_do_not_scale_the_image() -> None:
+    """With alpha = 1, DDIM is Euler's method over sigma (Karras et al. 2022, section 3 and C.4)."""
+    here, there = (Level(t=s, log_snr=-2 * math.log(s), log_alpha=0.0, variance=s * s)
+                   for s in (50.0, 30.0))  # fmt: skip
+    x, x0 = 12.0, 0.3
+    expected = x + (30.0 - 50.0) * (x - x0) / 50.0
+    assert step(ddim, here, there, x, x0, 0.0) == pytest.approx(expected, rel=1e-12)
+    for method, options in ((ddpm, {}), (ddim, {"eta": 0.5})):
+        with pytest.raises(ValueError, match=r"alpha² \+ sigma² is 2501 at t = 50; need 1"):
+            step(method, here, there, x, x0, 0.0, **options)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ddsm_ext.diffusion.config import DiffusionConfig
 from ddsm_ext.diffusion.schedule import make_schedule
 from ddsm_ext.sampling.config import SamplerConfig
-from ddsm_ext.sampling.plan import plan_log_snrs, plan_steps
+from ddsm_ext.sampling.levels import evaluations
 from ddsm_ext.sampling.strategy import Strategy, as_strategy
 
 THREE = Strategy(widths=(0.25, 0.5, 1.0), cuts=(-2.0, 3.0), origin={"kind": "test"})
@@ -57,13 +57,14 @@ def test_one_strategy_serves_every_step_count_and_schedule() -> None:
     cosine = make_schedule(DiffusionConfig(schedule="cosine", timesteps=400))
     strategy = Strategy((0.5, 0.75, 1.0), (linear.log_snr(469.5), linear.log_snr(265.5)))
     for schedule, steps in [(linear, 10), (linear, 100), (linear, None), (cosine, 37)]:
-        plan = plan_steps(schedule, strategy, SamplerConfig("ddim", steps))
+        plan = evaluations(schedule, SamplerConfig("ddim", steps), strategy)
         for step in plan:
             on_linear = np.interp(-step.log_snr, -linear.log_snrs.numpy(), range(1000))
             assert step.width == (0.5 if on_linear > 469.5 else 0.75 if on_linear > 265.5 else 1.0)
     shares = []
     for k in (100, 1000):
-        used = Counter(strategy.widths_for(plan_log_snrs(linear, SamplerConfig("ddim", k))))
+        steps = evaluations(linear, SamplerConfig("ddim", k), strategy)
+        used = Counter(step.width for step in steps)
         shares.append([used[w] / k for w in (1, 0.5)])
     assert shares[0] == pytest.approx(shares[1], abs=0.02)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -69,12 +71,19 @@ def test_steps_lie_between_levels():
 
 
 def test_saved_and_loaded_bit_for_bit(tmp_path):
-    found, _, _ = measure()
-    found.save(tmp_path / "sensitivity.json")
-    again = Sensitivity.load(tmp_path / "sensitivity.json")
+    path, where = tmp_path / "sensitivity.json", {"weights": "abc", "timesteps": [1, 2, 3]}
+    found, _, _ = measure(conditions=where)
+    found.save(path)
+    again = Sensitivity.load(path)
+    assert again.conditions == where
     assert again.log_snrs == found.log_snrs
     assert again.widths == found.widths
     assert (again.errors == found.errors).all()
+    # files of earlier versions do not say what they depend on
+    content = json.loads(path.read_text())
+    del content["conditions"]
+    path.write_text(json.dumps(content))
+    assert Sensitivity.load(path).conditions == {}
     for text in ("{}", "[]", '{"version": 1, "images": 1, "log_snrs": [0], "errors": {"1": [-1]}}'):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(ValueError, match=r"bad\.json: "):

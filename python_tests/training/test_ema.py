@@ -6,7 +6,7 @@ import pytest
 import torch
 from training.toy_net import ToyNet
 
-from ddsm_ext.training.ema import Ema, copy_tensors
+from ddsm_ext.training.state import Ema
 
 
 def test_closed_form_and_copied_buffers():
@@ -44,15 +44,3 @@ def test_applied_in_place_and_taken_back():
     assert net.training
     assert torch.equal(net.first.weight, own)
     assert net.first.weight.data_ptr() == storage
-
-
-def test_copy_is_all_or_nothing():
-    target = {"a": torch.zeros(2), "b": torch.zeros(3)}
-    for source, message in (
-        ({"a": torch.ones(2)}, "x lacks 'b'"),
-        ({"a": torch.ones(2), "b": torch.ones(3), "c": torch.ones(1)}, "x has an unknown 'c'"),
-        ({"a": torch.ones(2), "b": torch.ones(4)}, r"x 'b' is \[4\], the network has \[3\]"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            copy_tensors(source, target, "x")
-        assert target["a"].tolist() == [0, 0]

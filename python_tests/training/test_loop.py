@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from training.toy_net import ToyNet, toy_data
+from training.toy_net import SCHEDULE, ToyNet, config, run_train, toy_data
 
 from ddsm_ext.data.config import DataConfig
 from ddsm_ext.data.dataset import load_dataset
@@ -23,19 +23,7 @@ from ddsm_ext.diffusion.config import DiffusionConfig
 from ddsm_ext.diffusion.schedule import make_schedule
 from ddsm_ext.io.checkpoint import list_checkpoints, load_checkpoint, newest_complete
 from ddsm_ext.io.files import read_jsonl
-from ddsm_ext.training.config import TrainConfig
 from ddsm_ext.training.loop import NonFiniteError, train
-
-SCHEDULE = make_schedule(DiffusionConfig(timesteps=50))
-
-
-def config(**changes) -> TrainConfig:
-    settings = {"steps": 24, "batch_size": 5, "log_every": 4, "checkpoint_every": 6, "seed": 3}
-    return TrainConfig(**{**settings, "warmup_steps": 4, "lr": 1e-2, **changes})
-
-
-def run_train(run_dir, cfg, net=None, **options):
-    return train(net or ToyNet(), toy_data(), SCHEDULE, cfg, run_dir, **options)
 
 
 def assert_same_run(first, second):
@@ -119,7 +107,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 import torch
 torch.set_num_threads(1)
-from training.test_loop import config, run_train
+from training.toy_net import config, run_train
 result = run_train(Path(sys.argv[1]), config(**eval_free(sys.argv[3])))
 print(result.interrupted, result.finished)
 """.replace("eval_free", "__import__('json').loads")

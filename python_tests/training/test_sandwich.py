@@ -170,7 +170,7 @@ sys.path.insert(0, sys.argv[2])
 import torch, torch.distributed as dist
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
-from training.test_loop import ToyNet, config, run_train
+from training.toy_net import ToyNet, config, run_train
 rank = dist.get_rank()
 result = run_train(Path(sys.argv[1]), config(steps=12), ToyNet(seed=rank))
 assert result.finished
@@ -206,3 +206,48 @@ def test_two_ranks_train_one_network(tmp_path):
             for other in ends[1:]:
                 assert torch.equal(tensor, other.tensors[group][tensor_name])
     assert [row["step"] for row in read_jsonl(tmp_path / "b" / "log.jsonl")] == [4, 8, 12]
+
+
+_AVERAGING_RANK = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch, torch.distributed as dist
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+from training.toy_net import SCHEDULE, ToyNet
+from ddsm_ext.training.config import TrainConfig
+from ddsm_ext.training.sandwich import Sandwich, make_optimizer
+X0 = torch.linspace(-1, 0.9, 150).view(6, 1, 5, 5)
+config, rank = TrainConfig(widths=(1.0, 0.5), warmup_steps=0, grad_clip=None), dist.get_rank()
+ends = []
+for values in (1, 100, 10**6):
+    net = ToyNet(dropout=0.0)
+    shares = [ToyNet(dropout=0.0) for _ in range(2)]
+    for r, share in enumerate(shares):  # what each rank has by itself, summed in float32
+        Sandwich(share, make_optimizer(share, config), SCHEDULE, config, rank=r).step(X0 + r, 0)
+    sandwich = Sandwich(
+        net, make_optimizer(net, config), SCHEDULE, config, rank=rank, world_size=2,
+        bucket_values=values,
+    )
+    result = sandwich.step(X0 + rank, 0, stop_wanted=rank == 1)
+    assert result.applied and result.stop_wanted
+    for mine, one, two in zip(net.parameters(), *(s.parameters() for s in shares), strict=True):
+        assert torch.equal(mine.grad, (one.grad + two.grad) / 2), values
+    ends.append(result.losses)
+assert ends[0] == ends[1] == ends[2]
+dist.destroy_process_group()
+"""
+
+
+def test_gradients_are_averaged_whatever_the_buckets():
+    """Of one tensor, of a few, of all: the mean of the two ranks' own gradients, bit for bit."""
+    tests = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    jobs = []
+    for rank in range(2):
+        world = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        command = [sys.executable, "-c", _AVERAGING_RANK, tests]
+        jobs.append(subprocess.Popen(command, env={**os.environ, **world, "MASTER_PORT": port}))
+    assert [job.wait(timeout=120) for job in jobs] == [0, 0]

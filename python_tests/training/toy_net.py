@@ -1,4 +1,4 @@
-"""A slimmable network of two convolutions and dropout, and a data set of random images."""
+"""A slimmable network of two convolutions, a data set of random images, and short runs on them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddsm_ext.data.dataset import ImageDataset
+from ddsm_ext.diffusion.config import DiffusionConfig
+from ddsm_ext.diffusion.schedule import make_schedule
+from ddsm_ext.training.config import TrainConfig
+from ddsm_ext.training.loop import train
+
+SCHEDULE = make_schedule(DiffusionConfig(timesteps=50))
 
 
 class ToyNet(nn.Module):
@@ -39,3 +45,12 @@ def toy_data(count: int = 37, size: int = 6) -> ImageDataset:
     """Random grey images, mirrored at random in training."""
     images = np.random.default_rng(0).integers(0, 256, (count, 1, size, size), dtype=np.uint8)
     return ImageDataset(images, None, (), "toy", f"toy-{count}-{size}", flips=True)
+
+
+def config(**changes) -> TrainConfig:
+    settings = {"steps": 24, "batch_size": 5, "log_every": 4, "checkpoint_every": 6, "seed": 3}
+    return TrainConfig(**{**settings, "warmup_steps": 4, "lr": 1e-2, **changes})
+
+
+def run_train(run_dir, cfg, net=None, **options):
+    return train(net or ToyNet(), toy_data(), SCHEDULE, cfg, run_dir, **options)

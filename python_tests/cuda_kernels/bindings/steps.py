@@ -10,7 +10,7 @@ from cuda_kernels.bindings.checks import check_close, normal, tolerance
 from cuda_kernels.networks import CONFIGS
 from torch import Tensor
 
-from ddsm_ext.bench.network import channels_last, random_inputs, random_network
+from ddsm_ext.bench.steps import channels_last, random_inputs, random_network
 from ddsm_ext.models import SlimmableNetwork
 from ddsm_ext.ops._fused import (
     Shortcut,

@@ -19,7 +19,7 @@ from cuda_kernels.gpu.device import DEVICE, ON_GPU
 from cuda_kernels.gpu.layer_calls import OURS, leaves_of, results
 from cuda_kernels.gpu.modulated import modulated_rows
 
-from ddsm_ext.bench.network import channels_last, random_inputs, random_network
+from ddsm_ext.bench.steps import channels_last, random_inputs, random_network
 from ddsm_ext.graph.shapes import AttentionShape, ConvShape, LinearShape, NormShape, Shape
 from ddsm_ext.runtime.cuda import run_step
 

@@ -10,8 +10,8 @@ from bench.small_network import ADM, SMALL
 from cuda_kernels.gpu.device import DEVICE, ON_GPU, needs_device
 from torch import Tensor
 
-from ddsm_ext.bench.network import channels_last, random_inputs, random_network
 from ddsm_ext.bench.shapes import REFERENCE_CIFAR10
+from ddsm_ext.bench.steps import channels_last, random_inputs, random_network
 from ddsm_ext.diffusion import DiffusionConfig, make_schedule
 from ddsm_ext.graph import NetworkConfig
 from ddsm_ext.models import SlimmableNetwork
@@ -103,6 +103,15 @@ def test_a_seed_is_an_image_in_any_batch() -> None:
     assert float(images.std()) > 0.05
     for size in (1, 3):
         assert float((draw(batch_size=size) - images).abs().max()) <= 1e-2
+
+
+def test_output_that_is_not_finite_is_named_though_read_late() -> None:
+    def net(x: Tensor, t: Tensor, width: float) -> Tensor:
+        return torch.where(t.view(-1, 1, 1, 1) < 700, torch.nan, torch.zeros_like(x))
+
+    schedule, sampler = make_schedule(DiffusionConfig()), SamplerConfig(kind="ddim", steps=4)
+    with pytest.raises(ValueError, match=r"not finite in evaluation 2 \(t = 666\) at width 0\.5"):
+        sample(net, schedule, 0.5, range(2), (3, 8, 8), sampler, device=DEVICE)
 
 
 def test_a_copy_on_the_cpu_computes_the_same() -> None:

@@ -1,4 +1,4 @@
-"""Weights in several files under other people's indices."""
+"""Weights in several files under other people's indices, and copied into a network's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ddsm_ext.io.shards import load_shards
+from ddsm_ext.io.weights import copy_tensors, load_shards
 
 
 def test_an_index_of_another_library_is_joined(tmp_path: Path) -> None:
@@ -50,3 +50,17 @@ def test_a_tensor_that_only_the_index_knows_is_named(tmp_path: Path) -> None:
     index.write_text(json.dumps({"weight_map": {"a": "f.safetensors", "b": "f.safetensors"}}))
     with pytest.raises(ValueError, match="b is in the index or in the files alone"):
         load_shards(index)
+
+
+def test_copy_is_all_or_nothing() -> None:
+    target = {"a": torch.zeros(2), "b": torch.zeros(3)}
+    for source, message in (
+        ({"a": torch.ones(2)}, "x lacks 'b'; need exactly the 2 names"),
+        ({"a": torch.ones(2), "b": torch.ones(3), "c": torch.ones(1)}, "x has an unknown 'c'"),
+        ({"a": torch.ones(2), "b": torch.ones(4)}, r"x: b has shape \[4\]; need \[3\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            copy_tensors(source, target, "x")
+        assert target["a"].tolist() == [0, 0]
+    copy_tensors({"b": torch.ones(3), "a": torch.ones(2)}, target, "x")
+    assert target["a"].tolist() == [1, 1]

@@ -1,4 +1,4 @@
-"""Every op over the CIFAR-10 U-Net's layer shapes: PyTorch slicing, dense weights, ours, roof."""
+"""Every op over the CIFAR-10 U-Net's layer shapes, timed; and which algorithms are chosen there."""
 
 from __future__ import annotations
 
@@ -12,14 +12,21 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ddsm_ext import _library
 from ddsm_ext.bench.candidates import CANDIDATES, OPS, candidates, check_agreement
-from ddsm_ext.bench.conditions import CPU, Setting, check_batch
-from ddsm_ext.bench.graphs import interleaved_graphs
-from ddsm_ext.bench.roof import measure_roof, roof_ms
+from ddsm_ext.bench.conditions import (
+    CPU,
+    Setting,
+    check_batch,
+    interleaved_graphs,
+    measure_roof,
+    roof_ms,
+)
 from ddsm_ext.bench.shapes import REFERENCE_CIFAR10, WIDTHS, config_at
 from ddsm_ext.bench.timing import interleaved, time_columns
 from ddsm_ext.graph.config import NetworkConfig
-from ddsm_ext.graph.shapes import Shape, least_bytes, op_shapes
+from ddsm_ext.graph.shapes import ConvShape, Shape, least_bytes, op_shapes
+from ddsm_ext.ops import _packed
 from ddsm_ext.ops._call import runs_native
 from ddsm_ext.settings import check_choice
 
@@ -177,3 +184,50 @@ def _with_totals(
             total[f"ratio_{name}"] = total[f"{name}_ms"] / total["ours_ms"]
         result.append(total)
     return result
+
+
+def explain_choices(
+    widths: Sequence[float] = WIDTHS,
+    batch: int = 8,
+    dtype: str = "float32",
+    config: NetworkConfig = REFERENCE_CIFAR10,
+) -> str:
+    """Return a table of every convolution shape with its estimated us per algorithm.
+
+    Args:
+        widths: widths of the network.
+        batch: images a step.
+        dtype: "float32" or "bfloat16", of images and weights.
+        config: the network whose shapes are taken; see `config_at`.
+    """
+    native = _library.native
+    lines = [
+        f"{native.active_isa()}, batch {batch}, {dtype}, one core; chosen algorithm marked *",
+        f"{'width':>8} {'convolution':<28} {'calls':>5}"
+        + "".join(f"{name + ' us':>19}" for name in _packed.ALGORITHMS),
+    ]
+    for width in widths:
+        for shape, calls in op_shapes(config_at(config, width), width, "conv2d").items():
+            assert isinstance(shape, ConvShape)
+            problem = _packed.ConvProblem(
+                batch,
+                shape.size,
+                shape.size,
+                shape.c_in + shape.c_in2,
+                shape.c_out,
+                shape.kernel,
+                shape.stride,
+                2 if shape.upsample else 1,
+                dtype == "bfloat16",
+            )
+            chosen = _packed.choose_algorithm(native.active_isa(), problem)
+            costs_ns = [
+                native.conv2d_cost_ns(native.Conv2dProblem(**problem._asdict()), number)
+                for number in range(len(_packed.ALGORITHMS))
+            ]
+            cells = "".join(
+                f"{cost / 1000:>18.0f}{'*' if number == chosen else ' '}"
+                for number, cost in enumerate(costs_ns)
+            )
+            lines.append(f"{width:>8g} {shape!s:<28} {calls:>5}{cells}")
+    return "\n".join(lines)

@@ -1,0 +1,157 @@
+"""Tensors by name: read from files as data, never as code; checked against a network; copied."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddsm_ext.io.files import one_line, read_bytes, read_json
+from ddsm_ext.settings import Refusal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+INDEX_ENDING = ".safetensors.index.json"
+
+
+def parse_safetensors(data: bytes, name: str) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, on the CPU; `name` says in errors where it came from.
+
+    Raises:
+        ValueError: it is none.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return load(data)
+    except SafetensorError as error:
+        raise Refusal(f"{name}: {error}; need a whole safetensors file") from None
+
+
+def load_file(path: Path) -> Mapping[str, Any]:
+    """Content of a .safetensors file or, by any other name, of a torch file of plain values.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged or foreign, or holds Python objects.
+    """
+    import safetensors.torch
+    import torch
+
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(f"{path} {what}; need a .pt or .safetensors file")
+    if path.suffix == ".safetensors":
+        try:
+            return safetensors.torch.load_file(path)
+        except (safetensors.SafetensorError, OSError) as error:
+            raise Refusal(f"{path} is no whole safetensors file: {one_line(error)}") from None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise Refusal(
+            f"{path} is refused: it is damaged, or holds Python objects, which may run code when "
+            "loaded; need tensors and plain values only"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError,
+            AttributeError) as error:  # fmt: skip
+        # What torch's readers raise on truncated or foreign bytes.
+        raise Refusal(f"{path} is no whole torch file: {one_line(error)}") from None
+    if not isinstance(content, Mapping):
+        raise Refusal(f"{path} holds a {type(content).__name__}; need a state dict")
+    return content
+
+
+def load_shards(index: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Join the safetensors files beside an index, each with a part of a network's weights.
+
+    The index has the form that the Hugging Face libraries write: `NAME.safetensors.index.json` with
+    "metadata" and "weight_map" (tensor -> file). Where the metadata have "sha256" (file -> digest),
+    as those of `benchmarks/gpu_train.sh`, the files are checked.
+
+    Args:
+        index: the index file.
+
+    Returns:
+        tensors by name, on the CPU, and the index's metadata.
+
+    Raises:
+        FileNotFoundError: the index or a file that it names is missing.
+        ValueError: one of them is damaged, names a file elsewhere, or belongs to another index.
+    """
+    index = Path(index)
+    content = read_json(index)
+    if not isinstance(content, dict) or not isinstance(content.get("weight_map"), dict):
+        raise Refusal(f"{index}: has no weight_map; need an index of safetensors files")
+    weight_map, metadata = content["weight_map"], content.get("metadata") or {}
+    digests = metadata.get("sha256", {})
+    tensors: dict[str, Tensor] = {}
+    for file in dict.fromkeys(weight_map.values()):
+        if Path(str(file)).name != file:
+            raise Refusal(f"{index}: names the file {file!r}; need names without a folder")
+        path = index.parent / file
+        data = read_bytes(path, "file that the index names")
+        if file in digests and hashlib.sha256(data).hexdigest() != digests[file]:
+            raise Refusal(f"{path}: does not match its SHA-256 in the index; need the same save's")
+        tensors |= parse_safetensors(data, str(path))
+    if tensors.keys() != weight_map.keys():
+        name = min(tensors.keys() ^ weight_map.keys())
+        raise Refusal(f"{index}: {name} is in the index or in the files alone; need both")
+    return {name: tensors[name] for name in weight_map}, metadata
+
+
+def check_tensors(
+    what: str,
+    tensors: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    optional: tuple[str, ...] = (),
+) -> None:
+    """Refuse tensors that are not exactly those of a network.
+
+    Args:
+        what: what errors call the tensors.
+        tensors: by name.
+        shapes: name -> shape of the network's.
+        optional: names that may be missing.
+
+    Raises:
+        ValueError: one sentence with the first name or shape that differs.
+    """
+    missing = [name for name in shapes if name not in tensors and name not in optional]
+    unknown = [name for name in tensors if name not in shapes]
+    if missing or unknown:
+        kind, names = ("lacks", missing) if missing else ("has an unknown", unknown)
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        raise Refusal(
+            f"{what} {kind} {names[0]!r}{more}; need exactly the {len(shapes)} names of the network"
+        )
+    for name, tensor in tensors.items():
+        if tuple(tensor.shape) != tuple(shapes[name]):
+            raise Refusal(
+                f"{what}: {name} has shape {list(tensor.shape)}; need {list(shapes[name])}, that "
+                "of the network"
+            )
+
+
+def copy_tensors(source: Mapping[str, Tensor], target: Mapping[str, Tensor], what: str) -> None:
+    """Copy tensors by name into existing ones of the same shape; nothing is copied on error.
+
+    Args:
+        source: saved tensors.
+        target: tensors that receive them, e.g. a `state_dict()`.
+        what: what errors call the saved tensors.
+
+    Raises:
+        ValueError: names or shapes differ.
+    """
+    import torch
+
+    check_tensors(what, source, {name: tensor.shape for name, tensor in target.items()})
+    with torch.no_grad():
+        for name, tensor in target.items():
+            tensor.copy_(source[name])

@@ -1,0 +1,168 @@
+"""The denoiser that samplers call: a network, its prediction, and a width per noise level."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ddsm_ext.diffusion.prediction import Prediction, prediction_named
+from ddsm_ext.diffusion.schedule import Level
+from ddsm_ext.sampling.strategy import Strategy, as_strategy
+from ddsm_ext.settings import Refusal, TypeRefusal
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One network evaluation of a sampler.
+
+    Args:
+        index: how many came before it.
+        level: noise level that the network is asked about.
+        width: width that the strategy gives this level.
+
+    Raises:
+        ValueError: the level is the clean image, of which there is nothing to predict.
+    """
+
+    index: int
+    level: Level
+    width: float
+
+    def __post_init__(self) -> None:
+        if not self.level.variance > 0.0:
+            raise Refusal(
+                f"sample: evaluation {self.index + 1} of the sampler is at the clean image "
+                "(sigma = 0); need a noisy level"
+            )
+
+    @property
+    def t(self) -> float:
+        """Timestep that the network is given; an int where it is whole."""
+        return self.level.t
+
+    @property
+    def log_snr(self) -> float:
+        """Noise level as the strategy reads it."""
+        return self.level.log_snr
+
+
+Network = Callable[..., Tensor]  # (x, t, width), or (x, t, width, y) with labels
+Callback = Callable[[Evaluation, Tensor, Tensor], Tensor | None]
+
+
+@dataclass
+class Denoiser:
+    """Called as `(x, level) -> x0`, the image that the network predicts in x.
+
+    One denoiser serves one batch from noise to image. Gradients are the caller's: under autograd
+    they pass through.
+
+    Args:
+        net: called as `net(x, t, width)`, with labels as `net(x, t, width, y)`: t [n] int64, or
+            float32 between two timesteps; returns the shape of x.
+        strategy: width per noise level, or one width for all.
+        parameterisation: what the network predicts: "epsilon", "x0" or "v".
+        labels: [n] int64 class of each image, for a network that takes them.
+        clip: clip each x0 to [-1, 1].
+        dtype: floating dtype of the network's input; None takes x's. x0 has the dtype of x.
+        callback: called with (evaluation, x, x0) before x0 is used. A returned tensor replaces x0
+            (guidance); None leaves it.
+
+    Raises:
+        ValueError: an argument does not fit; the network's output or the callback's image has
+            another shape or is not finite (on a GPU the latter only by `check`).
+    """
+
+    net: Network
+    strategy: Strategy | float = 1.0
+    parameterisation: str = "epsilon"
+    labels: Tensor | None = None
+    clip: bool = False
+    dtype: torch.dtype | None = None
+    callback: Callback | None = None
+    _widths: Strategy = field(init=False, repr=False)
+    _row: Prediction = field(init=False, repr=False)
+    _count: int = field(init=False, repr=False, default=0)
+    _unread: list[tuple[str, Evaluation, Tensor]] = field(
+        init=False, repr=False, default_factory=list
+    )
+
+    def __post_init__(self) -> None:
+        self._widths = as_strategy(self.strategy)
+        self._row = prediction_named("Denoiser: parameterisation", self.parameterisation)
+
+    def __call__(self, x: Tensor, level: Level) -> Tensor:
+        evaluation = Evaluation(self._count, level, self._widths.width_at(level.log_snr))
+        self._count += 1
+        prediction = self._predict(x, evaluation)  # [n, C, H, W]
+        from_x, from_prediction = self._row.x0_map(level)
+        x0 = (from_x * x).add_(prediction.to(x.dtype), alpha=from_prediction)
+        if self.clip:
+            x0.clamp_(-1.0, 1.0)
+        if self.callback is not None:
+            x0 = self._called_back(self.callback, evaluation, x, x0)
+        return x0
+
+    def check(self) -> None:
+        """Refuse what was not finite so far; on a GPU this waits for it.
+
+        Raises:
+            ValueError: naming the first evaluation whose values were not finite.
+        """
+        if self._unread:
+            finite = torch.stack([value for _, _, value in self._unread]).tolist()
+            unread, self._unread = self._unread, []
+            for (name, evaluation, _), good in zip(unread, finite, strict=True):
+                if not good:
+                    raise _not_finite(name, evaluation)
+
+    def _predict(self, x: Tensor, evaluation: Evaluation) -> Tensor:
+        dtype = torch.int64 if float(evaluation.t).is_integer() else torch.float32
+        # One number for the batch, as its stride 0 tells: embedded once.
+        t = torch.full((1,), evaluation.t, dtype=dtype, device=x.device).expand(len(x))  # [n]
+        labels = () if self.labels is None else (self.labels,)
+        prediction = self.net(x.to(self.dtype or x.dtype), t, evaluation.width, *labels)
+        if prediction.shape != x.shape:
+            raise Refusal(
+                f"sample: the network returned shape {tuple(prediction.shape)} at width "
+                f"{evaluation.width}; need {tuple(x.shape)}"
+            )
+        self._note("the network's output", prediction, evaluation)
+        return prediction
+
+    def _called_back(
+        self, callback: Callback, evaluation: Evaluation, x: Tensor, x0: Tensor
+    ) -> Tensor:
+        """What the callback makes of x0."""
+        guided = callback(evaluation, x, x0)
+        if guided is None:
+            return x0
+        if not isinstance(guided, Tensor):
+            raise TypeRefusal(
+                f"sample: the callback returned {type(guided).__name__}; need a tensor or None"
+            )
+        if guided.shape != x0.shape:
+            raise Refusal(
+                f"sample: the callback returned shape {tuple(guided.shape)}; need {tuple(x0.shape)}"
+            )
+        guided = guided.detach()
+        self._note("the callback's image", guided, evaluation)
+        return guided.to(x0.dtype)
+
+    def _note(self, name: str, values: Tensor, evaluation: Evaluation) -> None:
+        """Check values at once on the CPU; elsewhere that would stall, so `check` reads later."""
+        finite = torch.isfinite(values).all()
+        if values.device.type != "cpu":
+            self._unread.append((name, evaluation, finite))
+        elif not finite:
+            raise _not_finite(name, evaluation)
+
+
+def _not_finite(name: str, evaluation: Evaluation) -> Refusal:
+    return Refusal(
+        f"sample: {name} is not finite in evaluation {evaluation.index + 1} "
+        f"(t = {evaluation.t:g}) at width {evaluation.width}; need finite values"
+    )

@@ -1,0 +1,213 @@
+"""Step-aware sampling: one image per seed, in batches, by any sampler function."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ddsm_ext.diffusion.noise import as_seeds, normal
+from ddsm_ext.diffusion.schedule import Level, NoiseSchedule
+from ddsm_ext.sampling.config import SamplerConfig
+from ddsm_ext.sampling.denoiser import Callback, Denoiser, Network
+from ddsm_ext.sampling.levels import check_levels, configured, dry_run, noise_levels
+from ddsm_ext.sampling.samplers import Method
+from ddsm_ext.sampling.strategy import Strategy
+from ddsm_ext.settings import Refusal
+
+# Counter streams: x_T is (stream 0, step 0), a sampler's i-th draw of noise (stream 1, i).
+INITIAL_STREAM = 0
+STEP_STREAM = 1
+# 2**18 elements take 2 MB in each of Philox's int64 tensors, which stays in a core's cache; on a
+# GPU larger chunks mean fewer launches.
+_NOISE_CHUNK_ELEMENTS = 2**18
+_NOISE_CHUNK_ELEMENTS_CUDA = 2**22
+
+Progress = Callable[[int, int], None]
+
+
+def sample(
+    net: Network,
+    schedule: NoiseSchedule,
+    strategy: Strategy | float,
+    seeds: Tensor | Iterable[int],
+    shape: Sequence[int],
+    sampler: SamplerConfig | None = None,
+    *,
+    parameterisation: str = "epsilon",
+    labels: Tensor | Sequence[int] | None = None,
+    method: Method | None = None,
+    levels: Sequence[Level] | None = None,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    progress: Progress | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Draw one image per seed; an image depends on its seed, not on its batch.
+
+    Args:
+        net: called as `net(x, t, width)`, with labels as `net(x, t, width, y)`: x [n, C, H, W]
+            channels_last, t [n] int64 (float32 at levels between timesteps), width float, y [n]
+            int64; returning [n, C, H, W]. A module runs in eval mode, in which a
+            `SlimmableNetwork` runs its compiled steps (its `run_modules` never does).
+        schedule: the noise schedule that the network was trained with.
+        strategy: width per noise level, or one width in (0, 1] for all.
+        seeds: [N] integers, one per image.
+        shape: (C, H, W) of an image.
+        sampler: kind and step count; None takes `SamplerConfig()`: DDPM with all timesteps.
+        parameterisation: what the network predicts: "epsilon", "x0" or "v".
+        labels: [N] integers, the class of each image; None for a network without classes.
+        method: a sampler function of your own, `(denoise, x, levels, noise) -> x`, in place of the
+            one that `sampler.kind` names (see docs/adding-a-sampler.md). It may turn gradients on
+            (`torch.enable_grad`).
+        levels: noise levels of your own, noisy to clean with `CLEAN` at the end, in place of the
+            sampler's steps and spacing.
+        batch_size: images that run together, at least 1.
+        device: where the network lives.
+        dtype: floating dtype of the network's input; the image itself stays in float32 (float64
+            for dtype float64).
+        progress: called after every network evaluation with (evaluations done, evaluations in
+            all), over all batches.
+        callback: called with (`Evaluation`, x, x0) of the running batch before x0 is used; a
+            tensor that it returns replaces x0 (guidance), None leaves it. It may turn gradients on.
+
+    Returns:
+        [N, C, H, W] float32 on `device`. Nothing is clipped but x0, by `sampler.clip_denoised`;
+        `to_uint8` clips pixels.
+
+    Raises:
+        ValueError: an argument does not fit, or the network's output has another shape or is not
+            finite (the error names evaluation, timestep and width).
+
+    Source: Ho et al. 2020, algorithm 2; Song et al. 2021, eq. 12.
+    """
+    sampler = sampler or SamplerConfig()
+    device = torch.device(device)
+    shape = _check_arguments(shape, batch_size, dtype)
+    seeds = as_seeds(seeds)
+    labels = _check_labels(labels, len(seeds))
+    # Tensors of inference mode can never take part in autograd, as a caller's function may want.
+    foreign = method is not None or callback is not None
+    mode = torch.no_grad() if foreign else torch.inference_mode()
+    method = method or configured(sampler)
+    levels = noise_levels(schedule, sampler) if levels is None else check_levels(levels)
+    evaluations, draws = dry_run(method, levels, strategy)
+    batches = range(0, len(seeds), batch_size)
+    done = itertools.count(1)
+    # Made outside inference mode, so that the caller may use the images under autograd.
+    images = torch.empty((len(seeds), *shape), dtype=torch.float32, device=device)  # [N, C, H, W]
+    with mode, _eval_mode(net):
+        for start in batches:
+            rows = slice(start, start + batch_size)
+            denoiser = Denoiser(
+                net,
+                strategy,
+                parameterisation,
+                labels=None if labels is None else labels[rows].to(device),
+                clip=sampler.clip_denoised,
+                dtype=dtype,
+                callback=callback,
+            )
+
+            def denoise(x: Tensor, level: Level, denoiser: Denoiser = denoiser) -> Tensor:
+                x0 = denoiser(x, level)
+                if progress is not None:
+                    progress(next(done), len(batches) * len(evaluations))
+                return x0
+
+            noise = _Noise(seeds[rows].to(device), shape, torch.promote_types(dtype, torch.float32))
+            x = method(denoise, noise.start(), levels, noise.draws(draws).__next__)
+            denoiser.check()
+            images[rows] = _check_result(x, images[rows])
+    return images
+
+
+def _check_arguments(
+    shape: Sequence[int], batch_size: int, dtype: torch.dtype
+) -> tuple[int, int, int]:
+    dims = tuple(int(d) for d in shape)
+    if len(dims) != 3 or min(dims) < 1:
+        raise Refusal(f"sample: shape is {tuple(shape)}; need (C, H, W), each at least 1")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise Refusal(f"sample: batch_size is {batch_size!r}; need an int >= 1")
+    if not dtype.is_floating_point:
+        raise Refusal(f"sample: dtype is {dtype}; need a floating dtype")
+    return dims
+
+
+def _check_labels(labels: Tensor | Sequence[int] | None, images: int) -> Tensor | None:
+    """Labels as int64 [N]."""
+    if labels is None:
+        return None
+    tensor = torch.as_tensor(labels)
+    whole = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+    if tensor.shape != (images,) or not (whole or images == 0):
+        raise Refusal(
+            f"sample: labels is {tensor.dtype} of shape {tuple(tensor.shape)}; need [{images}] "
+            "integers, one per seed"
+        )
+    return tensor.to(torch.int64)
+
+
+def _check_result(x: Tensor, images: Tensor) -> Tensor:
+    """What a sampler returned, if it is images: a function of the user's may return anything."""
+    if not isinstance(x, Tensor) or x.shape != images.shape:
+        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise Refusal(f"sample: the sampler returned {got}; need images {tuple(images.shape)}")
+    if not bool(torch.isfinite(x).all()):
+        raise Refusal("sample: the sampler's images are not finite; need finite values")
+    return x
+
+
+@contextlib.contextmanager
+def _eval_mode(net: Network) -> Iterator[None]:
+    """Put a module into eval mode (dropout would break a seed's image) and restore it after."""
+    training = [m for m in net.modules() if m.training] if isinstance(net, nn.Module) else []
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+class _Noise:
+    """Standard normal numbers of a batch, channels_last [n, C, H, W], each image by its seed."""
+
+    def __init__(self, seeds: Tensor, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+        self.seeds, self.shape, self.dtype = seeds, shape, dtype
+
+    def start(self) -> Tensor:
+        """Where a sampler starts."""
+        x = normal(self.seeds, 0, self.shape, stream=INITIAL_STREAM, dtype=self.dtype)
+        return x.contiguous(memory_format=torch.channels_last)  # [n, C, H, W]
+
+    def draws(self, expected: int) -> Iterator[Tensor]:
+        """Yield one draw after the other, without end, several of the expected computed at once.
+
+        Philox is over 100 small tensor operations whatever the size: at 8x8 pixels a call per step
+        would cost more than its arithmetic.
+        """
+        n = len(self.seeds)
+        on_cuda = self.seeds.device.type == "cuda"
+        elements = _NOISE_CHUNK_ELEMENTS_CUDA if on_cuda else _NOISE_CHUNK_ELEMENTS
+        most = max(1, elements // max(1, n * math.prod(self.shape)))
+        start = 0
+        while True:
+            count = max(1, min(most, expected - start))
+            indices = torch.arange(start, start + count, device=self.seeds.device)  # [k]
+            z = normal(
+                self.seeds.repeat(count),
+                indices.repeat_interleave(n),
+                self.shape,
+                stream=STEP_STREAM,
+                dtype=self.dtype,
+            )  # [k n, C, H, W]
+            yield from z.contiguous(memory_format=torch.channels_last).split(n)
+            start += count

@@ -1,0 +1,135 @@
+"""The noise levels that a sampler visits, and what it evaluates there."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ddsm_ext.diffusion.schedule import CLEAN, Level, NoiseSchedule
+from ddsm_ext.sampling.config import SamplerConfig
+from ddsm_ext.sampling.denoiser import Evaluation
+from ddsm_ext.sampling.samplers import SAMPLERS, Method
+from ddsm_ext.sampling.strategy import Strategy, as_strategy
+from ddsm_ext.settings import Refusal
+
+
+def visited_timesteps(timesteps: int, sampler: SamplerConfig) -> list[int]:
+    """Return the timesteps a sampler visits, from noisy to clean.
+
+    Args:
+        timesteps: T of the schedule.
+        sampler: its `steps` and `spacing` choose among 0 .. T - 1.
+
+    Raises:
+        ValueError: more steps than T.
+    """
+    count = timesteps if sampler.steps is None else sampler.steps
+    if count > timesteps:
+        raise Refusal(
+            f"sample: steps is {count}, the schedule has {timesteps} timesteps; "
+            f"need steps <= {timesteps}"
+        )
+    last = timesteps - 1
+    if sampler.spacing == "leading":
+        chosen = [i * timesteps // count for i in range(count)]
+    elif sampler.spacing == "trailing":
+        chosen = [-(-(i + 1) * timesteps // count) - 1 for i in range(count)]
+    elif count == 1:
+        chosen = [last]
+    elif sampler.spacing == "linspace":
+        # Integer rounding half up: spacing >= 1, so that no two of them coincide.
+        chosen = [(2 * i * last + count - 1) // (2 * (count - 1)) for i in range(count)]
+    else:
+        square = (count - 1) ** 2
+        chosen = [(2 * i * i * last + square) // (2 * square) for i in range(count)]
+        # The first squares lie closer than 1 when steps > sqrt(T): move repeats up to the next.
+        # Squares are convex, so that the last one stays T - 1.
+        for i in range(1, count):
+            chosen[i] = max(chosen[i], chosen[i - 1] + 1)
+    return chosen[::-1]
+
+
+def noise_levels(schedule: NoiseSchedule, sampler: SamplerConfig) -> list[Level]:
+    """Return the levels a sampler visits, from noisy to clean, `CLEAN` at the end.
+
+    Raises:
+        ValueError: the sampler's steps do not fit the schedule.
+    """
+    return [*map(schedule.level, visited_timesteps(schedule.timesteps, sampler)), CLEAN]
+
+
+def check_levels(levels: Sequence[Level]) -> list[Level]:
+    """Return `levels` as a list if they run from noisy to clean and end with the clean image.
+
+    Raises:
+        ValueError: naming what is wrong.
+    """
+    levels = list(levels)
+    if len(levels) < 2 or levels[-1].variance != 0.0:
+        end = f"end at sigma {levels[-1].sigma:g}" if levels else "are none"
+        raise Refusal(f"sample: levels {end}; need one or more noisy ones, then CLEAN")
+    for here, there in itertools.pairwise(levels):
+        if not here.log_snr < there.log_snr:
+            raise Refusal(
+                f"sample: a level of log-SNR {here.log_snr:g} is followed by {there.log_snr:g}; "
+                "need it rising, noisy to clean"
+            )
+    return levels
+
+
+def configured(sampler: SamplerConfig) -> Method:
+    """Return the function that `sampler.kind` names, with its options set."""
+    row = SAMPLERS[sampler.kind]
+    options = {name: getattr(sampler, name) for name in row.options}
+    return functools.partial(row.method, **options)
+
+
+def dry_run(
+    method: Method, levels: Sequence[Level], strategy: Strategy | float = 1.0
+) -> tuple[list[Evaluation], int]:
+    """Run a sampler on a single number: what it evaluates, and how often it draws noise."""
+    strategy = as_strategy(strategy)
+    found: list[Evaluation] = []
+    draws = 0
+    zero = torch.zeros((), dtype=torch.float64)
+
+    def denoise(x: Tensor, level: Level) -> Tensor:
+        found.append(Evaluation(len(found), level, strategy.width_at(level.log_snr)))
+        return 0.0 * x  # of x: a sampler may ask for its gradient
+
+    def noise() -> Tensor:
+        nonlocal draws
+        draws += 1
+        return zero
+
+    with torch.no_grad():
+        method(denoise, zero.clone(), levels, noise)
+    return found, draws
+
+
+def evaluations(
+    schedule: NoiseSchedule,
+    sampler: SamplerConfig,
+    strategy: Strategy | float = 1.0,
+    *,
+    method: Method | None = None,
+    levels: Sequence[Level] | None = None,
+) -> list[Evaluation]:
+    """Return the network evaluations of one image, in their order: t, log-SNR and width of each.
+
+    Args:
+        schedule: the noise schedule that the network was trained with.
+        sampler: kind, step count and spacing.
+        strategy: width per noise level, or one width for all.
+        method: a sampler function of your own, in place of the one that `sampler.kind` names.
+        levels: noise levels of your own, in place of the sampler's steps and spacing.
+
+    Raises:
+        ValueError: the sampler's steps do not fit the schedule, or the levels do not end clean.
+    """
+    levels = noise_levels(schedule, sampler) if levels is None else check_levels(levels)
+    return dry_run(method or configured(sampler), levels, strategy)[0]
