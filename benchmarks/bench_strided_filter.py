@@ -18,7 +18,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from ddsm_ext.bench.candidates import relative_error
-from ddsm_ext.bench.conditions import DTYPES, Setting, peak_bytes
+from ddsm_ext.bench.conditions import DTYPES, Setting
 from ddsm_ext.bench.timing import interleaved, ratio
 from ddsm_ext.io.files import write_json
 
@@ -51,10 +51,10 @@ def _measure(
     shape: tuple[int, int, int, int, int], setting: Setting, batch: int, rounds: int
 ) -> dict[str, Any]:
     c_max, c_in, c_out, size, kernel = shape
-    generator = torch.Generator(setting.device).manual_seed(0)
+    generator = torch.Generator(setting.place).manual_seed(0)
 
     def normal(*size: int) -> Tensor:
-        values = torch.randn(*size, generator=generator, device=setting.device).to(setting.kind)
+        values = torch.randn(*size, generator=generator, device=setting.place).to(setting.kind)
         return values.contiguous(memory_format=torch.channels_last)
 
     x, weight = normal(batch, c_in, size, size), normal(c_max, c_max, kernel, kernel)
@@ -65,7 +65,7 @@ def _measure(
         "packed": lambda: F.conv2d(x, packed, padding=kernel // 2),
     }
     error = relative_error(calls["sliced"](), calls["packed"]())
-    peaks = peak_bytes(calls, device=setting.device)
+    peaks = setting.device.peak_bytes(calls)
     seen = {name: _called(call, setting) for name, call in calls.items()}
     times = interleaved(calls, rounds=rounds, **setting.timing)
     filter_bytes = packed.numel() * packed.element_size()

@@ -6,7 +6,6 @@ import argparse
 import subprocess
 from pathlib import Path
 
-from ddsm_ext.bench.conditions import measure_roof
 from gpu_suite import work
 
 
@@ -17,7 +16,7 @@ def main() -> None:
     arguments = parser.parse_args()
     setting = work.setting()
     with setting.active():
-        roof = measure_roof(setting)
+        roof = setting.measure_roof()
     about = setting.conditions(1) | {"nvidia_smi": _nvidia_smi()}
     figures = {"tflop_per_s": round(2e-12 * roof["macs_per_s"], 1)}
     if "bytes_per_s" in roof:

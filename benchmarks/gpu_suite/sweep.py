@@ -15,9 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddsm_ext.bench.conditions import interleaved_graphs
 from ddsm_ext.bench.shapes import config_at
-from ddsm_ext.bench.timing import interleaved
 from ddsm_ext.graph.shapes import ConvShape, op_shapes
 from ddsm_ext.ops._call import conv_tf32
 from gpu_suite import work
@@ -86,9 +84,9 @@ def time_shape(shape: ConvShape, batch: int, multiprocessors: int) -> list[dict[
         rows[algo]["multiprocessors"] = multiprocessors
         calls[algo] = partial(run, algo)
     work.synchronise()
-    time_calls = interleaved_graphs if work.ON_GPU else interleaved
-    timing = work.setting().timing | {"min_sample_ms": 2.0}
-    times = time_calls(calls, rounds=ROUNDS, **timing)
+    setting = work.setting()
+    timing = setting.timing | {"min_sample_ms": 2.0}
+    times = setting.device.time_kernels(calls, rounds=ROUNDS, **timing)
     about = {"shape": str(shape), "batch": batch}
     timed = [
         {**about, "algo": algo, **rows[algo], "us": 1000 * times[algo].median_ms} for algo in times

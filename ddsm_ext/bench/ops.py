@@ -14,16 +14,9 @@ import torch
 
 from ddsm_ext import _library
 from ddsm_ext.bench.candidates import CANDIDATES, OPS, candidates, check_agreement
-from ddsm_ext.bench.conditions import (
-    CPU,
-    Setting,
-    check_batch,
-    interleaved_graphs,
-    measure_roof,
-    roof_ms,
-)
+from ddsm_ext.bench.conditions import CPU, Setting, check_batch, roof_ms
 from ddsm_ext.bench.shapes import REFERENCE_CIFAR10, WIDTHS, config_at
-from ddsm_ext.bench.timing import interleaved, time_columns
+from ddsm_ext.bench.timing import time_columns
 from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.graph.shapes import ConvShape, Shape, least_bytes, op_shapes
 from ddsm_ext.ops import _packed
@@ -88,7 +81,7 @@ def run_ops(
     jobs = [job for op in ops for width in widths for job in _jobs(config, op, width, costliest)]
     left, rows, failed = list(jobs), [], {}
     with setting.active(), torch.no_grad():
-        roof = measure_roof(setting)
+        roof = setting.measure_roof()
         end = time.monotonic() + limit_s
         while left and time.monotonic() <= end:
             job = left.pop(0)
@@ -119,16 +112,16 @@ def _measure(
     job: _Job, batch: int, setting: Setting, rounds: int, roof: dict[str, Any]
 ) -> dict[str, Any]:
     op, _, shape, _ = job
-    calls = candidates(shape, batch, setting.kind, device=setting.device)
+    calls = candidates(shape, batch, setting.kind, device=setting.place)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the column `native` tells what the warning would
         outputs = {name: call() for name, call in calls.items()}
-        x = torch.empty(0, dtype=setting.kind, device=setting.device)
+        x = torch.empty(0, dtype=setting.kind, device=setting.place)
         native = runs_native(f"sliced_{op}", x, needs_grad=False)
     error = check_agreement("the results", outputs, setting.tolerance)
     del outputs
-    time_calls = interleaved_graphs if setting.on_gpu else interleaved
-    columns = time_columns(time_calls(calls, rounds=rounds, **setting.timing))
+    times = setting.device.time_kernels(calls, rounds=rounds, **setting.timing)
+    columns = time_columns(times)
     macs = batch * shape.macs
     if setting.on_gpu:
         moved = least_bytes(shape, batch, setting.kind.itemsize)

@@ -9,20 +9,17 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any
 
 import torch
-import torch._dynamo.config
 from torch import Tensor
 
-from ddsm_ext.bench.conditions import Setting, held_gpu_bytes
+from ddsm_ext.bench.conditions import Setting
 from ddsm_ext.bench.shapes import config_at
 from ddsm_ext.bench.slicing_network import SlicingNetwork
 from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.graph.count import layers
 from ddsm_ext.models.dense import DenseNetwork
 from ddsm_ext.models.network import SlimmableNetwork
-from ddsm_ext.runtime.runner import StepRunner
 from ddsm_ext.settings import Refusal
 
 STEP_CANDIDATES = ("slicing", "dense", "dense_cl", "compiled", "ours", "ours_module")
@@ -168,21 +165,20 @@ class _Builder:
     def __init__(
         self, config: NetworkConfig, widths: Sequence[float], batch: int, setting: Setting
     ) -> None:
-        self.net = random_network(config).to(setting.device, setting.kind)
-        self.inputs = random_inputs(config, batch, setting.kind, device=setting.device)
+        self.net = random_network(config).to(setting.place, setting.kind)
+        self.inputs = random_inputs(config, batch, setting.kind, device=setting.place)
         self.inputs_cl = channels_last(self.inputs)
-        self.widths, self.on_gpu = widths, setting.on_gpu
+        self.widths, self.device = widths, setting.device
         self.reference = SlicingNetwork(as_reference(self.net))
-        self.runner = StepRunner(self.net)
+        self.runner = self.device.runner(self.net)
 
     def step(self, name: str, width: float) -> Step:
-        before = held_gpu_bytes() if self.on_gpu else 0
+        before = self.device.held_bytes()
         start = time.perf_counter()
         call: Call = getattr(self, name)(width)
         step = Step(call, time.perf_counter() - start)
-        if self.on_gpu:
-            step.held_bytes = held_gpu_bytes() - before
-        elif name == "ours":
+        step.held_bytes = self.device.held_bytes() - before
+        if name == "ours" and not self.device.on_gpu:
             x = self.inputs["x"]
             step.arena_bytes = self.runner.activation_bytes(width, x.shape, x.dtype)
             step.packed_bytes = self.runner.packed_bytes()
@@ -211,22 +207,7 @@ class _Builder:
         return partial(self._export_channels_last(width), **self.inputs_cl)
 
     def compiled(self, width: float) -> Call:
-        dense = self._export_channels_last(width)
-        options: dict[str, Any] = (
-            {"mode": "max-autotune"} if self.on_gpu else {"options": {"freezing": True}}
-        )
-        network = torch.compile(dense, fullgraph=True, dynamic=False, **options)
-
-        def call() -> Tensor:
-            # On a GPU the output lies in a graph's memory, which the next step may use again.
-            torch.compiler.cudagraph_mark_step_begin()
-            return network(**self.inputs_cl)
-
-        # All widths share the code of one forward, which is compiled at most 8 times by default.
-        with torch._dynamo.config.patch(recompile_limit=256):
-            for _ in range(3 if self.on_gpu else 1):  # compiles, records a graph, replays it
-                call()
-        return call
+        return self.device.compile(self._export_channels_last(width), self.inputs_cl)
 
     def _export_channels_last(self, width: float) -> DenseNetwork:
         dense = self.net.export_subnet(width)
@@ -242,7 +223,7 @@ class _Builder:
             self.runner.prepare(self.widths, x.shape, x.dtype, x.device)
         said = [str(warning.message) for warning in caught]
         reason = reason or next((text for text in said if "uncompiled" in text), None)
-        if reason is not None and not self.on_gpu:
+        if reason is not None and not self.device.on_gpu:
             raise Refusal(f"run_unet_step: ours would run uncompiled, {reason}")
         return reason
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +13,8 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from ddsm_ext.bench.candidates import KERNELS
-from ddsm_ext.bench.conditions import CPU, Setting, check_batch, measure_roof, peak_bytes, roof_ms
+from ddsm_ext.bench.conditions import CPU, Setting, check_batch, roof_ms
+from ddsm_ext.bench.device import Device
 from ddsm_ext.bench.shapes import REFERENCE_CIFAR10
 from ddsm_ext.bench.slicing_network import SlicingNetwork
 from ddsm_ext.bench.steps import as_reference, channels_last, random_inputs, random_network
@@ -61,11 +61,11 @@ def run_training_step(
     """
     check_batch(batch)
     widths = [config.check_width(width) for width in widths]
-    net = random_network(config).to(setting.device, setting.kind)
-    inputs = random_inputs(config, batch, setting.kind, device=setting.device)
+    net = random_network(config).to(setting.place, setting.kind)
+    inputs = random_inputs(config, batch, setting.kind, device=setting.place)
     with setting.active(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the column `native` tells what the warning would
-        roof = measure_roof(setting)
+        roof = setting.measure_roof()
         nets = {"slicing": as_reference(net), "ours": net}
         calls = sandwich_calls(nets, widths, inputs)
         error = _compare_gradients(nets, calls, widths, inputs, setting)
@@ -132,13 +132,13 @@ def _compare_gradients(
     got = {name: _gradients(nets[name], call) for name, call in calls.items()}
     exact_net = copy.deepcopy(nets["slicing"]).float()
     exact_inputs = {**inputs, "x": inputs["x"].float()}
-    with replace(setting, dtype="float32").active():
+    with Setting("float32", setting.threads, setting.device).active():
         exact_call = sandwich_calls(dict.fromkeys(nets, exact_net), widths, exact_inputs)
         exact = _gradients(exact_net, exact_call["slicing"])
     return check_gradients(got["ours"], got["slicing"], exact, setting.tolerance)
 
 
-def _peak(net: SlimmableNetwork, call: Callable[[], None], device: str) -> int:
+def _peak(net: SlimmableNetwork, call: Callable[[], None], device: Device) -> int:
     """Peak bytes of a step with its gradients, begun without any."""
 
     def without_gradients_after() -> None:
@@ -146,7 +146,7 @@ def _peak(net: SlimmableNetwork, call: Callable[[], None], device: str) -> int:
         net.zero_grad()
 
     net.zero_grad()
-    return peak_bytes({"step": without_gradients_after}, device=device)["step"]
+    return device.peak_bytes({"step": without_gradients_after})["step"]
 
 
 def check_gradients(

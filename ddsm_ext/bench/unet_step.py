@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ddsm_ext.bench.candidates import KERNELS, compare
-from ddsm_ext.bench.conditions import CPU, Setting, check_batch, measure_roof, peak_bytes, roof_ms
+from ddsm_ext.bench.conditions import CPU, Setting, check_batch, roof_ms
 from ddsm_ext.bench.shapes import REFERENCE_CIFAR10, WIDTHS, config_at
 from ddsm_ext.bench.steps import (
     DEFAULT_CANDIDATES,
@@ -76,13 +76,13 @@ def run_unet_step(
     widths = [config_at(config, width).check_width(width) for width in widths]
     with setting.active(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the column `native` tells what the warning would
-        roof = measure_roof(setting)
+        roof = setting.measure_roof()
         steps = prepare_steps(config, widths, candidates, batch, setting, compile_limit_s)
         compared = {w: _compare(w, steps.at(w), setting, keep_differing) for w in widths}
         calls = {key: step.call for key, step in steps.ready.items()}
-        peaks = peak_bytes(calls, device=setting.device)
+        peaks = setting.device.peak_bytes(calls)
         times = interleaved(calls, rounds=rounds, progress=progress, **setting.timing)
-        x = torch.empty(0, dtype=setting.kind, device=setting.device)
+        x = torch.empty(0, dtype=setting.kind, device=setting.place)
         native = all(runs_native(name, x, needs_grad=False) for name in KERNELS)
     rows = [
         _row(config_at(config, width), width, batch, steps.at(width), times, peaks, roof)

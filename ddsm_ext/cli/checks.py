@@ -126,9 +126,9 @@ def _gpu() -> str:
 
     if not torch.cuda.is_available():
         return f"torch {torch.__version__} finds none"
-    from ddsm_ext.bench.conditions import gpu_conditions
+    from ddsm_ext.bench.device import Gpu
 
-    about = gpu_conditions()
+    about = Gpu().about()
     return (
         f"{about['gpu']}, capability {about['capability']}, {about['multiprocessors']} "
         f"multiprocessors, {about['gpu_bytes'] / 2**30:.0f} GiB; driver {about['driver']}, "

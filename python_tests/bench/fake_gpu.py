@@ -1,41 +1,67 @@
-"""A `Setting` that takes the GPU's way through the benchmarks, on the CPU."""
+"""A GPU played by the CPU, for a `Setting` that takes the GPU's way through the benchmarks."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-import torch
+from torch import Tensor, nn
 
-from ddsm_ext.bench import conditions, ops, steps
 from ddsm_ext.bench.conditions import Setting
-from ddsm_ext.bench.timing import interleaved
-
-PROPERTIES = SimpleNamespace(
-    name="NVIDIA Fake", major=9, minor=0, multi_processor_count=132, total_memory=2**37
-)
+from ddsm_ext.bench.device import CALLS_A_GRAPH, Gpu
+from ddsm_ext.models.network import SlimmableNetwork
+from ddsm_ext.runtime.runner import StepRunner
 
 
-class FakeGpu(Setting):
-    @property
-    def on_gpu(self) -> bool:
-        return True
+class FakeGpu(Gpu):
+    """Answers what needs a GPU, captures nothing, and is probed by what a CPU can compute.
 
-    def conditions(self, batch: int) -> dict[str, Any]:
-        return super().conditions(batch) | {"device": "cuda"}
+    Args:
+        runner: returns what runs a network's steps.
+        compile: returns a compiled step.
+    """
+
+    place = "cpu"
+    roof_size = 64
+    copy_bytes = 2**21
+
+    def __init__(
+        self,
+        *,
+        runner: Callable[[SlimmableNetwork], StepRunner] = StepRunner,
+        compile: Callable[[], Callable[[], Tensor]] | None = None,
+    ) -> None:
+        self._runner, self._compile = runner, compile
+
+    def synchronize(self) -> None:
+        pass
+
+    def properties(self) -> Any:
+        return SimpleNamespace(
+            name="NVIDIA Fake", major=9, minor=0, multi_processor_count=132, total_memory=2**37
+        )
+
+    def driver_version(self) -> str | None:
+        return "580.1"
+
+    def captured(self, call: Callable[[], object]) -> Callable[[], object]:
+        return lambda: [call() for _ in range(CALLS_A_GRAPH)]
+
+    def peak_of(self, call: Callable[[], object]) -> int:
+        call()
+        return 0
+
+    def held_bytes(self) -> int:
+        return 1000
+
+    def runner(self, net: SlimmableNetwork) -> StepRunner:
+        return self._runner(net)
+
+    def compile(self, network: nn.Module, inputs: Mapping[str, Tensor]) -> Callable[[], Tensor]:
+        return super().compile(network, inputs) if self._compile is None else self._compile()
 
 
-def install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace what needs a GPU: its queries, its graphs, and probes too large for a CPU."""
-    for name in ("synchronize", "empty_cache", "reset_peak_memory_stats"):
-        monkeypatch.setattr(torch.cuda, name, lambda: None)
-    for name in ("memory_allocated", "memory_reserved", "max_memory_allocated"):
-        monkeypatch.setattr(torch.cuda, name, lambda: 1000)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: PROPERTIES)
-    monkeypatch.setattr(conditions, "_driver_version", lambda: "580.1")
-    monkeypatch.setattr(conditions, "_GPU_SIZE", 64)
-    monkeypatch.setattr(conditions, "_GPU_COPY_BYTES", 2**21)
-    monkeypatch.setattr(ops, "interleaved_graphs", interleaved)
-    monkeypatch.setattr(steps, "held_gpu_bytes", lambda: 1000)
+def on_fake_gpu(dtype: str, device: FakeGpu | None = None) -> Setting:
+    """Return a setting on the fake GPU, or on one of its kind."""
+    return Setting(dtype, 1, device or FakeGpu())

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bench import fake_gpu
-from bench.fake_gpu import FakeGpu
+from bench.fake_gpu import on_fake_gpu
 from bench.scripts import ROOT, load  # makes gpu_suite importable
 from bench.small_network import SMALL
 from bench.suite_stages import stage
@@ -234,14 +233,13 @@ def test_the_script_for_a_second_run_wants_two_folders(tmp_path: Path) -> None:
 
 
 def test_tables_and_plots_of_gpu_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_gpu.install(monkeypatch)
     results, machine = tmp_path / "results", machine_info()
     for batch in (1, 2):
-        result = run_unet_step(batch=batch, rounds=1, setting=FakeGpu("bfloat16"), config=SMALL)
+        result = run_unet_step(batch=batch, rounds=1, setting=on_fake_gpu("bfloat16"), config=SMALL)
         result["rows"][0]["compiled_ms"] = 0.5  # one width alone was compiled
         result["rows"][0]["ratio_compiled"] = 1.25
         path = save_result(results, "inference", machine, result)
-    training = run_training_step(2, 1, setting=FakeGpu("bfloat16"), config=SMALL)
+    training = run_training_step(2, 1, setting=on_fake_gpu("bfloat16"), config=SMALL)
     save_result(results, "training", machine, training)
     assert path.name == "nvidia-fake-bfloat16-inference.json"
     monkeypatch.setattr(

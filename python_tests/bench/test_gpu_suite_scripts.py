@@ -12,8 +12,7 @@ from unittest import mock
 
 import pytest
 import torch
-from bench import fake_gpu
-from bench.fake_gpu import FakeGpu
+from bench.fake_gpu import on_fake_gpu
 from bench.scripts import ROOT  # makes gpu_suite importable
 from bench.small_network import SMALL
 
@@ -184,7 +183,6 @@ def test_a_candidate_that_differs_is_marked_and_its_row_kept(tmp_path, monkeypat
 def test_slicing_leaves_cudnns_algorithms_as_the_reference_code_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    fake_gpu.install(monkeypatch)
     seen: dict[str, bool] = {}
     reference = bench_steps.SlicingNetwork.__call__
 
@@ -193,7 +191,7 @@ def test_slicing_leaves_cudnns_algorithms_as_the_reference_code_does(
         return reference(self, **arguments)
 
     monkeypatch.setattr(bench_steps.SlicingNetwork, "__call__", watched)
-    setting = FakeGpu("float32")
+    setting = on_fake_gpu("float32")
     with setting.active(), torch.no_grad():
         ready = bench_steps.prepare_steps(SMALL, [0.5], ["slicing"], 1, setting)
         ready.ready[0.5, "slicing"].call()

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import json
-import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 import torch
-from bench import fake_gpu
-from bench.fake_gpu import FakeGpu
+from bench.fake_gpu import FakeGpu, on_fake_gpu
 from bench.scripts import ROOT, load
 from bench.small_network import SMALL
 
-from ddsm_ext.bench.conditions import CALLS_A_GRAPH, Setting, captured, roof_ms
+from ddsm_ext.bench.conditions import Setting, roof_ms
+from ddsm_ext.bench.device import CALLS_A_GRAPH, Cpu, Gpu
 from ddsm_ext.bench.ops import run_ops
 from ddsm_ext.bench.steps import as_reference, random_network
 from ddsm_ext.bench.table import format_result
+from ddsm_ext.bench.timing import Key, Timing
 from ddsm_ext.bench.training_step import run_training_step
 from ddsm_ext.bench.unet_step import run_unet_step
 from ddsm_ext.graph.shapes import ConvShape, NormShape, least_bytes
+from ddsm_ext.runtime.backend import Network, StepError, StepKey
+from ddsm_ext.runtime.cpu import PlanSteps
+from ddsm_ext.runtime.runner import StepRunner
 
-BF16 = FakeGpu("bfloat16")
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_gpu.install(monkeypatch)
+BF16 = on_fake_gpu("bfloat16")
 
 
 def switches() -> tuple[object, ...]:
@@ -36,11 +36,11 @@ def switches() -> tuple[object, ...]:
 @pytest.mark.parametrize("dtype", ["tf32", "float32", "bfloat16"])
 def test_tf32_is_allowed_where_it_is_asked_for_and_set_back(dtype: str) -> None:
     before = switches()
-    with FakeGpu(dtype).active():
+    with on_fake_gpu(dtype).active():
         allowed = dtype == "tf32"
         assert switches() == ("tf32" if allowed else "ieee", allowed, allowed, True)
         assert torch.backends.cudnn.conv.fp32_precision == switches()[0]
-        with FakeGpu("float32").active():
+        with on_fake_gpu("float32").active():
             assert switches() == ("ieee", False, False, True)
         assert switches()[1] == allowed
     assert switches() == before
@@ -61,12 +61,11 @@ def test_settings_that_cannot_be() -> None:
             Setting(device="cuda")
 
 
-@pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize("dtype", ["bfloat16", "tf32"])
 def test_steps(dtype: str) -> None:
     names = ("slicing", "dense_cl", "ours", "ours_module")
     result = run_unet_step(
-        (1.0, 0.75, 0.5, 0.25), 2, 1, setting=FakeGpu(dtype), candidates=names, config=SMALL
+        (1.0, 0.75, 0.5, 0.25), 2, 1, setting=on_fake_gpu(dtype), candidates=names, config=SMALL
     )
     about = result["conditions"]
     assert about["gpu"] == "NVIDIA Fake"
@@ -80,26 +79,27 @@ def test_steps(dtype: str) -> None:
     assert "held between steps for all widths: slicing 0 MB" in text
 
 
-@pytest.mark.usefixtures("gpu")
-def test_a_module_that_runs_as_ours_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ddsm_ext.runtime.runner import StepRunner
+class Unready(PlanSteps):
+    """Steps that refuse the network, or each single one."""
 
-    monkeypatch.setattr(StepRunner, "reason_against", lambda *_: "plans run elsewhere")
-    result = run_unet_step([0.5], 1, 1, setting=BF16, config=SMALL)
-    assert result["uncompiled"] == "plans run elsewhere"
-    assert "ours ran as the module: plans run elsewhere" in format_result("inference", result)
+    def __init__(self, net: Network, against: str | None) -> None:
+        super().__init__(net)
+        self.against = against
+
+    def reason_against(self, net: Network) -> str | None:
+        return self.against
+
+    def prepare(self, net: Network, key: StepKey) -> None:
+        raise StepError("capturing it failed")
 
 
-@pytest.mark.usefixtures("gpu")
-def test_a_step_that_cannot_be_captured_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ddsm_ext.runtime.runner import StepRunner
-
-    def prepare(*_: object) -> None:
-        warnings.warn("ddsm_ext: steps run uncompiled: capturing it failed", stacklevel=2)
-
-    monkeypatch.setattr(StepRunner, "prepare", prepare)
-    result = run_unet_step([0.5], 1, 1, setting=BF16, config=SMALL)
-    assert result["uncompiled"].endswith("capturing it failed")
+@pytest.mark.parametrize("against", ["plans run elsewhere", None])
+def test_a_module_that_runs_as_ours_is_told(against: str | None) -> None:
+    device = FakeGpu(runner=lambda net: StepRunner(net, lambda net, _: Unready(net, against)))
+    result = run_unet_step([0.5], 1, 1, setting=on_fake_gpu("bfloat16", device), config=SMALL)
+    reason = against or "ddsm_ext: steps run uncompiled: capturing it failed"
+    assert result["uncompiled"] == reason
+    assert f"ours ran as the module: {reason}" in format_result("inference", result)
 
 
 def test_slicing_has_contiguous_weights_and_ours_keeps_its_own() -> None:
@@ -113,7 +113,6 @@ def test_slicing_has_contiguous_weights_and_ours_keeps_its_own() -> None:
     assert copy.head.weight.requires_grad
 
 
-@pytest.mark.usefixtures("gpu")
 def test_what_there_is_no_time_to_compile_is_left_out_by_name() -> None:
     names = ("slicing", "compiled", "ours")
     result = run_unet_step(
@@ -126,28 +125,23 @@ def test_what_there_is_no_time_to_compile_is_left_out_by_name() -> None:
     assert "left out: compiled at width 1" in format_result("inference", result)
 
 
-@pytest.mark.usefixtures("gpu")
-def test_a_candidate_that_does_not_compile_fails_by_name_and_the_rest_is_timed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def refuse(*args: object, **options: object) -> None:
-        raise RuntimeError(f"no compiler, mode {options['mode']}")
+def test_a_candidate_that_does_not_compile_fails_by_name_and_the_rest_is_timed() -> None:
+    def refuse() -> Callable[[], torch.Tensor]:
+        raise RuntimeError("no compiler")
 
-    monkeypatch.setattr(torch, "compile", refuse)
+    setting = on_fake_gpu("bfloat16", FakeGpu(compile=refuse))
     names = ("slicing", "compiled", "ours")
-    result = run_unet_step([0.5], 1, 1, setting=BF16, candidates=names, config=SMALL)
-    assert result["failed"] == ["compiled at width 0.5: no compiler, mode max-autotune"]
+    result = run_unet_step([0.5], 1, 1, setting=setting, candidates=names, config=SMALL)
+    assert result["failed"] == ["compiled at width 0.5: no compiler"]
     assert result["rows"][0]["ratio_slicing"] > 0
 
 
-@pytest.mark.usefixtures("gpu")
 def test_training() -> None:
     result = run_training_step(2, 1, setting=BF16, config=SMALL)
     assert result["rows"][0]["ratio_slicing"] > 0
     assert result["conditions"]["cudnn_benchmark"] is True
 
 
-@pytest.mark.usefixtures("gpu")
 def test_layers_have_rates_and_a_roof_of_bytes() -> None:
     result = run_ops([0.5], 2, 1, setting=BF16, costliest=1, config=SMALL)
     for row in result["rows"]:
@@ -167,21 +161,25 @@ def test_layers_beyond_the_limit_are_left_out_and_have_no_total() -> None:
     assert result["left_out"][0].startswith("linear at width 0.5, ")
 
 
-def test_a_layer_that_fails_is_named_and_the_others_are_timed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from ddsm_ext.bench import ops
+class OneKernelFails(Cpu):
+    """Times all kernels but those of the first shape."""
 
-    measure = ops._measure
+    shapes = 0
 
-    def fail_once(job, *args):
-        if str(job.shape) == "64->128":
+    def time_kernels(
+        self, calls: Mapping[Key, Callable[[], object]], **options: Any
+    ) -> dict[Key, Timing]:
+        self.shapes += 1
+        if self.shapes == 1:
             raise RuntimeError("no such kernel")
-        return measure(job, *args)
+        return super().time_kernels(calls, **options)
 
-    monkeypatch.setattr(ops, "_measure", fail_once)
-    result = run_ops([0.5], 1, rounds=1, ops=["linear", "group_norm"], config=SMALL)
-    assert result["failed"] == ["linear at width 0.5, 64->128: no such kernel"]
+
+def test_a_layer_that_fails_is_named_and_the_others_are_timed() -> None:
+    setting = Setting(device=OneKernelFails())
+    ops = ["linear", "group_norm"]
+    result = run_ops([0.5], 1, rounds=1, setting=setting, ops=ops, config=SMALL)
+    assert result["failed"] == ["linear at width 0.5, 128->64: no such kernel"]
     totals = [row["op"] for row in result["rows"] if row["shape"] == "step total"]
     assert totals == ["group_norm"]
 
@@ -214,7 +212,7 @@ def test_torch_copies_a_sliced_filter_on_the_cpu() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
 def test_a_captured_call_runs_as_often_as_the_times_are_divided_by() -> None:
     x = torch.zeros(4, device="cuda")
-    replay = captured(lambda: x.add_(1))
+    replay = Gpu().captured(lambda: x.add_(1))
     x.zero_()
     replay()
     assert x.tolist() == [CALLS_A_GRAPH] * 4
