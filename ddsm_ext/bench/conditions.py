@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from ddsm_ext import _library
 from ddsm_ext.bench.timing import Key, Timing, clock_of, interleaved
-from ddsm_ext.runtime.graphs import GraphPool
+from ddsm_ext.runtime.cuda import GraphPool
 from ddsm_ext.settings import Refusal, is_int
 
 # Name of the arithmetic -> type of activations and weights. "tf32" allows the tensor cores to round
