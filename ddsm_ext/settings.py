@@ -115,6 +115,14 @@ class Settings:
     def _check_type(self, name: str, ok: bool, need: str) -> None:
         self._check(name, ok, need, TypeRefusal)
 
+    def _check_int(self, name: str, least: int, *, optional: bool = False) -> None:
+        """Refuse anything but an int (no bool) of at least `least`, or None if `optional`."""
+        value = getattr(self, name)
+        if not (optional and value is None):
+            need = f"{'None or ' if optional else ''}an int >= {least}"
+            self._check_type(name, is_int(value), need)
+            self._check(name, is_int(value, least), need)
+
     def _check_choice(self, name: str, choices: Iterable[str]) -> None:
         check_choice(f"{type(self).__name__}: {name}", getattr(self, name), choices)
 

@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from ddsm_ext import _library
 from ddsm_ext.bench.timing import Key, Timing, clock_of, interleaved
 from ddsm_ext.models.network import SlimmableNetwork
-from ddsm_ext.runtime.graphs import GraphPool
+from ddsm_ext.runtime.cuda import GraphPool
 from ddsm_ext.runtime.runner import StepRunner
 from ddsm_ext.settings import Refusal
 

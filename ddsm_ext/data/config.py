@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ddsm_ext.settings import Settings, is_int, is_number
+from ddsm_ext.settings import Settings, is_number
 
 
 @dataclass(frozen=True)
@@ -22,15 +22,14 @@ class DataConfig(Settings):
     cache: str | None = None  # folder of decoded images, named by content; None: decode every time
 
     def __post_init__(self) -> None:
-        size, channels = self.image_size, self.channels
         self._check("source", isinstance(self.source, str) and bool(self.source), "a name or path")
-        self._check("image_size", size is None or is_int(size, 4), "None or an int >= 4")
-        self._check("channels", channels in (None, 1, 3), "None, 1 or 3")
+        self._check_int("image_size", 4, optional=True)
+        self._check("channels", self.channels in (None, 1, 3), "None, 1 or 3")
         self._check_choice("split", ("train", "test", "all"))
         self._check("held_out", is_number(self.held_out, 0, 0.9), "a fraction from 0 to 0.9")
-        self._check("split_seed", is_int(self.split_seed, 0), "an int >= 0")
+        self._check_int("split_seed", 0)
         self._check("flip", self.flip in (None, True, False), "None, True or False")
-        self._check("limit", self.limit is None or is_int(self.limit, 1), "None or an int >= 1")
+        self._check_int("limit", 1, optional=True)
         self._check("cache", self.cache is None or isinstance(self.cache, str), "None or a path")
 
     @property

@@ -9,7 +9,7 @@ from typing import ClassVar
 from ddsm_ext.graph.check import check_nodes
 from ddsm_ext.graph.graph import Counts, Graph
 from ddsm_ext.graph.slicing import Slicing
-from ddsm_ext.settings import Refusal, Settings, is_int
+from ddsm_ext.settings import Refusal, Settings
 from ddsm_ext.width import sorted_widths
 
 
@@ -85,11 +85,6 @@ class NetworkConfig(Settings):
                     f"a divisor of the {source.out.c_max} channels of {source.name}",
                 )
         object.__setattr__(self, "widths", self._checked_widths(graph))
-
-    def _check_int(self, name: str, least: int) -> None:
-        value, need = getattr(self, name), f"an integer >= {least}"
-        self._check_type(name, is_int(value), need)
-        self._check(name, is_int(value, least), need)
 
     def _checked_widths(self, graph: Graph) -> tuple[float, ...]:
         return sorted_widths(

@@ -53,8 +53,8 @@ class UShapeConfig(NetworkConfig):
         self._check("attn", max(self.attn, default=0) < levels, in_levels)
         in_steps = f"a multiple of {step} for {levels} levels"
         self._check("image_size", self.image_size % step == 0, in_steps)
+        self._check_int("head_channels", 1, optional=True)
         if self.head_channels is not None:
-            self._check_int("head_channels", 1)
             for c_max in sorted(self._attention_channels()):
                 divisor = f"a divisor of the {c_max} channels of an attention layer"
                 self._check("head_channels", c_max % self.head_channels == 0, divisor)

@@ -82,6 +82,11 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
     """
     if torch.compiler.is_compiling() or not _serves_cudnn(q, k, v):
         return scaled_dot_product_attention(q, k, v, scale=scale)
+    return sdpa_by_cudnn(q, k, v, scale)
+
+
+def sdpa_by_cudnn(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+    """Return torch's attention by cuDNN, or by its next choice where that fails; as `sdpa`."""
     # What else is switched on stays so, in torch's order: a call that cuDNN's own checks refuse
     # goes to the next.
     others = (

@@ -185,19 +185,15 @@ _DTYPES = {
 }
 
 
-def _missing_kernel(op: str, device_type: str, needs_grad: bool) -> str | None:
-    """Return the first op without a compiled kernel among those that a call needs."""
-    needed = (op, *(_BACKWARD[op] if needs_grad else ()))
-    return next((name for name in needed if not _library.has_kernel(name, device_type)), None)
-
-
-# (op, device type, gradient needed) -> op without kernel or None: a plain table, so that
-# torch.compile can trace the choice.
+# (op, device type, gradient needed) -> first op that the call needs without a compiled kernel, or
+# None: a plain table, so that torch.compile can trace the choice.
 _MISSING = {
-    (op, device_type, needs_grad): _missing_kernel(op, device_type, needs_grad)
-    for op in _BACKWARD
+    (op, device_type, needs_grad): next(
+        (name for name in needed if not _library.has_kernel(name, device_type)), None
+    )
+    for op, backward in _BACKWARD.items()
+    for needs_grad, needed in ((False, (op,)), (True, (op, *backward)))
     for device_type in _DTYPES
-    for needs_grad in (False, True)
 }
 
 
@@ -207,26 +203,21 @@ def why_no_library(device_type: str) -> str:
     return f" ({reason})" if device_type == "cuda" and reason else ""
 
 
-def has_native(op: str, x: Tensor, *, needs_grad: bool) -> bool:
-    """True if compiled kernels of `op` serve x's device and dtype; arguments as `runs_native`'s."""
-    device_type = x.device.type
-    missing = _MISSING.get((op, device_type, needs_grad), op)
-    return missing is None and x.dtype in _DTYPES[device_type]
-
-
-def runs_native(op: str, x: Tensor, *, needs_grad: bool) -> bool:
-    """True if compiled kernels of `op` serve x's device and dtype; warns once where they do not.
+def runs_native(op: str, x: Tensor, *, needs_grad: bool, warn: bool = True) -> bool:
+    """True if compiled kernels of `op` serve x's device and dtype.
 
     Args:
         op: name without namespace, such as "sliced_conv2d".
         x: the input that decides device and dtype.
         needs_grad: whether the backward kernels are needed too.
+        warn: say so, once, where they do not.
     """
-    if has_native(op, x, needs_grad=needs_grad):
+    device_type = x.device.type
+    missing = _MISSING.get((op, device_type, needs_grad), op)
+    if missing is None and x.dtype in _DTYPES[device_type]:
         return True
-    if not torch.compiler.is_compiling():
-        missing = _MISSING.get((op, x.device.type, needs_grad), op)
-        _warn_once(op, missing, x.device.type, x.dtype)
+    if warn and not torch.compiler.is_compiling():
+        _warn_once(op, missing, device_type, x.dtype)
     return False
 
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ddsm_ext import _library
 from ddsm_ext.ops._call import conv_tf32, is_tf32, matmul_tf32
-from ddsm_ext.ops._conv2d_flops import flops
+from ddsm_ext.ops.conv2d import flops
 
 _OPS = (
     "sliced_conv2d_fused",

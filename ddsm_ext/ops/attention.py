@@ -13,7 +13,6 @@ from ddsm_ext.ops._call import (
     autocast_dtype,
     check_tensor,
     differentiable,
-    has_native,
     needs_grad,
     runs_native,
     shape_text,
@@ -61,7 +60,7 @@ def sliced_attention_ref(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None
 def _resolve_backend(backend: str, tensors: tuple[Tensor, ...], *, training: bool) -> str:
     """Return "kernel" or "sdpa"."""
     q = tensors[0]
-    if backend == "kernel" and not has_native(_OP, q, needs_grad=training):
+    if backend == "kernel" and not runs_native(_OP, q, needs_grad=training, warn=False):
         where = q.device.type + why_no_library(q.device.type)
         raise Refusal(
             f"{_OP}: backend is 'kernel', q is {q.dtype} on {where}, which has no kernel; "

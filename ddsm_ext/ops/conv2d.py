@@ -29,7 +29,6 @@ from ddsm_ext.ops._call import (
     runs_native,
     shape_text,
 )
-from ddsm_ext.ops._conv2d_flops import flops, flops_grad_weight, flops_grad_x, output_size
 from ddsm_ext.ops._packed import (
     DIRECT,
     ConvProblem,
@@ -62,30 +61,26 @@ def sliced_conv2d(
         x: [N, c_in, H, W], float32, bfloat16 or float64, any strides.
         weight: [c_out_max, c_in_max, k, k], x's dtype, or float32 with a 16-bit x.
         bias: [c_out_max] of weight's dtype; None adds nothing.
-        c_out: active output channels.
-        stride: 1 or 2.
+        c_out: active output channels; stride: 1 or 2.
         padding: zero rows and columns added on each side of the (upsampled) input, below k.
-        x2: [N, c_in2, H, W], a second source, as if concatenated to x along the channels; it
-            uses weight[:c_out, c_in2_offset : c_in2_offset + c_in2]. None: one source.
-        c_in2_offset: first weight input channel of x2; None: c_in (prefix of the concat).
+        x2: [N, c_in2, H, W], a second source, as if concatenated to x; None: one source.
+        c_in2_offset: x2 uses weight[:c_out, c_in2_offset : c_in2_offset + c_in2]; None: c_in.
         upsample: enlarge the sources 2x (nearest neighbour) first.
-        accumulate_grad: backward adds the weight and bias gradients to `weight.grad` and
-            `bias.grad` itself and reports none to autograd (hooks do not see them). Under
-            torch.compile autograd accumulates them as usual.
+        accumulate_grad: backward adds the gradients to `weight.grad` and `bias.grad` itself and
+            reports none to autograd or hooks; under torch.compile autograd adds them as usual.
         algo: "direct", "winograd_4x4" or "winograd_2x2" (3x3 kernels at stride 1 in float32 or
-            bfloat16), "direct_bf16" (products of a bfloat16 x and weight, summed in float32, on
-            CPUs that have them; gradients in float32; no upsampling) or "auto". Winograd does 4 and
-            2.25 times fewer multiplications; in float32 its error is up to 8 times PyTorch's (from
-            8 input channels on). All but "direct" rearrange the whole weight once and keep the
-            result until the weight changes; "auto" therefore weighs them, by a fixed cost model of
-            the shapes, for an `nn.Parameter` only, and is "direct" under torch.compile.
+            bfloat16: 4 and 2.25 times fewer multiplications; in float32, from 8 input channels on,
+            up to 8 times PyTorch's error), "direct_bf16" (products of a bfloat16 x and weight,
+            summed in float32, on CPUs that have them; gradients in float32; no upsampling) or
+            "auto". All but "direct" keep the whole weight rearranged until it changes; "auto"
+            therefore weighs them, by a fixed cost model of the shapes, for an `nn.Parameter` only,
+            and is "direct" under torch.compile.
 
     Returns:
         [N, c_out, H_out, W_out] of x's dtype with channels_last strides.
 
     Raises:
-        TypeError: a wrong type or dtype.
-        ValueError: a wrong shape, device, count or offset.
+        TypeError, ValueError: an argument that does not fit, with its value and what is needed.
     """
     c_in2_offset = _check_arguments(
         x, weight, bias, c_out, stride, padding, x2, c_in2_offset, upsample, accumulate_grad
@@ -95,23 +90,16 @@ def sliced_conv2d(
     if dtype is not None:
         x = x.to(dtype)
         x2 = None if x2 is None else x2.to(dtype)
-    tensors = (x, x2, weight, bias)
+    tensors, window = (x, x2, weight, bias), (c_in2_offset, stride, padding, upsample)
     training = needs_grad(*tensors)
     if not runs_native(_OP, x, needs_grad=training):
         return sliced_conv2d_ref(
-            x,
-            weight,
-            bias,
-            c_out,
-            stride=stride,
-            padding=padding,
-            x2=x2,
-            c_in2_offset=c_in2_offset,
-            upsample=upsample,
-        )
+            x, weight, bias, c_out, stride=stride, padding=padding,
+            x2=x2, c_in2_offset=c_in2_offset, upsample=upsample,
+        )  # fmt: skip
     # By its name until an eager call resolves it, as the gradients choose for themselves.
-    choice = (None, DIRECT if torch.compiler.is_compiling() else algo)
-    numbers = (c_out, c_in2_offset, stride, padding, upsample, *choice, conv_tf32(x))
+    choice = DIRECT if torch.compiler.is_compiling() else algo
+    numbers = (c_out, *window, None, choice, conv_tf32(x))
     return _call(*tensors, *numbers, needs_grad=training, accumulate_grad=accumulate_grad)
 
 
@@ -195,6 +183,11 @@ def _check_window(x: Tensor, k: int, stride: Any, padding: Any, upsample: bool) 
         )
 
 
+def _output_size(size: int, kernel: int, stride: int, padding: int, upsample: bool) -> int:
+    """Return one side of the output."""
+    return ((2 * size if upsample else size) + 2 * padding - kernel) // stride + 1
+
+
 @torch.library.register_fake("ddsm_ext::sliced_conv2d")
 def _fake(
     x: Tensor,
@@ -209,8 +202,8 @@ def _fake(
     *choice: Any,
 ) -> Tensor:
     k = weight.shape[2]
-    height = output_size(x.shape[2], k, stride, padding, upsample)
-    width = output_size(x.shape[3], k, stride, padding, upsample)
+    height = _output_size(x.shape[2], k, stride, padding, upsample)
+    width = _output_size(x.shape[3], k, stride, padding, upsample)
     return empty_nhwc(x, x.shape[0], c_out, height, width)  # [N, c_out, H_out, W_out]
 
 
@@ -247,8 +240,8 @@ def _run(
     n, c_in, height, width = x.shape
     problem = ConvProblem(
         n,
-        output_size(height, k, stride, padding, upsample),
-        output_size(width, k, stride, padding, upsample),
+        _output_size(height, k, stride, padding, upsample),
+        _output_size(width, k, stride, padding, upsample),
         c_in if x2 is None else c_in + x2.shape[1],
         c_out,
         k,
@@ -325,6 +318,53 @@ def _backward(ctx: Any, grad_y: Tensor) -> dict[int, Tensor | None]:
 
 
 _call = differentiable(_OP, _save, _backward, parameters={"weight": 2, "bias": 3}, run=_run)
+
+
+def _macs(x: Any, x2: Any, weight: Any, c_out: int, pixels: int) -> int:
+    c_in = x[1] + (x2[1] if x2 is not None else 0)
+    return x[0] * pixels * c_out * c_in * weight[2] * weight[3]
+
+
+def flops(
+    x: Any,
+    x2: Any,
+    weight: Any,
+    bias: Any,
+    c_out: int,
+    c_in2_offset: int,
+    stride: int,
+    padding: int,
+    upsample: bool,
+    *args: Any,
+    **kwargs: Any,
+) -> int:
+    """Return a forward call's FLOPs; a multiply-add of an enlarged image counts as one."""
+    height = _output_size(x[2], weight[2], stride, padding, upsample)
+    width = _output_size(x[3], weight[3], stride, padding, upsample)
+    return 2 * _macs(x, x2, weight, c_out, height * width)
+
+
+def _flops_grad_x(grad_y: Any, weight: Any, c_in: int, *args: Any, **kwargs: Any) -> int:
+    """Return the FLOPs of the gradient of x."""
+    return 2 * grad_y[0] * grad_y[2] * grad_y[3] * grad_y[1] * c_in * weight[2] * weight[3]
+
+
+def _flops_grad_weight(
+    grad_y: Any,
+    x: Any,
+    x2: Any,
+    c_in2_offset: int,
+    stride: int,
+    padding: int,
+    upsample: bool,
+    grad_weight: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> int:
+    """Return the FLOPs of the gradient of the weights."""
+    return 2 * _macs(x, x2, grad_weight, grad_y[1], grad_y[2] * grad_y[3])
+
+
 register_flop_formula(torch.ops.ddsm_ext.sliced_conv2d)(flops)
-register_flop_formula(torch.ops.ddsm_ext.sliced_conv2d_grad_x)(flops_grad_x)
-register_flop_formula(torch.ops.ddsm_ext.sliced_conv2d_grad_weight)(flops_grad_weight)
+register_flop_formula(torch.ops.ddsm_ext.sliced_conv2d_grad_x)(_flops_grad_x)
+register_flop_formula(torch.ops.ddsm_ext.sliced_conv2d_grad_weight)(_flops_grad_weight)

@@ -152,24 +152,14 @@ def sliced_group_norm(
     offset = _check(x, weight, bias, groups, x2, c2_offset, eps, silu, accumulate_grad)
     if scale is not None or shift is not None:
         channels = x.shape[1] if x2 is None else x.shape[1] + x2.shape[1]
-        scale, shift = (
-            _modulation(name, value, x, channels)
-            for name, value in (("scale", scale), ("shift", shift))
-        )
+        scale = _modulation("scale", scale, x, channels)
+        shift = _modulation("shift", shift, x, channels)
     training = needs_grad(x, x2, weight, bias, scale, shift)
     if not runs_native(_OP, x, needs_grad=training):
         return sliced_group_norm_ref(
-            x,
-            weight,
-            bias,
-            groups,
-            x2=x2,
-            c2_offset=offset,
-            eps=eps,
-            silu=silu,
-            scale=scale,
-            shift=shift,
-        )
+            x, weight, bias, groups,
+            x2=x2, c2_offset=offset, eps=eps, silu=silu, scale=scale, shift=shift,
+        )  # fmt: skip
     inputs = (x, x2, weight, bias, groups, offset, eps, silu, scale, shift)
     y, y2, _, _ = _call(*inputs, needs_grad=training, accumulate_grad=accumulate_grad)
     return y if x2 is None else (y, y2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,10 +14,10 @@ from ddsm_ext.ops._weights import WatchedPlaces
 from ddsm_ext.ops.embedding import sliced_embedding
 from ddsm_ext.runtime.backend import Network, StepError, StepKey
 from ddsm_ext.runtime.cuda_layers import Activation, CudaLayers
-from ddsm_ext.runtime.graphs import Call, GraphPool, Graphs
 from ddsm_ext.runtime.words import missing_word, run_words
 
 Precision = tuple[bool, bool]
+Call = Callable[[], object]
 
 
 def run_step(
@@ -50,6 +51,78 @@ def run_step(
     return run_words(net, width, CudaLayers(tickets), Activation(x), rows).tensor
 
 
+class Graphs(Protocol):
+    """What records calls; `GraphPool` does it with CUDA graphs."""
+
+    def capture(self, call: Call) -> Call:
+        """Record the device work of `call`; the result does it again, on the current stream."""
+
+    def wait(self) -> None:
+        """Let the current stream wait for all replays so far."""
+
+    def nbytes(self) -> int:
+        """Memory that all recorded work together holds."""
+
+
+class GraphPool:
+    """CUDA graphs whose intermediate tensors lie in the same memory: the largest one's.
+
+    Replays on several streams follow each other if each begins with `wait`. Only tensors made
+    outside of `capture` keep their values from one replay to another's.
+
+    Args:
+        device: a CUDA device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._handle = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)
+        self._last = self._stream
+
+    def capture(self, call: Call) -> Call:
+        """Record the kernels of `call`, which runs twice; replay them with the result.
+
+        The first run is not captured, and follows all replays so far.
+
+        Raises:
+            RuntimeError: `call` does something that a graph cannot hold.
+        """
+        with torch.cuda.device(self._device):
+            # Calls share memory with replays that may still run, on any stream.
+            self.wait()
+            self._stream.wait_stream(torch.cuda.current_stream())
+            # Not captured: kernels are loaded and library handles made at their first use.
+            with torch.cuda.stream(self._stream):
+                call()
+            torch.cuda.current_stream().wait_stream(self._stream)
+            graph = torch.cuda.CUDAGraph()
+            # thread_local: another thread's allocation must not end the capture.
+            with torch.cuda.graph(
+                graph,
+                pool=self._handle,
+                stream=self._stream,
+                capture_error_mode="thread_local",
+            ):
+                call()
+        return graph.replay
+
+    def wait(self) -> None:
+        """Let the current stream wait for all replays so far."""
+        stream = torch.cuda.current_stream(self._device)
+        if stream != self._last:
+            stream.wait_stream(self._last)
+            self._last = stream
+
+    def nbytes(self) -> int:
+        """Memory that the pool holds on the device."""
+        return sum(
+            segment["total_size"]
+            for segment in torch.cuda.memory_snapshot()
+            if tuple(segment["segment_pool_id"]) == tuple(self._handle)
+        )
+
+
 @dataclass(frozen=True)
 class _Graph:
     """A recorded step: what it reads, and what it left until another one is replayed."""
@@ -79,6 +152,7 @@ class GraphSteps:
         device: where its parameters are.
         make_graphs: makes what records the steps.
         step: what is recorded.
+        missing: why a kind of device has no kernels for it; None: it has them.
     """
 
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
@@ -89,10 +163,12 @@ class GraphSteps:
         device: torch.device,
         make_graphs: Callable[[torch.device], Graphs] = GraphPool,
         step: Callable[[Network, float, Mapping[str, Tensor], Tensor], Tensor] = run_step,
+        missing: Callable[[str], str | None] = why_missing,
     ) -> None:
         self._device = device
         self._make_graphs = make_graphs
         self._run_step = step
+        self._missing = missing
         self._places = WatchedPlaces(net)
         self._pool: _Pool | None = None
         self._graphs: dict[tuple[StepKey, Precision], _Graph] = {}
@@ -100,7 +176,7 @@ class GraphSteps:
 
     def reason_against(self, net: Network) -> str | None:
         """See `Steps`."""
-        missing = why_missing(self._device.type) or missing_word(net.graph, "CUDA")
+        missing = self._missing(self._device.type) or missing_word(net.graph, "CUDA")
         if missing is not None:
             return missing
         for name, parameter in net.named_parameters():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ddsm_ext.settings import Refusal, Settings, is_int, is_number
+from ddsm_ext.settings import Refusal, Settings, is_number
 from ddsm_ext.width import sorted_widths
 
 
@@ -46,13 +46,19 @@ class TrainConfig(Settings):
     keep: int = 2  # checkpoints kept
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "checkpoint_every", "keep", "log_every"):
-            self._check(name, is_int(getattr(self, name), 1), "an int >= 1")
+        for name in (
+            "steps",
+            "batch_size",
+            "checkpoint_every",
+            "keep",
+            "log_every",
+            "max_bad_steps",
+        ):
+            self._check_int(name, 1)
         for name in ("seed", "middle_widths", "warmup_steps", "workers", "sample_every"):
-            self._check(name, is_int(getattr(self, name), 0), "an int >= 0")
+            self._check_int(name, 0)
         start = self.start_from
         self._check("start_from", start is None or isinstance(start, str), "None or a run folder")
-        self._check("max_bad_steps", is_int(self.max_bad_steps, 1), "an int >= 1")
         object.__setattr__(self, "widths", sorted_widths("TrainConfig", self.widths))
         self._check("lr", is_number(self.lr, 0) and self.lr > 0, "a number > 0")
         self._check("lr_final", is_number(self.lr_final, 0, 1), "a number from 0 to 1")

@@ -215,11 +215,9 @@ def train(
         run_dir: run folder; gets log.jsonl, checkpoints/ and samples/.
         parameterisation: what the network predicts: "epsilon", "x0" or "v".
         device: where to train.
-        sample_grid: makes a picture [H, W, 1 or 3] of samples at a width, from fixed seeds; None
-            draws none.
+        sample_grid: (net, width) -> samples [H, W, 1 or 3], from fixed seeds; None draws none.
         on_damage: called with one sentence for a damaged checkpoint passed over; None warns.
-        progress: called on rank 0 after every step with (steps done, steps in all, newest row of
-            the log); None for silence.
+        progress: called on rank 0 after every step with (steps done, of all, newest log row).
 
     Returns:
         Where and why training ended.

@@ -16,7 +16,7 @@ from ddsm_ext.models import SlimmableNetwork
 from ddsm_ext.ops.attention import sliced_attention
 from ddsm_ext.ops.conv2d import sliced_conv2d, sliced_conv2d_ref
 from ddsm_ext.runtime import StepRunner
-from ddsm_ext.runtime.graphs import GraphPool
+from ddsm_ext.runtime.cuda import GraphPool
 from ddsm_ext.sampling import SamplerConfig, sample
 
 pytestmark = pytest.mark.skipif(

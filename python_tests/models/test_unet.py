@@ -74,7 +74,7 @@ def test_unusable_width_is_one_sentence(
     ("changes", "error", "message"),
     [
         ({"image_size": 30}, ValueError, "image_size is 30; need a multiple of 8 for 4 levels"),
-        ({"image_size": "32"}, TypeError, "image_size is '32'; need an integer >= 1"),
+        ({"image_size": "32"}, TypeError, "image_size is '32'; need an int >= 1"),
         ({"ch": 130}, ValueError, "ch is 130; need a multiple of groups, 32"),
         ({"ch": 33, "groups": 1}, ValueError, "ch is 33; need an even number"),
         ({"ch_mult": []}, ValueError, "ch_mult is (); need one multiple a level"),
@@ -91,7 +91,7 @@ def test_unusable_width_is_one_sentence(
         ({"widths": [0.3], **REFERENCE}, ValueError, "near usable widths: 0.25, 0.5"),
         ({"head_channels": 48}, ValueError, "head_channels is 48; need a divisor of the 256"),
         ({"ch_mul": [1]}, ValueError, "unknown key 'ch_mul'; did you mean ch_mult?"),
-        ({"num_res_blocks": True}, TypeError, "num_res_blocks is True; need an integer >= 1"),
+        ({"num_res_blocks": True}, TypeError, "num_res_blocks is True; need an int >= 1"),
     ],
 )
 def test_bad_field(changes: dict[str, object], error: type[Exception], message: str) -> None:

@@ -24,10 +24,17 @@ from ops.op_checks import (
 from torch import Tensor
 from torch.backends import cuda
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddsm_ext.ops import _attention_backend, sliced_attention, sliced_attention_ref
-from ddsm_ext.ops._attention_backend import choose_backend, prefers_cudnn, rows_are_aligned
+from ddsm_ext.ops import sliced_attention, sliced_attention_ref
+from ddsm_ext.ops._attention_backend import (
+    choose_backend,
+    prefers_cudnn,
+    rows_are_aligned,
+    sdpa,
+    sdpa_by_cudnn,
+)
 
 SWITCHES = (
     cuda.cudnn_sdp_enabled,
@@ -243,29 +250,36 @@ def test_cudnn_comes_first_on_hopper_only() -> None:
     ]
 
 
-def test_what_cudnn_cannot_do_goes_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+class Attentions(TorchFunctionMode):
+    """Notes torch's switches at each call of its attention; in place of cuDNN's it may fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[bool, ...]] = []
+        self.fails = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            self.seen.append(tuple(switch() for switch in SWITCHES))
+            if self.fails and self.seen[-1][0]:
+                raise RuntimeError("No valid execution plans built.")
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_cudnn_cannot_do_goes_to_the_next() -> None:
     """The switches inside and after the call; the CPU stands in for a GPU that serves cuDNN."""
     inputs = qkv((2, 3, 20, 30, 16), torch.float32)
-    expected, seen = _attention_backend.sdpa(*inputs, None), []
-    torch_sdpa = F.scaled_dot_product_attention
-    fails = False
-
-    def spy(*args: Any, **more: Any) -> Tensor:
-        seen.append(tuple(switch() for switch in SWITCHES))
-        if fails and seen[-1][0]:
-            raise RuntimeError("No valid execution plans built.")
-        return torch_sdpa(*args, **more)
-
-    monkeypatch.setattr(_attention_backend, "_serves_cudnn", lambda q, k, v: True)
-    monkeypatch.setattr(_attention_backend, "scaled_dot_product_attention", spy)
+    expected = sdpa(*inputs, None)
     before = tuple(switch() for switch in SWITCHES)
-    assert torch.equal(_attention_backend.sdpa(*inputs, None), expected)
-    with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]):  # flash is off
-        torch.testing.assert_close(_attention_backend.sdpa(*inputs, None), expected)
-    fails = True
-    with pytest.warns(UserWarning, match="No valid execution plans built"):
-        assert torch.equal(_attention_backend.sdpa(*inputs, None), expected)
+    with Attentions() as attentions:
+        assert torch.equal(sdpa_by_cudnn(*inputs, None), expected)
+        with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]):  # flash is off
+            torch.testing.assert_close(sdpa_by_cudnn(*inputs, None), expected)
+        attentions.fails = True
+        with pytest.warns(UserWarning, match="No valid execution plans built"):
+            assert torch.equal(sdpa_by_cudnn(*inputs, None), expected)
     # cuDNN, flash, memory-efficient, math
+    seen = attentions.seen
     assert seen[0] == seen[2] == (True, True, True, True)
     assert seen[1] == (True, False, False, True)
     assert seen[3] == (False, True, True, True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ddsm_ext.ops._packed import WINOGRAD_4X4, _entries, packed_bytes, packed_weight
+from ddsm_ext.ops._packed import WINOGRAD_4X4, packed_bytes, packed_weight
 from ddsm_ext.ops.conv2d import sliced_conv2d
 from ddsm_ext.training.state import Ema
 
@@ -141,10 +142,10 @@ def test_kept_while_nothing_changes_and_freed_with_the_weight():
     # The same memory, as a plan or another width may hold it; new content.
     assert packed_weight(conv.weight, WINOGRAD_4X4) is first
     assert not torch.equal(first, content)
-    key = id(conv.weight)
-    del conv
+    packed = weakref.ref(first)
+    del conv, first
     gc.collect()
-    assert key not in _entries
+    assert packed() is None
 
 
 def test_made_in_inference_mode_and_used_in_training():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from ddsm_ext.runtime.graphs import Call
+from ddsm_ext.runtime.cuda import Call
 
 
 class Recorder:

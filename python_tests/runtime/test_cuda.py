@@ -16,7 +16,7 @@ from torch import Tensor
 from ddsm_ext.diffusion import DiffusionConfig, make_schedule
 from ddsm_ext.models.network import SlimmableNetwork
 from ddsm_ext.ops._fused import why_missing
-from ddsm_ext.runtime import StepRunner, cuda
+from ddsm_ext.runtime import StepRunner
 from ddsm_ext.runtime.backend import StepError, StepKey
 from ddsm_ext.runtime.cuda import GraphSteps
 from ddsm_ext.sampling import SamplerConfig, sample
@@ -194,23 +194,21 @@ def test_a_capture_that_fails_is_not_tried_again():
     assert len(tried) == 1
 
 
-@pytest.fixture
-def as_on_cuda(monkeypatch) -> None:
-    """The ops of captured steps count as there."""
+def capturing(
+    net: SlimmableNetwork,
+    step: Any = as_step,
+    missing: Callable[[str], str | None] = lambda device_type: None,
+) -> StepRunner:
+    """A runner whose steps on the CPU are captured ones; their ops count as there."""
     Recorder.made.clear()
-    monkeypatch.setattr(cuda, "why_missing", lambda device_type: None)
-
-
-def capturing(net: SlimmableNetwork, step: Any = as_step) -> StepRunner:
-    """A runner whose steps on the CPU are captured ones."""
-    return StepRunner(net, lambda net, device: GraphSteps(net, CPU, Recorder, step))
+    return StepRunner(net, lambda net, device: GraphSteps(net, CPU, Recorder, step, missing))
 
 
 def channels_last_network() -> SlimmableNetwork:
     return network().to(memory_format=torch.channels_last)
 
 
-def test_the_runner_captures(as_on_cuda):
+def test_the_runner_captures():
     net = channels_last_network()
     runner = capturing(net)
     x, t = inputs(net.config, torch.float32)
@@ -227,7 +225,7 @@ def test_the_runner_captures(as_on_cuda):
     assert runner.packed_bytes() >= 0
 
 
-def test_the_sampler_replays(as_on_cuda):
+def test_the_sampler_replays():
     net = channels_last_network()
     schedule = make_schedule(DiffusionConfig(schedule="cosine", timesteps=50))
 
@@ -242,10 +240,10 @@ def test_the_sampler_replays(as_on_cuda):
 
 
 @torch.no_grad()
-def fallback_reason(net: SlimmableNetwork, step: Any = as_step) -> str:
+def fallback_reason(net: SlimmableNetwork, *how: Any) -> str:
     """Why the runner runs the module, said once, in `prepare` or in calls."""
     x, t = inputs(net.config, torch.float32)
-    runner = capturing(net, step)
+    runner = capturing(net, *how)
     with warnings.catch_warnings(record=True) as caught:
         for _ in range(2):
             runner.prepare([0.5], tuple(x.shape), x.dtype, CPU)
@@ -255,7 +253,7 @@ def fallback_reason(net: SlimmableNetwork, step: Any = as_step) -> str:
     return str(caught[0].message)
 
 
-def test_reasons_to_run_the_module(as_on_cuda, monkeypatch):
+def test_reasons_to_run_the_module():
     assert "head.weight is not channels_last" in fallback_reason(network())
     net = channels_last_network()
 
@@ -263,5 +261,4 @@ def test_reasons_to_run_the_module(as_on_cuda, monkeypatch):
         raise RuntimeError("no kernel")
 
     assert "capturing it failed (no kernel)" in fallback_reason(net, refused)
-    monkeypatch.setattr(cuda, "why_missing", why_missing)
-    assert why_missing("cpu") in fallback_reason(net)
+    assert why_missing("cpu") in fallback_reason(net, as_step, why_missing)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from ddsm_ext.runtime.memory import ALIGNMENT, Span, lay_out
+from ddsm_ext.runtime.program import ALIGNMENT, Span, lay_out
 
 
 def peak(spans: list[Span]) -> int:

@@ -26,8 +26,7 @@ from ddsm_ext.ops.group_norm import sliced_group_norm_ref
 from ddsm_ext.ops.linear import sliced_linear_ref
 from ddsm_ext.ops.sinusoidal_embedding import embed_time
 from ddsm_ext.runtime.backend import StepKey
-from ddsm_ext.runtime.cuda import GraphSteps, run_step
-from ddsm_ext.runtime.graphs import Graphs
+from ddsm_ext.runtime.cuda import Graphs, GraphSteps, run_step
 
 
 def network(name: str, dtype: torch.dtype, device: torch.device) -> SlimmableNetwork:
