@@ -54,6 +54,12 @@ class Bars:
             smoothing=0.05,
         )
 
+    def write(self, text: str) -> None:
+        """Write a logger's line on stderr; the bar that is shown goes on below it."""
+        if self._bar is not None:
+            self._bar.clear()
+        print(text, end="", file=sys.stderr, flush=True)
+
     def close(self) -> None:
         """End the bar that is shown."""
         if self._bar is not None:
@@ -66,11 +72,11 @@ def told() -> Iterator[Bars]:
     """Show what the workflow tells while it runs: its lines, and its progress as bars."""
     import logging
 
-    logger, handler = logging.getLogger("ddsm_ext"), logging.StreamHandler(sys.stderr)
+    bars = Bars()
+    logger, handler = logging.getLogger("ddsm_ext"), logging.StreamHandler(bars)
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    bars = Bars()
     try:
         yield bars
     finally:

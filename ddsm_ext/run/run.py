@@ -18,7 +18,6 @@ from ddsm_ext.diffusion.schedule import make_schedule
 from ddsm_ext.io.checkpoint import list_checkpoints
 from ddsm_ext.io.files import write_atomic, write_json
 from ddsm_ext.report.page import build_report
-from ddsm_ext.run.comparison import interleaved_ms, write_comparison
 from ddsm_ext.run.compose import (
     Sampler,
     build_network,
@@ -29,7 +28,14 @@ from ddsm_ext.run.compose import (
 from ddsm_ext.run.config import RunConfig, changed
 from ddsm_ext.run.folder import create_run, find_resumable, resolve_run, run_config
 from ddsm_ext.run.progress import Progress
-from ddsm_ext.run.scoring import Scorer, save_scores, save_timing, saved_row
+from ddsm_ext.run.scoring import (
+    Scorer,
+    interleaved_ms,
+    save_scores,
+    save_timing,
+    saved_row,
+    write_comparison,
+)
 from ddsm_ext.run.searching import search_run
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.search.front import FrontPoint
