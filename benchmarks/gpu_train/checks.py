@@ -28,7 +28,7 @@ try:
     import numpy, PIL.Image, safetensors.torch, tqdm
     import pymoo.algorithms.moo.nsga2, pymoo.indicators.hv
     if sys.argv[1] == "package":
-        import ddsm_ext.training.loop, ddsm_ext.data.dataset, ddsm_ext.search.evolution
+        import ddsm_ext.training.loop, ddsm_ext.data.dataset, ddsm_ext.search.nsga2
         import ddsm_ext.cli.evaluate, ddsm_ext.io.weights
         from ddsm_ext import __version__, _library
         from ddsm_ext.eval.classifier import load_classifier

@@ -18,15 +18,14 @@ from ddsm_ext.graph.count import macs
 from ddsm_ext.io.files import read_jsonl, write_json
 from ddsm_ext.run.compose import image_batches, weights_digest
 from ddsm_ext.run.config import EvalConfig
+from ddsm_ext.run.costs import conditions, macs_table, measure_ms
 from ddsm_ext.run.progress import Progress, counter
 from ddsm_ext.run.scoring import Scorer
 from ddsm_ext.sampling.levels import evaluations
 from ddsm_ext.sampling.strategy import Strategy
-from ddsm_ext.search.cost_table import CostTable, conditions, macs_table, measure_ms
-from ddsm_ext.search.engine import search
-from ddsm_ext.search.objective import additive_quality
-from ddsm_ext.search.progress import ProgressCallback, SearchProgress
-from ddsm_ext.search.sensitivity import Sensitivity, measure_sensitivity
+from ddsm_ext.search.cost import CostTable
+from ddsm_ext.search.engine import ProgressCallback, SearchProgress, search
+from ddsm_ext.search.sensitivity import Sensitivity, additive_quality, measure_sensitivity
 from ddsm_ext.settings import completed, plain
 
 log = logging.getLogger(__name__)
@@ -66,7 +65,8 @@ def measure_costs(run: Path, scorer: Scorer) -> CostTable:
     path = run / "search" / "cost_table.json"
     if path.exists():
         with contextlib.suppress(ValueError):
-            known = CostTable.load(path, expect=where)
+            known = CostTable.load(path)
+            known.check_conditions(where)
             if set(known.costs) == set(widths):
                 return known
     told = counter(sampler.progress, "timing each width", "round")
@@ -81,23 +81,42 @@ def save_costs(run: Path, in_macs: CostTable, ms: CostTable) -> None:
     write_json(run / "search" / "costs.json", {**shared, "rows": rows})
 
 
-def sensitivity_of(scorer: Scorer, images: Tensor) -> Sensitivity:
-    """Measure the error of each width at noise levels spread over the schedule.
+def sensitivity_of(run: Path, scorer: Scorer) -> Sensitivity:
+    """Return the error of each width at noise levels spread over the schedule.
 
-    Args:
-        scorer: whose network and schedule to use.
-        images: float [N, C, H, W] in [-1, 1], where the network is.
+    One measured before for this run, with the same network, images and noise, is taken again;
+    otherwise it is measured and kept as search/sensitivity.json.
     """
     sampler = scorer.sampler
-    schedule = sampler.schedule
+    config, schedule = sampler.config, sampler.schedule
     count, last = SENSITIVITY_LEVELS, schedule.timesteps - 1
     timesteps = sorted({round(last * i / (count - 1)) for i in range(count)})
+    conditions = {
+        "weights": weights_digest(sampler.network),
+        "model": plain(config.model),
+        "data": plain(config.data),
+        "diffusion": plain(config.diffusion),
+        "images": config.eval.sensitivity_images,
+        "first_seed": SEARCH_FIRST_SEED,
+        "timesteps": timesteps,
+        "widths": list(config.search.widths),
+        "dtype": config.sampler.dtype,
+        "device": sampler.device.type,
+    }
+    path = run / "search" / "sensitivity.json"
+    if path.exists():
+        with contextlib.suppress(ValueError):
+            known = Sensitivity.load(path)
+            if known.conditions == conditions:
+                return known
+    found = torch.cat(list(image_batches(scorer.dataset, config.eval.sensitivity_images)))
+    images = from_uint8(found, sampler.device)
     seeds = range(SEARCH_FIRST_SEED, SEARCH_FIRST_SEED + len(images))
 
     def noise(level: int) -> Tensor:
         return normal(seeds, level, sampler.shape, stream=SENSITIVITY_STREAM, device=sampler.device)
 
-    return measure_sensitivity(
+    measured = measure_sensitivity(
         lambda x, t, width: sampler.network(x.to(sampler.dtype), t, width),
         images,
         add_noise=lambda x0, noise, t: add_noise(x0, noise, t, schedule),
@@ -105,8 +124,11 @@ def sensitivity_of(scorer: Scorer, images: Tensor) -> Sensitivity:
         log_snrs=[float(schedule.log_snr(t)) for t in timesteps],
         widths=sampler.config.search.widths,
         noise=noise,
+        conditions=conditions,
         progress=counter(sampler.progress, "sensitivity", "level"),
     )
+    measured.save(path)
+    return measured
 
 
 def sampled_frechet(scorer: Scorer) -> Callable[[Strategy], float]:
@@ -128,9 +150,7 @@ def search_run(run: Path, scorer: Scorer) -> Any:
     set_aside_other(run, {**identity, **chosen})
     in_macs, ms = macs_table(config.model, settings.widths), measure_costs(run, scorer)
     save_costs(run, in_macs, ms)
-    images = torch.cat(list(image_batches(scorer.dataset, config.eval.sensitivity_images)))
-    measured = sensitivity_of(scorer, from_uint8(images, scorer.sampler.device))
-    measured.save(run / "search" / "sensitivity.json")
+    measured = sensitivity_of(run, scorer)
     log_snrs = [e.log_snr for e in evaluations(scorer.sampler.schedule, config.sampler)]
     errors = measured.for_steps(log_snrs, settings.widths)
     log.info("searching: %d generations of %d", settings.generations, settings.population)

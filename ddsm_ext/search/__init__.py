@@ -5,18 +5,17 @@ from ddsm_ext._lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
-        "CostTable": "cost_table",
+        "CostTable": "cost",
         "Front": "front",
         "FrontPoint": "front",
+        "Search": "engine",
         "SearchConfig": "config",
+        "SearchProgress": "engine",
         "Sensitivity": "sensitivity",
         "StrategySpace": "genome",
-        "additive_quality": "objective",
-        "macs_table": "cost_table",
-        "measure_ms": "cost_table",
+        "additive_quality": "sensitivity",
         "measure_sensitivity": "sensitivity",
         "search": "engine",
         "solve_budget": "budget",
-        "terminal_progress": "progress",
     },
 )

@@ -1,18 +1,23 @@
-"""The Pareto front of a search, and the choice of one strategy from it."""
+"""The Pareto front of a search, and the choice of one strategy from it.
+
+Non-domination, spread and hypervolume are those of points (quality, cost), both minimised.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from ddsm_ext.io.files import reading, write_json
+import numpy as np
+
+from ddsm_ext.io.document import Document
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal
 
-VERSION = 1
+Point = tuple[float, float]  # (quality, cost)
 # A budget of 0.5 takes a strategy of exactly half the cost, whatever the order of its sum
 _TOLERANCE = 1e-9
 
@@ -41,7 +46,7 @@ class FrontPoint:
 
 
 @dataclass(frozen=True)
-class Front:
+class Front(Document):
     """Whole Pareto front by rising cost.
 
     Args:
@@ -51,6 +56,17 @@ class Front:
         quality_name: what the quality is, for people to read.
         chosen: the strategy chosen under the search's own budget; None if nothing was within it.
     """
+
+    what: ClassVar[str] = "front"
+    file_keys: ClassVar[tuple[str, ...]] = (
+        "cost_unit",
+        "quality_name",
+        "full_cost",
+        "full_quality",
+        "chosen",
+        "constants",
+        "points",
+    )
 
     points: tuple[FrontPoint, ...]
     constants: tuple[FrontPoint, ...]
@@ -134,17 +150,18 @@ class Front:
         if name == "max_cost":
             return value * self.full_cost, f"{value:g} of the full width's {_NAMES[self.cost_unit]}"
         if self.cost_unit != "ms":
-            raise Refusal(f"pick: {name} is set, the front's costs are in {self.cost_unit}")
+            raise Refusal(
+                f"pick: {name} is set, the front's costs are in {self.cost_unit}; need ms"
+            )
         return value, f"{value:g} ms an image"
 
     def _cost(self, point: FrontPoint) -> str:
         absolute = f", {point.cost:.6g} ms an image" if self.cost_unit == "ms" else ""
         return f"{point.cost_relative:.6g} of the full width's {_NAMES[self.cost_unit]}{absolute}"
 
-    def save(self, path: str | Path) -> None:
-        """Write the front as JSON, all of it or nothing."""
-        content = {
-            "version": VERSION,
+    def to_dict(self) -> dict[str, Any]:
+        """Return the front as `front.json` has it."""
+        return {
             "cost_unit": self.cost_unit,
             "quality_name": self.quality_name,
             "full_cost": self.full_cost,
@@ -153,23 +170,20 @@ class Front:
             "constants": [{"width": p.strategy.widths[0], **_to_row(p)} for p in self.constants],
             "points": [_to_row(p) for p in self.points],
         }
-        write_json(path, content)
 
     @classmethod
-    def load(cls, path: str | Path) -> Front:
-        """Read a front that `save` wrote.
+    def from_dict(cls, values: Mapping[str, Any]) -> Front:
+        """Build a front from `to_dict()` output.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is no front.
+            ValueError: it has no strategies, or a value is refused.
         """
-        with reading(path, VERSION, "a front.json of a search") as values:
-            points = tuple(_from_row(row) for row in values["points"])
-            constants = tuple(_from_row(row) for row in values["constants"])
-            if not points or not constants:
-                raise Refusal("it holds no strategies")
-            chosen = _from_row(values["chosen"]) if values["chosen"] is not None else None
-            unit, name = str(values["cost_unit"]), str(values["quality_name"])
+        points = tuple(_from_row(row) for row in values["points"])
+        constants = tuple(_from_row(row) for row in values["constants"])
+        if not points or not constants:
+            raise Refusal("holds no strategies; need points and constants")
+        chosen = None if values["chosen"] is None else _from_row(values["chosen"])
+        unit, name = str(values["cost_unit"]), str(values["quality_name"])
         return cls(points, constants, unit, name, chosen)
 
 
@@ -182,7 +196,7 @@ def _to_row(point: FrontPoint) -> dict[str, Any]:
     return {**row, "strategy": {name: strategy[name] for name in ("widths", "cuts", "origin")}}
 
 
-def _from_row(row: dict[str, Any]) -> FrontPoint:
+def _from_row(row: Mapping[str, Any]) -> FrontPoint:
     return FrontPoint(
         strategy=Strategy(**row["strategy"]),
         cost=float(row["cost"]),
@@ -192,3 +206,74 @@ def _from_row(row: dict[str, Any]) -> FrontPoint:
         full=row["full"],
         generation=int(row["generation"]),
     )
+
+
+def nondominated(points: Sequence[Point]) -> list[int]:
+    """Indices of the points that no other one dominates, by rising cost; of equal points the first.
+
+    Args:
+        points: (quality, cost) pairs, finite.
+    """
+    order = sorted(range(len(points)), key=lambda i: (points[i][1], points[i][0], i))
+    front: list[int] = []
+    for i in order:
+        if not front or points[i][0] < points[front[-1]][0]:
+            front.append(i)
+    return front
+
+
+def spread_choice(points: Sequence[Point], count: int) -> list[int]:
+    """Indices of `count` points of a front, spread over it: the ends first, then the largest gaps.
+
+    Args:
+        points: a front as `nondominated` orders it.
+        count: how many to choose; all if there are no more.
+    """
+    if count >= len(points):
+        return list(range(len(points)))
+    if count <= 0:
+        return []
+    values = np.asarray(points, dtype=np.float64)  # [N, 2]
+    extent = values.max(axis=0) - values.min(axis=0)
+    values = values / np.where(extent > 0, extent, 1.0)
+    chosen = [len(points) // 2] if count == 1 else [0, len(points) - 1]
+    while len(chosen) < count:
+        gaps = np.linalg.norm(values[:, None] - values[None, chosen], axis=2).min(axis=1)
+        gaps[chosen] = -1.0
+        chosen.append(int(np.argmax(gaps)))
+    return sorted(chosen)
+
+
+class HypervolumeMeter:
+    """Share of the box between a fixed ideal and a fixed reference point that a front dominates.
+
+    Both points come from the constant-width strategies, so that they stay the same over a search:
+    the ideal is their least quality and cost, the reference their greatest ones plus 10 % of the
+    difference.
+
+    Args:
+        constants: (quality, cost) of the constant-width strategies.
+    """
+
+    def __init__(self, constants: Sequence[Point]) -> None:
+        values = np.asarray(constants, dtype=np.float64)  # [W, 2]
+        self.ideal = values.min(axis=0)
+        extent = values.max(axis=0) - self.ideal
+        # with one width, or equal qualities, the box still needs a size
+        extent = np.where(extent > 0, extent, np.maximum(np.abs(self.ideal), 1e-12))
+        self.reference = self.ideal + 1.1 * extent
+
+    def __call__(self, points: Sequence[Point]) -> float:
+        """Hypervolume of the points over that of the box; above 1 if points beat the ideal.
+
+        Args:
+            points: (quality, cost) pairs, finite; those beyond the reference count nothing.
+        """
+        from pymoo.indicators.hv import HV
+
+        inside = [points[i] for i in nondominated(points)]
+        inside = [p for p in inside if p[0] < self.reference[0] and p[1] < self.reference[1]]
+        if not inside:
+            return 0.0
+        box = float(np.prod(self.reference - self.ideal))
+        return float(HV(ref_point=self.reference)(np.asarray(inside, dtype=np.float64))) / box

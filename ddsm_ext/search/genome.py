@@ -19,6 +19,7 @@ import numpy as np
 
 from ddsm_ext.sampling.strategy import Strategy, halfway
 from ddsm_ext.settings import Refusal
+from ddsm_ext.width import find_width
 
 
 @dataclass(frozen=True, order=True)
@@ -101,9 +102,33 @@ class StrategySpace:
             widths.insert(i, widths[i])
         return np.array([*edges[1:-1], *widths], dtype=np.float64)
 
-    def constant(self, width_index: int) -> Genome:
-        """Return the genome with one width everywhere."""
-        return Genome((), (int(width_index),))
+    def constants(self) -> list[Genome]:
+        """Return the constant-width strategies, in the order of the widths."""
+        return [Genome((), (index,)) for index in range(len(self.widths))]
+
+    def by_level(self, log_snrs: Sequence[float], errors: np.ndarray) -> np.ndarray:
+        """Sum the errors of steps that share a noise level.
+
+        Args:
+            log_snrs: [S] log-SNR of every step.
+            errors: [S, W] error of every step and width.
+
+        Returns:
+            [L, W] total error of every level.
+
+        Raises:
+            ValueError: the shape is another, or a value is not finite.
+        """
+        table = np.asarray(errors, dtype=np.float64)  # [S, W]
+        shape = (self.steps, len(self.widths))
+        if table.shape != shape or not np.isfinite(table).all():
+            raise Refusal(
+                f"search: errors has shape {list(table.shape)}; need finite values, {list(shape)}"
+            )
+        rank = np.searchsorted(self.levels, np.asarray(log_snrs, dtype=np.float64))
+        total = np.zeros((len(self.levels), shape[1]))
+        np.add.at(total, rank, table)
+        return total
 
     def from_levels(self, choice: Sequence[int]) -> Genome:
         """Return the genome of a width index for every level.
@@ -147,6 +172,13 @@ class StrategySpace:
         return {"boundaries": list(genome.boundaries), "widths": widths}
 
     def from_row(self, row: Mapping[str, Any]) -> Genome:
-        """Return the genome of `to_row`'s values."""
-        index = {w: i for i, w in enumerate(self.widths)}
-        return Genome(tuple(row["boundaries"]), tuple(index[w] for w in row["widths"]))
+        """Return the genome of `to_row`'s values.
+
+        Raises:
+            ValueError: a width is not one of the space's.
+        """
+        found = [find_width(self.widths, width) for width in row["widths"]]
+        indices = tuple(index for index in found if index is not None)
+        if len(indices) != len(found):
+            raise Refusal(f"search: widths are {row['widths']}; need some of {list(self.widths)}")
+        return Genome(tuple(row["boundaries"]), indices)

@@ -7,27 +7,26 @@ width alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from ddsm_ext.io.files import reading, write_json
+from ddsm_ext.io.document import Document
+from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal
 from ddsm_ext.width import find_width
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-VERSION = 1
 Network = Callable[["Tensor", "Tensor", float], "Tensor"]
 AddNoise = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
 
 
 @dataclass(frozen=True)
-class Sensitivity:
+class Sensitivity(Document):
     """Mean squared difference to the full width's prediction, by noise level and width.
 
     Args:
@@ -35,12 +34,17 @@ class Sensitivity:
         widths: [W] widths of the columns.
         errors: [B, W] float64, finite, >= 0.
         images: how many images it was measured on.
+        conditions: what else it depends on (weights, images, schedule, type), plain JSON.
     """
+
+    what: ClassVar[str] = "sensitivity"
+    file_keys: ClassVar[tuple[str, ...]] = ("images", "log_snrs", "errors", "conditions")
 
     log_snrs: tuple[float, ...]
     widths: tuple[float, ...]
     errors: np.ndarray
     images: int
+    conditions: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         values = np.asarray(self.errors, dtype=np.float64)
@@ -71,40 +75,78 @@ class Sensitivity:
         Raises:
             ValueError: a width was not measured.
         """
-        columns = [self._column(w) for w in (self.widths if widths is None else widths)]
+        columns = [_column(self.widths, w) for w in (self.widths if widths is None else widths)]
         found = [np.interp(log_snrs, self.log_snrs, self.errors[:, c]) for c in columns]
         return np.stack(found, axis=1)  # [S, W]
 
-    def _column(self, width: float) -> int:
-        index = find_width(self.widths, width)
-        if index is None:
-            raise Refusal(
-                f"sensitivity: width {width:g} was not measured; need one of {list(self.widths)}"
-            )
-        return index
-
-    def save(self, path: str | Path) -> None:
-        """Write it as JSON, all of it or nothing."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the sensitivity as its file has it: a column a width."""
         columns = {repr(w): self.errors[:, i].tolist() for i, w in enumerate(self.widths)}
-        content: dict[str, Any] = {"version": VERSION, "images": self.images}
-        write_json(path, {**content, "log_snrs": list(self.log_snrs), "errors": columns})
+        return {
+            "images": self.images,
+            "log_snrs": list(self.log_snrs),
+            "errors": columns,
+            "conditions": self.conditions,
+        }
 
     @classmethod
-    def load(cls, path: str | Path) -> Sensitivity:
-        """Read what `save` wrote.
+    def from_dict(cls, values: Mapping[str, Any]) -> Sensitivity:
+        """Build a sensitivity from `to_dict()` output.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is no sensitivity.
+            ValueError: a value is refused.
         """
-        with reading(path, VERSION, "a sensitivity file") as content:
-            columns = content["errors"]
-            return cls(
-                tuple(float(v) for v in content["log_snrs"]),
-                tuple(float(w) for w in columns),
-                np.array(list(columns.values()), dtype=np.float64).T,
-                int(content["images"]),
-            )
+        columns = values["errors"]
+        return cls(
+            tuple(float(v) for v in values["log_snrs"]),
+            tuple(float(w) for w in columns),
+            np.array(list(columns.values()), dtype=np.float64).T,
+            int(values["images"]),
+            dict(values["conditions"]),
+        )
+
+    @classmethod
+    def from_content(cls, content: Any, source: str) -> Self:
+        """Read a file's content; one from before conditions were kept has none."""
+        if isinstance(content, dict):
+            content = {"conditions": {}, **content}
+        return super().from_content(content, source)
+
+
+def _column(widths: Sequence[float], width: float) -> int:
+    index = find_width(widths, width)
+    if index is None:
+        raise Refusal(f"sensitivity: width {width:g} was not measured; need one of {list(widths)}")
+    return index
+
+
+def additive_quality(
+    errors: np.ndarray, widths: Sequence[float], log_snrs: Sequence[float]
+) -> Callable[[Strategy], float]:
+    """quality(strategy) = mean over steps s of errors[s, width of s], which costs nothing.
+
+    Args:
+        errors: [S, W] error of every step and width, e.g. `Sensitivity.for_steps`.
+        widths: [W] widths of the columns.
+        log_snrs: [S] log-SNR of every step.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    table = np.asarray(errors, dtype=np.float64)
+    if table.shape != (len(log_snrs), len(widths)):
+        raise Refusal(
+            f"additive_quality: errors has shape {list(table.shape)}; need "
+            f"[{len(log_snrs)}, {len(widths)}]"
+        )
+    rows = np.arange(len(log_snrs))
+
+    def quality(strategy: Strategy) -> float:
+        column = {width: _column(widths, width) for width in strategy.widths}
+        columns = [column[width] for width in strategy.widths_for(log_snrs)]
+        return float(table[rows, columns].mean())
+
+    return quality
 
 
 def measure_sensitivity(
@@ -117,6 +159,7 @@ def measure_sensitivity(
     widths: Sequence[float],
     noise: Callable[[int], Tensor],
     batch_size: int = 64,
+    conditions: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Sensitivity:
     """e[b, w] = mean over images and pixels of (net(x_t, t, w) - net(x_t, t, 1))^2 at t = t_b.
@@ -130,6 +173,7 @@ def measure_sensitivity(
         widths: widths to measure; the full width's error is 0 by definition.
         noise: index of a level -> its noise [N, C, H, W].
         batch_size: images run at once.
+        conditions: what the errors depend on, stored with them; None stores nothing.
         progress: called with (levels done, levels in all); None for silence.
 
     Raises:
@@ -167,6 +211,7 @@ def measure_sensitivity(
         tuple(float(w) for w in widths),
         np.stack(rows)[order],
         len(images),
+        dict(conditions or {}),
     )
 
 

@@ -40,6 +40,10 @@ def test_the_readmes_quickstart_runs_in_an_empty_folder(
     assert [row["kind"] for row in names["scores"]["rows"]] == ["full", "strategy"]
 
     before = (run / "search" / "archive.jsonl").read_bytes()
+    measured = (run / "search" / "sensitivity.json").stat()
     exec(compile(block, str(README), "exec"), {})
     assert (run / "search" / "archive.jsonl").read_bytes() == before
+    # what was measured with the same network and images is not measured again
+    again = (run / "search" / "sensitivity.json").stat()
+    assert (again.st_ino, again.st_mtime_ns) == (measured.st_ino, measured.st_mtime_ns)
     assert len(list((tmp_path / "runs").iterdir())) == 1

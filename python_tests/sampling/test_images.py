@@ -1,85 +1,33 @@
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 
 import pytest
 import torch
+from sampling.toys import (
+    COSINE,
+    MEAN,
+    SCHEDULE,
+    SHAPE,
+    SPREAD,
+    GaussianData,
+    TinyNet,
+    full,
+    heun,
+    kept,
+)
 from torch import Tensor, nn
 
 from ddsm_ext.data.pixels import to_uint8
-from ddsm_ext.diffusion.config import DiffusionConfig
 from ddsm_ext.diffusion.noise import normal
-from ddsm_ext.diffusion.schedule import CLEAN, Level, NoiseSchedule, make_schedule
+from ddsm_ext.diffusion.schedule import CLEAN, Level
 from ddsm_ext.models import SlimmableNetwork, UNetConfig
 from ddsm_ext.sampling.config import SamplerConfig
-from ddsm_ext.sampling.denoiser import Denoiser, Evaluation
+from ddsm_ext.sampling.denoiser import Evaluation
 from ddsm_ext.sampling.images import sample
 from ddsm_ext.sampling.samplers import Method, ddim
 from ddsm_ext.sampling.strategy import Strategy
-
-SCHEDULE = make_schedule(DiffusionConfig())
-COSINE = make_schedule(DiffusionConfig(schedule="cosine"))
-SHAPE = (3, 8, 8)
-MEAN, SPREAD = 0.2, 0.15
-
-
-class GaussianData:
-    """The exact predictions for images whose pixels are independent N(mean, spread²)."""
-
-    def __init__(
-        self,
-        schedule: NoiseSchedule,
-        mean: float = MEAN,
-        spread: float = SPREAD,
-        parameterisation: str = "epsilon",
-    ) -> None:
-        self.schedule, self.mean, self.spread = schedule, mean, spread
-        self.parameterisation = parameterisation
-
-    def __call__(self, x: Tensor, t: Tensor, width: float) -> Tensor:
-        alpha_bar = self.schedule.alphas_bar[t].view(-1, 1, 1, 1)
-        alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-        x = x.double()
-        share = sigma / (alpha_bar * self.spread**2 + 1 - alpha_bar)
-        epsilon = share * (x - alpha * self.mean)  # E[epsilon | x_t] of a joint Gaussian
-        x0 = (x - sigma * epsilon) / alpha
-        return {"epsilon": epsilon, "x0": x0, "v": alpha * epsilon - sigma * x0}[
-            self.parameterisation
-        ].float()
-
-
-class TinyNet(nn.Module):
-    """A fixed random convolution network with dropout, enough to mix pixels and channels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.body = nn.Sequential(
-            nn.Conv2d(3, 16, 3, padding=1),
-            nn.SiLU(),
-            nn.Dropout(0.5),
-            nn.Conv2d(16, 3, 3, padding=1),
-        )
-
-    def forward(self, x: Tensor, t: Tensor, width: float) -> Tensor:
-        return width * self.body(x) + 1e-3 * t.view(-1, 1, 1, 1)
-
-
-def kept(store: list, *, last: bool = False):
-    """A callback that keeps x_t of every step, or of the last one only."""
-
-    def callback(evaluation: Evaluation, x_t: Tensor, x0: Tensor) -> None:
-        if last:
-            store.clear()
-        store.append(x_t.clone())
-
-    return callback
-
-
-def full(n: int, **settings) -> tuple[range, tuple[int, int, int], SamplerConfig]:
-    return range(n), SHAPE, SamplerConfig(clip_denoised=False, **settings)
 
 
 @pytest.mark.parametrize(
@@ -135,19 +83,6 @@ def test_ddim_follows_the_probability_flow() -> None:
         errors.append((images - solution).abs().max().item())
     assert errors[2] < 0.01
     assert errors[0] > 2 * errors[1] > 4 * errors[2]  # converges with the step size
-
-
-def heun(denoise: Callable, x: Tensor, levels: list[Level], noise: Callable) -> Tensor:
-    """Karras et al. 2022, algorithm 1, on x / alpha over sigma / alpha."""
-    for here, there in itertools.pairwise(levels):
-        s, s_next = here.sigma / here.alpha, there.sigma / there.alpha
-        y = x / here.alpha
-        slope = (y - denoise(x, here)) / s
-        x = there.alpha * (y + (s_next - s) * slope)
-        if s_next > 0:
-            second = (x / there.alpha - denoise(x, there)) / s_next
-            x = there.alpha * (y + (s_next - s) * (slope + second) / 2)
-    return x
 
 
 def test_a_method_of_the_callers_own_runs_with_everything_around_it() -> None:
@@ -314,98 +249,8 @@ def test_what_the_network_and_the_callbacks_see() -> None:
     assert all(module.training for module in net.modules())
 
 
-def test_labels_reach_the_network_with_their_images() -> None:
-    def net(x: Tensor, t: Tensor, width: float, y: Tensor) -> Tensor:
-        assert y.dtype == torch.int64
-        return (y / 10).view(-1, 1, 1, 1).expand_as(x)
-
-    labels, settings = [3, 0, 7, 5, 1], full(5, kind="ddim", steps=3)
-    for given in (labels, torch.tensor(labels, dtype=torch.int32)):
-        images = sample(
-            net, SCHEDULE, 1.0, *settings, parameterisation="x0", labels=given, batch_size=2
-        )
-        expected = torch.tensor(labels).div(10).view(-1, 1, 1, 1).expand(5, *SHAPE)
-        torch.testing.assert_close(images, expected)
-
-
-def test_a_callback_guides_by_a_gradient() -> None:
-    """x0 moved along the gradient of log N(x0; target, 1): at a step of 1 it is the target."""
-    target = torch.rand(SHAPE)
-
-    def guide(evaluation: Evaluation, x: Tensor, x0: Tensor) -> Tensor | None:
-        if evaluation.log_snr < 0.0:
-            return None
-        with torch.enable_grad():
-            image = x0.detach().requires_grad_()
-            log_density = -0.5 * (image - target).square().sum()
-            (gradient,) = torch.autograd.grad(log_density, image)
-        return x0 + gradient
-
-    arguments = (TinyNet(), SCHEDULE, 1.0, *full(3, kind="ddim", steps=5))
-    images = sample(*arguments, callback=guide, batch_size=2)
-    torch.testing.assert_close(images, target.expand_as(images))
-    watched = sample(*arguments, callback=lambda evaluation, x, x0: None)
-    assert torch.equal(watched, sample(*arguments))
-
-
-def test_a_sampler_may_take_the_gradient_of_its_denoiser() -> None:
-    """By Tweedie's formula sigma² / alpha d x0 / d x is the variance of x0 given x; Gaussians'
-    precisions add: 1 / spread² + alpha² / sigma²."""
-    level = SCHEDULE.level(300)
-
-    def method(denoise: Callable, x: Tensor, levels: list[Level], noise: Callable) -> Tensor:
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(denoise(x, level).sum(), x)
-        return level.variance / level.alpha * gradient
-
-    images = sample(GaussianData(SCHEDULE), SCHEDULE, 1.0, *full(2), method=method)
-    expected = 1 / (1 / SPREAD**2 + level.alpha**2 / level.variance)
-    torch.testing.assert_close(images, torch.full_like(images, expected), rtol=1e-4, atol=0)
-
-
-@pytest.mark.parametrize(
-    ("returned", "text"),
-    [
-        (lambda x0: 1.0, "the callback returned float; need a tensor or None"),
-        (lambda x0: x0[:1], r"the callback returned shape \(1, 3, 8, 8\); need \(2, 3, 8, 8\)"),
-        (lambda x0: x0 / 0, r"callback's image is not finite in evaluation 1 \(t = 999\)"),
-    ],
-)
-def test_a_callback_that_returns_no_image(returned: Callable, text: str) -> None:
-    with pytest.raises(ValueError, match=text):
-        sample(
-            TinyNet(), SCHEDULE, 1.0, *full(2, kind="ddim", steps=2),
-            callback=lambda evaluation, x, x0: returned(x0),
-        )  # fmt: skip
-
-
-def test_a_denoiser_alone_passes_gradients_to_its_input() -> None:
-    """d x0 / d x of the exact prediction: Cov[x0, x] / Var[x] = alpha spread² / Var[x]."""
-    denoise, level = Denoiser(GaussianData(SCHEDULE)), SCHEDULE.level(300)
-    x = torch.zeros(2, *SHAPE, dtype=torch.float64, requires_grad=True)
-    (gradient,) = torch.autograd.grad(denoise(x, level).sum(), x)
-    expected = level.alpha * SPREAD**2 / (level.alpha**2 * SPREAD**2 + level.variance)
-    torch.testing.assert_close(gradient, torch.full_like(x, expected), rtol=1e-5, atol=0)
-
-
 def test_no_seeds_no_images() -> None:
     assert sample(TinyNet(), SCHEDULE, 1.0, [], SHAPE).shape == (0, *SHAPE)
-
-
-def test_output_that_is_not_finite_is_refused_with_step_and_width() -> None:
-    def net(x: Tensor, t: Tensor, width: float) -> Tensor:
-        y = torch.zeros_like(x)
-        if width == 0.5 and int(t[0]) < 700:
-            y[-1, 0, 0, 0] = math.nan if len(x) > 1 else math.inf
-        return y
-
-    for seeds in (range(4), range(1)):
-        with pytest.raises(
-            ValueError, match=r"output is not finite in evaluation 2 \(t = 666\) at width 0\.5"
-        ):
-            sample(net, SCHEDULE, 0.5, seeds, SHAPE, SamplerConfig("ddim", 4))
-    assert sample(net, SCHEDULE, 1.0, range(1), SHAPE, SamplerConfig("ddim", 4)).isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Callable
 
 import pytest
 import torch
+from sampling.toys import heun
 from torch import Tensor
 
-from ddsm_ext.diffusion import CLEAN, DiffusionConfig, Level, make_schedule
+from ddsm_ext.diffusion import CLEAN, DiffusionConfig, make_schedule
 from ddsm_ext.sampling import SAMPLERS, SamplerConfig, Strategy, ddim, evaluations, noise_levels
 from ddsm_ext.sampling.config import SPACINGS
 
@@ -61,20 +60,6 @@ def test_every_level_is_evaluated_once_at_the_strategys_width(kind: str) -> None
     assert [e.width for e in found] == [0.5 if e.t > 300 else 1.0 for e in found]
     assert [e.log_snr for e in found] == [LINEAR.log_snrs[e.t].item() for e in found]
     assert {e.width for e in evaluations(LINEAR, SamplerConfig(kind), 0.75)} == {0.75}
-
-
-def heun(denoise: Callable, x: Tensor, levels: list[Level], noise: Callable) -> Tensor:
-    """Two evaluations a step but for the last, on x / alpha over sigma / alpha (Karras et al.
-    2022, algorithm 1)."""
-    for here, there in itertools.pairwise(levels):
-        s, s_next = (math.exp(-0.5 * level.log_snr) for level in (here, there))
-        y = x / here.alpha
-        slope = (y - denoise(x, here)) / s
-        x = there.alpha * (y + (s_next - s) * slope)
-        if s_next > 0:
-            second = (x / there.alpha - denoise(x, there)) / s_next
-            x = there.alpha * (y + (s_next - s) * (slope + second) / 2)
-    return x
 
 
 def test_a_sampler_of_two_evaluations_is_counted_by_what_it_calls() -> None:

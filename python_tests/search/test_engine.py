@@ -19,8 +19,8 @@ from search.synthetic import COSTS, WIDTHS, all_points, errors, log_snrs, run_se
 from ddsm_ext.io.files import read_json, read_jsonl
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.search.config import SearchConfig
-from ddsm_ext.search.cost_table import CostTable
-from ddsm_ext.search.engine import search
+from ddsm_ext.search.cost import CostTable
+from ddsm_ext.search.engine import Search, search
 from ddsm_ext.search.front import Front
 
 SMALL = SearchConfig(segments=2, population=8, generations=3, full_final=3)
@@ -325,3 +325,75 @@ def test_progress_reaches_its_end(tmp_path):
     assert counts == sorted(counts)
     assert all(s.evaluations <= s.expected for s in states)
     assert {s.generation for s in states} == {0, 1, 2}
+
+
+def started(run_dir, config=SMALL, steps=12, **more) -> Search:
+    arguments = {"cost_table": COSTS, "log_snrs": log_snrs(steps), "run_dir": run_dir}
+    return Search(config, **arguments, identity={"checkpoint": "synthetic"}, **more)
+
+
+def scores_of(asked, steps=12) -> list[float]:
+    by_stage = {"cheap": synthetic.cheap_of, "full": synthetic.full_of}
+    return [by_stage[stage](strategy.widths_for(log_snrs(steps))) for strategy, stage in asked]
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 1000])
+def test_told_in_parts_it_ends_like_the_loop(tmp_path, at_once):
+    config = replace(SMALL, refine_generations=2, budget_macs=0.5)
+    expected = run_search(tmp_path / "loop", config, 12, errors=errors(12))
+    rounds = 0
+    with started(tmp_path / "told", config, errors=errors(12)) as asking:
+        while asked := asking.ask():
+            rounds += 1
+            assert asking.ask() == asked
+            asking.tell(scores_of(asked)[:at_once])
+            known = len(evaluations(tmp_path / "told"))
+            assert known == asking.progress.evaluations
+        assert asking.finish() == expected
+    for file in FILES:
+        loop, told = (tmp_path / name / "search" / file for name in ("loop", "told"))
+        assert loop.read_bytes() == told.read_bytes()
+    rows = [[{**r, "seconds": 0} for r in evaluations(tmp_path / n)] for n in ("loop", "told")]
+    assert rows[0] == rows[1]
+    if at_once == 1000:
+        # two of constants, two a generation of the cheap stage, one a refining one, the finalists
+        assert rounds <= 2 + 2 * config.generations + config.refine_generations + 1
+
+
+def test_whole_generations_are_asked_for_and_known_scores_are_not(tmp_path):
+    with started(tmp_path) as asking:
+        asked = asking.ask()
+        assert [(s.widths, stage) for s, stage in asked] == [((w,), "cheap") for w in WIDTHS]
+        asking.tell(scores_of(asked))
+        assert {stage for _, stage in asking.ask()} == {"full"}
+        asking.tell(scores_of(asking.ask()))
+        generation = asking.ask()
+        # the constant widths are among the population of 8 and known
+        assert [stage for _, stage in generation] == ["cheap"] * 4
+        asking.tell(scores_of(generation)[:1], [0.25])
+    assert evaluations(tmp_path)[-1]["seconds"] == 0.25
+    with started(tmp_path) as asking:
+        assert asking.ask() == generation[1:]
+
+
+def test_use_out_of_turn_is_refused(tmp_path):
+    with started(tmp_path) as asking:
+        with pytest.raises(ValueError, match="told 1 scores while 0 are asked for; need"):
+            asking.tell([1.0])
+        with pytest.raises(ValueError, match="finish while scores are missing; need"):
+            asking.finish()
+        asked = asking.ask()
+        with pytest.raises(ValueError, match="told 5 scores while 4 are asked for; need"):
+            asking.tell([1.0] * 5)
+        with pytest.raises(ValueError, match="told 2 scores and 1 times; need one a score"):
+            asking.tell([1.0, 2.0], [0.1])
+        with pytest.raises(TypeError, match="need a number a score"):
+            asking.tell([1.0, None])
+        assert evaluations(tmp_path) == []
+        with pytest.raises(ValueError, match="another search is using it"):
+            started(tmp_path)
+        asking.tell([math.nan, *scores_of(asked)[1:]])
+        with pytest.raises(ValueError, match="the full width's cheap quality is not a finite"):
+            asking.ask()
+        with pytest.raises(ValueError, match="finish while scores are missing"):
+            asking.finish()

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from search.synthetic import COSTS, WIDTHS, genome_of, log_snrs
 
+from ddsm_ext.search.cost import StepCost
 from ddsm_ext.search.genome import Genome, StrategySpace
-from ddsm_ext.search.objective import StepCost
 
 
 def vectors(space: StrategySpace):

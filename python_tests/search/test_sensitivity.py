@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
-from search.synthetic import WIDTHS
+from search.synthetic import WIDTHS, log_snrs
 
-from ddsm_ext.search.sensitivity import Sensitivity, measure_sensitivity
+from ddsm_ext.sampling.strategy import Strategy
+from ddsm_ext.search.sensitivity import Sensitivity, additive_quality, measure_sensitivity
 
 
 def scaled_net(x, t, width):
@@ -68,12 +71,19 @@ def test_steps_lie_between_levels():
 
 
 def test_saved_and_loaded_bit_for_bit(tmp_path):
-    found, _, _ = measure()
-    found.save(tmp_path / "sensitivity.json")
-    again = Sensitivity.load(tmp_path / "sensitivity.json")
+    path, where = tmp_path / "sensitivity.json", {"weights": "abc", "timesteps": [1, 2, 3]}
+    found, _, _ = measure(conditions=where)
+    found.save(path)
+    again = Sensitivity.load(path)
+    assert again.conditions == where
     assert again.log_snrs == found.log_snrs
     assert again.widths == found.widths
     assert (again.errors == found.errors).all()
+    # files of earlier versions do not say what they depend on
+    content = json.loads(path.read_text())
+    del content["conditions"]
+    path.write_text(json.dumps(content))
+    assert Sensitivity.load(path).conditions == {}
     for text in ("{}", "[]", '{"version": 1, "images": 1, "log_snrs": [0], "errors": {"1": [-1]}}'):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(ValueError, match=r"bad\.json: "):
@@ -87,3 +97,22 @@ def test_refusals():
         measure(noise=lambda level: torch.full((10, 3, 4, 4), float("nan")))
     with pytest.raises(ValueError, match="not ascending"):
         measure(log_snrs=[0.0, 0.0, 1.0])
+
+
+def test_additive_quality_is_the_mean_error_of_the_widths():
+    table = np.arange(40.0).reshape(10, 4)
+    quality = additive_quality(table, WIDTHS, log_snrs(10))
+    strategy = Strategy((0.25, 1.0), (0.0,))
+    # rows 0-4 at column 3, rows 5-9 at column 0
+    assert quality(strategy) == pytest.approx((3 + 7 + 11 + 15 + 19 + 20 + 24 + 28 + 32 + 36) / 10)
+    with pytest.raises(ValueError, match=r"shape \[10, 4\]; need \[9, 4\]"):
+        additive_quality(table, WIDTHS, log_snrs(9))
+
+
+def test_additive_quality_takes_steps_in_sampling_order():
+    # a sampler that runs from image to noise: rows belong to steps, not to sorted levels
+    levels = log_snrs(10)[::-1]
+    table = np.arange(40.0).reshape(10, 4)
+    strategy = Strategy((0.25, 1.0), (0.0,))
+    expected = sum(table[s, 3 if level < 0 else 0] for s, level in enumerate(levels)) / 10
+    assert additive_quality(table, WIDTHS, levels)(strategy) == pytest.approx(expected)

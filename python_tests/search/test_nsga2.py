@@ -1,16 +1,24 @@
-"""Mutation changes genes at the configured rate; crossover keeps to segments; equality is exact."""
+"""The first population, and operators that change genes at the configured rate."""
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 import pytest
 from pymoo.core.population import Population
 from pymoo.core.problem import Problem
-from search.synthetic import WIDTHS, genome_of, log_snrs
+from search.synthetic import COSTS, WIDTHS, errors, genome_of, log_snrs
 
+from ddsm_ext.search.cost import StepCost
 from ddsm_ext.search.genome import StrategySpace
-from ddsm_ext.search.operators import SameStrategy, SegmentCrossover, SegmentMutation
-from ddsm_ext.search.population import random_genomes
+from ddsm_ext.search.nsga2 import (
+    SameStrategy,
+    SegmentCrossover,
+    SegmentMutation,
+    budget_genomes,
+    random_genomes,
+)
 
 SPACE = StrategySpace(log_snrs(200), WIDTHS, 4)
 PROBLEM = Problem(n_var=SPACE.n_genes, n_obj=2, xl=0.0, xu=3.0)
@@ -117,3 +125,53 @@ def test_duplicates_are_equal_strategies():
     assert len(kept) == 1
     known = Population.new("X", np.array([same[1]]))
     assert len(SameStrategy(SPACE, set()).do(Population.new("X", np.array([*same])), known)) == 0
+
+
+def test_constants_are_the_widths():
+    space = StrategySpace(log_snrs(9), WIDTHS, 3)
+    assert [space.strategy(g).widths for g in space.constants()] == [(w,) for w in WIDTHS]
+
+
+def test_budget_solutions_with_steps_that_share_a_level():
+    # levels of 3, 1 and 2 steps; brute force over the 4^3 choices by level
+    levels = [0.0, 0.0, 0.0, 1.0, 2.0, 2.0]
+    space = StrategySpace(levels, WIDTHS, 3)
+    cost = StepCost(COSTS, space)
+    table = np.random.default_rng(0).random((6, 4))
+    by_level = space.by_level(levels, table)
+    assert by_level == pytest.approx(np.stack([table[:3].sum(0), table[3], table[4:].sum(0)]))
+    for budget in (0.1, 0.4, 0.7):
+        (found,) = budget_genomes(space, cost, by_level, [budget])
+        best = min(
+            sum(by_level[i, w] for i, w in enumerate(choice))
+            for choice in itertools.product(range(4), repeat=3)
+            if cost(space.from_levels(choice)) <= budget * cost.full
+        )
+        widths = space.strategy(found).widths_for([0.0, 1.0, 2.0])
+        assert sum(by_level[i, WIDTHS.index(w)] for i, w in enumerate(widths)) == pytest.approx(
+            best
+        )
+
+
+def test_budgets_below_the_cheapest_are_left_out():
+    space = StrategySpace(log_snrs(20), WIDTHS, 3)
+    cost = StepCost(COSTS, space)
+    found = budget_genomes(space, cost, errors(20), [0.01, 0.3, 1.0])
+    assert len(found) == 2
+    assert found[-1] == space.constants()[0]
+
+
+def test_errors_of_another_shape_are_refused():
+    space = StrategySpace(log_snrs(20), WIDTHS, 3)
+    with pytest.raises(ValueError, match=r"shape \[20, 3\]; need finite values, \[20, 4\]"):
+        space.by_level(log_snrs(20), np.zeros((20, 3)))
+
+
+def test_random_genomes_differ_and_a_small_space_runs_out():
+    space = StrategySpace(log_snrs(100), WIDTHS, 4)
+    known = space.constants()
+    made = random_genomes(space, 50, known, np.random.default_rng(0))
+    assert len({*made, *known}) == 54
+    assert {len(g.widths) for g in made} == {1, 2, 3, 4} - {1}
+    tiny = StrategySpace([0.0, 1.0], (1.0, 0.5), 2)
+    assert len(random_genomes(tiny, 50, [], np.random.default_rng(0))) == 4

@@ -1,13 +1,12 @@
-"""Measured with a clock that the test turns; refused when it comes from elsewhere."""
+"""Times of the widths, measured with a clock that the test turns; MACs as published."""
 
 from __future__ import annotations
-
-import json
 
 import pytest
 
 from ddsm_ext.models.unet import preset
-from ddsm_ext.search.cost_table import CostTable, conditions, macs_table, measure_ms
+from ddsm_ext.run.costs import conditions, macs_table, measure_ms
+from ddsm_ext.search.cost import CostTable
 
 
 class Clock:
@@ -75,51 +74,9 @@ def test_saved_and_loaded(tmp_path):
     table = measure_ms(clock.step, (1.0, 0.5), batch=4, clock=clock, conditions=where)
     path = tmp_path / "cost_table.json"
     table.save(path)
-    assert CostTable.load(path, expect=where) == table
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("machine", "other"),
-        ("torch", "2.10.0"),
-        ("threads", 99),
-        ("batch", 1),
-        ("dtype", "bfloat16"),
-        ("gpu", "H200"),
-        ("network", "def"),
-    ],
-)
-def test_another_machine_or_configuration_is_refused_by_name(tmp_path, name, value):
-    where = conditions(batch=4, dtype="float32", device="cpu", network="abc")
-    path = tmp_path / "cost_table.json"
-    table = CostTable("ms", {1.0: 2.0, 0.5: 1.0}, where)
-    table.save(path)
-    with pytest.raises(ValueError, match=f"measured with {name} .*; need a new measurement"):
-        CostTable.load(path, expect={**where, name: value})
-    assert CostTable.load(path) == table
-
-
-def test_damaged_files_are_refused_by_name(tmp_path):
-    path = tmp_path / "table.json"
-    good = {"version": 1, "unit": "ms", "conditions": {}, "rows": [{"width": 1.0, "cost": 2.0}]}
-    for change in (
-        {"version": 7},
-        {"unit": "s"},
-        {"rows": []},
-        {"rows": [{"width": 1.0}]},
-        {"rows": [{"width": 1.0, "cost": -1}]},
-        {"rows": [{"width": 1.0, "cost": "x"}]},
-        {"rows": None},
-    ):
-        path.write_text(json.dumps({**good, **change}))
-        with pytest.raises(ValueError, match=r"table\.json: "):
-            CostTable.load(path)
-    path.write_text("[]")
-    with pytest.raises(ValueError, match=r"table\.json: "):
-        CostTable.load(path)
-    with pytest.raises(FileNotFoundError):
-        CostTable.load(tmp_path / "none.json")
+    found = CostTable.load(path)
+    found.check_conditions(where)
+    assert found == table
 
 
 def test_macs_of_the_cifar10_network():

@@ -1,15 +1,11 @@
-"""Cost of one image and step at each width: MACs by arithmetic, or ms measured on this machine."""
+"""What a step of each width costs on this machine: MACs counted, or ms measured."""
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,84 +13,9 @@ import numpy as np
 from ddsm_ext.bench.timing import interleaved
 from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.graph.count import macs
-from ddsm_ext.io.files import reading, write_json
 from ddsm_ext.machine import machine_info
+from ddsm_ext.search.cost import CostTable
 from ddsm_ext.settings import Refusal
-
-VERSION = 1
-
-
-@dataclass(frozen=True)
-class CostTable:
-    """Width -> cost of one image and step.
-
-    Args:
-        unit: "macs" or "ms".
-        costs: width -> cost; positive and finite.
-        conditions: where and how it was measured (machine, cpu, gpu, device, torch, threads,
-            batch, dtype, network, date); empty for MACs.
-        spread: width -> min, median and interquartile range in ms, and the rounds; empty for MACs.
-    """
-
-    unit: str
-    costs: dict[float, float]
-    conditions: dict[str, Any] = field(default_factory=dict)
-    spread: dict[float, dict[str, float]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.unit not in ("macs", "ms"):
-            raise Refusal(f"cost table: unit is {self.unit!r}; need macs or ms")
-        for width, cost in self.costs.items():
-            if not (0 < width <= 1 and math.isfinite(cost) and cost > 0):
-                raise Refusal(
-                    f"cost table: width {width} costs {cost}; need a width in (0, 1], a cost > 0"
-                )
-        if not self.costs:
-            raise Refusal("cost table: has no widths; need at least one")
-
-    def save(self, path: str | Path) -> None:
-        """Write the table as JSON, all of it or nothing."""
-        rows = [
-            {"width": width, "cost": cost, **self.spread.get(width, {})}
-            for width, cost in sorted(self.costs.items(), reverse=True)
-        ]
-        content = {"version": VERSION, "unit": self.unit, "conditions": self.conditions}
-        write_json(path, {**content, "rows": rows})
-
-    @classmethod
-    def load(cls, path: str | Path, *, expect: Mapping[str, Any] | None = None) -> CostTable:
-        """Read a table that `save` wrote.
-
-        Args:
-            path: the file.
-            expect: conditions that a table in ms must have been measured under, e.g.
-                `conditions(...)` of this run; None checks nothing.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is no cost table, or one from another machine or configuration.
-        """
-        names = ("min_ms", "median_ms", "iqr_ms", "rounds")
-        with reading(path, VERSION, "a cost table") as content:
-            rows = content["rows"]
-            table = cls(
-                unit=content["unit"],
-                costs={float(row["width"]): float(row["cost"]) for row in rows},
-                conditions=dict(content["conditions"]),
-                spread={
-                    float(row["width"]): {name: row[name] for name in names}
-                    for row in rows
-                    if names[0] in row
-                },
-            )
-        for name, value in (expect or {}).items():
-            found = table.conditions.get(name)
-            if table.unit == "ms" and found != value:
-                raise Refusal(
-                    f"{path}: was measured with {name} {json.dumps(found)}, this run has "
-                    f"{json.dumps(value)}; need a new measurement"
-                )
-        return table
 
 
 def macs_table(config: NetworkConfig, widths: Sequence[float]) -> CostTable:

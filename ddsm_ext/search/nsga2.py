@@ -1,24 +1,82 @@
-"""NSGA-II operators for the segment genome: mutation, crossover, equality.
+"""NSGA-II on strategies: the first population, the operators, and pymoo's loop by ask and tell.
 
 pymoo's `prob` is the chance that an individual is mutated at all and `prob_var` that each of its
-genes is; both are set here, and a gene that is chosen does change.
+genes is; both are set here, and a gene that is chosen does change. pymoo takes a second to import,
+so that this module is imported where a search has been accepted.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from pymoo.algorithms.moo.nsga2 import NSGA2
 from pymoo.core.crossover import Crossover
 from pymoo.core.duplicate import DuplicateElimination
+from pymoo.core.evaluator import Evaluator
 from pymoo.core.mutation import Mutation
+from pymoo.core.population import Population
+from pymoo.core.problem import Problem
+from pymoo.core.termination import NoTermination
+from pymoo.problems.static import StaticProblem
 
+from ddsm_ext.search.budget import solve_budget
+from ddsm_ext.search.config import SearchConfig
+from ddsm_ext.search.cost import StepCost
+from ddsm_ext.search.front import Point
 from ddsm_ext.search.genome import Genome, StrategySpace
 
+# Random genomes tried for each place before a small space counts as used up
+_TRIES = 50
 # Longest shift of a cut by one mutation, as a fraction of the axis
 _LONGEST_SHIFT = 0.5
 # Share of width mutations that go to a neighbouring width; the others go to any other width
 _NEIGHBOUR_SHARE = 0.7
+
+
+def budget_genomes(
+    space: StrategySpace, cost: StepCost, level_errors: np.ndarray, budgets: Sequence[float]
+) -> list[Genome]:
+    """Return the strategies of least total error at each budget that can be met.
+
+    Args:
+        space: the strategies.
+        cost: their cost.
+        level_errors: [L, W] from `StrategySpace.by_level`.
+        budgets: fractions of the full width's cost.
+    """
+    found: list[Genome] = []
+    level_costs = space.counts[:, None] * cost.per_width  # [L, W]
+    for budget in budgets:
+        limit = budget * cost.full
+        if limit < cost.per_width.min() * space.steps:
+            continue
+        solution = solve_budget(level_errors, level_costs, limit, space.segments)
+        genome = space.from_levels(solution.choice)
+        if genome not in found:
+            found.append(genome)
+    return found
+
+
+def random_genomes(
+    space: StrategySpace, count: int, known: Sequence[Genome], random: np.random.Generator
+) -> list[Genome]:
+    """Return `count` different random strategies that are not among `known`, fewer if the space
+    runs out."""
+    seen, made = set(known), list[Genome]()
+    for _ in range(_TRIES * count):
+        if len(made) == count:
+            break
+        segments = int(random.integers(1, space.segments + 1))
+        cuts = np.sort(random.integers(0, len(space.levels) + 1, segments - 1))
+        widths = random.integers(0, len(space.widths), segments)
+        genome = space.canonical(cuts.tolist(), widths.tolist())
+        if genome not in seen:
+            seen.add(genome)
+            made.append(genome)
+    return made
 
 
 class SegmentMutation(Mutation):
@@ -168,3 +226,58 @@ class SameStrategy(DuplicateElimination):
             if other is None:
                 known.add(genome)
         return is_duplicate
+
+
+class Evolution:
+    """NSGA-II over the strategies of a space; everything it does follows from its arguments.
+
+    Args:
+        config: the probabilities of crossover and mutation.
+        space: the strategies.
+        initial: first population, of different genomes; may exceed `population`.
+        population: candidates kept from generation to generation.
+        seed: seed of every random choice.
+    """
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        space: StrategySpace,
+        initial: Sequence[Genome],
+        population: int,
+        seed: int,
+    ) -> None:
+        self.space = space
+        self._seen: set[Genome] = set()
+        # bounds are those of the genes: cuts in [0, 1], then width indices
+        upper = [1.0] * space.n_cuts + [len(space.widths) - 1.0] * space.segments
+        # one constraint, so that a failed evaluation loses to every other one
+        self._problem = Problem(
+            n_var=space.n_genes, n_obj=2, n_ieq_constr=1, xl=np.zeros(space.n_genes), xu=upper
+        )
+        self._algorithm = NSGA2(
+            pop_size=population,
+            sampling=np.stack([space.encode(genome) for genome in initial]),
+            crossover=SegmentCrossover(space, config.crossover_prob),
+            mutation=SegmentMutation(space, config.mutation_prob, config.mutation_prob_gene),
+            eliminate_duplicates=SameStrategy(space, self._seen),
+        )
+        self._algorithm.setup(self._problem, termination=NoTermination(), seed=seed, verbose=False)
+        self._asked: Population | None = None
+
+    def ask(self) -> list[Genome]:
+        """Return the next generation: genomes never returned before, none when they run out."""
+        self._asked = self._algorithm.ask()
+        if self._asked is None or len(self._asked) == 0:
+            return []
+        genomes = [self.space.decode(x) for x in self._asked.get("X")]
+        self._seen.update(genomes)
+        return genomes
+
+    def tell(self, points: Sequence[Point]) -> None:
+        """Give the (quality, cost) of the genomes that `ask` returned; inf marks a failure."""
+        failed = np.array([[0.0 if math.isfinite(q) else 1.0] for q, _ in points])
+        values = np.array([[q if math.isfinite(q) else 0.0, c] for q, c in points])
+        static = StaticProblem(self._problem, F=values, G=failed)
+        Evaluator().eval(static, self._asked)
+        self._algorithm.tell(infills=self._asked)

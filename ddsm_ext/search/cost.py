@@ -1,0 +1,170 @@
+"""What a strategy costs on a sampler's steps, by width and in all, and its budget."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ddsm_ext.io.document import Document
+from ddsm_ext.search.config import SearchConfig
+from ddsm_ext.search.genome import Genome, StrategySpace
+from ddsm_ext.settings import Refusal
+from ddsm_ext.width import find_width
+
+
+@dataclass(frozen=True)
+class CostTable(Document):
+    """Width -> cost of one image and step.
+
+    Args:
+        unit: "macs" or "ms".
+        costs: width -> cost; positive and finite.
+        conditions: where and how it was measured (machine, cpu, gpu, device, torch, threads,
+            batch, dtype, network, date); empty for MACs.
+        spread: width -> min, median and interquartile range in ms, and the rounds; empty for MACs.
+    """
+
+    what: ClassVar[str] = "cost table"
+    file_keys: ClassVar[tuple[str, ...]] = ("unit", "conditions", "rows")
+
+    unit: str
+    costs: dict[float, float]
+    conditions: dict[str, Any] = field(default_factory=dict)
+    spread: dict[float, dict[str, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.unit not in ("macs", "ms"):
+            raise Refusal(f"cost table: unit is {self.unit!r}; need macs or ms")
+        for width, cost in self.costs.items():
+            if not (0 < width <= 1 and math.isfinite(cost) and cost > 0):
+                raise Refusal(
+                    f"cost table: width {width} costs {cost}; need a width in (0, 1], a cost > 0"
+                )
+        if not self.costs:
+            raise Refusal("cost table: has no widths; need at least one")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the table as its file has it: a row a width."""
+        rows = [
+            {"width": width, "cost": cost, **self.spread.get(width, {})}
+            for width, cost in sorted(self.costs.items(), reverse=True)
+        ]
+        return {"unit": self.unit, "conditions": self.conditions, "rows": rows}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> CostTable:
+        """Build a table from `to_dict()` output.
+
+        Raises:
+            ValueError: a value is refused.
+        """
+        rows, names = values["rows"], ("min_ms", "median_ms", "iqr_ms", "rounds")
+        return cls(
+            unit=values["unit"],
+            costs={float(row["width"]): float(row["cost"]) for row in rows},
+            conditions=dict(values["conditions"]),
+            spread={
+                float(row["width"]): {name: row[name] for name in names}
+                for row in rows
+                if names[0] in row
+            },
+        )
+
+    def check_conditions(self, expect: Mapping[str, Any]) -> None:
+        """Refuse a table in ms that was measured elsewhere or otherwise.
+
+        Args:
+            expect: conditions that it must have been measured under; others may differ.
+
+        Raises:
+            ValueError: one is another; the sentence names it.
+        """
+        for name, value in expect.items():
+            found = self.conditions.get(name)
+            if self.unit == "ms" and found != value:
+                raise Refusal(
+                    f"cost table: was measured with {name} {json.dumps(found)}, this run has "
+                    f"{json.dumps(value)}; need a new measurement"
+                )
+
+
+class StepCost:
+    """Cost of a strategy over all steps of a sampler: sum over steps of the cost of its width.
+
+    Args:
+        table: width -> cost of one image and step, in MACs or ms; positive, finite.
+        space: the strategies and steps.
+
+    Raises:
+        ValueError: the table lacks a width or holds a cost that is not positive and finite.
+    """
+
+    def __init__(self, table: Mapping[float, float], space: StrategySpace) -> None:
+        self.per_width = np.array([_lookup(table, w) for w in space.widths], dtype=np.float64)
+        self.full = _lookup(table, 1.0) * space.steps  # an image, the full width at every step
+        self.space = space
+
+    def __call__(self, genome: Genome) -> float:
+        """Return the cost of an image, in the table's unit."""
+        return float(self.space.width_counts(genome) @ self.per_width)
+
+    def relative(self, genome: Genome) -> float:
+        """Return the cost as a fraction of the full width's."""
+        return self(genome) / self.full
+
+
+def _lookup(table: Mapping[float, float], width: float) -> float:
+    index = find_width(table, width)
+    if index is None:
+        listed = ", ".join(f"{w:g}" for w in table)
+        raise Refusal(f"search: the cost table has no width {width:g}, only {listed}; need it")
+    cost = list(table.values())[index]
+    if not (math.isfinite(cost) and cost > 0):
+        raise Refusal(f"search: the cost of width {width:g} is {cost}; need > 0")
+    return float(cost)
+
+
+def cost_per_width(
+    config: SearchConfig, table: CostTable | Mapping[float, float]
+) -> dict[float, float]:
+    """Return width -> cost of a table, in the unit that the configuration counts.
+
+    Raises:
+        ValueError: the table is in the other unit.
+    """
+    if isinstance(table, CostTable):
+        if table.unit != config.cost:
+            raise Refusal(
+                f"search: the cost table is in {table.unit}, objectives counts {config.cost}; "
+                "need the same"
+            )
+        table = table.costs
+    return {float(w): float(c) for w, c in table.items()}
+
+
+def budget_cost(config: SearchConfig, cost: StepCost) -> float | None:
+    """Return the budget of the chosen strategy in the costs' unit, an image; None for none."""
+    fraction = config.budget_macs if config.cost == "macs" else config.budget_time
+    return config.budget_ms if fraction is None else fraction * cost.full
+
+
+def check_budget(config: SearchConfig, cost: StepCost) -> None:
+    """Refuse a budget that no strategy meets.
+
+    Raises:
+        ValueError: the budget is below the cheapest strategy.
+    """
+    budget = budget_cost(config, cost)
+    cheapest = float(cost.per_width.min()) * cost.space.steps
+    if budget is not None and budget < cheapest * (1 - 1e-9):
+        unit = "MACs" if config.cost == "macs" else "ms"
+        raise Refusal(
+            f"search: the budget is {budget:.6g} {unit} an image ({budget / cost.full:.4g} of the "
+            f"full width's), the cheapest strategy costs {cheapest:.6g} "
+            f"({cheapest / cost.full:.4g}); need at least that"
+        )

@@ -1,0 +1,110 @@
+"""Costs by arithmetic; tables are refused when they are damaged or come from elsewhere."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from search.synthetic import COSTS, WIDTHS, genome_of, log_snrs
+
+from ddsm_ext.search.config import SearchConfig
+from ddsm_ext.search.cost import (
+    CostTable,
+    StepCost,
+    budget_cost,
+    check_budget,
+)
+from ddsm_ext.search.genome import StrategySpace
+
+WHERE = {
+    "machine": "here",
+    "gpu": None,
+    "torch": "2.11.0",
+    "threads": 2,
+    "batch": 4,
+    "dtype": "float32",
+    "network": "abc",
+}
+SPACE = StrategySpace(log_snrs(10), WIDTHS, 4)
+
+
+def test_cost_is_the_sum_over_steps():
+    cost = StepCost(COSTS, SPACE)
+    genome = genome_of(SPACE, (4, 2), (3, 1), (3, 0))
+    assert cost(genome) == 4 * 1520.0 + 3 * 3420.0 + 3 * 6070.0
+    assert cost.full == 60700.0
+    assert cost.relative(SPACE.constants()[0]) == 1.0
+    assert cost.relative(SPACE.constants()[3]) == pytest.approx(382.5 / 6070.0)
+
+
+def test_cost_of_widths_without_the_full_one():
+    # the table must know the full width even if the space does not use it
+    space = StrategySpace(log_snrs(10), (0.5, 0.25), 2)
+    assert StepCost(COSTS, space).relative(space.constants()[0]) == pytest.approx(1520.0 / 6070.0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, 0.0, -1.0, math.inf])
+def test_bad_costs_are_refused(bad):
+    with pytest.raises(ValueError, match=r"the cost of width 0\.5 is .*; need > 0"):
+        StepCost({**COSTS, 0.5: bad}, SPACE)
+
+
+def test_budget_is_a_fraction_or_ms():
+    cost = StepCost(COSTS, SPACE)
+    ms = ("quality", "ms")
+    assert budget_cost(SearchConfig(), cost) is None
+    assert budget_cost(SearchConfig(budget_macs=0.5), cost) == 30350.0
+    assert budget_cost(SearchConfig(objectives=ms, budget_ms=40.0), cost) == 40.0
+    assert budget_cost(SearchConfig(objectives=ms, budget_time=0.5), cost) == 30350.0
+    check_budget(SearchConfig(budget_macs=382.5 / 6070.0), cost)
+    with pytest.raises(
+        ValueError, match=r"budget is 40 ms an image .* cheapest strategy costs 3825"
+    ):
+        check_budget(SearchConfig(objectives=ms, budget_ms=40.0), cost)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("machine", "other"),
+        ("torch", "2.10.0"),
+        ("threads", 99),
+        ("batch", 1),
+        ("dtype", "bfloat16"),
+        ("gpu", "H200"),
+        ("network", "def"),
+    ],
+)
+def test_another_machine_or_configuration_is_refused_by_name(tmp_path, name, value):
+    where = dict(WHERE)
+    path = tmp_path / "cost_table.json"
+    table = CostTable("ms", {1.0: 2.0, 0.5: 1.0}, where)
+    table.save(path)
+    with pytest.raises(ValueError, match=f"measured with {name} .*; need a new measurement"):
+        CostTable.load(path).check_conditions({**where, name: value})
+    found = CostTable.load(path)
+    found.check_conditions(where)
+    assert found == table
+
+
+def test_damaged_files_are_refused_by_name(tmp_path):
+    path = tmp_path / "table.json"
+    good = {"version": 1, "unit": "ms", "conditions": {}, "rows": [{"width": 1.0, "cost": 2.0}]}
+    for change in (
+        {"version": 7},
+        {"unit": "s"},
+        {"rows": []},
+        {"rows": [{"width": 1.0}]},
+        {"rows": [{"width": 1.0, "cost": -1}]},
+        {"rows": [{"width": 1.0, "cost": "x"}]},
+        {"rows": None},
+    ):
+        path.write_text(json.dumps({**good, **change}))
+        with pytest.raises(ValueError, match=r"table\.json: "):
+            CostTable.load(path)
+    path.write_text("[]")
+    with pytest.raises(ValueError, match=r"table\.json: "):
+        CostTable.load(path)
+    with pytest.raises(FileNotFoundError):
+        CostTable.load(tmp_path / "none.json")
