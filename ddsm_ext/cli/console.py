@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,14 @@ from typing import Any
 def say(text: str = "") -> None:
     """Print a line for the user on stderr, so that stdout holds results only."""
     print(text, file=sys.stderr, flush=True)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of text as aligned columns, the first to the left, the others to the right."""
+    from tabulate import tabulate
+
+    sides = ["left", *["right"] * (len(head) - 1)]
+    return tabulate(rows, head, "plain", colalign=sides, disable_numparse=True)
 
 
 class Bars:

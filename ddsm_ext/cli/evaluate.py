@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ddsm_ext.cli import options
-from ddsm_ext.cli.console import say, told
+from ddsm_ext.cli.console import say, table, told
 from ddsm_ext.settings import Refusal
 
 
@@ -87,6 +87,4 @@ def _scores_table(rows: list[dict[str, Any]]) -> str:
                 f"{row['ms_per_image']:.3g}",
             )
         )
-    from ddsm_ext.run.estimate import table
-
     return table(head, cells)

@@ -13,24 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cli.test_main import PACKAGE_ROOT
+from cli.commands import PACKAGE_ROOT, TINY, sets
 from PIL import Image
 
 from ddsm_ext.cli.main import main
 from ddsm_ext.io.checkpoint import load_checkpoint, newest_complete
 from ddsm_ext.run import Run
 from ddsm_ext.sampling.strategy import Strategy
-
-TINY = [
-    "model.ch=8", "model.groups=4", "model.widths=1,0.5", "train.steps=3", "train.batch_size=8",
-    "train.log_every=1", "sampler.steps=4", "search.population=4", "search.generations=2",
-    "search.full_final=1", "search.budget_macs=0.6", "eval.images=32", "eval.search_images=8",
-    "eval.batch_size=32",
-]  # fmt: skip
-
-
-def sets(values: list[str]) -> list[str]:
-    return [word for value in values for word in ("--set", value)]
 
 
 @pytest.fixture(scope="module")
