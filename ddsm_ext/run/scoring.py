@@ -188,6 +188,33 @@ def score_folder(scorer: Scorer, path: str) -> dict[str, Any]:
     return {**context, "source": path, **scorer.distances(images)}
 
 
+def make_classifier(
+    dataset: Any, path: Path, *, epochs: int = 20, progress: Progress | None = None
+) -> Any:
+    """Train the classifier of a labelled data set and write it; returns it with its accuracies.
+
+    Args:
+        dataset: labelled images.
+        path: .safetensors file to write.
+        epochs: passes over the images.
+        progress: told how far it is; None for silence.
+    """
+    from ddsm_ext.eval.classifier import ClassifierConfig, save_classifier, train_classifier
+
+    channels, size, _ = dataset.shape
+    config = ClassifierConfig(size, channels, int(dataset.labels.max()) + 1, epochs=epochs)
+    told = counter(progress, "training the classifier", "epoch")
+    trained = train_classifier(
+        dataset.images,
+        dataset.labels,
+        data_name=dataset.name,
+        config=config,
+        progress=None if told is None else lambda epoch, epochs, loss: told(epoch, epochs),
+    )
+    save_classifier(trained, path)
+    return trained
+
+
 def make_extractor_for(config: RunConfig, run: Path, dataset: Any) -> Any:
     """Return the feature extractor that the eval section names.
 
@@ -209,11 +236,8 @@ def make_extractor_for(config: RunConfig, run: Path, dataset: Any) -> Any:
         )
     path = run / CLASSIFIER_FILE
     if not path.exists():
-        from ddsm_ext.eval.classifier import save_classifier, train_classifier
-
         log.info("training the classifier whose features score the samples")
-        trained = train_classifier(dataset.images, dataset.labels, data_name=dataset.name)
-        save_classifier(trained, path)
+        make_classifier(dataset, path)
     return make_extractor(f"classifier:{path}")
 
 
