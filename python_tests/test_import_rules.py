@@ -40,8 +40,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compat": ("diffusion", "graph", "io", "models", "ops", "sampling"),
     "bench": ("_library", "diffusion", "graph", "io", "machine", "models", "ops", "runtime",
               "training"),
-    "run": ("bench", "data", "diffusion", "eval", "graph", "io", "machine", "models", "report",
-            "sampling", "search", "training"),
+    "run": ("bench", "compat", "data", "diffusion", "eval", "graph", "io", "machine", "models",
+            "report", "sampling", "search", "training"),
     "cli": ("",),
 }  # fmt: skip
 ALWAYS = ("_lazy", "settings", "width")

@@ -6,6 +6,7 @@ import argparse
 import os
 import platform
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
@@ -17,6 +18,9 @@ PACKAGES = (
 )  # fmt: skip
 # largest relative error of an op's output and gradients against its reference, by dtype name
 TOLERANCES = {"float32": 2e-5, "bfloat16": 4e-2}
+
+# op -> function, reference, shapes of the inputs, further arguments
+Cases = dict[str, tuple[Callable[..., Any], Callable[..., Any], list[Any], dict[str, Any]]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +36,13 @@ def run(args: argparse.Namespace) -> int:
             _line(package, metadata.version(package))
         except metadata.PackageNotFoundError:
             _line(package, "not installed")
-    passed = _libraries() and _ops(args.device)
+    try:
+        from ddsm_ext import _library
+    except ImportError as error:
+        print(f"FAILED  library: {error}")
+        passed = False
+    else:
+        passed = check_libraries(_library, find_gpu(), os.environ) and check_ops(args.device)
     print("all checks passed" if passed else "some checks FAILED")
     return 0 if passed else 1
 
@@ -41,30 +51,48 @@ def _line(name: str, value: object) -> None:
     print(f"  {name:<19} {value}")
 
 
-def _libraries() -> bool:
-    try:
-        from ddsm_ext import _library
-    except ImportError as error:
-        print(f"FAILED  library: {error}")
-        return False
-    native = _library.native
+@dataclass(frozen=True)
+class FoundGpu:
+    """A GPU of this machine.
+
+    Args:
+        capability: its compute capability.
+        about: its name and what it runs with.
+    """
+
+    capability: tuple[int, int]
+    about: str
+
+
+def check_libraries(library: Any, gpu: FoundGpu | str, environment: Mapping[str, str]) -> bool:
+    """Print what the compiled libraries are; return whether they serve the GPU.
+
+    Args:
+        library: the loaded libraries: native, folder and cuda_missing_reason.
+        gpu: the GPU, or why there is none.
+        environment: holds DDSM_SM90A, which the library reads.
+    """
+    native = library.native
     info = native.build_info()
-    _line("libraries", _library.folder)
+    _line("libraries", library.folder)
     for name, value in info.items():
         _line(name, value)
     isas = ", ".join(native.available_isas())
     _line("processor", f"kernels use {native.active_isa()} (build and CPU have {isas})")
     costs = ", ".join(f"{name} {value:g}" for name, value in native.conv2d_costs().items())
     _line("conv choice", costs)
-    reason = _library.cuda_missing_reason
+    reason, built = library.cuda_missing_reason, info["cuda_architectures"]
     _line("CUDA kernels", f"not loaded, {reason}" if reason else "loaded")
-    _line("sm_90a path", sm90a_path(info["cuda_architectures"], os.environ))
-    _line("GPU", _gpu())
-    problem = "" if reason else _gpu_problem(info["cuda_architectures"])
-    if problem:
-        print(f"FAILED  GPU: {problem}")
-        return False
-    return True
+    _line("sm_90a path", sm90a_path(built, environment))
+    _line("GPU", gpu if isinstance(gpu, str) else gpu.about)
+    if reason or isinstance(gpu, str) or serves(built, gpu.capability):
+        return True
+    major, minor = gpu.capability
+    print(
+        f"FAILED  GPU: its compute capability is {major}.{minor}, the CUDA library is built for "
+        f"{built}; run `pip install .` in the source folder on this machine"
+    )
+    return False
 
 
 def sm90a_path(architectures: str, environment: Mapping[str, str]) -> str:
@@ -106,22 +134,8 @@ def serves(architectures: str, capability: tuple[int, int]) -> bool:
     return False
 
 
-def _gpu_problem(architectures: str) -> str:
-    """Return why the CUDA library cannot run on this machine's GPU, or ""."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return ""
-    capability = torch.cuda.get_device_capability()
-    if serves(architectures, capability):
-        return ""
-    return (
-        f"its compute capability is {capability[0]}.{capability[1]}, the CUDA library is built for "
-        f"{architectures}; run `pip install .` in the source folder on this machine"
-    )
-
-
-def _gpu() -> str:
+def find_gpu() -> FoundGpu | str:
+    """Return the GPU that torch uses, or why there is none."""
     import torch
 
     if not torch.cuda.is_available():
@@ -129,21 +143,28 @@ def _gpu() -> str:
     from ddsm_ext.bench.device import Gpu
 
     about = Gpu().about()
-    return (
+    return FoundGpu(
+        torch.cuda.get_device_capability(),
         f"{about['gpu']}, capability {about['capability']}, {about['multiprocessors']} "
         f"multiprocessors, {about['gpu_bytes'] / 2**30:.0f} GiB; driver {about['driver']}, "
-        f"CUDA {about['cuda']}, cuDNN {about['cudnn']}"
+        f"CUDA {about['cuda']}, cuDNN {about['cudnn']}",
     )
 
 
-def _ops(device_name: str) -> bool:
+def check_ops(device_name: str, cases: Cases | None = None) -> bool:
+    """Print each op's error against its plain-torch reference; return whether all are small.
+
+    Args:
+        device_name: where to compute, as `--device` names it.
+        cases: the ops; None takes those of the package.
+    """
     import torch
 
     from ddsm_ext.cli.options import choose_device
 
     device = choose_device(device_name)
     passed = True
-    for name, dtype_name, error in self_test(device):
+    for name, dtype_name, error in self_test(device, op_cases() if cases is None else cases):
         limit = TOLERANCES[dtype_name]
         good = error <= limit
         passed &= good
@@ -153,11 +174,12 @@ def _ops(device_name: str) -> bool:
     return passed
 
 
-def self_test(device: Any) -> list[tuple[str, str, float]]:
+def self_test(device: Any, cases: Cases) -> list[tuple[str, str, float]]:
     """Run every op and its plain-torch reference on the same inputs, forward and backward.
 
     Args:
         device: the `torch.device` to test.
+        cases: the ops.
 
     Returns:
         (op, dtype name, largest relative error over output and gradients).
@@ -165,7 +187,7 @@ def self_test(device: Any) -> list[tuple[str, str, float]]:
     import torch
 
     results = []
-    for name, (op, reference, shapes, arguments) in _cases().items():
+    for name, (op, reference, shapes, arguments) in cases.items():
         for dtype_name in TOLERANCES:
             generator = torch.Generator().manual_seed(0)
             values = [torch.randn(shape, generator=generator) for shape in shapes]
@@ -180,8 +202,8 @@ def self_test(device: Any) -> list[tuple[str, str, float]]:
     return results
 
 
-def _cases() -> dict[str, tuple[Callable[..., Any], Callable[..., Any], list[Any], dict[str, Any]]]:
-    """Op -> function, reference, shapes of the inputs, further arguments."""
+def op_cases() -> Cases:
+    """Return the ops of the package."""
     from ddsm_ext.ops import attention, conv2d, group_norm, linear
 
     return {

@@ -39,24 +39,13 @@ def run(args: argparse.Namespace) -> int:
 
     from ddsm_ext.data.config import DataConfig
     from ddsm_ext.data.dataset import load_dataset
-    from ddsm_ext.eval.classifier import ClassifierConfig, save_classifier, train_classifier
+    from ddsm_ext.run.scoring import make_classifier
 
     dataset = load_dataset(DataConfig(source=args.data, split="all"))
     if dataset.labels is None:
         raise Refusal(f"--data {args.data}: its images have no labels; need a folder a class")
-    channels, size, _ = dataset.shape
-    config = ClassifierConfig(size, channels, int(dataset.labels.max()) + 1, epochs=args.epochs)
     with told() as bars:
-        trained = train_classifier(
-            dataset.images,
-            dataset.labels,
-            data_name=dataset.name,
-            config=config,
-            progress=lambda epoch, epochs, loss: bars(
-                "training the classifier", epoch, epochs, "epoch"
-            ),
-        )
-    save_classifier(trained, out)
+        trained = make_classifier(dataset, out, epochs=args.epochs, progress=bars)
     say(
         f"{trained.held_out_accuracy:.2%} of {trained.held_out_images} held-out images recognised "
         f"({trained.train_images} trained on)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,14 @@ from typing import Any
 def say(text: str = "") -> None:
     """Print a line for the user on stderr, so that stdout holds results only."""
     print(text, file=sys.stderr, flush=True)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of text as aligned columns, the first to the left, the others to the right."""
+    from tabulate import tabulate
+
+    sides = ["left", *["right"] * (len(head) - 1)]
+    return tabulate(rows, head, "plain", colalign=sides, disable_numparse=True)
 
 
 class Bars:
@@ -54,6 +62,12 @@ class Bars:
             smoothing=0.05,
         )
 
+    def write(self, text: str) -> None:
+        """Write a logger's line on stderr; the bar that is shown goes on below it."""
+        if self._bar is not None:
+            self._bar.clear()
+        print(text, end="", file=sys.stderr, flush=True)
+
     def close(self) -> None:
         """End the bar that is shown."""
         if self._bar is not None:
@@ -66,11 +80,11 @@ def told() -> Iterator[Bars]:
     """Show what the workflow tells while it runs: its lines, and its progress as bars."""
     import logging
 
-    logger, handler = logging.getLogger("ddsm_ext"), logging.StreamHandler(sys.stderr)
+    bars = Bars()
+    logger, handler = logging.getLogger("ddsm_ext"), logging.StreamHandler(bars)
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    bars = Bars()
     try:
         yield bars
     finally:

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from ddsm_ext.cli import options
-from ddsm_ext.cli.console import say
+from ddsm_ext.cli.console import say, told
 from ddsm_ext.io.weights import INDEX_ENDING
-from ddsm_ext.run.config import RunConfig, merge, parse_settings, preset_values
+from ddsm_ext.run.config import parse_settings
 from ddsm_ext.settings import Refusal, did_you_mean
 
 STRATEGY_ENDINGS = (".txt", ".json")
-# sections that the checkpoint and its flags decide
-FIXED_SECTIONS = ("model", "diffusion")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,11 +41,29 @@ def run(args: argparse.Namespace) -> int:
     known = ("ema_model", "net_model")
     if args.group not in known:
         raise Refusal(f"--group is {args.group!r}{did_you_mean(args.group, known)}")
-    if source.name.endswith(INDEX_ENDING):
-        return _convert_shards(source, args)
-    if source.suffix.lower() in STRATEGY_ENDINGS:
+    if not source.name.endswith(INDEX_ENDING) and source.suffix.lower() in STRATEGY_ENDINGS:
         return _convert_search(source, Path(args.out or f"{source.stem}-strategy.json"))
-    return _convert_checkpoint(source, args)
+
+    from ddsm_ext.run.importing import import_official, import_shards
+
+    changes = parse_settings(args.set)
+    with told():
+        if source.name.endswith(INDEX_ENDING):
+            folder = import_shards(source, args.root, name=args.name, changes=changes)
+        else:
+            folder = import_official(
+                source,
+                args.root,
+                flags_file=args.flags,
+                groups=args.groups,
+                group=args.group,
+                name=args.name or "official",
+                changes=changes,
+                where="--set",
+            )
+    options.note_command(folder)
+    print(folder)
+    return 0
 
 
 def _convert_search(source: Path, out: Path) -> int:
@@ -59,62 +74,3 @@ def _convert_search(source: Path, out: Path) -> int:
     say(f"{len(strategy.widths)} segments of constant width")
     print(out)
     return 0
-
-
-def _convert_checkpoint(source: Path, args: argparse.Namespace) -> int:
-    from ddsm_ext.compat.official_ddsm import load_official_ddsm
-    from ddsm_ext.compat.official_strategy import parse_official_flags, read_text
-
-    flags = parse_official_flags(read_text(args.flags), source=args.flags) if args.flags else {}
-    if args.groups is not None:
-        flags["groups"] = args.groups
-    network = load_official_ddsm(source, flags, group=args.group)
-    config = _official_run(network.config, int(flags.get("T", 1000)), args.set)
-    tensors: dict[str, Any] = {k: v.contiguous() for k, v in network.state_dict().items()}
-    return _new_run(args.name or "official", config, tensors, 0, source, args)
-
-
-def _convert_shards(source: Path, args: argparse.Namespace) -> int:
-    """Join the files of an index that carries its run's configuration."""
-    from ddsm_ext.io.weights import load_shards
-
-    tensors, about = load_shards(source)
-    if "config" not in about:
-        raise Refusal(f"{source}: its metadata hold no config; need one of a run of ddsm")
-    config = RunConfig.from_dict(merge(about["config"], parse_settings(args.set)), str(source))
-    name = args.name or source.name.removesuffix(INDEX_ENDING)
-    floats = {key: tensor.float() for key, tensor in tensors.items()}
-    return _new_run(name, config, floats, int(about.get("step", 0)), source, args)
-
-
-def _new_run(
-    name: str,
-    config: RunConfig,
-    tensors: dict[str, Any],
-    step: int,
-    source: Path,
-    args: argparse.Namespace,
-) -> int:
-    from ddsm_ext.io.checkpoint import save_checkpoint
-    from ddsm_ext.run.folder import create_run
-
-    folder = create_run(args.root, name, config.to_dict())
-    options.note_command(folder)
-    save_checkpoint(folder, step, {"model": tensors, "ema": tensors}, {"source": source.name})
-    say(f"{sum(t.numel() for t in tensors.values()):,} parameters, widths {config.model.widths}")
-    print(folder)
-    return 0
-
-
-def _official_run(model: Any, timesteps: int, settings: list[str]) -> RunConfig:
-    """Return a run's configuration around an official network; `settings` are those of `--set`."""
-    changes = parse_settings(settings)
-    for section in FIXED_SECTIONS:
-        if section in changes:
-            raise Refusal(f"--set changes {section}, which the checkpoint decides; use --flags")
-    values = preset_values("cifar10")
-    values["model"] = model.to_dict()
-    values["diffusion"] = {"schedule": "linear", "timesteps": timesteps}
-    # published scores were made without clipping: the reference's clip has no effect
-    values["sampler"] = {"kind": "ddpm", "clip_denoised": False}
-    return RunConfig.from_dict(merge(values, changes), "--set")

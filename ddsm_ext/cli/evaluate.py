@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ddsm_ext.cli import options
-from ddsm_ext.cli.console import say, told
+from ddsm_ext.cli.console import say, table, told
 from ddsm_ext.settings import Refusal
 
 
@@ -47,14 +47,13 @@ def run(args: argparse.Namespace) -> int:
         seeds = list(range(first, first + config.eval.images))
     if len(seeds) < 2:
         raise Refusal(f"--seeds names {len(seeds)} image; need at least 2")
-    searched = (folder / "search" / "strategy.json").exists()
-    texts = args.strategy or (["1", None] if searched else ["1"])
     device = options.choose_device(args.device)
 
-    from ddsm_ext.run.run import Run, read_strategy
+    from ddsm_ext.run.run import Run, named_strategies
     from ddsm_ext.run.scoring import score_folder
 
-    chosen = dict(read_strategy(text, folder, config) for text in texts)
+    strategies = args.strategy or (1.0, None)
+    named_strategies(strategies, folder, config)  # what is refused is refused before any work
     with told() as progress:
         run = Run(folder, config, device, progress)
         scorer = run.scorer()
@@ -65,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         if args.images:
             print(json.dumps(score_folder(scorer, args.images), indent=2))
             return 0
-        result = run.evaluate(chosen, seeds)
+        result = run.evaluate(strategies, seeds)
     options.note_command(folder)
     say(_scores_table(result["rows"]))
     print(json.dumps(result, indent=2))
@@ -88,6 +87,4 @@ def _scores_table(rows: list[dict[str, Any]]) -> str:
                 f"{row['ms_per_image']:.3g}",
             )
         )
-    from ddsm_ext.run.estimate import table
-
     return table(head, cells)

@@ -14,6 +14,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import NoReturn
 
 from ddsm_ext import __version__
@@ -125,22 +126,21 @@ def _dispatch(arguments: list[str]) -> int:
     return command(parsed)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one `ddsm` command.
+def exit_code(command: Callable[[], int]) -> int:
+    """Run a command; what it raises becomes a sentence, or the traceback of a bug, and a code.
 
     Args:
-        argv: the arguments after `ddsm`; None means those of this process.
+        command: returns its exit code.
 
     Returns:
-        the exit code: 0 done, 1 a check failed, 2 refused with one sentence, 130 interrupted.
+        0 done, 1 a check failed, 2 refused with one sentence, 130 interrupted.
     """
-    arguments = sys.argv[1:] if argv is None else argv
     shown = warnings.showwarning
     handler = signal.getsignal(signal.SIGTERM)
     try:
         warnings.showwarning = _show_warning
         signal.signal(signal.SIGTERM, _interrupt)
-        return _dispatch(arguments)
+        return command()
     except KeyboardInterrupt:
         print("ddsm: stopped; the same command continues where it was saved", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -158,6 +158,18 @@ def main(argv: list[str] | None = None) -> int:
     finally:
         warnings.showwarning = shown
         signal.signal(signal.SIGTERM, handler)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one `ddsm` command.
+
+    Args:
+        argv: the arguments after `ddsm`; None means those of this process.
+
+    Returns:
+        the exit code, as `exit_code` gives it.
+    """
+    return exit_code(partial(_dispatch, sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":

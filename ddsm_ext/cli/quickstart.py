@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from ddsm_ext.run.run import Run, read_strategy
+    from ddsm_ext.run.run import Run
 
     torch.set_num_threads(args.threads)
     with told() as progress:
@@ -80,9 +80,9 @@ def run(args: argparse.Namespace) -> int:
         with stage("2/4 searching the width of each denoising step"):
             run.search()
         narrow = [width for width in widths if width != 1.0]
-        named = dict(read_strategy(what, run.folder, config) for what in (1.0, None, *narrow))
         with stage("3/4 sampling and scoring"):
-            run.evaluate(named, full_width_scores=FULL_WIDTH_SCORES, again=False)
+            each = (1.0, None, *narrow)
+            run.evaluate(each, full_width_scores=FULL_WIDTH_SCORES, again=False)
         with stage("4/4 report"):
             report = run.report()
     _print_headline(report, time.perf_counter() - started)

@@ -44,9 +44,9 @@ def run(args: argparse.Namespace) -> int:
     if args.weights not in ("ema", "model"):
         raise Refusal(f"--weights is {args.weights!r}; need ema or model")
     if args.dry_run:
-        from ddsm_ext.run.estimate import describe_sampling
+        from ddsm_ext.cli.dry_run import sampling_text
 
-        print(describe_sampling(config, strategy, len(seeds), args.batch_size))
+        print(sampling_text(config, strategy, len(seeds), args.batch_size))
         return 0
     device = options.choose_device(args.device)
     how = {"weights": args.weights, "batch_size": args.batch_size, "out": args.out}

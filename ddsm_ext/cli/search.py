@@ -52,9 +52,9 @@ def run(args: argparse.Namespace) -> int:
 
     config = dataclasses.replace(config, search=with_budget(config, budget))
     if args.dry_run:
-        from ddsm_ext.run.estimate import describe_search
+        from ddsm_ext.cli.dry_run import search_text
 
-        print(describe_search(config))
+        print(search_text(config))
         return 0
     device = options.choose_device(args.device)
     with told() as progress:

@@ -50,9 +50,9 @@ def run(args: argparse.Namespace) -> int:
     """Run `ddsm train`."""
     config = settings(args)
     if args.dry_run:
-        from ddsm_ext.run.estimate import describe_training
+        from ddsm_ext.cli.dry_run import training_text
 
-        print(describe_training(config))
+        print(training_text(config))
         return 0
     device = options.choose_device(args.device)
     name = args.name or args.preset or Path(config.data.source).stem or "run"

@@ -12,6 +12,8 @@ __getattr__, __dir__, __all__ = attach(
         "configure": "config",
         "create_run": "folder",
         "find_resumable": "folder",
+        "import_official": "importing",
+        "import_shards": "importing",
         "macs_table": "costs",
         "measure_ms": "costs",
         "resolve_run": "folder",

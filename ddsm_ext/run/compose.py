@@ -1,9 +1,8 @@
-"""Puts the parts together: network, data, schedule, extractor and sampler of a configuration."""
+"""The network, the images and the sampler of a run's configuration."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -23,9 +22,7 @@ from ddsm_ext.sampling.levels import evaluations
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal, check_choice, did_you_mean
 
-CLASSIFIER_FILE = "classifier.safetensors"
 WEIGHTS = ("ema", "model")
-log = logging.getLogger(__name__)
 
 
 def build_network(config: RunConfig, device: torch.device) -> Any:
@@ -173,41 +170,3 @@ class Sampler:
         steps = evaluations(self.schedule, self.config.sampler, strategy)
         each = {width: macs(self.config.model, width) for width in {s.width for s in steps}}
         return sum(each[step.width] for step in steps)
-
-
-def make_extractor_for(config: RunConfig, run: Path, dataset: Any) -> Any:
-    """Return the feature extractor that the eval section names.
-
-    "classifier" trains a small classifier on the labelled images of the run's own data set, once,
-    and keeps it in the run folder.
-
-    Raises:
-        ValueError: the name is unknown, or "classifier" is asked for images without labels.
-    """
-    from ddsm_ext.eval.features import make_extractor
-
-    name = config.eval.features
-    if name != "classifier":
-        return make_extractor(name)
-    if dataset.labels is None:
-        raise Refusal(
-            "eval.features is classifier, which needs labelled images; use classifier:<file> or "
-            "inception:<file>"
-        )
-    path = run / CLASSIFIER_FILE
-    if not path.exists():
-        from ddsm_ext.eval.classifier import save_classifier, train_classifier
-
-        log.info("training the classifier whose features score the samples")
-        trained = train_classifier(dataset.images, dataset.labels, data_name=dataset.name)
-        save_classifier(trained, path)
-    return make_extractor(f"classifier:{path}")
-
-
-def reference_for(config: RunConfig, extractor: Any, dataset: Any) -> Any:
-    """Return the statistics that samples are compared with: a file's, or the data set's."""
-    from ddsm_ext.eval.metrics import load_statistics, reference_statistics
-
-    if config.eval.reference is not None:
-        return load_statistics(config.eval.reference)
-    return reference_statistics(image_batches(dataset), extractor)

@@ -18,7 +18,6 @@ from ddsm_ext.diffusion.schedule import make_schedule
 from ddsm_ext.io.checkpoint import list_checkpoints
 from ddsm_ext.io.files import write_atomic, write_json
 from ddsm_ext.report.page import build_report
-from ddsm_ext.run.comparison import interleaved_ms, write_comparison
 from ddsm_ext.run.compose import (
     Sampler,
     build_network,
@@ -29,7 +28,14 @@ from ddsm_ext.run.compose import (
 from ddsm_ext.run.config import RunConfig, changed
 from ddsm_ext.run.folder import create_run, find_resumable, resolve_run, run_config
 from ddsm_ext.run.progress import Progress
-from ddsm_ext.run.scoring import Scorer, save_scores, save_timing, saved_row
+from ddsm_ext.run.scoring import (
+    Scorer,
+    interleaved_ms,
+    save_scores,
+    save_timing,
+    saved_row,
+    write_comparison,
+)
 from ddsm_ext.run.searching import search_run
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.search.front import FrontPoint
@@ -222,7 +228,7 @@ class Run:
 
     def evaluate(
         self,
-        strategies: Mapping[str, Strategy] | None = None,
+        strategies: Iterable[Strategy | float | str | Path | None] = (1.0, None),
         seeds: Iterable[int] | None = None,
         *,
         full_width_scores: int = 1,
@@ -231,7 +237,8 @@ class Run:
         """Score strategies against the real images, time them side by side, draw them in a row.
 
         Args:
-            strategies: name -> strategy; None takes the full width and the run's own.
+            strategies: each a strategy, its file, a width, or None for the run's own; by default
+                the full width and the run's own. What is named alike is told apart in its row.
             seeds: of the samples; None takes `eval.images` from `eval.first_seed` on.
             full_width_scores: ranges of seeds that score "full width", to show the spread.
             again: score also what metrics.json has from the same weights and seeds.
@@ -239,15 +246,12 @@ class Run:
         Returns:
             features, reference, sampler, weights, and "rows", one a score.
         """
-        if strategies is None:
-            strategies = {"full width": Strategy.constant(1.0)}
-            if (self.folder / "search" / "strategy.json").exists():
-                strategies["strategy"] = self.strategy
+        named = named_strategies(strategies, self.folder, self.config)
         first = self.config.eval.first_seed
         if seeds is None:
             seeds = range(first, first + self.config.eval.images)
         seeds, scorer, rows = list(seeds), self.scorer(), []
-        for name, strategy in strategies.items():
+        for name, strategy in named.items():
             for number in range(full_width_scores if name == "full width" else 1):
                 these = [seed + number * len(seeds) for seed in seeds]
                 row = None if again else saved_row(self.folder, scorer, name, strategy, these)
@@ -255,12 +259,12 @@ class Run:
                     row = scorer.score(name, strategy, these)
                     save_scores(self.folder, scorer, [row])  # kept, whatever becomes of the next
                 rows.append(row)
-        kinds = {row["kind"]: strategies[row["label"]] for row in rows}
+        kinds = {row["kind"]: named[row["label"]] for row in rows}
         both = {kind: kinds[kind] for kind in ("full", "strategy") if kind in kinds}
         if len(both) == 2:
             batch = self.config.eval.batch_size
             save_timing(self.folder, interleaved_ms(scorer.sampler, both, batch))
-        write_comparison(self.folder, scorer.sampler, scorer.dataset, dict(strategies))
+        write_comparison(self.folder, scorer.sampler, scorer.dataset, named)
         return {**scorer.context(), "rows": rows}
 
     def report(self) -> Path:
@@ -343,3 +347,23 @@ def read_strategy(
         return "strategy" if isinstance(what, Strategy) else Path(str(what)).stem, strategy
     width = config.model.check_width(width)
     return "full width" if width == 1.0 else f"width {width:g}", Strategy.constant(width)
+
+
+def named_strategies(
+    each: Iterable[Strategy | float | str | Path | None], run: Path, config: RunConfig
+) -> dict[str, Strategy]:
+    """Return name -> strategy; another one of a name that is taken has its file or a number too.
+
+    Args:
+        each: as `read_strategy` takes them.
+        run: the run folder.
+        config: its configuration.
+    """
+    named: dict[str, Strategy] = {}
+    for what in each:
+        name, strategy = read_strategy(what, run, config)
+        if named.get(name, strategy) != strategy:
+            more = len(named) if isinstance(what, Strategy) else what
+            name = f"{name} ({more})"
+        named[name] = strategy
+    return named

@@ -1,30 +1,40 @@
-"""Scores strategies of a run and keeps the scores in its metrics.json."""
+"""Scores strategies of a run, keeps the scores in metrics.json, shows and times them together."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ddsm_ext.bench.timing import interleaved
+from ddsm_ext.data.config import DataConfig
+from ddsm_ext.data.images import image_grid, save_png
+from ddsm_ext.data.pixels import to_uint8
 from ddsm_ext.io.files import read_json, write_json
 from ddsm_ext.run.compose import (
     Sampler,
     image_batches,
     load_images,
     load_network,
-    make_extractor_for,
-    reference_for,
     sampling_dtype,
     weights_digest,
 )
 from ddsm_ext.run.config import RunConfig, seeds_text
-from ddsm_ext.run.progress import Progress
+from ddsm_ext.run.progress import Progress, counter
 from ddsm_ext.sampling.config import SamplerConfig
 from ddsm_ext.sampling.strategy import Strategy
-from ddsm_ext.settings import completed
+from ddsm_ext.settings import Refusal, completed
+
+CLASSIFIER_FILE = "classifier.safetensors"
+COLUMNS = 16  # images of a strategy in samples/compare
+TURNS = 3  # of each strategy when they are timed side by side
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -170,11 +180,128 @@ def save_scores(run: Path, scorer: Scorer, rows: list[dict[str, Any]]) -> dict[s
 
 def score_folder(scorer: Scorer, path: str) -> dict[str, Any]:
     """Score the images of a folder, ZIP or archive; returns a JSON-ready result."""
-    from ddsm_ext.data.config import DataConfig
-
     data = DataConfig(source=path, split="all")
     dataset = load_images(replace(scorer.sampler.config, data=data))
     images = torch.cat(list(image_batches(dataset)))  # [N, C, H, W]
     context = scorer.context()
     context.pop("sampler")
     return {**context, "source": path, **scorer.distances(images)}
+
+
+def make_classifier(
+    dataset: Any, path: Path, *, epochs: int = 20, progress: Progress | None = None
+) -> Any:
+    """Train the classifier of a labelled data set and write it; returns it with its accuracies.
+
+    Args:
+        dataset: labelled images.
+        path: .safetensors file to write.
+        epochs: passes over the images.
+        progress: told how far it is; None for silence.
+    """
+    from ddsm_ext.eval.classifier import ClassifierConfig, save_classifier, train_classifier
+
+    channels, size, _ = dataset.shape
+    config = ClassifierConfig(size, channels, int(dataset.labels.max()) + 1, epochs=epochs)
+    told = counter(progress, "training the classifier", "epoch")
+    trained = train_classifier(
+        dataset.images,
+        dataset.labels,
+        data_name=dataset.name,
+        config=config,
+        progress=None if told is None else lambda epoch, epochs, loss: told(epoch, epochs),
+    )
+    save_classifier(trained, path)
+    return trained
+
+
+def make_extractor_for(config: RunConfig, run: Path, dataset: Any) -> Any:
+    """Return the feature extractor that the eval section names.
+
+    "classifier" trains a small classifier on the labelled images of the run's own data set, once,
+    and keeps it in the run folder.
+
+    Raises:
+        ValueError: the name is unknown, or "classifier" is asked for images without labels.
+    """
+    from ddsm_ext.eval.features import make_extractor
+
+    name = config.eval.features
+    if name != "classifier":
+        return make_extractor(name)
+    if dataset.labels is None:
+        raise Refusal(
+            "eval.features is classifier, which needs labelled images; use classifier:<file> or "
+            "inception:<file>"
+        )
+    path = run / CLASSIFIER_FILE
+    if not path.exists():
+        log.info("training the classifier whose features score the samples")
+        make_classifier(dataset, path)
+    return make_extractor(f"classifier:{path}")
+
+
+def reference_for(config: RunConfig, extractor: Any, dataset: Any) -> Any:
+    """Return the statistics that samples are compared with: a file's, or the data set's."""
+    from ddsm_ext.eval.metrics import load_statistics, reference_statistics
+
+    if config.eval.reference is not None:
+        return load_statistics(config.eval.reference)
+    return reference_statistics(image_batches(dataset), extractor)
+
+
+def write_comparison(
+    run: Path, sampler: Sampler, dataset: Any, strategies: dict[str, Strategy]
+) -> None:
+    """Write samples/compare: a row of real images, then one row a strategy from the same seeds."""
+    folder = run / "samples" / "compare"
+    seeds = list(range(COLUMNS))
+    real = np.random.default_rng(0).choice(len(dataset), COLUMNS, replace=len(dataset) < COLUMNS)
+    pictures = {"real images": dataset.images[np.sort(real)]}
+    told = counter(sampler.progress, "samples side by side", "row")
+    for done, (label, strategy) in enumerate(strategies.items(), 1):
+        pictures[label] = to_uint8(sampler.images(strategy, seeds)).cpu().numpy()
+        if told is not None:
+            told(done, len(strategies))
+    rows = []
+    for number, (label, images) in enumerate(pictures.items()):
+        strip = image_grid(images.transpose(0, 2, 3, 1), COLUMNS)  # [N, H, W, C] -> [h, w, C]
+        file = f"row-{number}.png"
+        save_png(folder / file, strip)
+        rows.append({"label": label, "file": file})
+    write_json(folder / "index.json", {"seeds": seeds_text(seeds), "rows": rows})
+
+
+def interleaved_ms(
+    sampler: Sampler, strategies: dict[str, Strategy], images: int
+) -> dict[str, Any]:
+    """Measure the ms an image of each strategy, taking turns so that all meet the same machine.
+
+    Args:
+        sampler: what makes the samples.
+        strategies: name -> strategy.
+        images: images of one turn.
+
+    Returns:
+        "ms_per_image" by name, medians over the turns, and what it depends on.
+    """
+    seeds = list(range(images))
+
+    def run(strategy: Strategy) -> None:
+        sampler.images(strategy, seeds)
+        if sampler.device.type == "cuda":
+            torch.cuda.synchronize(sampler.device)
+
+    for strategy in strategies.values():  # a few images warm up
+        sampler.images(strategy, seeds[:8])
+    calls = {name: partial(run, strategy) for name, strategy in strategies.items()}
+    told = counter(sampler.progress, "timing", "turn")
+    times = interleaved(calls, rounds=TURNS, warmup_rounds=0, progress=told)
+    return {
+        "ms_per_image": {name: timing.median_ms / images for name, timing in times.items()},
+        "images": images,
+        "batch_size": sampler.batch_size,
+        "rounds": TURNS,
+        "threads": torch.get_num_threads(),
+        "device": str(sampler.device),
+    }

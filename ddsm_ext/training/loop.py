@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +30,8 @@ from ddsm_ext.training.batches import StepBatches, step_loader
 from ddsm_ext.training.config import TrainConfig
 from ddsm_ext.training.sandwich import Sandwich, StepResult, make_optimizer
 from ddsm_ext.training.state import Ema, Snapshot, TrainState, Window
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, dict[str, Any]], None]
 SampleGrid = Callable[[nn.Module, float], NDArray[np.uint8]]  # (net, width) -> [H, W, C]
@@ -77,7 +79,7 @@ class StopRequest:
         if self.wanted:
             raise KeyboardInterrupt(f"second {name}")
         self.wanted = True
-        print(f"\n{name}: finishing the step and saving; once more aborts", file=sys.stderr)
+        log.warning("%s: finishing the step and saving; once more aborts", name)
 
 
 @dataclass

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
-import torch
 
 from ddsm_ext import _library
 from ddsm_ext.cli import checks
-from ddsm_ext.cli.main import main
 
 
 def lines_of(text: str) -> dict[str, str]:
@@ -15,16 +15,19 @@ def lines_of(text: str) -> dict[str, str]:
     return {line[:21].strip(): line[22:] for line in text.splitlines() if line.startswith("  ")}
 
 
+def library(native: object = _library.native, reason: str = "") -> SimpleNamespace:
+    """The package's libraries with another native one, or another reason for none for CUDA."""
+    return SimpleNamespace(native=native, folder=_library.folder, cuda_missing_reason=reason)
+
+
 def test_why_the_cuda_library_is_missing_and_what_builds_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     reason = "ddsm_ext has no CUDA library: nvcc was not found; `DDSM_CUDA=ON pip install .` ..."
-    monkeypatch.setattr(_library, "cuda_missing_reason", reason)
-    monkeypatch.setattr(checks, "_ops", lambda device: True)
-    assert main(["checks"]) == 0
+    assert checks.check_libraries(library(reason=reason), "torch finds none", {})
     lines = lines_of(capsys.readouterr().out)
     assert lines["CUDA kernels"] == f"not loaded, {reason}"
-    assert lines["torch"] == torch.__version__
+    assert lines["GPU"] == "torch finds none"
     assert lines["libraries"] == str(_library.folder)
     assert lines["cuda_architectures"] == _library.native.build_info()["cuda_architectures"]
 
@@ -71,22 +74,30 @@ def test_which_gpus_a_library_serves(
     assert checks.serves(architectures, capability) is expected
 
 
-def test_a_gpu_that_the_library_is_not_built_for_fails_at_once(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("built", "served"), [("86-real", False), ("90a-real", True)])
+def test_a_gpu_that_the_library_is_not_built_for_fails(
+    built: str, served: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Native:
         def build_info(self) -> dict[str, str]:
-            return {**_native.build_info(), "cuda_architectures": "86-real"}
+            return {**_library.native.build_info(), "cuda_architectures": built}
 
         def __getattr__(self, name: str) -> object:
-            return getattr(_native, name)
+            return getattr(_library.native, name)
 
-    _native = _library.native
-    monkeypatch.setattr(_library, "native", Native())
-    monkeypatch.setattr(_library, "cuda_missing_reason", "")
-    monkeypatch.setattr(checks, "_gpu", lambda: "a GPU")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    assert main(["checks", "--device", "cpu"]) == 1
+    gpu = checks.FoundGpu((9, 0), "a GPU")
+    assert checks.check_libraries(library(Native()), gpu, {}) is served
     text = capsys.readouterr().out
-    assert "compute capability is 9.0, the CUDA library is built for 86-real; run `pip" in text
+    assert lines_of(text)["GPU"] == "a GPU"
+    problem = "compute capability is 9.0, the CUDA library is built for 86-real; run `pip"
+    assert (problem in text) is not served
+
+
+def test_a_wrong_op_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    cases = checks.op_cases()
+    op, *others = cases["sliced_linear"]
+    cases["sliced_linear"] = (lambda *x, **more: op(*x, **more) * 1.01, *others)
+    assert not checks.check_ops("cpu", cases)
+    lines = capsys.readouterr().out.splitlines()
+    failed = [line.split()[1] for line in lines if line.startswith("FAILED")]
+    assert set(failed) == {"sliced_linear"}

@@ -18,24 +18,10 @@ from ddsm_ext.sampling.strategy import Strategy
 def test_checks_pass_here_and_name_every_op(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["checks", "--device", "cpu"]) == 0
     text = capsys.readouterr().out
+    assert f"torch               {torch.__version__}" in text
     for op in ("sliced_conv2d", "sliced_linear", "sliced_group_norm", "sliced_attention"):
         assert text.count(op) == 2  # float32 and bfloat16
     assert "all checks passed" in text
-
-
-def test_checks_fail_with_a_wrong_op(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from ddsm_ext.ops import linear
-
-    right = linear.sliced_linear
-
-    def wrong(*args: object, **kwargs: object) -> object:
-        return right(*args, **kwargs) * 1.01  # type: ignore[arg-type]
-
-    monkeypatch.setattr(linear, "sliced_linear", wrong)
-    assert main(["checks", "--device", "cpu"]) == 1
-    assert "FAILED  sliced_linear" in capsys.readouterr().out
 
 
 def test_an_official_search_becomes_a_strategy(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from cli.test_pipeline import TINY, sets
+from cli.commands import TINY, sets
 
 from ddsm_ext.cli.main import main
 from ddsm_ext.io.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint

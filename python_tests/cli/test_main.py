@@ -9,11 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from cli.commands import PACKAGE_ROOT
 
 import ddsm_ext
 from ddsm_ext.cli import main as cli
-
-PACKAGE_ROOT = str(Path(ddsm_ext.__file__).resolve().parent.parent)
 
 
 def ddsm(*arguments: str, cwd: Path, code: int | None = 0) -> subprocess.CompletedProcess[str]:
@@ -122,27 +121,14 @@ def test_bad_input_is_refused_with_nothing_written(
     assert expected in refused(*arguments, cwd=tmp_path)
 
 
-def test_a_bug_of_ours_keeps_its_traceback(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from ddsm_ext.cli import report
-
-    def broken(args: object) -> int:
-        return len(5)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(report, "run", broken)
-    assert cli.main(["report"]) == 1
+def test_a_bug_of_ours_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.exit_code(lambda: len(5)) == 1  # type: ignore[arg-type]
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_interruption_has_its_own_exit_code(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from ddsm_ext.cli import report
-
-    def interrupted(args: object) -> int:
+def test_interruption_has_its_own_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(report, "run", interrupted)
-    assert cli.main(["report"]) == 130
+    assert cli.exit_code(interrupted) == 130
     assert "the same command continues" in capsys.readouterr().err

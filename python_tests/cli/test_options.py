@@ -42,6 +42,16 @@ def test_the_sampler_of_a_run_can_be_changed(folder: Path) -> None:
     assert (config.sampler.kind, config.sampler.steps) == ("ddpm", 7)
 
 
+def test_the_sampler_ddpm_takes_back_the_eta_of_the_run_alone(tmp_path: Path) -> None:
+    made = configure("digits", sampler={"kind": "ddim", "eta": 0.5})
+    folder = create_run(tmp_path, "noisy", made.to_dict())
+    config = options.run_settings(folder, arguments(sampler="ddpm"))
+    assert (config.sampler.kind, config.sampler.eta) == ("ddpm", 0.0)
+    assert options.run_settings(folder, arguments(steps=7)).sampler.eta == 0.5
+    with pytest.raises(ValueError, match="eta"):
+        options.run_settings(folder, arguments(sampler="ddpm", set=["sampler.eta=0.5"]))
+
+
 @pytest.mark.parametrize("setting", ["model.ch=64", "diffusion.schedule=linear"])
 def test_what_the_weights_depend_on_cannot(folder: Path, setting: str) -> None:
     with pytest.raises(ValueError, match="which the weights"):

@@ -13,24 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cli.test_main import PACKAGE_ROOT
+from cli.commands import PACKAGE_ROOT, TINY, sets
 from PIL import Image
 
 from ddsm_ext.cli.main import main
 from ddsm_ext.io.checkpoint import load_checkpoint, newest_complete
 from ddsm_ext.run import Run
 from ddsm_ext.sampling.strategy import Strategy
-
-TINY = [
-    "model.ch=8", "model.groups=4", "model.widths=1,0.5", "train.steps=3", "train.batch_size=8",
-    "train.log_every=1", "sampler.steps=4", "search.population=4", "search.generations=2",
-    "search.full_final=1", "search.budget_macs=0.6", "eval.images=32", "eval.search_images=8",
-    "eval.batch_size=32",
-]  # fmt: skip
-
-
-def sets(values: list[str]) -> list[str]:
-    return [word for value in values for word in ("--set", value)]
 
 
 @pytest.fixture(scope="module")
@@ -143,9 +132,8 @@ def test_an_interrupted_eval_keeps_what_it_scored(trained: Path, tmp_path: Path)
             raise KeyboardInterrupt
 
     run = Run.open(tmp_path, tmp_path / "run", progress=stop)
-    named = {"full width": Strategy.constant(1.0), "width 0.5": Strategy.constant(0.5)}
     with pytest.raises(KeyboardInterrupt):
-        run.evaluate(named)
+        run.evaluate([1.0, 0.5])
     rows = json.loads((run.folder / "metrics.json").read_text())["rows"]
     assert [row["label"] for row in rows] == ["full width"]
 
@@ -164,6 +152,24 @@ def test_eval_prints_json_and_the_report_shows_it(
     html = Path(capsys.readouterr().out.strip()).read_text()
     assert "MACs saved" in html
     assert "No samples yet" not in html
+
+
+def test_two_strategy_files_of_one_name_have_a_row_each(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained, tmp_path / "run")
+    files = [tmp_path / "a" / "best.json", tmp_path / "b" / "best.json"]
+    for file, width in zip(files, (1.0, 0.5), strict=True):
+        file.parent.mkdir()
+        Strategy.constant(width).save(file)
+    words = [word for file in [*files, files[1]] for word in ("--strategy", str(file))]
+    capsys.readouterr()
+    assert main(["eval", "--run", str(tmp_path / "run"), *words]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["label"] for row in rows] == ["best", f"best ({files[1]})"]
+    assert [row["widths"] for row in rows] == [[1.0], [0.5]]
+    kept = json.loads((tmp_path / "run" / "metrics.json").read_text())["rows"]
+    assert {row["label"] for row in kept} >= {row["label"] for row in rows}
 
 
 def test_export_equals_the_network_at_that_width(

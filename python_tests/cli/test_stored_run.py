@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cli.test_pipeline import sets
+from cli.commands import sets
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor

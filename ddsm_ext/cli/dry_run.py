@@ -1,0 +1,100 @@
+"""The text that `--dry-run` prints: what a command would do, and what that takes."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+
+from ddsm_ext.cli.console import table
+from ddsm_ext.graph import count
+from ddsm_ext.run.config import RunConfig
+from ddsm_ext.run.estimate import (
+    Estimate,
+    estimate_sampling,
+    estimate_search,
+    estimate_training,
+)
+from ddsm_ext.sampling.strategy import Strategy
+
+
+def training_text(config: RunConfig) -> str:
+    """Return what `ddsm train` would do: configuration, sizes and an estimate of its time."""
+    train, takes = config.train, estimate_training(config)
+    return "\n".join(
+        [
+            _model(config, ("model", "diffusion", "data", "train")),
+            _memory(takes),
+            f"{_time(takes)}, for {train.steps} steps of {train.batch_size} images",
+        ]
+    )
+
+
+def sampling_text(config: RunConfig, strategy: Strategy, images: int, batch: int) -> str:
+    """Return what `ddsm sample` would do."""
+    takes = estimate_sampling(config, strategy, images, batch)
+    counts = sorted(Counter(takes.step_widths).items(), reverse=True)
+    used = ", ".join(f"{number} at width {width:g}" for width, number in counts)
+    return "\n".join(
+        [
+            _model(config, ("model", "diffusion", "sampler")),
+            f"steps: {len(takes.step_widths)} ({used})",
+            f"million MACs an image: {takes.macs / images / 1e6:.5g}",
+            _memory(takes),
+            f"{_time(takes)}, for {images} images",
+        ]
+    )
+
+
+def search_text(config: RunConfig) -> str:
+    """Return what `ddsm search` would do."""
+    search, takes = config.search, estimate_search(config)
+    full = search.most_evaluations().get("full", 0)
+    return "\n".join(
+        [
+            _model(config, ("model", "diffusion", "sampler", "search", "eval")),
+            f"candidates: {search.population} x {search.generations} generations; up to {full} "
+            f"of them scored with {config.eval.search_images} images of {len(takes.step_widths)} "
+            "steps",
+            _memory(takes),
+            _time(takes),
+        ]
+    )
+
+
+def _time(takes: Estimate) -> str:
+    """The line that says how long it takes, e.g. `time: about 3 min on ...`."""
+    seconds = takes.seconds
+    if seconds < 90:
+        text = f"{seconds:.0f} s"
+    elif seconds < 5400:
+        text = f"{seconds / 60:.0f} min"
+    elif seconds < 172_800:
+        text = f"{seconds / 3600:.0f} h"
+    else:
+        text = f"{seconds / 86_400:.0f} days"
+    return f"time: about {text} on this processor"
+
+
+def _memory(takes: Estimate) -> str:
+    n_bytes = takes.n_bytes
+    text = f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
+    return f"memory: about {text}"
+
+
+def _model(config: RunConfig, sections: Sequence[str]) -> str:
+    """Sections of the configuration, parameters and MACs per width."""
+    values = {name: section for name, section in config.to_dict().items() if name in sections}
+    full = count.macs(config.model, 1.0)
+    rows = []
+    for width in config.model.widths:
+        macs = count.macs(config.model, width)
+        rows.append((f"{width:g}", f"{macs / 1e6:.4g}", f"{100 * macs / full:.1f} %"))
+    return "\n".join(
+        [
+            json.dumps(values, indent=2),
+            f"parameters: {count.parameter_count(config.model):,}",
+            "million MACs an image and step (multiply-accumulates; FLOPs are twice that):",
+            table(("width", "MMACs", "of the full width"), rows),
+        ]
+    )

@@ -1,0 +1,115 @@
+"""Runs made of weights from elsewhere: an official checkpoint, or the files of an index."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ddsm_ext.io.weights import INDEX_ENDING
+from ddsm_ext.run.config import RunConfig, merge, preset_values
+from ddsm_ext.run.folder import create_run
+from ddsm_ext.settings import Refusal
+
+# sections that an official checkpoint and its flags decide
+FIXED_SECTIONS = ("model", "diffusion")
+log = logging.getLogger(__name__)
+
+
+def import_official(
+    source: str | Path,
+    root: str | Path,
+    *,
+    flags_file: str | Path | None = None,
+    groups: int | None = None,
+    group: str = "ema_model",
+    name: str = "official",
+    changes: Mapping[str, Any] | None = None,
+    where: str = "changes",
+) -> Path:
+    """Make a run of a checkpoint that the official DDSM code wrote and return its folder.
+
+    Args:
+        source: the checkpoint (.pt).
+        root: folder of runs; made when missing.
+        flags_file: flag file that the checkpoint came with.
+        groups: of its GroupNorm; None takes the flags', else 32.
+        group: weights to take: "ema_model" or "net_model".
+        name: of the run.
+        changes: section -> key -> value of the run's configuration.
+        where: what errors call the changes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: checkpoint, flags or changes are refused.
+    """
+    from ddsm_ext.compat.official_ddsm import load_official_ddsm
+    from ddsm_ext.compat.official_strategy import parse_official_flags, read_text
+
+    changes = changes or {}
+    flags: dict[str, Any] = {}
+    if flags_file is not None:
+        flags = parse_official_flags(read_text(flags_file), source=str(flags_file))
+    if groups is not None:
+        flags["groups"] = groups
+    network = load_official_ddsm(source, flags, group=group)
+    for section in FIXED_SECTIONS:
+        if section in changes:
+            raise Refusal(f"{where} changes {section}, which the checkpoint decides; need --flags")
+    values = preset_values("cifar10")
+    values["model"] = network.config.to_dict()
+    values["diffusion"] = {"schedule": "linear", "timesteps": int(flags.get("T", 1000))}
+    # published scores were made without clipping: the reference's clip has no effect
+    values["sampler"] = {"kind": "ddpm", "clip_denoised": False}
+    config = RunConfig.from_dict(merge(values, changes), where)
+    tensors = {key: tensor.contiguous() for key, tensor in network.state_dict().items()}
+    return _new_run(root, name, config, tensors, 0, source)
+
+
+def import_shards(
+    source: str | Path,
+    root: str | Path,
+    *,
+    name: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> Path:
+    """Make a run of weights in several files and return its folder.
+
+    Args:
+        source: index (.safetensors.index.json) whose metadata hold the run's configuration.
+        root: folder of runs; made when missing.
+        name: of the run; None takes the index's.
+        changes: section -> key -> value laid over the configuration.
+
+    Raises:
+        FileNotFoundError: the index or a file that it names is missing.
+        ValueError: the index holds no configuration, or the changes are refused.
+    """
+    from ddsm_ext.io.weights import load_shards
+
+    tensors, about = load_shards(source)
+    if "config" not in about:
+        raise Refusal(f"{source}: its metadata hold no config; need one of a run of ddsm")
+    config = RunConfig.from_dict(merge(about["config"], changes or {}), str(source))
+    floats = {key: tensor.float() for key, tensor in tensors.items()}
+    name = name or Path(source).name.removesuffix(INDEX_ENDING)
+    return _new_run(root, name, config, floats, int(about.get("step", 0)), source)
+
+
+def _new_run(
+    root: str | Path,
+    name: str,
+    config: RunConfig,
+    tensors: dict[str, Any],
+    step: int,
+    source: str | Path,
+) -> Path:
+    from ddsm_ext.io.checkpoint import save_checkpoint
+
+    folder = create_run(root, name, config.to_dict())
+    about = {"source": Path(source).name}
+    save_checkpoint(folder, step, {"model": tensors, "ema": tensors}, about)
+    count, widths = sum(t.numel() for t in tensors.values()), config.model.widths
+    log.info("%s parameters, widths %s", f"{count:,}", widths)
+    return folder

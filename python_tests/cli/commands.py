@@ -1,0 +1,19 @@
+"""Command lines that several test files use: a run of seconds, and the package to run them with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ddsm_ext
+
+PACKAGE_ROOT = str(Path(ddsm_ext.__file__).resolve().parent.parent)
+TINY = [
+    "model.ch=8", "model.groups=4", "model.widths=1,0.5", "train.steps=3", "train.batch_size=8",
+    "train.log_every=1", "sampler.steps=4", "search.population=4", "search.generations=2",
+    "search.full_final=1", "search.budget_macs=0.6", "eval.images=32", "eval.search_images=8",
+    "eval.batch_size=32",
+]  # fmt: skip
+
+
+def sets(values: list[str]) -> list[str]:
+    return [word for value in values for word in ("--set", value)]
