@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from published.networks import ADM_IMAGENET64
 
 from ddsm_ext.bench.candidates import Call
-from ddsm_ext.bench.shapes import ADM_IMAGENET64
 from ddsm_ext.graph.shapes import EmbeddingShape
 from ddsm_ext.ops import sliced_embedding
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ddsm_ext.bench.shapes import ADM_IMAGENET64
+from published.networks import ADM_IMAGENET64
+
 from ddsm_ext.graph.shapes import NormShape
 
 NETWORK = ADM_IMAGENET64

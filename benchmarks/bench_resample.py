@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from published.networks import ADM_IMAGENET64
 
 from ddsm_ext.bench.candidates import Call
-from ddsm_ext.bench.shapes import ADM_IMAGENET64
 from ddsm_ext.graph.shapes import ResampleShape
 from ddsm_ext.models.dense import resampled
 from ddsm_ext.ops import resample

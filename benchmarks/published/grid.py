@@ -11,12 +11,13 @@ import torch
 
 from ddsm_ext.bench.conditions import Setting
 from ddsm_ext.bench.ops import run_ops
-from ddsm_ext.bench.shapes import ODD_WIDTH, REFERENCE_CIFAR10, config_at
+from ddsm_ext.bench.shapes import REFERENCE_CIFAR10, config_at
 from ddsm_ext.bench.steps import prepare_steps
 from ddsm_ext.bench.training_step import SANDWICH, run_training_step
 from ddsm_ext.bench.unet_step import run_unet_step
 from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.graph.count import macs as macs_of
+from published.networks import ODD_WIDTH
 
 MODES = ("inference", "training", "layers")
 GRID_WIDTHS = (1.0, 0.75, 0.5, ODD_WIDTH, 0.25)

@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from ddsm_ext import _library
 from ddsm_ext.bench.candidates import CANDIDATES, OPS, candidates, check_agreement
 from ddsm_ext.bench.conditions import CPU, Setting, check_batch, roof_ms
 from ddsm_ext.bench.shapes import REFERENCE_CIFAR10, WIDTHS, config_at
+from ddsm_ext.bench.table import align
 from ddsm_ext.bench.timing import time_columns
 from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.graph.shapes import ConvShape, Shape, least_bytes, op_shapes
@@ -79,18 +81,10 @@ def run_ops(
     for op in ops:
         check_choice("run_ops: op", op, OPS)
     jobs = [job for op in ops for width in widths for job in _jobs(config, op, width, costliest)]
-    left, rows, failed = list(jobs), [], {}
     with setting.active(), torch.no_grad():
         roof = setting.measure_roof()
-        end = time.monotonic() + limit_s
-        while left and time.monotonic() <= end:
-            job = left.pop(0)
-            try:
-                rows.append(_measure(job, batch, setting, rounds, roof))
-            except (RuntimeError, ValueError) as error:
-                failed[job] = str(error)
-            if progress is not None:
-                progress(len(jobs) - len(left), len(jobs))
+        measure = partial(_measure, batch=batch, setting=setting, rounds=rounds, roof=roof)
+        rows, failed, left = _measure_in_time(jobs, measure, limit_s, progress)
     complete = set() if costliest else {(job.op, job.width) for job in jobs}
     return {
         "rows": _with_totals(rows, complete - {(job.op, job.width) for job in (*failed, *left)}),
@@ -106,6 +100,28 @@ def _jobs(config: NetworkConfig, op: str, width: float, costliest: int | None) -
     shapes = op_shapes(config_at(config, width), width, op)
     jobs = [_Job(op, width, shape, calls) for shape, calls in shapes.items()]
     return sorted(jobs, key=lambda job: -job.shape.macs * job.calls)[:costliest]
+
+
+def _measure_in_time(
+    jobs: Sequence[_Job],
+    measure: Callable[[_Job], dict[str, Any]],
+    limit_s: float,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[list[dict[str, Any]], dict[_Job, str], Sequence[_Job]]:
+    """Return the rows, why shapes have none, and the shapes that there was no time for."""
+    rows: list[dict[str, Any]] = []
+    failed: dict[_Job, str] = {}
+    end = time.monotonic() + limit_s
+    for done, job in enumerate(jobs):
+        if time.monotonic() > end:
+            return rows, failed, jobs[done:]
+        try:
+            rows.append(measure(job))
+        except (RuntimeError, ValueError) as error:
+            failed[job] = str(error)
+        if progress is not None:
+            progress(done + 1, len(jobs))
+    return rows, failed, ()
 
 
 def _measure(
@@ -193,34 +209,35 @@ def explain_choices(
         dtype: "float32" or "bfloat16", of images and weights.
         config: the network whose shapes are taken; see `config_at`.
     """
-    native = _library.native
-    lines = [
-        f"{native.active_isa()}, batch {batch}, {dtype}, one core; chosen algorithm marked *",
-        f"{'width':>8} {'convolution':<28} {'calls':>5}"
-        + "".join(f"{name + ' us':>19}" for name in _packed.ALGORITHMS),
-    ]
+    rows = []
     for width in widths:
         for shape, calls in op_shapes(config_at(config, width), width, "conv2d").items():
             assert isinstance(shape, ConvShape)
-            problem = _packed.ConvProblem(
-                batch,
-                shape.size,
-                shape.size,
-                shape.c_in + shape.c_in2,
-                shape.c_out,
-                shape.kernel,
-                shape.stride,
-                2 if shape.upsample else 1,
-                dtype == "bfloat16",
-            )
-            chosen = _packed.choose_algorithm(native.active_isa(), problem)
-            costs_ns = [
-                native.conv2d_cost_ns(native.Conv2dProblem(**problem._asdict()), number)
-                for number in range(len(_packed.ALGORITHMS))
-            ]
-            cells = "".join(
-                f"{cost / 1000:>18.0f}{'*' if number == chosen else ' '}"
-                for number, cost in enumerate(costs_ns)
-            )
-            lines.append(f"{width:>8g} {shape!s:<28} {calls:>5}{cells}")
-    return "\n".join(lines)
+            rows.append([f"{width:g}", str(shape), str(calls), *_costs(shape, batch, dtype)])
+    headings = ["width", "convolution", "calls", *(f"{name} us" for name in _packed.ALGORITHMS)]
+    isa = _library.native.active_isa()
+    return f"{isa}, batch {batch}, {dtype}, one core; chosen algorithm marked *\n" + align(
+        [headings, *rows], left=[1]
+    )
+
+
+def _costs(shape: ConvShape, batch: int, dtype: str) -> list[str]:
+    """The estimated us of each algorithm, a * before that of the chosen one."""
+    native = _library.native
+    problem = _packed.ConvProblem(
+        batch,
+        shape.size,
+        shape.size,
+        shape.c_in + shape.c_in2,
+        shape.c_out,
+        shape.kernel,
+        shape.stride,
+        2 if shape.upsample else 1,
+        dtype == "bfloat16",
+    )
+    chosen = _packed.choose_algorithm(native.active_isa(), problem)
+    given = native.Conv2dProblem(**problem._asdict())
+    return [
+        f"{'*' if number == chosen else ''}{native.conv2d_cost_ns(given, number) / 1000:.0f}"
+        for number in range(len(_packed.ALGORITHMS))
+    ]

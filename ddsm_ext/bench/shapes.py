@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TypeVar
 
 from ddsm_ext.graph.config import NetworkConfig
-from ddsm_ext.models.adm import ADMConfig
 from ddsm_ext.models.unet import UNetConfig
 
 # The network of the published figures: groups and concats as in the reference code, so that slicing
@@ -14,12 +13,7 @@ from ddsm_ext.models.unet import UNetConfig
 REFERENCE_CIFAR10 = UNetConfig(
     image_size=32, norm="fixed_groups", concat_slicing="prefix", time_table_rows=1000
 )
-# Guided diffusion's 64x64 class-conditional network, of what the U-Net above has not: norms with a
-# scale and a shift an image, halved and enlarged images, labels, several heads.
-ADM_IMAGENET64 = ADMConfig(image_size=64, num_classes=1000)
 WIDTHS = (1.0, 0.75, 0.5, 0.25)
-# 60 and 120 channels, which fill no block of 16 or 32: what a kernel pays for any width.
-ODD_WIDTH = 0.46875
 Config = TypeVar("Config", bound=NetworkConfig)
 
 

@@ -109,6 +109,13 @@ class Steps:
         """Return the candidates of a width."""
         return {name: step for (other, name), step in self.ready.items() if other == width}
 
+    def held_bytes(self, names: Sequence[str]) -> dict[str, int]:
+        """Return what each candidate keeps for all widths."""
+        return {
+            name: sum(step.held_bytes for (_, other), step in self.ready.items() if other == name)
+            for name in names
+        }
+
 
 def prepare_steps(
     config: NetworkConfig,

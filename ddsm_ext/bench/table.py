@@ -65,10 +65,22 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
         return "(no rows)"
     keys = [key for key in _COLUMNS if any(key in row for row in rows)]
     cells = [[_cell(key, row.get(key)) for key in keys] for row in rows]
+    headings = [_COLUMNS[key] for key in keys]
+    left = [number for number, key in enumerate(keys) if key in _TEXT]
+    return align([headings, SEPARATING_LINE, *cells], left=left)
+
+
+def align(rows: Sequence[Any], *, left: Sequence[int]) -> str:
+    """Return rows of text as a table.
+
+    Args:
+        rows: lists of texts, or tabulate's separating line.
+        left: the columns whose texts begin under each other; the others' end under each other.
+    """
     return tabulate(
-        [[_COLUMNS[key] for key in keys], SEPARATING_LINE, *cells],
+        rows,
         tablefmt=_PLAIN,
-        colalign=["left" if key in _TEXT else "right" for key in keys],
+        colalign=["left" if number in left else "right" for number in range(len(rows[0]))],
         disable_numparse=True,
     )
 

@@ -12,12 +12,7 @@ import torch
 from ddsm_ext.bench.candidates import KERNELS, compare
 from ddsm_ext.bench.conditions import CPU, Setting, check_batch, roof_ms
 from ddsm_ext.bench.shapes import REFERENCE_CIFAR10, WIDTHS, config_at
-from ddsm_ext.bench.steps import (
-    DEFAULT_CANDIDATES,
-    STEP_CANDIDATES,
-    Step,
-    prepare_steps,
-)
+from ddsm_ext.bench.steps import DEFAULT_CANDIDATES, STEP_CANDIDATES, Step, prepare_steps
 from ddsm_ext.bench.timing import Timing, interleaved, time_columns
 from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.graph.count import macs
@@ -71,9 +66,7 @@ def run_unet_step(
     """
     check_batch(batch)
     _check_candidates(candidates)
-    if not widths:
-        raise Refusal("run_unet_step: widths is empty; need at least one width")
-    widths = [config_at(config, width).check_width(width) for width in widths]
+    widths = _checked(widths, config)
     with setting.active(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the column `native` tells what the warning would
         roof = setting.measure_roof()
@@ -82,27 +75,33 @@ def run_unet_step(
         calls = {key: step.call for key, step in steps.ready.items()}
         peaks = setting.device.peak_bytes(calls)
         times = interleaved(calls, rounds=rounds, progress=progress, **setting.timing)
-        x = torch.empty(0, dtype=setting.kind, device=setting.place)
-        native = all(runs_native(name, x, needs_grad=False) for name in KERNELS)
-    rows = [
-        _row(config_at(config, width), width, batch, steps.at(width), times, peaks, roof)
-        | {"native": native, **compared[width]}
-        for width in widths
-    ]
-    held_bytes = {
-        name: sum(steps.ready[key].held_bytes for key in steps.ready if key[1] == name)
-        for name in candidates
-    }
+        native = _is_native(setting)
+    rows = []
+    for width in widths:
+        row = _row(config_at(config, width), width, batch, steps.at(width), times, peaks, roof)
+        rows.append({**row, "native": native, **compared[width]})
+    differs = [row["differs"] for row in rows if "differs" in row]
     return {
         "rows": rows,
         "strategy": _published_strategy(rows, candidates),
-        "held_bytes": held_bytes if setting.on_gpu else None,
+        "held_bytes": steps.held_bytes(candidates) if setting.on_gpu else None,
         "uncompiled": steps.ready[widths[0], "ours"].uncompiled,
-        "failed": [*steps.failed, *(row["differs"] for row in rows if "differs" in row)],
+        "failed": [*steps.failed, *differs],
         "left_out": steps.left_out,
         "roof": roof,
         "conditions": {"network": config.to_dict(), **setting.conditions(batch)},
     }
+
+
+def _is_native(setting: Setting) -> bool:
+    x = torch.empty(0, dtype=setting.kind, device=setting.place)
+    return all(runs_native(name, x, needs_grad=False) for name in KERNELS)
+
+
+def _checked(widths: Sequence[float], config: NetworkConfig) -> list[float]:
+    if not widths:
+        raise Refusal("run_unet_step: widths is empty; need at least one width")
+    return [config_at(config, width).check_width(width) for width in widths]
 
 
 def _check_candidates(names: Sequence[str]) -> None:

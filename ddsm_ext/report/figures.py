@@ -141,22 +141,7 @@ def pareto_figure(
     """
     figure, axes = _figure(4.0)
     if evaluations:
-        data = np.asarray(evaluations, dtype=float)
-        points = axes.scatter(
-            data[:, 1],
-            data[:, 2],
-            c=data[:, 0],
-            cmap="Blues",
-            vmin=-3,
-            s=16,
-            edgecolors="none",
-            label="evaluated",
-        )
-        if data[:, 0].max() > data[:, 0].min():
-            bar = figure.colorbar(points, ax=axes, pad=0.01)
-            bar.ax.set_ylim(data[:, 0].min(), data[:, 0].max())
-            bar.set_label("generation")
-            bar.outline.set_visible(False)
+        _scatter_by_generation(figure, axes, np.asarray(evaluations, dtype=float))
     if front:
         costs, qualities = zip(*sorted(front), strict=True)
         axes.plot(costs, qualities, "-o", ms=3.5, color=INK, lw=1.2, label="Pareto front")
@@ -183,6 +168,20 @@ def pareto_figure(
     axes.set_ylabel(quality_label)
     axes.legend()
     return figure
+
+
+def _scatter_by_generation(figure: Figure, axes: Axes, data: np.ndarray) -> None:
+    """Rows of (generation, cost, quality); a bar tells the generations where there are several."""
+    generation, cost, quality = data.T
+    points = axes.scatter(
+        cost, quality, c=generation, cmap="Blues", vmin=-3, s=16, edgecolors="none",
+        label="evaluated",
+    )  # fmt: skip
+    if generation.max() > generation.min():
+        bar = figure.colorbar(points, ax=axes, pad=0.01)
+        bar.ax.set_ylim(generation.min(), generation.max())
+        bar.set_label("generation")
+        bar.outline.set_visible(False)
 
 
 @_styled

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -15,6 +16,8 @@ import torch
 from bench.fake_gpu import on_fake_gpu
 from bench.scripts import ROOT  # makes gpu_suite importable
 from bench.small_network import SMALL
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 with mock.patch.dict(os.environ, DDSM_TEST_DEVICE="cpu"):
     from gpu_suite import (
@@ -33,9 +36,11 @@ with mock.patch.dict(os.environ, DDSM_TEST_DEVICE="cpu"):
 from gpu_suite import choices
 from gpu_suite.tiles import tiles
 
-from ddsm_ext.bench import steps as bench_steps
-from ddsm_ext.bench import unet_step
+from ddsm_ext.bench.conditions import Setting
+from ddsm_ext.bench.device import Cpu
 from ddsm_ext.bench.shapes import REFERENCE_CIFAR10
+from ddsm_ext.bench.steps import Steps, prepare_steps
+from ddsm_ext.bench.unet_step import run_unet_step
 
 
 def run(script: Any, monkeypatch: pytest.MonkeyPatch, *words: object) -> int | None:
@@ -158,45 +163,63 @@ def test_widths_are_compared_one_after_the_other(tmp_path, monkeypatch, capsys) 
     assert list(last_line(capsys)["widths"]) == ["1"]
 
 
+class WrongOnce(Cpu):
+    """Compiles to a step that is wrong at the first width."""
+
+    compiled = 0
+
+    def compile(self, network: nn.Module, inputs: Mapping[str, Tensor]) -> Callable[[], Tensor]:
+        self.compiled += 1
+        wrong = float(self.compiled == 1)
+        return lambda: network(**inputs) + wrong
+
+
 @pytest.mark.usefixtures("compared")
 def test_a_candidate_that_differs_is_marked_and_its_row_kept(tmp_path, monkeypatch, capsys) -> None:
-    builder = bench_steps._Builder
-    dense_cl = builder.dense_cl
-
-    def wrong(self: object, width: float) -> object:
-        call = dense_cl(self, width)
-        return (lambda: call() + 1) if width == 1.0 else call
-
-    monkeypatch.setattr(builder, "dense_cl", wrong)
+    setting = Setting("bfloat16", device=WrongOnce())
+    monkeypatch.setattr(work, "setting", lambda: setting)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    for width in (1.0, 0.5):
+        done = warm.mark(2, width)
+        assert done is not None
+        done.parent.mkdir(parents=True, exist_ok=True)
+        done.touch()
     words = ("--batch", 2, "--widths", 1, 0.5, "--seconds", 60, "--json", tmp_path)
     assert run(compare, monkeypatch, *words) == 1
     (sentence,) = last_line(capsys)["failed"]
-    assert sentence.startswith("U-Net at width 1: dense_cl differs from slicing by")
+    assert sentence.startswith("U-Net at width 1: compiled differs from slicing by")
     (path,) = tmp_path.glob("*.json")
     (result,) = json.loads(path.read_text())["results"]
     marks = [row.get("differs") for row in result["rows"]]
     assert marks == [sentence, None]
-    with pytest.raises(ValueError, match="dense_cl differs from slicing"):
-        unet_step.run_unet_step([1.0], 2, rounds=1, config=SMALL)
+    names = ("slicing", "compiled", "ours")
+    wrong = Setting(device=WrongOnce())
+    with pytest.raises(ValueError, match="compiled differs from slicing"):
+        run_unet_step([1.0], 2, 1, setting=wrong, candidates=names, config=SMALL)
 
 
-def test_slicing_leaves_cudnns_algorithms_as_the_reference_code_does(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    seen: dict[str, bool] = {}
-    reference = bench_steps.SlicingNetwork.__call__
+class Convolutions(TorchFunctionMode):
+    """Notes whether cuDNN would time its algorithms at each convolution."""
 
-    def watched(self: object, **arguments: object) -> torch.Tensor:
-        seen["slicing"] = torch.backends.cudnn.benchmark
-        return reference(self, **arguments)
+    def __init__(self) -> None:
+        super().__init__()
+        self.benchmark: set[bool] = set()
 
-    monkeypatch.setattr(bench_steps.SlicingNetwork, "__call__", watched)
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        if func is torch.conv2d:
+            self.benchmark.add(torch.backends.cudnn.benchmark)
+        return func(*args, **(kwargs or {}))
+
+
+def test_slicing_leaves_cudnns_algorithms_as_the_reference_code_does() -> None:
     setting = on_fake_gpu("float32")
-    with setting.active(), torch.no_grad():
-        ready = bench_steps.prepare_steps(SMALL, [0.5], ["slicing"], 1, setting)
-        ready.ready[0.5, "slicing"].call()
+    with setting.active(), torch.no_grad(), Convolutions() as seen:
+        steps = prepare_steps(SMALL, [0.5], ["slicing"], 1, setting)
+        steps.ready[0.5, "slicing"].call()
         assert torch.backends.cudnn.benchmark
-    assert seen == {"slicing": False}
+    assert seen.benchmark == {False}
 
 
 def test_the_cache_is_warmed_by_what_is_compared(tmp_path, monkeypatch, capsys) -> None:
@@ -204,9 +227,9 @@ def test_the_cache_is_warmed_by_what_is_compared(tmp_path, monkeypatch, capsys) 
     failed = ["compiled at width 0.5: no compiler"]
     asked: list[tuple[object, ...]] = []
 
-    def prepared(*arguments: object) -> bench_steps.Steps:
+    def prepared(*arguments: object) -> Steps:
         asked.append(arguments)
-        return bench_steps.Steps(failed=failed)
+        return Steps(failed=failed)
 
     monkeypatch.setattr(warm, "prepare_steps", prepared)
     assert run(warm, monkeypatch, "--width", 0.5, "--batch", 2) == 1

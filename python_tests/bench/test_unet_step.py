@@ -10,7 +10,7 @@ import torch._dynamo.config
 import torch._inductor.config
 from bench.small_network import ADM, SMALL
 
-from ddsm_ext.bench.shapes import ODD_WIDTH, REFERENCE_CIFAR10, config_at
+from ddsm_ext.bench.shapes import REFERENCE_CIFAR10, config_at
 from ddsm_ext.bench.slicing_network import SlicingNetwork
 from ddsm_ext.bench.steps import random_inputs, random_network
 from ddsm_ext.bench.table import format_result, format_table
@@ -40,8 +40,8 @@ def test_share_saved_in_closed_form() -> None:
 
 
 def test_odd_width_fills_no_block_and_needs_the_twin() -> None:
-    twin = config_at(REFERENCE_CIFAR10, ODD_WIDTH)
-    assert [twin.slicing.active(c_max, ODD_WIDTH) for c_max in (128, 256)] == [60, 120]
+    twin = config_at(REFERENCE_CIFAR10, 0.46875)
+    assert [twin.slicing.active(c_max, 0.46875) for c_max in (128, 256)] == [60, 120]
     assert twin.norm == "channels_per_group"
     assert config_at(REFERENCE_CIFAR10, 0.5) == REFERENCE_CIFAR10
 

@@ -10,13 +10,14 @@ from cuda_kernels.gpu.device import needs_device
 from cuda_kernels.gpu.layer_calls import LAYOUTS, OURS, REFERENCE, call, leaves_of, results
 from torch import Tensor
 
-from ddsm_ext.bench.shapes import ODD_WIDTH, REFERENCE_CIFAR10, config_at
+from ddsm_ext.bench.shapes import REFERENCE_CIFAR10, config_at
 from ddsm_ext.graph.shapes import AttentionShape, Shape, op_shapes
 from ddsm_ext.ops import sliced_attention
 from ddsm_ext.ops._call import runs_native
 
 pytestmark = needs_device
 BATCH = 2
+ODD_WIDTH = 0.46875  # 60 and 120 channels, which fill no block of 16 or 32
 WIDTHS = (1.0, 0.5, 0.25, ODD_WIDTH)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OPS = ("conv2d", "linear", "group_norm", "attention")
