@@ -14,15 +14,6 @@ from ddsm_ext.ops.group_norm import sliced_group_norm
 from ddsm_ext.ops.linear import sliced_linear
 
 
-def wanted_format(device: torch.device) -> torch.memory_format:
-    """Return how a convolution's weight should lie in a device's memory.
-
-    CUDA kernels read 16 bytes at once if neighbouring input channels are adjacent; the CPU's
-    rearrange the weight in any case.
-    """
-    return torch.channels_last if device.type == "cuda" else torch.preserve_format
-
-
 class SlicedLayer(nn.Module):
     """A layer whose settings compiled steps take from its description, or once for all runs.
 
@@ -81,6 +72,15 @@ class SlicedConv2d(SlicedLayer):
         nn.init.xavier_uniform_(self.weight, gain=gain, generator=generator)
         self._lay_out()
 
+    @staticmethod
+    def wanted_format(device: torch.device) -> torch.memory_format:
+        """Return how the weight should lie in a device's memory.
+
+        CUDA kernels read 16 bytes at once if neighbouring input channels are adjacent; the CPU's
+        rearrange the weight in any case.
+        """
+        return torch.channels_last if device.type == "cuda" else torch.preserve_format
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SlicedConv2d:
         """What `to`, `cuda`, `half` and the like call."""
         super()._apply(fn, recurse)
@@ -88,7 +88,7 @@ class SlicedConv2d(SlicedLayer):
         return self
 
     def _lay_out(self) -> None:
-        wanted = wanted_format(self.weight.device)
+        wanted = self.wanted_format(self.weight.device)
         for tensor in (self.weight, self.weight.grad):
             if wanted != torch.preserve_format and tensor is not None:
                 tensor.data = tensor.data.contiguous(memory_format=wanted)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ddsm_ext import _library
-from ddsm_ext.ops._packed import DIRECT, DIRECT_BF16
+from ddsm_ext.ops._packed import DIRECT, DIRECT_BF16, ConvProblem, choose_algorithm
 from ddsm_ext.runtime.operands import (
     Activation,
     ConvWeight,
@@ -35,12 +35,20 @@ class Layers:
         program: where the calls go.
         images: batch size N.
         dtype: float32 or bfloat16, of activations; arithmetic is float32.
+        choose: (instruction set, convolution) -> its algorithm.
     """
 
-    def __init__(self, program: Program, images: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        program: Program,
+        images: int,
+        dtype: torch.dtype,
+        choose: Callable[[str, ConvProblem], int] = choose_algorithm,
+    ) -> None:
         self.program = program
         self.images = images
         self.dtype = dtype
+        self._choose = choose
 
     def activation(self, c: int, height: int, width: int) -> Activation:
         """Return a new activation without moments."""
@@ -242,7 +250,7 @@ class Layers:
         """
         if shortcut is not None:
             residual = self.conv2d(*shortcut, c_out)
-        shape, algorithm = plan_conv2d(self.images, self.dtype, sources, conv, c_out)
+        shape, algorithm = plan_conv2d(self.images, self.dtype, sources, conv, c_out, self._choose)
         size = (shape.fields["out_height"], shape.fields["out_width"])
         if residual is not None:
             residual = self._residual(residual, size, algorithm)

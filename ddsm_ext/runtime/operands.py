@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,8 +113,9 @@ def plan_conv2d(
     sources: Sequence[Activation],
     conv: ConvWeight,
     c_out: int,
+    choose: Callable[[str, ConvProblem], int] = choose_algorithm,
 ) -> tuple[Struct, int]:
-    """Return a convolution's Conv2dShape and its algorithm."""
+    """Return a convolution's Conv2dShape and its algorithm, by `choose`(isa, problem)."""
     weight, parts = conv.weights[0], len(conv.weights)
     kernel, scale = weight.shape[2], 2 if conv.resample == "up" else 1
     height, width = sources[0].resampled("down" if conv.resample == "down" else None)
@@ -141,7 +142,7 @@ def plan_conv2d(
         scale,
         dtype == weight.dtype == torch.bfloat16,
     )
-    algorithm = choose_algorithm(_library.native.active_isa(), problem)
+    algorithm = choose(_library.native.active_isa(), problem)
     return Struct("Conv2dShape", shape), algorithm
 
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cuda_kernels import emulated, test_conv2d_fused
+from cuda_kernels import conv2d_fused_cases, emulated
+from cuda_kernels.conv2d_cases import DTYPES, Case, check_rounded, run_forward
+from cuda_kernels.conv2d_fused_cases import Fused
 from cuda_kernels.emulated import faulty_library
-from cuda_kernels.test_conv2d import DTYPES, Case, check_rounded, run_forward
-from cuda_kernels.test_conv2d_fused import Fused
 
 # A block has 64 or 128 pixels: images inside of one, rows longer than one, single rows and columns.
 SIZES = ((2, 5, 6), (3, 16, 16), (1, 3, 150), (40, 1, 5), (2, 70, 1))  # images, height, width
@@ -69,7 +69,7 @@ def test_float32_parameters_beside_16_bit_images(dtype):
 def test_what_is_added_and_moments(dtype, n, height, width):
     kernels()
     case = Case(dtype=dtype, c=3, c_out=40, n=n, height=height, width=width)
-    test_conv2d_fused.check(Fused(case, shift=True, residual=True))
+    conv2d_fused_cases.check(Fused(case, shift=True, residual=True))
     assert kernels() == ["conv_head"]
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
-from cuda_kernels import emulated, test_conv2d_fused
-from cuda_kernels.test_conv2d import Case, check_rounded, run_forward, run_grad_x
-from cuda_kernels.test_conv2d_fused import Fused
+from cuda_kernels import conv2d_fused_cases, emulated
+from cuda_kernels.conv2d_cases import Case, check_rounded, run_forward, run_grad_x
+from cuda_kernels.conv2d_fused_cases import Fused
 from torch import Tensor
 
 DTYPES = (torch.bfloat16, torch.float16)
@@ -302,7 +302,7 @@ def test_a_fault_planted_in_the_gradient_is_found(tmp_path, file, line, mistake,
 
 def check_fused(library, *calls: Fused) -> None:
     for call in calls:
-        test_conv2d_fused.check(call, library)
+        conv2d_fused_cases.check(call, library)
 
 
 @pytest.mark.parametrize(("file", "line", "mistake", "finding"), IN_FUSED)

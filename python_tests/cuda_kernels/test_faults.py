@@ -6,9 +6,9 @@ from ctypes import c_char_p, c_void_p
 
 import pytest
 import torch
-from cuda_kernels import emulated, test_attention
+from cuda_kernels import attention_cases, emulated
+from cuda_kernels.conv2d_cases import Case, check_rounded, run_forward
 from cuda_kernels.emulated import faulty_library
-from cuda_kernels.test_conv2d import Case, check_rounded, run_forward
 
 FAULTS = (
     (0, None),
@@ -122,14 +122,14 @@ def test_a_planted_fault_is_found(tmp_path, file, line, mistake, finding):
 
 
 # More columns than a tile, a tile past the end, and a part of a slab.
-ATTENTION = test_attention.Case(heads=1, t_q=70, t_k=150, d=40)
+ATTENTION = attention_cases.Case(heads=1, t_q=70, t_k=150, d=40)
 
 
 @pytest.mark.parametrize(("file", "line", "mistake", "finding"), PLANTED_IN_ATTENTION)
 def test_a_fault_planted_in_attention_is_found(tmp_path, file, line, mistake, finding):
     library = faulty_library(tmp_path, file, line, mistake, "attention_bf16")
     with pytest.raises((RuntimeError, AssertionError), match=finding):
-        test_attention.check(ATTENTION, library)
+        attention_cases.check(ATTENTION, library)
 
 
 @pytest.mark.parametrize(("file", "line", "mistake", "finding"), PLANTED_IN_ATTENTION_GRADIENTS)
@@ -138,4 +138,4 @@ def test_a_fault_planted_in_the_gradients_of_attention_is_found(
 ):
     library = faulty_library(tmp_path, file, line, mistake, "attention_grad_bf16")
     with pytest.raises((RuntimeError, AssertionError), match=finding):
-        test_attention.check(ATTENTION, library)
+        attention_cases.check(ATTENTION, library)

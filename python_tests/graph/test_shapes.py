@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ddsm_ext.bench.shapes import REFERENCE_CIFAR10, WIDTHS
 from ddsm_ext.graph.shapes import OPS, op_shapes
@@ -49,44 +49,45 @@ CONFIGS = {
 }  # fmt: skip
 
 
-def calls_of(monkeypatch: pytest.MonkeyPatch, name: str, width: float) -> dict[str, Counter[Any]]:
-    """What a dense network of plain torch layers calls torch with, by its own names."""
-    seen: dict[str, Counter[Any]] = {}
+class Calls(TorchFunctionMode):
+    """Counts what torch is called with, by torch's own names."""
 
-    def record(function: Any, describe: Callable[..., Any]) -> Callable[..., Any]:
-        found = seen[function.__name__] = Counter()
+    DESCRIBED: ClassVar[dict[Any, Callable[..., Any]]] = {
+        F.conv2d: lambda y, x, weight, bias, stride, *_: (
+            x.shape[1], y.shape[1], weight.shape[2], stride[0], y.shape[2]),
+        F.linear: lambda y, x, *_: (x.shape[1], y.shape[1]),
+        F.group_norm: lambda y, x, groups, *_: (x.shape[1], groups, x.shape[2]),
+        F.scaled_dot_product_attention: lambda y, q, *_: q.shape[1:],
+        F.avg_pool2d: lambda y, *_: (y.shape[1], y.shape[2]),
+        F.interpolate: lambda y, *_: (y.shape[1], y.shape[2]),
+        F.embedding: lambda y, y_, table, *_: tuple(table.shape),
+    }  # fmt: skip
 
-        def recorded(*arguments: Any, **options: Any) -> Any:
-            y = function(*arguments, **options)
-            found[describe(y, *arguments)] += 1
-            return y
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = {function.__name__: Counter[Any]() for function in self.DESCRIBED}
 
-        return recorded
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        y = func(*args, **(kwargs or {}))
+        if func in self.DESCRIBED:
+            self.seen[func.__name__][self.DESCRIBED[func](y, *args)] += 1
+        return y
 
-    for owner, function, describe in (
-        (nn.Conv2d, nn.Conv2d._conv_forward, lambda y, conv, x, weight, _: (
-            x.shape[1], y.shape[1], weight.shape[2], conv.stride[0], y.shape[2])),
-        (F, F.linear, lambda y, x, *_: (x.shape[1], y.shape[1])),
-        (F, F.group_norm, lambda y, x, groups, *_: (x.shape[1], groups, x.shape[2])),
-        (F, F.scaled_dot_product_attention, lambda y, q, *_: q.shape[1:]),
-        (F, F.avg_pool2d, lambda y, *_: (y.shape[1], y.shape[2])),
-        (F, F.interpolate, lambda y, *_: (y.shape[1], y.shape[2])),
-        (F, F.embedding, lambda y, y_, table, *_: tuple(table.shape)),
-    ):  # fmt: skip
-        monkeypatch.setattr(owner, function.__name__, record(function, describe))
+
+def calls_of(name: str, width: float) -> dict[str, Counter[Any]]:
+    """What a dense network of plain torch layers calls torch with."""
     config = CONFIGS[name]
     inputs = {"x": torch.zeros(1, 3, 16, 16), "t": torch.zeros(1), "y": torch.tensor([3])}
     dense = SlimmableNetwork(config).export_subnet(width)
-    dense(**{key: tensor for key, tensor in inputs.items() if key in config.graph.inputs})
-    return seen
+    with Calls() as calls:
+        dense(**{key: tensor for key, tensor in inputs.items() if key in config.graph.inputs})
+    return calls.seen
 
 
 @pytest.mark.parametrize("width", [1.0, 0.5])
 @pytest.mark.parametrize("name", sorted(CONFIGS))
-def test_shapes_are_what_a_dense_network_calls(
-    name: str, width: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = calls_of(monkeypatch, name, width)
+def test_shapes_are_what_a_dense_network_calls(name: str, width: float) -> None:
+    seen = calls_of(name, width)
     described: dict[str, Callable[[Any], Any]] = {
         "conv2d": lambda s: (s.c_in + s.c_in2, s.c_out, s.kernel, s.stride, s.size),
         "linear": lambda s: (s.c_in, s.c_out),
@@ -107,7 +108,7 @@ def test_shapes_are_what_a_dense_network_calls(
     ups, downs = Counter(), Counter()
     for (c, size, up), calls in found["resample"].items():
         (ups if up else downs)[c, size] += calls
-    assert found["conv2d"] == seen["_conv_forward"]
+    assert found["conv2d"] == seen["conv2d"]
     assert found["linear"] == seen["linear"]
     assert found["group_norm"] == seen["group_norm"]
     assert found["attention"] == seen["scaled_dot_product_attention"]

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ddsm_ext.models import layers
 from ddsm_ext.models.layers import SlicedConv2d, SlicedGroupNorm, SlicedLinear
 
 
@@ -77,22 +76,30 @@ def test_initial_weights_are_xavier_uniform() -> None:
 
 
 def test_weights_lie_channels_last_on_cuda_only() -> None:
-    assert layers.wanted_format(torch.device("cuda", 1)) == torch.channels_last
-    assert layers.wanted_format(torch.device("cpu")) == torch.preserve_format
+    assert SlicedConv2d.wanted_format(torch.device("cuda", 1)) == torch.channels_last
+    assert SlicedConv2d.wanted_format(torch.device("cpu")) == torch.preserve_format
     conv = SlicedConv2d(8, 12, 3).double()
     assert conv.weight.is_contiguous()
     moved = conv.to(memory_format=torch.channels_last).float()
     assert moved.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_weights_are_laid_out_wherever_they_come_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Made, moved or converted on a device that wants channels_last; the CPU stands for it."""
-    conv = SlicedConv2d(8, 12, 3)
-    conv.weight.grad = torch.ones_like(conv.weight)
+class AsOnCuda(SlicedConv2d):
+    """The CPU stands for a device that wants channels_last."""
+
+    @staticmethod
+    def wanted_format(device: torch.device) -> torch.memory_format:
+        return SlicedConv2d.wanted_format(torch.device("cuda"))
+
+
+def test_weights_are_laid_out_wherever_they_come_from() -> None:
+    """Made, moved or converted."""
+    conv = AsOnCuda(8, 12, 3)
     parameter, values = conv.weight, conv.weight.detach().clone()
-    monkeypatch.setattr(layers, "wanted_format", lambda device: torch.channels_last)
-    for module in (torch.nn.Sequential(conv).double()[0], SlicedConv2d(8, 12, 3)):
-        assert module.weight.is_contiguous(memory_format=torch.channels_last)
-    assert conv.weight is parameter
-    assert conv.weight.equal(values.double())
-    assert conv.weight.grad.is_contiguous(memory_format=torch.channels_last)
+    assert parameter.is_contiguous(memory_format=torch.channels_last)
+    parameter.data = parameter.data.contiguous()
+    parameter.grad = torch.ones_like(parameter)
+    assert torch.nn.Sequential(conv).double()[0].weight is parameter
+    assert parameter.equal(values.double())
+    for tensor in (parameter, parameter.grad):
+        assert tensor.is_contiguous(memory_format=torch.channels_last)

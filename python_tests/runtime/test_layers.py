@@ -12,6 +12,7 @@ from ops.op_checks import ISAS, forced_isa, normal, seeded
 from torch import Tensor
 
 from ddsm_ext import _library
+from ddsm_ext.ops._packed import ALGORITHMS
 from ddsm_ext.runtime.cpu_layers import Activation, Buffer, ConvWeight, Layers
 from ddsm_ext.runtime.program import Program, Struct
 
@@ -22,9 +23,9 @@ DTYPES = [torch.float32, torch.bfloat16]
 class Steps:
     """A program under construction, its inputs' values, and what runs it."""
 
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float32, **choose: Any) -> None:
         self.program, self.dtype = Program(), dtype
-        self.layers = Layers(self.program, N, dtype)
+        self.layers = Layers(self.program, N, dtype, **choose)
         self.values: dict[Buffer, Tensor] = {}
 
     def image(self, values: Tensor) -> Activation:
@@ -136,14 +137,11 @@ def test_norm_resample_convolution(
 
 
 @pytest.mark.parametrize("algorithm", ["direct", "winograd_2x2", "winograd_4x4"])
-def test_norm_and_residual_of_every_algorithm(monkeypatch: pytest.MonkeyPatch, algorithm: str):
+def test_norm_and_residual_of_every_algorithm(algorithm: str):
     """The residual has half the size, in odd numbers of a tile's pixels too."""
-    from ddsm_ext.ops._packed import ALGORITHMS
-    from ddsm_ext.runtime import operands
-
-    monkeypatch.setattr(operands, "choose_algorithm", lambda *_: ALGORITHMS.index(algorithm))
     for resample, dtype, c_out in itertools.product((None, "up", "down"), DTYPES, (5, 24)):
-        block, steps = Block(dtype, 40, 23, 12), Steps(dtype)
+        block = Block(dtype, 40, 23, 12)
+        steps = Steps(dtype, choose=lambda *_: ALGORITHMS.index(algorithm))
         sources = block.sources(steps)
         norm = block.norm(steps, sources, film=True)
         half = {None: 6, "up": 12, "down": 3}[resample]
