@@ -254,27 +254,3 @@ def read_jsonl(path: str | Path, *, missing_ok: bool = False) -> list[dict[str, 
         elif number < len(lines):
             raise Refusal(f"{path}: line {number} is no JSON object; need one object a line")
     return rows
-
-
-@contextlib.contextmanager
-def reading(path: str | Path, version: int, what: str) -> Iterator[Any]:
-    """Value of a JSON file; whatever the block finds wrong with it is told in one sentence.
-
-    Args:
-        path: file to read.
-        version: what its "version" must be.
-        what: what the caller expects there, e.g. "a cost table".
-
-    Raises:
-        FileNotFoundError: the file is missing.
-        ValueError: it is no JSON, of another version, lacks a key, or the block refuses a value.
-    """
-    content = read_json(path)
-    try:
-        if content["version"] != version:
-            raise Refusal(f"version is {content['version']!r}; this program reads {version}")
-        yield content
-    except KeyError as error:
-        raise Refusal(f"{path}: lacks {error}; need {what}") from None
-    except (AttributeError, TypeError, ValueError) as error:
-        raise Refusal(f"{path}: {error}; need {what}") from None
