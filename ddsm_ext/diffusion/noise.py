@@ -53,17 +53,19 @@ def as_seeds(seeds: Tensor | Iterable[int], device: torch.device | str | None = 
     """Return `seeds` as an int64 tensor [N].
 
     Args:
-        seeds: [N] integer tensor, or integers; any 64-bit value, negative ones included.
+        seeds: [N] integer tensor, or integers; any signed 64-bit value.
         device: where the result lives; None keeps a tensor's device, else the CPU.
 
     Raises:
         TypeError: the seeds are not integers.
-        ValueError: the tensor is not one-dimensional.
+        ValueError: the tensor is not one-dimensional, or a seed is beyond 64 bits.
     """
     if not isinstance(seeds, Tensor):
         values = list(seeds)
         if any(isinstance(v, bool) or not hasattr(v, "__index__") for v in values):
             raise TypeRefusal(f"seeds: got {values[:4]!r}; need integers")
+        if any(not -(2**63) <= int(v) < 2**63 for v in values):
+            raise Refusal("seeds: one is beyond 64 bits; need -2^63 <= seed < 2^63")
         seeds = torch.tensor([int(v) for v in values], dtype=torch.int64)
     if seeds.dtype == torch.bool or seeds.is_floating_point() or seeds.is_complex():
         raise TypeRefusal(f"seeds: got dtype {seeds.dtype}; need an integer tensor")

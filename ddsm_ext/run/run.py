@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -39,7 +39,7 @@ from ddsm_ext.run.scoring import (
 from ddsm_ext.run.searching import search_run
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.search.front import FrontPoint
-from ddsm_ext.settings import Refusal
+from ddsm_ext.settings import Refusal, check_keys
 from ddsm_ext.training.loop import TrainResult, train
 
 BUDGETS = ("budget_macs", "budget_ms", "budget_time", "max_quality_loss")
@@ -310,6 +310,7 @@ def with_budget(config: RunConfig, settings: Mapping[str, Any]) -> Any:
 
     A budget takes the place of every other one; `budget_ms` makes the search count ms.
     """
+    check_keys("search", settings, [f.name for f in fields(config.search)])
     changes = dict(settings)
     if any(changes.get(name) is not None for name in BUDGETS):
         if changes.get("budget_macs") is not None:

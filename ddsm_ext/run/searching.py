@@ -85,7 +85,9 @@ def sensitivity_of(run: Path, scorer: Scorer) -> Sensitivity:
     """Return the error of each width at noise levels spread over the schedule.
 
     One measured before for this run, with the same network, images and noise, is taken again;
-    otherwise it is measured and kept as search/sensitivity.json.
+    otherwise it is measured and kept as search/sensitivity.json. An earlier version's does not say
+    what it was measured with: it belongs to the archive beside it, which a search continues only
+    with the very numbers that it began with.
     """
     sampler = scorer.sampler
     config, schedule = sampler.config, sampler.schedule
@@ -107,7 +109,8 @@ def sensitivity_of(run: Path, scorer: Scorer) -> Sensitivity:
     if path.exists():
         with contextlib.suppress(ValueError):
             known = Sensitivity.load(path)
-            if known.conditions == conditions:
+            begun = not known.conditions and (run / "search" / "archive.jsonl").exists()
+            if begun or known.conditions == conditions:
                 return known
     found = torch.cat(list(image_batches(scorer.dataset, config.eval.sensitivity_images)))
     images = from_uint8(found, sampler.device)

@@ -125,10 +125,12 @@ class Denoiser:
         t = torch.full((1,), evaluation.t, dtype=dtype, device=x.device).expand(len(x))  # [n]
         labels = () if self.labels is None else (self.labels,)
         prediction = self.net(x.to(self.dtype or x.dtype), t, evaluation.width, *labels)
-        if prediction.shape != x.shape:
+        if not isinstance(prediction, Tensor) or prediction.shape != x.shape:
+            shape = getattr(prediction, "shape", None)
+            got = type(prediction).__name__ if shape is None else f"shape {tuple(shape)}"
             raise Refusal(
-                f"sample: the network returned shape {tuple(prediction.shape)} at width "
-                f"{evaluation.width}; need {tuple(x.shape)}"
+                f"sample: the network returned {got} at width {evaluation.width}; need a tensor "
+                f"{tuple(x.shape)}"
             )
         self._note("the network's output", prediction, evaluation)
         return prediction
@@ -148,7 +150,8 @@ class Denoiser:
             raise Refusal(
                 f"sample: the callback returned shape {tuple(guided.shape)}; need {tuple(x0.shape)}"
             )
-        guided = guided.detach()
+        if not torch.is_grad_enabled():
+            guided = guided.detach()  # of a callback that turned gradients on for itself
         self._note("the callback's image", guided, evaluation)
         return guided.to(x0.dtype)
 

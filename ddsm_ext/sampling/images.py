@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -17,7 +18,7 @@ from ddsm_ext.sampling.denoiser import Callback, Denoiser, Network
 from ddsm_ext.sampling.levels import check_levels, configured, dry_run, noise_levels
 from ddsm_ext.sampling.samplers import Method
 from ddsm_ext.sampling.strategy import Strategy
-from ddsm_ext.settings import Refusal
+from ddsm_ext.settings import Refusal, TypeRefusal, is_int
 
 # Counter streams: x_T is (stream 0, step 0), a sampler's i-th draw of noise (stream 1, i).
 INITIAL_STREAM = 0
@@ -130,10 +131,13 @@ def sample(
 def _check_arguments(
     shape: Sequence[int], batch_size: int, dtype: torch.dtype
 ) -> tuple[int, int, int]:
-    dims = tuple(int(d) for d in shape)
+    try:
+        dims = tuple(operator.index(size) for size in shape)
+    except TypeError:
+        dims = ()
     if len(dims) != 3 or min(dims) < 1:
-        raise Refusal(f"sample: shape is {tuple(shape)}; need (C, H, W), each at least 1")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise Refusal(f"sample: shape is {shape!r}; need (C, H, W), ints of at least 1")
+    if not is_int(batch_size, 1):
         raise Refusal(f"sample: batch_size is {batch_size!r}; need an int >= 1")
     if not dtype.is_floating_point:
         raise Refusal(f"sample: dtype is {dtype}; need a floating dtype")
@@ -144,7 +148,10 @@ def _check_labels(labels: Tensor | Sequence[int] | None, images: int) -> Tensor 
     """Labels as int64 [N]."""
     if labels is None:
         return None
-    tensor = torch.as_tensor(labels)
+    try:
+        tensor = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeRefusal(f"sample: labels is {labels!r}; need [{images}] integers") from None
     whole = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
     if tensor.shape != (images,) or not (whole or images == 0):
         raise Refusal(

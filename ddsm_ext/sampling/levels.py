@@ -14,7 +14,7 @@ from ddsm_ext.sampling.config import SamplerConfig
 from ddsm_ext.sampling.denoiser import Evaluation
 from ddsm_ext.sampling.samplers import SAMPLERS, Method
 from ddsm_ext.sampling.strategy import Strategy, as_strategy
-from ddsm_ext.settings import Refusal
+from ddsm_ext.settings import Refusal, TypeRefusal
 
 
 def visited_timesteps(timesteps: int, sampler: SamplerConfig) -> list[int]:
@@ -66,9 +66,14 @@ def check_levels(levels: Sequence[Level]) -> list[Level]:
     """Return `levels` as a list if they run from noisy to clean and end with the clean image.
 
     Raises:
+        TypeError: one is no level.
         ValueError: naming what is wrong.
     """
     levels = list(levels)
+    if not all(isinstance(level, Level) for level in levels):
+        raise TypeRefusal(
+            f"sample: levels is {levels!r}; need Levels, as `schedule.level(t)` gives"
+        )
     if len(levels) < 2 or levels[-1].variance != 0.0:
         end = f"end at sigma {levels[-1].sigma:g}" if levels else "are none"
         raise Refusal(f"sample: levels {end}; need one or more noisy ones, then CLEAN")

@@ -81,19 +81,14 @@ def test_a_finished_run_is_left_alone(run: Path) -> None:
     assert list(run.parent.iterdir()) == [run]
 
 
-def test_its_search_is_continued_or_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A search begins with measured errors of each width: where a step rounds as it did when the
-    archive was written, no evaluation is repeated; elsewhere one sentence says what differs."""
-    archive = run / "search" / "archive.jsonl"
-    before = archive.read_bytes()
-    code = main(["search", "--run", str(run)])
-    assert archive.read_bytes() == before
+def test_its_search_is_continued(run: Path) -> None:
+    """A search begins with measured errors of each width, which round as the machine and version do
+    that measured them: they are taken from the folder, and no evaluation is repeated."""
+    kept = [run / "search" / name for name in ("archive.jsonl", "sensitivity.json")]
+    before = [path.read_bytes() for path in kept]
+    assert main(["search", "--run", str(run)]) == 0
+    assert [path.read_bytes() for path in kept] == before
     assert not (run / "search-00000").exists()
-    if code != 0:
-        assert code == 2
-        assert "archive.jsonl: was made with errors" in capsys.readouterr().err
-        shutil.rmtree(run / "search")
-        assert main(["search", "--run", str(run)]) == 0
     found, wanted = (
         json.loads((f / "search" / "strategy.json").read_text()) for f in (run, STORED)
     )

@@ -96,6 +96,9 @@ def test_a_denoiser_alone_passes_gradients_to_its_input() -> None:
     (gradient,) = torch.autograd.grad(denoise(x, level).sum(), x)
     expected = level.alpha * SPREAD**2 / (level.alpha**2 * SPREAD**2 + level.variance)
     torch.testing.assert_close(gradient, torch.full_like(x, expected), rtol=1e-5, atol=0)
+    twice = Denoiser(GaussianData(SCHEDULE), callback=lambda evaluation, x, x0: 2 * x0)
+    (doubled,) = torch.autograd.grad(twice(x, level).sum(), x)
+    torch.testing.assert_close(doubled, 2 * gradient)
 
 
 def test_output_that_is_not_finite_is_refused_with_step_and_width() -> None:

@@ -272,6 +272,12 @@ def test_no_seeds_no_images() -> None:
         ({"method": lambda d, x, v, n: x.sum()}, ValueError, r"the sampler returned \(\)"),
         ({"method": lambda d, x, v, n: x / 0}, ValueError, "images are not finite"),
         ({"levels": []}, ValueError, "levels are none"),
+        ({"levels": [500, 0]}, TypeError, r"levels is \[500, 0\]; need Levels"),
+        ({"shape": 3}, ValueError, r"shape is 3; need \(C, H, W\)"),
+        ({"shape": ("a", 4, 4)}, ValueError, r"shape is \('a', 4, 4\)"),
+        ({"seeds": [2**63]}, ValueError, r"need -2\^63 <= seed"),
+        ({"labels": ["a"]}, TypeError, r"labels is \['a'\]; need \[1\] integers"),
+        ({"net": lambda x, t, w: None}, ValueError, "the network returned NoneType at width 1"),
     ],
 )
 def test_bad_arguments(settings: dict, error: type[Exception], text: str) -> None:
