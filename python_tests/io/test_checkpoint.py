@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import resource
@@ -115,19 +116,20 @@ def test_old_ones_stay_until_the_new_one_is_verified(tmp_path):
     assert os.listdir(tmp_path / "checkpoints") == ["step-000001"]
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def short_files():
-    """No file may grow past 100 bytes, as on a disk that is full."""
+    """No file may grow past 100 bytes, as on a disk that is full; the test's own log is one too."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_full_disk_keeps_old_ones(tmp_path, request):
+def test_full_disk_keeps_old_ones(tmp_path):
     save_checkpoint(tmp_path, 1, groups(1), {}, keep=1)
-    request.getfixturevalue("short_files")
-    with pytest.raises(OSError, match="File too large"):
+    with short_files(), pytest.raises(OSError, match="File too large"):
         save_checkpoint(tmp_path, 2, groups(2), {}, keep=1)
     assert os.listdir(tmp_path / "checkpoints") == ["step-000001"]
 
