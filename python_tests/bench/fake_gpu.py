@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
-
-from torch import Tensor, nn
 
 from ddsm_ext.bench.conditions import Setting
 from ddsm_ext.bench.device import CALLS_A_GRAPH, Gpu
@@ -19,20 +17,14 @@ class FakeGpu(Gpu):
 
     Args:
         runner: returns what runs a network's steps.
-        compile: returns a compiled step.
     """
 
     place = "cpu"
     roof_size = 64
     copy_bytes = 2**21
 
-    def __init__(
-        self,
-        *,
-        runner: Callable[[SlimmableNetwork], StepRunner] = StepRunner,
-        compile: Callable[[], Callable[[], Tensor]] | None = None,
-    ) -> None:
-        self._runner, self._compile = runner, compile
+    def __init__(self, *, runner: Callable[[SlimmableNetwork], StepRunner] = StepRunner) -> None:
+        self._runner = runner
 
     def synchronize(self) -> None:
         pass
@@ -57,9 +49,6 @@ class FakeGpu(Gpu):
 
     def runner(self, net: SlimmableNetwork) -> StepRunner:
         return self._runner(net)
-
-    def compile(self, network: nn.Module, inputs: Mapping[str, Tensor]) -> Callable[[], Tensor]:
-        return super().compile(network, inputs) if self._compile is None else self._compile()
 
 
 def on_fake_gpu(dtype: str, device: FakeGpu | None = None) -> Setting:

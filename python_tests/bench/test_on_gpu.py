@@ -125,14 +125,16 @@ def test_what_there_is_no_time_to_compile_is_left_out_by_name() -> None:
     assert "left out: compiled at width 1" in format_result("inference", result)
 
 
-def test_a_candidate_that_does_not_compile_fails_by_name_and_the_rest_is_timed() -> None:
-    def refuse() -> Callable[[], torch.Tensor]:
-        raise RuntimeError("no compiler")
+def test_a_candidate_that_does_not_compile_fails_by_name_and_the_rest_is_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise RuntimeError(f"no compiler, mode {options['mode']}")
 
-    setting = on_fake_gpu("bfloat16", FakeGpu(compile=refuse))
+    monkeypatch.setattr(torch, "compile", refuse)  # as a torch whose compiler is not installed
     names = ("slicing", "compiled", "ours")
-    result = run_unet_step([0.5], 1, 1, setting=setting, candidates=names, config=SMALL)
-    assert result["failed"] == ["compiled at width 0.5: no compiler"]
+    result = run_unet_step([0.5], 1, 1, setting=BF16, candidates=names, config=SMALL)
+    assert result["failed"] == ["compiled at width 0.5: no compiler, mode max-autotune"]
     assert result["rows"][0]["ratio_slicing"] > 0
 
 
