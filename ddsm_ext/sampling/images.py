@@ -16,7 +16,7 @@ from ddsm_ext.diffusion.schedule import Level, NoiseSchedule
 from ddsm_ext.sampling.config import SamplerConfig
 from ddsm_ext.sampling.denoiser import Callback, Denoiser, Network
 from ddsm_ext.sampling.levels import check_levels, configured, dry_run, noise_levels
-from ddsm_ext.sampling.samplers import Method
+from ddsm_ext.sampling.samplers import Denoise, Method
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal, TypeRefusal, is_int
 
@@ -100,7 +100,7 @@ def sample(
     levels = noise_levels(schedule, sampler) if levels is None else check_levels(levels)
     evaluations, draws = dry_run(method, levels, strategy)
     batches = range(0, len(seeds), batch_size)
-    done = itertools.count(1)
+    done, total = itertools.count(1), len(batches) * len(evaluations)
     # Made outside inference mode, so that the caller may use the images under autograd.
     images = torch.empty((len(seeds), *shape), dtype=torch.float32, device=device)  # [N, C, H, W]
     with mode, _eval_mode(net):
@@ -115,13 +115,7 @@ def sample(
                 dtype=dtype,
                 callback=callback,
             )
-
-            def denoise(x: Tensor, level: Level, denoiser: Denoiser = denoiser) -> Tensor:
-                x0 = denoiser(x, level)
-                if progress is not None:
-                    progress(next(done), len(batches) * len(evaluations))
-                return x0
-
+            denoise = denoiser if progress is None else _telling(denoiser, progress, done, total)
             own_seeds = seeds[rows].to(device)
             x = _normal(own_seeds, 0, shape, INITIAL_STREAM, image_dtype)
             noise = _noise(own_seeds, shape, image_dtype, draws)
@@ -172,6 +166,17 @@ def _check_result(x: Tensor, images: Tensor) -> Tensor:
     if not bool(torch.isfinite(x).all()):
         raise Refusal("sample: the sampler's images are not finite; need finite values")
     return x
+
+
+def _telling(denoise: Denoise, progress: Progress, done: Iterator[int], total: int) -> Denoise:
+    """The denoiser that also tells how many evaluations are done."""
+
+    def told(x: Tensor, level: Level) -> Tensor:
+        x0 = denoise(x, level)
+        progress(next(done), total)
+        return x0
+
+    return told
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from ddsm_ext.settings import Refusal
 from ddsm_ext.width import find_width
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Genome:
     """Canonical strategy on the levels of one sampler.
 
