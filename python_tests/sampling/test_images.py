@@ -272,6 +272,7 @@ def test_no_seeds_no_images() -> None:
         ({"method": lambda d, x, v, n: x.sum()}, ValueError, r"the sampler returned \(\)"),
         ({"method": lambda d, x, v, n: x / 0}, ValueError, "images are not finite"),
         ({"levels": []}, ValueError, "levels are none"),
+        ({"levels": 3}, TypeError, r"levels is \[3\]; need Levels"),
         ({"levels": [500, 0]}, TypeError, r"levels is \[500, 0\]; need Levels"),
         ({"shape": 3}, ValueError, r"shape is 3; need \(C, H, W\)"),
         ({"shape": ("a", 4, 4)}, ValueError, r"shape is \('a', 4, 4\)"),
