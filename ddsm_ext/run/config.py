@@ -254,16 +254,19 @@ def changed(config: RunConfig, changes: Mapping[str, Any], where: str = "changes
 
     Args:
         config: what the run was made with.
-        changes: section -> key -> value; the sampler "ddpm" takes eta back to 0.
+        changes: section -> key -> value; a sampler without eta, such as "ddpm", takes it back to 0.
         where: what errors call the changes.
 
     Raises:
         ValueError: the changes concern the network or the diffusion process, which belong to the
             weights, or are refused by a section.
     """
+    from ddsm_ext.sampling.samplers import SAMPLERS
+
     sampler = dict(changes.get("sampler", {}))
-    if sampler.get("kind") == "ddpm":
-        sampler.setdefault("eta", 0.0)  # belongs to ddim
+    row = SAMPLERS.get(str(sampler.get("kind")))
+    if row is not None and "eta" not in row.options:
+        sampler.setdefault("eta", 0.0)
     after = RunConfig.from_dict(merge(config.to_dict(), {**changes, "sampler": sampler}), where)
     for section in ("model", "diffusion"):
         if getattr(config, section) != getattr(after, section):
