@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddsm_ext.bench.shapes import config_at
-from ddsm_ext.graph.shapes import ConvShape, op_shapes
+from ddsm_ext.bench.ops import heaviest_first
+from ddsm_ext.graph.config import NetworkConfig
+from ddsm_ext.graph.shapes import ConvShape
 from ddsm_ext.ops._call import conv_tf32
 from gpu_suite import work
 from gpu_suite.choices import parsed, printed_choices
@@ -29,11 +30,10 @@ COSTLIEST = 4  # shapes of a width
 ROUNDS = 3
 
 
-def shapes_of(width: float) -> list[ConvShape]:
+def shapes_of(width: float, config: NetworkConfig = work.CONFIG) -> list[ConvShape]:
     """Return the convolutions of a step with the most MACs."""
-    counted = op_shapes(config_at(work.CONFIG, width), width, "conv2d")
-    shapes = [shape for shape in counted if isinstance(shape, ConvShape)]
-    return sorted(shapes, key=lambda s: -s.macs * counted[s])[:COSTLIEST]
+    found = heaviest_first(config, width, "conv2d")[:COSTLIEST]
+    return [shape for shape, _ in found if isinstance(shape, ConvShape)]
 
 
 def splits_of(shape: ConvShape, batch: int, tile: Tile, multiprocessors: int) -> list[int]:

@@ -15,8 +15,7 @@ import torch
 from published.networks import ADM_IMAGENET64
 from torch import Tensor
 
-from ddsm_ext.bench.conditions import Setting
-from ddsm_ext.bench.shapes import REFERENCE_CIFAR10
+from ddsm_ext.bench.conditions import REFERENCE_CIFAR10, Setting
 from ddsm_ext.bench.steps import channels_last, random_inputs, random_network
 from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.io.files import write_json

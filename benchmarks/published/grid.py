@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from ddsm_ext.bench.conditions import Setting
+from ddsm_ext.bench.conditions import REFERENCE_CIFAR10, Setting, config_at
 from ddsm_ext.bench.ops import run_ops
-from ddsm_ext.bench.shapes import REFERENCE_CIFAR10, config_at
 from ddsm_ext.bench.steps import prepare_steps
 from ddsm_ext.bench.training_step import SANDWICH, run_training_step
 from ddsm_ext.bench.unet_step import run_unet_step

@@ -36,9 +36,8 @@ with mock.patch.dict(os.environ, DDSM_TEST_DEVICE="cpu"):
 from gpu_suite import choices
 from gpu_suite.tiles import tiles
 
-from ddsm_ext.bench.conditions import Setting
+from ddsm_ext.bench.conditions import REFERENCE_CIFAR10, Setting
 from ddsm_ext.bench.device import Cpu
-from ddsm_ext.bench.shapes import REFERENCE_CIFAR10
 from ddsm_ext.bench.steps import Steps, prepare_steps
 from ddsm_ext.bench.unet_step import run_unet_step
 
