@@ -40,7 +40,7 @@ def main(words: list[str]) -> int:
     start_s = time.monotonic()
     signal.signal(signal.SIGTERM, _leave)
     try:
-        arguments = _arguments(words)
+        arguments = parsed(words)
         checks.check_arguments(arguments)
         plan = Plan(arguments, Budget(start_s, arguments.minutes))
         plan.prepare()
@@ -60,7 +60,12 @@ class _Parser(argparse.ArgumentParser):
         raise Refusal(f"{message}; see --help")
 
 
-def _arguments(words: list[str]) -> argparse.Namespace:
+def parsed(words: list[str]) -> argparse.Namespace:
+    """Return the options of a command line, paths made absolute.
+
+    Raises:
+        Refusal: an option that does not exist, or whose value cannot be read.
+    """
     parser = _Parser(
         prog="gpu_train.sh",
         description=__doc__,
@@ -133,7 +138,7 @@ class Plan:
         self.device = checks.check_device(arguments.device, arguments.preset, self.about)
         self.work.mkdir(parents=True, exist_ok=True)
         if self.site is None and self.device == "cuda":
-            self._build(ROOT / "build" / "gpu_suite")
+            self.build(ROOT / "build" / "gpu_suite")
         if first == "torch":
             self.about = checks.probe("package", arguments.features, self.environment)
         checks.check_package(self.device, self.about, arguments.preset)
@@ -142,10 +147,14 @@ class Plan:
         self.out.mkdir(parents=True, exist_ok=True)
         for left in self.out.glob(".*.tmp"):  # of a call that was killed while it wrote
             left.unlink()
-        self._settle()
+        self.settle()
 
-    def _build(self, folder: Path) -> None:
-        """What the GPU suite does first: take what was brought along if it loads, else build."""
+    def build(self, folder: Path) -> None:
+        """What the GPU suite does first: take what was brought along if it loads, else build.
+
+        Raises:
+            Refusal: it fails.
+        """
         self.site = folder / "site"
         path = {"PYTHONPATH": os.pathsep.join([str(self.site), str(ROOT / "benchmarks")])}
         words = ["-m", "gpu_suite.build", str(folder)]
@@ -164,8 +173,12 @@ class Plan:
         """Folder of run folders."""
         return self.work / "runs"
 
-    def _settle(self) -> None:
-        """Write the settings of a new run, or check that those of the present one are these."""
+    def settle(self) -> None:
+        """Write the settings of a new run, or check that those of the present one are these.
+
+        Raises:
+            Refusal: they are others.
+        """
         from ddsm_ext.io.files import read_json, write_json
 
         settings = self._settings()

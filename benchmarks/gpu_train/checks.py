@@ -25,7 +25,7 @@ try:
     if torch.cuda.is_available():
         about |= {"gpu": torch.cuda.get_device_name(0)}
         about |= {"capability": list(torch.cuda.get_device_capability(0))}
-    import numpy, PIL.Image, safetensors.torch, tqdm
+    import numpy, PIL.Image, safetensors.torch, tabulate, tqdm
     import pymoo.algorithms.moo.nsga2, pymoo.indicators.hv
     if sys.argv[1] == "package":
         import ddsm_ext.training.loop, ddsm_ext.data.dataset, ddsm_ext.search.nsga2

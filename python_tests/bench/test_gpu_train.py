@@ -16,7 +16,7 @@ import pytest
 import torch
 from bench.scripts import ROOT  # makes gpu_train importable
 from gpu_train import checks
-from gpu_train.__main__ import Plan, _arguments, main
+from gpu_train.__main__ import Plan, main, parsed
 from gpu_train.checks import Refusal
 from gpu_train.presets import PRESETS
 from gpu_train.results import INDEX, SHARD_BYTES, Results, images_seen, paired
@@ -161,7 +161,7 @@ def test_help_says_what_comes_out_and_what_a_second_call_needs(
 
 
 @pytest.mark.parametrize("what", ["torch", "package"])
-@pytest.mark.parametrize("package", ["pymoo", "PIL"])
+@pytest.mark.parametrize("package", ["pymoo", "PIL", "tabulate"])
 def test_a_missing_package_is_named_before_anything_is_built_or_trained(
     tmp_path: Path, package: str, what: str, given: Path
 ) -> None:
@@ -188,10 +188,10 @@ def test_devices_and_features_are_checked(given: Path) -> None:
 
 @NO_GPU
 def test_a_build_that_fails_is_one_sentence(given: Path, tmp_path: Path) -> None:
-    plan = Plan(_arguments(words(given, tmp_path)), Budget(time.monotonic(), 60.0))
+    plan = Plan(parsed(words(given, tmp_path)), Budget(time.monotonic(), 60.0))
     plan.work.mkdir()
     with pytest.raises(Refusal, match=r"building ddsm_ext failed \(exit code 1: .*log.txt$"):
-        plan._build(tmp_path / "build")
+        plan.build(tmp_path / "build")
 
 
 def test_a_built_package_is_taken_from_its_folder(
@@ -201,7 +201,7 @@ def test_a_built_package_is_taken_from_its_folder(
     site = tmp_path / "site"
     site.mkdir()
     (site / "ddsm_ext").symlink_to(Path(ddsm_ext.__file__).parent)
-    arguments = _arguments(words(given, tmp_path, "--site", str(site)))
+    arguments = parsed(words(given, tmp_path, "--site", str(site)))
     plan = Plan(arguments, Budget(time.monotonic(), 60.0))
     plan.prepare()
     assert plan.about["ddsm_ext"] == ddsm_ext.__version__
@@ -286,10 +286,10 @@ def test_an_index_without_settings_makes_no_run(
 
 
 def settled(given: Path, tmp_path: Path, *more: str) -> Plan:
-    plan = Plan(_arguments(words(given, tmp_path, *more)), Budget(time.monotonic(), 7.0))
+    plan = Plan(parsed(words(given, tmp_path, *more)), Budget(time.monotonic(), 7.0))
     for folder in (plan.out, plan.work):
         folder.mkdir(parents=True, exist_ok=True)
-    plan._settle()
+    plan.settle()
     return plan
 
 
