@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from ddsm_ext.bench.ops import heaviest_first
 from ddsm_ext.bench.timing import clock_of, interleaved, time_columns
 from ddsm_ext.graph.shapes import Shape
 
+sys.path.insert(0, str(Path(__file__).parent))  # as Python does for a script here
 ROUNDS = 9
 MIN_SAMPLE_MS = 5.0
 SHAPES_A_WIDTH = 3

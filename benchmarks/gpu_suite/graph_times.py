@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,11 +36,11 @@ def times_of(net: SlimmableNetwork, batch: int, rounds: int = ROUNDS) -> dict[st
     }
 
 
-def main() -> None:
+def main(words: Sequence[str]) -> None:
     """Time every batch; the file is replaced after each."""
     parser = argparse.ArgumentParser(prog="gpu_suite.graph_times")
     parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     found: dict[str, dict[str, Any]] = {"ms_a_step": {}, "adm_ms_a_step": {}}
     about = work.setting().conditions(0) | {"sm90a": work.sm90a()}
     networks = (
@@ -62,4 +64,4 @@ def _short(times: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

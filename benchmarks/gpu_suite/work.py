@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from published.networks import ADM_IMAGENET64
+from published.grid import ADM_IMAGENET64
 from torch import Tensor
 
 from ddsm_ext.bench.conditions import REFERENCE_CIFAR10, Setting
