@@ -20,7 +20,7 @@ from gpu_suite import work
 ROUNDS = 5
 
 
-def times_of(net: SlimmableNetwork, batch: int, rounds: int = ROUNDS) -> dict[str, Any]:
+def times_of(net: SlimmableNetwork, batch: int) -> dict[str, Any]:
     """Return width -> milliseconds of a step (median and least), inputs copied in included."""
     inputs, runner = work.inputs_of(net, batch), StepRunner(net)
     calls = {width: partial(runner, **inputs, width=width) for width in work.WIDTHS}
@@ -29,7 +29,7 @@ def times_of(net: SlimmableNetwork, batch: int, rounds: int = ROUNDS) -> dict[st
             warnings.filterwarnings("error", message=".*steps run uncompiled.*")
         for call in calls.values():
             call()
-    found = interleaved(calls, rounds=rounds, **work.setting().timing)
+    found = interleaved(calls, rounds=ROUNDS, **work.setting().timing)
     return {
         f"{width:g}": {"ms": timing.median_ms, "min_ms": timing.min_ms}
         for width, timing in found.items()
@@ -48,7 +48,7 @@ def main(words: Sequence[str]) -> None:
         ("adm_ms_a_step", work.TIMED_ADM, work.TIMED_ADM_BATCHES),
     )
     for name, config, batches in networks:
-        net = work.network(config=config)
+        net = work.network(config)
         for batch in batches:
             with torch.no_grad():
                 times = found[name][str(batch)] = times_of(net, batch)

@@ -53,12 +53,12 @@ def short_name(name: str) -> str:
     return name[:160]
 
 
-def format_rows(rows: list[dict[str, Any]], most: int = 14) -> str:
-    """Return the costliest kernels as lines."""
+def format_rows(rows: list[dict[str, Any]]) -> str:
+    """Return the 14 costliest kernels as lines."""
     return "\n".join(
         f"{row['us']:9.1f} us  {row['calls']:5.1f} calls  {row['us'] / row['calls']:8.2f} us each"
         f"  {row['kernel'][:90]}"
-        for row in rows[:most]
+        for row in rows[:14]
     )
 
 

@@ -86,7 +86,7 @@ def main(words: Sequence[str], *, step_of: StepOf = work.step_of) -> int:
     arguments = parser.parse_args(words)
     rows, wrong = [], []
     for name, config in (("U-Net", work.CONFIG), ("ADM", work.ADM)):
-        net = work.network(config=config)
+        net = work.network(config)
         for batch in (2, 128) if work.ON_GPU else (2,):
             for width in arguments.widths:
                 row = {"network": name, **check(net, width, batch, step_of)}

@@ -42,16 +42,14 @@ TIMED_ADM = ADM_IMAGENET64 if ON_GPU else ADM
 TIMED_ADM_BATCHES = (16,) if ON_GPU else (2,)
 
 
-def setting(dtype: str = "bfloat16") -> Setting:
-    """Return the device and an arithmetic."""
-    return Setting(dtype, 1, DEVICE)
+def setting() -> Setting:
+    """Return the device and its arithmetic."""
+    return Setting("bfloat16", 1, DEVICE)
 
 
-def network(
-    dtype: torch.dtype = torch.bfloat16, config: NetworkConfig | None = None
-) -> SlimmableNetwork:
-    """Return CONFIG's network, or another's, with random weights, laid out as on a GPU."""
-    net = random_network(config or CONFIG).to(DEVICE, dtype)
+def network(config: NetworkConfig = CONFIG) -> SlimmableNetwork:
+    """Return a network with random weights in bfloat16, laid out as on a GPU."""
+    net = random_network(config).to(DEVICE, torch.bfloat16)
     return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 

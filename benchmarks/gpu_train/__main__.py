@@ -22,27 +22,28 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from gpu_train import checks, results
 from gpu_train.checks import Refusal
-from gpu_train.presets import PRESETS
+from gpu_train.presets import PRESETS, Preset
 from gpu_train.steps import Budget, Outcome, run_step
 
 ROOT = Path(__file__).resolve().parents[2]
 DDSM = ("-m", "ddsm_ext.cli.main")
 
 
-def main(words: list[str]) -> int:
+def main(words: list[str], presets: Sequence[Preset] = PRESETS) -> int:
     """Run the plan; returns 0 if all went well, 1 if a step failed, 2 if nothing could begin."""
     start_s = time.monotonic()
     signal.signal(signal.SIGTERM, _leave)
     try:
         arguments = parsed(words)
-        checks.check_arguments(arguments)
-        plan = Plan(arguments, Budget(start_s, arguments.minutes))
+        preset = checks.check_arguments(arguments, presets)
+        plan = Plan(arguments, preset, Budget(start_s, arguments.minutes))
         plan.prepare()
     except Refusal as error:
         print(f"gpu_train: {error}", file=sys.stderr)
@@ -80,7 +81,7 @@ def parsed(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--features", type=Path, required=True, metavar="FILE", help="what `ddsm classifier` wrote"
     )
-    presets = "; ".join(f"{name}: {preset.about}" for name, preset in PRESETS.items())
+    presets = "; ".join(f"{preset.name}: {preset.about}" for preset in PRESETS)
     parser.add_argument("--preset", default="cifar10", help=f"{presets} (default: cifar10)")
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
     parser.add_argument(
@@ -107,9 +108,8 @@ def parsed(words: list[str]) -> argparse.Namespace:
 class Plan:
     """The steps of one call and what they share."""
 
-    def __init__(self, arguments: argparse.Namespace, budget: Budget) -> None:
-        self.arguments, self.budget = arguments, budget
-        self.preset = PRESETS[arguments.preset]
+    def __init__(self, arguments: argparse.Namespace, preset: Preset, budget: Budget) -> None:
+        self.arguments, self.preset, self.budget = arguments, preset, budget
         self.out, self.work = arguments.out, arguments.work
         self.site: Path | None = arguments.site
         self.device = ""
@@ -135,13 +135,13 @@ class Plan:
         arguments = self.arguments
         first = "torch" if self.site is None else "package"
         self.about = checks.probe(first, arguments.features, self.environment)
-        self.device = checks.check_device(arguments.device, arguments.preset, self.about)
+        self.device = checks.check_device(arguments.device, self.preset, self.about)
         self.work.mkdir(parents=True, exist_ok=True)
         if self.site is None and self.device == "cuda":
             self.build(ROOT / "build" / "gpu_suite")
         if first == "torch":
             self.about = checks.probe("package", arguments.features, self.environment)
-        checks.check_package(self.device, self.about, arguments.preset)
+        checks.check_package(self.device, self.about, self.preset)
         if self.site is not None:
             sys.path.insert(0, str(self.site))
         self.out.mkdir(parents=True, exist_ok=True)
@@ -230,8 +230,8 @@ class Plan:
     def run(self) -> int:
         """Train, search, score; returns the exit code."""
         name = f"{self.about.get('gpu', 'CPU')}, torch {self.about['torch']}"
-        print(f"{name}: {self.arguments.preset}, {self.arguments.minutes:g} minutes", flush=True)
-        call = {"call": sys.argv[1:], "preset": self.arguments.preset, "device": self.device}
+        print(f"{name}: {self.preset.name}, {self.arguments.minutes:g} minutes", flush=True)
+        call = {"call": sys.argv[1:], "preset": self.preset.name, "device": self.device}
         about = {**call, **self.about, "minutes": self.arguments.minutes}
         self.results = results.Results(self.out, about, self.images_before)
         config = str(self.work / "config.json")

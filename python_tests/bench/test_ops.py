@@ -8,8 +8,13 @@ import pytest
 import torch
 from bench.small_network import ADM, SMALL
 
+from ddsm_ext.bench.candidates import OPS
+from ddsm_ext.bench.conditions import DTYPES
 from ddsm_ext.bench.ops import explain_choices, heaviest_first, run_ops
+from ddsm_ext.bench.steps import DEFAULT_CANDIDATES
 from ddsm_ext.bench.table import format_result
+from ddsm_ext.cli import bench as command
+from ddsm_ext.cli.main import main
 from ddsm_ext.graph.shapes import op_shapes
 
 
@@ -94,3 +99,20 @@ def test_shapes_come_by_their_share_of_a_step() -> None:
         work = [(shape.macs or shape.activations) * calls for shape, calls in found]
         assert work == sorted(work, reverse=True)
         assert work[-1] > 0
+
+
+def test_the_command_knows_without_torch_what_there_is() -> None:
+    assert command.OPS == OPS
+    assert set(command.DTYPES) == set(DTYPES)
+    assert tuple(command.CANDIDATES.split(",")) == DEFAULT_CANDIDATES
+
+
+def test_the_command_prints_a_table_or_json(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "bench --ops linear --widths 0.25 --batch 1 --threads 1 --quick"
+    assert main(words.split()) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("Layers, ms a batch: batch 1, float32, 1 threads")
+    assert "cores, Python" in said.err
+    assert main([*words.split(), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["op"], row["width"]) for row in rows] == [("linear", 0.25)] * 2
