@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from published.networks import ADM_IMAGENET64
+from published.grid import ADM_IMAGENET64
 
 from ddsm_ext.bench.candidates import Call
 from ddsm_ext.graph.shapes import EmbeddingShape

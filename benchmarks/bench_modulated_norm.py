@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from published.networks import ADM_IMAGENET64
+from published.grid import ADM_IMAGENET64
 
 from ddsm_ext.graph.shapes import NormShape
 

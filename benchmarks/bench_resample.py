@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from published.networks import ADM_IMAGENET64
+from published.grid import ADM_IMAGENET64
 
 from ddsm_ext.bench.candidates import Call
 from ddsm_ext.graph.shapes import ResampleShape

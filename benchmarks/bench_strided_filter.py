@@ -6,8 +6,9 @@ python benchmarks/bench_strided_filter.py --device cuda
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,14 +109,14 @@ def format_strided_filter(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(words: Sequence[str]) -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
     parser.add_argument("--dtype", default="bfloat16", choices=DTYPES)
     parser.add_argument("--batch", type=int, default=128, help="images")
     parser.add_argument("--json", type=Path, help="file for the result")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     result = run_strided_filter(Setting(arguments.dtype, 1, arguments.device), arguments.batch)
     print(format_strided_filter(result))
     if arguments.json is not None:
@@ -123,4 +124,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -14,6 +14,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,15 @@ from ddsm_ext.bench.steps import STEP_CANDIDATES
 from ddsm_ext.machine import machine_info
 
 
-def main() -> int:
+def main(words: Sequence[str]) -> int:
     """Measure, print, write; returns 1 where something failed."""
-    arguments, start = _arguments(), time.monotonic()
+    arguments, start = parsed(words), time.monotonic()
     machine = machine_info() | ({"note": arguments.note} if arguments.note else {})
     print(f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}")
-    jobs = _jobs(arguments)
-    rates = {job.setting: slicing_macs_per_s(job.setting) for job in jobs}
-    estimates = [job.estimate_s(rates[job.setting]) for job in jobs]
+    jobs = jobs_of(arguments)
+    settings = {job.dtype: job.setting for job in jobs}  # on one device, with as many threads
+    rates = {dtype: slicing_macs_per_s(setting) for dtype, setting in settings.items()}
+    estimates = [job.estimate_s(rates[job.dtype]) for job in jobs]
     for job, estimate in zip(jobs, estimates, strict=True):
         print(f"  about {estimate / 60:5.1f} min: {job}")
     print(f"  about {sum(estimates) / 60:5.1f} min in all", flush=True)
@@ -72,7 +74,8 @@ def _measure(job: Job, limit_s: float, machine: dict[str, Any], folder: Path | N
     return not result.get("failed")
 
 
-def _arguments() -> argparse.Namespace:
+def parsed(words: Sequence[str]) -> argparse.Namespace:
+    """Return the options of a command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--grid", choices=("quick", "full"), help="instead of --mode to --rounds")
     parser.add_argument("--mode", nargs="+", default=["inference"], choices=MODES)
@@ -88,10 +91,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--limit-minutes", type=float, default=float("inf"), metavar="M")
     parser.add_argument("--json", type=Path, metavar="DIR", help="folder for the results")
     parser.add_argument("--note", help="a sentence on the machine's state, kept with the results")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
-def _jobs(arguments: argparse.Namespace) -> list[Job]:
+def jobs_of(arguments: argparse.Namespace) -> list[Job]:
+    """Return what is measured, in this order."""
     if arguments.grid is not None:
         if arguments.device != "cpu":
             raise SystemExit(f"--grid is for the CPU, --device is {arguments.device}; need --mode")
@@ -118,4 +122,4 @@ def _show_progress(done: int, total: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from ddsm_ext.bench.candidates import CANDIDATES, candidates, check_agreement
-from ddsm_ext.bench.conditions import Setting
-from ddsm_ext.bench.shapes import REFERENCE_CIFAR10, WIDTHS
+from ddsm_ext.bench.conditions import REFERENCE_CIFAR10, WIDTHS, Setting
+from ddsm_ext.bench.ops import heaviest_first
 from ddsm_ext.bench.timing import clock_of, interleaved, time_columns
-from ddsm_ext.graph.shapes import Shape, op_shapes
+from ddsm_ext.graph.shapes import Shape
 
+sys.path.insert(0, str(Path(__file__).parent))  # as Python does for a script here
 ROUNDS = 9
 MIN_SAMPLE_MS = 5.0
 SHAPES_A_WIDTH = 3
@@ -51,11 +54,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     network = getattr(module, "NETWORK", REFERENCE_CIFAR10)
     cases = []
     for width in WIDTHS:
-        shapes = op_shapes(network, width, module.OP)
-        wanted = filter(getattr(module, "wanted", None), shapes)
-        costliest = sorted(wanted, key=lambda s: -(s.macs or s.activations) * shapes[s])
-        chosen = costliest if config.getoption("--all-shapes") else costliest[:SHAPES_A_WIDTH]
-        for shape in chosen:
+        shapes = (shape for shape, _ in heaviest_first(network, width, module.OP))
+        wanted = list(filter(getattr(module, "wanted", None), shapes))
+        for shape in wanted if config.getoption("--all-shapes") else wanted[:SHAPES_A_WIDTH]:
             for batch in config.getoption("--batch") or [8]:
                 dtype = config.getoption("--dtype")
                 cases.append(Case(module.OP, width, shape, batch, dtype))

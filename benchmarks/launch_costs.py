@@ -10,16 +10,12 @@ from __future__ import annotations
 import ctypes
 import math
 import re
-import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-from gpu_suite.choices import parsed
-from gpu_suite.tiles import HEADER, constant, tiles
+from gpu_suite.tiles import HEADER, compiled, constant, parsed, tiles
 
 MULTIPROCESSORS = 132  # of an H100 SXM and of an H200
 # Under a load of tensor cores, a guess: below the 1.83 GHz that the data sheet's 989 TFLOP/s stand
@@ -106,14 +102,7 @@ def _header(cache_bytes: float | None) -> ctypes.CDLL:
     if cache_bytes is not None:
         text, found = re.subn(r"\bkCacheBytes = [0-9.]+", f"kCacheBytes = {cache_bytes}", text)
         assert found == 1, f"{HEADER} has no kCacheBytes"
-    with tempfile.TemporaryDirectory() as folder:
-        source, library = Path(folder, "entry.cpp"), Path(folder, "entry.so")
-        Path(folder, "tile_choice.h").write_text(text, encoding="utf-8")
-        source.write_text(_ENTRY, encoding="utf-8")
-        command = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", str(source)]
-        command += [f"-I{HEADER.parents[1] / 'include'}", "-o", str(library)]
-        subprocess.run(command, check=True)
-        loaded = ctypes.CDLL(str(library))
+    loaded = compiled(_ENTRY, text)
     loaded.clocks.restype = ctypes.c_double
     return loaded
 

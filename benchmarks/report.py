@@ -7,6 +7,8 @@ python benchmarks/report.py --results DIR --out DIR      # tables.md and plots o
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from published.figure import step_figure
@@ -25,12 +27,12 @@ from ddsm_ext.io.files import write_atomic
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def main() -> None:
+def main(words: Sequence[str]) -> None:
     """Write the files."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--out", type=Path, help="folder; default: this repository's own files")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     files = load_results(arguments.results)
     if arguments.out is not None:
         write_atomic(arguments.out / "tables.md", all_tables(files).encode())
@@ -51,4 +53,4 @@ def _save_plots(files: Files, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -334,13 +334,13 @@ def costliest(costs: Sequence[Cost], most: int = 10) -> str:
     )
 
 
-def main() -> None:
+def main(words: Sequence[str]) -> None:
     """Write the document, or print layers."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, help="the document's file; default: print it")
     parser.add_argument("--layers", nargs=2, type=float, metavar=("WIDTH", "BATCH"))
     parser.add_argument("--library", type=Path)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     with tempfile.TemporaryDirectory() as folder:
         library = arguments.library
         if library is None:
@@ -359,4 +359,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -21,9 +22,10 @@ from gpu_suite.stages import STAGES, Stage, choose, second_run
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS, SECOND_RUN_SECONDS = 555.0, 195.0
-# In a process of its own, so that the suite itself holds none of the GPU's memory.
+# In a process of its own, so that the suite itself holds none of the GPU's memory. The tables
+# of the comparisons are tabulate's.
 _QUERY = """
-import json, os, torch
+import json, os, tabulate, torch
 about = {"torch": torch.__version__, "cuda": torch.version.cuda}
 if torch.cuda.is_available():
     properties = torch.cuda.get_device_properties(0)
@@ -34,12 +36,42 @@ print(json.dumps(about))
 """
 
 
-def main(words: list[str]) -> int:
-    """Run the suite; returns 0 if no stage failed, 1 if one did, 2 if nothing could begin."""
+def query_gpu() -> dict[str, Any]:
+    """Return torch's version and its first GPU.
+
+    Raises:
+        ValueError: no torch, or no GPU.
+    """
+    done = subprocess.run([sys.executable, "-c", _QUERY], capture_output=True, text=True)
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ValueError(f"gpu_suite: {reason}; need torch with CUDA, and tabulate")
+    about: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    if "gpu" not in about:
+        raise ValueError(
+            f"gpu_suite: torch {about['torch']} finds no GPU; need a machine with an NVIDIA GPU "
+            "and a torch built with CUDA"
+        )
+    return about
+
+
+def main(
+    words: list[str],
+    *,
+    stages: Sequence[Stage] = STAGES,
+    query: Callable[[], dict[str, Any]] = query_gpu,
+) -> int:
+    """Run the suite; returns 0 if no stage failed, 1 if one did, 2 if nothing could begin.
+
+    Args:
+        words: of the command line.
+        stages: of the suite.
+        query: tells torch's version and its GPU.
+    """
     start_s = time.monotonic()
     arguments = _arguments(words)
     if arguments.list:
-        _list()
+        _list(stages)
         return 0
     _find_tools()
     build = (arguments.prebuild or arguments.build or ROOT / "build" / "gpu_suite").resolve()
@@ -47,8 +79,8 @@ def main(words: list[str]) -> int:
         if arguments.prebuild is not None:
             return _prebuild(build)
         earlier = None if arguments.after is None else archive.read_summary(arguments.after)
-        stages, seconds = _stages(arguments, earlier)
-        gpu = query_gpu()
+        chosen, seconds = _chosen(arguments, earlier, stages)
+        gpu = query()
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
@@ -57,12 +89,12 @@ def main(words: list[str]) -> int:
     signal.signal(signal.SIGTERM, _stop)
     about = {**gpu, "started": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds}
     print(f"{gpu['gpu']}, torch {gpu['torch']}, CUDA {gpu['cuda']}: "
-          f"{len(stages)} stages in {seconds:g} s", flush=True)  # fmt: skip
+          f"{len(chosen)} stages in {seconds:g} s", flush=True)  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="gpu-suite-", ignore_cleanup_errors=True) as scratch:
         place = Place(ROOT, build, Path(scratch), sys.executable)
         left_s = seconds - (time.monotonic() - start_s)
-        off = _off_from_the_start(gpu, earlier, stages)
-        run = Run(stages, place, left_s, sm90a_off=off, record=partial(_record, out, about))
+        off = _off_from_the_start(gpu, earlier, chosen)
+        run = Run(chosen, place, left_s, sm90a_off=off, record=partial(_record, out, about))
         outcomes = run.all()
         _record(out, about, run)
     print(f"\n{table(outcomes)}\n{out / archive.ARCHIVE}")
@@ -94,21 +126,21 @@ def _arguments(words: list[str]) -> argparse.Namespace:
     return arguments
 
 
-def _list() -> None:
-    for stage in STAGES:
+def _list(stages: Sequence[Stage]) -> None:
+    for stage in stages:
         kept = f"{stage.reserve_s:3.0f} of {stage.limit_s:3.0f} s"
         print(f"{stage.name:<17} {stage.group:<9} {kept}  {stage.about}")
 
 
-def _stages(
-    arguments: argparse.Namespace, earlier: dict[str, Any] | None
+def _chosen(
+    arguments: argparse.Namespace, earlier: dict[str, Any] | None, stages: Sequence[Stage]
 ) -> tuple[list[Stage], float]:
     if earlier is None:
-        return choose(arguments.stages), arguments.seconds or SECONDS
+        return choose(arguments.stages, stages), arguments.seconds or SECONDS
     seconds = arguments.seconds or SECOND_RUN_SECONDS
-    return (
-        choose(arguments.stages) if arguments.stages else second_run(earlier["stages"], seconds)
-    ), seconds
+    if arguments.stages:
+        return choose(arguments.stages, stages), seconds
+    return second_run(earlier["stages"], seconds, stages), seconds
 
 
 def _off_from_the_start(
@@ -138,25 +170,6 @@ def _record(out: Path, about: dict[str, Any], run: Run) -> None:
 
 def _stop(number: int, frame: object) -> NoReturn:
     raise SystemExit(128 + number)  # so that what runs is ended
-
-
-def query_gpu() -> dict[str, Any]:
-    """Return torch's version and its first GPU.
-
-    Raises:
-        ValueError: no torch, or no GPU.
-    """
-    done = subprocess.run([sys.executable, "-c", _QUERY], capture_output=True, text=True)
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ValueError(f"gpu_suite: torch does not import ({reason}); need one with CUDA")
-    about: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    if "gpu" not in about:
-        raise ValueError(
-            f"gpu_suite: torch {about['torch']} finds no GPU; need a machine with an NVIDIA GPU "
-            "and a torch built with CUDA"
-        )
-    return about
 
 
 def _find_tools() -> None:

@@ -6,6 +6,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ LIMIT_S = 4.0  # a CUDA context takes a second, a wait that traps two
 BESIDE = 4
 
 
-def run_atom(program: Path, name: str, limit_s: float = LIMIT_S) -> dict[str, Any]:
+def run_atom(program: Path, name: str, limit_s: float) -> dict[str, Any]:
     """Return what the program says of one atom, or how it ended."""
     command = [str(program), name, str(program.with_name("atoms.expected"))]
     try:
@@ -39,12 +40,12 @@ def listed(program: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def main() -> int:
-    """Run all; 1 if one that a kernel relies on is not right."""
+def main(words: Sequence[str], *, limit_s: float = LIMIT_S) -> int:
+    """Run all, each for limit_s at most; 1 if one that a kernel relies on is not right."""
     parser = argparse.ArgumentParser(prog="gpu_suite.atoms")
     parser.add_argument("folder", type=Path, help="of the program and what to compare with")
     parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     program = arguments.folder.resolve() / "atoms"
     if not program.exists():
         print(f"{program} is missing; the build makes it")
@@ -52,7 +53,7 @@ def main() -> int:
     program.chmod(0o755)  # copying from machine to machine may lose it
     known = listed(program)
     with ThreadPoolExecutor(BESIDE) as pool:
-        rows = list(pool.map(lambda name: known[name] | run_atom(program, name), known))
+        rows = list(pool.map(lambda name: known[name] | run_atom(program, name, limit_s), known))
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     bad = [row for row in rows if row["status"] != "right" and not row["question"]]
@@ -69,4 +70,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

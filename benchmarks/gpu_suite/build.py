@@ -16,14 +16,14 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-TESTS = ROOT / "python_tests" / "cuda_kernels"
 ABOUT = "build.json"
 _LIBRARIES = ("libddsm_cpu.so", "libddsm_cuda.so")
-_LOADS = """
+LOADS = """
 import sys, torch
 from ddsm_ext import _library
 reason = _library.cuda_missing_reason
@@ -36,17 +36,17 @@ if torch.cuda.is_available():
 """
 
 
-def fingerprint() -> str:
-    """Return a hash of all that the libraries are compiled from."""
+def fingerprint(root: Path = ROOT) -> str:
+    """Return a hash of all that the libraries are compiled from in a repository."""
     found = hashlib.sha256()
-    files = [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
-    for path in sorted([*files, ROOT / "CMakeLists.txt", *_atom_sources()]):
-        found.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    files = [path for path in (root / "csrc").rglob("*") if path.is_file()]
+    for path in sorted([*files, root / "CMakeLists.txt", *_atom_sources(root)]):
+        found.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return found.hexdigest()
 
 
-def _atom_sources() -> list[Path]:
-    return sorted((TESTS / "atoms").glob("*.*"))
+def _atom_sources(root: Path) -> list[Path]:
+    return sorted((root / "python_tests" / "cuda_kernels" / "atoms").glob("*.*"))
 
 
 def architectures(capability: tuple[int, int]) -> str:
@@ -130,7 +130,7 @@ def compile_atoms(folder: Path) -> None:
     work = folder / "cmake" / "atoms"
     work.mkdir(parents=True, exist_ok=True)
     include = [f"-I{ROOT / 'csrc' / 'include'}", "-std=c++17"]
-    sources = [str(path) for path in _atom_sources() if path.suffix == ".cpp"]
+    sources = [str(path) for path in _atom_sources(ROOT) if path.suffix == ".cpp"]
     emulator = [str(path) for path in sorted((ROOT / "csrc/cuda/emulator").glob("*.cpp"))]
     emulated = work / "emulated"
     flags = ["-O1", "-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas"]
@@ -153,8 +153,13 @@ def build(folder: Path, targets: str, *, native: bool = True) -> dict[str, Any]:
     return about | {"built_s": round(time.monotonic() - start, 1)}
 
 
-def reason_against(folder: Path) -> str | None:
-    """Return why what lies in a folder cannot be used as it is; None: it can."""
+def reason_against(folder: Path, trial: str = LOADS) -> str | None:
+    """Return why what lies in a folder cannot be used as it is; None: it can.
+
+    Args:
+        folder: what `build` was given.
+        trial: Python code that ends with an error where the libraries are of no use.
+    """
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -163,7 +168,7 @@ def reason_against(folder: Path) -> str | None:
         return "the sources are others than those it was built from"
     put_sources(folder / "site" / "ddsm_ext")
     # The stage's environment has the site on its path.
-    done = subprocess.run([sys.executable, "-c", _LOADS], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", trial], capture_output=True, text=True)
     lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
     return None if done.returncode == 0 else lines[-1]
 
@@ -178,12 +183,12 @@ def prebuild(folder: Path) -> int:
     return 0
 
 
-def main() -> int:
+def main(words: Sequence[str]) -> int:
     """Use what was brought along or build, then check that both libraries load."""
     parser = argparse.ArgumentParser(prog="gpu_suite.build")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--prebuild", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     folder = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     if arguments.prebuild:
@@ -206,4 +211,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -6,7 +6,9 @@ The result of each width is written at once, so that what ends the run costs one
 from __future__ import annotations
 
 import argparse
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,6 @@ from gpu_suite import work
 from gpu_suite.warm import cache_counts, mark
 
 CANDIDATES = ("slicing", "dense_cl", "compiled", "ours", "ours_module")
-ROUNDS = 5
 NOTE = "compiled was autotuned beside other work on the GPU"
 
 
@@ -60,14 +61,15 @@ def figures(result: dict[str, Any]) -> dict[str, Any]:
     return {"widths": found, "failed": [text[:200] for text in result["failed"]]}
 
 
-def main() -> int:
+def main(words: Sequence[str]) -> int:
     """Measure; 1 if a candidate failed or differs."""
     parser = argparse.ArgumentParser(prog="gpu_suite.compare")
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--widths", type=float, nargs="+", required=True)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--json", type=Path, required=True, help="folder for the result")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     end_s = time.monotonic() + arguments.seconds
     results: list[dict[str, Any]] = []
     for width in arguments.widths:
@@ -77,7 +79,7 @@ def main() -> int:
             continue
         names = candidates(arguments.batch, width)
         result = run_unet_step(
-            [width], arguments.batch, ROUNDS, setting=work.setting(), candidates=names,
+            [width], arguments.batch, arguments.rounds, setting=work.setting(), candidates=names,
             compile_limit_s=left_s, keep_differing=True, config=work.CONFIG,
         )  # fmt: skip
         if "compiled" not in names:
@@ -92,4 +94,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main(sys.argv[1:]))

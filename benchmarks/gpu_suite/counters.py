@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -52,13 +53,13 @@ def figures_of(text: str) -> dict[str, str]:
     return found
 
 
-def main() -> int:
+def main(words: Sequence[str]) -> int:
     """Watch each kernel; 1 if none could be watched."""
     parser = argparse.ArgumentParser(prog="gpu_suite.counters")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--seconds", type=float, default=40.0)
     parser.add_argument("--run", type=float, metavar="WIDTH", help="only run a step")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     if arguments.run is not None:
         run_step(arguments.run)
         return 0
@@ -81,4 +82,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -13,9 +13,7 @@ import json
 import math
 import re
 import statistics
-import subprocess
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_suite.tiles import HEADER, tiles
+from gpu_suite.tiles import HEADER, compiled, tiles
 
 Rows = Sequence[Mapping[str, Any]]
 _PROBLEM = ("m", "n", "k_steps", "k_padding", "batches", "multiprocessors")
@@ -90,14 +88,7 @@ class HeaderModel:
 
     @cached_property
     def _library(self) -> ctypes.CDLL:
-        include = HEADER.parents[1] / "include"
-        with tempfile.TemporaryDirectory() as folder:
-            source, library = Path(folder, "model.cpp"), Path(folder, "model.so")
-            source.write_text(self.source(), encoding="utf-8")
-            command = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", f"-I{include}",
-                       f"-I{HEADER.parent}", str(source), "-o", str(library)]  # fmt: skip
-            subprocess.run(command, check=True)
-            return ctypes.CDLL(str(library))
+        return compiled(self.source())
 
     def costs(self, rows: Rows, values: np.ndarray) -> np.ndarray:
         """Return the estimate of each row with these values of the constants."""
@@ -256,9 +247,9 @@ def _least_squares(residuals: Any, start: np.ndarray, rounds: int = 80) -> np.nd
     return x
 
 
-def main() -> int:
+def main(words: Sequence[str]) -> int:
     """Print the lines for the header."""
-    content = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    content = json.loads(Path(words[0]).read_text(encoding="utf-8"))
     found = fit(content["rows"])
     if found is None:
         print("too few timings to fit the constants")
@@ -268,4 +259,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

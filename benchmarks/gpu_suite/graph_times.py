@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from gpu_suite import work
 ROUNDS = 5
 
 
-def times_of(net: SlimmableNetwork, batch: int, rounds: int = ROUNDS) -> dict[str, Any]:
+def times_of(net: SlimmableNetwork, batch: int) -> dict[str, Any]:
     """Return width -> milliseconds of a step (median and least), inputs copied in included."""
     inputs, runner = work.inputs_of(net, batch), StepRunner(net)
     calls = {width: partial(runner, **inputs, width=width) for width in work.WIDTHS}
@@ -27,18 +29,18 @@ def times_of(net: SlimmableNetwork, batch: int, rounds: int = ROUNDS) -> dict[st
             warnings.filterwarnings("error", message=".*steps run uncompiled.*")
         for call in calls.values():
             call()
-    found = interleaved(calls, rounds=rounds, **work.setting().timing)
+    found = interleaved(calls, rounds=ROUNDS, **work.setting().timing)
     return {
         f"{width:g}": {"ms": timing.median_ms, "min_ms": timing.min_ms}
         for width, timing in found.items()
     }
 
 
-def main() -> None:
+def main(words: Sequence[str]) -> None:
     """Time every batch; the file is replaced after each."""
     parser = argparse.ArgumentParser(prog="gpu_suite.graph_times")
     parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     found: dict[str, dict[str, Any]] = {"ms_a_step": {}, "adm_ms_a_step": {}}
     about = work.setting().conditions(0) | {"sm90a": work.sm90a()}
     networks = (
@@ -46,7 +48,7 @@ def main() -> None:
         ("adm_ms_a_step", work.TIMED_ADM, work.TIMED_ADM_BATCHES),
     )
     for name, config, batches in networks:
-        net = work.network(config=config)
+        net = work.network(config)
         for batch in batches:
             with torch.no_grad():
                 times = found[name][str(batch)] = times_of(net, batch)
@@ -62,4 +64,4 @@ def _short(times: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

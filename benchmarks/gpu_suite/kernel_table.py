@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,20 +53,20 @@ def short_name(name: str) -> str:
     return name[:160]
 
 
-def format_rows(rows: list[dict[str, Any]], most: int = 14) -> str:
-    """Return the costliest kernels as lines."""
+def format_rows(rows: list[dict[str, Any]]) -> str:
+    """Return the 14 costliest kernels as lines."""
     return "\n".join(
         f"{row['us']:9.1f} us  {row['calls']:5.1f} calls  {row['us'] / row['calls']:8.2f} us each"
         f"  {row['kernel'][:90]}"
-        for row in rows[:most]
+        for row in rows[:14]
     )
 
 
-def main() -> None:
+def main(words: Sequence[str]) -> None:
     """Profile two batches at three widths."""
     parser = argparse.ArgumentParser(prog="gpu_suite.kernel_table")
     parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     net = work.network()
     tables, figures = [], {}
     with torch.no_grad():
@@ -89,4 +90,4 @@ def _write(path: Path | None, tables: list[dict[str, Any]], figures: dict[str, A
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from gpu_suite import work
 
 
-def main() -> None:
+def main(words: Sequence[str]) -> None:
     """Measure and report."""
     parser = argparse.ArgumentParser(prog="gpu_suite.roofs")
     parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     setting = work.setting()
     with setting.active():
         roof = setting.measure_roof()
@@ -35,4 +37,4 @@ def _nvidia_smi() -> str:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -47,7 +47,7 @@ class Place:
     def environment(self, stage: Stage, *, sm90a: bool) -> dict[str, str]:
         """The environment of a stage: the built package is found, the source folder is not."""
         paths = [str(self.build / "site")]
-        if any(word.startswith("gpu_suite.") for word in stage.command):
+        if any(word.startswith(("gpu_suite.", "benchmarks/")) for word in stage.command):
             paths.append(str(self.root / "benchmarks"))
         own = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
         own |= {"PYTHONUNBUFFERED": "1", "TORCHINDUCTOR_CACHE_DIR": str(self.build / "inductor")}
@@ -95,6 +95,8 @@ class Run:
         budget_s: seconds for all of them.
         sm90a_off: why the sm_90a path is off from the start; "": it is on.
         clock: time in seconds.
+        sleep: lets seconds of it pass.
+        start: begins a process; arguments as `Process`.
         record: called with the run after each stage.
     """
 
@@ -103,6 +105,8 @@ class Run:
     budget_s: float
     sm90a_off: str = ""
     clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    start: Callable[..., Process] = Process
     record: Callable[[Run], None] = lambda run: None
     outcomes: list[Outcome] = field(default_factory=list)
     _background: list[_Running] = field(default_factory=list)
@@ -169,7 +173,7 @@ class Run:
         print(f"== {stage.name}: {stage.about} (up to {limit_s:.0f} s)", flush=True)
         logs = self.place.scratch / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        process = Process(
+        process = self.start(
             self.place.command(stage, limit_s),
             self.place.root,
             self.place.environment(stage, sm90a=not self.sm90a_off),
@@ -188,7 +192,7 @@ class Run:
             else:
                 self._finish(job, code, f"stopped after {job.limit_s:.0f} s")
         if still:
-            time.sleep(_POLL_S)
+            self.sleep(_POLL_S)
         return still
 
     def _finish(self, job: _Running, code: int | None, stopped: str) -> None:

@@ -204,22 +204,24 @@ STAGES: tuple[Stage, ...] = (
 )  # fmt: skip
 
 
-def choose(names: Sequence[str]) -> list[Stage]:
+def choose(names: Sequence[str], stages: Sequence[Stage] = STAGES) -> list[Stage]:
     """Return the stages of these names or groups in the suite's order; all for no names.
 
     Raises:
         ValueError: a name that is not there.
     """
-    known = list(dict.fromkeys([*(s.name for s in STAGES), *(s.group for s in STAGES if s.group)]))
+    known = list(dict.fromkeys([*(s.name for s in stages), *(s.group for s in stages if s.group)]))
     for name in names:
         if name not in known:
             raise ValueError(
                 f"gpu_suite: stage {name!r} is unknown; need some of {', '.join(known)}"
             )
-    return [stage for stage in STAGES if not names or {stage.name, stage.group} & set(names)]
+    return [stage for stage in stages if not names or {stage.name, stage.group} & set(names)]
 
 
-def second_run(earlier: Sequence[dict[str, object]], budget_s: float) -> list[Stage]:
+def second_run(
+    earlier: Sequence[dict[str, object]], budget_s: float, stages: Sequence[Stage] = STAGES
+) -> list[Stage]:
     """Return what a second run of so many seconds does: what failed, then what matters most.
 
     Of the families all run again if one failed, as one that is mended may break another.
@@ -227,9 +229,10 @@ def second_run(earlier: Sequence[dict[str, object]], budget_s: float) -> list[St
     Args:
         earlier: the stages of an earlier summary.
         budget_s: what the reserves of all chosen stages must fit into.
+        stages: of the suite.
     """
     failed = {outcome["name"] for outcome in earlier if outcome["status"] == "failed"}
-    broken = {stage.group for stage in STAGES if stage.name in failed and stage.group}
+    broken = {stage.group for stage in stages if stage.name in failed and stage.group}
 
     def rank(stage: Stage) -> tuple[int, int]:
         wanted = stage.name in failed or stage.group in broken
@@ -237,7 +240,7 @@ def second_run(earlier: Sequence[dict[str, object]], budget_s: float) -> list[St
 
     chosen: set[str] = set()
     spent_s, groups = 0.0, set()
-    for stage in sorted(STAGES, key=lambda s: (s.name != "build", *(-r for r in rank(s)))):
+    for stage in sorted(stages, key=lambda s: (s.name != "build", *(-r for r in rank(s)))):
         if stage.background or not any(rank(stage)):
             continue
         cost_s = 0.0 if stage.group and stage.group in groups else max(stage.reserve_s, 15.0)
@@ -247,4 +250,4 @@ def second_run(earlier: Sequence[dict[str, object]], budget_s: float) -> list[St
             spent_s += cost_s
             chosen.add(stage.name)
             groups.add(stage.group)
-    return [replace(stage, after=()) for stage in STAGES if stage.name in chosen]
+    return [replace(stage, after=()) for stage in stages if stage.name in chosen]

@@ -6,8 +6,9 @@ What it times fits the constants of csrc/cuda/tile_choice.h; see `fit`.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddsm_ext.bench.shapes import config_at
-from ddsm_ext.graph.shapes import ConvShape, op_shapes
+from ddsm_ext.bench.ops import heaviest_first
+from ddsm_ext.graph.config import NetworkConfig
+from ddsm_ext.graph.shapes import ConvShape
 from ddsm_ext.ops._call import conv_tf32
 from gpu_suite import work
-from gpu_suite.choices import parsed, printed_choices
 from gpu_suite.fit import Fit, fit
-from gpu_suite.tiles import Tile, tiles
+from gpu_suite.tiles import Tile, parsed, printed_choices, tiles
 
 BATCHES = (128, 16, 1) if work.ON_GPU else (2,)
 SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
@@ -29,11 +30,10 @@ COSTLIEST = 4  # shapes of a width
 ROUNDS = 3
 
 
-def shapes_of(width: float) -> list[ConvShape]:
+def shapes_of(width: float, config: NetworkConfig = work.CONFIG) -> list[ConvShape]:
     """Return the convolutions of a step with the most MACs."""
-    counted = op_shapes(config_at(work.CONFIG, width), width, "conv2d")
-    shapes = [shape for shape in counted if isinstance(shape, ConvShape)]
-    return sorted(shapes, key=lambda s: -s.macs * counted[s])[:COSTLIEST]
+    found = heaviest_first(config, width, "conv2d")[:COSTLIEST]
+    return [shape for shape, _ in found if isinstance(shape, ConvShape)]
 
 
 def splits_of(shape: ConvShape, batch: int, tile: Tile, multiprocessors: int) -> list[int]:
@@ -94,12 +94,12 @@ def time_shape(shape: ConvShape, batch: int, multiprocessors: int) -> list[dict[
     return timed + [{**about, "algo": algo, "refused": text} for algo, text in refused.items()]
 
 
-def main() -> None:
+def main(words: Sequence[str]) -> None:
     """Time, then fit; the file is replaced after each shape."""
     parser = argparse.ArgumentParser(prog="gpu_suite.sweep")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--seconds", type=float, required=True)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     end_s = time.monotonic() + arguments.seconds
     about = work.setting().conditions(0)
     multiprocessors = about.get("multiprocessors", 1)
@@ -129,4 +129,4 @@ def _short(found: Fit) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

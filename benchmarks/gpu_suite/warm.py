@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
-from ddsm_ext.bench.steps import prepare_steps
+from ddsm_ext.bench.steps import Steps, prepare_steps
 from gpu_suite import work
 
 
@@ -27,18 +29,16 @@ def cache_counts() -> dict[str, int]:
     return {name: int(counters["inductor"][name]) for name in names}
 
 
-def main() -> int:
-    """Compile as `bench_unet_step.py` does."""
+def main(words: Sequence[str], *, prepare: Callable[..., Steps] = prepare_steps) -> int:
+    """Compile as `bench_unet_step.py` does, by `prepare`."""
     parser = argparse.ArgumentParser(prog="gpu_suite.warm")
     parser.add_argument("--width", type=float, required=True)
     parser.add_argument("--batch", type=int, required=True)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     setting = work.setting()
     start = time.monotonic()
     with setting.active(), torch.no_grad():
-        steps = prepare_steps(
-            work.CONFIG, [arguments.width], ["compiled"], arguments.batch, setting
-        )
+        steps = prepare(work.CONFIG, [arguments.width], ["compiled"], arguments.batch, setting)
     done = mark(arguments.batch, arguments.width)
     if done is not None and not steps.failed:
         done.parent.mkdir(parents=True, exist_ok=True)
@@ -49,4 +49,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ddsm_ext.models.network import SlimmableNetwork
 from ddsm_ext.runtime.runner import StepRunner
 from gpu_suite import work
 
+StepOf = Callable[[SlimmableNetwork, float, Mapping[str, Tensor]], Callable[[], Tensor]]
 TOLERANCE = 4e-2  # of bfloat16 through all layers; 8e-3 was seen on the CPU
 
 
@@ -32,11 +33,11 @@ def _ends(y: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def check(net: SlimmableNetwork, width: float, batch: int) -> dict[str, Any]:
+def check(net: SlimmableNetwork, width: float, batch: int, step_of: StepOf) -> dict[str, Any]:
     """Return the errors of one width and batch, and whether repeats gave the same bits."""
     inputs = work.inputs_of(net, batch)
     row: dict[str, Any] = {"width": width, "batch": batch}
-    eager = work.step_of(net, width, inputs)
+    eager = step_of(net, width, inputs)
     first = eager().clone()
     exact = exact_step(net, width, inputs)
     row["eager"] = relative_error(_ends(first), exact)
@@ -72,17 +73,23 @@ def faults(row: dict[str, Any]) -> list[str]:
     return found + [f"{what}: {text}" for text in row["uncompiled"]]
 
 
-def main() -> int:
-    """Check all widths of two networks at two batches; 1 if something is wrong."""
+def main(words: Sequence[str], *, step_of: StepOf = work.step_of) -> int:
+    """Check all widths of two networks at two batches; 1 if something is wrong.
+
+    Args:
+        words: of the command line.
+        step_of: returns the eager step of a network at a width on inputs.
+    """
     parser = argparse.ArgumentParser(prog="gpu_suite.whole_step")
     parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    parser.add_argument("--widths", type=float, nargs="+", default=work.WIDTHS)
+    arguments = parser.parse_args(words)
     rows, wrong = [], []
     for name, config in (("U-Net", work.CONFIG), ("ADM", work.ADM)):
-        net = work.network(config=config)
+        net = work.network(config)
         for batch in (2, 128) if work.ON_GPU else (2,):
-            for width in work.WIDTHS:
-                row = {"network": name, **check(net, width, batch)}
+            for width in arguments.widths:
+                row = {"network": name, **check(net, width, batch, step_of)}
                 rows.append(row)
                 wrong += faults(row)
     print("\n".join(wrong))
@@ -93,4 +100,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from published.networks import ADM_IMAGENET64
+from published.grid import ADM_IMAGENET64
 from torch import Tensor
 
-from ddsm_ext.bench.conditions import Setting
-from ddsm_ext.bench.shapes import REFERENCE_CIFAR10
+from ddsm_ext.bench.conditions import REFERENCE_CIFAR10, Setting
 from ddsm_ext.bench.steps import channels_last, random_inputs, random_network
 from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.io.files import write_json
@@ -43,16 +42,14 @@ TIMED_ADM = ADM_IMAGENET64 if ON_GPU else ADM
 TIMED_ADM_BATCHES = (16,) if ON_GPU else (2,)
 
 
-def setting(dtype: str = "bfloat16") -> Setting:
-    """Return the device and an arithmetic."""
-    return Setting(dtype, 1, DEVICE)
+def setting() -> Setting:
+    """Return the device and its arithmetic."""
+    return Setting("bfloat16", 1, DEVICE)
 
 
-def network(
-    dtype: torch.dtype = torch.bfloat16, config: NetworkConfig | None = None
-) -> SlimmableNetwork:
-    """Return CONFIG's network, or another's, with random weights, laid out as on a GPU."""
-    net = random_network(config or CONFIG).to(DEVICE, dtype)
+def network(config: NetworkConfig = CONFIG) -> SlimmableNetwork:
+    """Return a network with random weights in bfloat16, laid out as on a GPU."""
+    net = random_network(config).to(DEVICE, torch.bfloat16)
     return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 

@@ -22,27 +22,28 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from gpu_train import checks, results
 from gpu_train.checks import Refusal
-from gpu_train.presets import PRESETS
+from gpu_train.presets import PRESETS, Preset
 from gpu_train.steps import Budget, Outcome, run_step
 
 ROOT = Path(__file__).resolve().parents[2]
 DDSM = ("-m", "ddsm_ext.cli.main")
 
 
-def main(words: list[str]) -> int:
+def main(words: list[str], presets: Sequence[Preset] = PRESETS) -> int:
     """Run the plan; returns 0 if all went well, 1 if a step failed, 2 if nothing could begin."""
     start_s = time.monotonic()
     signal.signal(signal.SIGTERM, _leave)
     try:
-        arguments = _arguments(words)
-        checks.check_arguments(arguments)
-        plan = Plan(arguments, Budget(start_s, arguments.minutes))
+        arguments = parsed(words)
+        preset = checks.check_arguments(arguments, presets)
+        plan = Plan(arguments, preset, Budget(start_s, arguments.minutes))
         plan.prepare()
     except Refusal as error:
         print(f"gpu_train: {error}", file=sys.stderr)
@@ -60,7 +61,12 @@ class _Parser(argparse.ArgumentParser):
         raise Refusal(f"{message}; see --help")
 
 
-def _arguments(words: list[str]) -> argparse.Namespace:
+def parsed(words: list[str]) -> argparse.Namespace:
+    """Return the options of a command line, paths made absolute.
+
+    Raises:
+        Refusal: an option that does not exist, or whose value cannot be read.
+    """
     parser = _Parser(
         prog="gpu_train.sh",
         description=__doc__,
@@ -75,7 +81,7 @@ def _arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--features", type=Path, required=True, metavar="FILE", help="what `ddsm classifier` wrote"
     )
-    presets = "; ".join(f"{name}: {preset.about}" for name, preset in PRESETS.items())
+    presets = "; ".join(f"{preset.name}: {preset.about}" for preset in PRESETS)
     parser.add_argument("--preset", default="cifar10", help=f"{presets} (default: cifar10)")
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
     parser.add_argument(
@@ -102,9 +108,8 @@ def _arguments(words: list[str]) -> argparse.Namespace:
 class Plan:
     """The steps of one call and what they share."""
 
-    def __init__(self, arguments: argparse.Namespace, budget: Budget) -> None:
-        self.arguments, self.budget = arguments, budget
-        self.preset = PRESETS[arguments.preset]
+    def __init__(self, arguments: argparse.Namespace, preset: Preset, budget: Budget) -> None:
+        self.arguments, self.preset, self.budget = arguments, preset, budget
         self.out, self.work = arguments.out, arguments.work
         self.site: Path | None = arguments.site
         self.device = ""
@@ -130,22 +135,26 @@ class Plan:
         arguments = self.arguments
         first = "torch" if self.site is None else "package"
         self.about = checks.probe(first, arguments.features, self.environment)
-        self.device = checks.check_device(arguments.device, arguments.preset, self.about)
+        self.device = checks.check_device(arguments.device, self.preset, self.about)
         self.work.mkdir(parents=True, exist_ok=True)
         if self.site is None and self.device == "cuda":
-            self._build(ROOT / "build" / "gpu_suite")
+            self.build(ROOT / "build" / "gpu_suite")
         if first == "torch":
             self.about = checks.probe("package", arguments.features, self.environment)
-        checks.check_package(self.device, self.about, arguments.preset)
+        checks.check_package(self.device, self.about, self.preset)
         if self.site is not None:
             sys.path.insert(0, str(self.site))
         self.out.mkdir(parents=True, exist_ok=True)
         for left in self.out.glob(".*.tmp"):  # of a call that was killed while it wrote
             left.unlink()
-        self._settle()
+        self.settle()
 
-    def _build(self, folder: Path) -> None:
-        """What the GPU suite does first: take what was brought along if it loads, else build."""
+    def build(self, folder: Path) -> None:
+        """What the GPU suite does first: take what was brought along if it loads, else build.
+
+        Raises:
+            Refusal: it fails.
+        """
         self.site = folder / "site"
         path = {"PYTHONPATH": os.pathsep.join([str(self.site), str(ROOT / "benchmarks")])}
         words = ["-m", "gpu_suite.build", str(folder)]
@@ -164,8 +173,12 @@ class Plan:
         """Folder of run folders."""
         return self.work / "runs"
 
-    def _settle(self) -> None:
-        """Write the settings of a new run, or check that those of the present one are these."""
+    def settle(self) -> None:
+        """Write the settings of a new run, or check that those of the present one are these.
+
+        Raises:
+            Refusal: they are others.
+        """
         from ddsm_ext.io.files import read_json, write_json
 
         settings = self._settings()
@@ -217,8 +230,8 @@ class Plan:
     def run(self) -> int:
         """Train, search, score; returns the exit code."""
         name = f"{self.about.get('gpu', 'CPU')}, torch {self.about['torch']}"
-        print(f"{name}: {self.arguments.preset}, {self.arguments.minutes:g} minutes", flush=True)
-        call = {"call": sys.argv[1:], "preset": self.arguments.preset, "device": self.device}
+        print(f"{name}: {self.preset.name}, {self.arguments.minutes:g} minutes", flush=True)
+        call = {"call": sys.argv[1:], "preset": self.preset.name, "device": self.device}
         about = {**call, **self.about, "minutes": self.arguments.minutes}
         self.results = results.Results(self.out, about, self.images_before)
         config = str(self.work / "config.json")

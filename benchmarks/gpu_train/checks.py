@@ -7,11 +7,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpu_train.presets import PRESETS
+from gpu_train.presets import Preset
 
 LEAST_MINUTES, MOST_MINUTES = 0.5, 24 * 60
 # What the commands of the plan import, in a process that sees what they will see. Packages of other
@@ -25,7 +25,7 @@ try:
     if torch.cuda.is_available():
         about |= {"gpu": torch.cuda.get_device_name(0)}
         about |= {"capability": list(torch.cuda.get_device_capability(0))}
-    import numpy, PIL.Image, safetensors.torch, tqdm
+    import numpy, PIL.Image, safetensors.torch, tabulate, tqdm
     import pymoo.algorithms.moo.nsga2, pymoo.indicators.hv
     if sys.argv[1] == "package":
         import ddsm_ext.training.loop, ddsm_ext.data.dataset, ddsm_ext.search.nsga2
@@ -47,8 +47,8 @@ class Refusal(ValueError):
     """Why nothing begins, in one sentence."""
 
 
-def check_arguments(arguments: argparse.Namespace) -> None:
-    """Check what can be checked without torch.
+def check_arguments(arguments: argparse.Namespace, presets: Sequence[Preset]) -> Preset:
+    """Check what can be checked without torch, and return the preset that was asked for.
 
     Raises:
         Refusal: one sentence about the first thing that is wrong.
@@ -57,8 +57,10 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         raise Refusal(
             f"--minutes is {arguments.minutes:g}; need {LEAST_MINUTES:g} to {MOST_MINUTES}"
         )
-    if arguments.preset not in PRESETS:
-        raise Refusal(f"--preset is {arguments.preset!r}; need one of {', '.join(PRESETS)}")
+    preset = next((preset for preset in presets if preset.name == arguments.preset), None)
+    if preset is None:
+        names = ", ".join(preset.name for preset in presets)
+        raise Refusal(f"--preset is {arguments.preset!r}; need one of {names}")
     if not arguments.data.exists():
         raise Refusal(f"--data {arguments.data}: no such file or folder; need labelled images")
     if not arguments.features.is_file():
@@ -71,6 +73,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     for folder in (arguments.out, arguments.work):
         if folder.exists() and not folder.is_dir():
             raise Refusal(f"{folder}: is a file; need a folder")
+    return preset
 
 
 def probe(what: str, features: Path, environment: Mapping[str, str]) -> dict[str, Any]:
@@ -104,7 +107,7 @@ def probe(what: str, features: Path, environment: Mapping[str, str]) -> dict[str
     return about
 
 
-def check_device(device: str, preset: str, about: Mapping[str, Any]) -> str:
+def check_device(device: str, preset: Preset, about: Mapping[str, Any]) -> str:
     """Return "cuda" or "cpu".
 
     Raises:
@@ -114,15 +117,15 @@ def check_device(device: str, preset: str, about: Mapping[str, Any]) -> str:
         device = "cuda" if "gpu" in about else "cpu"
     if device == "cuda" and "gpu" not in about:
         raise Refusal(f"torch {about['torch']} finds no GPU; need one for --device cuda")
-    if device == "cpu" and PRESETS[preset].needs_gpu:
+    if device == "cpu" and preset.needs_gpu:
         raise Refusal(
-            f"torch {about['torch']} finds no GPU; need one for --preset {preset}, or try the "
+            f"torch {about['torch']} finds no GPU; need one for --preset {preset.name}, or try the "
             "plan with --preset tiny"
         )
     return device
 
 
-def check_package(device: str, about: Mapping[str, Any], preset: str) -> None:
+def check_package(device: str, about: Mapping[str, Any], preset: Preset) -> None:
     """Refuse a package without the CUDA library, and features of other images.
 
     Raises:
@@ -130,7 +133,7 @@ def check_package(device: str, about: Mapping[str, Any], preset: str) -> None:
     """
     if device == "cuda" and about["cuda_missing"] is not None:
         raise Refusal(f"ddsm_ext has no CUDA library: {about['cuda_missing']}")
-    data = PRESETS[preset].settings["data"]
+    data = preset.settings["data"]
     wanted = [data["channels"], data["image_size"]]
     if about["features_shape"] != wanted:
         channels, size = about["features_shape"]

@@ -14,6 +14,7 @@ Settings = dict[str, dict[str, Any]]
 class Preset:
     """Settings of a run, and how its samples are scored."""
 
+    name: str
     about: str
     settings: Settings
     equal_width: float  # the constant width whose MACs a strategy may have, and is compared with
@@ -87,8 +88,7 @@ _TINY: Settings = {
     "eval": {"images": 128, "search_images": 32, "sensitivity_images": 16, "batch_size": 32},
 }
 
-PRESETS = {
-    "cifar10": Preset("96 channels, 20 M parameters, batch 512", _CIFAR10, 0.75, 3),
-    # Its layers are too small for two threads to share, the more so on a machine that is not idle.
-    "tiny": Preset("a trial of the plan on a CPU, no result", _TINY, 0.75, 2, False, threads=1),
-}
+CIFAR10 = Preset("cifar10", "96 channels, 20 M parameters, batch 512", _CIFAR10, 0.75, 3)
+# Its layers are too small for two threads to share, the more so on a machine that is not idle.
+TINY = Preset("tiny", "a trial of the plan on a CPU, no result", _TINY, 0.75, 2, False, threads=1)
+PRESETS = (CIFAR10, TINY)

@@ -1,4 +1,7 @@
-"""Which measurements make up the published tables, how long they take, and one of them run."""
+"""Which measurements make up the published tables, how long they take, and one of them run.
+
+And a network that is timed beside them.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,20 @@ from typing import Any
 
 import torch
 
-from ddsm_ext.bench.conditions import Setting
+from ddsm_ext.bench.conditions import REFERENCE_CIFAR10, Setting, config_at
 from ddsm_ext.bench.ops import run_ops
-from ddsm_ext.bench.shapes import REFERENCE_CIFAR10, config_at
 from ddsm_ext.bench.steps import prepare_steps
 from ddsm_ext.bench.training_step import SANDWICH, run_training_step
 from ddsm_ext.bench.unet_step import run_unet_step
 from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.graph.count import macs as macs_of
-from published.networks import ODD_WIDTH
+from ddsm_ext.models.adm import ADMConfig
 
+# Guided diffusion's 64x64 class-conditional network, of what the CIFAR-10 U-Net has not: norms with
+# a scale and a shift an image, halved and enlarged images, labels, several heads.
+ADM_IMAGENET64 = ADMConfig(image_size=64, num_classes=1000)
+# 60 and 120 channels, which fill no block of 16 or 32: what a kernel pays for any width.
+ODD_WIDTH = 0.46875
 MODES = ("inference", "training", "layers")
 GRID_WIDTHS = (1.0, 0.75, 0.5, ODD_WIDTH, 0.25)
 GRID_CANDIDATES = ("slicing", "dense_cl", "compiled", "ours", "ours_module")

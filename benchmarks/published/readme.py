@@ -10,6 +10,7 @@ from typing import Any
 from ddsm_ext.bench.table import format_result
 
 BEGIN, END = "<!-- speed: python benchmarks/report.py -->", "<!-- /speed -->"
+_FOLDER = "benchmarks/results"  # as the README links it
 # candidate -> (heading in the table, what it is)
 _CANDIDATES = {
     "slicing": ("sliced", "as the reference code does"),
@@ -55,27 +56,26 @@ def _rank(result: Mapping[str, Any]) -> tuple[int, str]:
     return result["conditions"]["threads"], result["machine"]["started"]
 
 
-def speed_section(files: Files, folder: str = "benchmarks/results") -> str:
+def speed_section(files: Files) -> str:
     """Return the README's section, without its markers.
 
     Args:
         files: (file, content) of all results.
-        folder: where they lie, as the README links it.
     """
     parts = [
-        *_section(headline(files), files, folder, "docs/unet-step.png"),
+        *_section(headline(files), files, "docs/unet-step.png"),
         *(
             part
             for file in gpu_headlines(files)
-            for part in _section(file, files, folder, f"docs/unet-step-{file[0].stem}.png")
+            for part in _section(file, files, f"docs/unet-step-{file[0].stem}.png")
         ),
-        f"All tables, layer by layer too: [{folder}]({folder}/README.md); "
+        f"All tables, layer by layer too: [{_FOLDER}]({_FOLDER}/README.md); "
         "[benchmarks](benchmarks/README.md) says how to measure your machine.",
     ]
     return "\n\n".join(_wrapped(part) for part in parts)
 
 
-def _section(file: File, files: Files, folder: str, figure: str) -> list[str]:
+def _section(file: File, files: Files, figure: str) -> list[str]:
     path, content = file
     training = {other.name: result for other, result in files}.get(
         path.name.replace("-inference.", "-training.")
@@ -84,7 +84,7 @@ def _section(file: File, files: Files, folder: str, figure: str) -> list[str]:
     timed = {key for result in results for row in result["rows"] for key in row}
     names = [name for name in _CANDIDATES if f"{name}_ms" in timed]
     return [
-        _conditions(results, names, f"{folder}/{path.name}"),
+        _conditions(results, names, f"{_FOLDER}/{path.name}"),
         _table(results, names),
         f"![Milliseconds an image against width, by batch size]({figure})",
         _notes(results),

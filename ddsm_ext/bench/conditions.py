@@ -1,16 +1,26 @@
-"""Device, arithmetic and clock of a measurement, and the roof."""
+"""Device, arithmetic and clock of a measurement, its network and widths, and the roof."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 
 from ddsm_ext.bench.device import Device, device_of
+from ddsm_ext.graph.config import NetworkConfig
+from ddsm_ext.models.unet import UNetConfig
 from ddsm_ext.settings import Refusal, is_int
 
+# The network of the published figures: groups and concats as in the reference code, so that slicing
+# with PyTorch computes the same function and outputs can be compared; its time table is frozen.
+REFERENCE_CIFAR10 = UNetConfig(
+    image_size=32, norm="fixed_groups", concat_slicing="prefix", time_table_rows=1000
+)
+WIDTHS = (1.0, 0.75, 0.5, 0.25)
+Config = TypeVar("Config", bound=NetworkConfig)
 # Name of the arithmetic -> type of activations and weights. "tf32" allows the tensor cores to round
 # the factors of float32 products to 10 bits, "float32" does not.
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
@@ -93,6 +103,21 @@ class Setting:
 
 
 CPU = Setting()
+
+
+def config_at(config: Config, width: float) -> Config:
+    """Return `config`, or its twin with norms of fixed channels a group where `width` needs one.
+
+    The reference code's 32 fixed groups divide the channels of its four widths only; the twin has
+    the same layers and shapes and takes any width.
+
+    Raises:
+        TypeError, ValueError: the width is not in (0, 1].
+    """
+    if isinstance(config, UNetConfig) and not config.runs_at(width):
+        config = replace(config, norm="channels_per_group")
+    config.check_width(width)
+    return config
 
 
 def check_batch(batch: int) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import subprocess
 import time
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +30,8 @@ _WITHOUT_BF16 = ("DEFAULT", "AVX2")
 CALLS_A_GRAPH = 20  # a replay costs microseconds itself
 
 
-class Device(Protocol):
-    """A kind of device, whose answers a test may give in its place.
+class Device(ABC):
+    """A kind of device; a test may play one by a subclass.
 
     `place` is where torch makes its tensors, `on_gpu` whether it is measured as a GPU.
     """
@@ -38,18 +39,23 @@ class Device(Protocol):
     place: str
     on_gpu: bool
 
+    @abstractmethod
     def timing(self, threads: int) -> dict[str, Any]:
         """Return the arguments of `interleaved` that suit the device."""
 
     def arithmetic(self, tf32: bool) -> AbstractContextManager[None]:
-        """Allow tf32 or not, and set it back."""
+        """Allow tf32 or not, and set it back; without a GPU there is but one arithmetic."""
+        return nullcontext()
 
-    def about(self, threads: int) -> dict[str, Any]:
+    @abstractmethod
+    def about(self, threads: int = 1) -> dict[str, Any]:
         """Return the clock, the device and what runs on it as JSON values."""
 
     def runner(self, net: SlimmableNetwork) -> StepRunner:
         """Return what runs a network's steps here."""
+        return StepRunner(net)
 
+    @abstractmethod
     def compile(self, network: nn.Module, inputs: Mapping[str, Tensor]) -> Callable[[], Tensor]:
         """Return a step by torch.compile, ready to run.
 
@@ -58,8 +64,10 @@ class Device(Protocol):
         """
 
     def time_kernels(self, calls: Calls[Key], **options: Any) -> dict[Key, Timing]:
-        """`interleaved` for calls of single kernels."""
+        """`interleaved` for calls of single kernels; returns the times of single calls."""
+        return interleaved(calls, **options)
 
+    @abstractmethod
     def peak_bytes(self, calls: Calls[Key]) -> dict[Key, int]:
         """Return the most bytes that each call holds at once beyond what was held before it.
 
@@ -68,8 +76,13 @@ class Device(Protocol):
         """
 
     def held_bytes(self) -> int:
-        """Return what torch holds of the device's memory now, where that can be told; else 0."""
+        """Return what torch holds of a GPU's memory now, graphs' pools included, free blocks not.
 
+        0 on the CPU, whose allocator does not tell.
+        """
+        return 0
+
+    @abstractmethod
     def measure_roof(self, name: str, kind: torch.dtype, timing: dict[str, Any]) -> dict[str, Any]:
         """Return MACs a second of the fastest torch.mm and, on a GPU, of bytes in a large copy.
 
@@ -84,22 +97,16 @@ class Device(Protocol):
         """
 
 
-class Cpu:
+class Cpu(Device):
     """The CPU. One thread is timed in its CPU time, more in wall time."""
 
     place = "cpu"
     on_gpu = False
 
     def timing(self, threads: int) -> dict[str, Any]:
-        """As of `Device`."""
         return {"clock": clock_of(threads)[0]}
 
-    def arithmetic(self, tf32: bool) -> AbstractContextManager[None]:
-        """As of `Device`: there is but one."""
-        return nullcontext()
-
-    def about(self, threads: int) -> dict[str, Any]:
-        """As of `Device`."""
+    def about(self, threads: int = 1) -> dict[str, Any]:
         return {
             "clock": clock_of(threads)[1],
             "device": "cpu",
@@ -108,24 +115,12 @@ class Cpu:
             "isa": _library.native.active_isa(),
         }
 
-    def runner(self, net: SlimmableNetwork) -> StepRunner:
-        """As of `Device`."""
-        return StepRunner(net)
-
     def compile(self, network: nn.Module, inputs: Mapping[str, Tensor]) -> Callable[[], Tensor]:
-        """As of `Device`: with frozen weights."""
-        return _compiled(network, inputs, 1, options={"freezing": True})
-
-    def time_kernels(self, calls: Calls[Key], **options: Any) -> dict[Key, Timing]:
-        """As of `Device`."""
-        return interleaved(calls, **options)
+        return _compiled(network, inputs, 1, options={"freezing": True})  # of the weights
 
     def peak_bytes(self, calls: Calls[Key]) -> dict[Key, int]:
-        """As of `Device`.
-
-        The profiler sees every block of PyTorch's CPU allocator: also the copy of a sliced weight
-        that an op makes inside, which no hook on tensors sees.
-        """
+        # The profiler sees every block of PyTorch's CPU allocator: also the copy of a sliced weight
+        # that an op makes inside, which no hook on tensors sees.
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
             for number, call in enumerate(calls.values()):
                 with record_function(f"peak_bytes.{number}"):
@@ -140,15 +135,8 @@ class Cpu:
             for start, end in [spans[f"peak_bytes.{number}"]]
         }
 
-    def held_bytes(self) -> int:
-        """As of `Device`: torch's CPU allocator does not tell."""
-        return 0
-
     def measure_roof(self, name: str, kind: torch.dtype, timing: dict[str, Any]) -> dict[str, Any]:
-        """As of `Device`.
-
-        float32 counts for every dtype: without products in bfloat16 the CPU computes those in it.
-        """
+        # float32 counts for every dtype: without products in bfloat16 the CPU computes those in it.
         skipped = torch.backends.cpu.get_cpu_capability() in _WITHOUT_BF16
         dtypes = {torch.float32} if skipped else {torch.float32, kind}
         factors = {dtype: torch.ones(_SIZE, _SIZE, dtype=dtype) for dtype in dtypes}
@@ -159,7 +147,7 @@ class Cpu:
         return {"macs_per_s": _SIZE**3 / (times[fastest].min_ms / 1000), "probe": probe}
 
 
-class Gpu:
+class Gpu(Device):
     """The current GPU, in wall time between synchronisations."""
 
     place = "cuda"
@@ -206,17 +194,16 @@ class Gpu:
         return torch.cuda.max_memory_allocated() - before
 
     def timing(self, threads: int) -> dict[str, Any]:
-        """As of `Device`: a sample waits for the GPU once, which must not count."""
-
         def clock() -> float:
             self.synchronize()
             return time.perf_counter()
 
+        # A sample waits for the GPU once, which must not count.
         return {"clock": clock, "min_sample_ms": 20.0, "warmup_rounds": 2}
 
     @contextmanager
     def arithmetic(self, tf32: bool) -> Iterator[None]:
-        """As of `Device`; and let cuDNN time its algorithms."""
+        """Allow tf32 or not, let cuDNN time its algorithms, and set both back."""
         cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
 
         def set_all(precision: str, convolutions: bool, products: bool, benchmark: bool) -> None:
@@ -236,7 +223,6 @@ class Gpu:
             set_all(*before)
 
     def about(self, threads: int = 1) -> dict[str, Any]:
-        """As of `Device`."""
         properties = self.properties()
         return {
             "clock": "wall time between synchronisations",
@@ -252,16 +238,12 @@ class Gpu:
             "cudnn_benchmark": True,
         }
 
-    def runner(self, net: SlimmableNetwork) -> StepRunner:
-        """As of `Device`."""
-        return StepRunner(net)
-
     def compile(self, network: nn.Module, inputs: Mapping[str, Tensor]) -> Callable[[], Tensor]:
-        """As of `Device`: max-autotune and CUDA graphs. Compiles, records a graph, replays it."""
+        # With CUDA graphs: compiles, records a graph, replays it.
         return _compiled(network, inputs, 3, mode="max-autotune")
 
     def time_kernels(self, calls: Calls[Key], **options: Any) -> dict[Key, Timing]:
-        """As of `Device`: every call is captured; returns the times of single calls."""
+        """`interleaved` with every call captured; returns the times of single calls."""
         replays = {name: self.captured(call) for name, call in calls.items()}
         return {
             name: Timing(tuple(ms / CALLS_A_GRAPH for ms in timing.rounds_ms))
@@ -269,17 +251,15 @@ class Gpu:
         }
 
     def peak_bytes(self, calls: Calls[Key]) -> dict[Key, int]:
-        """As of `Device`; what a CUDA graph has held since its capture is in `held_bytes` alone."""
+        # What a CUDA graph has held since its capture is in `held_bytes` alone.
         return {key: self.peak_of(call) for key, call in calls.items()}
 
     def held_bytes(self) -> int:
-        """As of `Device`: graphs' pools included, free blocks not."""
         self.synchronize()
         torch.cuda.empty_cache()
         return torch.cuda.memory_reserved()
 
     def measure_roof(self, name: str, kind: torch.dtype, timing: dict[str, Any]) -> dict[str, Any]:
-        """As of `Device`."""
         size, moved = self.roof_size, self.copy_bytes
         # Random values: zeros and ones let the GPU draw less power and clock higher.
         a = torch.randn(size, size, device=self.place).to(kind)

@@ -15,8 +15,15 @@ import torch
 
 from ddsm_ext import _library
 from ddsm_ext.bench.candidates import CANDIDATES, OPS, candidates, check_agreement
-from ddsm_ext.bench.conditions import CPU, Setting, check_batch, roof_ms
-from ddsm_ext.bench.shapes import REFERENCE_CIFAR10, WIDTHS, config_at
+from ddsm_ext.bench.conditions import (
+    CPU,
+    REFERENCE_CIFAR10,
+    WIDTHS,
+    Setting,
+    check_batch,
+    config_at,
+    roof_ms,
+)
 from ddsm_ext.bench.table import align
 from ddsm_ext.bench.timing import time_columns
 from ddsm_ext.graph.config import NetworkConfig
@@ -95,11 +102,23 @@ def run_ops(
     }
 
 
-def _jobs(config: NetworkConfig, op: str, width: float, costliest: int | None) -> list[_Job]:
-    """An op's shapes, those with the most MACs a step first."""
+def heaviest_first(config: NetworkConfig, width: float, op: str) -> list[tuple[Shape, int]]:
+    """Return an op's distinct shapes, and how often a step calls each, the most work first.
+
+    Work are MACs or, where nothing is multiplied, the elements that are read and written.
+
+    Args:
+        config: the network; see `config_at`.
+        width: of the step.
+        op: one of `graph.shapes.OPS`.
+    """
     shapes = op_shapes(config_at(config, width), width, op)
-    jobs = [_Job(op, width, shape, calls) for shape, calls in shapes.items()]
-    return sorted(jobs, key=lambda job: -job.shape.macs * job.calls)[:costliest]
+    return sorted(shapes.items(), key=lambda item: -(item[0].macs or item[0].activations) * item[1])
+
+
+def _jobs(config: NetworkConfig, op: str, width: float, costliest: int | None) -> list[_Job]:
+    heaviest = heaviest_first(config, width, op)[:costliest]
+    return [_Job(op, width, shape, calls) for shape, calls in heaviest]
 
 
 def _measure_in_time(
@@ -208,7 +227,12 @@ def explain_choices(
         batch: images a step.
         dtype: "float32" or "bfloat16", of images and weights.
         config: the network whose shapes are taken; see `config_at`.
+
+    Raises:
+        ValueError: an argument that cannot be used.
     """
+    check_batch(batch)
+    check_choice("explain_choices: dtype", dtype, ("float32", "bfloat16"))
     rows = []
     for width in widths:
         for shape, calls in op_shapes(config_at(config, width), width, "conv2d").items():

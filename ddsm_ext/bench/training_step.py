@@ -13,11 +13,15 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from ddsm_ext.bench.candidates import KERNELS
-from ddsm_ext.bench.conditions import CPU, Setting, check_batch, roof_ms
+from ddsm_ext.bench.conditions import CPU, REFERENCE_CIFAR10, Setting, check_batch, roof_ms
 from ddsm_ext.bench.device import Device
-from ddsm_ext.bench.shapes import REFERENCE_CIFAR10
-from ddsm_ext.bench.slicing_network import SlicingNetwork
-from ddsm_ext.bench.steps import as_reference, channels_last, random_inputs, random_network
+from ddsm_ext.bench.steps import (
+    SlicingNetwork,
+    as_reference,
+    channels_last,
+    random_inputs,
+    random_network,
+)
 from ddsm_ext.bench.timing import interleaved, time_columns
 from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.graph.count import macs as macs_of

@@ -10,8 +10,15 @@ from typing import Any
 import torch
 
 from ddsm_ext.bench.candidates import KERNELS, compare
-from ddsm_ext.bench.conditions import CPU, Setting, check_batch, roof_ms
-from ddsm_ext.bench.shapes import REFERENCE_CIFAR10, WIDTHS, config_at
+from ddsm_ext.bench.conditions import (
+    CPU,
+    REFERENCE_CIFAR10,
+    WIDTHS,
+    Setting,
+    check_batch,
+    config_at,
+    roof_ms,
+)
 from ddsm_ext.bench.steps import DEFAULT_CANDIDATES, STEP_CANDIDATES, Step, prepare_steps
 from ddsm_ext.bench.timing import Timing, interleaved, time_columns
 from ddsm_ext.graph.config import NetworkConfig

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -67,3 +70,12 @@ def test_a_wrong_candidate_is_refused() -> None:
     outputs = {"slicing": good, "ours": good, "dense_cl": good * torch.nan}
     with pytest.raises(ValueError, match="dense_cl differs"):
         check_agreement("conv", outputs, 1e-4)
+
+
+def test_pytest_finds_the_benchmarks_of_the_ops() -> None:
+    files = sorted((ROOT / "benchmarks").glob("bench_*.py"))
+    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider"]
+    done = subprocess.run([*command, *files], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    for op in (*OPS, "modulated_norm"):
+        assert f"benchmarks/bench_{op}.py::test_{op}[" in done.stdout

@@ -15,7 +15,6 @@ from bench.fake_gpu import on_fake_gpu
 from bench.scripts import ROOT, load  # makes gpu_suite importable
 from bench.small_network import SMALL
 from bench.suite_stages import stage
-from gpu_suite import __main__ as command_line
 from gpu_suite import archive
 from gpu_suite.__main__ import SECOND_RUN_SECONDS, SECONDS, main, query_gpu
 from gpu_suite.running import Place
@@ -24,6 +23,7 @@ from gpu_suite.tiles import HEADER, constant, tiles
 from published.readme import all_tables, gpu_headlines, speed_section
 from published.results import load_results, save_result
 
+import ddsm_ext
 from ddsm_ext.bench.training_step import run_training_step
 from ddsm_ext.bench.unet_step import run_unet_step
 from ddsm_ext.machine import machine_info
@@ -35,9 +35,13 @@ PLANTED = (
     stage("crashes", "import os, signal; os.kill(os.getpid(), signal.SIGABRT)"),
     stage("wrong", "print('error 0.5, allowed 0.01'); raise SystemExit(1)", group="families",
           proves_sm90a=True),
-    stage("times", "import os; print(os.environ['DDSM_SM90A'])"),
-    stage("times-sm80", "", environment=SM80),
+    stage("times", "import os; print(os.environ['DDSM_SM90A'])", again=2),
+    stage("times-sm80", "", environment=SM80, again=1),
 )  # fmt: skip
+
+
+def fake_gpu(capability: str = "9.0") -> dict[str, str]:
+    return {"gpu": "Fake GPU", "torch": "2.11.0", "cuda": "13.0", "capability": capability}
 
 
 def kept_s() -> float:
@@ -58,9 +62,7 @@ def test_what_is_kept_for_all_stages_fits_beside_half_of_the_time_for_compiling(
         assert s.group or s.reserve_s <= s.limit_s
 
 
-def test_every_file_module_and_option_of_the_commands_is_there(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_every_file_module_and_option_of_the_commands_is_there() -> None:
     there = Place(ROOT, Path("build"), Path("out"), "python3")
     for s in STAGES:
         words = there.command(s, 100.0)
@@ -74,11 +76,24 @@ def test_every_file_module_and_option_of_the_commands_is_there(
             for option in options:
                 assert f'"{option}"' in script.read_text(), f"{s.name}: {option}"
         if words[1] == "benchmarks/bench_unet_step.py":
-            monkeypatch.setattr(sys, "argv", words[1:])
             module = load("bench_unet_step", ROOT / words[1])
-            jobs = module._jobs(module._arguments())
+            jobs = module.jobs_of(module.parsed(words[2:]))
             assert all(job.device == "cuda" for job in jobs)
             assert all(0 < job.rounds < 9 for job in jobs)
+
+
+@pytest.mark.parametrize("name", ["training", "filters", "report"])
+def test_scripts_start_in_the_environment_of_a_stage(name: str, tmp_path: Path) -> None:
+    site = tmp_path / "build" / "site"
+    site.mkdir(parents=True)
+    (site / "ddsm_ext").symlink_to(Path(ddsm_ext.__file__).parent)
+    (script,) = choose([name])
+    there = Place(ROOT, site.parent, tmp_path, sys.executable)
+    done = subprocess.run(
+        [*there.command(script, 9.0)[:2], "--help"],
+        env=there.environment(script, sm90a=True), cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_each_tile_of_the_sm90a_path_has_a_family() -> None:
@@ -121,20 +136,20 @@ def test_without_a_gpu_it_says_so_in_one_sentence(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.fixture
-def planted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fake GPU, a stage that hangs, one that crashes, one that is wrong."""
-    about = {"gpu": "Fake GPU", "torch": "2.11.0", "cuda": "13.0", "capability": "9.0"}
-    monkeypatch.setattr(command_line, "query_gpu", lambda: about)
-    monkeypatch.setattr(command_line, "choose", lambda names: list(PLANTED))
-    monkeypatch.setattr(command_line, "second_run", lambda earlier, seconds: list(PLANTED[-2:]))
+def test_what_the_suite_lacks_is_named_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tabulate.py").write_text("raise ModuleNotFoundError('No module named tabulate')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(ValueError, match="No module named tabulate; need torch with CUDA, and tab"):
+        query_gpu()
 
 
-@pytest.mark.usefixtures("planted")
 def test_a_run_with_planted_faults_reports_all_the_rest(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(tmp_path / "out"), "--seconds", "60"]) == 1
+    words = [str(tmp_path / "out"), "--seconds", "60"]
+    assert main(words, stages=PLANTED, query=fake_gpu) == 1
     summary = archive.read_summary(tmp_path / "out")
     assert summary["gpu"] == "Fake GPU"
     assert summary["sm90a_off"] == "wrong failed"
@@ -147,7 +162,8 @@ def test_a_run_with_planted_faults_reports_all_the_rest(
     assert "ended by signal 6" in shown
     assert "error 0.5, allowed 0.01" in shown
     # A second run in which nothing proves the path again keeps it off.
-    assert main([str(tmp_path / "second"), "--after", str(tmp_path / "out")]) == 0
+    words = [str(tmp_path / "second"), "--after", str(tmp_path / "out")]
+    assert main(words, stages=PLANTED[-2:], query=fake_gpu) == 0
     second = archive.read_summary(tmp_path / "second" / archive.ARCHIVE)
     assert second["sm90a_off"] == "wrong failed"
     assert [s["status"] for s in second["stages"]] == ["ok", "skipped"]
@@ -158,11 +174,10 @@ def test_a_stopped_suite_ends_what_it_started(tmp_path: Path) -> None:
     pid, out = tmp_path / "pid", tmp_path / "out"
     hang = f"import os, signal; open({str(pid)!r}, 'w').write(str(os.getpid())); signal.pause()"
     code = (
-        "import gpu_suite.__main__ as m, gpu_suite.stages as s\n"
-        "m.query_gpu = lambda: dict(gpu='Fake GPU', torch='', cuda='', capability='9.0')\n"
-        f"hangs = s.Stage('hangs', '', 50, 0, ('-c', {hang!r}), needs=None)\n"
-        "m.choose = lambda names: [hangs]\n"
-        f"raise SystemExit(m.main([{str(out)!r}]))"
+        "from gpu_suite.__main__ import main\n"
+        "from gpu_suite.stages import Stage\n"
+        f"hangs = Stage('hangs', '', 50, 0, ('-c', {hang!r}), needs=None)\n"
+        f"raise SystemExit(main([{str(out)!r}], stages=[hangs], query=lambda: {fake_gpu()!r}))"
     )
     suite = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -177,19 +192,17 @@ def test_a_stopped_suite_ends_what_it_started(tmp_path: Path) -> None:
     assert not state.exists() or state.read_text().split()[2] == "Z"
 
 
-@pytest.mark.usefixtures("planted")
 @pytest.mark.parametrize("reason", ["capability", "environment"])
 def test_where_the_sm90a_path_is_off_from_the_start(
     reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tile = stage("sm90a-tile", "raise SystemExit(1)", proves_sm90a=True, wants_sm90a=True)
-    monkeypatch.setattr(command_line, "choose", lambda names: [tile, *PLANTED[-2:]])
-    about = command_line.query_gpu()
+    capability = "8.6"
     if reason == "environment":
         monkeypatch.setenv("DDSM_SM90A", "0")
-    else:
-        monkeypatch.setattr(command_line, "query_gpu", lambda: {**about, "capability": "8.6"})
-    assert main([str(tmp_path)]) == 0
+        capability = "9.0"
+    stages = (tile, *PLANTED[-2:])
+    assert main([str(tmp_path)], stages=stages, query=lambda: fake_gpu(capability)) == 0
     summary = archive.read_summary(tmp_path)
     assert [s["status"] for s in summary["stages"]] == ["skipped", "ok", "skipped"]
     assert (
@@ -232,7 +245,7 @@ def test_the_script_for_a_second_run_wants_two_folders(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_tables_and_plots_of_gpu_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_and_plots_of_gpu_results(tmp_path: Path) -> None:
     results, machine = tmp_path / "results", machine_info()
     for batch in (1, 2):
         result = run_unet_step(batch=batch, rounds=1, setting=on_fake_gpu("bfloat16"), config=SMALL)
@@ -242,10 +255,8 @@ def test_tables_and_plots_of_gpu_results(tmp_path: Path, monkeypatch: pytest.Mon
     training = run_training_step(2, 1, setting=on_fake_gpu("bfloat16"), config=SMALL)
     save_result(results, "training", machine, training)
     assert path.name == "nvidia-fake-bfloat16-inference.json"
-    monkeypatch.setattr(
-        sys, "argv", ["report.py", "--results", str(results), "--out", str(tmp_path)]
-    )
-    load("benchmarks_report", ROOT / "benchmarks" / "report.py").main()
+    report = load("benchmarks_report", ROOT / "benchmarks" / "report.py")
+    report.main(["--results", str(results), "--out", str(tmp_path)])
     assert "NVIDIA Fake" in (tmp_path / "tables.md").read_text()
     assert (tmp_path / "unet-step-nvidia-fake-bfloat16-inference.png").stat().st_size > 10_000
 

@@ -103,24 +103,21 @@ def test_what_was_brought_along_is_used_if_it_is_of_these_sources_and_loads(
     monkeypatch.setenv("PYTHONSAFEPATH", "1")
     # All but the CUDA library is there.
     assert "without CUDA" in str(build.reason_against(tmp_path))
-    monkeypatch.setattr(build, "_LOADS", "from ddsm_ext import _library")
-    assert build.reason_against(tmp_path) is None
+    without_cuda = "from ddsm_ext import _library"
+    assert build.reason_against(tmp_path, without_cuda) is None
     (tmp_path / "site" / "ddsm_ext" / LIBRARY.name).write_bytes(b"for another machine")
-    assert "does not load" in str(build.reason_against(tmp_path))
+    assert "does not load" in str(build.reason_against(tmp_path, without_cuda))
 
 
-def test_the_fingerprint_is_that_of_what_is_compiled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("csrc/a.cpp", "CMakeLists.txt", "atoms/b.cpp", "ddsm_ext/c.py"):
+def test_the_fingerprint_is_that_of_what_is_compiled(tmp_path: Path) -> None:
+    compiled = ("csrc/a.cpp", "CMakeLists.txt", "python_tests/cuda_kernels/atoms/b.cpp")
+    for name in (*compiled, "ddsm_ext/c.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("1")
-    monkeypatch.setattr(build, "ROOT", tmp_path)
-    monkeypatch.setattr(build, "TESTS", tmp_path)
-    before = fingerprint()
+    before = fingerprint(tmp_path)
     (tmp_path / "ddsm_ext/c.py").write_text("2")
-    assert fingerprint() == before
-    for name in ("csrc/a.cpp", "CMakeLists.txt", "atoms/b.cpp"):
+    assert fingerprint(tmp_path) == before
+    for name in compiled:
         (tmp_path / name).write_text("2")
-        assert fingerprint() != before
-        before = fingerprint()
+        assert fingerprint(tmp_path) != before
+        before = fingerprint(tmp_path)

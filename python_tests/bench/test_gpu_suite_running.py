@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from bench.suite_stages import place, stage
-from gpu_suite import archive, running
+from gpu_suite import archive
 from gpu_suite.running import Outcome, Place, Run, table
 from gpu_suite.stages import SM80, Stage
 
@@ -143,26 +143,37 @@ def test_background_work_is_ended_when_its_time_or_the_others_is_up(tmp_path: Pa
     assert found["user"] == ("ok", "")
 
 
+class FakeClock:
+    """Seconds that pass while the suite sleeps, and processes that last as long as they say."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    def start(self, words: list[str], *_: object) -> FakeProcess:
+        return FakeProcess(self, float(words[2]))
+
+
 class FakeProcess:
-    """Lasts as long as its stage's command says, by a fake clock."""
-
-    now_s = 0.0
-
-    def __init__(self, words: list[str], folder: Path, environment: object, log: Path) -> None:
-        self.end_s = FakeProcess.now_s + float(words[2])
-        self.ended = False
+    def __init__(self, clock: FakeClock, seconds: float) -> None:
+        self.clock, self.end_s = clock, clock() + seconds
 
     def exit_code(self) -> int | None:
-        return 0 if FakeProcess.now_s >= self.end_s else None
+        return 0 if self.clock() >= self.end_s else None
 
     def end(self) -> None:
-        self.ended = True
+        pass
 
     def hold(self) -> None:
-        self.left_s, self.end_s = self.end_s - FakeProcess.now_s, math.inf
+        self.left_s, self.end_s = self.end_s - self.clock(), math.inf
 
     def go_on(self) -> None:
-        self.end_s = FakeProcess.now_s + self.left_s
+        self.end_s = self.clock() + self.left_s
 
     def result(self) -> None:
         return None
@@ -171,22 +182,13 @@ class FakeProcess:
         return []
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> type[FakeProcess]:
-    def sleep(seconds: float) -> None:
-        FakeProcess.now_s += seconds
-
-    FakeProcess.now_s = 0.0
-    monkeypatch.setattr(running, "Process", FakeProcess)
-    monkeypatch.setattr(running.time, "sleep", sleep)
-    return FakeProcess
+def played(stages: list[Stage], folder: Path, seconds: float) -> tuple[list[Outcome], float]:
+    """What becomes of stages by a fake clock, and what it shows then."""
+    clock = FakeClock()
+    run = Run(stages, place(folder), seconds, clock=clock, sleep=clock.sleep, start=clock.start)
+    return run.all(), clock()
 
 
-def run_of(stages: list[Stage], folder: Path, seconds: float) -> Run:
-    return Run(stages, place(folder), seconds, clock=lambda: FakeProcess.now_s)
-
-
-@pytest.mark.usefixtures("clock")
 def test_each_stage_has_its_limit_cut_to_what_later_ones_do_not_need(tmp_path: Path) -> None:
     """100 s: `a` takes all of its 60, `b` may have 20 of what 30 kept leave, `c` its own 30."""
     stages = [
@@ -196,7 +198,7 @@ def test_each_stage_has_its_limit_cut_to_what_later_ones_do_not_need(tmp_path: P
         stage("d", "200", limit_s=900.0, reserve_s=0.0),
         stage("e", "1", limit_s=9.0, reserve_s=0.0),
     ]
-    found = run_of(stages, tmp_path, 100.0).all()
+    found, _ = played(stages, tmp_path, 100.0)
     limits = {o.name: round(o.limit_s) for o in found}
     assert limits == {"a": 60, "b": 20, "c": 20, "d": 15, "e": 0}
     assert [o.status for o in found] == ["failed", "failed", "ok", "failed", "skipped"]
@@ -204,7 +206,6 @@ def test_each_stage_has_its_limit_cut_to_what_later_ones_do_not_need(tmp_path: P
     assert found[4].reason == "0 s are left"
 
 
-@pytest.mark.usefixtures("clock")
 def test_where_time_is_short_the_most_telling_stages_have_it(tmp_path: Path) -> None:
     stages = [
         stage("a", "70", limit_s=60.0, reserve_s=20.0),
@@ -212,34 +213,32 @@ def test_where_time_is_short_the_most_telling_stages_have_it(tmp_path: Path) -> 
         stage("c", "70", limit_s=60.0, reserve_s=0.0),
         stage("d", "1", limit_s=60.0, reserve_s=40.0),
     ]
-    found = {o.name: o for o in run_of(stages, tmp_path, 42.0).all()}
+    found = {o.name: o for o in played(stages, tmp_path, 42.0)[0]}
     assert round(found["a"].limit_s) == 20
     assert round(found["b"].limit_s) == 15
     assert found["c"].reason == "0 s are left"
     assert found["d"].status == "ok"
 
 
-@pytest.mark.usefixtures("clock")
 def test_a_group_is_kept_time_for_once(tmp_path: Path) -> None:
     stages = [
         stage("a", "1", limit_s=99.0, reserve_s=5.0),
         *(stage(f"g{i}", "3", limit_s=9.0, reserve_s=12.0, group="g") for i in range(10)),
     ]
-    found = run_of(stages, tmp_path, 60.0).all()
+    found, end_s = played(stages, tmp_path, 60.0)
     assert round(found[0].limit_s) == 48
-    assert round(FakeProcess.now_s) == 7  # 1 s, then 8 and 2 processes of 3 s each
+    assert round(end_s) == 7  # 1 s, then 8 and 2 processes of 3 s each
 
 
-@pytest.mark.usefixtures("clock")
 def test_time_that_work_in_the_background_is_held_does_not_count_for_it(tmp_path: Path) -> None:
     stages = [
         stage("warm", "50", background=True, limit_s=60.0),
         stage("timing", "30", quiet=True, limit_s=40.0),
         stage("user", "1", after=("warm",), limit_s=10.0, reserve_s=5.0),
     ]
-    found = {o.name: o for o in run_of(stages, tmp_path, 200.0).all()}
-    assert found["warm"].status == "ok"
-    assert round(FakeProcess.now_s) in (80, 81, 82)
+    outcomes, end_s = played(stages, tmp_path, 200.0)
+    assert {o.name: o.status for o in outcomes}["warm"] == "ok"
+    assert round(end_s) in (80, 81, 82)
 
 
 def members(path: Path) -> set[str]:

@@ -16,9 +16,9 @@ import pytest
 import torch
 from bench.scripts import ROOT  # makes gpu_train importable
 from gpu_train import checks
-from gpu_train.__main__ import Plan, _arguments, main
+from gpu_train.__main__ import Plan, main, parsed
 from gpu_train.checks import Refusal
-from gpu_train.presets import PRESETS
+from gpu_train.presets import CIFAR10, PRESETS, TINY, Preset
 from gpu_train.results import INDEX, SHARD_BYTES, Results, images_seen, paired
 from gpu_train.shards import save_shards
 from gpu_train.steps import Budget, Outcome, run_step
@@ -161,7 +161,7 @@ def test_help_says_what_comes_out_and_what_a_second_call_needs(
 
 
 @pytest.mark.parametrize("what", ["torch", "package"])
-@pytest.mark.parametrize("package", ["pymoo", "PIL"])
+@pytest.mark.parametrize("package", ["pymoo", "PIL", "tabulate"])
 def test_a_missing_package_is_named_before_anything_is_built_or_trained(
     tmp_path: Path, package: str, what: str, given: Path
 ) -> None:
@@ -175,23 +175,23 @@ def test_a_missing_package_is_named_before_anything_is_built_or_trained(
 @NO_GPU
 def test_devices_and_features_are_checked(given: Path) -> None:
     about = checks.probe("package", given / "features-8.safetensors", {})
-    assert checks.check_device("auto", "tiny", about) == "cpu"
+    assert checks.check_device("auto", TINY, about) == "cpu"
     with pytest.raises(Refusal, match="finds no GPU; need one for --preset cifar10"):
-        checks.check_device("auto", "cifar10", about)
+        checks.check_device("auto", CIFAR10, about)
     with pytest.raises(Refusal, match="finds no GPU; need one for --device cuda"):
-        checks.check_device("cuda", "tiny", about)
+        checks.check_device("cuda", TINY, about)
     with pytest.raises(Refusal, match="of 3x8x8 images; need one of 3x32x32"):
-        checks.check_package("cpu", about, "tiny")
+        checks.check_package("cpu", about, TINY)
     with pytest.raises(Refusal, match="not a safetensors file"):
         checks.probe("package", Path(__file__), {})
 
 
 @NO_GPU
 def test_a_build_that_fails_is_one_sentence(given: Path, tmp_path: Path) -> None:
-    plan = Plan(_arguments(words(given, tmp_path)), Budget(time.monotonic(), 60.0))
+    plan = Plan(parsed(words(given, tmp_path)), TINY, Budget(time.monotonic(), 60.0))
     plan.work.mkdir()
     with pytest.raises(Refusal, match=r"building ddsm_ext failed \(exit code 1: .*log.txt$"):
-        plan._build(tmp_path / "build")
+        plan.build(tmp_path / "build")
 
 
 def test_a_built_package_is_taken_from_its_folder(
@@ -201,8 +201,8 @@ def test_a_built_package_is_taken_from_its_folder(
     site = tmp_path / "site"
     site.mkdir()
     (site / "ddsm_ext").symlink_to(Path(ddsm_ext.__file__).parent)
-    arguments = _arguments(words(given, tmp_path, "--site", str(site)))
-    plan = Plan(arguments, Budget(time.monotonic(), 60.0))
+    arguments = parsed(words(given, tmp_path, "--site", str(site)))
+    plan = Plan(arguments, TINY, Budget(time.monotonic(), 60.0))
     plan.prepare()
     assert plan.about["ddsm_ext"] == ddsm_ext.__version__
     code = "import ddsm_ext; print(ddsm_ext.__file__)"
@@ -211,9 +211,8 @@ def test_a_built_package_is_taken_from_its_folder(
     assert done.stdout.decode().startswith(str(site))
 
 
-@pytest.mark.parametrize("name", list(PRESETS))
-def test_presets_are_settings_of_ddsm_and_fit_in_eight_files(name: str) -> None:
-    preset = PRESETS[name]
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
+def test_presets_are_settings_of_ddsm_and_fit_in_eight_files(preset: Preset) -> None:
     settings = preset.resolved(Path("data.tar"), Path("f.safetensors"), Path("work"), 0.57)
     config = RunConfig.from_dict(merge(preset_values("cifar10"), settings))
     assert preset.equal_width in config.train.widths
@@ -221,12 +220,12 @@ def test_presets_are_settings_of_ddsm_and_fit_in_eight_files(name: str) -> None:
     assert config.search.budget_macs == 0.57
     shards = 2 * parameter_count(config.model) / SHARD_BYTES
     assert shards + 1 + 4 <= 8  # one more than filled ones; index, results, strategy, sheet
-    assert PRESETS[name].settings["data"].keys() == {"split", "image_size", "channels"}
+    assert preset.settings["data"].keys() == {"split", "image_size", "channels"}
 
 
 def run_folder(root: Path, given: Path) -> tuple[Path, SlimmableNetwork]:
     """A run of the preset "tiny" after 40 steps, searched and scored."""
-    settings = PRESETS["tiny"].resolved(given / "data", Path("f"), root, 0.57)
+    settings = TINY.resolved(given / "data", Path("f"), root, 0.57)
     config = RunConfig.from_dict(merge(preset_values("cifar10"), settings))
     run = create_run(root, "gpu-train", config.to_dict())
     network = SlimmableNetwork(config.model, generator=torch.Generator().manual_seed(1))
@@ -285,11 +284,11 @@ def test_an_index_without_settings_makes_no_run(
     assert not (tmp_path / "runs").exists()
 
 
-def settled(given: Path, tmp_path: Path, *more: str) -> Plan:
-    plan = Plan(_arguments(words(given, tmp_path, *more)), Budget(time.monotonic(), 7.0))
+def settled(given: Path, tmp_path: Path, preset: Preset = TINY) -> Plan:
+    plan = Plan(parsed(words(given, tmp_path)), preset, Budget(time.monotonic(), 7.0))
     for folder in (plan.out, plan.work):
         folder.mkdir(parents=True, exist_ok=True)
-    plan._settle()
+    plan.settle()
     return plan
 
 
@@ -306,7 +305,7 @@ def test_a_second_call_keeps_the_settings_of_the_first(given: Path, tmp_path: Pa
     assert read_json(again.work / "config.json") == first
     assert again.images_before == 0
     with pytest.raises(Refusal, match="holds a run of other settings; need another folder"):
-        settled(given, tmp_path, "--preset", "cifar10")
+        settled(given, tmp_path, CIFAR10)
 
 
 def test_weights_brought_back_begin_a_new_run(given: Path, tmp_path: Path) -> None:
@@ -347,15 +346,16 @@ def test_samplers_are_paired_with_the_full_width() -> None:
 
 # The preset "tiny" with so little of everything that no step ends for want of time.
 DRIVER = """
-import sys
-from gpu_train.presets import PRESETS
-settings = PRESETS["tiny"].settings
+import copy, sys
+from dataclasses import replace
+from gpu_train.__main__ import main
+from gpu_train.presets import TINY
+settings = copy.deepcopy(TINY.settings)
 settings["train"] |= {"steps": 20, "batch_size": 4, "checkpoint_every": 4, "log_every": 1}
 settings["sampler"]["steps"] = 2
 settings["search"] |= {"population": 4, "generations": 1, "full_final": 1}
 settings["eval"] |= {"images": 8, "search_images": 4, "sensitivity_images": 2, "batch_size": 8}
-from gpu_train.__main__ import main
-sys.exit(main(sys.argv[1:]))
+sys.exit(main(sys.argv[1:], [replace(TINY, settings=settings)]))
 """
 
 
@@ -388,7 +388,7 @@ def test_a_killed_run_goes_on_and_its_files_alone_do_too(given: Path, tmp_path: 
     assert content["strategy"] == read_json(out / "strategy.json")
     labels = [row["label"] for row in content["paired"]]
     assert labels == ["full width", "strategy", "width 0.75"]
-    assert all(len(row["seeds"]) == PRESETS["tiny"].ranges for row in content["paired"])
+    assert all(len(row["seeds"]) == TINY.ranges for row in content["paired"])
     assert len(list(out.iterdir())) <= 8
 
     assert start("--work", str(tmp_path / "elsewhere")).wait() == 0

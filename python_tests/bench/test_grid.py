@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import bench.scripts  # noqa: F401  makes published importable
 import pytest
+from bench.scripts import ROOT, load  # makes published importable
 from bench.small_network import SMALL
 from published.grid import Job, grid_jobs
 from published.results import load_results, save_result
@@ -60,3 +60,19 @@ def test_every_mode_runs_and_is_kept(mode: str, tmp_path: Path) -> None:
     saved = content["results"][0]["machine"]
     assert saved["versions"]["torch"]
     assert not {"machine", "command"} & set(saved)
+
+
+def test_the_script_estimates_measures_and_saves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = load("bench_unet_step", ROOT / "benchmarks" / "bench_unet_step.py")
+    words = ["--widths", "0.25", "--candidates", "slicing", "ours", "--rounds", "1"]
+    words += ["--batch", "1", "--threads", "1", "--json"]
+    assert script.main([*words, str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "min: inference, batch 1, float32, 1 threads" in shown
+    ((_, content),) = load_results(tmp_path)
+    assert [row["width"] for row in content["results"][0]["rows"]] == [0.25]
+    script.main(["--batch", "1", "--limit-minutes", "0", "--json", str(tmp_path / "nothing")])
+    assert "left out, would pass 0 min: inference, batch 1" in capsys.readouterr().out
+    assert not (tmp_path / "nothing").exists()

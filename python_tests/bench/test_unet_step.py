@@ -10,9 +10,8 @@ import torch._dynamo.config
 import torch._inductor.config
 from bench.small_network import ADM, SMALL
 
-from ddsm_ext.bench.shapes import REFERENCE_CIFAR10, config_at
-from ddsm_ext.bench.slicing_network import SlicingNetwork
-from ddsm_ext.bench.steps import random_inputs, random_network
+from ddsm_ext.bench.conditions import REFERENCE_CIFAR10, config_at
+from ddsm_ext.bench.steps import SlicingNetwork, random_inputs, random_network
 from ddsm_ext.bench.table import format_result, format_table
 from ddsm_ext.bench.unet_step import PUBLISHED_CIFAR10_STEPS, run_unet_step, share_saved
 from ddsm_ext.graph.config import NetworkConfig

@@ -97,6 +97,8 @@ def test_a_pickle_that_runs_code_is_refused(
         (["--widths", "half"], "need numbers"),
         (["--batch", "0"], "batch is 0"),
         (["--threads", "0"], "threads is 0"),
+        (["--explain", "--batch", "0"], "batch is 0"),
+        (["--explain", "--dtype", "tf32"], "dtype is 'tf32'; need one of 'float32', 'bfloat16'"),
     ],
 )
 def test_bench_refuses(

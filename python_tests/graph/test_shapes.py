@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from ddsm_ext.bench.shapes import REFERENCE_CIFAR10, WIDTHS
+from ddsm_ext.bench.conditions import REFERENCE_CIFAR10, WIDTHS
 from ddsm_ext.graph.shapes import OPS, op_shapes
 from ddsm_ext.models import ADMConfig, SlimmableNetwork, UNetConfig
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from cuda_kernels.gpu.device import DEVICE
-from gpu_suite.choices import parsed, printed_choices
+from gpu_suite.tiles import parsed, printed_choices
 from torch import Tensor
 
 # Of the largest result: a rounding step of 16 bits, as sums are float32; two of tf32.

@@ -10,7 +10,7 @@ from cuda_kernels.gpu.device import needs_device
 from cuda_kernels.gpu.layer_calls import LAYOUTS, OURS, REFERENCE, call, leaves_of, results
 from torch import Tensor
 
-from ddsm_ext.bench.shapes import REFERENCE_CIFAR10, config_at
+from ddsm_ext.bench.conditions import REFERENCE_CIFAR10, config_at
 from ddsm_ext.graph.shapes import AttentionShape, Shape, op_shapes
 from ddsm_ext.ops import sliced_attention
 from ddsm_ext.ops._call import runs_native

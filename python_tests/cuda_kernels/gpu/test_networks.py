@@ -10,7 +10,7 @@ from bench.small_network import ADM, SMALL
 from cuda_kernels.gpu.device import DEVICE, ON_GPU, needs_device
 from torch import Tensor
 
-from ddsm_ext.bench.shapes import REFERENCE_CIFAR10
+from ddsm_ext.bench.conditions import REFERENCE_CIFAR10
 from ddsm_ext.bench.steps import channels_last, random_inputs, random_network
 from ddsm_ext.diffusion import DiffusionConfig, make_schedule
 from ddsm_ext.graph import NetworkConfig

@@ -1,4 +1,4 @@
-"""`run_ops`: rows that are complete, checked and JSON-ready, and totals that add up."""
+"""`run_ops`: complete, checked rows and totals that add up; the table of chosen algorithms."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ import json
 
 import pytest
 import torch
-from bench.small_network import SMALL
+from bench.small_network import ADM, SMALL
 
-from ddsm_ext.bench.ops import run_ops
+from ddsm_ext.bench.candidates import OPS
+from ddsm_ext.bench.conditions import DTYPES
+from ddsm_ext.bench.ops import explain_choices, heaviest_first, run_ops
+from ddsm_ext.bench.steps import DEFAULT_CANDIDATES
 from ddsm_ext.bench.table import format_result
+from ddsm_ext.cli import bench as command
+from ddsm_ext.cli.main import main
+from ddsm_ext.graph.shapes import op_shapes
 
 
 def test_rows_are_complete() -> None:
@@ -72,3 +78,41 @@ def test_a_width_that_the_reference_refuses_has_groups_of_fixed_size() -> None:
 def test_wrong_arguments_are_named(arguments, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run_ops(config=SMALL, **arguments)
+
+
+def test_one_row_a_shape_with_one_choice() -> None:
+    _, headings, *rows = explain_choices((1.0, 0.5), 4, config=SMALL).splitlines()
+    shapes = [op_shapes(SMALL, width, "conv2d") for width in (1.0, 0.5)]
+    assert len(rows) == sum(len(part) for part in shapes)
+    assert all(row.count("*") == 1 for row in rows)
+    # Winograd computes neither 1x1 kernels nor strides.
+    for row in rows:
+        if " 1x1 " in row or " /2 " in row:
+            (chosen,) = (cell for cell in row.split() if cell.startswith("*"))
+            assert row.index(chosen) + len(chosen) == headings.index(" us") + len(" us")
+
+
+def test_shapes_come_by_their_share_of_a_step() -> None:
+    for op in ("conv2d", "group_norm", "resample"):
+        found = heaviest_first(ADM, 0.5, op)
+        assert dict(found) == op_shapes(ADM, 0.5, op)
+        work = [(shape.macs or shape.activations) * calls for shape, calls in found]
+        assert work == sorted(work, reverse=True)
+        assert work[-1] > 0
+
+
+def test_the_command_knows_without_torch_what_there_is() -> None:
+    assert command.OPS == OPS
+    assert set(command.DTYPES) == set(DTYPES)
+    assert tuple(command.CANDIDATES.split(",")) == DEFAULT_CANDIDATES
+
+
+def test_the_command_prints_a_table_or_json(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "bench --ops linear --widths 0.25 --batch 1 --threads 1 --quick"
+    assert main(words.split()) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("Layers, ms a batch: batch 1, float32, 1 threads")
+    assert "cores, Python" in said.err
+    assert main([*words.split(), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["op"], row["width"]) for row in rows] == [("linear", 0.25)] * 2

@@ -1,4 +1,4 @@
-"""Peak bytes of calls whose buffers can be counted by hand."""
+"""Devices: peak bytes of calls whose buffers can be counted by hand."""
 
 from __future__ import annotations
 
