@@ -11,11 +11,10 @@ from torch import Tensor
 
 from ddsm_ext.graph.count import Layer, columns, layers
 from ddsm_ext.graph.graph import Counts
-from ddsm_ext.graph.node import Node
-from ddsm_ext.graph.walk import Values, run
+from ddsm_ext.graph.node import Node, Values, run
 from ddsm_ext.models.dense import PlainWords
 from ddsm_ext.models.network import SlimmableNetwork
-from ddsm_ext.ops.sinusoidal_embedding import embed_time
+from ddsm_ext.ops.embedding import embed_time
 
 Call = Callable[[Tensor], Tensor]
 

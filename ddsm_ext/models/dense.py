@@ -12,10 +12,9 @@ from torch.nn import functional as F
 from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.graph.count import Layer, c_in
 from ddsm_ext.graph.graph import Counts
-from ddsm_ext.graph.node import Node
-from ddsm_ext.graph.walk import Scope, Values
+from ddsm_ext.graph.node import Node, Scope, Values
 from ddsm_ext.models.block import Block
-from ddsm_ext.ops.sinusoidal_embedding import embed_time
+from ddsm_ext.ops.embedding import embed_time
 from ddsm_ext.runtime.inputs import check_inputs
 
 

@@ -11,7 +11,7 @@ from cuda_kernels.emulated import faulty_library
 from ops.op_checks import normal, seeded
 from torch import Tensor
 
-from ddsm_ext.ops.sinusoidal_embedding import embed_time
+from ddsm_ext.ops.embedding import embed_time
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 T_TYPES = (torch.float32, torch.float64, torch.int64)

@@ -28,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddsm_ext.ops import sliced_attention, sliced_attention_ref
-from ddsm_ext.ops._attention_backend import (
+from ddsm_ext.ops.attention import (
     choose_backend,
     prefers_cudnn,
     rows_are_aligned,

@@ -165,7 +165,7 @@ def test_block_that_halves(dtype: torch.dtype):
         24,
         norm=block.norm(steps, sources, film=False),
         shift=steps.rows(shift),
-        shortcut=(sources, block.conv(1, "down")),
+        shortcut=(tuple(steps.layers.resample(x, up=False) for x in sources), block.conv(1)),
     )
     expected = block.convolved(resampled(block.normed(film=False), "down"), 3)
     expected += block.convolved(resampled(block.z.double(), "down"), 1)
