@@ -10,6 +10,8 @@ from ddsm_ext.graph.slicing import Role
 from ddsm_ext.settings import Refusal
 
 Resampling = Literal["up", "down"]
+# Words of layers with parameters.
+LAYERS = ("conv", "linear", "norm", "embed")
 
 
 @dataclass(frozen=True)
