@@ -11,8 +11,6 @@ from ops.op_checks import as_layout, normal, seeded
 from torch import Tensor
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-# kernel, stride, upsample
-WINDOWS = ((3, 1, False), (3, 2, False), (1, 1, False), (1, 2, False), (3, 1, True), (3, 2, True))
 PLAIN_TILE = 3  # of full precision and of operands that are not aligned
 
 
