@@ -12,22 +12,22 @@ namespace {
 using namespace ddsm::binding;
 using ddsm::AttentionArgs;
 
-AttentionArgs cpu_args(const Tensor& q, const Tensor& k, const Tensor& v,
+AttentionArgs cpu_args(const char* op, const Tensor& q, const Tensor& k, const Tensor& v,
                        std::optional<double> scale) {
-  AttentionArgs args = attention_args(q, k, v, scale);
-  STD_TORCH_CHECK(args.dtype != ddsm::DType::kFloat16,
-                  "sliced_attention: q is float16; the CPU kernel needs float32, bfloat16 or "
-                  "float64");
+  AttentionArgs args = attention_args(op, q, k, v, scale);
+  STD_TORCH_CHECK(args.dtype != ddsm::DType::kFloat16, op,
+                  ": q is float16; the CPU kernel needs float32, bfloat16 or float64");
   args.slots = ddsm::attention_slots(args);
   return args;
 }
 
 std::tuple<Tensor, Tensor> sliced_attention(const Tensor& q_any, const Tensor& k_any,
                                             const Tensor& v_any, std::optional<double> scale) {
-  check_attention(q_any, k_any, v_any);
+  const char* op = "sliced_attention";
+  check_attention(op, q_any, k_any, v_any);
   const Tensor q = adjacent(q_any), k = adjacent(k_any), v = adjacent(v_any);
   Tensor out = empty_by_position(q), lse = empty_lse(q);
-  AttentionArgs args = cpu_args(q, k, v, scale);
+  AttentionArgs args = cpu_args(op, q, k, v, scale);
   args.out = strided(out);
   args.lse = lse.mutable_data_ptr();
   Tensor scratch = empty_scratch(ddsm::attention_forward_scratch_bytes(args), q);
@@ -39,10 +39,11 @@ std::tuple<Tensor, Tensor> sliced_attention(const Tensor& q_any, const Tensor& k
 std::tuple<Tensor, Tensor, Tensor> sliced_attention_backward(
     const Tensor& grad_out_any, const Tensor& q_any, const Tensor& k_any, const Tensor& v_any,
     const Tensor& out_any, const Tensor& lse, std::optional<double> scale) {
-  check_attention(q_any, k_any, v_any);
-  check_backward(grad_out_any, q_any, out_any, lse);
+  const char* op = "sliced_attention_backward";
+  check_attention(op, q_any, k_any, v_any);
+  check_backward(op, grad_out_any, q_any, out_any, lse);
   const AttentionBackward t(grad_out_any, q_any, k_any, v_any, out_any, lse);
-  AttentionArgs args = cpu_args(t.q, t.k, t.v, scale);
+  AttentionArgs args = cpu_args(op, t.q, t.k, t.v, scale);
   t.fill(args);
   Tensor scratch = empty_scratch(ddsm::attention_backward_scratch_bytes(args), t.q);
   args.scratch = scratch.mutable_data_ptr();

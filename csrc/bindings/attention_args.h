@@ -36,46 +36,46 @@ inline AttentionTensor strided(const Tensor& tensor) {
 
 // What the Python layer has checked already, for callers of the raw op: memory safety depends
 // on it.
-inline void check_attention(const Tensor& q, const Tensor& k, const Tensor& v) {
-  STD_TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && v.dim() == 4,
-                  "sliced_attention: q, k or v is not 4-dimensional; need [N, heads, T, d]");
-  STD_TORCH_CHECK(same_device(k, q) && same_device(v, q),
-                  "sliced_attention: the tensors are on different devices; need one");
-  STD_TORCH_CHECK(q.scalar_type() == k.scalar_type() && q.scalar_type() == v.scalar_type(),
-                  "sliced_attention: q, k and v differ in dtype; need one dtype");
+inline void check_attention(const char* op, const Tensor& q, const Tensor& k, const Tensor& v) {
+  STD_TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && v.dim() == 4, op,
+                  ": q, k or v is not 4-dimensional; need [N, heads, T, d]");
+  check_same_device(op, q, k);
+  check_same_device(op, q, v);
+  STD_TORCH_CHECK(q.scalar_type() == k.scalar_type() && q.scalar_type() == v.scalar_type(), op,
+                  ": q, k and v differ in dtype; need one dtype");
   for (int64_t i = 0; i < 4; ++i) {
-    STD_TORCH_CHECK(k.size(i) == v.size(i) && (i == 2 || k.size(i) == q.size(i)),
-                    "sliced_attention: dimension ", i, " is ", q.size(i), " in q, ", k.size(i),
-                    " in k, ", v.size(i), " in v; need one size (T of q may differ)");
+    STD_TORCH_CHECK(k.size(i) == v.size(i) && (i == 2 || k.size(i) == q.size(i)), op,
+                    ": dimension ", i, " is ", q.size(i), " in q, ", k.size(i), " in k, ",
+                    v.size(i), " in v; need one size (T of q may differ)");
   }
-  STD_TORCH_CHECK(q.size(3) >= 1 && k.size(2) >= 1, "sliced_attention: the head size is ",
-                  q.size(3), " and T_k ", k.size(2), "; need at least 1 of each");
+  STD_TORCH_CHECK(q.size(3) >= 1 && k.size(2) >= 1, op, ": the head size is ", q.size(3),
+                  " and T_k ", k.size(2), "; need at least 1 of each");
 }
 
-inline void check_like(const Tensor& tensor, const Tensor& q, const char* name) {
+inline void check_like(const char* op, const Tensor& tensor, const Tensor& q, const char* name) {
   bool same = tensor.dim() == 4 && tensor.scalar_type() == q.scalar_type() &&
               same_device(tensor, q);
   for (int64_t i = 0; same && i < 4; ++i) same = tensor.size(i) == q.size(i);
-  STD_TORCH_CHECK(same, "sliced_attention_backward: ", name,
+  STD_TORCH_CHECK(same, op, ": ", name,
                   " does not match q; need the same dtype, shape and device");
 }
 
 // What the backward checks beyond check_attention.
-inline void check_backward(const Tensor& grad_out, const Tensor& q, const Tensor& out,
-                           const Tensor& lse) {
-  check_like(grad_out, q, "grad_out");
-  check_like(out, q, "out");
+inline void check_backward(const char* op, const Tensor& grad_out, const Tensor& q,
+                           const Tensor& out, const Tensor& lse) {
+  check_like(op, grad_out, q, "grad_out");
+  check_like(op, out, q, "out");
   STD_TORCH_CHECK(lse.dim() == 3 && lse.is_contiguous() && lse.size(0) == q.size(0) &&
                       lse.size(1) == q.size(1) && lse.size(2) == q.size(2) &&
                       lse.scalar_type() == statistics_type(q) && same_device(lse, q),
-                  "sliced_attention_backward: lse is not what the forward gave");
+                  op, ": lse is not what the forward gave");
 }
 
 // No scale stands for d^-0.5: computed here, so that torch.compile keeps d symbolic.
-inline AttentionArgs attention_args(const Tensor& q, const Tensor& k, const Tensor& v,
-                                    std::optional<double> scale) {
+inline AttentionArgs attention_args(const char* op, const Tensor& q, const Tensor& k,
+                                    const Tensor& v, std::optional<double> scale) {
   AttentionArgs args{};
-  args.dtype = dtype_of(q, "sliced_attention");
+  args.dtype = dtype_of(q, op);
   args.n = q.size(0);
   args.heads = q.size(1);
   args.t_q = q.size(2);

@@ -17,8 +17,8 @@ using DeviceGuard = torch::stable::accelerator::DeviceGuard;
 GroupNormArgs cuda_args(const char* op, const Tensor& x, const Tensor& weight, const Tensor& bias,
                         int64_t groups, bool silu) {
   const GroupNormArgs args = group_norm_args(op, x, weight, bias, groups, silu);
-  STD_TORCH_CHECK(args.dtype != ddsm::DType::kFloat64,
-                  op, ": x is float64; the CUDA kernel needs float32, bfloat16 or float16");
+  STD_TORCH_CHECK(args.dtype != ddsm::DType::kFloat64, op,
+                  ": x is float64; the CUDA kernel needs float32, bfloat16 or float16");
   return args;
 }
 

@@ -9,21 +9,14 @@
 
 namespace {
 
+using namespace ddsm::binding;
 using ddsm::GroupNormArgs;
-using ddsm::binding::add_source;
-using ddsm::binding::add_source_grads;
-using ddsm::binding::check_group_norm;
-using ddsm::binding::empty_scratch;
-using ddsm::binding::empty_source;
-using ddsm::binding::empty_statistics;
-using ddsm::binding::Modulation;
-using ddsm::binding::Tensor;
 
 GroupNormArgs cpu_args(const char* op, const Tensor& x, const Tensor& weight, const Tensor& bias,
                        int64_t groups, bool silu) {
-  const GroupNormArgs args = ddsm::binding::group_norm_args(op, x, weight, bias, groups, silu);
-  STD_TORCH_CHECK(args.dtype != ddsm::DType::kFloat16,
-                  op, ": x is float16; the CPU kernel needs float32, bfloat16 or float64");
+  const GroupNormArgs args = group_norm_args(op, x, weight, bias, groups, silu);
+  STD_TORCH_CHECK(args.dtype != ddsm::DType::kFloat16, op,
+                  ": x is float16; the CPU kernel needs float32, bfloat16 or float64");
   return args;
 }
 
@@ -34,10 +27,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sliced_group_norm(
   const char* op = "sliced_group_norm";
   check_group_norm(op, x_any, x2_any, weight_any, bias_any, groups, c2_offset);
   const Modulation modulation(op, scale, shift, x_any, x2_any);
-  const Tensor weight = ddsm::binding::dense_param(weight_any);
-  const Tensor bias = ddsm::binding::dense_param(bias_any);
-  const Tensor x = ddsm::binding::nhwc(x_any);
-  const Tensor x2 = x2_any.has_value() ? ddsm::binding::nhwc(*x2_any) : x;
+  const Tensor weight = dense_param(weight_any);
+  const Tensor bias = dense_param(bias_any);
+  const Tensor x = nhwc(x_any);
+  const Tensor x2 = x2_any.has_value() ? nhwc(*x2_any) : x;
   Tensor y = empty_source(x, x_any), y2 = empty_source(x, x2_any);
   Tensor mean = empty_statistics(x, groups), rstd = empty_statistics(x, groups);
   GroupNormArgs args = cpu_args(op, x, weight, bias, groups, silu);
@@ -67,24 +60,23 @@ std::tuple<Tensor, Tensor> sliced_group_norm_backward(
   const char* op = "sliced_group_norm_backward";
   check_group_norm(op, x_any, x2_any, weight_any, bias_any, groups, c2_offset);
   const Modulation modulation(op, scale, shift, x_any, x2_any);
-  ddsm::binding::check_backward(op, grad_y_any, grad_y2_any, x_any, x2_any, mean, rstd,
-                                groups);
-  const Tensor weight = ddsm::binding::dense_param(weight_any);
-  const Tensor bias = ddsm::binding::dense_param(bias_any);
-  const Tensor x = ddsm::binding::nhwc(x_any), grad_y = ddsm::binding::nhwc(grad_y_any);
-  const Tensor x2 = x2_any.has_value() ? ddsm::binding::nhwc(*x2_any) : x;
-  const Tensor grad_y2 = grad_y2_any.has_value() ? ddsm::binding::nhwc(*grad_y2_any) : grad_y;
+  check_backward(op, grad_y_any, grad_y2_any, x_any, x2_any, mean, rstd, groups);
+  const Tensor weight = dense_param(weight_any);
+  const Tensor bias = dense_param(bias_any);
+  const Tensor x = nhwc(x_any), grad_y = nhwc(grad_y_any);
+  const Tensor x2 = x2_any.has_value() ? nhwc(*x2_any) : x;
+  const Tensor grad_y2 = grad_y2_any.has_value() ? nhwc(*grad_y2_any) : grad_y;
   Tensor grad_x = empty_source(x, x_any), grad_x2 = empty_source(x, x2_any);
   GroupNormArgs args = cpu_args(op, x, weight, bias, groups, silu);
   add_source_grads(args, x, 0, grad_y, grad_x);
   if (x2_any.has_value()) add_source_grads(args, x2, c2_offset, grad_y2, grad_x2);
   args.mean = const_cast<void*>(mean.const_data_ptr());
   args.rstd = const_cast<void*>(rstd.const_data_ptr());
-  args.grad_weight = ddsm::binding::grad_param_data(op, grad_weight, weight);
-  args.grad_bias = ddsm::binding::grad_param_data(op, grad_bias, bias);
+  args.grad_weight = grad_param_data(op, grad_weight, weight);
+  args.grad_bias = grad_param_data(op, grad_bias, bias);
   modulation.fill(args);
-  args.grad_scale = ddsm::binding::grad_modulation_data(op, grad_scale, scale);
-  args.grad_shift = ddsm::binding::grad_modulation_data(op, grad_shift, shift);
+  args.grad_scale = grad_modulation_data(op, grad_scale, scale);
+  args.grad_shift = grad_modulation_data(op, grad_shift, shift);
   Tensor scratch = empty_scratch(ddsm::group_norm_scratch_bytes(args), x);
   args.scratch = scratch.mutable_data_ptr();
   ddsm::group_norm_backward(args);

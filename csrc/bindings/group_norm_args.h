@@ -18,9 +18,9 @@ inline void check_group_norm(const char* op, const Tensor& x, const std::optiona
   STD_TORCH_CHECK(weight.scalar_type() == x.scalar_type() ||
                       weight.scalar_type() == ScalarType::Float,
                   op, ": weight's dtype is neither x's nor float32");
-  STD_TORCH_CHECK(same_device(weight, x) && same_device(bias, x) &&
-                      (!x2.has_value() || same_device(*x2, x)),
-                  op, ": the tensors are on different devices; need one");
+  check_same_device(op, x, weight);
+  check_same_device(op, x, bias);
+  if (x2.has_value()) check_same_device(op, x, *x2);
   const int64_t c_max = weight.size(0);
   int64_t c = x.size(1);
   STD_TORCH_CHECK(c >= 1 && c <= c_max, op, ": x has ", c, " channels, weight ", c_max,
@@ -82,13 +82,11 @@ inline void add_source(GroupNormArgs& args, const Tensor& x, int64_t param_offse
 }
 
 inline void check_grad_y(const char* op, const Tensor& grad_y, const Tensor& x, const char* name) {
-  STD_TORCH_CHECK(same_device(grad_y, x),
-                  op, ": the tensors are on different devices; need one");
+  check_same_device(op, x, grad_y);
   STD_TORCH_CHECK(grad_y.dim() == 4 && grad_y.scalar_type() == x.scalar_type() &&
                       grad_y.size(0) == x.size(0) && grad_y.size(1) == x.size(1) &&
                       grad_y.size(2) == x.size(2) && grad_y.size(3) == x.size(3),
-                  op, ": ", name, " does not match its source; need the "
-                  "same dtype and shape");
+                  op, ": ", name, " does not match its source; need the same dtype and shape");
 }
 
 inline void check_statistics(const char* op, const Tensor& statistics, const Tensor& x,
@@ -106,9 +104,8 @@ inline void check_backward(const char* op, const Tensor& grad_y,
                            const std::optional<Tensor>& x2, const Tensor& mean,
                            const Tensor& rstd, int64_t groups) {
   check_grad_y(op, grad_y, x, "grad_y");
-  STD_TORCH_CHECK(x2.has_value() == grad_y2.has_value(),
-                  op, ": only one of x2 and grad_y2 is given; need both or "
-                  "none");
+  STD_TORCH_CHECK(x2.has_value() == grad_y2.has_value(), op,
+                  ": only one of x2 and grad_y2 is given; need both or none");
   if (x2.has_value()) check_grad_y(op, *grad_y2, *x2, "grad_y2");
   check_statistics(op, mean, x, groups);
   check_statistics(op, rstd, x, groups);
@@ -120,8 +117,8 @@ inline void* grad_param_data(const char* op, const std::optional<Tensor>& grad,
   STD_TORCH_CHECK(same_device(*grad, param) && grad->is_contiguous() && grad->dim() == 1 &&
                       grad->size(0) == param.size(0) &&
                       grad->scalar_type() == param.scalar_type(),
-                  op, ": a parameter's gradient does not match it; need a "
-                  "contiguous [c_max] of its dtype");
+                  op, ": a parameter's gradient does not match it; need a contiguous [c_max] of "
+                  "its dtype");
   return grad->mutable_data_ptr();
 }
 

@@ -1,5 +1,5 @@
 // ddsm_ext._native.StepPlan and the Args structs of its calls, made with one keyword a field. A
-// pointer is the integer of Tensor.data_ptr(), 0 for null; ddsm_ext/runner/program.py, the one
+// pointer is the integer of Tensor.data_ptr(), 0 for null; ddsm_ext/runtime/program.py, the one
 // caller, keeps their tensors.
 #include "ddsm/step_plan.h"
 
@@ -7,6 +7,7 @@
 #include <pybind11/stl.h>
 
 #include <new>
+#include <string>
 #include <vector>
 
 #include "native.h"
@@ -29,8 +30,11 @@ DType dtype_of(Dtype number) { return static_cast<DType>(number); }
 
 // One or two sources into the array of an Args struct.
 template <class Source>
-int64_t fill_sources(const std::vector<Source>& from, Source (&to)[2]) {
-  if (from.empty() || from.size() > 2) throw py::value_error("sources: need 1 or 2");
+int64_t fill_sources(const char* args, const std::vector<Source>& from, Source (&to)[2]) {
+  if (from.empty() || from.size() > 2) {
+    throw py::value_error(std::string(args) + ": has " + std::to_string(from.size()) +
+                          " sources; need 1 or 2");
+  }
   for (size_t i = 0; i < from.size(); ++i) to[i] = from[i];
   return static_cast<int64_t>(from.size());
 }
@@ -61,7 +65,7 @@ void bind_conv2d(py::module_& m) {
              Conv2dForwardArgs args{};
              args.shape = shape;
              Conv2dImage images[2] = {};
-             fill_sources(sources, images);
+             fill_sources("Conv2dForwardArgs", sources, images);
              args.x = images[0];
              args.x2 = images[1];
              args.weight.dtype = dtype_of(weight_dtype);
@@ -128,7 +132,7 @@ void bind_group_norm_merge(py::module_& m) {
              GroupNormMergeArgs args{};
              args.images = images;
              args.pixels = pixels;
-             args.source_count = fill_sources(sources, args.sources);
+             args.source_count = fill_sources("GroupNormMergeArgs", sources, args.sources);
              args.groups = groups;
              args.eps = eps;
              args.weight = pointer(weight);
@@ -167,7 +171,7 @@ void bind_group_norm_apply(py::module_& m) {
              args.images = images;
              args.height = height;
              args.width = width;
-             args.source_count = fill_sources(sources, args.sources);
+             args.source_count = fill_sources("GroupNormApplyArgs", sources, args.sources);
              args.dtype = dtype_of(dtype);
              args.y_dtype = dtype_of(y_dtype);
              args.norm = pointer(norm);

@@ -19,11 +19,10 @@ from ddsm_ext.bench.conditions import Setting, config_at
 from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.graph.count import Layer, columns, layers
 from ddsm_ext.graph.graph import Counts
-from ddsm_ext.graph.node import Node
-from ddsm_ext.graph.walk import Values, run
+from ddsm_ext.graph.node import Node, Values, run
 from ddsm_ext.models.dense import DenseNetwork, PlainWords
 from ddsm_ext.models.network import SlimmableNetwork
-from ddsm_ext.ops.sinusoidal_embedding import embed_time
+from ddsm_ext.ops.embedding import embed_time
 from ddsm_ext.settings import Refusal
 
 STEP_CANDIDATES = ("slicing", "dense", "dense_cl", "compiled", "ours", "ours_module")

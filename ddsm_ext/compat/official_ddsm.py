@@ -18,7 +18,7 @@ from ddsm_ext.compat.weights_file import network_of, read_state_dict
 from ddsm_ext.graph.count import layers
 from ddsm_ext.models.network import SlimmableNetwork
 from ddsm_ext.models.unet import UNetConfig
-from ddsm_ext.ops.sinusoidal_embedding import sinusoidal_embedding
+from ddsm_ext.ops.embedding import sinusoidal_embedding
 from ddsm_ext.settings import Refusal, TypeRefusal, check_keys, is_int
 
 # The reference's flags and their defaults (main.py); groups is 16 in slimmable_model_g16.py.

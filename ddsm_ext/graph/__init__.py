@@ -14,6 +14,6 @@ __getattr__, __dir__, __all__ = attach(
         "layers": "count",
         "macs": "count",
         "parameter_count": "count",
-        "run": "walk",
+        "run": "node",
     },
 )

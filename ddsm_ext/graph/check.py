@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ddsm_ext.graph.node import Node
+from ddsm_ext.graph.node import LAYERS, Node
 from ddsm_ext.graph.slicing import Slicing
 from ddsm_ext.settings import Refusal
 
@@ -140,7 +140,7 @@ def _check_layers(nodes: Sequence[Node]) -> None:
     """Paths of layers and blocks."""
     seen: dict[str, Node] = {}
     for node in nodes:
-        for path in node.layer_names if node.op in ("conv", "linear", "norm", "embed") else ():
+        for path in node.layer_names if node.op in LAYERS else ():
             if path in seen:
                 raise _wrong(node, f"{path} is also a layer of {seen[path]}", "another name")
             seen[path] = node

@@ -84,12 +84,10 @@ class NetworkConfig(Settings):
                     source.out.c_max % self.groups == 0,
                     f"a divisor of the {source.out.c_max} channels of {source.name}",
                 )
-        object.__setattr__(self, "widths", self._checked_widths(graph))
-
-    def _checked_widths(self, graph: Graph) -> tuple[float, ...]:
-        return sorted_widths(
+        widths = sorted_widths(
             type(self).__name__, self.widths, lambda width: graph.check_width(self.slicing, width)
         )
+        object.__setattr__(self, "widths", widths)
 
 
 @lru_cache(maxsize=64)

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 
 from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.graph.graph import Counts, Graph
-from ddsm_ext.graph.node import Node
+from ddsm_ext.graph.node import LAYERS, Node
 from ddsm_ext.graph.slicing import Slicing
-
-LAYERS = ("conv", "linear", "norm", "embed")
 
 
 @dataclass(frozen=True)

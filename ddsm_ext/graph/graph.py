@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from ddsm_ext.graph.node import Node, Resampling, Side
+from ddsm_ext.graph.node import Node, Resampling, Scope, Side, Walk, make_scope, make_walk
 from ddsm_ext.graph.slicing import Pair, Role, Slicing
-from ddsm_ext.graph.walk import Scope, Walk, make_scope, make_walk
 from ddsm_ext.settings import Refusal
 
 Counts = tuple[int, ...]

@@ -1,13 +1,17 @@
-"""`Node`: one operation of a described network. No torch."""
+"""`Node`: one operation of a network; nodes in order, as a tree of blocks, computed. No torch."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ddsm_ext.graph.slicing import Role
+from ddsm_ext.settings import Refusal
 
 Resampling = Literal["up", "down"]
+# Words of layers with parameters.
+LAYERS = ("conv", "linear", "norm", "embed")
 
 
 @dataclass(frozen=True)
@@ -105,3 +109,107 @@ class Node:
         return f"{self.name} ({self.op})"
 
     __repr__ = __str__
+
+
+Values = dict[int, Any]
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Nodes below one module path as a block: what it takes from outside, and its one result."""
+
+    name: str
+    steps: tuple[Node | Scope, ...]
+    reads: tuple[Node, ...]
+    result: Node
+    index: int  # of the result: where a walk leaves it
+    op: str = "block"
+
+    @property
+    def operands(self) -> tuple[Node, ...]:
+        """`reads`."""
+        return self.reads
+
+
+Step = Node | Scope
+# Steps in order: word, step, index of the result, and the values that no later step takes.
+Walk = tuple[tuple[str, Step, int, tuple[int, ...]], ...]
+
+
+def make_walk(steps: Iterable[Step], result: Node) -> Walk:
+    """Return steps with what dies after each; the result does not."""
+    steps = tuple(steps)
+    last = {node.index: at for at, step in enumerate(steps) for node in step.operands}
+    last.pop(result.index, None)
+    dies: list[list[int]] = [[] for _ in steps]
+    for index, at in last.items():
+        dies[at].append(index)
+    return tuple(
+        (step.op, step, step.index, tuple(dead)) for step, dead in zip(steps, dies, strict=True)
+    )
+
+
+def make_scope(path: str, nodes: list[Node], readers: Mapping[Node, tuple[Node, ...]]) -> Scope:
+    """Gather nodes as a tree; lists of blocks (the `down` of `down.0`) are no scopes of their own.
+
+    Args:
+        path: the module path that the nodes share; "": the network.
+        nodes: all that lie below it, in order.
+        readers: the nodes that take each node's value.
+
+    Raises:
+        ValueError: nodes of a path do not follow each other, or others than the last leave it.
+    """
+    steps: dict[str, Step] = {}
+    at = 0
+    while at < len(nodes):
+        inner = _inner_path(path, nodes[at])
+        end = at + 1
+        while inner and end < len(nodes) and _inner_path(path, nodes[end]) == inner:
+            end += 1
+        name = inner or nodes[at].name
+        if name in steps:
+            raise Refusal(f"{name}: its nodes do not follow each other; need them in one row")
+        steps[name] = make_scope(inner, nodes[at:end], readers) if inner else nodes[at]
+        at = end
+    inside = set(nodes)
+    reads = dict.fromkeys(o for node in nodes for o in node.operands if o not in inside)
+    left = [n for n in nodes if not readers[n] or not inside.issuperset(readers[n])]
+    if left != nodes[-1:]:
+        names = ", ".join(node.name for node in left)
+        raise Refusal(f"{path or 'the network'}: {names} leave it; need its last node alone")
+    return Scope(path, tuple(steps.values()), tuple(reads), nodes[-1], nodes[-1].index)
+
+
+def _inner_path(path: str, node: Node) -> str:
+    """The next scope on the way from `path` to the node's layers; "": the node stands in `path`."""
+    if node.name == path:
+        return ""
+    below = node.name.removeprefix(path + "." if path else "").split(".")
+    depth = len(below) if node.parts else len(below) - 1
+    taken = 2 if len(below) > 1 and below[1].isdigit() else 1
+    return ".".join(filter(None, (path, *below[:taken]))) if taken <= depth else ""
+
+
+def run(walk: Walk, backend: Any, value: Values) -> None:
+    """Compute each step by the backend's method of its word.
+
+    Args:
+        walk: the steps.
+        backend: called as `backend.<op>(node, value)` for each step.
+        value: node index -> value, with the inputs at first and the result at the end; a value is
+            forgotten once nothing needs it.
+
+    Raises:
+        Exception: a backend's, with a note that names the node.
+    """
+    for op, step, index, dead in walk:
+        try:
+            value[index] = getattr(backend, op)(step, value)
+        except Exception as error:
+            note = f"in {step.name}"
+            if note not in getattr(error, "__notes__", ()):
+                error.add_note(note)
+            raise
+        for gone in dead:
+            del value[gone]

@@ -32,13 +32,11 @@ class Slicing:
             rounds as the reference code does.
         concat: "source" takes one prefix of the weights for each source of a skip concatenation;
             "prefix" takes one prefix over both (the reference code's behaviour).
-        widths: widths to train and search, descending; any other usable width runs too.
     """
 
     groups: int
     norm: str = "channels_per_group"
     concat: str = "source"
-    widths: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
 
     def active(self, c_max: int, width: float, role: Role = "conv", head: int | None = None) -> int:
         """Active channels at `width` of a side with `c_max` channels.

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from ddsm_ext.graph.graph import Graph
 from ddsm_ext.graph.node import Node, Resampling
-from ddsm_ext.graph.slicing import Slicing
 from ddsm_ext.models.unet import UShapeConfig, self_attention, u_shape
 from ddsm_ext.settings import Refusal
 
@@ -76,11 +75,6 @@ class ADMConfig(UShapeConfig):
         for c in sorted(self._attention_channels()):
             self._check("heads", c % (self.heads or 1) == 0, f"a divisor of {c} channels")
         super().__post_init__()
-
-    @property
-    def slicing(self) -> Slicing:
-        """How a width slims it."""
-        return Slicing(self.groups, widths=self.widths)
 
     def describe(self) -> Graph:
         """Return the network."""

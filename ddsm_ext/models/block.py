@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddsm_ext.graph.count import LAYERS, Layer
-from ddsm_ext.graph.node import Node
-from ddsm_ext.graph.walk import Scope, Values, make_walk, run
-from ddsm_ext.ops.sinusoidal_embedding import sinusoidal_embedding
+from ddsm_ext.graph.count import Layer
+from ddsm_ext.graph.node import LAYERS, Node, Scope, Values, make_walk, run
+from ddsm_ext.ops.embedding import sinusoidal_embedding
 from ddsm_ext.settings import Refusal
 
 

@@ -12,10 +12,9 @@ from torch.nn import functional as F
 from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.graph.count import Layer, c_in
 from ddsm_ext.graph.graph import Counts
-from ddsm_ext.graph.node import Node
-from ddsm_ext.graph.walk import Scope, Values
-from ddsm_ext.models.block import Block
-from ddsm_ext.ops.sinusoidal_embedding import embed_time
+from ddsm_ext.graph.node import Node, Scope, Values
+from ddsm_ext.models.block import Block, any_weight
+from ddsm_ext.ops.embedding import embed_time
 from ddsm_ext.runtime.inputs import check_inputs
 
 
@@ -120,7 +119,7 @@ class _Words(PlainWords):
 
     def sinusoid(self, node: Node, value: Values) -> Tensor:
         t, table = value[node.reads[0].index], self._owner.table_of(node)
-        dtype = next(self._owner.parameters()).dtype
+        dtype = any_weight(self._owner).dtype
         return embed_time(t, node.out.c_max, table, dtype, halves=node.halves)  # [N, dim]
 
 
@@ -173,6 +172,5 @@ class DenseNetwork(DenseBlock):
 
         y: [N] int64 labels, of a class-conditional network.
         """
-        weight = next(self.parameters())
-        inputs = check_inputs("DenseNetwork", self.graph, x, t, y, weight)
+        inputs = check_inputs("DenseNetwork", self.graph, x, t, y, any_weight(self))
         return super().forward(*(inputs[name] for name in self._inputs))

@@ -11,8 +11,7 @@ from torch.nn import functional as F
 from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.graph.count import Layer, columns, layers
 from ddsm_ext.graph.graph import Counts
-from ddsm_ext.graph.node import Node
-from ddsm_ext.graph.walk import Scope, Values
+from ddsm_ext.graph.node import Node, Scope, Values
 from ddsm_ext.models.block import Block, any_weight, two_sources
 from ddsm_ext.models.dense import DenseNetwork
 from ddsm_ext.models.layers import (
@@ -24,8 +23,8 @@ from ddsm_ext.models.layers import (
 )
 from ddsm_ext.models.structure import Structure, settings_of
 from ddsm_ext.ops.attention import sliced_attention
+from ddsm_ext.ops.embedding import embed_time
 from ddsm_ext.ops.resample import resample
-from ddsm_ext.ops.sinusoidal_embedding import embed_time
 from ddsm_ext.runtime.inputs import check_inputs
 from ddsm_ext.runtime.runner import StepRunner, serves
 from ddsm_ext.settings import TypeRefusal
@@ -223,7 +222,7 @@ class SlimmableNetwork(SlimmableBlock):
         `runtime.serves` and `structure_problem`.
 
         Args:
-            x: [N, C, H, W] noisy images; float32, bfloat16 or float64.
+            x: [N, C, H, W] noisy images; fp32, bf16, or fp64 (CPU) or fp16 (CUDA).
             t: [N] timesteps, integer or continuous (0 <= t <= T - 1).
             width: 0 < width <= 1, usable by the config.
             y: [N] int64 labels, of a class-conditional network.

@@ -126,7 +126,7 @@ class UNetConfig(UShapeConfig):
     @property
     def slicing(self) -> Slicing:
         """How a width slims it."""
-        return Slicing(self.groups, self.norm, self.concat_slicing, self.widths)
+        return Slicing(self.groups, self.norm, self.concat_slicing)
 
     def describe(self) -> Graph:
         """Return the network."""

@@ -2,18 +2,17 @@
 
 from ddsm_ext._lazy import attach
 
-# Functions that are called like their modules: loaded here, as a module that is imported later
-# would take the name.
+# A function that is called like its module: loaded here, as a module that is imported later would
+# take the name.
 from ddsm_ext.ops.resample import resample as resample
-from ddsm_ext.ops.sinusoidal_embedding import sinusoidal_embedding as sinusoidal_embedding
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
-        "embed_time": "sinusoidal_embedding",
+        "embed_time": "embedding",
         "resample": "resample",
         "resample_ref": "resample",
-        "sinusoidal_embedding": "sinusoidal_embedding",
+        "sinusoidal_embedding": "embedding",
         "sliced_attention": "attention",
         "sliced_attention_ref": "attention",
         "sliced_conv2d": "conv2d",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -165,10 +165,7 @@ def choose_algorithm(
     return native.conv2d_choose(native.Conv2dProblem(**fields))
 
 
-def packed_bytes(weights: Iterator[Tensor] | None = None) -> int:
-    """Bytes of the packed forms kept of `weights` (None: of all)."""
-    if weights is None:
-        entries = list(_entries.values())
-    else:
-        entries = [_entries[id(w)] for w in weights if id(w) in _entries]
+def packed_bytes(weights: Iterable[Tensor]) -> int:
+    """Bytes of the packed forms kept of `weights`."""
+    entries = [_entries[id(w)] for w in weights if id(w) in _entries]
     return sum(p.numel() * p.element_size() for e in entries for p in e.packed.values())

@@ -58,7 +58,7 @@ def sliced_conv2d(
     """Compute `conv2d(x, weight[:c_out, :c_in]) + bias[:c_out]` without copying the slice.
 
     Args:
-        x: [N, c_in, H, W], float32, bfloat16 or float64, any strides.
+        x: [N, c_in, H, W], any strides; fp32, bf16, or fp64 (CPU) or fp16 (CUDA).
         weight: [c_out_max, c_in_max, k, k], x's dtype, or float32 with a 16-bit x.
         bias: [c_out_max] of weight's dtype; None adds nothing.
         c_out: active output channels; stride: 1 or 2.

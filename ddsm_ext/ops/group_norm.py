@@ -126,8 +126,8 @@ def sliced_group_norm(
     z is x, or x and x2 side by side on the channels.
 
     Args:
-        x: [N, c, H, W], any memory format; fp32, bf16 or fp64.
-        weight: gamma, [c_max]; weight[:c] is used. May be fp32 beside bf16 activations.
+        x: [N, c, H, W], any memory format; fp32, bf16, or fp64 (CPU) or fp16 (CUDA).
+        weight: gamma, [c_max]; weight[:c] is used. May be fp32 beside a 16-bit x.
         bias: beta, [c_max], dtype of weight.
         groups: number of groups over all c (+ c2) channels, which it must divide. A group may
             hold channels of both sources.

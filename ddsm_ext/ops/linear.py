@@ -42,7 +42,8 @@ def sliced_linear(
     """Compute `x @ weight[:c_out, :c_in].T + bias[:c_out]` without copying the slice.
 
     Args:
-        x: [..., c_in], float32, bfloat16 or float64, any strides, at least one dimension.
+        x: [..., c_in], any strides, at least one dimension; fp32, bf16, or fp64 (CPU) or fp16
+            (CUDA).
         weight: [c_out_max, c_in_max], x's dtype, or float32 with a 16-bit x.
         bias: [c_out_max] of weight's dtype; None adds nothing.
         c_out: active output features.

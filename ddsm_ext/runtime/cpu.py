@@ -11,8 +11,7 @@ from torch import Tensor
 from ddsm_ext.graph.node import Node
 from ddsm_ext.ops._packed import LARGEST_KERNEL
 from ddsm_ext.ops._weights import WatchedWeights
-from ddsm_ext.ops.embedding import sliced_embedding
-from ddsm_ext.ops.sinusoidal_embedding import embed_time
+from ddsm_ext.ops.embedding import embed_time, sliced_embedding
 from ddsm_ext.runtime.backend import Network, StepKey
 from ddsm_ext.runtime.cpu_layers import Layers
 from ddsm_ext.runtime.program import Buffer, Plan, Program

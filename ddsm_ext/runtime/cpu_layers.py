@@ -241,8 +241,8 @@ class Layers:
             norm: group norm of the sources, applied before they are resampled.
             shift: float32 [N, c_out] to add.
             residual: output-like tensor to add, or one of half the output's size to enlarge first.
-            shortcut: sources of the output's size (as `resample` of its weight leaves them) and a
-                1x1 convolution of them to add; not beside a residual.
+            shortcut: sources of the output's size and a 1x1 convolution of them to add; not beside
+                a residual.
             moments: whether a norm will read the output.
 
         Raises:

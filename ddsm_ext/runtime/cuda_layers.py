@@ -120,8 +120,8 @@ class CudaLayers:
     ) -> Activation:
         """Convolve ("same" padding) one source or the unjoined concat of two, or their norm.
 
-        A residual of half the output's size is enlarged first; what a shortcut's weight reads is
-        resampled as it says.
+        A residual of half the output's size is enlarged first; sources of a shortcut have the
+        output's size.
         """
         inputs = _inputs(sources, norm, down=conv.resample == "down")
         if residual is not None and residual.tensor.shape[2:] != _size(inputs[0], conv):
@@ -181,6 +181,4 @@ def _second_offset(sources: tuple[Activation, ...], skip_offset: int | None) -> 
 def _shortcut(sources: tuple[Activation, ...], conv: ConvWeight) -> Shortcut:
     (weight,), (bias,) = conv.weights, conv.biases
     tensors = [source.tensor for source in sources]
-    if conv.resample is not None:
-        tensors = [resample(x, conv.resample == "up", overlaps=True) for x in tensors]
     return Shortcut(tensors, weight, bias, _second_offset(sources, conv.skip_offset))

@@ -9,8 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ddsm_ext.graph.graph import Counts, Graph
-from ddsm_ext.graph.node import Node
-from ddsm_ext.graph.walk import Values, run
+from ddsm_ext.graph.node import Node, Values, run
 from ddsm_ext.runtime.backend import Network
 from ddsm_ext.runtime.operands import ConvWeight, Linear
 
@@ -200,14 +199,11 @@ def run_words(
         rows: as of `StepWords`.
     """
     graph = net.graph
-    value: Values = {graph.inputs["x"].index: x, **{n.index: None for n in row_inputs(graph)}}
+    # Timesteps and labels are in the rows.
+    value: Values = {node.index: None for node in graph.inputs.values()}
+    value[graph.inputs["x"].index] = x
     run(graph.walk, StepWords(net, net.config.counts(width), layers, rows), value)
     return value[graph.output.index]
-
-
-def row_inputs(graph: Graph) -> list[Node]:
-    """The inputs that are one number an image: timesteps, labels."""
-    return [node for node in graph.inputs.values() if node.size is None]
 
 
 def missing_word(graph: Graph, device: str) -> str | None:

@@ -11,8 +11,6 @@ from ops.op_checks import as_layout, normal, seeded
 from torch import Tensor
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-# kernel, stride, upsample
-WINDOWS = ((3, 1, False), (3, 2, False), (1, 1, False), (1, 2, False), (3, 1, True), (3, 2, True))
 PLAIN_TILE = 3  # of full precision and of operands that are not aligned
 
 
@@ -73,6 +71,11 @@ class Case:
     def shape(self, x: Tensor) -> emulated.Shape:
         return emulated.shape_of(x, self.kernel, self.stride, self.kernel // 2, self.upsample)
 
+    def grad_y(self, generator: torch.Generator, shape: emulated.Shape) -> Tensor:
+        size = (self.n, self.c_out, shape.out_height, shape.out_width)
+        y = normal(generator, *size, dtype=self.dtype)
+        return as_layout(y, "sliced" if self.sliced else "channels_last")
+
     def out(self, channels: int, height: int, width: int) -> Tensor:
         y = torch.full((self.n, channels, height, width), torch.nan, dtype=self.dtype)
         return y.contiguous(memory_format=torch.channels_last)
@@ -105,12 +108,12 @@ def check_rounded(got: Tensor, exact: Tensor) -> None:
     torch.testing.assert_close(got.double(), exact, rtol=rounding, atol=atol)
 
 
-def run_forward(case: Case, library: object = None) -> tuple[Tensor, Tensor]:
-    """Output of the kernels and of the reference."""
-    generator = seeded(1)
+def forward_of(
+    case: Case, generator: torch.Generator
+) -> tuple[emulated.ForwardArgs, list[Tensor | None], Tensor, Tensor]:
+    """A call without a bias: arguments, what it reads, its output, that of the reference."""
     x, x2 = case.sources(generator)
     weight = case.weight(generator)
-    bias = normal(generator, weight.size(0), dtype=weight.dtype)
     shape = case.shape(x)
     y = case.out(case.c_out, shape.out_height, shape.out_width)
     args = emulated.ForwardArgs(
@@ -119,13 +122,21 @@ def run_forward(case: Case, library: object = None) -> tuple[Tensor, Tensor]:
         x=emulated.image(x),
         x2=emulated.image(x2, case.offset()),
         weight=emulated.weight_of(weight),
-        bias=bias.data_ptr(),
         parts=1,
         y=y.data_ptr(),
         c_out=case.c_out,
     )
-    emulated.call("conv2d_forward", args, [x, x2, weight, bias], [y], library)
     exact = case.convolve(case.joined(x, x2), case.product_input(case.slice(weight)))
+    return args, [x, x2, weight], y, exact
+
+
+def run_forward(case: Case, library: object = None) -> tuple[Tensor, Tensor]:
+    """Output of the kernels and of the reference."""
+    generator = seeded(1)
+    args, reads, y, exact = forward_of(case, generator)
+    bias = normal(generator, case.active().size(0), dtype=case.weight_dtype or case.dtype)
+    args.bias = bias.data_ptr()
+    emulated.call("conv2d_forward", args, [*reads, bias], [y], library)
     return y, exact + bias[: case.c_out].double()[:, None, None]
 
 
@@ -135,10 +146,7 @@ def run_grad_x(case: Case, library: object = None) -> tuple[Tensor, Tensor]:
     x, _ = case.sources(generator)
     weight = case.weight(generator)
     shape = case.shape(x)
-    grad_y = normal(
-        generator, case.n, case.c_out, shape.out_height, shape.out_width, dtype=case.dtype
-    )
-    grad_y = as_layout(grad_y, "sliced" if case.sliced else "channels_last")
+    grad_y = case.grad_y(generator, shape)
     c_in, offset = (case.c2, case.offset()) if case.c2 else (case.c, 0)
     grad_x = case.out(c_in, case.height, case.width)
     args = emulated.GradXArgs(
@@ -162,10 +170,7 @@ def run_grad_weight(case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = seeded(3)
     x, x2 = case.sources(generator)
     shape = case.shape(x)
-    grad_y = normal(
-        generator, case.n, case.c_out, shape.out_height, shape.out_width, dtype=case.dtype
-    )
-    grad_y = as_layout(grad_y, "sliced" if case.sliced else "channels_last")
+    grad_y = case.grad_y(generator, shape)
     grad = case.weight(generator)
     grad_bias = normal(generator, grad.size(0), dtype=grad.dtype)
     before, bias_before = grad.clone(), grad_bias.clone()

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 from cuda_kernels import emulated
-from cuda_kernels.conv2d_cases import Case, as_layout, check_rounded, normal, seeded
+from cuda_kernels.conv2d_cases import Case, check_rounded, forward_of
+from ops.op_checks import as_layout, normal, seeded
 from torch import Tensor
 
 PORTABLE, HOPPER = (1, 4), (5, 7, 9, 10)  # tiles
@@ -33,23 +34,8 @@ def blocks_of(pixels: int) -> int:
 def run(call: Fused, library: ctypes.CDLL | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Output, its moments, and the output of the reference."""
     case, generator = call.conv, seeded(4)
-    x, x2 = case.sources(generator)
-    weight = case.weight(generator)
-    shape = case.shape(x)
-    size = (case.n, case.c_out, shape.out_height, shape.out_width)
-    y = case.out(*size[1:])
-    exact = case.convolve(case.joined(x, x2), case.product_input(case.slice(weight)))
-    args = emulated.ForwardArgs(
-        options=case.options(),
-        shape=shape,
-        x=emulated.image(x),
-        x2=emulated.image(x2, case.offset()),
-        weight=emulated.weight_of(weight),
-        parts=1,
-        y=y.data_ptr(),
-        c_out=case.c_out,
-    )
-    reads: list[Tensor | None] = [x, x2, weight]
+    args, reads, y, exact = forward_of(case, generator)
+    size = tuple(y.shape)
     if call.shift:
         shift = as_layout(normal(generator, *size[:2], dtype=case.dtype), "sliced")  # [N, c_out]
         args.shift, args.shift_stride = shift.data_ptr(), shift.stride(0)

@@ -7,7 +7,8 @@ import ctypes
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from ctypes import c_bool, c_char_p, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -344,11 +345,25 @@ def call(
         raise RuntimeError(fault.decode())
 
 
+def take_launches() -> list[str]:
+    """The launches since the last call: "name blocks x blocks_y x threads", "+" if one overlaps."""
+    library().take_launches.restype = c_char_p
+    return library().take_launches().decode().splitlines()
+
+
 def launches() -> list[tuple[str, bool]]:
     """Name of each kernel launched since the last call, and whether it overlaps the one before."""
-    library().take_launches.restype = c_char_p
-    lines = library().take_launches().decode().splitlines()
-    return [(line.split()[0], line.endswith("+")) for line in lines]
+    return [(line.split()[0], line.endswith("+")) for line in take_launches()]
+
+
+@contextmanager
+def hopper() -> Iterator[None]:
+    """The device is one of compute capability 9.0, whose launches may overlap."""
+    library().set_hopper(1)
+    try:
+        yield
+    finally:
+        library().set_hopper(0)
 
 
 def options(dtype: torch.dtype, **more: Any) -> Options:

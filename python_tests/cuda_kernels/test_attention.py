@@ -97,12 +97,18 @@ def test_large_scores_do_not_overflow(dtype, d):
     check(case)
 
 
+class WithNan(Case):
+    """In one row of q."""
+
+    def tensors(self) -> list[torch.Tensor]:
+        q, *others = super().tensors()
+        q[0, 1, 3, 5] = torch.nan
+        return [q, *others]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_nan_stays_in_its_row(dtype, monkeypatch):
-    case = Case(dtype=dtype, t_q=20, t_k=70, d=16)
-    q, *others = case.tensors()
-    q[0, 1, 3, 5] = torch.nan
-    monkeypatch.setattr(Case, "tensors", lambda _: [q, *others])
+def test_nan_stays_in_its_row(dtype):
+    case = WithNan(dtype=dtype, t_q=20, t_k=70, d=16)
     out, lse = case.forward()
     assert out[0, 1, 3].isnan().all()
     assert lse[0, 1, 3].isnan()

@@ -10,7 +10,6 @@ import torch
 from cuda_kernels.conv2d_cases import (
     DTYPES,
     PLAIN_TILE,
-    WINDOWS,
     Case,
     check_all,
     check_rounded,
@@ -18,6 +17,7 @@ from cuda_kernels.conv2d_cases import (
     run_grad_weight,
     run_grad_x,
 )
+from ops.product_samples import WINDOWS
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

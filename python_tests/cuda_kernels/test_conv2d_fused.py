@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cuda_kernels import emulated
-from cuda_kernels.conv2d_cases import DTYPES, Case, check_rounded, normal, seeded
+from cuda_kernels.conv2d_cases import DTYPES, Case, check_rounded
 from cuda_kernels.conv2d_fused_cases import (
     BOTH,
     HOPPER,
@@ -21,13 +21,13 @@ from cuda_kernels.conv2d_fused_cases import (
     check_moments,
     run,
 )
+from ops.op_checks import normal, seeded
 
 
 @pytest.fixture(autouse=True)
 def _hopper():
-    emulated.library().set_hopper(1)
-    yield
-    emulated.library().set_hopper(0)
+    with emulated.hopper():
+        yield
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -113,7 +113,7 @@ def test_enlarged_images_split(tile):
 def test_splits(tile, splits, tickets):
     """The last of a tile's splits finishes it, with the caller's tickets or cleared memory."""
     case = Case(tile=tile, splits=splits, c=40, c2=24, c_out=48, n=5, height=8, width=8)
-    emulated.library().take_launches()
+    emulated.take_launches()
     check(Fused(case, residual="channels_last", shortcut=(40, 0), tickets=tickets))
     kernel = "conv" if tile < 5 else "conv_sm90"
     names = [name for name, _ in emulated.launches()]
@@ -124,7 +124,7 @@ def test_splits(tile, splits, tickets):
 def test_overlaps_the_kernel_before(tile):
     """Nothing but weights is touched before that one has ended; the emulator watches."""
     case = Case(tile=tile, splits=1, c=72, c2=8, c_out=136, n=9, height=8, width=8)
-    emulated.library().take_launches()
+    emulated.take_launches()
     check(Fused(case, shift=True, residual="channels_last", shortcut=(16, 8), overlaps=True))
     assert [overlaps for _, overlaps in emulated.launches()] == [True]
 

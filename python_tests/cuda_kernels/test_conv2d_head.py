@@ -17,13 +17,7 @@ SIZES = ((2, 5, 6), (3, 16, 16), (1, 3, 150), (40, 1, 5), (2, 70, 1))  # images,
 
 def kernels() -> list[str]:
     """Names of the kernels that were launched since the last call."""
-    return [line.split()[0] for line in launches()]
-
-
-def launches() -> list[str]:
-    library = emulated.library()
-    library.take_launches.restype = emulated.c_char_p
-    return library.take_launches().decode().splitlines()
+    return [name for name, _ in emulated.launches()]
 
 
 def check(case: Case) -> None:
@@ -69,7 +63,7 @@ def test_float32_parameters_beside_16_bit_images(dtype):
 def test_what_is_added_and_moments(dtype, n, height, width):
     kernels()
     case = Case(dtype=dtype, c=3, c_out=40, n=n, height=height, width=width)
-    conv2d_fused_cases.check(Fused(case, shift=True, residual=True))
+    conv2d_fused_cases.check(Fused(case, shift=True, residual="sliced"))
     assert kernels() == ["conv_head"]
 
 
@@ -110,13 +104,10 @@ def test_an_overlapping_launch_waits():
         y=y.data_ptr(),
         c_out=8,
     )
-    emulated.library().set_hopper(1)
-    try:
-        launches()
+    with emulated.hopper():
+        emulated.take_launches()
         emulated.call("conv2d_forward", args, [x, weight], [y])
-        assert launches() == ["conv_head 1x1x128+"]
-    finally:
-        emulated.library().set_hopper(0)
+        assert emulated.take_launches() == ["conv_head 1x1x128+"]
 
 
 def test_the_choice_is_printed(capfd, monkeypatch):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import shutil
 from dataclasses import dataclass
 
 import pytest
@@ -22,9 +20,8 @@ BLOCKS = 4  # multiprocessors of the emulated device
 
 @pytest.fixture(autouse=True)
 def _hopper():
-    emulated.library().set_hopper(1)
-    yield
-    emulated.library().set_hopper(0)
+    with emulated.hopper():
+        yield
 
 
 def hopper(**more: object) -> Case:
@@ -272,15 +269,7 @@ IN_OVERLAP = (
 
 
 def faulty_library(folder, file, line, mistake):
-    copy = folder / "cuda"
-    shutil.copytree(emulated.CUDA, copy)
-    source = copy / file
-    text = source.read_text()
-    assert line in text
-    source.write_text(text.replace(line, mistake))
-    faulty = emulated.compile_objects(folder, [copy / "conv2d_sm90_bf16.cu"])
-    others = [o for o in emulated.objects() if o.name != "conv2d_sm90_bf16.o"]
-    library = ctypes.CDLL(str(emulated.link(folder, [*faulty, *others])))
+    library = emulated.faulty_library(folder, file, line, mistake, "conv2d_sm90_bf16")
     library.set_hopper(1)
     return library
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from ctypes import c_char_p
-
 import pytest
 import torch
 import torch.nn.functional as F
 from cuda_kernels import emulated
+from cuda_kernels.emulated import take_launches
 from cuda_kernels.group_norm_cases import DTYPES, Case, check, check_close, norm
 from ops.op_checks import FORWARD_RATIO, as_layout, check_error
 
@@ -110,13 +109,6 @@ def test_as_exact_as_pytorch(silu):
         check_error(case.forward(), torchs, case.exact()[0], FORWARD_RATIO)
 
 
-def take_launches() -> list[str]:
-    """The launches since the last call: "name blocks x blocks_y x threads", "+" if one overlaps."""
-    library = emulated.library()
-    library.take_launches.restype = c_char_p
-    return library.take_launches().decode().split("\n")[:-1]
-
-
 def names(launches: list[str]) -> list[str]:
     return [launch.split()[0] for launch in launches]
 
@@ -173,8 +165,7 @@ def test_blocks_of_a_whole_image(listed_only, c):
 
 def test_overlaps_the_kernel_before():
     """It waits for that one: the emulator watches every access."""
-    emulated.library().set_hopper(1)
-    try:
+    with emulated.hopper():
         case = Case((24, 8), 4)
         moments = (case.moments(0, 1), case.moments(1, 1))
         for given in (moments, (None, None)):
@@ -190,8 +181,6 @@ def test_overlaps_the_kernel_before():
         case = Case((24, 8), 4)
         case.forward(moments)
         assert not take_launches()[0].endswith("+")
-    finally:
-        emulated.library().set_hopper(0)
 
 
 def test_repeatable():

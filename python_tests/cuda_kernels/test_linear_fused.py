@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cuda_kernels import emulated
-from cuda_kernels.emulated import faulty_library
+from cuda_kernels.emulated import faulty_library, launches
 from ops.op_checks import normal, seeded
 from torch import Tensor
 
@@ -166,12 +166,6 @@ def test_many_outputs_share_loads():
         assert torch.equal(few[:, :20], many[:, :20])
 
 
-def launches() -> list[str]:
-    library = emulated.library()
-    library.take_launches.restype = emulated.c_char_p
-    return library.take_launches().decode().splitlines()
-
-
 @pytest.mark.parametrize("rows", [1, 20])
 def test_more_weights_than_a_launch_takes(rows):
     launches()
@@ -183,16 +177,12 @@ def test_more_weights_than_a_launch_takes(rows):
 
 @pytest.mark.parametrize("rows", [1, 5, 20])
 def test_overlapping_launches_wait(rows):
-    library = emulated.library()
-    library.set_hopper(1)
-    try:
+    with emulated.hopper():
         launches()
         check(Case(rows, overlaps=True))
-        assert launches()[0].endswith("+")
+        assert launches()[0][1]
         check(Case(rows, c_out=(24,), overlaps=True, shift=True))
-        assert launches()[0].endswith("+")
-    finally:
-        library.set_hopper(0)
+        assert launches()[0][1]
 
 
 KERNELS = "linear_fused_kernels.cuh"

@@ -104,14 +104,11 @@ def test_the_gradient_is_the_other_way(up):
 def test_overlaps_the_kernel_before(up):
     """It waits for that one: the emulator watches every access."""
     x, name = image(2, 8, 4, 6, dtype=torch.bfloat16), "resample_up" if up else "resample_down"
-    emulated.library().set_hopper(1)
-    try:
+    with emulated.hopper():
         emulated.launches()
         for overlaps in (True, False):
             assert resample(x, up, overlaps=overlaps).equal(resample(x, up))
             assert emulated.launches() == [(name, overlaps), (name, False)]
-    finally:
-        emulated.library().set_hopper(0)
 
 
 def check_packs_and_single_channels(up: bool, library: object) -> None:

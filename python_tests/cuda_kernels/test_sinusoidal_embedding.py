@@ -11,7 +11,7 @@ from cuda_kernels.emulated import faulty_library
 from ops.op_checks import normal, seeded
 from torch import Tensor
 
-from ddsm_ext.ops.sinusoidal_embedding import embed_time
+from ddsm_ext.ops.embedding import embed_time
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 T_TYPES = (torch.float32, torch.float64, torch.int64)
@@ -114,15 +114,10 @@ def test_times_that_are_no_numbers():
 
 
 def test_it_overlaps_nothing():
-    library = emulated.library()
-    library.take_launches.restype = emulated.c_char_p
-    library.set_hopper(1)
-    try:
-        library.take_launches()
+    with emulated.hopper():
+        emulated.take_launches()
         embed(torch.ones(3), 128, None, torch.float32)
-        assert library.take_launches() == b"sinusoidal_embedding 2x1x128\n"
-    finally:
-        library.set_hopper(0)
+        assert emulated.take_launches() == ["sinusoidal_embedding 2x1x128"]
 
 
 PLANTED = (

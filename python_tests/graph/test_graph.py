@@ -8,7 +8,7 @@ import pytest
 from graph.descriptions import Described, Description, begin, body, end, two_blocks
 
 from ddsm_ext.graph import Graph, Node, activation_bytes, run
-from ddsm_ext.graph.walk import Scope
+from ddsm_ext.graph.node import Scope
 
 
 def graph_of(describe: Description) -> Graph:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import torch
 from torch import Tensor
 
+from ddsm_ext.graph import NetworkConfig
 from ddsm_ext.models.network import SlimmableNetwork
 from ddsm_ext.models.unet import UNetConfig
 
@@ -28,7 +30,7 @@ CONFIGS = {
 ANY_WIDTHS = (1.0, 0.9, 0.75, 0.6, 0.5, 0.375, 0.3, 0.25, 0.01)
 
 
-def build(config: UNetConfig, dtype: torch.dtype = torch.float64) -> SlimmableNetwork:
+def build(config: NetworkConfig, dtype: torch.dtype = torch.float64) -> SlimmableNetwork:
     generator = torch.Generator().manual_seed(1)
     net = SlimmableNetwork(config, generator=generator).to(dtype)
     with torch.no_grad():  # initial last layers are almost zero: give every layer a say
@@ -46,3 +48,16 @@ def inputs(config: UNetConfig, dtype: torch.dtype = torch.float64) -> tuple[Tens
 
 def usable(config: UNetConfig) -> tuple[float, ...]:
     return ANY_WIDTHS if config.norm == "channels_per_group" else config.widths
+
+
+def outside_slice(net: SlimmableNetwork, width: float) -> dict[str, Tensor]:
+    """True where a parameter takes no part at `width`, found by marking the exported copy."""
+    marked = copy.deepcopy(net)
+    with torch.no_grad():
+        for parameter in marked.parameters():
+            parameter.copy_(torch.arange(parameter.numel()).view(parameter.shape))
+    inside = marked.export_subnet(width).state_dict()
+    return {
+        name: ~torch.isin(parameter.detach(), inside[name])
+        for name, parameter in marked.named_parameters()
+    }

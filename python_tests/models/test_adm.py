@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from models.network_cases import build, outside_slice
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -38,15 +39,6 @@ CONFIGS = {
     "uneven": dataclasses.replace(SMALL, ch=24, ch_mult=(1, 2), attn=(0, 1), num_classes=None),
 }
 ANY_WIDTHS = (1.0, 0.9, 0.75, 0.6, 0.5, 0.375, 0.25, 0.01)
-
-
-def build(config: ADMConfig, dtype: torch.dtype = torch.float64) -> SlimmableNetwork:
-    generator = torch.Generator().manual_seed(1)
-    net = SlimmableNetwork(config, generator=generator).to(dtype)
-    with torch.no_grad():  # last layers start at zero: give every layer a say
-        for parameter in net.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return net
 
 
 def inputs(config: ADMConfig, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
@@ -124,19 +116,6 @@ def test_gradients_equal_those_of_the_dense_network(name: str) -> None:
             torch.testing.assert_close(
                 inside[parameter], expected.grad, rtol=1e-7, atol=1e-10, msg=parameter
             )
-
-
-def outside_slice(net: SlimmableNetwork, width: float) -> dict[str, Tensor]:
-    """True where a parameter takes no part at `width`, found by marking the exported copy."""
-    marked = copy.deepcopy(net)
-    with torch.no_grad():
-        for parameter in marked.parameters():
-            parameter.copy_(torch.arange(parameter.numel()).view(parameter.shape))
-    inside = marked.export_subnet(width).state_dict()
-    return {
-        name: ~torch.isin(parameter.detach(), inside[name])
-        for name, parameter in marked.named_parameters()
-    }
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from models.compiled import distance, images, network
+from models.compiled import distance, images, network, replica
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -153,23 +153,16 @@ def test_copies(how: Callable[[SlimmableNetwork], SlimmableNetwork]) -> None:
 
 
 def test_a_replica_has_weights_of_its_own() -> None:
-    """As DataParallel makes one: weights are plain attributes, nothing is a parameter."""
     net = network()
     distance(net)
-    replicas = {module: module._replicate_for_data_parallel() for module in net.modules()}
-    for module, replica in replicas.items():
-        for name, child in module._modules.items():
-            replica._modules[name] = replicas[child]
-        for name, weight in module._parameters.items():
-            setattr(replica, name, weight.detach() * 2)
-        for name, buffer in module._buffers.items():
-            replica._buffers[name] = buffer
+    x, t = images()
     expected = copy.deepcopy(net)
     for parameter in expected.parameters():
         parameter.mul_(2)
-    x, t = images()
-    y = replicas[net](x, t, 0.5)
-    torch.testing.assert_close(y, expected.run_modules(x, t, 0.5), rtol=1e-4, atol=1e-4)
+    y = expected.run_modules(x, t, 0.5)
+    torch.testing.assert_close(replica(net, 2)(x, t, 0.5), y, rtol=1e-4, atol=1e-4)
+    dense = net.export_subnet(0.5)
+    torch.testing.assert_close(replica(dense, 2)(x, t), y, rtol=1e-4, atol=1e-4)
 
 
 def test_weights_that_steps_cannot_read() -> None:

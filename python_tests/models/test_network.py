@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
-from models.network_cases import ANY_WIDTHS, CONFIGS, SMALL, build, inputs, usable
+from models.network_cases import (
+    ANY_WIDTHS,
+    CONFIGS,
+    SMALL,
+    build,
+    inputs,
+    outside_slice,
+    usable,
+)
 from torch import Tensor
 
 from ddsm_ext.graph.count import layers, parameter_count
@@ -80,20 +87,6 @@ def test_accumulate_grad_adds_up_over_widths() -> None:
     assert sums[0].keys() == sums[1].keys()
     for name, gradient in sums[0].items():
         torch.testing.assert_close(sums[1][name], gradient, rtol=1e-9, atol=1e-9, msg=name)
-
-
-def outside_slice(net: SlimmableNetwork, width: float) -> dict[str, Tensor]:
-    """True where a parameter takes no part at `width`, found by marking the exported copy."""
-    marked = copy.deepcopy(net)
-    with torch.no_grad():
-        for parameter in marked.parameters():
-            count = parameter.numel()
-            parameter.copy_(torch.arange(count).view(parameter.shape))
-    inside = marked.export_subnet(width).state_dict()
-    return {
-        name: ~torch.isin(parameter.detach(), inside[name])
-        for name, parameter in marked.named_parameters()
-    }
 
 
 @pytest.mark.parametrize("name", ["source", "prefix", "heads"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -127,12 +127,10 @@ def check_op(op: Any, samples: Sequence[tuple[Any, ...]]) -> None:
 
 
 def check_ops(
-    names: Sequence[str],
-    samples: Sequence[Sequence[tuple[Any, ...]]],
-    chosen: slice = slice(None),
+    samples: Mapping[str, Sequence[tuple[Any, ...]]], chosen: slice = slice(None)
 ) -> None:
-    """`check_op` for each op of `names` with the chosen ones of its samples."""
-    for name, calls in zip(names, samples, strict=True):
+    """`check_op` for each op, by its name, with the chosen ones of its samples."""
+    for name, calls in samples.items():
         check_op(getattr(torch.ops.ddsm_ext, name).default, calls[chosen])
 
 

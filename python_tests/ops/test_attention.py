@@ -28,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddsm_ext.ops import sliced_attention, sliced_attention_ref
-from ddsm_ext.ops._attention_backend import (
+from ddsm_ext.ops.attention import (
     choose_backend,
     prefers_cudnn,
     rows_are_aligned,
@@ -340,3 +340,24 @@ def test_refusals_name_the_values(change: dict[str, Any], error: type, text: str
     arguments: dict[str, Any] = {name: torch.zeros(2, 3, 4, 8) for name in "qkv"}
     with pytest.raises(error, match=f"^sliced_attention: .*{text}"):
         sliced_attention(**{**arguments, **change})
+
+
+def test_raw_calls_name_themselves() -> None:
+    """Each check that forward and backward share, and those of the backward alone."""
+    q, lse = torch.ones(2, 3, 4, 8), torch.ones(2, 3, 4)
+    ops, half = torch.ops.ddsm_ext, q.half()
+    for q2, k, text in (
+        (q[0], q, "q, k or v is not 4-dimensional"),
+        (q, q.double(), "q, k and v differ in dtype"),
+        (q, q[:, :1], "dimension 1 is 3 in q, 1 in k, 3 in v"),
+        (q[..., :0], q[..., :0], "the head size is 0"),
+        (half, half, "q is float16; the CPU kernel needs float32"),
+    ):
+        v = k if k.shape[3] == 0 or k is half else q
+        with pytest.raises(RuntimeError, match=f"sliced_attention: {text}"):
+            ops.sliced_attention(q2, k, v, None)
+        with pytest.raises(RuntimeError, match=f"sliced_attention_backward: {text}"):
+            ops.sliced_attention_backward(q2, q2, k, v, q2, lse, None)
+    for grad, out, text in ((q[:1], q, "grad_out does"), (q, half, "out does"), (q, q, "lse is")):
+        with pytest.raises(RuntimeError, match=f"sliced_attention_backward: {text} not"):
+            ops.sliced_attention_backward(grad, q, q, q, out, lse[:1], None)

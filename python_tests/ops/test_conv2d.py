@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 from ops import op_checks
 from ops.op_checks import FORWARD_RATIO, GRADIENT_RATIO, ISAS, normal, seeded
+from ops.product_samples import WINDOWS, conv2d_samples
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -18,8 +17,6 @@ CHANNELS = (1, 3, 8, 59, 111, C_MAX)
 # (c_in, c_out): every count on either side of the full and of an odd one
 COUNTS = sorted({pair for c in CHANNELS for o in (59, C_MAX) for pair in ((c, o), (o, c))})
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
-# kernel, stride, upsample
-WINDOWS = ((3, 1, False), (3, 2, False), (1, 1, False), (1, 2, False), (3, 1, True), (3, 2, True))
 
 
 def parameters(
@@ -199,39 +196,15 @@ def test_gradcheck(seed):
     assert torch.autograd.gradcheck(call, leaves)
 
 
-def opcheck_samples() -> tuple[list[tuple], list[tuple], list[tuple]]:
-    forward, grad_x, grad_weight = [], [], []
-    cases = itertools.product(WINDOWS, (False, True), (torch.float32, torch.bfloat16))
-    for index, ((kernel, stride, upsample), two, dtype) in enumerate(cases):
-        generator = seeded(index)
-        weight, bias = parameters(generator, 9, 12, kernel, dtype)
-        x = normal(generator, 2, 5, 4, 6, dtype=dtype).requires_grad_(index % 3 == 0)
-        x2 = normal(generator, 2, 3, 4, 6, dtype=dtype) if two else None
-        if index % 2:
-            x = x.detach().contiguous(memory_format=torch.channels_last)
-        window = (stride, kernel // 2, upsample)
-        arguments = (x, x2, weight.requires_grad_(), bias if index % 4 else None, 7, 6, *window)
-        forward.append(arguments)
-        grad_y = torch.ops.ddsm_ext.sliced_conv2d(*arguments).detach()
-        plain = (weight.detach(), 5, 0, 4, 6)
-        grad_x.append((grad_y, *plain, *window))
-        grads = (torch.zeros_like(plain[0]), torch.zeros_like(bias))
-        grad_weight.append((grad_y, x.detach(), x2, 6, *window, *grads))
-    return forward, grad_x, grad_weight
-
-
-OPS = ("sliced_conv2d", "sliced_conv2d_grad_x", "sliced_conv2d_grad_weight")
-
-
 @pytest.mark.slow
 def test_opcheck():
-    samples = opcheck_samples()
-    assert len(samples[0]) >= 12
-    op_checks.check_ops(OPS, samples)
+    samples = conv2d_samples()
+    assert len(samples["sliced_conv2d"]) >= 12
+    op_checks.check_ops(samples)
 
 
 def test_opcheck_of_one_sample():
-    op_checks.check_ops(OPS, opcheck_samples(), slice(2, 3))
+    op_checks.check_ops(conv2d_samples(), slice(2, 3))
 
 
 def test_compiles_for_all_widths():

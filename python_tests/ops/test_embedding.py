@@ -1,8 +1,9 @@
-"""sliced_embedding beside PyTorch's embedding: values, gradients, locality, refusals."""
+"""sliced_embedding beside PyTorch's embedding, and sinusoids of timesteps in closed form."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -12,7 +13,12 @@ from ops.op_checks import check_outside_unchanged, compiled_graphs, normal, pois
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddsm_ext.ops import sliced_embedding, sliced_embedding_ref
+from ddsm_ext.ops import (
+    embed_time,
+    sinusoidal_embedding,
+    sliced_embedding,
+    sliced_embedding_ref,
+)
 
 ROWS, C_MAX = 11, 24
 Y = torch.tensor([3, 10, 3, 0, 3])  # a row that repeats sums its gradients
@@ -153,3 +159,41 @@ def test_accumulation_wants_a_leaf() -> None:
 def test_layouts_of_the_table() -> None:
     for c, layout in itertools.product((3, C_MAX), (lambda w: w, lambda w: w.t().contiguous().t())):
         assert torch.equal(sliced_embedding(layout(table()), Y, c), table()[Y, :c])
+
+
+def test_sinusoids_in_closed_form() -> None:
+    t = torch.tensor([0.0, 1.0, 3.75, 999.0], dtype=torch.float64)
+    embedding = sinusoidal_embedding(t, 6, dtype=torch.float64)
+    for row, value in enumerate(t.tolist()):
+        for i in range(3):
+            angle = value * 10000 ** (-2 * i / 6)
+            assert math.isclose(embedding[row, 2 * i], math.sin(angle), abs_tol=1e-11)
+            assert math.isclose(embedding[row, 2 * i + 1], math.cos(angle), abs_tol=1e-11)
+
+
+def test_halves_of_sinusoids_in_closed_form() -> None:
+    t = torch.tensor([0.0, 1.0, 3.75, 999.0], dtype=torch.float64)
+    embedding = sinusoidal_embedding(t, 6, halves=True, dtype=torch.float64)
+    assert embedding.shape == (4, 6)
+    for row, value in enumerate(t.tolist()):
+        for i in range(3):
+            angle = value * 10000 ** (-i / 3)
+            assert math.isclose(embedding[row, i], math.cos(angle), abs_tol=1e-11)
+            assert math.isclose(embedding[row, 3 + i], math.sin(angle), abs_tol=1e-11)
+    assert torch.equal(embed_time(t, 6, None, torch.float64, halves=True), embedding)
+    low = embed_time(t, 6, None, torch.bfloat16, halves=True)
+    assert torch.equal(low, sinusoidal_embedding(t, 6, halves=True).to(torch.bfloat16))
+
+
+def test_rows_of_a_frozen_table_replace_whole_steps_only() -> None:
+    table = torch.arange(8.0).view(4, 2)
+    t = torch.tensor([0.0, 3.0, 2.5, 4.0, -1.0])
+    embedding = embed_time(t, 2, table, torch.float32)
+    assert torch.equal(embedding[:2], table[[0, 3]])
+    assert torch.equal(embedding[2:], sinusoidal_embedding(t[2:], 2))
+    assert torch.equal(embed_time(torch.tensor([1, 2]), 2, table, torch.float32), table[1:3])
+
+
+def test_sinusoids_of_integer_and_float_steps_agree() -> None:
+    t = torch.tensor([0, 17, 999])
+    assert torch.equal(sinusoidal_embedding(t, 8), sinusoidal_embedding(t.float(), 8))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 from ops import op_checks
 from ops.op_checks import FORWARD_RATIO, GRADIENT_RATIO, ISAS, normal, seeded
+from ops.product_samples import linear_samples
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -137,35 +136,15 @@ def test_gradcheck(seed):
     assert torch.autograd.gradcheck(lambda *args: sliced_linear(*args, 4), leaves)
 
 
-def opcheck_samples() -> tuple[list[tuple], list[tuple], list[tuple]]:
-    forward, grad_x, grad_weight = [], [], []
-    cases = itertools.product((1, 4, 20), (torch.float32, torch.bfloat16), (False, True))
-    for index, (rows, dtype, wants_grad) in enumerate(cases):
-        generator = seeded(index)
-        weight, bias = parameters(generator, 9, 12, dtype)
-        x = normal(generator, 2, rows, 5, dtype=dtype)
-        forward.append(
-            (x.requires_grad_(wants_grad), weight.requires_grad_(), bias if index % 2 else None, 7)
-        )
-        grad_y = normal(generator, 2, rows, 7, dtype=dtype)
-        grad_x.append((grad_y, weight.detach(), 5))
-        grads = (torch.zeros_like(weight.detach()), torch.zeros_like(bias))
-        grad_weight.append((grad_y, x.detach(), *grads))
-    return forward, grad_x, grad_weight
-
-
-OPS = ("sliced_linear", "sliced_linear_grad_x", "sliced_linear_grad_weight")
-
-
 @pytest.mark.slow
 def test_opcheck():
-    samples = opcheck_samples()
-    assert len(samples[0]) >= 12
-    op_checks.check_ops(OPS, samples)
+    samples = linear_samples()
+    assert len(samples["sliced_linear"]) >= 12
+    op_checks.check_ops(samples)
 
 
 def test_opcheck_of_one_sample():
-    op_checks.check_ops(OPS, opcheck_samples(), slice(1, 2))
+    op_checks.check_ops(linear_samples(), slice(1, 2))
 
 
 def test_compiles_for_all_widths():

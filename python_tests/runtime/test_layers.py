@@ -165,7 +165,7 @@ def test_block_that_halves(dtype: torch.dtype):
         24,
         norm=block.norm(steps, sources, film=False),
         shift=steps.rows(shift),
-        shortcut=(sources, block.conv(1, "down")),
+        shortcut=(tuple(steps.layers.resample(x, up=False) for x in sources), block.conv(1)),
     )
     expected = block.convolved(resampled(block.normed(film=False), "down"), 3)
     expected += block.convolved(resampled(block.z.double(), "down"), 1)
@@ -273,3 +273,20 @@ def test_a_field_too_many_or_too_few_is_refused():
     program.add("Conv2dForwardArgs", shape=Struct("Conv2dShape", fields))
     with pytest.raises(TypeError):
         program.bind(torch.empty(0, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_call_of_no_source_or_three_is_refused_by_name(count: int):
+    shape = Struct("Conv2dShape", dict.fromkeys(
+        ("images", "height", "width", "out_height", "out_width", "stride", "padding", "scale"), 1
+    ))  # fmt: skip
+    image = Struct("Conv2dImage", dict.fromkeys(
+        ("data", "n_stride", "h_stride", "w_stride", "channels", "weight_offset"), 1
+    ))  # fmt: skip
+    fields = dict.fromkeys(
+        ("weight_dtype", "kernel", "algo", "panels", "c_out_max", "c_in_max", "bias", "norm",
+         "shift", "residual", "residual_scale", "y", "y_dtype", "c_out", "parts", "moments"), 0
+    )  # fmt: skip
+    call = {**fields, "shape": shape, "sources": [image] * count, "norm_silu": False}
+    with pytest.raises(ValueError, match=f"^Conv2dForwardArgs: has {count} sources; need 1 or 2$"):
+        Struct("Conv2dForwardArgs", call).sketch()

@@ -72,6 +72,7 @@ def check_resampled_paths_beside(device: torch.device, dtype: torch.dtype) -> No
         weight, bias = normal(C, C, 3, 3, dtype=dtype) / 8, normal(C, dtype=dtype)
         corner, its_bias = normal(C, C, 1, 1, dtype=dtype) / 4, normal(C, dtype=dtype)
     wide = [t.double() for t in (weight, bias, corner, its_bias)]
+    short = ConvWeight((corner,), (its_bias,))
     for x, way in ((half, "up"), (large, "down")):
         conv = ConvWeight((weight,), (bias,), resample=way)
         exact = F.conv2d(resampled(x.double(), way), *wide[:2], padding=1)
@@ -79,8 +80,8 @@ def check_resampled_paths_beside(device: torch.device, dtype: torch.dtype) -> No
         if way == "up":
             y = run.conv2d((Activation(x),), conv, C, residual=Activation(half))
             check_close(y.tensor, exact + beside, 2 * tolerance(dtype))
-        short = ConvWeight((corner,), (its_bias,), resample=way)
-        y = run.conv2d((Activation(x),), conv, C, shortcut=((Activation(x),), short))
+        shortcut = (run.resample(Activation(x), way == "up"),), short
+        y = run.conv2d((Activation(x),), conv, C, shortcut=shortcut)
         check_close(y.tensor, exact + F.conv2d(beside, *wide[2:]), 2 * tolerance(dtype))
 
 

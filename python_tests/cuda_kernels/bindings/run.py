@@ -20,17 +20,15 @@ from runtime.recorder import Recorder
 
 def check_random_raw_calls(name: str, examples: int) -> None:
     """Any arguments past the Python layer end in a result or a RuntimeError."""
-    calls = fuzz_raw.CALLS[name]
 
     def of_supported_types(arguments: dict[str, Any]) -> dict[str, list[Any]]:
         # What the CUDA kernels refuse.
         first = next(iter(arguments.values()))  # x or q
         assume(first.dtype != torch.float64)
         assume(arguments.get("algo", "auto") in ("auto", "direct"))
-        return calls(arguments)
+        return fuzz_raw.CALLS[name](arguments)
 
-    fuzz_raw.CALLS[name] = of_supported_types
-    fuzz_raw.fuzz(name, examples)
+    fuzz_raw.fuzz(name, examples, of_supported_types)
 
 
 def check_steps_on_hopper(library: ctypes.CDLL) -> None:

@@ -22,9 +22,9 @@ from ddsm_ext.ops._fused import (
     sinusoidal_embedding,
 )
 from ddsm_ext.ops.conv2d import sliced_conv2d_ref
+from ddsm_ext.ops.embedding import embed_time
 from ddsm_ext.ops.group_norm import sliced_group_norm_ref
 from ddsm_ext.ops.linear import sliced_linear_ref
-from ddsm_ext.ops.sinusoidal_embedding import embed_time
 from ddsm_ext.runtime.backend import StepKey
 from ddsm_ext.runtime.cuda import Graphs, GraphSteps, run_step
 

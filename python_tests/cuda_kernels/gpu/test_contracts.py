@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from cuda_kernels.gpu.device import DEVICE, needs_device
 from cuda_kernels.gpu.layer_calls import normal
-from ops import op_checks, test_conv2d, test_linear
+from ops import op_checks
+from ops.product_samples import Samples, conv2d_samples, linear_samples
 from torch import Tensor
 
 from ddsm_ext.ops import sliced_attention, sliced_conv2d, sliced_group_norm, sliced_linear
@@ -25,10 +26,9 @@ def moved(arguments: Sequence[Any]) -> tuple[Any, ...]:
     )
 
 
-@pytest.mark.parametrize("module", [test_conv2d, test_linear])
-def test_opcheck_of_products(module) -> None:
-    samples = [[moved(sample) for sample in part[1::3]] for part in module.opcheck_samples()]
-    op_checks.check_ops(module.OPS, samples)
+@pytest.mark.parametrize("make", [conv2d_samples, linear_samples])
+def test_opcheck_of_products(make: Callable[[], Samples]) -> None:
+    op_checks.check_ops({op: list(map(moved, calls[1::3])) for op, calls in make().items()})
 
 
 def test_opcheck_of_group_norm() -> None:
@@ -37,14 +37,14 @@ def test_opcheck_of_group_norm() -> None:
         x2 = normal(2, 4, 5, 4, dtype=torch.bfloat16) if two else None
         parameters = [normal(16, dtype=torch.bfloat16).requires_grad_() for _ in range(2)]
         arguments = (x, x2, *parameters, 4, 8, 1e-5, True)
-        op_checks.check_ops(["sliced_group_norm"], [[arguments]])
+        op_checks.check_ops({"sliced_group_norm": [arguments]})
 
 
 def test_opcheck_of_attention() -> None:
     q, k, v = (normal(2, 1, 16, 32, dtype=torch.bfloat16).requires_grad_() for _ in range(3))
     if not runs_native("sliced_attention", q, needs_grad=True):
         pytest.skip(f"no kernel of attention on {DEVICE}")
-    op_checks.check_ops(["sliced_attention"], [[(q, k, v, None)]])
+    op_checks.check_ops({"sliced_attention": [(q, k, v, None)]})
 
 
 def leaf(*size: int) -> Tensor:

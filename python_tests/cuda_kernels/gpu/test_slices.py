@@ -6,7 +6,7 @@ import pytest
 import torch
 from cuda_kernels.gpu.device import DEVICE, needs_device
 from cuda_kernels.gpu.layer_calls import normal
-from ops.op_checks import as_layout, check_outside_unchanged
+from ops.op_checks import as_layout, check_outside_unchanged, poisoned
 from torch import Tensor
 
 from ddsm_ext.ops import sliced_conv2d, sliced_group_norm, sliced_linear
@@ -15,12 +15,6 @@ pytestmark = needs_device
 DTYPES = (torch.float32, torch.bfloat16)
 # (active, allocated): chunks of 16 bytes throughout, and neither count divisible by anything
 SIZES = (((64, 48), (128, 96)), ((19, 21), (60, 40)))
-
-
-def poisoned(values: Tensor, *keep: slice) -> Tensor:
-    result = torch.full_like(values, float("nan"))
-    result[keep] = values[keep]
-    return result
 
 
 def parameter(dtype: torch.dtype, keep: tuple[slice, ...], *size: int) -> Tensor:
