@@ -160,8 +160,15 @@ def test_wrong_files_are_named(tmp_path) -> None:
         {"head.bias": torch.zeros(3)},
         {"head.bias": torch.full((10,), torch.nan)},
         {"extra": torch.zeros(1)},
+        {"head.bias": torch.zeros(10).to(torch.float8_e4m3fn)},
     ):
         save_file(tensors | change, path, metadata={"ddsm_classifier": good})
+        with pytest.raises(ValueError, match="do not fit"):
+            load_classifier(path)
+    for size in (10**6, 10**12):  # a network that no memory holds
+        config = {**stored.config.to_dict(), "channels": size, "features": size}
+        metadata = json.dumps({**stored.metadata(), "config": config})
+        save_file(tensors, path, metadata={"ddsm_classifier": metadata})
         with pytest.raises(ValueError, match="do not fit"):
             load_classifier(path)
     for bad in ("{}", "[1]", "nonsense", json.dumps({**stored.metadata(), "version": 2})):
