@@ -24,7 +24,7 @@ from ddsm_ext.data.pixels import from_uint8
 from ddsm_ext.io.document import Document
 from ddsm_ext.io.files import parse_json, read_bytes, write_atomic
 from ddsm_ext.io.weights import parse_safetensors
-from ddsm_ext.settings import Refusal, Settings, TypeRefusal, is_int
+from ddsm_ext.settings import Refusal, Settings, TypeRefusal, is_int, is_number
 
 _METADATA_KEY = "ddsm_classifier"
 _HELD_OUT_FRACTION = 0.2  # share of images, chosen by the seed, that training never sees
@@ -60,6 +60,9 @@ class ClassifierConfig(Settings):
         for name in ("image_size", "classes", "channels", "features", "epochs", "batch_images"):
             low = lowest.get(name, 1)
             self._check(name, is_int(getattr(self, name), low), f"an int >= {low}")
+        self._check_int("seed", 0)
+        for name in ("lr", "weight_decay"):
+            self._check(name, is_number(getattr(self, name), 0), "a number >= 0")
 
 
 class SmallClassifier(nn.Module):
@@ -126,6 +129,15 @@ class _Record(Document):
     )
 
     values: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        v = self.values
+        wrong = [name for name in ("data_name", "data_digest") if not isinstance(v[name], str)]
+        wrong += [name for name in ("train_images", "held_out_images") if not is_int(v[name], 0)]
+        shares = ("held_out_accuracy", "train_accuracy")
+        wrong += [name for name in shares if not is_number(v[name], 0, 1)]
+        for name in wrong:
+            raise Refusal(f"{name} is {v[name]!r}; need text, a count, or a share from 0 to 1")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values as JSON values."""
@@ -308,7 +320,7 @@ def load_classifier(path: str | Path) -> tuple[TrainedClassifier, str]:
         expected = {name: t.shape for name, t in network.state_dict().items()}
         fits = expected == {name: t.shape for name, t in tensors.items()}
         fits = fits and all(bool(torch.isfinite(t).all()) for t in tensors.values())
-    except RuntimeError:  # of sizes beyond any memory, or types that have no test for finiteness
+    except (RuntimeError, TypeError):  # sizes beyond any memory, types without arithmetic
         fits = False
     if not fits:
         raise Refusal(
