@@ -168,11 +168,6 @@ _native = native  # which `from ddsm_ext import _native` takes
 cuda_missing_reason: str = _load_cuda(folder, native.build_info().get("cuda_missing", ""))
 
 
-def has_cuda() -> bool:
-    """True if the CUDA kernels are loaded (a GPU may still be absent)."""
-    return cuda_missing_reason == ""
-
-
 @cache
 def has_kernel(op: str, device_type: str) -> bool:
     """True if the compiled libraries hold a kernel of `ddsm_ext::<op>` for "cpu" or "cuda"."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddsm_ext.data.archives import tar_entries
-from ddsm_ext.data.images import ReadLimits, is_image_name
+from ddsm_ext.data.images import is_image_name
 from ddsm_ext.io.files import read_bytes
 from ddsm_ext.settings import Refusal, check_choice
 
@@ -63,30 +63,27 @@ def _batch_files(path: Path) -> list[Path]:
     """A batch, or those in a folder or in the one sub-folder that the archives unpack to."""
     if not path.is_dir():
         return [path]
-    for candidate in (path, *sorted(path.glob("cifar-10-batches-*"))):
-        files = sorted(p for p in candidate.iterdir() if _BATCH.fullmatch(p.name))
+    for candidate in (path, *sorted(path.glob("cifar-10-batches-*/"))):
+        files = sorted(p for p in candidate.iterdir() if _BATCH.fullmatch(p.name) and p.is_file())
         if files:
             return [*files, *(p for p in [candidate / _META] if p.is_file())]
     return []
 
 
-def _entries(path: Path, limits: ReadLimits | None) -> Iterator[tuple[str, bytes]]:
+def _entries(path: Path) -> Iterator[tuple[str, bytes]]:
     if path.is_dir() or _BATCH.fullmatch(path.name):
         for file in _batch_files(path):
             yield file.name, read_bytes(file, "CIFAR-10 batch")
     else:
-        yield from tar_entries(path, limits)
+        yield from tar_entries(path)
 
 
-def read_cifar10(
-    path: str | Path, split: str = "train", *, limits: ReadLimits | None = None
-) -> CifarImages:
+def read_cifar10(path: str | Path, split: str = "train") -> CifarImages:
     """CIFAR-10 from `data_batch_N.bin` records: a label byte, then 1024 bytes each of R, G, B.
 
     Args:
         path: one .bin file, a folder of them, or cifar-10-binary.tar.gz.
         split: "train", "test" or "all".
-        limits: None takes the defaults.
 
     Raises:
         FileNotFoundError: no such file.
@@ -97,7 +94,7 @@ def read_cifar10(
     start = wanted[check_choice("CIFAR-10: split", split, wanted)]
     batches: dict[str, NDArray[np.uint8]] = {}
     class_names = tuple(str(index) for index in range(_CLASSES))
-    for entry, data in _entries(path, limits):
+    for entry, data in _entries(path):
         name = PurePosixPath(entry).name
         match = _BATCH.fullmatch(name)
         if match and match[2] and name.startswith(start):

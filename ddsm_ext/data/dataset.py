@@ -22,7 +22,7 @@ from ddsm_ext.data.archives import archive_images, images_from_archive
 from ddsm_ext.data.cifar import is_cifar10, read_cifar10
 from ddsm_ext.data.config import DataConfig
 from ddsm_ext.data.images import image_files, images_from_folder, label_of
-from ddsm_ext.io.files import write_atomic
+from ddsm_ext.io.files import parse_json, write_atomic
 from ddsm_ext.settings import Refusal
 
 _CACHE_VERSION = 1  # change when the same settings give other pixels
@@ -167,7 +167,7 @@ class _RawImages:
             with safe_open(file, framework="np") as stored:
                 arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
                 metadata = stored.metadata()
-            about = json.loads(metadata["about"])
+            about = parse_json(metadata["about"], str(file))
             if metadata["sha256"] == _sha256(arrays):
                 names = tuple(about["classes"])
                 labels = arrays.get("labels")

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,9 +22,9 @@ from torch.nn import functional as F
 
 from ddsm_ext.data.pixels import from_uint8
 from ddsm_ext.io.document import Document
-from ddsm_ext.io.files import parse_json, write_atomic
+from ddsm_ext.io.files import parse_json, read_bytes, write_atomic
 from ddsm_ext.io.weights import parse_safetensors
-from ddsm_ext.settings import Refusal, Settings, TypeRefusal, is_int
+from ddsm_ext.settings import Refusal, Settings, TypeRefusal, is_int, is_number
 
 _METADATA_KEY = "ddsm_classifier"
 _HELD_OUT_FRACTION = 0.2  # share of images, chosen by the seed, that training never sees
@@ -60,6 +60,9 @@ class ClassifierConfig(Settings):
         for name in ("image_size", "classes", "channels", "features", "epochs", "batch_images"):
             low = lowest.get(name, 1)
             self._check(name, is_int(getattr(self, name), low), f"an int >= {low}")
+        self._check_int("seed", 0)
+        for name in ("lr", "weight_decay"):
+            self._check(name, is_number(getattr(self, name), 0), "a number >= 0")
 
 
 class SmallClassifier(nn.Module):
@@ -121,17 +124,20 @@ class _Record(Document):
     """What a file says of its weights: all of `TrainedClassifier` but the network."""
 
     what: ClassVar[str] = "record of a trained classifier"
-    file_keys: ClassVar[tuple[str, ...]] = (
-        "config",
-        "data_name",
-        "data_digest",
-        "train_images",
-        "held_out_images",
-        "held_out_accuracy",
-        "train_accuracy",
+    file_keys: ClassVar[tuple[str, ...]] = tuple(
+        field.name for field in fields(TrainedClassifier) if field.name != "network"
     )
 
     values: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        v = self.values
+        wrong = [name for name in ("data_name", "data_digest") if not isinstance(v[name], str)]
+        wrong += [name for name in ("train_images", "held_out_images") if not is_int(v[name], 0)]
+        shares = ("held_out_accuracy", "train_accuracy")
+        wrong += [name for name in shares if not is_number(v[name], 0, 1)]
+        for name in wrong:
+            raise Refusal(f"{name} is {v[name]!r}; need text, a count, or a share from 0 to 1")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values as JSON values."""
@@ -304,32 +310,32 @@ def load_classifier(path: str | Path) -> tuple[TrainedClassifier, str]:
         FileNotFoundError: no such file.
         ValueError: not a safetensors file, no classifier in it, or weights that do not fit.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"classifier {path}: no such file; need a .safetensors classifier")
-    data = path.read_bytes()
+    data = read_bytes(path, ".safetensors classifier")
     metadata, tensors = _read_safetensors(path, data)
     where = f"classifier {path}: metadata"
     record = _Record.from_content(parse_json(metadata.get(_METADATA_KEY, "{}"), where), where)
-    config = record.values["config"]
-    with torch.random.fork_rng(devices=[]):
-        network = SmallClassifier(config)
-    trained = TrainedClassifier(network=network, **record.values)
-    expected = {name: t.shape for name, t in network.state_dict().items()}
-    got = {name: t.shape for name, t in tensors.items()}
-    if got != expected or not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
+    try:
+        with torch.device("meta"):  # takes no memory, whatever sizes the file states
+            network = SmallClassifier(record.values["config"])
+        expected = {name: t.shape for name, t in network.state_dict().items()}
+        fits = expected == {name: t.shape for name, t in tensors.items()}
+        fits = fits and all(bool(torch.isfinite(t).all()) for t in tensors.values())
+    except (RuntimeError, TypeError):  # sizes beyond any memory, types without arithmetic
+        fits = False
+    if not fits:
         raise Refusal(
             f"classifier {path}: its weights do not fit its own metadata; need an intact file"
         )
-    network.load_state_dict(tensors)
+    network.to_empty(device="cpu").load_state_dict(tensors)
     network.eval().requires_grad_(False)
+    trained = TrainedClassifier(network=network, **record.values)
     return trained, hashlib.sha256(data).hexdigest()
 
 
-def _read_safetensors(path: Path, data: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
+def _read_safetensors(path: str | Path, data: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         tensors = parse_safetensors(data, str(path))
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")], str(path))
     except ValueError as error:
         raise Refusal(
             f"classifier {path}: not a safetensors file; need one written by save_classifier"

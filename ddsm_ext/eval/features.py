@@ -9,7 +9,6 @@ import difflib
 import hashlib
 import importlib
 import io
-import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,12 +19,12 @@ import torch
 from torch import Tensor
 
 from ddsm_ext.eval.classifier import load_classifier
+from ddsm_ext.io.files import one_line, read_bytes
+from ddsm_ext.io.weights import load_torch
 from ddsm_ext.settings import MissingLibrary, Refusal, TypeRefusal
 
 DIGITS_CLASSIFIER_FILE = Path(__file__).with_name("digits_classifier.safetensors")
 _BATCH_IMAGES = 512
-# torch.library registrations live as long as this object.
-_TORCHVISION_SCHEMAS: list[Any] = []
 _WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 
 
@@ -98,13 +97,9 @@ class InceptionExtractor:
     dim = 2048
 
     def __init__(self, path: Path, device: str | torch.device) -> None:
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"inception weights {path}: no such file; need torch-fidelity's {_WEIGHTS}"
-            )
+        data = read_bytes(path, f"file {_WEIGHTS} of torch-fidelity")
         import_torch_fidelity()
         module = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
-        data = path.read_bytes()
         buffer = io.BytesIO()
         torch.save(_state_dict(path, data), buffer)
         buffer.seek(0)
@@ -206,9 +201,9 @@ def import_torch_fidelity() -> ModuleType:
     try:
         _import_torchvision()
         return importlib.import_module("torch_fidelity")
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:
         raise MissingLibrary(
-            f"torch_fidelity: it does not import ({error}); need the extra: "
+            f"torch_fidelity: it does not import ({one_line(error)}); need the extra: "
             "pip install 'ddsm_ext[metrics]'"
         ) from error
 
@@ -217,12 +212,11 @@ def _import_torchvision() -> None:
     try:
         importlib.import_module("torchvision")
     except RuntimeError as error:
-        if "torchvision::nms" not in str(error) or _TORCHVISION_SCHEMAS:
+        if "torchvision::nms" not in str(error):
             raise
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _TORCHVISION_SCHEMAS.append(library)
+        schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        torch.library.define("torchvision::nms", schema)
+        torch.library.define("torchvision::qnms", schema)
         # The failed import left its submodules behind.
         for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
             del sys.modules[name]
@@ -230,14 +224,7 @@ def _import_torchvision() -> None:
 
 
 def _state_dict(path: Path, data: bytes) -> dict[str, Tensor]:
-    try:
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
-        raise Refusal(
-            f"inception weights {path}: not a plain PyTorch state dict; need {_WEIGHTS}"
-        ) from error
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
-    ):
+    state = load_torch(io.BytesIO(data), f"inception weights {path}")
+    if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise Refusal(f"inception weights {path}: it holds no tensors by name; need {_WEIGHTS}")
     return {name: value.detach().clone() for name, value in state.items()}

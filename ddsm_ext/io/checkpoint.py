@@ -44,14 +44,14 @@ class Checkpoint:
     path: Path
 
 
-def checkpoints_folder(run: str | Path) -> Path:
-    """Folder of a run's checkpoints."""
-    return Path(run) / "checkpoints"
+def checkpoint_path(run: str | Path, step: int) -> Path:
+    """Folder of a run's checkpoint of a step, there or not."""
+    return Path(run) / "checkpoints" / f"step-{step:06d}"
 
 
 def list_checkpoints(run: str | Path) -> list[Path]:
     """Checkpoint folders of a run by rising step, whole or not."""
-    folder = checkpoints_folder(run)
+    folder = checkpoint_path(run, 0).parent
     if not folder.is_dir():
         return []
     steps = [(int(m[1]), p) for p in folder.iterdir() if (m := _STEP.fullmatch(p.name))]
@@ -94,16 +94,17 @@ def save_checkpoint(
     for group in groups:
         if not _GROUP.fullmatch(group) or group == "state":
             raise Refusal(f"save_checkpoint: group is {group!r}; need a name like 'model'")
-    parent = checkpoints_folder(run)
+    target = checkpoint_path(run, step)
+    parent = target.parent
     parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(parent)
     text = to_json({**state, "step": step}, indent=2) + "\n"
-    temp = parent / f".new-step-{step:06d}-{os.getpid()}-{secrets.token_hex(4)}"
+    temp = parent / f".new-{target.name}-{os.getpid()}-{secrets.token_hex(4)}"
     temp.mkdir()
     try:
         manifest = _write_files(temp, groups, text.encode())
         _verify(temp)
-        target = _publish(temp, parent / f"step-{step:06d}", manifest)
+        _publish(temp, target, manifest)
     except BaseException:
         shutil.rmtree(temp, ignore_errors=True)
         raise
@@ -150,7 +151,7 @@ def _encoded(
     yield STATE, state
 
 
-def _publish(temp: Path, target: Path, manifest: bytes) -> Path:
+def _publish(temp: Path, target: Path, manifest: bytes) -> None:
     """Rename the finished folder; a damaged one of the same step makes way, a whole one stays."""
     if target.exists():
         try:
@@ -163,10 +164,9 @@ def _publish(temp: Path, target: Path, manifest: bytes) -> Path:
                     f"{target}: already holds another checkpoint of this step; need a new run"
                 )
             shutil.rmtree(temp)
-            return target
+            return
     os.rename(temp, target)
     sync_folder(target.parent)
-    return target
 
 
 def _remove_leftovers(parent: Path) -> None:

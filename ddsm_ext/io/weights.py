@@ -6,7 +6,7 @@ import hashlib
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ddsm_ext.io.files import one_line, read_bytes, read_json
 from ddsm_ext.settings import Refusal
@@ -40,7 +40,6 @@ def load_file(path: Path) -> Mapping[str, Any]:
         ValueError: it is damaged or foreign, or holds Python objects.
     """
     import safetensors.torch
-    import torch
 
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
@@ -49,20 +48,39 @@ def load_file(path: Path) -> Mapping[str, Any]:
         try:
             return safetensors.torch.load_file(path)
         except (safetensors.SafetensorError, OSError) as error:
-            raise Refusal(f"{path} is no whole safetensors file: {one_line(error)}") from None
+            raise Refusal(
+                f"{path} is no whole safetensors file ({one_line(error)}); need a state dict"
+            ) from None
+    return load_torch(path, str(path))
+
+
+def load_torch(source: Path | BinaryIO, name: str) -> Mapping[str, Any]:
+    """Content of a torch file of plain values, on the CPU.
+
+    Args:
+        source: the file, or its content.
+        name: says in errors where it came from.
+
+    Raises:
+        ValueError: it is damaged or foreign, or holds Python objects.
+    """
+    import torch
+
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(source, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise Refusal(
-            f"{path} is refused: it is damaged, or holds Python objects, which may run code when "
+            f"{name} is refused: it is damaged, or holds Python objects, which may run code when "
             "loaded; need tensors and plain values only"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError,
             AttributeError) as error:  # fmt: skip
         # What torch's readers raise on truncated or foreign bytes.
-        raise Refusal(f"{path} is no whole torch file: {one_line(error)}") from None
+        raise Refusal(
+            f"{name} is no whole torch file ({one_line(error)}); need a state dict"
+        ) from None
     if not isinstance(content, Mapping):
-        raise Refusal(f"{path} holds a {type(content).__name__}; need a state dict")
+        raise Refusal(f"{name} holds a {type(content).__name__}; need a state dict")
     return content
 
 
@@ -88,11 +106,14 @@ def load_shards(index: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not isinstance(content, dict) or not isinstance(content.get("weight_map"), dict):
         raise Refusal(f"{index}: has no weight_map; need an index of safetensors files")
     weight_map, metadata = content["weight_map"], content.get("metadata") or {}
-    digests = metadata.get("sha256", {})
-    tensors: dict[str, Tensor] = {}
-    for file in dict.fromkeys(weight_map.values()):
+    digests = metadata.get("sha256", {}) if isinstance(metadata, dict) else None
+    if not isinstance(digests, dict):
+        raise Refusal(f"{index}: metadata or its sha256 is no JSON object; need names and values")
+    for file in weight_map.values():
         if Path(str(file)).name != file:
             raise Refusal(f"{index}: names the file {file!r}; need names without a folder")
+    tensors: dict[str, Tensor] = {}
+    for file in dict.fromkeys(weight_map.values()):
         path = index.parent / file
         data = read_bytes(path, "file that the index names")
         if file in digests and hashlib.sha256(data).hexdigest() != digests[file]:

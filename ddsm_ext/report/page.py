@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import ChainableUndefined, Environment, FileSystemLoader
+from jinja2 import ChainableUndefined, Environment, FileSystemLoader, TemplateError
 from matplotlib.figure import Figure
 
 from ddsm_ext.io.files import read_json, read_jsonl, to_json, write_atomic
@@ -17,6 +16,23 @@ from ddsm_ext.report.headline import headline
 from ddsm_ext.settings import Refusal
 
 _MAX_PICTURE_BYTES = 8 << 20
+# What the page is made of: name -> file in the run folder. metrics["rows"] has one entry a score:
+# label, kind ("full", "strategy" or "width"), width, seeds, images, frechet, kid, macs_per_image,
+# ms_per_image.
+_FILES = {
+    "config": "config.json",
+    "env": "env.json",
+    "log": "log.jsonl",
+    "archive": "search/archive.jsonl",
+    "front": "search/front.json",
+    "history": "search/history.json",
+    "sensitivity": "search/sensitivity.json",
+    "steps": "search/steps.json",
+    "costs": "search/costs.json",
+    "metrics": "metrics.json",
+    "samples": "samples/compare/index.json",
+    "commands": "commands.jsonl",
+}
 
 
 def build_report(run: str | Path) -> Path:
@@ -32,20 +48,20 @@ def build_report(run: str | Path) -> Path:
         FileNotFoundError: there is no such run folder.
         ValueError: a file in it cannot be read, or is not of the form that ddsm writes.
     """
-    files = _load_run(run)
-    path = files.path / "report.html"
+    path = Path(run)
+    files = _load_run(path)
     try:
-        page = _render(files)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        page = _render(path, files)
+    except (ArithmeticError, AttributeError, LookupError, TemplateError, TypeError,
+            ValueError) as error:  # fmt: skip
         raise Refusal(
             f"{run}: a file has another form ({type(error).__name__}: {error}); "
             "need the files that ddsm writes"
         ) from error
-    write_atomic(path, page.encode("utf-8"))
-    return path
+    return write_atomic(path / "report.html", page.encode("utf-8"))
 
 
-def _render(files: RunFiles) -> str:
+def _render(path: Path, files: dict[str, Any]) -> str:
     """Return the page's HTML for the files of a run."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -58,70 +74,33 @@ def _render(files: RunFiles) -> str:
     environment.filters.update(svg_uri=figures.to_svg_uri, number=_number)
     return environment.get_template("report.html.j2").render(
         run=files,
-        source=Path(files.config.get("data", {}).get("source", "images")).name,
-        headline=headline(files.metrics),
-        samples=list(_samples(files)),
-        evaluations=_evaluations(files),
-        config_text=to_json(files.config, indent=2),
+        name=path.resolve().name,
+        source=Path(files["config"].get("data", {}).get("source", "images")).name,
+        headline=headline(files["metrics"]),
+        samples=list(_samples(path, files["samples"])),
+        evaluations=_evaluations(files["archive"]),
+        config_text=to_json(files["config"], indent=2),
         **_drawn(files),
     )
 
 
-@dataclass(frozen=True)
-class RunFiles:
-    """What a run folder holds, as parsed JSON.
-
-    `metrics["rows"]` has one entry a score: label, kind ("full", "strategy" or "width"), width,
-    seeds, images, frechet, kid, macs_per_image, ms_per_image.
-    """
-
-    path: Path
-    config: dict[str, Any]
-    env: dict[str, Any]
-    log: list[dict[str, Any]]
-    archive: list[dict[str, Any]]
-    front: dict[str, Any]
-    history: dict[str, Any]
-    sensitivity: dict[str, Any]
-    steps: dict[str, Any]
-    costs: dict[str, Any]
-    metrics: dict[str, Any]
-    samples: dict[str, Any]
-    commands: list[dict[str, Any]]
-
-
-def _load_run(run: str | Path) -> RunFiles:
-    """Read what the report needs from a run folder.
-
-    Args:
-        run: the run folder.
+def _load_run(run: Path) -> dict[str, Any]:
+    """Read the files of a run folder, by name; those that are not there yet are empty.
 
     Raises:
         FileNotFoundError: there is no such folder, or it has no config.json.
         ValueError: a file in it is not valid JSON, or no object.
     """
-    path = Path(run)
-    if not path.is_dir():
-        raise FileNotFoundError(
-            f"{path}: is no folder; need a run folder such as runs/00000-digits"
-        )
-    if not (path / "config.json").exists():
-        raise FileNotFoundError(f"{path}: has no config.json; need a run folder made by ddsm")
-    return RunFiles(
-        path=path,
-        config=_object(path / "config.json"),
-        env=_object(path / "env.json"),
-        log=read_jsonl(path / "log.jsonl", missing_ok=True),
-        archive=read_jsonl(path / "search" / "archive.jsonl", missing_ok=True),
-        front=_object(path / "search" / "front.json"),
-        history=_object(path / "search" / "history.json"),
-        sensitivity=_object(path / "search" / "sensitivity.json"),
-        steps=_object(path / "search" / "steps.json"),
-        costs=_object(path / "search" / "costs.json"),
-        metrics=_object(path / "metrics.json"),
-        samples=_object(path / "samples" / "compare" / "index.json"),
-        commands=read_jsonl(path / "commands.jsonl", missing_ok=True),
-    )
+    if not run.is_dir():
+        raise FileNotFoundError(f"{run}: is no folder; need a run folder such as runs/00000-digits")
+    if not (run / "config.json").exists():
+        raise FileNotFoundError(f"{run}: has no config.json; need a run folder made by ddsm")
+    return {
+        name: read_jsonl(run / file, missing_ok=True)
+        if file.endswith(".jsonl")
+        else _object(run / file)
+        for name, file in _FILES.items()
+    }
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -143,55 +122,53 @@ def _losses_per_width(log: list[dict[str, Any]]) -> dict[float, tuple[list[int],
     return losses
 
 
-def _samples(files: RunFiles) -> Iterator[tuple[str, str]]:
+def _samples(run: Path, index: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield label and PNG `data:` URI of each row of samples that lies in the run folder."""
-    for entry in files.samples.get("rows", []):
-        picture = files.path / "samples" / "compare" / Path(str(entry.get("file", ""))).name
+    for entry in index.get("rows", []):
+        picture = run / "samples" / "compare" / Path(str(entry.get("file", ""))).name
         if picture.is_file() and picture.stat().st_size <= _MAX_PICTURE_BYTES:
             data = base64.b64encode(picture.read_bytes()).decode("ascii")
             yield entry.get("label", picture.stem), f"data:image/png;base64,{data}"
 
 
-def _drawn(files: RunFiles) -> dict[str, Figure]:
+def _drawn(files: dict[str, Any]) -> dict[str, Figure]:
     """Return the figures by section; those whose file is not there yet are left out."""
     result = {}
-    if rows := files.metrics.get("rows"):
+    if rows := files["metrics"].get("rows"):
         full = [float(r["frechet"]) for r in rows if r.get("kind") == "full"]
         others = [(str(r["label"]), float(r["frechet"])) for r in rows if r.get("kind") != "full"]
         label = "Fréchet distance (lower is better)"
         result["quality"] = figures.quality_figure(full, others, label)
-    if steps := files.steps:
+    if steps := files["steps"]:
         result["strategy"] = figures.strategy_figure(
             steps["timesteps"], steps["log_snr"], steps["widths"]
         )
-    if harm := files.sensitivity:
+    if harm := files["sensitivity"]:
         by_width = {float(width): errors for width, errors in harm["errors"].items()}
         result["sensitivity"] = figures.sensitivity_figure(harm["log_snrs"], by_width)
-    if files.front:
-        result["pareto"] = _pareto(files.front, _evaluations(files))
-    generations = files.history.get("generations", [])
+    if files["front"]:
+        result["pareto"] = _pareto(files["front"], _evaluations(files["archive"]))
+    generations = files["history"].get("generations", [])
     if len(generations) > 1:
         result["hypervolume"] = figures.hypervolume_figure(
             [row["generation"] for row in generations],
             [row["hypervolume"] for row in generations],
         )
-    if rows := files.costs.get("rows"):
+    if rows := files["costs"].get("rows"):
         result["costs"] = figures.cost_figure(
             [row["width"] for row in rows],
             [row["macs"] for row in rows],
             [row["ms"] for row in rows],
         )
-    if losses := _losses_per_width(files.log):
+    if losses := _losses_per_width(files["log"]):
         result["training"] = figures.loss_figure(losses)
     return result
 
 
-def _evaluations(files: RunFiles) -> list[dict[str, Any]]:
+def _evaluations(archive: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the archive's rows that have a cost and a quality."""
     wanted = ("cost", "quality")
-    return [
-        row for row in files.archive if all(isinstance(row.get(k), int | float) for k in wanted)
-    ]
+    return [row for row in archive if all(isinstance(row.get(k), int | float) for k in wanted)]
 
 
 def _pareto(front: dict[str, Any], scored: list[dict[str, Any]]) -> Figure:

@@ -24,6 +24,7 @@ from ddsm_ext.data.dataset import ImageDataset
 from ddsm_ext.data.images import save_png
 from ddsm_ext.data.pixels import from_uint8
 from ddsm_ext.diffusion.schedule import NoiseSchedule
+from ddsm_ext.io.checkpoint import checkpoint_path
 from ddsm_ext.io.files import append_jsonl
 from ddsm_ext.settings import Refusal
 from ddsm_ext.training.batches import StepBatches, step_loader
@@ -156,12 +157,11 @@ class _Run:
 
     def save(self) -> Path:
         """Checkpoint by rank 0; the others wait for it."""
-        path = self.run_dir / "checkpoints" / f"step-{self.state.step:06d}"
         if self.rank == 0:
-            path = self.snapshot.save(self.state)
+            self.snapshot.save(self.state)
         if self.sandwich.world_size > 1:
             dist.barrier()
-        return path
+        return checkpoint_path(self.run_dir, self.state.step)
 
     def draw_samples(self, stop: StopRequest) -> None:
         """One grid per width from the averaged weights; a wanted stop comes first.
@@ -259,7 +259,7 @@ def _loop(
 ) -> tuple[Path, bool]:
     """Steps until done or stopped; returns the newest checkpoint and whether it was stopped."""
     config, state = run.config, run.state
-    checkpoint = run.run_dir / "checkpoints" / f"step-{state.step:06d}"
+    checkpoint = checkpoint_path(run.run_dir, state.step)
     run.row_started = time.perf_counter()
     if state.step >= config.steps:
         return checkpoint, False

@@ -143,7 +143,7 @@ class Snapshot:
     config: TrainConfig
     identity: dict[str, Any]  # data digest, timesteps, parameterisation: must agree on resume
 
-    def save(self, state: TrainState) -> Path:
+    def save(self, state: TrainState) -> None:
         """Write a checkpoint of `state.step`; weights that are not finite are never written.
 
         Raises:
@@ -168,7 +168,7 @@ class Snapshot:
             "window": asdict(state.window),
             "torch": torch.__version__,
         }
-        return save_checkpoint(self.run_dir, state.step, groups, about, self.config.keep)
+        save_checkpoint(self.run_dir, state.step, groups, about, self.config.keep)
 
     def restore(
         self, on_damage: Callable[[str], None] | None = None, *, cut_log: bool = True

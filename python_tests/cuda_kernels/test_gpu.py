@@ -20,7 +20,7 @@ from ddsm_ext.runtime.cuda import GraphPool
 from ddsm_ext.sampling import SamplerConfig, sample
 
 pytestmark = pytest.mark.skipif(
-    not (torch.cuda.is_available() and _library.has_cuda()),
+    bool(_library.cuda_missing_reason) or not torch.cuda.is_available(),
     reason=_library.cuda_missing_reason or "torch finds no GPU",
 )
 

@@ -93,6 +93,9 @@ def test_others_are_no_cifar(tmp_path: Path) -> None:
     assert not is_cifar10(tmp_path)
     image = png_bytes(np.zeros((2, 2, 3), np.uint8))
     assert not is_cifar10(write_tar(tmp_path / "images.tar.gz", {"cat/1.png": image}))
+    write_folder(tmp_path, {"data_batch_1/1.png": image})
+    (tmp_path / "cifar-10-batches-of-mine.png").write_bytes(image)
+    assert not is_cifar10(tmp_path)
 
 
 class Evil:

@@ -160,11 +160,23 @@ def test_wrong_files_are_named(tmp_path) -> None:
         {"head.bias": torch.zeros(3)},
         {"head.bias": torch.full((10,), torch.nan)},
         {"extra": torch.zeros(1)},
+        {"head.bias": torch.zeros(10).to(torch.float8_e4m3fn)},
     ):
         save_file(tensors | change, path, metadata={"ddsm_classifier": good})
         with pytest.raises(ValueError, match="do not fit"):
             load_classifier(path)
-    for bad in ("{}", "[1]", "nonsense", json.dumps({**stored.metadata(), "version": 2})):
+    for size in (10**6, 10**12, 10**30):  # a network that no memory holds
+        config = {**stored.config.to_dict(), "channels": size, "features": size}
+        metadata = json.dumps({**stored.metadata(), "config": config})
+        save_file(tensors, path, metadata={"ddsm_classifier": metadata})
+        with pytest.raises(ValueError, match="do not fit"):
+            load_classifier(path)
+    changes = [
+        {"version": 2}, {"data_name": 1}, {"train_images": 1.5}, {"held_out_accuracy": "high"},
+        {"config": {**stored.config.to_dict(), "lr": "x"}}, {"config": None},
+    ]  # fmt: skip
+    changed = [json.dumps({**stored.metadata(), **change}) for change in changes]
+    for bad in ("{}", "[1]", "nonsense", *changed):
         save_file(tensors, path, metadata={"ddsm_classifier": bad})
         with pytest.raises(ValueError, match="metadata"):
             load_classifier(path)
@@ -178,6 +190,9 @@ def test_wrong_files_are_named(tmp_path) -> None:
         ({"classes": 1}, ">= 2"),
         ({"epochs": 0}, ">= 1"),
         ({"features": 2.5}, "2.5"),
+        ({"seed": -1}, ">= 0"),
+        ({"lr": "x"}, "number"),
+        ({"weight_decay": float("nan")}, "number"),
     ],
 )
 def test_wrong_configs_are_named(change, message: str) -> None:

@@ -153,10 +153,19 @@ def test_missing_weights_are_named(tmp_path) -> None:
         make_extractor("inception")
 
 
-@pytest.mark.skipif(installed, reason="the metrics extra is installed")
-def test_missing_extra_is_named() -> None:
-    with pytest.raises(ImportError, match=r"ddsm_ext\[metrics\]"):
-        import_torch_fidelity()
+@pytest.mark.parametrize("error", ["ImportError('it is not there')", "RuntimeError('it is\\nnew')"])
+def test_missing_extra_is_named(tmp_path, error: str) -> None:
+    (tmp_path / "torchvision.py").write_text(f"raise {error}")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); "
+        "from ddsm_ext.eval.features import import_torch_fidelity as f; f()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    message = done.stderr.splitlines()[-1]
+    assert message.startswith(
+        "ddsm_ext.settings.MissingLibrary: torch_fidelity: it does not import"
+    )
+    assert message.endswith("need the extra: pip install 'ddsm_ext[metrics]'")
 
 
 def test_importing_the_package_does_not_import_torch_fidelity() -> None:

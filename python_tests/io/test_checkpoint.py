@@ -325,7 +325,6 @@ def test_two_hundred_kills_leave_the_newest_complete_one(tmp_path):
 
 def test_an_interrupted_save_at_every_system_call_is_harmless(tmp_path, monkeypatch):
     """Stops a save before each of its file operations, 20 and more of them."""
-    from ddsm_ext.io import checkpoint
 
     class Stop(BaseException):
         pass
@@ -349,9 +348,7 @@ def test_an_interrupted_save_at_every_system_call_is_harmless(tmp_path, monkeypa
         with monkeypatch.context() as patch:
             for name in real:
                 patch.setattr(os, name, counted(name))
-            patch.setattr(
-                checkpoint.shutil, "rmtree", lambda *a, **k: None
-            )  # a kill cleans nothing
+            patch.setattr(shutil, "rmtree", lambda *a, **k: None)  # a kill cleans nothing
             try:
                 save_checkpoint(run, 2, groups(2), {}, keep=1)
                 done = True

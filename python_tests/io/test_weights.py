@@ -27,19 +27,23 @@ def test_an_index_of_another_library_is_joined(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("weight_map", "expected"),
+    ("content", "expected"),
     [
-        ({"a": "../elsewhere.safetensors"}, "names without a folder"),
-        ({"a": "/etc/passwd"}, "names without a folder"),
-        ({"a": 3}, "names without a folder"),
+        ({"weight_map": {"a": "../elsewhere.safetensors"}}, "names without a folder"),
+        ({"weight_map": {"a": "/etc/passwd"}}, "names without a folder"),
+        ({"weight_map": {"a": 3}}, "names without a folder"),
+        ({"weight_map": {"a": ["x"]}}, "names without a folder"),
+        ({"weight_map": []}, "no weight_map"),
         ([], "no weight_map"),
+        ({"weight_map": {"a": "x"}, "metadata": ["x"]}, "metadata or its sha256 is no JSON"),
+        ({"weight_map": {"a": "x"}, "metadata": {"sha256": 1}}, "metadata or its sha256 is no"),
     ],
 )
 def test_a_hostile_index_reads_no_other_file(
-    tmp_path: Path, weight_map: object, expected: str
+    tmp_path: Path, content: object, expected: str
 ) -> None:
     index = tmp_path / "x.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": weight_map}))
+    index.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=expected):
         load_shards(index)
 

@@ -11,11 +11,12 @@ from ddsm_ext import _library
 
 DEVICE = os.environ.get("DDSM_TEST_DEVICE", "cuda")
 ON_GPU = DEVICE == "cuda"
+GPU_THERE = torch.cuda.is_available() and not _library.cuda_missing_reason
 needs_device = pytest.mark.skipif(
-    ON_GPU and not (torch.cuda.is_available() and _library.has_cuda()),
+    ON_GPU and not GPU_THERE,
     reason=_library.cuda_missing_reason or "torch finds no GPU",
 )
 needs_gpu = pytest.mark.skipif(
-    not (ON_GPU and torch.cuda.is_available() and _library.has_cuda()),
+    not (ON_GPU and GPU_THERE),
     reason=_library.cuda_missing_reason or "torch finds no GPU, or the tests run on the CPU",
 )
