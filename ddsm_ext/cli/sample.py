@@ -1,4 +1,4 @@
-"""Make images with a strategy, a constant width, or both side by side.
+"""Make images with a strategy or a constant width.
 
 A seed is an image: the same run, sampler and seed give the same picture in any batch.
 """

@@ -111,13 +111,6 @@ def load_images(config: RunConfig) -> Any:
     return load_dataset(data)
 
 
-def image_batches(dataset: Any, limit: int | None = None, batch: int = 512) -> Any:
-    """Yield uint8 [n, C, H, W] tensors of a data set, in order."""
-    count = len(dataset) if limit is None else min(limit, len(dataset))
-    for start in range(0, count, batch):
-        yield torch.from_numpy(dataset.images[start : min(start + batch, count)])  # [n, C, H, W]
-
-
 def weights_digest(network: Any) -> str:
     """Return the SHA-256 of a network's weights."""
     digest = hashlib.sha256()

@@ -117,14 +117,13 @@ class Run:
             FileNotFoundError: the images or the weights are missing.
         """
         device, dataset = choose_device(device), load_images(config)
-        found = None if new else find_resumable(root, config, name=name)
-        if found is None:
+        folder = None if new else find_resumable(root, config, name=name)
+        resumed = folder is not None
+        if folder is None:
             if config.train.start_from is not None:
                 load_network(Path(config.train.start_from), config, torch.device("cpu"))
             folder = create_run(root, name, config.to_dict())
-        else:
-            folder = found
-        run = cls(folder, config, device, progress, resumed=found is not None)
+        run = cls(folder, config, device, progress, resumed)
         run.dataset = dataset
         return run
 

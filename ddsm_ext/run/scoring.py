@@ -18,19 +18,13 @@ from ddsm_ext.data.config import DataConfig
 from ddsm_ext.data.images import image_grid, save_png
 from ddsm_ext.data.pixels import to_uint8
 from ddsm_ext.io.files import read_json, write_json
-from ddsm_ext.run.compose import (
-    Progress,
-    Sampler,
-    counter,
-    image_batches,
-    load_images,
-    weights_digest,
-)
+from ddsm_ext.run.compose import Progress, Sampler, counter, load_images, weights_digest
 from ddsm_ext.run.config import RunConfig
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal, completed, plain
 
 CLASSIFIER_FILE = "classifier.safetensors"
+REFERENCE_BATCH = 512  # real images whose features are computed together
 COLUMNS = 16  # images of a strategy in samples/compare
 TURNS = 3  # of each strategy when they are timed side by side
 log = logging.getLogger(__name__)
@@ -183,7 +177,7 @@ def score_folder(scorer: Scorer, path: str) -> dict[str, Any]:
     """Score the images of a folder, ZIP or archive; returns a JSON-ready result."""
     data = DataConfig(source=path, split="all")
     dataset = load_images(replace(scorer.sampler.config, data=data))
-    images = torch.cat(list(image_batches(dataset)))  # [N, C, H, W]
+    images = torch.from_numpy(dataset.images)  # [N, C, H, W]
     context = scorer.context()
     context.pop("sampler")
     return {**context, "source": path, **scorer.distances(images)}
@@ -253,7 +247,9 @@ def reference_for(config: RunConfig, extractor: Any, dataset: Any) -> Any:
 
     if config.eval.reference is not None:
         return load_statistics(config.eval.reference)
-    return reference_statistics(image_batches(dataset), extractor)
+    starts = range(0, len(dataset), REFERENCE_BATCH)
+    batches = (torch.from_numpy(dataset.images[i : i + REFERENCE_BATCH]) for i in starts)
+    return reference_statistics(batches, extractor)
 
 
 def write_comparison(

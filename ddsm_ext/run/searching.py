@@ -16,7 +16,7 @@ from ddsm_ext.diffusion.noise import normal
 from ddsm_ext.diffusion.schedule import add_noise
 from ddsm_ext.graph.count import macs
 from ddsm_ext.io.files import read_jsonl, write_json
-from ddsm_ext.run.compose import Sampler, counter, image_batches, weights_digest
+from ddsm_ext.run.compose import Sampler, counter, weights_digest
 from ddsm_ext.run.config import EvalConfig
 from ddsm_ext.run.costs import conditions, macs_table, measure_ms
 from ddsm_ext.run.scoring import Scorer
@@ -115,8 +115,8 @@ def sensitivity_of(run: Path, scorer: Scorer, weights: str, widths: Sequence[flo
             begun = not known.conditions and (run / "search" / "archive.jsonl").exists()
             if begun or known.conditions == basis:
                 return known
-    found = torch.cat(list(image_batches(scorer.dataset, config.eval.sensitivity_images)))
-    images = from_uint8(found, sampler.device)
+    real = scorer.dataset.images[: config.eval.sensitivity_images]
+    images = from_uint8(torch.from_numpy(real), sampler.device)  # [N, C, H, W]
     seeds = range(SEARCH_FIRST_SEED, SEARCH_FIRST_SEED + len(images))
 
     def noise(level: int) -> Tensor:
