@@ -41,22 +41,24 @@ def macs_table(config: NetworkConfig, widths: Sequence[float]) -> CostTable:
     return CostTable("macs", {float(w): float(count.macs(config, w)) for w in widths})
 
 
-def conditions(*, batch: int, dtype: str, device: str, network: str) -> dict[str, Any]:
+def conditions(
+    *, batch: int, dtype: str, device: torch.device | str, network: str
+) -> dict[str, Any]:
     """Return what a time measured now depends on: this machine, its torch and the arguments.
 
     Args:
         batch: images a step runs at once.
         dtype: name of the computation's type, e.g. "float32".
-        device: "cpu" or "cuda".
+        device: where it is measured, e.g. "cpu" or "cuda:1".
         network: digest or text that names the network's configuration.
     """
-    host = machine_info()
-    gpu = torch.cuda.get_device_name() if device.startswith("cuda") else None
+    host, device = machine_info(), torch.device(device)
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "machine": host["machine"],
         "cpu": host["cpu"],
         "gpu": gpu,
-        "device": device,
+        "device": device.type,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "batch": batch,

@@ -44,7 +44,7 @@ def measure_costs(run: Path, sampler: Sampler, widths: Sequence[float]) -> CostT
     continues only with the costs that it began with.
     """
     config, device, batch = sampler.config, sampler.device, sampler.batch_size
-    x = torch.randn(batch, *sampler.shape, device=device, dtype=sampler.dtype)  # [N, C, H, W]
+    x = normal(range(batch), 0, sampler.shape, device=device).to(sampler.dtype)  # [N, C, H, W]
     x = x.contiguous(memory_format=torch.channels_last)
     t = torch.zeros(batch, dtype=torch.int64, device=device)  # [N]
 
@@ -56,7 +56,7 @@ def measure_costs(run: Path, sampler: Sampler, widths: Sequence[float]) -> CostT
     where = conditions(
         batch=batch,
         dtype=config.sampler.dtype,
-        device=device.type,
+        device=device,
         network=f"ch {config.model.ch}, image {config.model.image_size}",
     )
     path = run / "search" / "cost_table.json"
