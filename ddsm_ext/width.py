@@ -17,9 +17,9 @@ def check_width(width: float) -> float:
         TypeError: `width` is no real number (text, None, a bool, a complex number).
         ValueError: `width` is outside (0, 1] or NaN.
     """
-    if isinstance(width, (bool, str, bytes)):
-        raise TypeRefusal(f"width is {reprlib.repr(width)}; need a number with 0 < width <= 1")
     try:
+        if isinstance(width, (bool, str, bytes)):
+            raise TypeError
         value = float(width)
     except (OverflowError, TypeError, ValueError):
         raise TypeRefusal(

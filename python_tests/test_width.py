@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddsm_ext.width import active_channels, check_width, sorted_widths
+from ddsm_ext.width import active_channels, check_width, find_width, sorted_widths
 
 
 @pytest.mark.parametrize(
@@ -74,3 +74,10 @@ def test_widths_of_a_configuration_are_checked_and_sorted() -> None:
     for wrong in ("1.0", 1.0, (1.0, None)):
         with pytest.raises(TypeError, match=r"^Some: widths is .*; need a"):
             sorted_widths("Some", wrong)  # type: ignore[arg-type]
+
+
+def test_a_width_is_found_whatever_its_last_bits() -> None:
+    widths = (1.0, 0.3, 0.1)
+    assert find_width(widths, 0.1 + 0.2) == 1
+    assert find_width(widths, 0.2) is None
+    assert find_width(dict.fromkeys(widths), 1.0) == 0

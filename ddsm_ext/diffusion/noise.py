@@ -61,6 +61,8 @@ def as_seeds(seeds: Tensor | Iterable[int], device: torch.device | str | None = 
         ValueError: the tensor is not one-dimensional, or a seed is beyond 64 bits.
     """
     if not isinstance(seeds, Tensor):
+        if not isinstance(seeds, Iterable):
+            raise TypeRefusal(f"seeds: got {seeds!r}; need integers, one per image")
         values = list(seeds)
         if any(isinstance(v, bool) or not hasattr(v, "__index__") for v in values):
             raise TypeRefusal(f"seeds: got {values[:4]!r}; need integers")

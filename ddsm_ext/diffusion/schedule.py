@@ -102,7 +102,6 @@ class NoiseSchedule:
         log_alphas_bar = torch.cumsum(torch.log1p(-betas), dim=0)  # [T]
         self.betas = betas  # [T]
         self.log_alphas_bar = log_alphas_bar  # [T]
-        self.alphas_bar = torch.exp(log_alphas_bar)  # [T]
         # log(1 - alpha-bar) by expm1: 1 - alpha-bar is 1e-4 at t = 0 and would lose 4 digits.
         self.log_snrs = log_alphas_bar - torch.log(-torch.expm1(log_alphas_bar))  # [T]
         self._levels: dict[int, Level] = {}

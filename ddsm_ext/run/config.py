@@ -235,16 +235,19 @@ def changed(config: RunConfig, changes: Mapping[str, Any], where: str = "changes
 
     Args:
         config: what the run was made with.
-        changes: section -> key -> value; the sampler "ddpm" takes eta back to 0.
+        changes: section -> key -> value; a sampler without eta, such as "ddpm", takes it back to 0.
         where: what errors call the changes.
 
     Raises:
         ValueError: the changes concern the network or the diffusion process, which belong to the
             weights, or are refused by a section.
     """
+    from ddsm_ext.sampling.samplers import SAMPLERS
+
     before, sampler = config.to_dict(), changes.get("sampler")
-    if isinstance(sampler, Mapping) and sampler.get("kind") == "ddpm":
-        before["sampler"]["eta"] = 0.0  # belongs to ddim
+    row = SAMPLERS.get(str(sampler.get("kind"))) if isinstance(sampler, Mapping) else None
+    if row is not None and "eta" not in row.options:
+        before["sampler"]["eta"] = 0.0
     after = RunConfig.from_dict(merge(before, changes), where)
     for section in ("model", "diffusion"):
         if getattr(config, section) != getattr(after, section):

@@ -57,8 +57,10 @@ class SamplerConfig(Settings):
         number = isinstance(self.eta, int | float) and not isinstance(self.eta, bool)
         self._check_type("eta", number, "a number in [0, 1]")
         self._check("eta", 0 <= self.eta <= 1, "0 <= eta <= 1")
-        if self.kind == "ddpm" and self.eta != 0.0:
+        owners = [kind for kind, row in SAMPLERS.items() if "eta" in row.options]
+        if self.eta != 0.0 and self.kind not in owners:
             raise Refusal(
-                f"SamplerConfig: eta is {self.eta} with kind 'ddpm'; eta belongs to kind 'ddim'"
+                f"SamplerConfig: eta is {self.eta} with kind {self.kind!r}; eta belongs to kind "
+                f"{' or '.join(map(repr, owners))}"
             )
         self._check_type("clip_denoised", isinstance(self.clip_denoised, bool), "True or False")

@@ -16,7 +16,7 @@ from ddsm_ext.diffusion.schedule import Level, NoiseSchedule
 from ddsm_ext.sampling.config import SamplerConfig
 from ddsm_ext.sampling.denoiser import Callback, Denoiser, Network
 from ddsm_ext.sampling.levels import check_levels, configured, dry_run, noise_levels
-from ddsm_ext.sampling.samplers import Method
+from ddsm_ext.sampling.samplers import Denoise, Method
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal, TypeRefusal, is_int
 
@@ -70,8 +70,8 @@ def sample(
             sampler's steps and spacing.
         batch_size: images that run together, at least 1.
         device: where the network lives.
-        dtype: floating dtype of the network's input; the image itself stays in float32 (float64
-            for dtype float64).
+        dtype: floating dtype of the network's input, whatever `sampler.dtype` says, by which a run
+            makes its network; the image itself stays in float32 (float64 for dtype float64).
         progress: called after every network evaluation with (evaluations done, evaluations in
             all), over all batches.
         callback: called with (`Evaluation`, x, x0) of the running batch before x0 is used; a
@@ -92,6 +92,7 @@ def sample(
     shape = _check_arguments(shape, batch_size, dtype)
     seeds = as_seeds(seeds)
     labels = _check_labels(labels, len(seeds))
+    image_dtype = torch.promote_types(dtype, torch.float32)
     # Tensors of inference mode can never take part in autograd, as a caller's function may want.
     foreign = method is not None or callback is not None
     mode = torch.no_grad() if foreign else torch.inference_mode()
@@ -99,7 +100,7 @@ def sample(
     levels = noise_levels(schedule, sampler) if levels is None else check_levels(levels)
     evaluations, draws = dry_run(method, levels, strategy)
     batches = range(0, len(seeds), batch_size)
-    done = itertools.count(1)
+    done, total = itertools.count(1), len(batches) * len(evaluations)
     # Made outside inference mode, so that the caller may use the images under autograd.
     images = torch.empty((len(seeds), *shape), dtype=torch.float32, device=device)  # [N, C, H, W]
     with mode, _eval_mode(net):
@@ -114,15 +115,11 @@ def sample(
                 dtype=dtype,
                 callback=callback,
             )
-
-            def denoise(x: Tensor, level: Level, denoiser: Denoiser = denoiser) -> Tensor:
-                x0 = denoiser(x, level)
-                if progress is not None:
-                    progress(next(done), len(batches) * len(evaluations))
-                return x0
-
-            noise = _Noise(seeds[rows].to(device), shape, torch.promote_types(dtype, torch.float32))
-            x = method(denoise, noise.start(), levels, noise.draws(draws).__next__)
+            denoise = denoiser if progress is None else _telling(denoiser, progress, done, total)
+            own_seeds = seeds[rows].to(device)
+            x = _normal(own_seeds, 0, shape, INITIAL_STREAM, image_dtype)
+            noise = _noise(own_seeds, shape, image_dtype, draws)
+            x = method(denoise, x, levels, noise.__next__)
             denoiser.check()
             images[rows] = _check_result(x, images[rows])
     return images
@@ -139,7 +136,7 @@ def _check_arguments(
         raise Refusal(f"sample: shape is {shape!r}; need (C, H, W), ints of at least 1")
     if not is_int(batch_size, 1):
         raise Refusal(f"sample: batch_size is {batch_size!r}; need an int >= 1")
-    if not dtype.is_floating_point:
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise Refusal(f"sample: dtype is {dtype}; need a floating dtype")
     return dims
 
@@ -171,6 +168,17 @@ def _check_result(x: Tensor, images: Tensor) -> Tensor:
     return x
 
 
+def _telling(denoise: Denoise, progress: Progress, done: Iterator[int], total: int) -> Denoise:
+    """The denoiser that also tells how many evaluations are done."""
+
+    def told(x: Tensor, level: Level) -> Tensor:
+        x0 = denoise(x, level)
+        progress(next(done), total)
+        return x0
+
+    return told
+
+
 @contextlib.contextmanager
 def _eval_mode(net: Network) -> Iterator[None]:
     """Put a module into eval mode (dropout would break a seed's image) and restore it after."""
@@ -184,37 +192,28 @@ def _eval_mode(net: Network) -> Iterator[None]:
             module.training = True
 
 
-class _Noise:
-    """Standard normal numbers of a batch, channels_last [n, C, H, W], each image by its seed."""
+def _normal(
+    seeds: Tensor, step: int | Tensor, shape: Sequence[int], stream: int, dtype: torch.dtype
+) -> Tensor:
+    z = normal(seeds, step, shape, stream=stream, dtype=dtype)
+    return z.contiguous(memory_format=torch.channels_last)  # [n, C, H, W]
 
-    def __init__(self, seeds: Tensor, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
-        self.seeds, self.shape, self.dtype = seeds, shape, dtype
 
-    def start(self) -> Tensor:
-        """Where a sampler starts."""
-        x = normal(self.seeds, 0, self.shape, stream=INITIAL_STREAM, dtype=self.dtype)
-        return x.contiguous(memory_format=torch.channels_last)  # [n, C, H, W]
+def _noise(
+    seeds: Tensor, shape: Sequence[int], dtype: torch.dtype, expected: int
+) -> Iterator[Tensor]:
+    """Yield one draw of a batch after the other, without end, several of the expected at once.
 
-    def draws(self, expected: int) -> Iterator[Tensor]:
-        """Yield one draw after the other, without end, several of the expected computed at once.
-
-        Philox is over 100 small tensor operations whatever the size: at 8x8 pixels a call per step
-        would cost more than its arithmetic.
-        """
-        n = len(self.seeds)
-        on_cuda = self.seeds.device.type == "cuda"
-        elements = _NOISE_CHUNK_ELEMENTS_CUDA if on_cuda else _NOISE_CHUNK_ELEMENTS
-        most = max(1, elements // max(1, n * math.prod(self.shape)))
-        start = 0
-        while True:
-            count = max(1, min(most, expected - start))
-            indices = torch.arange(start, start + count, device=self.seeds.device)  # [k]
-            z = normal(
-                self.seeds.repeat(count),
-                indices.repeat_interleave(n),
-                self.shape,
-                stream=STEP_STREAM,
-                dtype=self.dtype,
-            )  # [k n, C, H, W]
-            yield from z.contiguous(memory_format=torch.channels_last).split(n)
-            start += count
+    Philox is over 100 small tensor operations whatever the size: at 8x8 pixels a call per step
+    would cost more than its arithmetic.
+    """
+    n, device = len(seeds), seeds.device
+    elements = _NOISE_CHUNK_ELEMENTS_CUDA if device.type == "cuda" else _NOISE_CHUNK_ELEMENTS
+    most = max(1, elements // max(1, n * math.prod(shape)))
+    start = 0
+    while True:
+        count = max(1, min(most, expected - start))
+        draws = torch.arange(start, start + count, device=device).repeat_interleave(n)  # [k n]
+        z = _normal(seeds.repeat(count), draws, shape, STEP_STREAM, dtype)  # [k n, C, H, W]
+        yield from z.split(n)
+        start += count

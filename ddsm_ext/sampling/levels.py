@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -69,7 +69,7 @@ def check_levels(levels: Sequence[Level]) -> list[Level]:
         TypeError: one is no level.
         ValueError: naming what is wrong.
     """
-    levels = list(levels)
+    levels = list(levels) if isinstance(levels, Iterable) else [levels]
     if not all(isinstance(level, Level) for level in levels):
         raise TypeRefusal(
             f"sample: levels is {levels!r}; need Levels, as `schedule.level(t)` gives"

@@ -126,14 +126,6 @@ class Strategy(Document):
         """Return the width at each of `log_snrs`, e.g. those of a sampler's steps."""
         return [self.width_at(float(v)) for v in log_snrs]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return widths, cuts and origin as JSON values."""
-        return {
-            "widths": list(self.widths),
-            "cuts": list(self.cuts),
-            "origin": dict(self.origin),
-        }
-
 
 def as_strategy(strategy: Strategy | float) -> Strategy:
     """Return `strategy`, or the constant strategy of a width given as a number.
@@ -145,18 +137,19 @@ def as_strategy(strategy: Strategy | float) -> Strategy:
         return strategy
     if isinstance(strategy, numbers.Real) and not isinstance(strategy, bool):
         return Strategy.constant(float(strategy))
-    raise TypeRefusal(f"strategy is {_shown(strategy)}; need a Strategy or a width in (0, 1]")
+    raise TypeRefusal(f"strategy is {reprlib.repr(strategy)}; need a Strategy or a width in (0, 1]")
 
 
 def _listed(name: str, values: object) -> tuple[Any, ...]:
+    # shown by reprlib: a damaged file may hold megabytes where a list of numbers belongs
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
-        raise TypeRefusal(f"Strategy: {name} is {_shown(values)}; need a list of numbers")
+        raise TypeRefusal(f"Strategy: {name} is {reprlib.repr(values)}; need a list of numbers")
     return tuple(values)
 
 
 def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeRefusal(f"Strategy: a {name} is {_shown(value)}; need a number")
+        raise TypeRefusal(f"Strategy: a {name} is {reprlib.repr(value)}; need a number")
     try:
         return float(value)
     except OverflowError:
@@ -166,7 +159,9 @@ def _number(name: str, value: object) -> float:
 def _json_mapping(origin: object) -> dict[str, Any]:
     """Return a deep copy of `origin` made of JSON values, so that saving cannot fail later."""
     if not isinstance(origin, Mapping):
-        raise TypeRefusal(f"Strategy: origin is {_shown(origin)}; need a mapping of JSON values")
+        raise TypeRefusal(
+            f"Strategy: origin is {reprlib.repr(origin)}; need a mapping of JSON values"
+        )
     try:
         return json.loads(json.dumps(dict(origin), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
@@ -177,8 +172,3 @@ def halfway(low: float, high: float) -> float:
     """Return a cut in (low, high]; `high` itself when no float lies between the two."""
     middle = low + 0.5 * (high - low)
     return middle if middle > low else high
-
-
-def _shown(value: object) -> str:
-    """`repr` cut to a line: a damaged file may hold megabytes where a number belongs."""
-    return reprlib.repr(value)

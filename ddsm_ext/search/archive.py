@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ddsm_ext.io.files import append_jsonl, locked, read_jsonl
+from ddsm_ext.io.files import append_jsonl, locked, one_line, read_jsonl
 from ddsm_ext.search.genome import Genome, StrategySpace
-from ddsm_ext.settings import Refusal, completed, plain
+from ddsm_ext.settings import Refusal, TypeRefusal, completed, plain
 
 VERSION = 1
 
@@ -40,23 +40,27 @@ class Archive:
     Raises:
         ValueError: the file belongs to a search with another identity (the sentence names the
             first difference), another search holds it, or a line is not an evaluation.
+        TypeError: the identity has no JSON form.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any], space: StrategySpace) -> None:
         self.path = path
         self.space = space
         self._given = identity
-        text = json.dumps(plain(identity), sort_keys=True, allow_nan=False)
+        try:
+            text = json.dumps(plain(identity), sort_keys=True, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise TypeRefusal(f"search: identity is not JSON: {one_line(error)}") from None
         self.identity = json.loads(text)
         self._scores: dict[tuple[Genome, str], float] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = contextlib.ExitStack()
-        try:
-            self._claim()
+        with contextlib.ExitStack() as lock:
+            try:
+                lock.enter_context(locked(path.parent, wait=False))
+            except BlockingIOError:
+                raise Refusal(f"{path}: another search is using it; need to end first") from None
             self._read()
-        except BaseException:
-            self.close()
-            raise
+            self._lock = lock.pop_all()  # held until `close`
 
     def __enter__(self) -> Archive:
         return self
@@ -88,12 +92,6 @@ class Archive:
         line = {"kind": "evaluation", "stage": stage, "genome": self.space.to_row(genome)}
         append_jsonl(self.path, {**line, **row, "score": value, "failed": value is None})
         self._scores[genome, stage] = math.inf if value is None else value
-
-    def _claim(self) -> None:
-        try:
-            self._lock.enter_context(locked(self.path.parent, wait=False))
-        except BlockingIOError:
-            raise Refusal(f"{self.path}: another search is using it; need to end first") from None
 
     def _read(self) -> None:
         rows = read_jsonl(self.path, missing_ok=True)

@@ -51,15 +51,6 @@ def solve_budget(
     Raises:
         ValueError: the budget is below the cheapest strategy, or an argument is malformed.
     """
-    problem = _problem(errors, costs, budget, segments)
-    slack = _RELATIVE_TOLERANCE * max(abs(budget), 1.0)
-    best, multiplier = _dual(problem, budget + slack)
-    return _search(problem, budget + slack, best, multiplier)
-
-
-def _problem(
-    errors: np.ndarray, costs: Sequence[float] | np.ndarray, budget: float, segments: int
-) -> _Problem:
     e = np.asarray(errors, dtype=np.float64)  # [S, W]
     c = np.asarray(costs, dtype=np.float64)  # [W] or [S, W]
     if e.ndim != 2 or e.size == 0 or c.shape not in (e.shape, e.shape[1:]):
@@ -76,7 +67,10 @@ def _problem(
         raise Refusal(f"solve_budget: segments is {segments}; need 1 or more")
     if math.isnan(budget):
         raise Refusal("solve_budget: budget is nan; need a number")
-    return _Problem(e, np.broadcast_to(c, e.shape), min(segments, len(e)))
+    problem = _Problem(e, np.broadcast_to(c, e.shape), min(segments, len(e)))
+    budget += _RELATIVE_TOLERANCE * max(abs(budget), 1.0)
+    best, multiplier = _dual(problem, budget)
+    return _search(problem, budget, best, multiplier)
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ddsm_ext.settings import Refusal, Settings, is_int
+from ddsm_ext.settings import Refusal, Settings, TypeRefusal, is_int, is_number
 from ddsm_ext.width import sorted_widths
 
 COSTS = ("macs", "ms")
@@ -48,6 +49,7 @@ class SearchConfig(Settings):
 
     Raises:
         ValueError: a value is outside the range named above, or two settings contradict each other.
+        TypeError: what is to be a list is none.
     """
 
     widths: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
@@ -72,7 +74,10 @@ class SearchConfig(Settings):
 
     def __post_init__(self) -> None:
         for name in _LISTS:
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            value = getattr(self, name)
+            if isinstance(value, str) or not isinstance(value, Iterable):
+                raise TypeRefusal(f"search.{name} is {value!r}; need a list")
+            object.__setattr__(self, name, tuple(value))
         self._check_widths()
         for name, least in _LEAST.items():
             value = getattr(self, name)
@@ -88,13 +93,12 @@ class SearchConfig(Settings):
         self._check_choices()
 
     def _check_range(self, name: str, needs: str, *, most: float = 1.0, zero: bool = False) -> None:
-        """Check one number, or each of several; None is no number to check."""
+        """Check one number, or each of several; None is none to check, where it is the default."""
         given = getattr(self, name)
-        if given is None:
+        if given is None and getattr(SearchConfig, name) is None:
             return
         for value in given if name in _LISTS else (given,):
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not (0.0 < value <= most or (zero and value == 0.0)):
+            if not is_number(value, 0.0, most) or (value == 0.0 and not zero):
                 raise Refusal(f"search.{name} holds {value!r}; need {needs}")
 
     def _check_widths(self) -> None:
@@ -123,8 +127,8 @@ class SearchConfig(Settings):
                 f"{self.cost}; need objectives quality,{wanted}"
             )
         loss = self.max_quality_loss
-        if loss is not None and not 0.0 <= loss < float("inf"):
-            raise Refusal(f"search.max_quality_loss is {loss}; need 0 or more")
+        if loss is not None and not is_number(loss, 0.0):
+            raise Refusal(f"search.max_quality_loss is {loss!r}; need 0 or more")
 
     @property
     def cost(self) -> str:

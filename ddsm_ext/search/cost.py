@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ddsm_ext.io.document import Document
-from ddsm_ext.search.config import SearchConfig
+from ddsm_ext.search.config import COSTS, SearchConfig
+from ddsm_ext.search.front import BUDGET_TOLERANCE
 from ddsm_ext.search.genome import Genome, StrategySpace
 from ddsm_ext.settings import Refusal
 from ddsm_ext.width import find_width
@@ -38,7 +39,7 @@ class CostTable(Document):
     spread: dict[float, dict[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.unit not in ("macs", "ms"):
+        if self.unit not in COSTS:
             raise Refusal(f"cost table: unit is {self.unit!r}; need macs or ms")
         for width, cost in self.costs.items():
             if not (0 < width <= 1 and math.isfinite(cost) and cost > 0):
@@ -161,7 +162,7 @@ def check_budget(config: SearchConfig, cost: StepCost) -> None:
     """
     budget = budget_cost(config, cost)
     cheapest = float(cost.per_width.min()) * cost.space.steps
-    if budget is not None and budget < cheapest * (1 - 1e-9):
+    if budget is not None and budget < cheapest * (1 - BUDGET_TOLERANCE):
         unit = "MACs" if config.cost == "macs" else "ms"
         raise Refusal(
             f"search: the budget is {budget:.6g} {unit} an image ({budget / cost.full:.4g} of the "

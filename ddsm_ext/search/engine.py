@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +70,9 @@ def search(
     """Search the Pareto front of quality and cost; continues an interrupted search of `run_dir`.
 
     Args:
-        config: settings.
-        cost_table: as in `Search`, as are log_snrs, run_dir, errors, identity and quality_name.
-        log_snrs: see there.
-        run_dir: see there.
+        config, cost_table, log_snrs, run_dir, errors, identity, quality_name: as `Search` has them.
         quality_cheap: strategy -> cheap score, lower is better; needed by the stage "cheap".
         quality_full: strategy -> full score, lower is better; needed by the stage "full".
-        errors: see there.
-        identity: see there.
-        quality_name: see there.
         progress: called after every evaluation; None for silence. What it raises ends the search,
             which the same call continues.
 
@@ -87,9 +82,10 @@ def search(
     Raises:
         ValueError: a quality is missing, or what `Search` and its `finish` refuse.
     """
-    qualities = {"cheap": quality_cheap, "full": quality_full}
+    given = {"cheap": quality_cheap, "full": quality_full}
+    qualities = {stage: quality for stage, quality in given.items() if quality is not None}
     for stage in config.stages:
-        if qualities[stage] is None:
+        if stage not in qualities:
             raise Refusal(f"search: stages has {stage!r} without quality_{stage}; need both")
     report = progress or (lambda state: None)
     with Search(
@@ -103,10 +99,8 @@ def search(
     ) as run:
         while asked := run.ask():
             for strategy, stage in asked:
-                quality = qualities[stage]
-                assert quality is not None
                 start = time.perf_counter()
-                score = quality(strategy)
+                score = qualities[stage](strategy)
                 run.tell([score], [time.perf_counter() - start])
                 report(run.progress)
         front = run.finish()
@@ -179,8 +173,7 @@ class Search:
             quality_name=quality_name or f"{config.quality_stage} quality",
         )
         self._rounds = self._stages.rounds()
-        self._wanted: deque[Request] = deque()  # of this round, not scored yet
-        self._asked: list[Request] = []  # of those, what the caller knows of
+        self._wanted: deque[Request] = deque()  # of this round, not taken yet
         self._stage = config.stages[0]
         self._ended = False
         self._archive = Archive(self._folder / "archive.jsonl", whole, space)
@@ -210,8 +203,7 @@ class Search:
             self._ended = found is None
             self._wanted.extend(found or ())
             self._take_known()
-        self._asked = [r for r in self._wanted if self._archive.get(*r) is None]
-        return [(self._stages.space.strategy(genome), stage) for genome, stage in self._asked]
+        return [(self._stages.space.strategy(genome), stage) for genome, stage in self._missing()]
 
     def tell(self, scores: Sequence[float], seconds: Sequence[float] | None = None) -> None:
         """Take the scores of the first strategies asked for, in their order; they are on disk then.
@@ -223,27 +215,28 @@ class Search:
 
         Raises:
             ValueError: there are more scores than were asked for, or another number of seconds.
-            TypeError: a score is no number.
+            TypeError: a score or a time is no number.
         """
-        if len(scores) > len(self._asked):
-            raise Refusal(
-                f"search: told {len(scores)} scores while {len(self._asked)} are asked for; need "
-                "scores of what ask returned, each once"
-            )
-        if seconds is not None and len(seconds) != len(scores):
-            raise Refusal(
-                f"search: told {len(scores)} scores and {len(seconds)} times; need one a score"
-            )
         try:
             values = [float(score) for score in scores]
+            times = None if seconds is None else [round(float(taken), 6) for taken in seconds]
         except (TypeError, ValueError):
-            raise TypeRefusal(f"search: told {list(scores)!r}; need a number a score") from None
-        times = [None] * len(values) if seconds is None else [round(s, 6) for s in seconds]
-        for score, taken in zip(values, times, strict=True):
-            genome, stage = self._asked[0]
+            told = repr(scores) if seconds is None else f"{scores!r} in {seconds!r} s"
+            raise TypeRefusal(f"search: told {told}; need a number a score") from None
+        asked = self._missing()
+        if len(values) > len(asked):
+            raise Refusal(
+                f"search: told {len(values)} scores while {len(asked)} are asked for; need scores "
+                "of what ask returned, each once"
+            )
+        if times is not None and len(times) != len(values):
+            raise Refusal(
+                f"search: told {len(values)} scores and {len(times)} times; need one a score"
+            )
+        each = zip(asked, values, times or repeat(None), strict=False)
+        for (genome, stage), score, taken in each:
             row = {**self._stages.row(genome, stage, score), "seconds": taken}
             self._archive.add(genome, stage, score, row)
-            del self._asked[0]
             self._take_known(fresh=True)
 
     @property
@@ -275,6 +268,10 @@ class Search:
         chosen = front.chosen or self._stages.pick(front)
         chosen.strategy.save(self._folder / "strategy.json")
         return front
+
+    def _missing(self) -> list[Request]:
+        """What of this round has no score."""
+        return [request for request in self._wanted if self._archive.get(*request) is None]
 
     def _take_known(self, *, fresh: bool = False) -> None:
         """Move scores out of the archive in the order wanted, which decides between equal ones."""

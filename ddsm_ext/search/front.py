@@ -19,7 +19,7 @@ from ddsm_ext.settings import Refusal
 
 Point = tuple[float, float]  # (quality, cost)
 # A budget of 0.5 takes a strategy of exactly half the cost, whatever the order of its sum
-_TOLERANCE = 1e-9
+BUDGET_TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Front(Document):
         if limit is None:
             assert loss is not None
             return self._cheapest(loss)
-        within = [p for p in self.points if p.cost <= limit * (1 + _TOLERANCE)]
+        within = [p for p in self.points if p.cost <= limit * (1 + BUDGET_TOLERANCE)]
         if not within:
             cheapest = self.points[0]
             raise Refusal(

@@ -22,7 +22,7 @@ from ddsm_ext.settings import Refusal
 from ddsm_ext.width import find_width
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Genome:
     """Canonical strategy on the levels of one sampler.
 
@@ -175,10 +175,13 @@ class StrategySpace:
         """Return the genome of `to_row`'s values.
 
         Raises:
-            ValueError: a width is not one of the space's.
+            ValueError: a width is not one of the space's, or it is no genome of these levels.
         """
         found = [find_width(self.widths, width) for width in row["widths"]]
         indices = tuple(index for index in found if index is not None)
         if len(indices) != len(found):
             raise Refusal(f"search: widths are {row['widths']}; need some of {list(self.widths)}")
-        return Genome(tuple(row["boundaries"]), indices)
+        genome = Genome(tuple(row["boundaries"]), indices)
+        if self.canonical(genome.boundaries, genome.widths) != genome:
+            raise Refusal(f"search: boundaries are {row['boundaries']}; need those of segments")
+        return genome

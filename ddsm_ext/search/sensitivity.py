@@ -81,7 +81,7 @@ class Sensitivity(Document):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the sensitivity as its file has it: a column a width."""
-        columns = {repr(w): self.errors[:, i].tolist() for i, w in enumerate(self.widths)}
+        columns = {repr(float(w)): self.errors[:, i].tolist() for i, w in enumerate(self.widths)}
         return {
             "images": self.images,
             "log_snrs": list(self.log_snrs),

@@ -26,6 +26,7 @@ from ddsm_ext.io.files import write_json
 from ddsm_ext.search.config import SearchConfig
 from ddsm_ext.search.cost import StepCost, budget_cost
 from ddsm_ext.search.front import (
+    BUDGET_TOLERANCE,
     Front,
     FrontPoint,
     HypervolumeMeter,
@@ -194,7 +195,7 @@ class Stages:
         budget = budget_cost(self.config, self.cost)
         near: list[Genome] = []
         if budget is not None:
-            below = [g for g in front if self.cost(g) <= budget * (1 + 1e-9)]
+            below = [g for g in front if self.cost(g) <= budget * (1 + BUDGET_TOLERANCE)]
             near = below[len(below) - min(len(below), (count + 1) // 2) :]
         rest = [g for g in front if g not in near]
         points = [self._point(genome, "cheap") for genome in rest]

@@ -142,6 +142,7 @@ def test_cuda_gives_the_same_image() -> None:
     [
         (lambda: as_seeds([0.5]), TypeError, "need integers"),
         (lambda: as_seeds([True]), TypeError, "need integers"),
+        (lambda: as_seeds(5), TypeError, "seeds: got 5; need integers, one per image"),
         (lambda: as_seeds(torch.zeros(3)), TypeError, "need an integer tensor"),
         (lambda: as_seeds(torch.zeros(3, 1, dtype=torch.int64)), ValueError, r"\(3, 1\)"),
         (lambda: normal([0], -1, (4,)), ValueError, "step is -1"),

@@ -19,16 +19,18 @@ def test_linear_schedule_equals_extended_precision_product() -> None:
     alphas_bar = np.cumprod(1 - betas)
     log_snr = np.log(alphas_bar / (1 - alphas_bar))
     np.testing.assert_allclose(LINEAR.betas.numpy(), betas.astype(float), rtol=1e-13)
-    np.testing.assert_allclose(LINEAR.alphas_bar.numpy(), alphas_bar.astype(float), rtol=1e-12)
+    np.testing.assert_allclose(
+        LINEAR.log_alphas_bar.exp().numpy(), alphas_bar.astype(float), rtol=1e-12
+    )
     np.testing.assert_allclose(LINEAR.log_snrs.numpy(), log_snr.astype(float), rtol=0, atol=1e-11)
 
 
 def test_linear_schedule_end_points() -> None:
     # alpha-bar_0 = 1 - 1e-4; alpha-bar_T = 4.036e-5 (Ho et al. 2020: L_T is about 1e-5 bits/dim).
     assert LINEAR.log_snr(0) == pytest.approx(math.log(0.9999 / 0.0001), abs=1e-11)
-    assert LINEAR.alphas_bar[-1].item() == pytest.approx(4.0358e-5, rel=1e-4)
+    assert LINEAR.log_alphas_bar[-1].exp().item() == pytest.approx(4.0358e-5, rel=1e-4)
     assert LINEAR.timesteps == 1000
-    assert LINEAR.alphas_bar.dtype == torch.float64
+    assert LINEAR.log_alphas_bar.dtype == torch.float64
 
 
 def test_cosine_schedule_is_the_closed_form_until_it_is_clipped() -> None:
@@ -36,7 +38,7 @@ def test_cosine_schedule_is_the_closed_form_until_it_is_clipped() -> None:
         return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
 
     expected = np.array([f((t + 1) / 1000) / f(0) for t in range(998)])
-    np.testing.assert_allclose(COSINE.alphas_bar[:998].numpy(), expected, rtol=1e-9)
+    np.testing.assert_allclose(COSINE.log_alphas_bar[:998].exp().numpy(), expected, rtol=1e-9)
     assert COSINE.betas.max().item() == 0.999
     assert COSINE.betas[-1].item() == 0.999
 
@@ -59,7 +61,7 @@ def test_between_timesteps_log_snr_is_linear() -> None:
 
 def test_signal_and_noise_are_alpha_bar_roots() -> None:
     alpha, sigma = LINEAR.signal_and_noise(torch.tensor([0, 500, 999]))
-    alphas_bar = LINEAR.alphas_bar[[0, 500, 999]]
+    alphas_bar = LINEAR.log_alphas_bar[[0, 500, 999]].exp()
     torch.testing.assert_close(alpha, alphas_bar.sqrt(), rtol=1e-12, atol=0)
     torch.testing.assert_close(sigma, (1 - alphas_bar).sqrt(), rtol=1e-9, atol=0)
 
@@ -88,7 +90,7 @@ def test_levels_at_timesteps_are_the_tables_bit_for_bit(schedule: NoiseSchedule)
         assert level == schedule.level(float(t))
         assert level.log_snr == schedule.log_snrs[t].item()
         assert 2 * level.log_alpha == schedule.log_alphas_bar[t].item()
-        alpha_bar = schedule.alphas_bar[t].item()
+        alpha_bar = schedule.log_alphas_bar[t].exp().item()
         assert level.alpha == pytest.approx(math.sqrt(alpha_bar), rel=1e-14)
         assert level.sigma == pytest.approx(math.sqrt(1 - alpha_bar), rel=1e-9)
 

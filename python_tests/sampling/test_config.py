@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from ddsm_ext.sampling.config import SamplerConfig
+from ddsm_ext.sampling.samplers import SAMPLERS
 
 
 def test_round_trip() -> None:
@@ -31,3 +32,12 @@ def test_round_trip() -> None:
 def test_bad_settings(settings: dict, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         SamplerConfig.from_dict(settings)
+
+
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_a_sampler_without_eta_refuses_one(kind: str) -> None:
+    if "eta" in SAMPLERS[kind].options:
+        assert SamplerConfig(kind, eta=0.5).eta == 0.5
+    else:
+        with pytest.raises(ValueError, match=rf"eta is 0\.5 with kind '{kind}'; eta belongs to"):
+            SamplerConfig(kind, eta=0.5)

@@ -71,13 +71,15 @@ def test_a_single_image_is_found_in_any_number_of_steps(settings: dict, steps: i
     torch.testing.assert_close(images, torch.full_like(images, 0.3), rtol=0, atol=2e-4)
 
 
-def test_ddim_follows_the_probability_flow() -> None:
+def end_of_flow(count: int) -> Tensor:
     """For Gaussian data the flow keeps (x - alpha mean) / sqrt(alpha² spread² + sigma²)."""
-    x_start = normal(range(16), 0, SHAPE, dtype=torch.float64)
-    alpha_bar = SCHEDULE.alphas_bar[-1].item()
-    scaled = (x_start - alpha_bar**0.5 * MEAN) / math.sqrt(alpha_bar * SPREAD**2 + 1 - alpha_bar)
-    solution = MEAN + SPREAD * scaled
-    errors = []
+    x_start, level = normal(range(count), 0, SHAPE, dtype=torch.float64), SCHEDULE.level(999)
+    spread = math.sqrt(level.alpha**2 * SPREAD**2 + level.variance)
+    return MEAN + SPREAD * (x_start - level.alpha * MEAN) / spread
+
+
+def test_ddim_follows_the_probability_flow() -> None:
+    errors, solution = [], end_of_flow(16)
     for steps in (50, 200, 1000):
         images = sample(GaussianData(SCHEDULE), SCHEDULE, 1.0, *full(16, kind="ddim", steps=steps))
         errors.append((images - solution).abs().max().item())
@@ -88,10 +90,7 @@ def test_ddim_follows_the_probability_flow() -> None:
 def test_a_method_of_the_callers_own_runs_with_everything_around_it() -> None:
     """Heun's method is nearer to the flow's exact end than DDIM with as many evaluations; levels
     lie between timesteps, evenly in log-SNR."""
-    x_start = normal(range(16), 0, SHAPE, dtype=torch.float64)
-    alpha_bar = SCHEDULE.alphas_bar[-1].item()
-    scaled = (x_start - alpha_bar**0.5 * MEAN) / math.sqrt(alpha_bar * SPREAD**2 + 1 - alpha_bar)
-    solution = MEAN + SPREAD * scaled
+    solution = end_of_flow(16)
 
     def net(x: Tensor, t: Tensor, width: float) -> Tensor:  # the exact predictions at any t
         alpha, sigma = (c.view(-1, 1, 1, 1) for c in SCHEDULE.signal_and_noise(t))
@@ -260,6 +259,7 @@ def test_no_seeds_no_images() -> None:
         ({"shape": (3, 0, 8)}, ValueError, r"shape is \(3, 0, 8\)"),
         ({"batch_size": 0}, ValueError, "batch_size is 0"),
         ({"dtype": torch.int64}, ValueError, "dtype is torch.int64"),
+        ({"dtype": "float32"}, ValueError, "dtype is float32; need a floating dtype"),
         ({"seeds": [0.5]}, TypeError, "need integers"),
         ({"strategy": 1.5}, ValueError, "need 0 < width <= 1"),
         ({"strategy": "x"}, TypeError, "need a Strategy or a width"),
@@ -272,6 +272,7 @@ def test_no_seeds_no_images() -> None:
         ({"method": lambda d, x, v, n: x.sum()}, ValueError, r"the sampler returned \(\)"),
         ({"method": lambda d, x, v, n: x / 0}, ValueError, "images are not finite"),
         ({"levels": []}, ValueError, "levels are none"),
+        ({"levels": 3}, TypeError, r"levels is \[3\]; need Levels"),
         ({"levels": [500, 0]}, TypeError, r"levels is \[500, 0\]; need Levels"),
         ({"shape": 3}, ValueError, r"shape is 3; need \(C, H, W\)"),
         ({"shape": ("a", 4, 4)}, ValueError, r"shape is \('a', 4, 4\)"),

@@ -40,7 +40,7 @@ def coefficients(method: Method, here: Level, there: Level, **options: object) -
 def test_ancestral_step_equals_bayes(name: str, count: int) -> None:
     """q(x_s | x_t, x0) of two Gaussians for any s < t, with x_t = r x_s + sqrt(beta) noise."""
     schedule = SCHEDULES[name]
-    alphas_bar = schedule.alphas_bar.tolist()
+    alphas_bar = schedule.log_alphas_bar.exp().tolist()
     levels = noise_levels(schedule, SamplerConfig(steps=count))
     for here, there in itertools.pairwise(levels):
         x, x0, noise = coefficients(ddpm, here, there, variance="fixed_small")
@@ -63,7 +63,7 @@ def test_ancestral_step_equals_bayes(name: str, count: int) -> None:
 def test_ddim_step_equals_the_paper(eta: float) -> None:
     """Song et al. 2021, eq. 12 and 16, evaluated at an (x_t, epsilon) of plain numbers."""
     x_t, epsilon, z = 0.7, -1.3, 0.9
-    alphas_bar = LINEAR.alphas_bar.tolist()
+    alphas_bar = LINEAR.log_alphas_bar.exp().tolist()
     levels = noise_levels(LINEAR, SamplerConfig("ddim", 20))
     for here, there in itertools.pairwise(levels):
         ab_t, ab_s = alphas_bar[here.t], 1.0 if there == CLEAN else alphas_bar[there.t]

@@ -33,7 +33,7 @@ class GaussianData:
         self.parameterisation = parameterisation
 
     def __call__(self, x: Tensor, t: Tensor, width: float) -> Tensor:
-        alpha_bar = self.schedule.alphas_bar[t].view(-1, 1, 1, 1)
+        alpha_bar = self.schedule.log_alphas_bar[t].exp().view(-1, 1, 1, 1)
         alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
         x = x.double()
         share = sigma / (alpha_bar * self.spread**2 + 1 - alpha_bar)

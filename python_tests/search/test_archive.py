@@ -85,12 +85,21 @@ def test_damage_is_named(tmp_path):
         ([lines[0].replace('"version": 1', '"version": 9')], "version is 9"),
         ([lines[0], json.dumps({"genome": 1}), *lines[2:]], "row 2 is no evaluation"),
         ([lines[0], lines[1].replace("0.5", "0.6"), *lines[2:]], "row 2 is no evaluation"),
+        ([lines[0], lines[1].replace("[4]", "[99]"), *lines[2:]], "row 2 is no evaluation"),
+        ([lines[0], lines[1].replace("[4]", '["4"]'), *lines[2:]], "row 2 is no evaluation"),
         ([lines[0], lines[1][:20], *lines[2:]], "line 2"),
     ]
     for changed, sentence in cases:
         path.write_text("\n".join(changed) + "\n")
         with pytest.raises(ValueError, match=f"archive.jsonl.*{sentence}"):
             Archive(path, IDENTITY, SPACE)
+
+
+def test_an_identity_that_no_file_holds_is_refused(tmp_path):
+    for value in (math.nan, tmp_path):
+        with pytest.raises(TypeError, match="search: identity is not JSON: "):
+            Archive(tmp_path / "archive.jsonl", {"checkpoint": value}, SPACE)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_one_search_at_a_time(tmp_path):

@@ -53,6 +53,12 @@ def test_most_evaluations():
         ),
         ({"seed_budgets": (0.5, 2.0)}, r"seed_budgets holds 2.0"),
         ({"max_quality_loss": -1.0}, r"max_quality_loss is -1.0; need 0 or more"),
+        ({"max_quality_loss": "x"}, r"max_quality_loss is 'x'; need 0 or more"),
+        ({"crossover_prob": None}, r"crossover_prob holds None; need 0 <= crossover_prob <= 1"),
+        ({"objectives": ("quality", "ms"), "budget_ms": float("inf")}, r"budget_ms holds inf"),
+        ({"widths": 1.0}, r"widths is 1.0; need a list"),
+        ({"stages": "full"}, r"stages is 'full'; need a list"),
+        ({"seed_budgets": None}, r"seed_budgets is None; need a list"),
     ],
 )
 def test_refusals(values, sentence):

@@ -387,8 +387,9 @@ def test_use_out_of_turn_is_refused(tmp_path):
             asking.tell([1.0] * 5)
         with pytest.raises(ValueError, match="told 2 scores and 1 times; need one a score"):
             asking.tell([1.0, 2.0], [0.1])
-        with pytest.raises(TypeError, match="need a number a score"):
-            asking.tell([1.0, None])
+        for told in (([1.0, None],), (1.0,), ([1.0], [None])):
+            with pytest.raises(TypeError, match="need a number a score"):
+                asking.tell(*told)
         assert evaluations(tmp_path) == []
         with pytest.raises(ValueError, match="another search is using it"):
             started(tmp_path)

@@ -74,6 +74,17 @@ def test_more_segments_than_levels_are_cut_down():
     assert space.n_genes == 3
 
 
+def test_constants_are_the_widths():
+    space = StrategySpace(log_snrs(9), WIDTHS, 3)
+    assert [space.strategy(g).widths for g in space.constants()] == [(w,) for w in WIDTHS]
+
+
+def test_errors_of_another_shape_are_refused():
+    space = StrategySpace(log_snrs(20), WIDTHS, 3)
+    with pytest.raises(ValueError, match=r"shape \[20, 3\]; need finite values, \[20, 4\]"):
+        space.by_level(log_snrs(20), np.zeros((20, 3)))
+
+
 def published_log_snrs() -> np.ndarray:
     """[1000] log-SNR of the linear schedule of DDPM (arXiv 2006.11239, section 4)."""
     alphas_bar = np.cumprod(1.0 - np.linspace(1e-4, 0.02, 1000))

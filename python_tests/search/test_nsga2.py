@@ -127,11 +127,6 @@ def test_duplicates_are_equal_strategies():
     assert len(SameStrategy(SPACE, set()).do(Population.new("X", np.array([*same])), known)) == 0
 
 
-def test_constants_are_the_widths():
-    space = StrategySpace(log_snrs(9), WIDTHS, 3)
-    assert [space.strategy(g).widths for g in space.constants()] == [(w,) for w in WIDTHS]
-
-
 def test_budget_solutions_with_steps_that_share_a_level():
     # levels of 3, 1 and 2 steps; brute force over the 4^3 choices by level
     levels = [0.0, 0.0, 0.0, 1.0, 2.0, 2.0]
@@ -159,12 +154,6 @@ def test_budgets_below_the_cheapest_are_left_out():
     found = budget_genomes(space, cost, errors(20), [0.01, 0.3, 1.0])
     assert len(found) == 2
     assert found[-1] == space.constants()[0]
-
-
-def test_errors_of_another_shape_are_refused():
-    space = StrategySpace(log_snrs(20), WIDTHS, 3)
-    with pytest.raises(ValueError, match=r"shape \[20, 3\]; need finite values, \[20, 4\]"):
-        space.by_level(log_snrs(20), np.zeros((20, 3)))
 
 
 def test_random_genomes_differ_and_a_small_space_runs_out():

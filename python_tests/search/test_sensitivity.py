@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -79,6 +80,8 @@ def test_saved_and_loaded_bit_for_bit(tmp_path):
     assert again.log_snrs == found.log_snrs
     assert again.widths == found.widths
     assert (again.errors == found.errors).all()
+    replace(found, widths=tuple(np.array(found.widths))).save(path)
+    assert Sensitivity.load(path).widths == found.widths
     # files of earlier versions do not say what they depend on
     content = json.loads(path.read_text())
     del content["conditions"]

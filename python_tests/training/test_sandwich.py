@@ -49,7 +49,7 @@ def expected_gradients(config, step):
     total, losses, teacher = 0.0, {}, None
     for index, width in enumerate(widths_of_step(config, step)):
         t, noise = draw(X0, config, 1000, step, 0, 0 if config.shared_noise else index)
-        ab = SCHEDULE.alphas_bar[t].float()[:, None, None, None]
+        ab = SCHEDULE.log_alphas_bar[t].exp().float()[:, None, None, None]
         y = net(ab.sqrt() * X0 + (1 - ab).sqrt() * noise, t, width)
         losses[width] = nn.functional.mse_loss(y, noise)
         total = total + losses[width]
@@ -116,7 +116,7 @@ def test_min_snr_weights():
     """min(SNR, 5) / SNR for epsilon; 1 where the noise dominates, 5 / SNR where it does not."""
     config = TrainConfig(loss_weighting="min_snr")
     t = torch.tensor([0, 300, 999])
-    ab = SCHEDULE.alphas_bar[t]
+    ab = SCHEDULE.log_alphas_bar[t].exp()
     snr = ab / (1 - ab)
     found = {p: loss_weights(t, SCHEDULE, config, p) for p in ("epsilon", "x0", "v")}
     for index, ratio in enumerate(snr.tolist()):
