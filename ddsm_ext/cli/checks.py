@@ -160,9 +160,9 @@ def check_ops(device_name: str, cases: Cases | None = None) -> bool:
     """
     import torch
 
-    from ddsm_ext.cli.options import choose_device
+    from ddsm_ext.run.compose import choose_device
 
-    device = choose_device(device_name)
+    device = choose_device(device_name, "--device")
     passed = True
     for name, dtype_name, error in self_test(device, op_cases() if cases is None else cases):
         limit = TOLERANCES[dtype_name]

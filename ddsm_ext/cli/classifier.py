@@ -42,8 +42,6 @@ def run(args: argparse.Namespace) -> int:
     from ddsm_ext.run.scoring import make_classifier
 
     dataset = load_dataset(DataConfig(source=args.data, split="all"))
-    if dataset.labels is None:
-        raise Refusal(f"--data {args.data}: its images have no labels; need a folder a class")
     with told() as bars:
         trained = make_classifier(dataset, out, epochs=args.epochs, progress=bars)
     say(

@@ -13,7 +13,6 @@ from pathlib import Path
 from ddsm_ext.cli import options
 from ddsm_ext.cli.console import say, told
 from ddsm_ext.io.weights import INDEX_ENDING
-from ddsm_ext.run.config import parse_settings
 from ddsm_ext.settings import Refusal, did_you_mean
 
 STRATEGY_ENDINGS = (".txt", ".json")
@@ -46,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ddsm_ext.run.importing import import_official, import_shards
 
-    changes = parse_settings(args.set)
+    changes = options.parse_settings(args.set)
     with told():
         if source.name.endswith(INDEX_ENDING):
             folder = import_shards(source, args.root, name=args.name, changes=changes)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from ddsm_ext.cli.console import table
 from ddsm_ext.graph import count
 from ddsm_ext.run.config import RunConfig
-from ddsm_ext.run.estimate import (
+from ddsm_ext.run.costs import (
     Estimate,
     estimate_sampling,
     estimate_search,

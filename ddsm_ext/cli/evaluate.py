@@ -42,16 +42,14 @@ def run(args: argparse.Namespace) -> int:
     if args.features:
         args.set = [*args.set, f"eval.features={args.features}"]
     config = options.run_settings(folder, args)
-    if seeds is None:
-        first = config.eval.first_seed
-        seeds = list(range(first, first + config.eval.images))
-    if len(seeds) < 2:
+    if seeds is not None and len(seeds) < 2:
         raise Refusal(f"--seeds names {len(seeds)} image; need at least 2")
-    device = options.choose_device(args.device)
 
+    from ddsm_ext.run.compose import choose_device
     from ddsm_ext.run.run import Run, named_strategies
     from ddsm_ext.run.scoring import score_folder
 
+    device = choose_device(args.device, "--device")
     strategies = args.strategy or (1.0, None)
     named_strategies(strategies, folder, config)  # what is refused is refused before any work
     with told() as progress:

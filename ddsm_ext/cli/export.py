@@ -6,7 +6,7 @@ import argparse
 
 from ddsm_ext.cli import options
 from ddsm_ext.cli.console import say
-from ddsm_ext.settings import Refusal
+from ddsm_ext.settings import check_choice
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,14 +21,13 @@ def run(args: argparse.Namespace) -> int:
     """Run `ddsm export`."""
     folder = options.find_run(args)
     config = options.run_settings(folder, args)
-    width = config.model.check_width(args.width)
-    if args.weights not in ("ema", "model"):
-        raise Refusal(f"--weights is {args.weights!r}; need ema or model")
 
     from ddsm_ext.graph.count import parameter_count
+    from ddsm_ext.run.compose import WEIGHTS
     from ddsm_ext.run.run import Run
 
-    out = Run(folder, config, "cpu").export(width, weights=args.weights, out=args.out)
-    say(f"width {width:g}: {parameter_count(config.model, width):,} parameters")
+    check_choice("--weights", args.weights, WEIGHTS)
+    out = Run(folder, config, "cpu").export(args.width, weights=args.weights, out=args.out)
+    say(f"width {args.width:g}: {parameter_count(config.model, args.width):,} parameters")
     print(out)
     return 0

@@ -1,4 +1,4 @@
-"""Options that name a run, seeds, a strategy or a device, and how they are read."""
+"""Options of several commands (a run, settings, a device, seeds), and how they are read."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ddsm_ext.run.config import RunConfig, changed, parse_settings
-from ddsm_ext.settings import Refusal
+from ddsm_ext.run.config import SECTIONS, RunConfig, changed, parse_value
+from ddsm_ext.settings import Refusal, did_you_mean
 
 MAX_SEEDS = 10_000_000
 
@@ -60,6 +60,26 @@ def add_set_argument(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("--set", action="append", default=[], metavar=form, help=text)
 
 
+def parse_settings(settings: list[str]) -> dict[str, Any]:
+    """Read `section.key=value` options into nested dicts.
+
+    Raises:
+        ValueError: one has no `=`, or its section is unknown.
+    """
+    values: dict[str, dict[str, Any]] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        section, dot, key = name.strip().partition(".")
+        if not equals or not dot or not key:
+            raise Refusal(f"--set {setting}: need section.key=value, e.g. train.steps=2000")
+        if section not in SECTIONS:
+            raise Refusal(
+                f"--set {setting}: unknown section {section!r}{did_you_mean(section, SECTIONS)}"
+            )
+        values.setdefault(section, {})[key] = parse_value(text.strip())
+    return values
+
+
 def run_settings(run: Path, args: argparse.Namespace) -> RunConfig:
     """Return a run's configuration with `--set`, `--sampler` and `--steps` laid over it.
 
@@ -97,26 +117,6 @@ def parse_seeds(text: str) -> list[int]:
             raise Refusal(f"--seeds is {text!r}; need at most {MAX_SEEDS} seeds below 2^63")
         seeds.extend(range(low, high + 1))
     return seeds
-
-
-def choose_device(name: str) -> Any:
-    """Return the `torch.device` of `--device`.
-
-    Raises:
-        ValueError: the name is unknown or this machine has no such device.
-    """
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
-        raise Refusal(f"--device is {name!r}; need auto, cpu, cuda or cuda:N")
-    if kind == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if int(index or 0) >= count:
-            raise Refusal(f"--device is {name!r}, there are {count} CUDA devices; use cpu")
-    return torch.device(name)
 
 
 def note_command(run: Path) -> None:

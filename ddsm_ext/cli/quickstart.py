@@ -13,7 +13,7 @@ from typing import Any
 
 from ddsm_ext.cli import options
 from ddsm_ext.cli.console import say, stage, told
-from ddsm_ext.run.config import RunConfig, configure, merge, parse_settings
+from ddsm_ext.run.config import RunConfig, configure, merge
 from ddsm_ext.run.presets import QUICKSTART_FAST
 from ddsm_ext.settings import Refusal
 
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def settings(args: argparse.Namespace) -> RunConfig:
     """Return the configuration of the quickstart: the digits preset, smaller with `--fast`."""
     values: dict[str, Any] = QUICKSTART_FAST if args.fast else {}
-    return configure("digits", where="--set", **merge(values, parse_settings(args.set)))
+    return configure("digits", where="--set", **merge(values, options.parse_settings(args.set)))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,12 +53,13 @@ def run(args: argparse.Namespace) -> int:
     config = settings(args)
     if args.threads < 1:
         raise Refusal(f"--threads is {args.threads}; need 1 or more")
-    device = options.choose_device(args.device)
 
     import torch
 
+    from ddsm_ext.run.compose import choose_device
     from ddsm_ext.run.run import Run
 
+    device = choose_device(args.device, "--device")
     torch.set_num_threads(args.threads)
     with told() as progress:
         run = Run.create(

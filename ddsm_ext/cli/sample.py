@@ -1,4 +1,4 @@
-"""Make images with a strategy, a constant width, or both side by side.
+"""Make images with a strategy or a constant width.
 
 A seed is an image: the same run, sampler and seed give the same picture in any batch.
 """
@@ -9,7 +9,7 @@ import argparse
 
 from ddsm_ext.cli import options
 from ddsm_ext.cli.console import say, told
-from ddsm_ext.settings import Refusal
+from ddsm_ext.settings import Refusal, check_choice
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,19 +36,19 @@ def run(args: argparse.Namespace) -> int:
     folder = options.find_run(args)
     config = options.run_settings(folder, args)
 
+    from ddsm_ext.run.compose import WEIGHTS, choose_device
     from ddsm_ext.run.run import Run, read_strategy
 
     _, strategy = read_strategy(args.strategy, folder, config)
     if args.batch_size < 1:
         raise Refusal(f"--batch-size is {args.batch_size}; need at least 1")
-    if args.weights not in ("ema", "model"):
-        raise Refusal(f"--weights is {args.weights!r}; need ema or model")
+    check_choice("--weights", args.weights, WEIGHTS)
     if args.dry_run:
         from ddsm_ext.cli.dry_run import sampling_text
 
         print(sampling_text(config, strategy, len(seeds), args.batch_size))
         return 0
-    device = options.choose_device(args.device)
+    device = choose_device(args.device, "--device")
     how = {"weights": args.weights, "batch_size": args.batch_size, "out": args.out}
     with told() as progress:
         run = Run(folder, config, device, progress)

@@ -7,10 +7,10 @@ of each width on this machine. An interrupted search continues with the same com
 from __future__ import annotations
 
 import argparse
-import dataclasses
 
 from ddsm_ext.cli import options
 from ddsm_ext.cli.console import say, told
+from ddsm_ext.run.config import with_budget
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,19 +44,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run `ddsm search`."""
     folder = options.find_run(args)
-    config = options.run_settings(folder, args)
     names = ("budget_macs", "budget_ms", "max_quality_loss")
     budget = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
 
-    from ddsm_ext.run.run import Run, with_budget
-
-    config = dataclasses.replace(config, search=with_budget(config, budget))
+    config = with_budget(options.run_settings(folder, args), budget)
     if args.dry_run:
         from ddsm_ext.cli.dry_run import search_text
 
         print(search_text(config))
         return 0
-    device = options.choose_device(args.device)
+
+    from ddsm_ext.run.compose import choose_device
+    from ddsm_ext.run.run import Run
+
+    device = choose_device(args.device, "--device")
     with told() as progress:
         run = Run(folder, config, device, progress)
         run.scorer()  # what is refused leaves no command behind

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ddsm_ext.cli import options
 from ddsm_ext.cli.console import say, told
-from ddsm_ext.run.config import RunConfig, configure, parse_settings
+from ddsm_ext.run.config import RunConfig, configure
 from ddsm_ext.run.presets import RUN_PRESETS
 
 
@@ -42,7 +42,7 @@ def settings(args: argparse.Namespace) -> RunConfig:
     if preset is None and args.config is None:
         preset = "digits"
     extra = [] if args.data is None else [f"data.source={args.data}"]
-    changes = parse_settings([*extra, *args.set])
+    changes = options.parse_settings([*extra, *args.set])
     return configure(preset, args.config, where="--set", **changes)
 
 
@@ -54,11 +54,12 @@ def run(args: argparse.Namespace) -> int:
 
         print(training_text(config))
         return 0
-    device = options.choose_device(args.device)
-    name = args.name or args.preset or Path(config.data.source).stem or "run"
 
+    from ddsm_ext.run.compose import choose_device
     from ddsm_ext.run.run import Run
 
+    device = choose_device(args.device, "--device")
+    name = args.name or args.preset or Path(config.data.source).stem or "run"
     with told() as progress:
         run = Run.create(args.root, name, config, new=args.new, device=device, progress=progress)
         if run.resumed:

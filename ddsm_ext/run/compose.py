@@ -1,4 +1,4 @@
-"""The network, the images and the sampler of a run's configuration."""
+"""Device, network, images and sampler of a run's configuration, and how far their work is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -16,13 +16,46 @@ from ddsm_ext.data.pixels import to_uint8
 from ddsm_ext.diffusion.schedule import NoiseSchedule, make_schedule
 from ddsm_ext.graph.count import macs
 from ddsm_ext.run.config import RunConfig
-from ddsm_ext.run.progress import Progress, counter
 from ddsm_ext.sampling.images import sample
 from ddsm_ext.sampling.levels import evaluations
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal, check_choice, did_you_mean
 
 WEIGHTS = ("ema", "model")
+# (what is being done, units done, units in all or None where unknown, name of a unit, remark)
+Progress = Callable[[str, int, int | None, str, str], None]
+
+
+def counter(progress: Progress | None, title: str, unit: str) -> Callable[..., None]:
+    """Return a callback (done, total, remark="") that tells of one title; silent for None."""
+
+    def update(done: int, total: int | None, remark: str = "") -> None:
+        if progress is not None:
+            progress(title, done, total, unit, remark)
+
+    return update
+
+
+def choose_device(name: torch.device | str | None, what: str = "device") -> torch.device:
+    """Return where to compute.
+
+    Args:
+        name: "cpu", "cuda" or "cuda:N"; "auto" and None take a GPU where there is one.
+        what: what errors call it.
+
+    Raises:
+        ValueError: the name is unknown or this machine has no such device.
+    """
+    text = "auto" if name is None else str(name)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if text == "auto":
+        return torch.device("cuda" if count else "cpu")
+    kind, _, index = text.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+        raise Refusal(f"{what} is {text!r}; need auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and int(index or 0) >= count:
+        raise Refusal(f"{what} is {text!r}, there are {count} CUDA devices; use cpu")
+    return torch.device(text)
 
 
 def build_network(config: RunConfig, device: torch.device) -> Any:
@@ -66,11 +99,6 @@ def load_network(
     return network.to(device, dtype).eval()
 
 
-def sampling_dtype(config: RunConfig) -> torch.dtype:
-    """Return the dtype that `sampler.dtype` names."""
-    return getattr(torch, config.sampler.dtype)
-
-
 def load_images(config: RunConfig) -> Any:
     """Return the run's data set at the model's image size and channels."""
     from ddsm_ext.data.dataset import load_dataset
@@ -81,13 +109,6 @@ def load_images(config: RunConfig) -> Any:
         channels=config.data.channels or config.model.image_channels,
     )
     return load_dataset(data)
-
-
-def image_batches(dataset: Any, limit: int | None = None, batch: int = 512) -> Any:
-    """Yield uint8 [n, C, H, W] tensors of a data set, in order."""
-    count = len(dataset) if limit is None else min(limit, len(dataset))
-    for start in range(0, count, batch):
-        yield torch.from_numpy(dataset.images[start : min(start + batch, count)])  # [n, C, H, W]
 
 
 def weights_digest(network: Any) -> str:
@@ -120,6 +141,21 @@ class Sampler:
 
     def __post_init__(self) -> None:
         self.schedule = make_schedule(self.config.diffusion)
+
+    @classmethod
+    def for_run(
+        cls,
+        run: Path,
+        config: RunConfig,
+        device: torch.device,
+        batch_size: int,
+        progress: Progress | None,
+        weights: str = "ema",
+    ) -> Self:
+        """Return the sampler of a run's newest checkpoint, in the dtype of `sampler.dtype`."""
+        dtype = getattr(torch, config.sampler.dtype)
+        network = load_network(run, config, device, weights, dtype)
+        return cls(network, config, device, batch_size, progress)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -160,10 +196,14 @@ class Sampler:
         self.images(strategy, seeds[:1])  # first calls allocate and choose kernels
         started = time.perf_counter()
         images = self.images(strategy, seeds, counter(self.progress, title, "step"))
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        self.finish()
         seconds = time.perf_counter() - started
         return to_uint8(images).cpu(), 1e3 * seconds / len(seeds)
+
+    def finish(self) -> None:
+        """Return when the device has finished what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def macs_per_image(self, strategy: Strategy | float) -> int:
         """Return the MACs of one image over all steps of the sampler."""

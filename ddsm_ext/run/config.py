@@ -7,7 +7,7 @@ import json
 import os
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Self
@@ -15,6 +15,7 @@ from typing import Any, Self
 from ddsm_ext.run.presets import RUN_PRESETS
 from ddsm_ext.settings import Refusal, Settings, TypeRefusal, did_you_mean, is_int
 
+BUDGETS = ("budget_macs", "budget_ms", "budget_time", "max_quality_loss")
 # section -> (module, class); read when a run is resolved, so that `--help` stays quick
 SECTIONS: dict[str, tuple[str, str]] = {
     "model": ("ddsm_ext.models.unet", "UNetConfig"),
@@ -166,7 +167,7 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
 
 
 def parse_value(text: str) -> Any:
-    """Read the value of a `--set` option: JSON where it is JSON (`0.5`, `[1,2]`), else the text."""
+    """Read a value given as text: JSON where it is JSON (`0.5`, `[1,2]`), else the text."""
     try:
         return json.loads(text)
     except ValueError:
@@ -195,26 +196,6 @@ def merge(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
         else:
             result[name] = items
     return result
-
-
-def parse_settings(settings: list[str]) -> dict[str, Any]:
-    """Read `section.key=value` options into nested dicts.
-
-    Raises:
-        ValueError: one has no `=`, or its section is unknown.
-    """
-    values: dict[str, dict[str, Any]] = {}
-    for setting in settings:
-        name, equals, text = setting.partition("=")
-        section, dot, key = name.strip().partition(".")
-        if not equals or not dot or not key:
-            raise Refusal(f"--set {setting}: need section.key=value, e.g. train.steps=2000")
-        if section not in SECTIONS:
-            raise Refusal(
-                f"--set {setting}: unknown section {section!r}{did_you_mean(section, SECTIONS)}"
-            )
-        values.setdefault(section, {})[key] = parse_value(text.strip())
-    return values
 
 
 def configure(
@@ -263,26 +244,30 @@ def changed(config: RunConfig, changes: Mapping[str, Any], where: str = "changes
     """
     from ddsm_ext.sampling.samplers import SAMPLERS
 
-    sampler = dict(changes.get("sampler", {}))
-    row = SAMPLERS.get(str(sampler.get("kind")))
+    before, sampler = config.to_dict(), changes.get("sampler")
+    row = SAMPLERS.get(str(sampler.get("kind"))) if isinstance(sampler, Mapping) else None
     if row is not None and "eta" not in row.options:
-        sampler.setdefault("eta", 0.0)
-    after = RunConfig.from_dict(merge(config.to_dict(), {**changes, "sampler": sampler}), where)
+        before["sampler"]["eta"] = 0.0
+    after = RunConfig.from_dict(merge(before, changes), where)
     for section in ("model", "diffusion"):
         if getattr(config, section) != getattr(after, section):
             raise Refusal(
-                f"{where} changes {section}, which the weights of the run were trained with; "
-                "need a new training"
+                f"{where}: {section} is not the one which the weights of the run were trained "
+                "with; need a new training"
             )
     return after
 
 
-def seeds_text(seeds: Sequence[int]) -> str:
-    """Return seeds as text, ranges where they are consecutive."""
-    ranges: list[tuple[int, int]] = []
-    for seed in seeds:
-        if ranges and seed == ranges[-1][1] + 1:
-            ranges[-1] = (ranges[-1][0], seed)
-        else:
-            ranges.append((seed, seed))
-    return ",".join(f"{a}-{b}" if b > a else f"{a}" for a, b in ranges)
+def with_budget(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """Return a configuration with settings of the search in place of its own.
+
+    A budget takes the place of every other one; `budget_ms` makes the search count ms.
+    """
+    changes = dict(settings)
+    if any(changes.get(name) is not None for name in BUDGETS):
+        if changes.get("budget_macs") is not None:
+            changes.setdefault("objectives", ("quality", "macs"))
+        elif changes.get("budget_ms") is not None or changes.get("budget_time") is not None:
+            changes.setdefault("objectives", ("quality", "ms"))
+        changes = {**dict.fromkeys(BUDGETS), **changes}
+    return changed(config, {"search": changes}, "search")

@@ -1,46 +1,64 @@
-"""What a step of each width costs on this machine: MACs counted, or ms measured."""
+"""What work costs on this machine: a step of each width; training, sampling, a search ahead.
+
+A step's MACs are counted and its ms measured. What is still to be done is estimated from its MACs
+and the time of a few forward passes.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from ddsm_ext.bench.timing import interleaved
+from ddsm_ext.diffusion.schedule import make_schedule
+from ddsm_ext.graph import count
 from ddsm_ext.graph.config import NetworkConfig
-from ddsm_ext.graph.count import macs
 from ddsm_ext.machine import machine_info
+from ddsm_ext.run.compose import build_network
+from ddsm_ext.run.config import RunConfig
+from ddsm_ext.sampling.levels import evaluations
+from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.search.cost import CostTable
 from ddsm_ext.settings import Refusal
+
+# weights, gradients, two Adam moments and the average, all float32
+TRAINING_COPIES = 5
+# a backward pass computes two products of a forward's size, one for inputs and one for weights
+TRAINING_PASSES = 3
+# the strategies that a search scores cost about half the full width
+SEARCHED_SHARE = 0.5
 
 
 def macs_table(config: NetworkConfig, widths: Sequence[float]) -> CostTable:
     """Return the MACs of one image and step at each width, attention's products included."""
-    return CostTable("macs", {float(w): float(macs(config, w)) for w in widths})
+    return CostTable("macs", {float(w): float(count.macs(config, w)) for w in widths})
 
 
-def conditions(*, batch: int, dtype: str, device: str, network: str) -> dict[str, Any]:
+def conditions(
+    *, batch: int, dtype: str, device: torch.device | str, network: str
+) -> dict[str, Any]:
     """Return what a time measured now depends on: this machine, its torch and the arguments.
 
     Args:
         batch: images a step runs at once.
         dtype: name of the computation's type, e.g. "float32".
-        device: "cpu" or "cuda".
+        device: where it is measured, e.g. "cpu" or "cuda:1".
         network: digest or text that names the network's configuration.
     """
-    import torch
-
-    host = machine_info()
-    gpu = torch.cuda.get_device_name() if device.startswith("cuda") else None
+    host, device = machine_info(), torch.device(device)
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "machine": host["machine"],
         "cpu": host["cpu"],
         "gpu": gpu,
-        "device": device,
+        "device": device.type,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "batch": batch,
@@ -107,3 +125,92 @@ def _spread(values: list[float]) -> dict[str, float]:
         "iqr_ms": high - low,
         "rounds": len(values),
     }
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a piece of work takes.
+
+    Args:
+        macs: multiply-accumulates of all of it.
+        seconds: its time on this processor.
+        n_bytes: memory of weights and of the activations of a batch.
+        step_widths: width of each denoising step of an image; empty for training.
+    """
+
+    macs: float
+    seconds: float
+    n_bytes: float
+    step_widths: tuple[float, ...] = ()
+
+
+def ms_per_gmac(config: RunConfig) -> float:
+    """Return the measured ms a thousand million MACs of this network take on this machine.
+
+    The full width runs forward on a few images; a forward pass of any batch is of that order.
+    """
+    network = build_network(config, torch.device("cpu")).eval()
+    model = config.model
+    macs = count.macs(model, 1.0)
+    batch = max(1, min(32, int(2e9 / macs)))
+    x = torch.zeros(batch, model.image_channels, model.image_size, model.image_size)
+    t = torch.zeros(batch, dtype=torch.int64)
+    calls = {"step": lambda: network(x, t, 1.0)}
+    with torch.inference_mode():
+        times = interleaved(calls, rounds=3, warmup_rounds=0)
+    return times["step"].min_ms / (macs * batch / 1e9)
+
+
+def _estimate(
+    config: RunConfig,
+    macs: float,
+    batch: int,
+    step_widths: tuple[float, ...] = (),
+    *,
+    training: bool = False,
+) -> Estimate:
+    copies = TRAINING_COPIES if training else 1
+    n_bytes = 4.0 * copies * count.parameter_count(config.model)
+    n_bytes += count.activation_bytes(config.model, 1.0, batch, training=training)
+    return Estimate(macs, macs / 1e9 * ms_per_gmac(config) / 1e3, n_bytes, step_widths)
+
+
+def _step_widths(config: RunConfig, strategy: Strategy | float) -> tuple[float, ...]:
+    steps = evaluations(make_schedule(config.diffusion), config.sampler, strategy)
+    return tuple(step.width for step in steps)
+
+
+def estimate_training(config: RunConfig) -> Estimate:
+    """Return what training to the last step takes."""
+    train = config.train
+    widths = sorted(train.widths)
+    middle = [count.macs(config.model, w) for w in widths[1:-1]]
+    step_macs: float = sum(count.macs(config.model, w) for w in {widths[0], widths[-1]})
+    step_macs += min(train.middle_widths, len(middle)) * (sum(middle) / max(1, len(middle)))
+    macs = TRAINING_PASSES * step_macs * train.batch_size * train.steps
+    return _estimate(config, macs, train.batch_size, training=True)
+
+
+def estimate_sampling(
+    config: RunConfig, strategy: Strategy | float, images: int, batch: int
+) -> Estimate:
+    """Return what making images with a strategy takes.
+
+    Args:
+        config: of the run.
+        strategy: widths of the steps.
+        images: how many.
+        batch: images that run together.
+    """
+    widths = _step_widths(config, strategy)
+    macs = sum(count.macs(config.model, width) for width in widths)
+    return _estimate(config, macs * images, batch, widths)
+
+
+def estimate_search(config: RunConfig) -> Estimate:
+    """Return what the scores of a search take at most."""
+    widths = _step_widths(config, 1.0)
+    scored = config.search.most_evaluations().get("full", 0)
+    images = config.eval.search_images * scored
+    macs = SEARCHED_SHARE * count.macs(config.model, 1.0) * len(widths) * images
+    return _estimate(config, macs, config.eval.batch_size, widths)

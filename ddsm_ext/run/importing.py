@@ -56,7 +56,7 @@ def import_official(
     network = load_official_ddsm(source, flags, group=group)
     for section in FIXED_SECTIONS:
         if section in changes:
-            raise Refusal(f"{where} changes {section}, which the checkpoint decides; need --flags")
+            raise Refusal(f"{where}: {section} is what the checkpoint decides; need its flag file")
     values = preset_values("cifar10")
     values["model"] = network.config.to_dict()
     values["diffusion"] = {"schedule": "linear", "timesteps": int(flags.get("T", 1000))}

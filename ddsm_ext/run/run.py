@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -19,19 +19,20 @@ from ddsm_ext.io.checkpoint import list_checkpoints
 from ddsm_ext.io.files import write_atomic, write_json
 from ddsm_ext.report.page import build_report
 from ddsm_ext.run.compose import (
+    Progress,
     Sampler,
     build_network,
+    choose_device,
+    counter,
     load_images,
     load_network,
-    sampling_dtype,
 )
-from ddsm_ext.run.config import RunConfig, changed
+from ddsm_ext.run.config import RunConfig, changed, with_budget
 from ddsm_ext.run.folder import create_run, find_resumable, resolve_run, run_config
-from ddsm_ext.run.progress import Progress
 from ddsm_ext.run.scoring import (
     Scorer,
     interleaved_ms,
-    save_scores,
+    save_row,
     save_timing,
     saved_row,
     write_comparison,
@@ -39,10 +40,8 @@ from ddsm_ext.run.scoring import (
 from ddsm_ext.run.searching import search_run
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.search.front import FrontPoint
-from ddsm_ext.settings import Refusal, check_keys
+from ddsm_ext.settings import Refusal, plain
 from ddsm_ext.training.loop import TrainResult, train
-
-BUDGETS = ("budget_macs", "budget_ms", "budget_time", "max_quality_loss")
 
 
 @dataclass(frozen=True)
@@ -70,43 +69,62 @@ class Run:
         folder: the run folder.
         config: its configuration, or one with other settings of sampler, search or eval.
         device: where to compute; None takes a GPU where there is one.
-        progress: told how far long work is; None for silence.
+        progress: called with (what is done, units done, units in all or None, name of a unit,
+            remark) while long work goes on; None for silence.
         resumed: whether the folder was there before.
+
+    Raises:
+        ValueError: this machine has no such device.
     """
 
     folder: Path
-    config: RunConfig
+    config: RunConfig = field(repr=False)
     device: torch.device | str | None = None
-    progress: Progress | None = None
+    progress: Progress | None = field(default=None, repr=False)
     resumed: bool = True
-    _scorer: tuple[tuple[RunConfig, Path | None], Scorer] | None = field(default=None, repr=False)
+    _scorer: tuple[tuple[RunConfig, Path | None], Scorer] | None = field(
+        default=None, init=False, repr=False
+    )
 
     def __post_init__(self) -> None:
-        name = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.device = torch.device(name)
+        self.folder = Path(self.folder)
+        self.device = choose_device(self.device)
 
     @classmethod
     def create(
-        cls, root: str | Path, name: str, config: RunConfig, *, new: bool = False, **options: Any
+        cls,
+        root: str | Path,
+        name: str,
+        config: RunConfig,
+        *,
+        new: bool = False,
+        device: torch.device | str | None = None,
+        progress: Progress | None = None,
     ) -> Self:
         """Return the newest run of this name and configuration; where none is, a new one.
 
         Args:
             root: folder of runs; made when missing.
             name: letters, digits, `.`, `_`, `-`.
-            config: of the run; its images are read before anything is written.
+            config: of the run; its images, and the weights of another run that it starts from, are
+                read before anything is written.
             new: make another run even if there is one.
-            options: device, progress.
+            device: as of `Run`.
+            progress: as of `Run`.
 
         Raises:
-            ValueError: the name has other characters, or the images cannot be used.
-            FileNotFoundError: the images are missing.
+            ValueError: the name has other characters, or device, images or weights cannot be used.
+            FileNotFoundError: the images or the weights are missing.
         """
-        dataset = load_images(config)
-        found = None if new else find_resumable(root, config, name=name)
-        folder = create_run(root, name, config.to_dict()) if found is None else found
-        run = cls(folder, config, resumed=found is not None, **options)
-        run.__dict__["dataset"] = dataset
+        device, dataset = choose_device(device), load_images(config)
+        folder = None if new else find_resumable(root, config, name=name)
+        resumed = folder is not None
+        if folder is None:
+            if config.train.start_from is not None:
+                load_network(Path(config.train.start_from), config, torch.device("cpu"))
+            folder = create_run(root, name, config.to_dict())
+        run = cls(folder, config, device, progress, resumed)
+        run.dataset = dataset
         return run
 
     @classmethod
@@ -115,7 +133,9 @@ class Run:
         root: str | Path = "runs",
         which: str | Path | int | None = None,
         changes: Mapping[str, Any] | None = None,
-        **options: Any,
+        *,
+        device: torch.device | str | None = None,
+        progress: Progress | None = None,
     ) -> Self:
         """Return a run that is there.
 
@@ -123,15 +143,17 @@ class Run:
             root: folder of runs.
             which: folder, number or name of the run; None takes the newest.
             changes: section -> key -> value laid over its settings, e.g. {"sampler": {"steps": 9}}.
-            options: device, progress.
+            device: as of `Run`.
+            progress: as of `Run`.
 
         Raises:
             FileNotFoundError: there is no such run.
-            ValueError: the changes concern the network or the diffusion process, or are refused.
+            ValueError: the changes concern the network or the diffusion process, or are refused;
+                or this machine has no such device.
         """
         folder = resolve_run(root, which)
         config = RunConfig.from_dict(run_config(folder), str(folder / "config.json"))
-        return cls(folder, changed(config, changes or {}), **options)
+        return cls(folder, changed(config, changes or {}), device, progress)
 
     @cached_property
     def dataset(self) -> Any:
@@ -143,6 +165,17 @@ class Run:
         """The strategy that the search chose; before a search the full width."""
         return read_strategy(None, self.folder, self.config)[1]
 
+    def network(self, weights: str = "ema") -> Any:
+        """Return the trained network, called as `net(x, t, width)`, from the newest checkpoint.
+
+        Args:
+            weights: "ema" (averaged over training) or "model" (the last step's).
+
+        Raises:
+            FileNotFoundError: the run has no whole checkpoint yet.
+        """
+        return load_network(self.folder, self.config, self._device, weights)
+
     def train(self) -> TrainResult:
         """Train to the last step, or until Ctrl-C, which saves; the result says which."""
 
@@ -150,12 +183,11 @@ class Run:
             images = Sampler(net, self.config, self._device, 64).images(width, list(range(64)))
             return image_grid(np.asarray(to_uint8(images).cpu()).transpose(0, 2, 3, 1))
 
+        told = counter(self.progress, "training", "step")
+
         def tell(done: int, total: int, row: dict[str, Any]) -> None:
             loss = row.get("loss")
-            assert self.progress is not None
-            self.progress(
-                "training", done, total, "step", "" if loss is None else f"loss={loss:.4f}"
-            )
+            told(done, total, "" if loss is None else f"loss={loss:.4f}")
 
         return train(
             self._first_network(),
@@ -166,7 +198,7 @@ class Run:
             parameterisation=self.config.diffusion.parameterisation,
             device=self._device,
             sample_grid=sample_grid,
-            progress=None if self.progress is None else tell,
+            progress=tell,
         )
 
     def search(self, **settings: Any) -> FrontPoint:
@@ -176,8 +208,8 @@ class Run:
             settings: keys of the section search; a budget takes the place of another, e.g.
                 budget_macs=0.5.
         """
-        config = replace(self.config, search=with_budget(self.config, settings))
-        return search_run(self.folder, self.scorer(config))
+        config = with_budget(self.config, settings)
+        return search_run(self.folder, self.scorer(), config.search)
 
     def sample(
         self,
@@ -204,8 +236,9 @@ class Run:
             )
         config = self.config
         name, chosen = read_strategy(strategy, self.folder, config)
-        network = load_network(self.folder, config, self._device, weights, sampling_dtype(config))
-        sampler = Sampler(network, config, self._device, batch_size, self.progress)
+        sampler = Sampler.for_run(
+            self.folder, config, self._device, batch_size, self.progress, weights
+        )
         images, ms = sampler.timed_images(chosen, seeds, f"sampling {name}")
         steps = config.sampler.steps or config.diffusion.timesteps
         label = f"{name.replace(' ', '-')}-{config.sampler.kind}-{steps}"
@@ -217,12 +250,13 @@ class Run:
         save_png(folder / "grid.png", image_grid(pixels))
         return Samples(pixels, folder, ms, sampler.macs_per_image(chosen))
 
-    def scorer(self, config: RunConfig | None = None) -> Scorer:
+    def scorer(self) -> Scorer:
         """Return what scores this run's newest weights; made once for weights and settings."""
-        config = config or self.config
-        key = (config, max(list_checkpoints(self.folder), default=None))
+        key = (self.config, max(list_checkpoints(self.folder), default=None))
         if self._scorer is None or self._scorer[0] != key:
-            made = Scorer.for_run(self.folder, config, self._device, self.dataset, self.progress)
+            made = Scorer.for_run(
+                self.folder, self.config, self._device, self.dataset, self.progress
+            )
             self._scorer = (key, made)
         return self._scorer[1]
 
@@ -245,19 +279,28 @@ class Run:
 
         Returns:
             features, reference, sampler, weights, and "rows", one a score.
+
+        Raises:
+            ValueError: a strategy is refused, there is none, or there are less than two seeds.
         """
         named = named_strategies(strategies, self.folder, self.config)
         first = self.config.eval.first_seed
         if seeds is None:
             seeds = range(first, first + self.config.eval.images)
-        seeds, scorer, rows = list(seeds), self.scorer(), []
+        seeds = list(seeds)
+        if not named or len(seeds) < 2:
+            raise Refusal(
+                f"evaluate: {len(named)} strategies, {len(seeds)} seeds; need at least 1 and 2"
+            )
+        scorer, rows = self.scorer(), []
+        context = scorer.context()
         for name, strategy in named.items():
             for number in range(full_width_scores if name == "full width" else 1):
                 these = [seed + number * len(seeds) for seed in seeds]
-                row = None if again else saved_row(self.folder, scorer, name, strategy, these)
+                row = None if again else saved_row(self.folder, context, name, strategy, these)
                 if row is None:
                     row = scorer.score(name, strategy, these)
-                    save_scores(self.folder, scorer, [row])  # kept, whatever becomes of the next
+                    save_row(self.folder, context, row)  # kept, whatever becomes of the next
                 rows.append(row)
         kinds = {row["kind"]: named[row["label"]] for row in rows}
         both = {kind: kinds[kind] for kind in ("full", "strategy") if kind in kinds}
@@ -265,7 +308,7 @@ class Run:
             batch = self.config.eval.batch_size
             save_timing(self.folder, interleaved_ms(scorer.sampler, both, batch))
         write_comparison(self.folder, scorer.sampler, scorer.dataset, named)
-        return {**scorer.context(), "rows": rows}
+        return {**plain(context), "rows": rows}
 
     def report(self) -> Path:
         """Write report.html of what the run has so far and return its path."""
@@ -281,14 +324,13 @@ class Run:
         """
         from safetensors.torch import save
 
-        config = self.config
-        width = config.model.check_width(width)
-        network = load_network(self.folder, config, torch.device("cpu"), weights)
-        dense = network.export_subnet(width)
+        model, diffusion = self.config.model, self.config.diffusion
+        width = model.check_width(width)
+        dense = self.network(weights).export_subnet(width).cpu()
         tensors = {name: t.detach().contiguous() for name, t in dense.state_dict().items()}
         folder = Path(out) if out else self.folder / "export" / f"width-{width:g}"
-        values = {"width": width, **config.to_dict()}
-        write_json(folder / "config.json", {k: values[k] for k in ("width", "model", "diffusion")})
+        about = plain({"width": width, "model": model, "diffusion": diffusion})
+        write_json(folder / "config.json", about)
         write_atomic(folder / "model.safetensors", save(tensors, metadata={"width": f"{width:g}"}))
         return folder
 
@@ -303,22 +345,6 @@ class Run:
         if source is None or list_checkpoints(self.folder):
             return build_network(self.config, self._device)
         return load_network(Path(source), self.config, self._device)
-
-
-def with_budget(config: RunConfig, settings: Mapping[str, Any]) -> Any:
-    """Return a configuration's search section with settings in place of its own.
-
-    A budget takes the place of every other one; `budget_ms` makes the search count ms.
-    """
-    check_keys("search", settings, [f.name for f in fields(config.search)])
-    changes = dict(settings)
-    if any(changes.get(name) is not None for name in BUDGETS):
-        if changes.get("budget_macs") is not None:
-            changes.setdefault("objectives", ("quality", "macs"))
-        elif changes.get("budget_ms") is not None or changes.get("budget_time") is not None:
-            changes.setdefault("objectives", ("quality", "ms"))
-        changes = {**dict.fromkeys(BUDGETS), **changes}
-    return replace(config.search, **changes)
 
 
 def read_strategy(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,24 +18,27 @@ from ddsm_ext.data.config import DataConfig
 from ddsm_ext.data.images import image_grid, save_png
 from ddsm_ext.data.pixels import to_uint8
 from ddsm_ext.io.files import read_json, write_json
-from ddsm_ext.run.compose import (
-    Sampler,
-    image_batches,
-    load_images,
-    load_network,
-    sampling_dtype,
-    weights_digest,
-)
-from ddsm_ext.run.config import RunConfig, seeds_text
-from ddsm_ext.run.progress import Progress, counter
-from ddsm_ext.sampling.config import SamplerConfig
+from ddsm_ext.run.compose import Progress, Sampler, counter, load_images, weights_digest
+from ddsm_ext.run.config import RunConfig
 from ddsm_ext.sampling.strategy import Strategy
-from ddsm_ext.settings import Refusal, completed
+from ddsm_ext.settings import Refusal, completed, plain
 
 CLASSIFIER_FILE = "classifier.safetensors"
+REFERENCE_BATCH = 512  # real images whose features are computed together
 COLUMNS = 16  # images of a strategy in samples/compare
 TURNS = 3  # of each strategy when they are timed side by side
 log = logging.getLogger(__name__)
+
+
+def seeds_text(seeds: Sequence[int]) -> str:
+    """Return seeds as text, ranges where they are consecutive."""
+    ranges: list[tuple[int, int]] = []
+    for seed in seeds:
+        if ranges and seed == ranges[-1][1] + 1:
+            ranges[-1] = (ranges[-1][0], seed)
+        else:
+            ranges.append((seed, seed))
+    return ",".join(f"{a}-{b}" if b > a else f"{a}" for a, b in ranges)
 
 
 @dataclass
@@ -61,16 +65,14 @@ class Scorer:
         run: Path,
         config: RunConfig,
         device: torch.device,
-        dataset: Any = None,
-        progress: Progress | None = None,
+        dataset: Any,
+        progress: Progress | None,
     ) -> Scorer:
-        """Return the scorer of a run's newest checkpoint; without a data set it reads the run's."""
-        network = load_network(run, config, device, dtype=sampling_dtype(config))
-        dataset = load_images(config) if dataset is None else dataset
+        """Return the scorer of a run's newest checkpoint and its images."""
+        sampler = Sampler.for_run(run, config, device, config.eval.batch_size, progress)
         extractor = make_extractor_for(config, run, dataset)
         reference = reference_for(config, extractor, dataset)
         name = config.eval.reference or dataset.name
-        sampler = Sampler(network, config, device, config.eval.batch_size, progress)
         return cls(sampler, extractor, reference, dataset, name)
 
     def distances(self, images: Tensor) -> dict[str, Any]:
@@ -118,7 +120,7 @@ class Scorer:
         }
 
     def context(self) -> dict[str, Any]:
-        """Return what every score of this scorer depends on."""
+        """Return what every score of this scorer depends on; reads all weights of the network."""
         features = {
             "name": self.extractor.name,
             "dimension": self.extractor.dim,
@@ -130,30 +132,39 @@ class Scorer:
         return {
             "features": features,
             "reference": {"name": self.reference_name, "images": self.reference.n},
-            "sampler": self.sampler.config.sampler.to_dict(),
+            "sampler": self.sampler.config.sampler,
             "weights": weights_digest(self.sampler.network),
         }
 
 
-def _saved(run: Path, context: dict[str, Any], sampler: SamplerConfig) -> dict[str, Any]:
+def _saved(run: Path, context: Mapping[str, Any]) -> dict[str, Any]:
     """Return metrics.json if its scores depend on the same things, else an empty one."""
-    path = run / "metrics.json"
+    path, now = run / "metrics.json", plain(context)
     if path.exists():
-        saved = completed(read_json(path), {"sampler": sampler})
-        if all(saved.get(key) == value for key, value in context.items()):
+        saved = completed(read_json(path), context)
+        if all(saved.get(key) == value for key, value in now.items()):
             return dict(saved)
-    return {**context, "rows": []}
+    return {**now, "rows": []}
 
 
 def saved_row(
-    run: Path, scorer: Scorer, name: str, strategy: Strategy, seeds: list[int]
+    run: Path, context: Mapping[str, Any], name: str, strategy: Strategy, seeds: Sequence[int]
 ) -> dict[str, Any] | None:
-    """Return this strategy's score for these seeds and weights, None where there is none yet."""
+    """Return a strategy's score for these seeds and this context, None where there is none yet."""
     wanted = (name, list(strategy.widths), list(strategy.cuts), seeds_text(seeds))
-    for row in _saved(run, scorer.context(), scorer.sampler.config.sampler)["rows"]:
+    for row in _saved(run, context)["rows"]:
         if (row["label"], row["widths"], row["cuts"], row["seeds"]) == wanted:
             return dict(row)
     return None
+
+
+def save_row(run: Path, context: Mapping[str, Any], row: Mapping[str, Any]) -> None:
+    """Add a row to metrics.json in place of its like; rows of another context are dropped."""
+    saved, new = _saved(run, context), (row["label"], row["seeds"])
+    kept = [row for row in saved["rows"] if (row["label"], row["seeds"]) != new]
+    order = {"full": 0, "strategy": 1, "width": 2}
+    every = sorted([*kept, row], key=lambda row: (order[row["kind"]], -row["macs_per_image"]))
+    write_json(run / "metrics.json", {**saved, "rows": every})
 
 
 def save_timing(run: Path, timing: dict[str, Any]) -> None:
@@ -162,27 +173,11 @@ def save_timing(run: Path, timing: dict[str, Any]) -> None:
     write_json(path, {**read_json(path), "timing": timing})
 
 
-def save_scores(run: Path, scorer: Scorer, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Add rows to metrics.json; older rows of other features, samplers or data are dropped.
-
-    Returns:
-        the context of the scores, without the rows.
-    """
-    context = scorer.context()
-    saved = _saved(run, context, scorer.sampler.config.sampler)
-    new = {(row["label"], row["seeds"]) for row in rows}
-    kept = [row for row in saved["rows"] if (row["label"], row["seeds"]) not in new]
-    order = {"full": 0, "strategy": 1, "width": 2}
-    every = sorted([*kept, *rows], key=lambda row: (order[row["kind"]], -row["macs_per_image"]))
-    write_json(run / "metrics.json", {**saved, "rows": every})
-    return context
-
-
 def score_folder(scorer: Scorer, path: str) -> dict[str, Any]:
     """Score the images of a folder, ZIP or archive; returns a JSON-ready result."""
     data = DataConfig(source=path, split="all")
     dataset = load_images(replace(scorer.sampler.config, data=data))
-    images = torch.cat(list(image_batches(dataset)))  # [N, C, H, W]
+    images = torch.from_numpy(dataset.images)  # [N, C, H, W]
     context = scorer.context()
     context.pop("sampler")
     return {**context, "source": path, **scorer.distances(images)}
@@ -198,9 +193,14 @@ def make_classifier(
         path: .safetensors file to write.
         epochs: passes over the images.
         progress: told how far it is; None for silence.
+
+    Raises:
+        ValueError: the images have no labels, or epochs is below 1.
     """
     from ddsm_ext.eval.classifier import ClassifierConfig, save_classifier, train_classifier
 
+    if dataset.labels is None:
+        raise Refusal(f"{dataset.name}: its images have no labels; need a folder a class")
     channels, size, _ = dataset.shape
     config = ClassifierConfig(size, channels, int(dataset.labels.max()) + 1, epochs=epochs)
     told = counter(progress, "training the classifier", "epoch")
@@ -209,7 +209,7 @@ def make_classifier(
         dataset.labels,
         data_name=dataset.name,
         config=config,
-        progress=None if told is None else lambda epoch, epochs, loss: told(epoch, epochs),
+        progress=lambda epoch, epochs, loss: told(epoch, epochs),
     )
     save_classifier(trained, path)
     return trained
@@ -247,7 +247,9 @@ def reference_for(config: RunConfig, extractor: Any, dataset: Any) -> Any:
 
     if config.eval.reference is not None:
         return load_statistics(config.eval.reference)
-    return reference_statistics(image_batches(dataset), extractor)
+    starts = range(0, len(dataset), REFERENCE_BATCH)
+    batches = (torch.from_numpy(dataset.images[i : i + REFERENCE_BATCH]) for i in starts)
+    return reference_statistics(batches, extractor)
 
 
 def write_comparison(
@@ -261,8 +263,7 @@ def write_comparison(
     told = counter(sampler.progress, "samples side by side", "row")
     for done, (label, strategy) in enumerate(strategies.items(), 1):
         pictures[label] = to_uint8(sampler.images(strategy, seeds)).cpu().numpy()
-        if told is not None:
-            told(done, len(strategies))
+        told(done, len(strategies))
     rows = []
     for number, (label, images) in enumerate(pictures.items()):
         strip = image_grid(images.transpose(0, 2, 3, 1), COLUMNS)  # [N, H, W, C] -> [h, w, C]
@@ -289,8 +290,7 @@ def interleaved_ms(
 
     def run(strategy: Strategy) -> None:
         sampler.images(strategy, seeds)
-        if sampler.device.type == "cuda":
-            torch.cuda.synchronize(sampler.device)
+        sampler.finish()
 
     for strategy in strategies.values():  # a few images warm up
         sampler.images(strategy, seeds[:8])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,16 @@ from ddsm_ext.diffusion.noise import normal
 from ddsm_ext.diffusion.schedule import add_noise
 from ddsm_ext.graph.count import macs
 from ddsm_ext.io.files import read_jsonl, write_json
-from ddsm_ext.run.compose import image_batches, weights_digest
+from ddsm_ext.run.compose import Sampler, counter, weights_digest
 from ddsm_ext.run.config import EvalConfig
 from ddsm_ext.run.costs import conditions, macs_table, measure_ms
-from ddsm_ext.run.progress import Progress, counter
 from ddsm_ext.run.scoring import Scorer
 from ddsm_ext.sampling.levels import evaluations
 from ddsm_ext.sampling.strategy import Strategy
+from ddsm_ext.search.config import SearchConfig
 from ddsm_ext.search.cost import CostTable
-from ddsm_ext.search.engine import ProgressCallback, SearchProgress, search
+from ddsm_ext.search.engine import SearchProgress, search
+from ddsm_ext.search.front import FrontPoint
 from ddsm_ext.search.sensitivity import Sensitivity, additive_quality, measure_sensitivity
 from ddsm_ext.settings import completed, plain
 
@@ -36,30 +37,26 @@ SENSITIVITY_STREAM = 2  # sampling itself draws from the streams 0 and 1
 SEARCH_FIRST_SEED = 1_000_000
 
 
-def measure_costs(run: Path, scorer: Scorer) -> CostTable:
-    """Return the ms of one image and step at each width.
+def measure_costs(run: Path, sampler: Sampler, widths: Sequence[float]) -> CostTable:
+    """Return the ms of one image and step at each width, as the sampler runs them.
 
     Times measured before for this run, under the same conditions, are taken again: a search in ms
     continues only with the costs that it began with.
     """
-    sampler = scorer.sampler
-    config, device = sampler.config, sampler.device
-    widths = config.search.widths
-    batch = config.eval.batch_size
-    x = torch.randn(batch, *sampler.shape, device=device, dtype=sampler.dtype)  # [N, C, H, W]
+    config, device, batch = sampler.config, sampler.device, sampler.batch_size
+    x = normal(range(batch), 0, sampler.shape, device=device).to(sampler.dtype)  # [N, C, H, W]
     x = x.contiguous(memory_format=torch.channels_last)
     t = torch.zeros(batch, dtype=torch.int64, device=device)  # [N]
 
     @torch.inference_mode()
     def run_step(width: float) -> None:
         sampler.network(x, t, width)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        sampler.finish()
 
     where = conditions(
         batch=batch,
         dtype=config.sampler.dtype,
-        device=device.type,
+        device=device,
         network=f"ch {config.model.ch}, image {config.model.image_size}",
     )
     path = run / "search" / "cost_table.json"
@@ -81,27 +78,33 @@ def save_costs(run: Path, in_macs: CostTable, ms: CostTable) -> None:
     write_json(run / "search" / "costs.json", {**shared, "rows": rows})
 
 
-def sensitivity_of(run: Path, scorer: Scorer) -> Sensitivity:
+def sensitivity_of(run: Path, scorer: Scorer, weights: str, widths: Sequence[float]) -> Sensitivity:
     """Return the error of each width at noise levels spread over the schedule.
 
     One measured before for this run, with the same network, images and noise, is taken again;
     otherwise it is measured and kept as search/sensitivity.json. An earlier version's does not say
     what it was measured with: it belongs to the archive beside it, which a search continues only
     with the very numbers that it began with.
+
+    Args:
+        run: the run folder.
+        scorer: its network and images.
+        weights: digest of the network's weights.
+        widths: widths to measure.
     """
     sampler = scorer.sampler
     config, schedule = sampler.config, sampler.schedule
     count, last = SENSITIVITY_LEVELS, schedule.timesteps - 1
     timesteps = sorted({round(last * i / (count - 1)) for i in range(count)})
-    conditions = {
-        "weights": weights_digest(sampler.network),
+    basis = {
+        "weights": weights,
         "model": plain(config.model),
         "data": plain(config.data),
         "diffusion": plain(config.diffusion),
         "images": config.eval.sensitivity_images,
         "first_seed": SEARCH_FIRST_SEED,
         "timesteps": timesteps,
-        "widths": list(config.search.widths),
+        "widths": list(widths),
         "dtype": config.sampler.dtype,
         "device": sampler.device.type,
     }
@@ -110,10 +113,10 @@ def sensitivity_of(run: Path, scorer: Scorer) -> Sensitivity:
         with contextlib.suppress(ValueError):
             known = Sensitivity.load(path)
             begun = not known.conditions and (run / "search" / "archive.jsonl").exists()
-            if begun or known.conditions == conditions:
+            if begun or known.conditions == basis:
                 return known
-    found = torch.cat(list(image_batches(scorer.dataset, config.eval.sensitivity_images)))
-    images = from_uint8(found, sampler.device)
+    real = scorer.dataset.images[: config.eval.sensitivity_images]
+    images = from_uint8(torch.from_numpy(real), sampler.device)  # [N, C, H, W]
     seeds = range(SEARCH_FIRST_SEED, SEARCH_FIRST_SEED + len(images))
 
     def noise(level: int) -> Tensor:
@@ -125,9 +128,9 @@ def sensitivity_of(run: Path, scorer: Scorer) -> Sensitivity:
         add_noise=lambda x0, noise, t: add_noise(x0, noise, t, schedule),
         timesteps=timesteps,
         log_snrs=[float(schedule.log_snr(t)) for t in timesteps],
-        widths=sampler.config.search.widths,
+        widths=widths,
         noise=noise,
-        conditions=conditions,
+        conditions=basis,
         progress=counter(sampler.progress, "sensitivity", "level"),
     )
     measured.save(path)
@@ -145,47 +148,41 @@ def sampled_frechet(scorer: Scorer) -> Callable[[Strategy], float]:
     return quality
 
 
-def search_run(run: Path, scorer: Scorer) -> Any:
+def search_run(run: Path, scorer: Scorer, settings: SearchConfig) -> FrontPoint:
     """Search a run's strategies, write every file of its search folder, return what it chose."""
-    config = scorer.sampler.config
-    identity, settings = _identity(scorer), config.search
-    chosen = {"cost": settings.cost, "seed": settings.seed, "widths": list(settings.widths)}
+    sampler, widths = scorer.sampler, settings.widths
+    identity = _identity(scorer)
+    chosen = {"cost": settings.cost, "seed": settings.seed, "widths": list(widths)}
     set_aside_other(run, {**identity, **chosen})
-    in_macs, ms = macs_table(config.model, settings.widths), measure_costs(run, scorer)
+    in_macs = macs_table(sampler.config.model, widths)
+    ms = measure_costs(run, sampler, widths)
     save_costs(run, in_macs, ms)
-    measured = sensitivity_of(run, scorer)
-    log_snrs = [e.log_snr for e in evaluations(scorer.sampler.schedule, config.sampler)]
-    errors = measured.for_steps(log_snrs, settings.widths)
+    measured = sensitivity_of(run, scorer, identity["weights"], widths)
+    log_snrs = [e.log_snr for e in evaluations(sampler.schedule, sampler.config.sampler)]
+    errors = measured.for_steps(log_snrs, widths)
+    told = counter(sampler.progress, "search", "score")
+
+    def tell(state: SearchProgress) -> None:
+        volume = "" if state.hypervolume is None else f", hypervolume {state.hypervolume:.4f}"
+        remark = f"generation {state.generation + 1}/{state.generations}{volume}"
+        told(state.evaluations, max(state.expected, state.evaluations), remark)
+
     log.info("searching: %d generations of %d", settings.generations, settings.population)
     front = search(
         settings,
         cost_table=in_macs if settings.cost == "macs" else ms,
         log_snrs=log_snrs,
         run_dir=run,
-        quality_cheap=additive_quality(errors, settings.widths, log_snrs),
+        quality_cheap=additive_quality(errors, widths, log_snrs),
         quality_full=sampled_frechet(scorer),
         errors=errors,
         identity=identity,
         quality_name="Fréchet distance",
-        progress=_search_progress(scorer.sampler.progress),
+        progress=tell,
     )
     assert front.chosen is not None
-    save_steps(run, scorer, front.chosen.strategy)
+    save_steps(run, sampler, front.chosen.strategy)
     return front.chosen
-
-
-def _search_progress(progress: Progress | None) -> ProgressCallback | None:
-    if progress is None:
-        return None
-    tell = progress
-
-    def update(state: SearchProgress) -> None:
-        volume = "" if state.hypervolume is None else f", hypervolume {state.hypervolume:.4f}"
-        remark = f"generation {state.generation + 1}/{state.generations}{volume}"
-        total = max(state.expected, state.evaluations)
-        tell("search", state.evaluations, total, "score", remark)
-
-    return update
 
 
 def _identity(scorer: Scorer) -> dict[str, Any]:
@@ -224,10 +221,10 @@ def set_aside_other(run: Path, identity: dict[str, Any]) -> None:
     (run / "search").rename(run / f"search-{number:05d}")
 
 
-def save_steps(run: Path, scorer: Scorer, strategy: Strategy) -> None:
+def save_steps(run: Path, sampler: Sampler, strategy: Strategy) -> None:
     """Write search/steps.json: timestep, log-SNR and width of each step of the run's sampler."""
-    config = scorer.sampler.config
-    steps = evaluations(scorer.sampler.schedule, config.sampler, strategy)
+    config = sampler.config
+    steps = evaluations(sampler.schedule, config.sampler, strategy)
     content = {
         "timesteps": [step.t for step in steps],
         "log_snr": [step.log_snr for step in steps],

@@ -1,4 +1,4 @@
-"""Commands beside the main path: checks, convert, bench, and what searches leave behind."""
+"""Commands beside the main path: checks, convert, bench, classifier."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 from ddsm_ext.cli.main import main
 from ddsm_ext.compat.official_ddsm import official_state_dict_shapes
 from ddsm_ext.eval.classifier import load_classifier
-from ddsm_ext.run import searching
 from ddsm_ext.sampling.strategy import Strategy
 
 
@@ -106,17 +105,6 @@ def test_bench_refuses(
 ) -> None:
     assert main(["bench", *arguments]) == 2
     assert expected in capsys.readouterr().err
-
-
-def test_another_search_is_kept_aside(tmp_path: Path) -> None:
-    archive = tmp_path / "search" / "archive.jsonl"
-    archive.parent.mkdir()
-    archive.write_text(json.dumps({"identity": {"weights": "a", "seed": 0}}) + "\n")
-    searching.set_aside_other(tmp_path, {"weights": "a", "seed": 0})
-    assert archive.exists()
-    searching.set_aside_other(tmp_path, {"weights": "b", "seed": 0})
-    assert not archive.exists()
-    assert (tmp_path / "search-00000" / "archive.jsonl").exists()
 
 
 def test_the_digits_classifier_is_rebuilt(

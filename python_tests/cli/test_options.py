@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from ddsm_ext.cli import options
-from ddsm_ext.run.config import configure, seeds_text
+from ddsm_ext.run.config import configure
 from ddsm_ext.run.folder import create_run
-from ddsm_ext.run.run import read_strategy
+from ddsm_ext.run.scoring import seeds_text
 
 
 @pytest.mark.parametrize(
@@ -56,14 +56,3 @@ def test_the_sampler_ddpm_takes_back_the_eta_of_the_run_alone(tmp_path: Path) ->
 def test_what_the_weights_depend_on_cannot(folder: Path, setting: str) -> None:
     with pytest.raises(ValueError, match="which the weights"):
         options.run_settings(folder, arguments(set=[setting]))
-
-
-def test_strategies_are_widths_or_files(folder: Path) -> None:
-    config = options.run_settings(folder, arguments())
-    name, strategy = read_strategy("0.5", folder, config)
-    assert (name, strategy.widths) == ("width 0.5", (0.5,))
-    assert read_strategy(None, folder, config)[1].widths == (1.0,)
-    with pytest.raises(FileNotFoundError, match=r"nothing\.json"):
-        read_strategy("nothing.json", folder, config)
-    with pytest.raises(ValueError, match="2"):
-        read_strategy("2", folder, config)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ddsm_ext.run.config import RunConfig, coerce, configure, parse_settings, parse_value
+from ddsm_ext.run.config import RunConfig, coerce, configure, parse_value
 from ddsm_ext.run.presets import QUICKSTART_FAST, RUN_PRESETS
 
 
@@ -41,7 +41,7 @@ def test_widths_of_the_model_reach_training_and_search() -> None:
 def test_the_quickstart_changes_only_known_settings() -> None:
     for section, values in QUICKSTART_FAST.items():
         for key, value in values.items():
-            configure("digits", **parse_settings([f"{section}.{key}={value}"]))
+            configure("digits", **{section: {key: value}})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,40 @@
+"""What a search leaves behind and what it leaves alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from ddsm_ext.run import Run, configure
+from ddsm_ext.run.searching import set_aside_other
+
+
+def test_another_search_is_kept_aside(tmp_path: Path) -> None:
+    archive = tmp_path / "search" / "archive.jsonl"
+    archive.parent.mkdir()
+    archive.write_text(json.dumps({"identity": {"weights": "a", "seed": 0}}) + "\n")
+    set_aside_other(tmp_path, {"weights": "a", "seed": 0})
+    assert archive.exists()
+    set_aside_other(tmp_path, {"weights": "b", "seed": 0})
+    assert not archive.exists()
+    assert (tmp_path / "search-00000" / "archive.jsonl").exists()
+
+
+def test_search_samples_and_scores_leave_torchs_own_generator_alone(tmp_path: Path) -> None:
+    config = configure(
+        "digits",
+        model={"ch": 8, "groups": 4, "widths": (1, 0.5)},
+        train={"steps": 1, "batch_size": 8},
+        sampler={"steps": 2},
+        search={"population": 4, "generations": 1, "full_final": 1, "budget_macs": 0.7},
+        eval={"images": 8, "search_images": 8, "batch_size": 8},
+    )
+    run = Run.create(tmp_path, "x", config)
+    run.train()
+    before = torch.get_rng_state()
+    run.search()
+    run.sample(range(2))
+    run.evaluate()
+    assert torch.equal(torch.get_rng_state(), before)
