@@ -23,15 +23,17 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "width": (),
     "machine": (),
     "_library": (),
-    "ops": ("_library",),
+    "_locks": (),
+    "_fixed_weights": (),
+    "ops": ("_library", "_locks", "_fixed_weights"),
     "graph": (),
-    "runtime": ("graph", "_library", "ops"),
+    "runtime": ("graph", "_library", "_locks", "_fixed_weights", "ops"),
     "models": ("graph", "ops", "runtime"),
     "models.unet": ("graph",),
     "models.adm": ("graph", "models.unet"),
     "io": (),
     "diffusion": (),
-    "sampling": ("diffusion", "io.document", "io.files"),
+    "sampling": ("_fixed_weights", "diffusion", "io.document", "io.files"),
     "data": ("io.files",),
     "eval": ("data.pixels", "io.document", "io.files", "io.weights"),
     "training": ("data", "diffusion", "io"),
@@ -46,11 +48,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 ALWAYS = ("_lazy", "settings", "width")
 
 # Areas that load no torch, directly or through what they import at module level.
-TORCH_FREE = ("", "_lazy", "settings", "width", "machine", "graph", "graph.graph", "graph.config",
-              "graph.slicing", "graph.count", "models.unet", "models.adm", "data.config",
-              "training.config", "diffusion.config", "sampling.config", "sampling.samplers",
-              "search.config",
-              "run.config", "run.folder", "cli.main")  # fmt: skip
+TORCH_FREE = ("", "_lazy", "_locks", "_fixed_weights", "settings", "width", "machine", "graph",
+              "graph.graph", "graph.config", "graph.slicing", "graph.count", "models.unet",
+              "models.adm", "data.config", "training.config", "diffusion.config",
+              "sampling.config", "sampling.samplers", "search.config", "run.config", "run.folder",
+              "cli.main")  # fmt: skip
 
 # The exception's class may be named, to catch what torch.load raises; nothing may be unpickled.
 PICKLERS = ("pickle", "cPickle", "dill", "joblib", "cloudpickle")

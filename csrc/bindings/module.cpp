@@ -51,7 +51,7 @@ PYBIND11_MODULE(_native, m) {
   m.doc() = "Build and CPU information of the compiled library; step plans.";
   bind_step_plan(m);
   bind_conv2d_choice(m);
-  bind_watched(m);
+  bind_digest(m);
   m.def("build_info", &build_info, "What this library was built from and for.");
   m.def("active_isa", [] { return std::string(ddsm::isa_name(ddsm::active_isa())); },
         "Name of the instruction set that the CPU kernels use.");

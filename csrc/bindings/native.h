@@ -4,5 +4,5 @@
 #include <pybind11/pybind11.h>
 
 void bind_conv2d_choice(pybind11::module_& m);
+void bind_digest(pybind11::module_& m);
 void bind_step_plan(pybind11::module_& m);
-void bind_watched(pybind11::module_& m);

@@ -235,10 +235,12 @@ class SlimmableNetwork(SlimmableBlock):
         Raises:
             TypeError, ValueError: an argument that cannot be used, in one sentence.
         """
-        if not self.training and serves(self, x) and self.structure_problem() is None:
-            if self._runner is None:
-                self._runner = StepRunner(self)
-            return self._runner(x, t, width, y, structure_known=True)
+        if not self.training and serves(self, x):
+            known = self._runner is not None and self._runner.is_found_good(x)
+            if known or self.structure_problem() is None:
+                if self._runner is None:
+                    self._runner = StepRunner(self)
+                return self._runner(x, t, width, y, structure_known=True)
         return self.run_modules(x, t, width, y, accumulate_grad=accumulate_grad)
 
     def run_modules(

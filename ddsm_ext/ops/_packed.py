@@ -1,12 +1,11 @@
 """Packed weights: rearranged for the CPU kernels, one tensor a weight and algorithm for all widths.
 
-One belongs to the weight's content: it is made again as soon as `_weights` notices a change.
+One belongs to the weight's content, lives as long as its memory, and is made again as soon as
+`_weights` sees a change.
 """
 
 from __future__ import annotations
 
-import threading
-import weakref
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -15,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ddsm_ext import _library
-from ddsm_ext.ops._weights import Stamp, content_stamp
+from ddsm_ext._locks import ForkSafeLock
+from ddsm_ext.ops._weights import content_of, contents_of, is_plain
 from ddsm_ext.settings import Refusal
 
 # In the order of the kernels' numbers (Conv2dAlgo).
@@ -28,18 +28,15 @@ LARGEST_KERNEL = 5
 Kind = tuple[int, bool, bool]
 
 
-class _Entry:
-    """The packed forms of one weight; `stamps` says of which content each was made."""
+class _Packed(NamedTuple):
+    """A packed form, of which serial of the content and for which instruction set it is."""
 
-    def __init__(self, weight: Tensor) -> None:
-        key = id(weight)
-        self.weight = weakref.ref(weight, lambda _: _entries.pop(key, None))
-        self.packed: dict[Kind, Tensor] = {}
-        self.stamps: dict[Kind, Stamp] = {}
+    tensor: Tensor
+    serial: int | None
+    isa: str
 
 
-_entries: dict[int, _Entry] = {}
-_lock = threading.Lock()
+_lock = ForkSafeLock()
 
 
 def packed_weight(
@@ -55,26 +52,25 @@ def packed_weight(
 
     Returns:
         A flat float32 tensor (of DIRECT_BF16 each holds two numbers), laid out for the instruction
-        set in use. It is written again when the weight has changed, so it must not be kept beyond
-        a check of `content_stamp`.
+        set in use. It is written again when the weight has changed.
     """
     kind = (algorithm, upsample and algorithm == DIRECT, transposed)
-    stamp = content_stamp(weight)
+    content, isa = content_of(weight), _library.native.active_isa()
     with _lock:
-        entry = _entries.get(id(weight))
-        if entry is None or entry.weight() is not weight:
-            entry = _entries[id(weight)] = _Entry(weight)
-        if entry.stamps.get(kind) == stamp:
-            return entry.packed[kind]
+        serial = content.serial(weight)
+        packed = content.made.get(kind)
+        if packed is not None and packed.serial == serial and packed.isa == isa:
+            return packed.tensor
         size = _library.native.conv2d_panel_floats(*weight.shape[:3], *kind)
-        packed = entry.packed.get(kind)
-        if packed is None or packed.numel() != size:
+        tensor = None if packed is None else packed.tensor
+        if tensor is None or tensor.numel() != size:
             # Not an inference tensor even if made in inference mode: training may write it again.
             with torch.inference_mode(False):
-                packed = torch.empty(size, dtype=torch.float32, device="cpu")
-        torch.ops.ddsm_ext.sliced_conv2d_panels(weight.detach(), *kind, packed)
-        entry.packed[kind], entry.stamps[kind] = packed, stamp
-        return packed
+                tensor = torch.empty(size, dtype=torch.float32, device="cpu")
+        content.made[kind] = _Packed(tensor, None, isa)  # while it is written
+        torch.ops.ddsm_ext.sliced_conv2d_panels(weight.detach(), *kind, tensor)
+        content.made[kind] = _Packed(tensor, serial, isa)
+        return tensor
 
 
 def check_algorithm(
@@ -140,7 +136,7 @@ def resolve_algorithm(
         number = ALGORITHMS.index(algo)
         return DIRECT if number == DIRECT_BF16 and not problem.bf16 else number
     # A passing tensor's would be packed for one call.
-    if not isinstance(weight, nn.Parameter) or not weight.is_cpu:
+    if not isinstance(weight, nn.Parameter) or not weight.is_cpu or not is_plain(weight):
         return DIRECT
     if weight.dtype not in (torch.float32, torch.bfloat16):
         return DIRECT
@@ -167,5 +163,5 @@ def choose_algorithm(
 
 def packed_bytes(weights: Iterable[Tensor]) -> int:
     """Bytes of the packed forms kept of `weights`."""
-    entries = [_entries[id(w)] for w in weights if id(w) in _entries]
-    return sum(p.numel() * p.element_size() for e in entries for p in e.packed.values())
+    made = (packed for content in contents_of(weights) for packed in content.made.values())
+    return sum(packed.tensor.numel() * packed.tensor.element_size() for packed in made)

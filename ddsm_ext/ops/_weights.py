@@ -1,43 +1,121 @@
-"""Whether weights changed since something was made from them: asked by the ops and the runtime.
+"""Whether weights changed since something was made from them: the one answer for ops and runtime.
 
-A change is noticed
-- when another tensor, memory, dtype or layout takes a weight's place;
-- by the tensor's version, which every in-place operation of torch raises: those of optimizers,
-  averages, `load_state_dict`, `copy_`;
-- and, as edits through `.data` or by another library on the same memory do neither, by a sample of
-  the values, spread over the weight: 32 of one that an op is about to use, 3 of each before a step
-  of a network, where 32 would cost 0.2 ms of cache misses instead of 0.03 (CIFAR-10 U-Net).
-Such an edit that spares the samples goes unseen, unless `weights_changed` is told.
+Guarantee: a change of weights between two calls is seen by the second, however it was made; a call
+is an op, `net(...)`, a training step's forward or backward, or `sample`. Within one `sample` the
+weights (and the modules) are taken as they were at its begin, unless `weights_changed` tells.
+
+How, at the least cost:
+- another tensor, memory, dtype or layout in a weight's place is seen by looking;
+- in-place operations of torch raise the tensor's version, which is compared;
+- memory that was handed out (`.data`, `.numpy()`, a storage, DLPack, an optimizer; see `_memory`),
+  that NumPy, a file or other processes own, or whose tensor has no version, as those made in
+  inference mode, is read whole and its digest compared, in every call until nobody else holds it;
+- `sample` reads all weights once. So it sees even what was written through an address that ctypes
+  or C++ kept, of which torch knows nothing: `weights_changed` tells other calls of that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from operator import attrgetter, getitem, is_not
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
-from torch.utils.weak import WeakIdKeyDictionary
 
 from ddsm_ext import _library
+from ddsm_ext._fixed_weights import tell_change
+from ddsm_ext._locks import ForkSafeLock
+from ddsm_ext.ops._memory import Memory, collectives_write, known_memory, memory_of
 from ddsm_ext.settings import TypeRefusal
 
-Stamp = tuple[Any, ...]
-
-_data_ptr, _stride = Tensor.data_ptr, Tensor.stride
+# Not those of torch.Tensor, which note that the memory is handed out.
+_data_ptr = torch._C.TensorBase.data_ptr
+_stride = Tensor.stride
 _version = attrgetter("_version")
-# Told changes of tensors made in inference mode: these have no version.
-_told = WeakIdKeyDictionary()
+_serials = itertools.count()
+_lock = ForkSafeLock()
+
+
+class Content:
+    """What a tensor's memory holds, as one dtype, shape and layout read it.
+
+    Attributes:
+        made: what was made from it, by kind; whoever makes it keeps the serial beside it.
+    """
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._serial = next(_serials)
+        self._version: int | None = None
+        self._digest: int | None = None
+        # Notes of the memory when nobody else held it and the content was known.
+        self._settled: int | None = None if memory.is_held() else memory.notes
+        self.made: dict[Any, Any] = {}
+
+    def is_counted(self) -> bool:
+        """True if only torch's counted operations can have written it since it was looked at."""
+        return self._version is not None and self._settled == self._memory.notes
+
+    def serial(self, tensor: Tensor, *, whole: bool = False) -> int:
+        """Return a number that is another one whenever the content may be.
+
+        Args:
+            tensor: one with this content.
+            whole: read it even where its version tells every change.
+        """
+        version = None if tensor.is_inference() else tensor._version
+        if version == self._version and self.is_counted() and not (whole or collectives_write()):
+            return self._serial
+        with _lock:
+            self._look(tensor, version, whole)
+            return self._serial
+
+    def _look(self, tensor: Tensor, version: int | None, whole: bool) -> None:
+        notes, held = self._memory.notes, self._memory.is_held()
+        changed, digest = version != self._version, None
+        if whole or held or not changed or version is None or collectives_write():
+            digest = _library.native.digest(*_extent(tensor))
+            changed = changed or digest != self._digest
+        # In this order: other threads read the serial once they find the rest as it is now.
+        if changed:
+            self._serial = next(_serials)
+        self._digest, self._version = digest, version
+        self._settled = None if held else notes
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    """Where a tensor begins in the CPU's memory, and the bytes from there to its end."""
+    if tensor.numel() == 0 or tensor.device.type != "cpu":
+        return 0, 0
+    reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return _data_ptr(tensor), (1 + reach) * tensor.element_size()
+
+
+def content_of(tensor: Tensor) -> Content:
+    """Return the content of a plain tensor; tensors that share memory and layout share it."""
+    contents = memory_of(tensor).contents
+    key = (_data_ptr(tensor), tensor.dtype, tensor.shape, tensor.stride())
+    content = contents.get(key)
+    if content is None:
+        content = contents[key] = Content(memory_of(tensor))
+    return content
+
+
+def contents_of(tensors: Iterable[Tensor]) -> set[Content]:
+    """Return what is known of the tensors' memories."""
+    memories = (known_memory(tensor) for tensor in tensors)
+    return {content for m in memories if m is not None for content in m.contents.values()}
 
 
 def weights_changed(weights: nn.Module | Tensor) -> None:
     """Tell that weights were edited, so that whatever was made from them is made again.
 
-    Only an edit through `.data`, or by another library on the same memory, wants it, as it may
-    spare the few values by which it is noticed. Like every edit, it ends the use of the weights in
-    a backward that is yet to come.
+    Two edits alone want it: one by the callback of a `sample` that runs, and one by C++ or ctypes
+    through an address that was kept. Like every edit, it ends the use of the weights in a backward
+    that is yet to come.
 
     Args:
         weights: a network, for all of its parameters, or one parameter itself (no view of it).
@@ -49,31 +127,9 @@ def weights_changed(weights: nn.Module | Tensor) -> None:
         kind = type(weights).__name__
         raise TypeRefusal(f"weights_changed: got {kind}, need a torch.nn.Module or a torch.Tensor")
     for weight in [weights] if isinstance(weights, Tensor) else weights.parameters():
-        if weight.is_inference():
-            _told[weight] = _told.get(weight, 0) + 1
-        else:
+        if not weight.is_inference():  # of those the content is read anyway
             increment_version(weight)
-
-
-def content_stamp(weight: Tensor) -> Stamp:
-    """Return what differs whenever a change of the weight is noticed, or the instruction set."""
-    return (
-        weight.data_ptr(),
-        (_told.get(weight, 0),) if weight.is_inference() else weight._version,
-        weight.dtype,
-        weight.shape,
-        weight.stride(),
-        _library.native.sample_bits(*_memory(weight)),
-        _library.native.active_isa(),
-    )
-
-
-def _memory(tensor: Tensor) -> tuple[int, int]:
-    """Where a tensor begins, and the bytes from there to its end; none off the CPU's memory."""
-    if tensor.numel() == 0 or tensor.device.type != "cpu" or tensor.data_ptr() == 0:
-        return 0, 0  # also of a tensor class that keeps its values in other tensors
-    reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.data_ptr(), (1 + reach) * tensor.element_size()
+    tell_change()
 
 
 class Modules(Protocol):
@@ -141,20 +197,27 @@ class WatchedWeights(_Watched):
     def __init__(self, net: Modules) -> None:
         super().__init__(net)
         self._places: Any = None
-        self._seen: Any = None
+        self._contents: list[Content] = []
+        self._serials: list[int] = []
+        self._seen: Any = None  # None: versions do not tell every change
 
-    def changed(self) -> bool:
-        """True if a change is noticed since the last call, as it is at the first."""
-        replaced, places = self._look(), self._layout()
-        moved = replaced or places != self._places
+    def changed(self, *, whole: bool = False) -> bool:
+        """True if a change is seen since the last call, as it is at the first.
+
+        Args:
+            whole: read all weights, even where versions tell every change.
+        """
+        replaced, places, isa = self._look(), self._layout(), _library.native.active_isa()
+        moved = replaced or (places, isa) != self._places
         if moved:
-            self._places = places
+            self._places = places, isa
+            self._contents = list(map(content_of, self._plain))
             self._versioned = [p for p in self._plain if not p.is_inference()]
-            self._unversioned = [p for p in self._plain if p.is_inference()]
-            self._content = _library.native.Watched([_memory(p) for p in self._plain])
-        versions = list(map(_version, self._versioned))
-        if self._unversioned:
-            versions += [_told.get(p, 0) for p in self._unversioned]
-        seen = (versions, self._content.bits(), _library.native.active_isa())
-        same, self._seen = seen == self._seen and not moved, seen
+        seen = list(map(_version, self._versioned)), Memory.all_notes
+        if seen == self._seen and not (moved or whole or collectives_write()):
+            return False
+        pairs = zip(self._contents, self._plain, strict=True)
+        serials = [content.serial(p, whole=whole) for content, p in pairs]
+        same, self._serials = serials == self._serials and not moved, serials
+        self._seen = seen if all(content.is_counted() for content in self._contents) else None
         return not same

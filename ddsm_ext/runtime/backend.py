@@ -68,8 +68,11 @@ class Steps(Protocol):
     def reason_against(self, net: Network) -> str | None:
         """Return why no step of the network can run here, or None."""
 
-    def renew(self, net: Network) -> bool:
-        """Look whether weights changed; True: parameters are other ones or elsewhere."""
+    def renew(self, net: Network, *, whole: bool = False) -> bool:
+        """Look whether weights changed; True: parameters are other ones or elsewhere.
+
+        whole: read what was made from their content, even where versions tell every change.
+        """
 
     def prepare(self, net: Network, key: StepKey) -> None:
         """Make a step ready.

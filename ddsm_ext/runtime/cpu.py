@@ -72,9 +72,9 @@ class PlanSteps:
                 return f"{name} is not contiguous"
         return None
 
-    def renew(self, net: Network) -> bool:
+    def renew(self, net: Network, *, whole: bool = False) -> bool:
         """See `Steps`."""
-        changed = self._weights.changed()
+        changed = self._weights.changed(whole=whole)
         if changed:  # forget everything made from the weights
             self._steps.clear()
             self._plans.clear()

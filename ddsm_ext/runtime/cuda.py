@@ -187,8 +187,8 @@ class GraphSteps:
                 return f"{name} is not channels_last"
         return None
 
-    def renew(self, net: Network) -> bool:
-        """See `Steps`."""
+    def renew(self, net: Network, *, whole: bool = False) -> bool:
+        """See `Steps`; graphs read the weights themselves."""
         changed = self._places.changed()
         if changed:
             # A pool's handle cannot be used again once its last graph is gone.

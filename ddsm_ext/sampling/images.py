@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from ddsm_ext._fixed_weights import fixed_weights
 from ddsm_ext.diffusion.noise import as_seeds, normal
 from ddsm_ext.diffusion.schedule import Level, NoiseSchedule
 from ddsm_ext.sampling.config import SamplerConfig
@@ -103,7 +104,7 @@ def sample(
     done, total = itertools.count(1), len(batches) * len(evaluations)
     # Made outside inference mode, so that the caller may use the images under autograd.
     images = torch.empty((len(seeds), *shape), dtype=torch.float32, device=device)  # [N, C, H, W]
-    with mode, _eval_mode(net):
+    with mode, _eval_mode(net), fixed_weights():
         for start in batches:
             rows = slice(start, start + batch_size)
             denoiser = Denoiser(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import dataclasses
 import warnings
 from collections.abc import Callable
@@ -11,15 +12,18 @@ from weakref import WeakKeyDictionary
 
 import pytest
 import torch
+import torch.nn.utils.parametrize
 from models.network_cases import CONFIGS, inputs, usable
 from ops import op_checks
+from ops.weight_edits import EDITS
 from runtime.weight_changes import as_module, in_place, network, replaced, sgd_step, through_data
 from torch import Tensor
 
 from ddsm_ext.diffusion import DiffusionConfig, make_schedule
 from ddsm_ext.models.network import SlimmableNetwork
+from ddsm_ext.ops import weights_changed
 from ddsm_ext.runtime import StepRunner
-from ddsm_ext.sampling import SamplerConfig, sample
+from ddsm_ext.sampling import Evaluation, SamplerConfig, sample
 from ddsm_ext.training.state import Ema
 
 COMPILED = sorted(CONFIGS)
@@ -128,6 +132,90 @@ def test_compiled_again_after(way):
     check(net)
     way(net)
     check(net)
+
+
+LAYERS = ("down.0.conv1.weight", "middle.0.attention.q.bias", "tail.norm.weight", "head.bias")
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_every_edit_is_seen(edit):
+    net = network()
+    parameters = dict(net.named_parameters())
+    for name in LAYERS:
+        check(net)
+        EDITS[edit](parameters[name])
+        check(net)
+    check(net)
+
+
+def test_edits_between_two_samplings_are_seen():
+    net = network()
+    schedule = make_schedule(DiffusionConfig(schedule="cosine", timesteps=50))
+
+    def check_images() -> None:
+        sampler = SamplerConfig(kind="ddim", steps=3)
+        got, expected = (
+            sample(n, schedule, 0.5, range(2), (3, 8, 8), sampler) for n in (net, net.run_modules)
+        )
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
+
+    address = net.head.weight.data_ptr()
+    check_images()
+    for edit in EDITS.values():
+        edit(net.middle[0].attention.q.bias)
+        check_images()
+    ctypes.memset(address, 0, 64)  # which torch cannot know of
+    check_images()
+
+
+def test_an_edit_by_a_callback_is_seen_when_told():
+    net = network()
+    schedule = make_schedule(DiffusionConfig(schedule="cosine", timesteps=50))
+    sampler = SamplerConfig(kind="ddim", steps=4)
+    start = copy.deepcopy(net.state_dict())
+
+    def images(net: Callable[..., Tensor], owner: SlimmableNetwork) -> Tensor:
+        def callback(evaluation: Evaluation, x: Tensor, x0: Tensor) -> None:
+            owner.head.weight.data.mul_(0.5)
+            weights_changed(owner)
+
+        owner.load_state_dict(start)
+        return sample(net, schedule, 0.5, range(2), (3, 8, 8), sampler, callback=callback)
+
+    torch.testing.assert_close(images(net, net), images(net.run_modules, net), rtol=1e-3, atol=1e-3)
+
+
+def test_two_networks_and_several_samplings_at_once():
+    nets = network(), network()
+    through_data(nets[1])
+    schedule = make_schedule(DiffusionConfig(schedule="cosine", timesteps=50))
+    sampler = SamplerConfig(kind="ddim", steps=4)
+
+    def images(number: int, modules: bool = False) -> Tensor:
+        def mixed(x: Tensor, t: Tensor, width: float) -> Tensor:
+            parts = [(net.run_modules if modules else net)(x, t, width) for net in nets]
+            return parts[0] + number * parts[1]
+
+        return sample(mixed, schedule, 0.5, range(2), (3, 8, 8), sampler)
+
+    with ThreadPoolExecutor(4) as pool:
+        for number, got in enumerate(pool.map(images, range(4))):
+            torch.testing.assert_close(got, images(number, modules=True), rtol=2e-3, atol=2e-3)
+
+
+def test_parametrised_after_the_runner_was_made():
+    class Half(torch.nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return weight / 2
+
+    net = network()
+    x, t = inputs(net.config, torch.float32)
+    runner = StepRunner(net)
+    runner(x, t, 0.5)
+    torch.nn.utils.parametrize.register_parametrization(net.head, "weight", Half())
+    with pytest.warns(UserWarning, match="head is a Parametrized"):
+        y = runner(x, t, 0.5)
+    torch.testing.assert_close(y.double(), as_module(net, x, t, 0.5), rtol=1e-4, atol=1e-4)
 
 
 def test_compiled_again_for_averaged_weights_and_back():
