@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -124,7 +125,8 @@ class Denoiser:
         # One number for the batch, as its stride 0 tells: embedded once.
         t = torch.full((1,), evaluation.t, dtype=dtype, device=x.device).expand(len(x))  # [n]
         labels = () if self.labels is None else (self.labels,)
-        prediction = self.net(x.to(self.dtype or x.dtype), t, evaluation.width, *labels)
+        images = x if self.dtype is None else x.to(self.dtype)
+        prediction = self.net(images, t, evaluation.width, *labels)
         if not isinstance(prediction, Tensor) or prediction.shape != x.shape:
             shape = getattr(prediction, "shape", None)
             got = type(prediction).__name__ if shape is None else f"shape {tuple(shape)}"
@@ -157,10 +159,10 @@ class Denoiser:
 
     def _note(self, name: str, values: Tensor, evaluation: Evaluation) -> None:
         """Check values at once on the CPU; elsewhere that would stall, so `check` reads later."""
-        finite = torch.isfinite(values).all()
         if values.device.type != "cpu":
-            self._unread.append((name, evaluation, finite))
-        elif not finite:
+            self._unread.append((name, evaluation, torch.isfinite(values).all()))
+        # One pass for isfinite's four; NaN is both the least and the greatest.
+        elif not all(map(math.isfinite, values.detach().aminmax())):
             raise _not_finite(name, evaluation)
 
 

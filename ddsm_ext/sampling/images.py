@@ -99,9 +99,10 @@ def sample(
     mode = torch.no_grad() if foreign else torch.inference_mode()
     method = method or configured(sampler)
     levels = noise_levels(schedule, sampler) if levels is None else check_levels(levels)
-    evaluations, draws = dry_run(method, levels, strategy)
     batches = range(0, len(seeds), batch_size)
-    done, total = itertools.count(1), len(batches) * len(evaluations)
+    done, total = itertools.count(1), 0
+    if progress is not None:
+        total = len(batches) * len(dry_run(method, levels, strategy))
     # Made outside inference mode, so that the caller may use the images under autograd.
     images = torch.empty((len(seeds), *shape), dtype=torch.float32, device=device)  # [N, C, H, W]
     with mode, _eval_mode(net), fixed_weights():
@@ -119,7 +120,8 @@ def sample(
             denoise = denoiser if progress is None else _telling(denoiser, progress, done, total)
             own_seeds = seeds[rows].to(device)
             x = _normal(own_seeds, 0, shape, INITIAL_STREAM, image_dtype)
-            noise = _noise(own_seeds, shape, image_dtype, draws)
+            # Samplers draw at every step but the last, if at all.
+            noise = _noise(own_seeds, shape, image_dtype, len(levels) - 2)
             x = method(denoise, x, levels, noise.__next__)
             denoiser.check()
             images[rows] = _check_result(x, images[rows])

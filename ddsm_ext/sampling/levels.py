@@ -95,25 +95,19 @@ def configured(sampler: SamplerConfig) -> Method:
 
 def dry_run(
     method: Method, levels: Sequence[Level], strategy: Strategy | float = 1.0
-) -> tuple[list[Evaluation], int]:
-    """Run a sampler on a single number: what it evaluates, and how often it draws noise."""
+) -> list[Evaluation]:
+    """Run a sampler on a single number: what it evaluates."""
     strategy = as_strategy(strategy)
     found: list[Evaluation] = []
-    draws = 0
     zero = torch.zeros((), dtype=torch.float64)
 
     def denoise(x: Tensor, level: Level) -> Tensor:
         found.append(Evaluation(len(found), level, strategy.width_at(level.log_snr)))
         return 0.0 * x  # of x: a sampler may ask for its gradient
 
-    def noise() -> Tensor:
-        nonlocal draws
-        draws += 1
-        return zero
-
     with torch.no_grad():
-        method(denoise, zero.clone(), levels, noise)
-    return found, draws
+        method(denoise, zero.clone(), levels, lambda: zero)
+    return found
 
 
 def evaluations(
@@ -137,4 +131,4 @@ def evaluations(
         ValueError: the sampler's steps do not fit the schedule, or the levels do not end clean.
     """
     levels = noise_levels(schedule, sampler) if levels is None else check_levels(levels)
-    return dry_run(method or configured(sampler), levels, strategy)[0]
+    return dry_run(method or configured(sampler), levels, strategy)
