@@ -63,16 +63,17 @@ def main(words: Sequence[str]) -> int:
     waiting, lines = sorted(least_s, key=lambda case: least_s[case]), []
     while waiting:
         left_s = 60 * arguments.limit_minutes - (time.monotonic() - start)
-        if least_s[waiting[-1]] > left_s:
+        spare_s = left_s - sum(least_s[case] for case in waiting)
+        if spare_s < 0:
             case = waiting.pop()
-            needed = f"{least_s[case] / 60:.1f} min of {arguments.limit_minutes:g}"
-            lines.append(f"{case}: left out, would take at least {needed}")
+            lines.append(f"{case}: left out, needs about {least_s[case] / 60:.1f} min more")
             continue
         # What a case does not need of its share is left to those with more work.
-        share_s, case = left_s / len(waiting), waiting.pop(0)
+        share_s, case = spare_s / len(waiting), waiting.pop(0)
+        limit_s = least_s[case] + share_s
         config = NETWORKS[case.name]
         result = run_width_curve(
-            case.name, config, case.batch, arguments.rounds, setting=setting, limit_s=share_s
+            case.name, config, case.batch, arguments.rounds, setting=setting, limit_s=limit_s
         )
         print(f"\n{format_result('width-curve', result)}", flush=True)
         if arguments.json is not None:
@@ -89,7 +90,7 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 64, 256], metavar="N")
     parser.add_argument("--threads", type=int, default=1, metavar="N")
     parser.add_argument("--rounds", type=int, default=31, help="at most; as time allows, 5 or more")
-    parser.add_argument("--limit-minutes", type=float, default=11.0, metavar="M")
+    parser.add_argument("--limit-minutes", type=float, default=10.0, metavar="M")
     parser.add_argument("--json", type=Path, metavar="DIR", help="folder for the results")
     return parser.parse_args(words)
 

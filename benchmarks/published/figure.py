@@ -136,7 +136,7 @@ def _draw_curves(
         ]
         # Drawn where none is, too: the legend says what is not there.
         axes.scatter(*np.array(marked).reshape(-1, 2).T, lw=1.2, zorder=3, **style)
-    _scale(axes, [2.0**-power for power in range(6)], _SHARES)
+    _scale(axes, [1 / 32, 1 / 8, 1 / 4, 1 / 2, 1], _SHARES)
     axes.set_title(f"{results[0]['conditions']['name']}, {widest['channels']} channels")
 
 

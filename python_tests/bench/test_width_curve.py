@@ -226,7 +226,9 @@ def test_the_script_says_what_it_leaves_out(
 ) -> None:
     script = load("bench_width_curve", ROOT / "benchmarks" / "bench_width_curve.py")
     folder = tmp_path / "nothing"
-    words = ["--network", "cifar10", "--batch", "256", "--limit-minutes", "1"]
-    assert script.main([*words, "--json", str(folder)]) == 0
-    assert "cifar10, batch 256: left out, would take at least" in capsys.readouterr().out
+    words = ["--network", "cifar10", "digits", "--batch", "1", "4096"]
+    assert script.main([*words, "--limit-minutes", "0", "--json", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    for case in ("cifar10, batch 1", "cifar10, batch 4096", "digits, batch 1"):
+        assert f"{case}: left out, needs about" in shown
     assert not folder.exists()
