@@ -11,10 +11,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from published.figure import step_figure
+from published.figure import curve_figure, step_figure
 from published.readme import (
     Files,
     all_tables,
+    curve_headline,
     gpu_headlines,
     headline,
     replace_section,
@@ -50,6 +51,9 @@ def main(words: Sequence[str]) -> None:
 def _save_plots(files: Files, folder: Path) -> None:
     for path, content in gpu_headlines(files):
         step_figure(content["results"]).savefig(folder / f"unet-step-{path.stem}.png", dpi=160)
+    curve = curve_headline(files)
+    if curve is not None:
+        curve_figure(curve[1]["results"]).savefig(folder / "width-curve.png", dpi=160)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ddsm_ext.bench.table import format_result
+from ddsm_ext.bench.width_curve import BLOCK, TARGETS
 
 BEGIN, END = "<!-- speed: python benchmarks/report.py -->", "<!-- /speed -->"
 _FOLDER = "benchmarks/results"  # as the README links it
@@ -19,6 +20,14 @@ _CANDIDATES = {
     "ours": ("ddsm_ext", ""),
 }
 _COMPILERS = {"cpu": "freezing", "cuda": "max-autotune and CUDA graphs"}
+# What the columns of a width curve are.
+_CURVE = (
+    "Widths in steps of one norm group. `rise`: above the fastest wider step, at most "
+    f"{100 * TARGETS['rise']:.0f} % wanted. `over line`: above the line between the neighbouring "
+    f"multiples of {BLOCK} channels of the first level (0 ms at 0), at most "
+    f"{100 * TARGETS['over_line']:.0f} % wanted. `roof`: the products that Winograd leaves of the "
+    "MACs, at the rate of the fastest matrix product."
+)
 Results = Sequence[Mapping[str, Any]]
 File = tuple[Path, Mapping[str, Any]]
 Files = Sequence[File]
@@ -32,6 +41,12 @@ def device_of(file: File) -> str:
 def gpu_headlines(files: Files) -> list[File]:
     """Return the files of inference on GPUs, by name."""
     return [file for file in files if device_of(file) == "cuda" and file[1]["mode"] == "inference"]
+
+
+def curve_headline(files: Files) -> File | None:
+    """Return the newest file of time at every width, or None."""
+    chosen = [file for file in files if file[1]["mode"] == "width-curve"]
+    return max(chosen, key=lambda file: file[1]["results"][0]["machine"]["started"], default=None)
 
 
 def headline(files: Files) -> File:
@@ -125,6 +140,7 @@ def all_tables(files: Files) -> str:
         parts.append(f"## [{path.stem}]({path.name})")
         about = f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}."
         parts.append(f"{about} {machine.get('note', '')}".rstrip())
+        parts += [_CURVE] if content["mode"] == "width-curve" else []
         parts += [
             f"```\n{format_result(content['mode'], result)}\n```" for result in content["results"]
         ]

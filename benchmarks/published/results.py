@@ -15,16 +15,16 @@ _PRIVATE = ("machine", "command")  # host name and paths: results are published
 def save_result(
     folder: Path, mode: str, machine: Mapping[str, Any], result: Mapping[str, Any]
 ) -> Path:
-    """Write a result into its file, in place of an earlier one of the same batch.
+    """Write a result into its file, in place of an earlier one of the same network and batch.
 
     Args:
         folder: folder of results.
-        mode: "inference", "training" or "layers".
+        mode: "inference", "training", "layers" or "width-curve".
         machine: `machine_info()` of the run, of which host name and command line are left out.
         result: what the benchmark returned.
 
     Returns:
-        The file: {"mode": mode, "results": [result with "machine", by batch]}.
+        The file: {"mode": mode, "results": [result with "machine", by network and batch]}.
     """
     about = result["conditions"]
     if about["device"] == "cuda":
@@ -33,11 +33,16 @@ def save_result(
         name = f"{_slug(machine['cpu'])}-{about['isa']}-{about['dtype']}-{about['threads']}t"
     path = Path(folder) / f"{name}-{mode}.json"
     kept = read_json(path)["results"] if path.exists() else []
-    kept = [other for other in kept if other["conditions"]["batch"] != about["batch"]]
+    kept = [other for other in kept if _key(other) != _key(result)]
     machine = {key: value for key, value in machine.items() if key not in _PRIVATE}
     results = [*kept, {**result, "machine": machine}]
-    results.sort(key=lambda entry: entry["conditions"]["batch"])
+    results.sort(key=_key)
     return write_json(path, {"mode": mode, "results": results})
+
+
+def _key(result: Mapping[str, Any]) -> tuple[str, int]:
+    about = result["conditions"]
+    return about.get("name", ""), about["batch"]  # all others are of one network
 
 
 def _slug(name: str) -> str:

@@ -12,5 +12,6 @@ __getattr__, __dir__, __all__ = attach(
         "run_ops": "ops",
         "run_training_step": "training_step",
         "run_unet_step": "unet_step",
+        "run_width_curve": "width_curve",
     },
 )

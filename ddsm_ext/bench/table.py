@@ -14,14 +14,22 @@ _COLUMNS = {
     "widths": "widths",
     "shape": "shape",
     "calls": "calls",
+    "channels": "channels",
     "macs": "MMACs",
+    "products": "Mproducts",
     "slicing_ms": "slicing",
     "dense_ms": "dense",
     "dense_cl_ms": "dense NHWC",
     "compiled_ms": "compiled",
     "ours_ms": "ours",
+    "ours_q1_ms": "1st quartile",
+    "ours_q3_ms": "3rd",
     "ours_module_ms": "ours, module",
     "roof_ms": "roof",
+    "roof_share": "roof/ours",
+    "rise": "rise",
+    "over_line": "over line",
+    "breaks": "breaks",
     "ratio_slicing": "slicing/ours",
     "ratio_dense": "dense/ours",
     "ratio_dense_cl": "NHWC/ours",
@@ -35,7 +43,7 @@ _COLUMNS = {
     "error": "error",
     "native": "kernel",
 }
-_TEXT = ("op", "shape", "widths")
+_TEXT = ("op", "shape", "widths", "breaks")
 # "simple", whose columns are two wider than a heading: the headings are a row like any other here.
 _PLAIN = TableFormat(
     lineabove=None,
@@ -51,6 +59,7 @@ _TITLES = {
     "inference": "U-Net step, ms an image",
     "training": "Sandwich training step, ms an image",
     "layers": "Layers, ms a batch",
+    "width-curve": "Compiled step by width, ms an image",
 }
 
 
@@ -89,8 +98,8 @@ def format_result(mode: str, result: Mapping[str, Any]) -> str:
     """Return a benchmark's result as text: conditions, table, what the published strategy saves.
 
     Args:
-        mode: "inference" (`run_unet_step`), "training" (`run_training_step`) or "layers"
-            (`run_ops`).
+        mode: "inference" (`run_unet_step`), "training" (`run_training_step`), "layers"
+            (`run_ops`) or "width-curve" (`run_width_curve`).
         result: what the function returned.
     """
     about, roof = result["conditions"], result["roof"]
@@ -98,7 +107,8 @@ def format_result(mode: str, result: Mapping[str, Any]) -> str:
     if "bytes_per_s" in roof:
         probes += f"; {roof['bytes_per_s'] / 1e9:.0f} GB/s, {roof['bytes_probe']}"
     lines = [
-        f"{_TITLES[mode]}: batch {about['batch']}, {about['dtype']}, {_place(about)}",
+        f"{_TITLES[mode]}: {_network(about)}batch {about['batch']}, {about['dtype']}, "
+        f"{_place(about)}",
         f"roof: {probes}",
         format_table(result["rows"]),
     ]
@@ -118,7 +128,32 @@ def format_result(mode: str, result: Mapping[str, Any]) -> str:
                 f"  {name:<11} time saved {strategy['time_saved'][name]:6.1%}, "
                 f"realised saving {realised:.3f}"
             )
+    if "worst" in result:
+        lines.append(format_worst(result))
     return "\n".join(lines)
+
+
+def format_worst(result: Mapping[str, Any]) -> str:
+    """Return the line on a `run_width_curve` that says how far it is from its targets."""
+    about, texts = result["conditions"], {"rise": "rise", "over_line": "excess over the line"}
+    found = (
+        f"worst {texts[of]} {worst['value']:+.1%} at width {worst['width']:g}"
+        for of, worst in result["worst"].items()
+    )
+    return f"{about['name']}, batch {about['batch']}: {', '.join(found) or 'one width'}"
+
+
+def _network(about: Mapping[str, Any]) -> str:
+    """What a `run_width_curve` says of its network."""
+    if "name" not in about:
+        return ""
+    network = about["network"]
+    size = "x".join(str(network[key]) for key in ("image_size", "image_size", "image_channels"))
+    levels = " ".join(str(network["ch"] * mult) for mult in network["ch_mult"])
+    return (
+        f"{about['name']} ({size}, {levels} channels, {network['groups']} groups), "
+        f"{about['rounds']} rounds, "
+    )
 
 
 def _place(about: Mapping[str, Any]) -> str:
@@ -136,12 +171,18 @@ def _place(about: Mapping[str, Any]) -> str:
 def _cell(key: str, value: Any) -> str:
     if value is None:
         return "-"
-    if key == "macs":
+    if key in ("macs", "products"):
         return f"{value / 1e6:.4g}"
     if key == "native":
         return "native" if value else "torch"
     if key == "widths":
         return " ".join(f"{width:g}" for width in value)
+    if key == "breaks":
+        return ", ".join(_COLUMNS[name] for name in value)
+    if key in ("rise", "over_line"):
+        return f"{value:+.1%}"
+    if key == "roof_share":
+        return f"{value:.2f}"
     if key.endswith("_bytes"):
         return f"{value / 1e6:.1f}"
     if key.endswith(("_ms", "_per_s")):

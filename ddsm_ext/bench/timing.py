@@ -18,6 +18,7 @@ from typing import TypeVar
 from ddsm_ext.settings import Refusal
 
 Key = TypeVar("Key", bound=Hashable)
+_LEAST_ROUNDS = 5  # for a median with quartiles
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,14 @@ class Timing:
     def min_ms(self) -> float:
         """Fastest round."""
         return min(self.rounds_ms)
+
+    @property
+    def quartiles_ms(self) -> tuple[float, float]:
+        """First and third quartile over the rounds."""
+        if len(self.rounds_ms) == 1:
+            return self.rounds_ms * 2
+        first, _, third = statistics.quantiles(self.rounds_ms, n=4, method="inclusive")
+        return first, third
 
 
 def clock_of(threads: int) -> tuple[Callable[[], float], str]:
@@ -55,6 +64,7 @@ def interleaved(
     warmup_rounds: int = 1,
     min_sample_ms: float = 5.0,
     clock: Callable[[], float] = time.perf_counter,
+    limit_s: float = math.inf,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[Key, Timing]:
     """Time calls against each other.
@@ -65,6 +75,7 @@ def interleaved(
         warmup_rounds: rounds before them that are not measured; without one no call is repeated.
         min_sample_ms: a call shorter than this is repeated within a round until it lasts so long.
         clock: time in seconds.
+        limit_s: no round is begun so many seconds (wall time) after the start; 5 in any case.
         progress: called with (rounds done, rounds in all); None for silence.
 
     Returns:
@@ -81,7 +92,11 @@ def interleaved(
     names = list(calls)
     repeats = dict.fromkeys(names, 1)
     times: dict[Key, list[float]] = {name: [] for name in names}
+    start = time.monotonic()
     for number in range(warmup_rounds + rounds):
+        late = time.monotonic() - start >= limit_s
+        if late and number >= warmup_rounds + _LEAST_ROUNDS:
+            break
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
             sample_ms = _sample_ms(calls[name], repeats[name], clock)

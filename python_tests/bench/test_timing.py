@@ -68,6 +68,22 @@ def test_ratio_is_taken_within_rounds() -> None:
     assert ratio(Timing((1.0, 9.0, 2.0)), Timing((1.0, 1.0, 1.0))) == pytest.approx(2.0)
 
 
+def test_rounds_end_with_the_time_once_five_are_measured() -> None:
+    for rounds, limit_s, measured in ((9, 0.0, 5), (3, 0.0, 3), (9, 1e6, 9)):
+        clock = FakeClock()
+        times = interleaved(
+            {"a": clock.call("a", 10.0)}, rounds=rounds, limit_s=limit_s, clock=clock
+        )
+        assert len(times["a"].rounds_ms) == measured
+
+
+def test_quartiles() -> None:
+    """Of five sorted values the second and the fourth; between two a quarter of the way."""
+    assert Timing((5.0, 1.0, 4.0, 2.0, 3.0)).quartiles_ms == (2.0, 4.0)
+    assert Timing((1.0, 3.0)).quartiles_ms == (1.5, 2.5)
+    assert Timing((7.0,)).quartiles_ms == (7.0, 7.0)
+
+
 def test_one_thread_is_timed_in_its_own_cpu_time() -> None:
     import time
 
