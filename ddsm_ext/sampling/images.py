@@ -77,6 +77,8 @@ def sample(
             all), over all batches.
         callback: called with (`Evaluation`, x, x0) of the running batch before x0 is used; a
             tensor that it returns replaces x0 (guidance), None leaves it. It may turn gradients on.
+            Weights and modules are taken as they were at the begin: a callback that edits them says
+            `ddsm_ext.weights_changed(net)`.
 
     Returns:
         [N, C, H, W] float32 on `device`. Nothing is clipped but x0, by `sampler.clip_denoised`;

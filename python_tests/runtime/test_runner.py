@@ -15,7 +15,7 @@ import torch
 import torch.nn.utils.parametrize
 from models.network_cases import CONFIGS, inputs, usable
 from ops import op_checks
-from ops.weight_edits import EDITS
+from ops.weight_edits import EDITS, one_process, received
 from runtime.weight_changes import as_module, in_place, network, replaced, sgd_step, through_data
 from torch import Tensor
 
@@ -201,6 +201,23 @@ def test_two_networks_and_several_samplings_at_once():
     with ThreadPoolExecutor(4) as pool:
         for number, got in enumerate(pool.map(images, range(4))):
             torch.testing.assert_close(got, images(number, modules=True), rtol=2e-3, atol=2e-3)
+
+
+def test_trained_by_ddp():
+    net = network()
+    with one_process():
+        ddp = torch.nn.parallel.DistributedDataParallel(net)
+        optimizer = torch.optim.AdamW(ddp.parameters(), lr=0.05, fused=True)
+        x, t = inputs(net.config, torch.float32)
+        for _ in range(2):
+            check(net)
+            ddp(x, t, 1.0).square().mean().backward()
+            optimizer.step()
+        with torch.no_grad():
+            y = ddp(x, t, 0.5)
+            torch.testing.assert_close(y.double(), as_module(net, x, t, 0.5), rtol=1e-3, atol=1e-4)
+            received(net.head.weight)
+        check(net)
 
 
 def test_parametrised_after_the_runner_was_made():
