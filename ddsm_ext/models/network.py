@@ -22,6 +22,7 @@ from ddsm_ext.models.layers import (
     SlicedLinear,
 )
 from ddsm_ext.models.structure import Structure, settings_of
+from ddsm_ext.ops._call import channels_last
 from ddsm_ext.ops.attention import sliced_attention
 from ddsm_ext.ops.embedding import embed_time
 from ddsm_ext.ops.resample import resample
@@ -258,7 +259,7 @@ class SlimmableNetwork(SlimmableBlock):
         else:
             counts = self.config.counts(width)
         inputs = check_inputs("SlimmableNetwork", self.graph, x, t, y, any_weight(self))
-        inputs["x"] = inputs["x"].contiguous(memory_format=torch.channels_last)
+        inputs["x"] = channels_last(inputs["x"])
         values = [inputs[node.name] for node in self.graph.scope.reads]
         return self._compute(values, SlimmableWords(self, counts, accumulate_grad))
 
