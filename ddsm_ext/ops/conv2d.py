@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ddsm_ext.ops._autograd import (
@@ -225,6 +226,13 @@ def _fake_written(*args: Any) -> None:
     """The results are written into arguments."""
 
 
+def _algorithm(algo: str, x: Tensor, weight: Tensor, problem: ConvProblem, **how: bool) -> int:
+    """`resolve_algorithm`, but DIRECT for fake tensors, whose values nothing can rearrange."""
+    if type(x) is FakeTensor or type(weight) is FakeTensor:
+        return DIRECT
+    return resolve_algorithm(algo, weight, problem, **how)
+
+
 def _run(
     training: bool,
     x: Tensor,
@@ -254,7 +262,7 @@ def _run(
         2 if upsample else 1,
         x.dtype == weight.dtype == torch.bfloat16,
     )
-    algorithm = resolve_algorithm(algo, weight, problem, training=training)
+    algorithm = _algorithm(algo, x, weight, problem, training=training)
     panels = None if algorithm == DIRECT else packed_weight(weight, algorithm)
     numbers = (c_out, c_in2_offset, stride, padding, upsample, panels, algorithm, tf32)
     factors = (factor_beside(x, weight), factor_beside(x, bias))
@@ -277,20 +285,11 @@ def _grad_source(ctx: Any, grad_y: Tensor, source: Tensor, weight: Tensor, offse
     algorithm = DIRECT
     if not upsample:
         problem = ConvProblem(n, height, width, grad_y.shape[1], c, weight.shape[2], stride, 1)
-        algorithm = resolve_algorithm(ctx.algo, owner, problem, training=True)
+        algorithm = _algorithm(ctx.algo, grad_y, owner, problem, training=True)
     panels = None if algorithm == DIRECT else packed_weight(owner, algorithm, transposed=True)
-    return torch.ops.ddsm_ext.sliced_conv2d_grad_x(
-        grad_y,
-        factor_beside(grad_y, weight),
-        c,
-        offset,
-        height,
-        width,
-        *ctx.window,
-        panels,
-        algorithm,
-        ctx.tf32,
-    )
+    factor = factor_beside(grad_y, weight)
+    numbers = (c, offset, height, width, *ctx.window, panels, algorithm, ctx.tf32)
+    return torch.ops.ddsm_ext.sliced_conv2d_grad_x(grad_y, factor, *numbers)
 
 
 def _add_grad_weight(
@@ -308,7 +307,7 @@ def _add_grad_weight(
     scale = 2 if upsample else 1
     problem = ConvProblem(n, height, width, c_in, c_out, weight.shape[2], stride, scale)
     owner = weight if ctx.owners[0] is None else ctx.owners[0]
-    algorithm = resolve_algorithm(ctx.algo, owner, problem, training=True, grad_weight=True)
+    algorithm = _algorithm(ctx.algo, grad_y, owner, problem, training=True, grad_weight=True)
     torch.ops.ddsm_ext.sliced_conv2d_grad_weight(
         grad_y, x, x2, ctx.c_in2_offset, *ctx.window, grad_weight, grad_bias, algorithm, ctx.tf32
     )
