@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -79,11 +80,23 @@ def differentiable(
     def call(*inputs: Any, needs_grad: bool, accumulate_grad: bool = False) -> Any:
         if torch.compiler.is_compiling():
             return raw(*inputs)
-        if needs_grad:
-            return function.apply(*inputs, accumulate_grad)
-        return run(False, *inputs)
+        try:
+            if needs_grad:
+                return function.apply(*inputs, accumulate_grad)
+            return run(False, *inputs)
+        except RuntimeError as error:
+            refusal = _refusal(op, error)
+            if refusal is None:
+                raise
+            raise refusal from error
 
     return call
+
+
+def _refusal(op: str, error: RuntimeError) -> Refusal | None:
+    """Return what a check of the C++ bindings says as a refusal; None: it is no such check's."""
+    found = re.search(rf"csrc/bindings/\w+\.(?:h|cpp):\d+, ({op}: [^\n]*)", str(error))
+    return None if found is None else Refusal(found[1])
 
 
 def eager_function(

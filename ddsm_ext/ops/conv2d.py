@@ -45,6 +45,7 @@ from ddsm_ext.ops._packed import (
 from ddsm_ext.settings import Refusal
 
 _OP = "sliced_conv2d"
+MOST_ELEMENTS = 2**40  # of a tensor (kMostElements)
 
 
 def sliced_conv2d(
@@ -227,8 +228,11 @@ def _fake_written(*args: Any) -> None:
 
 
 def _algorithm(algo: str, x: Tensor, weight: Tensor, problem: ConvProblem, **how: bool) -> int:
-    """`resolve_algorithm`, but DIRECT for fake tensors, whose values nothing can rearrange."""
+    """`resolve_algorithm`, but DIRECT where nothing is rearranged: of fake tensors without values,
+    and of sizes that the kernels are about to refuse."""
     if type(x) is FakeTensor or type(weight) is FakeTensor:
+        return DIRECT
+    if x.numel() > MOST_ELEMENTS or weight.numel() > MOST_ELEMENTS:
         return DIRECT
     return resolve_algorithm(algo, weight, problem, **how)
 

@@ -100,7 +100,7 @@ def dry_run(
     strategy = as_strategy(strategy)
     found: list[Evaluation] = []
     draws = 0
-    zero = torch.zeros((), dtype=torch.float64)
+    zero = torch.zeros((), dtype=torch.float64, device="cpu")
 
     def denoise(x: Tensor, level: Level) -> Tensor:
         found.append(Evaluation(len(found), level, strategy.width_at(level.log_snr)))
