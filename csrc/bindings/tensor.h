@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
+#include <string>
+#include <vector>
 
 #include "ddsm/sizes.h"
 #include "ddsm/types.h"
@@ -44,10 +46,26 @@ inline void check_same_device(const char* op, const Tensor& x, const Tensor& oth
   STD_TORCH_CHECK(same_device(x, other), op, ": the tensors are on different devices; need one");
 }
 
+// Sizes or strides as [2, 3].
+inline std::string list_text(const std::vector<int64_t>& numbers) {
+  std::string text = "[";
+  for (const int64_t number : numbers) {
+    if (text.size() > 1) text += ", ";
+    text += std::to_string(number);
+  }
+  return text + "]";
+}
+
+inline std::vector<int64_t> sizes_of(const Tensor& tensor) {
+  std::vector<int64_t> sizes(tensor.dim());
+  for (int64_t d = 0; d < tensor.dim(); ++d) sizes[d] = tensor.size(d);
+  return sizes;
+}
+
 // Refuses what would be made with these sizes if it has more elements than kernels count to.
 inline void check_sizes(const char* op, const char* name, std::initializer_list<int64_t> sizes) {
-  STD_TORCH_CHECK(checked_product(sizes) >= 0, op, ": ", name, " has more than ", kMostElements,
-                  " elements; need at most so many");
+  STD_TORCH_CHECK(checked_product(sizes) >= 0, op, ": ", name, " has shape ", list_text(sizes),
+                  ", need at most ", kMostElements, " elements");
 }
 
 // The same for a tensor, whose elements need no memory if it is expanded.
@@ -56,8 +74,8 @@ inline void check_elements(const char* op, const char* name, const Tensor& tenso
   for (int64_t d = 0; d < tensor.dim() && product > 0; ++d) {
     product = checked_product({product, tensor.size(d) > 0 ? tensor.size(d) : 1});
   }
-  STD_TORCH_CHECK(product > 0, op, ": ", name, " has more than ", kMostElements,
-                  " elements; need at most so many");
+  STD_TORCH_CHECK(product > 0, op, ": ", name, " has shape ", list_text(sizes_of(tensor)),
+                  ", need at most ", kMostElements, " elements");
 }
 
 // Elements between neighbours along dimension d, if there are any: the stride of a dimension of
@@ -83,8 +101,9 @@ inline void check_written(const char* op, const char* name, const Tensor& tensor
     }
     last = next;
     if (tensor.size(next) <= 1) continue;
-    STD_TORCH_CHECK(tensor.stride(next) >= reach, op, ": elements of ", name,
-                    " share memory; need memory for each");
+    STD_TORCH_CHECK(tensor.stride(next) >= reach, op, ": ", name, " has a stride of ",
+                    tensor.stride(next), ", by which its elements share memory; need at least ",
+                    reach);
     reach += (tensor.size(next) - 1) * tensor.stride(next);
   }
 }
