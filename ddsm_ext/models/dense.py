@@ -77,7 +77,11 @@ class PlainWords:
     def norm(self, node: Node, value: Values) -> Tensor:
         """Group norms."""
         (layer,) = self._layers(node)
-        y = layer(self._joined(node, value))
+        x = self._joined(node, value)
+        if torch.is_grad_enabled() and not x.requires_grad:
+            # With such an input in channels_last, torch 2.13's backward reads memory beyond it.
+            x = x.contiguous()
+        y = layer(x)
         if node.modulate is not None:
             scale, shift = (part[:, :, None, None] for part in value[node.modulate.index])
             y = y * (1 + scale) + shift
