@@ -114,8 +114,8 @@ def test_checkpointing_changes_nothing(dtype: torch.dtype, accumulate: bool, way
     got, want = grads(way, accumulate), grads("plain", False)
     if way == "reentrant":  # its first forward has no gradients: other algorithms, other rounding
         scale = 2e-2 if dtype == torch.bfloat16 else 1e-4
-        for ours, plain in zip(got, want, strict=True):
-            assert_close(ours, plain, rtol=scale, atol=scale * plain.abs().max().item())
+        most = max(g.abs().max().item() for g in want)  # some are zero but for rounding
+        assert_close(got, want, rtol=scale, atol=scale * most)
     else:
         assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
