@@ -22,6 +22,7 @@ inline void check_group_norm(const char* op, const Tensor& x, const std::optiona
   check_same_device(op, x, bias);
   if (x2.has_value()) check_same_device(op, x, *x2);
   check_elements(op, "x", x);
+  check_elements(op, "weight", weight);
   if (x2.has_value()) check_elements(op, "x2", *x2);
   const int64_t c_max = weight.size(0);
   int64_t c = x.size(1);
