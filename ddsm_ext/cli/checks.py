@@ -190,7 +190,7 @@ def self_test(device: Any, cases: Cases) -> list[tuple[str, str, float]]:
     for name, (op, reference, shapes, arguments) in cases.items():
         for dtype_name in TOLERANCES:
             generator = torch.Generator().manual_seed(0)
-            kind = {"dtype": torch.float32, "device": "cpu"}
+            kind: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
             values = [torch.randn(shape, generator=generator, **kind) for shape in shapes]
             dtype = getattr(torch, dtype_name)
             inputs = [value.to(device, dtype).requires_grad_() for value in values]

@@ -315,7 +315,7 @@ class SlimmableNetwork(SlimmableBlock):
             TypeError, ValueError: the width cannot be used.
         """
         weight = next(self.parameters())
-        kind = {"device": weight.device, "dtype": weight.dtype}
+        kind: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
         dense = DenseNetwork(self.config, width, **kind).to(**kind)  # a frozen table, too
         dense.load_state_dict(self._subnet_state(self.config.counts(width)))
         return dense.train(self.training)
