@@ -30,8 +30,8 @@ inline Tensor empty_lse(const Tensor& q) {
 
 inline AttentionTensor strided(const Tensor& tensor) {
   // The kernels only read what is an input; one struct serves both.
-  return {const_cast<void*>(tensor.const_data_ptr()), tensor.stride(0), tensor.stride(1),
-          tensor.stride(2)};
+  return {const_cast<void*>(tensor.const_data_ptr()), stride_of(tensor, 0), stride_of(tensor, 1),
+          stride_of(tensor, 2)};
 }
 
 // What the Python layer has checked already, for callers of the raw op: memory safety depends
@@ -50,6 +50,8 @@ inline void check_attention(const char* op, const Tensor& q, const Tensor& k, co
   }
   STD_TORCH_CHECK(q.size(3) >= 1 && k.size(2) >= 1, op, ": the head size is ", q.size(3),
                   " and T_k ", k.size(2), "; need at least 1 of each");
+  check_elements(op, "q", q);
+  check_elements(op, "k", k);
 }
 
 inline void check_like(const char* op, const Tensor& tensor, const Tensor& q, const char* name) {

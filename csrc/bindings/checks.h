@@ -31,7 +31,7 @@ inline void check_bias(const char* op, const std::optional<Tensor>& bias, const 
 inline void check_grad_bias(const char* op, const std::optional<Tensor>& grad_bias,
                             const Tensor& grad_weight) {
   check_bias(op, grad_bias, grad_weight);
-  STD_TORCH_CHECK(!grad_bias.has_value() || grad_bias->stride(0) == 1, op,
+  STD_TORCH_CHECK(!grad_bias.has_value() || grad_bias->is_contiguous(), op,
                   ": grad_bias is not contiguous");
 }
 

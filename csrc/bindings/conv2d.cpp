@@ -87,6 +87,7 @@ Tensor sliced_conv2d(const Tensor& x, const std::optional<Tensor>& x2, const Ten
   ddsm::Conv2dForwardArgs args{};
   args.shape = shape_of(op, x.size(0), x.size(2), x.size(3), weight.size(2), stride, padding,
                         upsample);
+  check_output(op, args.shape, c_out);
   Tensor y = empty_nhwc(x, x.size(0), c_out, args.shape.out_height, args.shape.out_width);
   if (y.numel() == 0) return y;
   args.algo = algo_of(op, algo, args.shape, x, weight, false);

@@ -9,6 +9,9 @@ namespace ddsm::binding {
 inline void check_weight(const char* op, const Tensor& weight) {
   STD_TORCH_CHECK(weight.dim() == 4 && weight.size(2) == weight.size(3) && weight.size(2) >= 1, op,
                   ": weight is not [c_out_max, c_in_max, k, k]");
+  STD_TORCH_CHECK(weight.size(2) <= kMostKernel, op, ": weight has a ", weight.size(2), "x",
+                  weight.size(2), " kernel; need at most ", kMostKernel, "x", kMostKernel);
+  check_elements(op, "weight", weight);
 }
 
 inline void check_image(const char* op, const Tensor& x, const Tensor& weight, int64_t offset) {
@@ -16,6 +19,7 @@ inline void check_image(const char* op, const Tensor& x, const Tensor& weight, i
   STD_TORCH_CHECK(x.size(1) >= 1 && offset >= 0 && offset <= weight.size(1) - x.size(1), op, ": ",
                   x.size(1), " channels at weight offset ", offset, ", weight has ",
                   weight.size(1), " input channels");
+  check_elements(op, "an image", x);
 }
 
 inline void check_sources(const char* op, const Tensor& x, const std::optional<Tensor>& x2,
@@ -37,9 +41,8 @@ inline Conv2dShape shape_of(const char* op, int64_t images, int64_t height, int6
                   ", need 0 <= padding < ", kernel);
   const int64_t scale = upsample ? 2 : 1, reach = 2 * padding - kernel;
   // The upper bound keeps a raw call's numbers from overflowing here.
-  constexpr int64_t most = int64_t{1} << 40;
-  STD_TORCH_CHECK(height >= 1 && width >= 1 && height <= most && width <= most &&
-                      height * scale + reach >= 0 && width * scale + reach >= 0,
+  STD_TORCH_CHECK(height >= 1 && width >= 1 && height <= kMostElements &&
+                      width <= kMostElements && height * scale + reach >= 0 && width * scale + reach >= 0,
                   op, ": ", height, "x", width, " pixels are too few or too many for the kernel");
   return {images,
           height,
@@ -51,12 +54,18 @@ inline Conv2dShape shape_of(const char* op, int64_t images, int64_t height, int6
           scale};
 }
 
+// The output's sizes, checked.
+inline void check_output(const char* op, const Conv2dShape& shape, int64_t channels) {
+  check_sizes(op, "the output", {shape.images, channels, shape.out_height, shape.out_width});
+}
+
 // The gradient of x beside its weight; fills the shape.
 inline Conv2dShape grad_x_shape(const char* op, const Tensor& grad_y, const Tensor& weight,
                                 int64_t c_in, int64_t c_in_offset, int64_t height, int64_t width,
                                 int64_t stride, int64_t padding, bool upsample) {
   STD_TORCH_CHECK(grad_y.dim() == 4 && grad_y.size(1) >= 1 && grad_y.size(1) <= weight.size(0), op,
                   ": grad_y does not match weight");
+  check_elements(op, "grad_y", grad_y);
   STD_TORCH_CHECK(c_in >= 1 && c_in_offset >= 0 && c_in_offset <= weight.size(1) - c_in, op,
                   ": c_in is ", c_in, " at offset ", c_in_offset, ", weight has ", weight.size(1),
                   " input channels");
@@ -64,6 +73,7 @@ inline Conv2dShape grad_x_shape(const char* op, const Tensor& grad_y, const Tens
                                      padding, upsample);
   STD_TORCH_CHECK(grad_y.size(2) == shape.out_height && grad_y.size(3) == shape.out_width, op,
                   ": grad_y is not of the output's height and width");
+  check_sizes(op, "the gradient of x", {shape.images, c_in, height, width});
   return shape;
 }
 
@@ -78,20 +88,23 @@ inline Conv2dShape grad_weight_shape(const char* op, const Tensor& grad_y, const
                       grad_y.size(1) <= grad_weight.size(0) &&
                       grad_y.size(2) == shape.out_height && grad_y.size(3) == shape.out_width,
                   op, ": grad_y does not match x and grad_weight");
+  check_elements(op, "grad_y", grad_y);
+  check_written(op, "grad_weight", grad_weight);
   return shape;
 }
 
 inline Conv2dImage image_of(const Tensor& x, int64_t weight_offset) {
-  return {x.const_data_ptr(), x.stride(0), x.stride(2), x.stride(3), x.size(1), weight_offset};
+  return {x.const_data_ptr(), stride_of(x, 0), stride_of(x, 2),
+          stride_of(x, 3),    x.size(1),       weight_offset};
 }
 
 inline Conv2dWeight weight_of(const char* op, const Tensor& weight, void* data) {
   return {data,
           dtype_of(weight, op),
-          weight.stride(0),
-          weight.stride(1),
-          weight.stride(2),
-          weight.stride(3),
+          stride_of(weight, 0),
+          stride_of(weight, 1),
+          stride_of(weight, 2),
+          stride_of(weight, 3),
           static_cast<int32_t>(weight.size(2))};
 }
 

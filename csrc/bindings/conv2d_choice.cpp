@@ -3,6 +3,10 @@
 
 #include <pybind11/pybind11.h>
 
+#include <initializer_list>
+#include <string>
+
+#include "ddsm/sizes.h"
 #include "native.h"
 
 namespace py = pybind11;
@@ -27,6 +31,13 @@ py::dict costs_dict() {
   return result;
 }
 
+void check_problem(std::initializer_list<int64_t> sizes) {
+  if (checked_product(sizes) < 0) {
+    throw py::value_error("Conv2dProblem: a size is negative or too large; need a product of at "
+                          "most " + std::to_string(kMostElements));
+  }
+}
+
 }  // namespace
 
 void bind_conv2d_choice(py::module_& m) {
@@ -37,6 +48,10 @@ void bind_conv2d_choice(py::module_& m) {
       .def(py::init([](int64_t images, int64_t out_height, int64_t out_width, int64_t c_in,
                        int64_t c_out, int64_t kernel, int64_t stride, int64_t scale,
                        bool bf16, int64_t rearranged, bool grad_weight) {
+             check_problem({images, out_height, out_width});
+             check_problem({kernel, kernel, c_in});
+             check_problem({c_out, stride, scale});
+             check_problem({rearranged});
              return Conv2dProblem{images, out_height, out_width, c_in,       c_out,      kernel,
                                   stride, scale,      bf16,      rearranged, grad_weight};
            }),
@@ -51,8 +66,18 @@ void bind_conv2d_choice(py::module_& m) {
   });
   m.def("conv2d_panel_floats", [](int64_t c_out_max, int64_t c_in_max, int64_t kernel,
                                   int32_t algo, bool upsample, bool transposed) {
-    return conv2d_panel_floats(kernel, c_out_max, c_in_max, static_cast<Conv2dAlgo>(algo),
-                               upsample ? 2 : 1, transposed);
+    const int64_t floats =
+        algo < 0 || algo > 3 ? -1
+                             : conv2d_panel_floats(kernel, c_out_max, c_in_max,
+                                                   static_cast<Conv2dAlgo>(algo),
+                                                   upsample ? 2 : 1, transposed);
+    if (floats < 0) {
+      throw py::value_error("conv2d_panel_floats: no panels of algo " + std::to_string(algo) +
+                            " for a weight [" + std::to_string(c_out_max) + ", " +
+                            std::to_string(c_in_max) + ", " + std::to_string(kernel) + ", " +
+                            std::to_string(kernel) + "]");
+    }
+    return floats;
   });
   m.def("conv2d_moment_pixels", [](const Conv2dShape& shape, int32_t algo) {
     return conv2d_moment_pixels(shape, static_cast<Conv2dAlgo>(algo));

@@ -47,6 +47,7 @@ Forward forward_of(const char* op, const Tensor& x, const std::optional<Tensor>&
   args.options = options_of(op, x, tf32);
   args.shape = shape_of(op, x.size(0), x.size(2), x.size(3), weight.size(2), stride, padding,
                         upsample);
+  check_output(op, args.shape, c_out);
   args.x = image_of(forward.source, 0);
   if (x2.has_value()) args.x2 = image_of(forward.source2, c_in2_offset);
   args.weight = weight_of(op, weight);

@@ -22,7 +22,7 @@ Conv2dImage image_of(const Rows& rows) {
 Conv2dShape shape_of(const Rows& rows) { return {1, rows.rows, 1, rows.rows, 1, 1, 0, 1}; }
 
 Conv2dWeight weight_of(const char* op, const Tensor& weight, void* data) {
-  return {data, dtype_of(weight, op), weight.stride(0), weight.stride(1), 0, 0, 1};
+  return {data, dtype_of(weight, op), stride_of(weight, 0), stride_of(weight, 1), 0, 0, 1};
 }
 
 Tensor sliced_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
@@ -33,7 +33,7 @@ Tensor sliced_linear(const Tensor& x, const Tensor& weight, const std::optional<
   check_bias(op, bias, weight);
   check_c_out(op, c_out, weight);
   const DeviceGuard guard(x.get_device_index());
-  Tensor y = empty_rows(x, c_out);
+  Tensor y = empty_rows(op, x, c_out);
   if (y.numel() == 0) return y;
   const Rows rows = rows_of(x);
   const Tensor bias_row = contiguous_or(bias, weight);
@@ -87,7 +87,7 @@ Tensor sliced_linear_fused(const Tensor& x, const std::vector<Tensor>& weights,
     check_shift(op, *shift, x, x.numel() / x.size(x.dim() - 1), c_out[0]);
   }
   const DeviceGuard guard(x.get_device_index());
-  Tensor y = empty_rows(x, columns);
+  Tensor y = empty_rows(op, x, columns);
   if (y.numel() == 0) return y;
   const Rows rows = rows_of(x);
   ddsm::LinearFusedCudaArgs args{};
@@ -118,7 +118,7 @@ Tensor sliced_linear_grad_x(const Tensor& grad_y, const Tensor& weight, int64_t 
   check_dtypes(op, grad_y, weight);
   check_c_in(op, c_in, weight);
   const DeviceGuard guard(grad_y.get_device_index());
-  Tensor grad_x = empty_rows(grad_y, c_in);
+  Tensor grad_x = empty_rows(op, grad_y, c_in);
   if (grad_x.numel() == 0) return grad_x;
   const Rows rows = rows_of(grad_y);
   ddsm::Conv2dCudaGradXArgs args{};
@@ -139,6 +139,7 @@ void sliced_linear_grad_weight(const Tensor& grad_y, const Tensor& x, const Tens
   check_matrix(op, x, grad_weight, 1);
   check_dtypes(op, x, grad_weight);
   check_grad_bias(op, grad_bias, grad_weight);
+  check_written(op, "grad_weight", grad_weight);
   check_same_rows(op, grad_y, x);
   if (grad_y.numel() == 0) return;
   const DeviceGuard guard(x.get_device_index());

@@ -21,6 +21,9 @@ inline void check_group_norm(const char* op, const Tensor& x, const std::optiona
   check_same_device(op, x, weight);
   check_same_device(op, x, bias);
   if (x2.has_value()) check_same_device(op, x, *x2);
+  check_elements(op, "x", x);
+  check_elements(op, "weight", weight);
+  if (x2.has_value()) check_elements(op, "x2", *x2);
   const int64_t c_max = weight.size(0);
   int64_t c = x.size(1);
   STD_TORCH_CHECK(c >= 1 && c <= c_max, op, ": x has ", c, " channels, weight ", c_max,
@@ -154,7 +157,7 @@ struct Modulation {
     if (!scale.has_value()) return;
     args.scale = scale->const_data_ptr();
     args.shift = shift->const_data_ptr();
-    args.modulation_stride = scale->stride(0);
+    args.modulation_stride = stride_of(*scale, 0);
   }
 
  private:

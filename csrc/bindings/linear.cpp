@@ -18,7 +18,7 @@ Rows wide_rows_of(const Tensor& x) {
 }
 
 LinearWeight weight_of(const char* op, const Tensor& weight, void* data) {
-  return {data, dtype_of(weight, op), weight.stride(0), weight.stride(1)};
+  return {data, dtype_of(weight, op), stride_of(weight, 0), stride_of(weight, 1)};
 }
 
 Tensor sliced_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
@@ -28,7 +28,7 @@ Tensor sliced_linear(const Tensor& x, const Tensor& weight, const std::optional<
   check_cpu_dtypes(op, x, weight);
   check_bias(op, bias, weight);
   check_c_out(op, c_out, weight);
-  Tensor y = empty_rows(x, c_out);
+  Tensor y = empty_rows(op, x, c_out);
   if (y.numel() == 0) return y;
   const Rows rows = wide_rows_of(x);
   const Tensor bias_row = contiguous_or(bias, weight);
@@ -52,7 +52,7 @@ Tensor sliced_linear_grad_x(const Tensor& grad_y, const Tensor& weight, int64_t 
   check_matrix(op, grad_y, weight, 0);
   check_cpu_dtypes(op, grad_y, weight);
   check_c_in(op, c_in, weight);
-  Tensor grad_x = empty_rows(grad_y, c_in);
+  Tensor grad_x = empty_rows(op, grad_y, c_in);
   if (grad_x.numel() == 0) return grad_x;
   const Rows rows = wide_rows_of(grad_y);
   ddsm::LinearGradXArgs args{};
@@ -76,6 +76,7 @@ void sliced_linear_grad_weight(const Tensor& grad_y, const Tensor& x, const Tens
   check_cpu_dtypes(op, x, grad_weight);
   check_same_rows(op, grad_y, x);
   check_grad_bias(op, grad_bias, grad_weight);
+  check_written(op, "grad_weight", grad_weight);
   if (grad_y.numel() == 0) return;
   const Rows gradient = wide_rows_of(grad_y), rows = wide_rows_of(x);
   ddsm::LinearGradWeightArgs args{};

@@ -15,6 +15,8 @@ inline void check_matrix(const char* op, const Tensor& x, const Tensor& weight,
   const int64_t width = x.size(x.dim() - 1), most = weight.size(dimension);
   STD_TORCH_CHECK(width >= 1 && width <= most, op, ": ", width,
                   " features do not match weight, need 1 to ", most);
+  check_elements(op, "x", x);
+  check_elements(op, "weight", weight);
 }
 
 inline void check_c_in(const char* op, int64_t c_in, const Tensor& weight) {
@@ -58,7 +60,8 @@ inline Rows rows_of(const Tensor& x) {
 }
 
 // Uninitialised contiguous [..., columns] beside x [..., c].
-inline Tensor empty_rows(const Tensor& x, int64_t columns) {
+inline Tensor empty_rows(const char* op, const Tensor& x, int64_t columns) {
+  check_sizes(op, "the output", {x.numel() / x.size(x.dim() - 1), columns});
   const int64_t dims = x.dim();
   std::vector<int64_t> sizes(dims), strides(dims);
   int64_t stride = 1;

@@ -19,9 +19,9 @@ struct Resampling {
     args.channels = x.size(1);
     args.height = x.size(2);
     args.width = x.size(3);
-    args.n_stride = x.stride(0);
-    args.h_stride = x.stride(2);
-    args.w_stride = x.stride(3);
+    args.n_stride = stride_of(x, 0);
+    args.h_stride = stride_of(x, 2);
+    args.w_stride = stride_of(x, 3);
     args.up = up;
     args.gain = gain;
     args.y = y.mutable_data_ptr();
@@ -33,10 +33,7 @@ struct Resampling {
     const int64_t height = x.size(2), width = x.size(3);
     STD_TORCH_CHECK(up || (height % 2 == 0 && width % 2 == 0), op, ": x has ", height, "x", width,
                     " pixels; need an even height and width to halve them");
-    // Keeps the sizes of an expanded tensor, whose elements need no memory, from overflowing.
-    constexpr int64_t most = int64_t{1} << 40;
-    STD_TORCH_CHECK(x.numel() <= most, op, ": x has ", x.numel(), " elements; need at most ",
-                    most);
+    check_elements(op, "x", x);
     return adjacent_channels(x);
   }
 

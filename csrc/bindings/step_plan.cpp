@@ -235,6 +235,11 @@ void bind_attention(py::module_& m) {
 }
 
 void run(const StepPlan& plan, int64_t begin, int64_t end) {
+  if (begin < 0 || begin > end || end > plan.size()) {
+    throw py::index_error("StepPlan.run: calls [" + std::to_string(begin) + ", " +
+                          std::to_string(end) + ") of " + std::to_string(plan.size()) +
+                          "; need 0 <= begin <= end <= all of them");
+  }
   py::gil_scoped_release released;
   if (!plan.run(begin, end)) throw std::bad_alloc();
 }

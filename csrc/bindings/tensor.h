@@ -7,8 +7,12 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
+#include <string>
+#include <vector>
 
+#include "ddsm/sizes.h"
 #include "ddsm/types.h"
 
 namespace ddsm::binding {
@@ -40,6 +44,68 @@ inline bool same_device(const Tensor& a, const Tensor& b) {
 // Kernels run where x is: another tensor elsewhere would be read through a foreign address.
 inline void check_same_device(const char* op, const Tensor& x, const Tensor& other) {
   STD_TORCH_CHECK(same_device(x, other), op, ": the tensors are on different devices; need one");
+}
+
+// Sizes or strides as [2, 3].
+inline std::string list_text(const std::vector<int64_t>& numbers) {
+  std::string text = "[";
+  for (const int64_t number : numbers) {
+    if (text.size() > 1) text += ", ";
+    text += std::to_string(number);
+  }
+  return text + "]";
+}
+
+inline std::vector<int64_t> sizes_of(const Tensor& tensor) {
+  std::vector<int64_t> sizes(tensor.dim());
+  for (int64_t d = 0; d < tensor.dim(); ++d) sizes[d] = tensor.size(d);
+  return sizes;
+}
+
+// Refuses what would be made with these sizes if it has more elements than kernels count to.
+inline void check_sizes(const char* op, const char* name, std::initializer_list<int64_t> sizes) {
+  STD_TORCH_CHECK(checked_product(sizes) >= 0, op, ": ", name, " has shape ", list_text(sizes),
+                  ", need at most ", kMostElements, " elements");
+}
+
+// The same for a tensor, whose elements need no memory if it is expanded.
+inline void check_elements(const char* op, const char* name, const Tensor& tensor) {
+  int64_t product = 1;
+  for (int64_t d = 0; d < tensor.dim() && product > 0; ++d) {
+    product = checked_product({product, tensor.size(d) > 0 ? tensor.size(d) : 1});
+  }
+  STD_TORCH_CHECK(product > 0, op, ": ", name, " has shape ", list_text(sizes_of(tensor)),
+                  ", need at most ", kMostElements, " elements");
+}
+
+// Elements between neighbours along dimension d, if there are any: the stride of a dimension of
+// size 1 means nothing and may be any number.
+inline int64_t stride_of(const Tensor& tensor, int64_t d) {
+  const int64_t stride = tensor.stride(d);
+  return tensor.size(d) > 1 || stride <= kMostElements ? stride : 0;
+}
+
+// Refuses a tensor that is to be written if elements may share memory, as an expanded one's do.
+inline void check_written(const char* op, const char* name, const Tensor& tensor) {
+  if (tensor.is_contiguous()) return;
+  // From the smallest stride on, each must step over all that lies within.
+  int64_t reach = 1, last = -1;
+  for (int64_t done = 0; done < tensor.dim(); ++done) {
+    int64_t next = -1;
+    for (int64_t d = 0; d < tensor.dim(); ++d) {
+      const auto after = [&](int64_t a, int64_t b) {  // by stride, then by position
+        return b < 0 || tensor.stride(a) > tensor.stride(b) ||
+               (tensor.stride(a) == tensor.stride(b) && a > b);
+      };
+      if (after(d, last) && (next < 0 || after(next, d))) next = d;
+    }
+    last = next;
+    if (tensor.size(next) <= 1) continue;
+    STD_TORCH_CHECK(tensor.stride(next) >= reach, op, ": ", name, " has a stride of ",
+                    tensor.stride(next), ", by which its elements share memory; need at least ",
+                    reach);
+    reach += (tensor.size(next) - 1) * tensor.stride(next);
+  }
 }
 
 // True if x [N, C, H, W] has its channels adjacent in memory and its pixels evenly spaced, as a

@@ -20,8 +20,9 @@ constexpr int64_t kMacsPerSlot = 1 << 19;
 }  // namespace
 
 int64_t attention_slots(const AttentionArgs& args) {
-  const int64_t macs = args.n * args.heads * args.t_q * args.t_k * args.d;
-  return std::clamp<int64_t>(macs / kMacsPerSlot, 1, num_threads());
+  // As a double: of many keys for many queries it may be beyond 64 bits.
+  const double macs = 1.0 * args.n * args.heads * args.t_q * args.t_k * args.d;
+  return static_cast<int64_t>(std::clamp<double>(macs / kMacsPerSlot, 1, num_threads()));
 }
 
 int64_t attention_forward_scratch_bytes(const AttentionArgs& args) {

@@ -5,6 +5,7 @@
 
 #include "conv2d_plan.h"
 #include "ddsm/group_norm.h"
+#include "ddsm/sizes.h"
 #include "gemm.h"
 #include "isa.h"
 #include "split.h"
@@ -139,6 +140,11 @@ int64_t conv2d_moment_pixels(const Conv2dShape& shape, Conv2dAlgo algo) {
 
 int64_t conv2d_panel_floats(int64_t kernel, int64_t c_out_max, int64_t c_in_max, Conv2dAlgo algo,
                             int64_t scale, bool transposed) {
+  if (kernel < 1 || kernel > kLargestPanelKernel || c_out_max < 1 || c_in_max < 1 ||
+      checked_product({kernel, kernel, c_out_max, c_in_max}) < 0 ||
+      (is_winograd(algo) && kernel != 3)) {
+    return -1;
+  }
   if (algo == Conv2dAlgo::kDirectBf16) {  // two to a float
     return kernel * kernel * panel_floats(c_out_max, ceil_div(c_in_max, 2));
   }

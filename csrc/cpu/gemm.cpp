@@ -31,15 +31,17 @@ constexpr int64_t kPanelPixels = 12;
 // Packing a panel costs about as much as multiplying it with this many pixels.
 constexpr int64_t kPackPixels = 5;
 
-int64_t macs(const GemmArgs& problem, const GemmPhase& phase) {
+// A double, as it may be beyond 64 bits.
+double macs(const GemmArgs& problem, const GemmPhase& phase) {
   int64_t depth = 0;
   for (int s = 0; s < problem.n_sources; ++s) depth += problem.sources[s].channels;
-  return problem.images * phase.rows * phase.cols * problem.parts * problem.lanes *
+  return 1.0 * problem.images * phase.rows * phase.cols * problem.parts * problem.lanes *
          phase.n_taps * depth;
 }
 
 int64_t useful_threads(const GemmArgs& problem, const GemmPhase& phase) {
-  return std::clamp<int64_t>(macs(problem, phase) / kMacsPerThread, 1, num_threads());
+  const double threads = macs(problem, phase) / kMacsPerThread;
+  return static_cast<int64_t>(std::clamp<double>(threads, 1, num_threads()));
 }
 
 GemmRange chunk_range(const Split& split, int64_t index, int64_t first_units,

@@ -35,9 +35,11 @@ bool winograd_multiply(const WinogradProblem& problem) {
   int64_t depth = 0;
   for (int s = 0; s < problem.n_sources; ++s) depth += problem.sources[s].channels;
   const int64_t frequencies = (problem.tile + 2) * (problem.tile + 2);
-  const int64_t macs = rows * ceil_div(problem.width, problem.tile) * frequencies * depth *
-                       panels * lanes;
-  const int64_t threads = std::clamp<int64_t>(macs / kMacsPerThread, 1, num_threads());
+  // A double, as it may be beyond 64 bits.
+  const double macs = 1.0 * rows * ceil_div(problem.width, problem.tile) * frequencies * depth *
+                      panels * lanes;
+  const int64_t threads =
+      static_cast<int64_t>(std::clamp<double>(macs / kMacsPerThread, 1, num_threads()));
   const double panel_rows = kPanelTiles / ceil_div(problem.width, problem.tile);
   const Split split = choose_split(threads, rows, panels, kInputPanels, panel_rows);
   const auto range_of = [&](int64_t index) {

@@ -41,7 +41,8 @@ def candidates(
     generator = torch.Generator(device).manual_seed(0)
 
     def normal(*size: int, scale: float = 1.0) -> Tensor:
-        return (torch.randn(*size, generator=generator, device=device) * scale).to(dtype)
+        values = torch.randn(*size, generator=generator, dtype=torch.float32, device=device)
+        return (values * scale).to(dtype)
 
     return _MAKERS[type(shape)](shape, batch, normal)
 

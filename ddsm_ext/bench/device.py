@@ -139,7 +139,7 @@ class Cpu(Device):
         # float32 counts for every dtype: without products in bfloat16 the CPU computes those in it.
         skipped = torch.backends.cpu.get_cpu_capability() in _WITHOUT_BF16
         dtypes = {torch.float32} if skipped else {torch.float32, kind}
-        factors = {dtype: torch.ones(_SIZE, _SIZE, dtype=dtype) for dtype in dtypes}
+        factors = {dtype: torch.ones(_SIZE, _SIZE, dtype=dtype, device="cpu") for dtype in dtypes}
         calls = {dtype: partial(torch.mm, a, a) for dtype, a in factors.items()}
         times = interleaved(calls, rounds=9, **timing)
         fastest = min(times, key=lambda dtype: times[dtype].min_ms)
@@ -262,8 +262,8 @@ class Gpu(Device):
     def measure_roof(self, name: str, kind: torch.dtype, timing: dict[str, Any]) -> dict[str, Any]:
         size, moved = self.roof_size, self.copy_bytes
         # Random values: zeros and ones let the GPU draw less power and clock higher.
-        a = torch.randn(size, size, device=self.place).to(kind)
-        source = torch.randn(moved // 8, device=self.place)
+        a = torch.randn(size, size, dtype=torch.float32, device=self.place).to(kind)
+        source = torch.randn(moved // 8, dtype=torch.float32, device=self.place)
         target = torch.empty_like(source)
         calls = {"mm": partial(torch.mm, a, a), "copy": partial(target.copy_, source)}
         times = interleaved(calls, rounds=9, **timing)

@@ -28,6 +28,7 @@ from ddsm_ext.settings import Refusal
 STEP_CANDIDATES = ("slicing", "dense", "dense_cl", "compiled", "ours", "ours_module")
 DEFAULT_CANDIDATES = ("slicing", "dense_cl", "ours")  # compiling takes a minute a width
 Call = Callable[[], Tensor]
+_FLOAT32: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 Function = Callable[[Tensor], Tensor]
 _COMPILE_S = 30.0  # less than this is not tried for the first width
 
@@ -39,7 +40,7 @@ def random_network(config: NetworkConfig) -> SlimmableNetwork:
     would pass a comparison.
     """
     generator = torch.Generator().manual_seed(0)
-    net = SlimmableNetwork(config, generator=generator)
+    net = SlimmableNetwork(config, generator=generator, dtype=torch.float32)
     tables = {f"{row.name}.weight" for row in layers(config.graph) if row.node.op == "embed"}
     with torch.no_grad():
         for name, parameter in net.named_parameters():
@@ -47,7 +48,7 @@ def random_network(config: NetworkConfig) -> SlimmableNetwork:
                 fan_in = 1 if name in tables else parameter[0].numel()
                 parameter.normal_(0.0, fan_in**-0.5, generator=generator)
             else:
-                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+                parameter.add_(torch.empty_like(parameter).normal_(generator=generator), alpha=0.1)
     return net.eval()
 
 
@@ -60,11 +61,11 @@ def random_inputs(
     """
     generator = torch.Generator().manual_seed(1)
     shape = (batch, config.image_channels, config.image_size, config.image_size)
-    inputs = {"x": torch.randn(shape, generator=generator).to(dtype)}
+    inputs = {"x": torch.randn(shape, generator=generator, **_FLOAT32).to(dtype)}
     for name, op in (("t", "sinusoid"), ("y", "embed")):
         if name in config.graph.inputs:
             rows = max(node.rows for node in config.graph.nodes if node.op == op) or 1000
-            inputs[name] = torch.randint(0, rows, (batch,), generator=generator)
+            inputs[name] = torch.randint(0, rows, (batch,), generator=generator, device="cpu")
     return {name: tensor.to(device) for name, tensor in inputs.items()}
 
 

@@ -103,7 +103,8 @@ def sandwich_calls(
     slicing, ours = SlicingNetwork(nets["slicing"]), nets["ours"]
     x = inputs["x"]
     shape = (len(x), ours.graph.output.out.c_max, *x.shape[2:])
-    target = torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(x)
+    stream = torch.Generator().manual_seed(2)
+    target = torch.randn(shape, generator=stream, dtype=torch.float32, device="cpu").to(x)
 
     def step(name: str, predict: Callable[[float], Tensor]) -> None:
         # What an optimizer leaves: other weights, so that nothing kept of them is up to date, and

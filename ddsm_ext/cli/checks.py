@@ -190,7 +190,8 @@ def self_test(device: Any, cases: Cases) -> list[tuple[str, str, float]]:
     for name, (op, reference, shapes, arguments) in cases.items():
         for dtype_name in TOLERANCES:
             generator = torch.Generator().manual_seed(0)
-            values = [torch.randn(shape, generator=generator) for shape in shapes]
+            kind: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+            values = [torch.randn(shape, generator=generator, **kind) for shape in shapes]
             dtype = getattr(torch, dtype_name)
             inputs = [value.to(device, dtype).requires_grad_() for value in values]
             # the reference of a bfloat16 op runs in float32, where its own rounding is no matter
@@ -238,7 +239,9 @@ def _run_op(op: Callable[..., Any], inputs: list[Any], arguments: dict[str, Any]
     import torch
 
     output = op(*inputs, **arguments)
-    weights = torch.linspace(-1, 1, output.numel(), device=output.device).view(output.shape)
+    weights = torch.linspace(-1, 1, output.numel(), dtype=torch.float32, device=output.device).view(
+        output.shape
+    )
     (output.float() * weights).sum().backward()
     return [output.detach(), *[x.grad for x in inputs]]
 

@@ -190,7 +190,8 @@ def to_official_state_dict(net: SlimmableNetwork) -> dict[str, Tensor]:
     ours = net.state_dict()
     state = {official: ours[our] for our, official in official_names(config).items()}
     if TIME_TABLE not in state:
-        table = sinusoidal_embedding(torch.arange(DEFAULTS["T"]), config.ch)  # [T, ch]
+        t = torch.arange(DEFAULTS["T"], device="cpu")
+        table = sinusoidal_embedding(t, config.ch)  # [T, ch]
         weight = net.get_parameter("head.weight")
         state = {TIME_TABLE: table.to(device=weight.device, dtype=weight.dtype), **state}
     return state

@@ -61,7 +61,7 @@ def network_of(config: NetworkConfig, tensors: Mapping[str, Tensor]) -> Slimmabl
         tensors: its parameters, and perhaps its frozen table, by name.
     """
     # Initial values are overwritten: a private generator leaves the caller's random state alone.
-    net = SlimmableNetwork(config, generator=torch.Generator())
+    net = SlimmableNetwork(config, generator=torch.Generator(), dtype=torch.float32)
     dtypes = {tensors[name].dtype for name, _ in net.named_parameters()}
     net.to(dtypes.pop() if len(dtypes) == 1 else torch.float32)
     net.load_state_dict(tensors, strict=False)

@@ -68,7 +68,7 @@ def as_seeds(seeds: Tensor | Iterable[int], device: torch.device | str | None = 
             raise TypeRefusal(f"seeds: got {values[:4]!r}; need integers")
         if any(not -(2**63) <= int(v) < 2**63 for v in values):
             raise Refusal("seeds: one is beyond 64 bits; need -2^63 <= seed < 2^63")
-        seeds = torch.tensor([int(v) for v in values], dtype=torch.int64)
+        seeds = torch.tensor([int(v) for v in values], dtype=torch.int64, device="cpu")
     if seeds.dtype == torch.bool or seeds.is_floating_point() or seeds.is_complex():
         raise TypeRefusal(f"seeds: got dtype {seeds.dtype}; need an integer tensor")
     if seeds.ndim != 1:

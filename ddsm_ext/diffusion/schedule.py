@@ -61,7 +61,7 @@ def linear_betas(timesteps: int, beta_start: float, beta_end: float) -> Tensor:
 
     Source: Ho et al. 2020, section 4.
     """
-    return torch.linspace(beta_start, beta_end, timesteps, dtype=torch.float64)  # [T]
+    return torch.linspace(beta_start, beta_end, timesteps, dtype=torch.float64, device="cpu")  # [T]
 
 
 def cosine_betas(timesteps: int) -> Tensor:
@@ -72,7 +72,7 @@ def cosine_betas(timesteps: int) -> Tensor:
 
     Source: Nichol & Dhariwal 2021, eq. 17 and the clipping below it.
     """
-    t = torch.arange(timesteps + 1, dtype=torch.float64)  # [T + 1]
+    t = torch.arange(timesteps + 1, dtype=torch.float64, device="cpu")  # [T + 1]
     angle = (t / timesteps + COSINE_OFFSET) / (1.0 + COSINE_OFFSET) * (math.pi / 2.0)
     f = torch.cos(angle).square()  # [T + 1]
     return (1.0 - f[1:] / f[:-1]).clamp(max=COSINE_MAX_BETA)  # [T]
@@ -91,7 +91,7 @@ class NoiseSchedule:
     """
 
     def __init__(self, betas: Tensor) -> None:
-        betas = torch.as_tensor(betas).detach().to(device="cpu", dtype=torch.float64)
+        betas = torch.as_tensor(betas, dtype=torch.float64, device="cpu").detach()
         if betas.ndim != 1 or betas.numel() < 2:
             raise Refusal(f"NoiseSchedule: betas has shape {tuple(betas.shape)}; need [T], T >= 2")
         if not bool(((betas > 0) & (betas < 1)).all()):
@@ -130,7 +130,8 @@ class NoiseSchedule:
             ValueError: `t` is outside [0, T - 1] or not finite.
         """
         last = self.timesteps - 1
-        position = torch.as_tensor(t, dtype=torch.float64).detach()
+        device = t.device if isinstance(t, Tensor) else "cpu"
+        position = torch.as_tensor(t, dtype=torch.float64, device=device).detach()
         if position.device.type == "cpu" and not bool(((position >= 0) & (position <= last)).all()):
             raise Refusal(f"log_snr: t is {_range_text(position)}; need 0 <= t <= {last}")
         table = self._table_on(position.device)
@@ -145,7 +146,7 @@ class NoiseSchedule:
 
         Source: Ho et al. 2020, eq. 4, written through log-SNR (Kingma et al. 2021, eq. 4).
         """
-        log_snr = self.log_snr(torch.as_tensor(t))
+        log_snr = self.log_snr(t if isinstance(t, Tensor) else torch.as_tensor(t, device="cpu"))
         return torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
 
     def level(self, t: float) -> Level:

@@ -76,17 +76,18 @@ class SmallClassifier(nn.Module):
         self.config = config
         layers: list[nn.Module] = []
         c_in, c_out = config.image_channels, config.channels
-        layers.append(nn.Conv2d(c_in, c_out, 3, padding=1))
+        layers.append(nn.Conv2d(c_in, c_out, 3, padding=1, dtype=torch.float32))
         size = config.image_size
         while True:
             c_in, c_out = c_out, min(2 * c_out, config.features)
-            layers.append(nn.Conv2d(c_in, c_out, 3, stride=2, padding=1))
+            conv = nn.Conv2d(c_in, c_out, 3, stride=2, padding=1, dtype=torch.float32)
+            layers.append(conv)
             size = (size + 1) // 2
             if size <= 4:
                 break
-        layers.append(nn.Conv2d(c_out, config.features, 3, padding=1))
+        layers.append(nn.Conv2d(c_out, config.features, 3, padding=1, dtype=torch.float32))
         self.convs = nn.ModuleList(layers)
-        self.head = nn.Linear(config.features, config.classes)
+        self.head = nn.Linear(config.features, config.classes, dtype=torch.float32)
 
     def features(self, images: Tensor) -> Tensor:
         """Return the features [N, D] of uint8 images [N, C, H, W]."""
@@ -242,7 +243,8 @@ def _check_labelled(images: np.ndarray, labels: np.ndarray) -> int:
 
 def _fit(config: ClassifierConfig, x: Tensor, y: Tensor, progress: Any) -> SmallClassifier:
     generator = torch.Generator().manual_seed(config.seed)
-    with torch.random.fork_rng(devices=[]):  # the layers' own initialisation draws globally
+    # The layers' own initialisation draws globally, and where torch's default device is.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         network = SmallClassifier(config)
     for parameter in network.parameters():
         if parameter.ndim > 1:
@@ -255,7 +257,7 @@ def _fit(config: ClassifierConfig, x: Tensor, y: Tensor, progress: Any) -> Small
     )
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.epochs * steps_an_epoch)
     for epoch in range(config.epochs):
-        order = torch.randperm(len(x), generator=generator)
+        order = torch.randperm(len(x), generator=generator, device="cpu")
         total = 0.0
         for batch in order.split(config.batch_images):
             loss = F.cross_entropy(network(x[batch]), y[batch])

@@ -169,7 +169,7 @@ def make_extractor(name: str, device: str | torch.device = "cpu") -> Extractor:
 
 def _checked_images(images: Any, caller: str) -> Tensor:
     """Return images as a uint8 tensor [N, C, H, W], or raise TypeError or ValueError."""
-    x = torch.as_tensor(images)
+    x = images if isinstance(images, Tensor) else torch.as_tensor(images, device="cpu")
     if x.dtype != torch.uint8:
         raise TypeRefusal(
             f"{caller}: images are {x.dtype}; need uint8 (data.to_uint8 converts [-1, 1])"
@@ -185,7 +185,9 @@ def _chunked(
 ) -> Tensor:
     """Apply a function to at most 512 images at a time, so that memory stays bounded."""
     rows = [function(part.to(device)).float() for part in images.split(_BATCH_IMAGES) if len(part)]
-    return torch.cat(rows) if rows else torch.empty(0, dim, device=device)  # [N, D]
+    return (
+        torch.cat(rows) if rows else torch.empty(0, dim, dtype=torch.float32, device=device)
+    )  # [N, D]
 
 
 def import_torch_fidelity() -> ModuleType:

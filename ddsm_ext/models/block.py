@@ -25,10 +25,16 @@ class Block(nn.Module):
         scope: the nodes.
         make: returns the module of an inner scope or of a layer.
         order: see `NetworkConfig.layer_order`.
+        device: of frozen tables; None: torch's default.
     """
 
     def __init__(
-        self, scope: Scope, make: Callable[[Scope | Layer], nn.Module], order: Sequence[str] = ()
+        self,
+        scope: Scope,
+        make: Callable[[Scope | Layer], nn.Module],
+        order: Sequence[str] = (),
+        *,
+        device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         self._walk = make_walk(scope.steps, scope.result)
@@ -38,10 +44,14 @@ class Block(nn.Module):
         self._paths: dict[int, tuple[tuple[str, ...], ...]] = {}
         ranks = {f"{scope.name}.{name}": rank for rank, name in enumerate(order)}
         for step in sorted(scope.steps, key=lambda step: ranks.get(step.name, -1)):
-            self._add(scope.name, step, make)
+            self._add(scope.name, step, make, device)
 
     def _add(
-        self, path: str, step: Node | Scope, make: Callable[[Scope | Layer], nn.Module]
+        self,
+        path: str,
+        step: Node | Scope,
+        make: Callable[[Scope | Layer], nn.Module],
+        device: torch.device | str | None,
     ) -> None:
         """Register the modules of a step, whose names say where."""
         if isinstance(step, Scope):
@@ -56,7 +66,7 @@ class Block(nn.Module):
             if first not in self._modules and hasattr(self, first):
                 raise Refusal(f"{name}: modules have a {first} already; need another name")
             if isinstance(step, Node) and step.op == "sinusoid":
-                self.register_buffer(first, frozen_table(step))
+                self.register_buffer(first, frozen_table(step, device))
                 continue
             made = make(step if isinstance(step, Scope) else Layer(name, step))
             if not rest:
@@ -97,11 +107,12 @@ def any_weight(block: nn.Module) -> Tensor:
     return weight
 
 
-def frozen_table(node: Node) -> Tensor | None:
+def frozen_table(node: Node, device: torch.device | str | None = None) -> Tensor | None:
     """Return the table [rows, dim] that a time embedding keeps, or None."""
     if not node.rows:
         return None
-    return sinusoidal_embedding(torch.arange(node.rows), node.out.c_max, halves=node.halves)
+    t = torch.arange(node.rows, device=device)
+    return sinusoidal_embedding(t, node.out.c_max, halves=node.halves)
 
 
 def two_sources(node: Node, value: Values) -> tuple[Tensor, Tensor | None]:

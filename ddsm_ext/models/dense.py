@@ -77,7 +77,11 @@ class PlainWords:
     def norm(self, node: Node, value: Values) -> Tensor:
         """Group norms."""
         (layer,) = self._layers(node)
-        y = layer(self._joined(node, value))
+        x = self._joined(node, value)
+        if torch.is_grad_enabled() and not x.requires_grad:
+            # With such an input in channels_last, torch 2.13's backward reads memory beyond it.
+            x = x.contiguous()
+        y = layer(x)
         if node.modulate is not None:
             scale, shift = (part[:, :, None, None] for part in value[node.modulate.index])
             y = y * (1 + scale) + shift
@@ -126,26 +130,35 @@ class _Words(PlainWords):
 class DenseBlock(Block):
     """A block of one width."""
 
-    def __init__(self, config: NetworkConfig, scope: Scope, counts: Counts) -> None:
-        super().__init__(scope, lambda step: _made(config, step, counts), config.layer_order)
+    def __init__(self, config: NetworkConfig, scope: Scope, counts: Counts, **kind: Any) -> None:
+        super().__init__(
+            scope,
+            lambda step: _made(config, step, counts, kind),
+            config.layer_order,
+            device=kind.get("device"),
+        )
 
     def forward(self, *inputs: Any) -> Any:
         """Run the nodes on the values of those in `Scope.reads`."""
         return self._compute(inputs, _Words(self))
 
 
-def _made(config: NetworkConfig, step: Scope | Layer, counts: Counts) -> nn.Module:
+def _made(
+    config: NetworkConfig, step: Scope | Layer, counts: Counts, kind: dict[str, Any]
+) -> nn.Module:
     if isinstance(step, Scope):
-        return DenseBlock(config, step, counts)
+        return DenseBlock(config, step, counts, **kind)
     node = step.node
     inputs, c = c_in(node, counts), counts[node.index]
     if node.op == "embed":
-        return nn.Embedding(node.rows, c)
+        return nn.Embedding(node.rows, c, **kind)
     if node.op == "linear":
-        return nn.Linear(inputs, c)
+        return nn.Linear(inputs, c, **kind)
     if node.op == "norm":
-        return nn.GroupNorm(config.slicing.group_count(node.out.c_max, c), c, eps=node.eps)
-    return nn.Conv2d(inputs, c, node.kernel, stride=node.stride, padding=node.kernel // 2)
+        groups = config.slicing.group_count(node.out.c_max, c)
+        return nn.GroupNorm(groups, c, eps=node.eps, **kind)
+    padding = node.kernel // 2
+    return nn.Conv2d(inputs, c, node.kernel, stride=node.stride, padding=padding, **kind)
 
 
 class DenseNetwork(DenseBlock):
@@ -154,14 +167,15 @@ class DenseNetwork(DenseBlock):
     Args:
         config: the supernet's config.
         width: 0 < width <= 1, usable by the config.
+        kind: device and dtype of the parameters; where missing, torch's defaults.
 
     Raises:
         TypeError, ValueError: the width cannot be used.
     """
 
-    def __init__(self, config: NetworkConfig, width: float) -> None:
+    def __init__(self, config: NetworkConfig, width: float, **kind: Any) -> None:
         width = config.check_width(width)
-        super().__init__(config, config.graph.scope, config.counts(width))
+        super().__init__(config, config.graph.scope, config.counts(width), **kind)
         self.config = config
         self.graph = config.graph
         self.width = width

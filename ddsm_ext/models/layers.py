@@ -14,6 +14,13 @@ from ddsm_ext.ops.group_norm import sliced_group_norm
 from ddsm_ext.ops.linear import sliced_linear
 
 
+def with_device_of(generator: Generator | None, kind: dict[str, Any]) -> dict[str, Any]:
+    """Return a tensor's device and dtype, with the generator's device where none is given."""
+    if generator is None or kind.get("device") is not None:
+        return kind
+    return {**kind, "device": generator.device}
+
+
 class SlicedLayer(nn.Module):
     """A layer whose settings compiled steps take from its description, or once for all runs.
 
@@ -45,6 +52,8 @@ class SlicedConv2d(SlicedLayer):
         upsample: enlarge the input 2x (nearest neighbour) first.
         gain: factor on the Xavier-uniform initial weights.
         generator: source of the initial weights; None means torch's default generator.
+        kind: device and dtype of the parameters; where missing, the generator's device and
+            otherwise torch's defaults, as in torch's own layers.
     """
 
     SETTINGS = ("stride", "padding", "upsample", "skip_offset")
@@ -61,10 +70,12 @@ class SlicedConv2d(SlicedLayer):
         upsample: bool = False,
         gain: float = 1.0,
         generator: Generator | None = None,
+        **kind: Any,
     ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(c_out, c_in + c_skip, kernel, kernel))
-        self.bias = nn.Parameter(torch.zeros(c_out))
+        kind = with_device_of(generator, kind)
+        self.weight = nn.Parameter(torch.empty(c_out, c_in + c_skip, kernel, kernel, **kind))
+        self.bias = nn.Parameter(torch.zeros(c_out, **kind))
         self.stride = stride
         self.padding = kernel // 2
         self.upsample = upsample
@@ -124,10 +135,13 @@ class SlicedConv2d(SlicedLayer):
 class SlicedLinear(SlicedLayer):
     """Linear layer with `weight[:c_out, :c_in]`, Xavier-uniform initial weights, zero bias."""
 
-    def __init__(self, c_in: int, c_out: int, *, generator: Generator | None = None) -> None:
+    def __init__(
+        self, c_in: int, c_out: int, *, generator: Generator | None = None, **kind: Any
+    ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(c_out, c_in))
-        self.bias = nn.Parameter(torch.zeros(c_out))
+        kind = with_device_of(generator, kind)
+        self.weight = nn.Parameter(torch.empty(c_out, c_in, **kind))
+        self.bias = nn.Parameter(torch.zeros(c_out, **kind))
         nn.init.xavier_uniform_(self.weight, generator=generator)
 
     def forward(self, x: Tensor, c_out: int, *, accumulate_grad: bool = False) -> Tensor:
@@ -146,6 +160,7 @@ class SlicedGroupNorm(SlicedLayer):
         fixed_groups: keep the group count at every width instead of the channels a group.
         silu: apply SiLU to the result.
         eps: added to the variance.
+        kind: as `SlicedConv2d`'s.
     """
 
     SETTINGS = ("groups", "channels_per_group", "silu", "eps", "skip_offset")
@@ -160,10 +175,11 @@ class SlicedGroupNorm(SlicedLayer):
         fixed_groups: bool = False,
         silu: bool = False,
         eps: float = 1e-5,
+        **kind: Any,
     ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(c + c_skip))
-        self.bias = nn.Parameter(torch.zeros(c + c_skip))
+        self.weight = nn.Parameter(torch.ones(c + c_skip, **kind))
+        self.bias = nn.Parameter(torch.zeros(c + c_skip, **kind))
         self.groups = groups
         self.channels_per_group = None if fixed_groups else (c + c_skip) // groups
         self.silu = silu
@@ -217,11 +233,15 @@ class SlicedEmbedding(SlicedLayer):
         rows: labels.
         c: allocated channels.
         generator: source of the initial weights; None means torch's default generator.
+        kind: as `SlicedConv2d`'s.
     """
 
-    def __init__(self, rows: int, c: int, *, generator: Generator | None = None) -> None:
+    def __init__(
+        self, rows: int, c: int, *, generator: Generator | None = None, **kind: Any
+    ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(rows, c))
+        kind = with_device_of(generator, kind)
+        self.weight = nn.Parameter(torch.empty(rows, c, **kind))
         nn.init.normal_(self.weight, generator=generator)
 
     def forward(self, y: Tensor, c: int, *, accumulate_grad: bool = False) -> Tensor:

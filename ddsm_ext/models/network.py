@@ -20,8 +20,10 @@ from ddsm_ext.models.layers import (
     SlicedGroupNorm,
     SlicedLayer,
     SlicedLinear,
+    with_device_of,
 )
 from ddsm_ext.models.structure import Structure, settings_of
+from ddsm_ext.ops._call import channels_last
 from ddsm_ext.ops.attention import sliced_attention
 from ddsm_ext.ops.embedding import embed_time
 from ddsm_ext.ops.resample import resample
@@ -129,23 +131,29 @@ class SlimmableBlock(Block):
         config: the network's.
         scope: the nodes.
         generator: source of the initial weights; None means torch's default generator.
+        kind: device and dtype of the parameters; see `SlicedConv2d`.
     """
 
     def __init__(
-        self, config: NetworkConfig, scope: Scope, generator: Generator | None = None
+        self,
+        config: NetworkConfig,
+        scope: Scope,
+        generator: Generator | None = None,
+        **kind: Any,
     ) -> None:
+        kind = with_device_of(generator, kind)
         slicing, per_source = config.slicing, config.slicing.concat == "source"
 
         def make(step: Scope | Layer) -> nn.Module:
             if isinstance(step, Scope):
-                return SlimmableBlock(config, step, generator)
+                return SlimmableBlock(config, step, generator, **kind)
             node = step.node
             if node.op == "embed":
-                return SlicedEmbedding(node.rows, node.out.c_max, generator=generator)
+                return SlicedEmbedding(node.rows, node.out.c_max, generator=generator, **kind)
             c_in, *c_skip = (source.out.c_max for source in node.sources)
             if node.op == "linear":
-                return SlicedLinear(c_in, node.out.c_max, generator=generator)
-            joined: dict[str, Any] = {"c_skip": sum(c_skip), "per_source": per_source}
+                return SlicedLinear(c_in, node.out.c_max, generator=generator, **kind)
+            joined = {"c_skip": sum(c_skip), "per_source": per_source, **kind}
             if node.op == "norm":
                 fixed = slicing.norm == "fixed_groups"
                 return SlicedGroupNorm(
@@ -156,7 +164,7 @@ class SlimmableBlock(Block):
                 upsample=node.resample == "up", gain=node.gain, generator=generator,
             )  # fmt: skip
 
-        super().__init__(scope, make, config.layer_order)
+        super().__init__(scope, make, config.layer_order, device=kind.get("device"))
 
     def forward(self, *inputs: Any, counts: Counts, accumulate_grad: bool = False) -> Any:
         """Run the nodes.
@@ -175,11 +183,20 @@ class SlimmableNetwork(SlimmableBlock):
     Args:
         config: what describes it.
         generator: source of the initial weights; None means torch's default generator.
+        device, dtype: of the parameters; None: the generator's device, and otherwise torch's
+            defaults, as in torch's own layers.
 
     Source: Yang et al. 2024, "Denoising Diffusion Step-aware Models".
     """
 
-    def __init__(self, config: NetworkConfig, *, generator: Generator | None = None) -> None:
+    def __init__(
+        self,
+        config: NetworkConfig,
+        *,
+        generator: Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         if not isinstance(config, NetworkConfig):
             raise TypeRefusal(
                 f"SlimmableNetwork: config is {type(config).__name__}; need a NetworkConfig"
@@ -188,7 +205,7 @@ class SlimmableNetwork(SlimmableBlock):
         self.config = config
         self.graph = config.graph
         self.slicing = config.slicing
-        super().__init__(config, config.graph.scope, generator)
+        super().__init__(config, config.graph.scope, generator, device=device, dtype=dtype)
         self._settings = {
             name: settings_of(module)
             for name, module in self.named_modules()
@@ -260,7 +277,7 @@ class SlimmableNetwork(SlimmableBlock):
         else:
             counts = self.config.counts(width)
         inputs = check_inputs("SlimmableNetwork", self.graph, x, t, y, any_weight(self))
-        inputs["x"] = inputs["x"].contiguous(memory_format=torch.channels_last)
+        inputs["x"] = channels_last(inputs["x"])
         values = [inputs[node.name] for node in self.graph.scope.reads]
         return self._compute(values, SlimmableWords(self, counts, accumulate_grad))
 
@@ -300,7 +317,8 @@ class SlimmableNetwork(SlimmableBlock):
             TypeError, ValueError: the width cannot be used.
         """
         weight = next(self.parameters())
-        dense = DenseNetwork(self.config, width).to(device=weight.device, dtype=weight.dtype)
+        kind: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
+        dense = DenseNetwork(self.config, width, **kind).to(**kind)  # a frozen table, too
         dense.load_state_dict(self._subnet_state(self.config.counts(width)))
         return dense.train(self.training)
 

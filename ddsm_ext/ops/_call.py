@@ -1,4 +1,4 @@
-"""What the ops share: argument checks, the path a call takes, its gradients, tf32.
+"""What the ops share: argument checks, the path a call takes, tf32.
 
 An error is one sentence with the op, what it got and what it needs.
 """
@@ -6,13 +6,13 @@ An error is one sentence with the op, what it got and what it needs.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
-from functools import cache, partial
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 
 from ddsm_ext import _library
 from ddsm_ext.settings import Refusal, TypeRefusal
@@ -162,6 +162,14 @@ def shape_text(value: Tensor) -> str:
     return "[" + ", ".join(str(size) for size in value.shape) + "]"
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """Return [N, C, H, W] as it is if it is channels_last, else a copy that is.
+
+    Made of operations that torch.func batches, which `contiguous(memory_format=...)` is not.
+    """
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
 def empty_nhwc(like: Tensor, *shape: int) -> Tensor:
     """Return memory for [N, C, H, W] in channels_last, of like's dtype and device."""
     return torch.empty(
@@ -182,6 +190,7 @@ _BACKWARD = {
 _DTYPES = {
     "cpu": (torch.float32, torch.bfloat16, torch.float64),
     "cuda": (torch.float32, torch.bfloat16, torch.float16),
+    "meta": FLOAT_DTYPES,  # by the ops' fake kernels, which know the CPU's shapes and strides
 }
 
 
@@ -189,12 +198,20 @@ _DTYPES = {
 # None: a plain table, so that torch.compile can trace the choice.
 _MISSING = {
     (op, device_type, needs_grad): next(
-        (name for name in needed if not _library.has_kernel(name, device_type)), None
+        (
+            name
+            for name in needed
+            if device_type != "meta" and not _library.has_kernel(name, device_type)
+        ),
+        None,
     )
     for op, backward in _BACKWARD.items()
     for needs_grad, needed in ((False, (op,)), (True, (op, *backward)))
     for device_type in _DTYPES
 }
+
+
+_within_torch_func = torch._C._are_functorch_transforms_active
 
 
 def why_no_library(device_type: str) -> str:
@@ -204,7 +221,7 @@ def why_no_library(device_type: str) -> str:
 
 
 def runs_native(op: str, x: Tensor, *, needs_grad: bool, warn: bool = True) -> bool:
-    """True if compiled kernels of `op` serve x's device and dtype.
+    """True if compiled kernels of `op` serve x's device and dtype, and the kind of derivative.
 
     Args:
         op: name without namespace, such as "sliced_conv2d".
@@ -215,165 +232,42 @@ def runs_native(op: str, x: Tensor, *, needs_grad: bool, warn: bool = True) -> b
     device_type = x.device.type
     missing = _MISSING.get((op, device_type, needs_grad), op)
     if missing is None and x.dtype in _DTYPES[device_type]:
-        return True
+        return not in_transform(op)
     if warn and not torch.compiler.is_compiling():
-        _warn_once(op, missing, device_type, x.dtype)
+        what = f"{op} has no {x.dtype} kernel" if missing is None else f"{missing} has no kernel"
+        warn_of_plain_torch(f"{what} for {device_type}{why_no_library(device_type)}")
     return False
 
 
-@cache
-def _warn_once(op: str, missing: str | None, device_type: str, dtype: torch.dtype) -> None:
-    what = f"{op} has no {dtype} kernel" if missing is None else f"{missing} has no kernel"
-    where = device_type + why_no_library(device_type)
-    warnings.warn(f"ddsm_ext: {what} for {where}; plain torch runs instead", stacklevel=4)
+def in_transform(op: str) -> bool:
+    """True if torch must see what a call of `op` is made of, by whose rules it then transforms it.
 
-
-def needs_grad(*tensors: Tensor | None) -> bool:
-    """True if autograd will want a gradient of one of these inputs."""
-    if torch.is_grad_enabled():
-        for tensor in tensors:  # any() over a generator takes twice as long
-            if tensor is not None and tensor.requires_grad:
-                return True
-    return False
-
-
-# Past the autograd layer that register_autograd gave an op, which on a 4x4 image took 22 of 31 us:
-# for calls that need no gradient.
-below_autograd = torch._C._AutoDispatchBelowAutograd
-
-
-def differentiable(
-    op: str,
-    save: Callable[[Any, tuple[Any, ...], Any], None],
-    backward: Callable[..., dict[int, Tensor | None]],
-    *,
-    parameters: Mapping[str, int] | None = None,
-    run: Callable[..., Any] | None = None,
-    once: bool = True,
-) -> Callable[..., Any]:
-    """Give a raw op its gradients, in eager calls and under torch.compile.
-
-    Returns call(*inputs, needs_grad=..., accumulate_grad=False) -> the raw op's outputs.
+    That is in forward mode, whose tangents a kernel would drop, and within the transforms of
+    torch.func, which batch, and differentiate any number of times. It is slower, and says so once.
 
     Args:
         op: name without namespace.
-        save: (ctx, inputs of the raw op, output) keeps what the backward reads.
-        backward: (ctx, *gradients of the outputs) -> {position of an input: its gradient}; those of
-            parameters are the tensors of `grad_targets`.
-        parameters: name -> position among the inputs of what `accumulate_grad` is about.
-        run: (training, *inputs) is what an eager call does; None: calls the raw op.
-        once: the backward itself has no gradient.
     """
-    raw = getattr(torch.ops.ddsm_ext, op)
-    if run is None:
-        kernel = raw.default
-
-        def run(training: bool, *inputs: Any) -> Any:
-            with below_autograd():
-                return kernel(*inputs)
-
-    function = eager_function(op, run, save, backward, parameters=parameters, once=once)
-
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        function.setup_context(ctx, (*inputs, False), output)
-
-    torch.library.register_autograd(
-        f"ddsm_ext::{op}", partial(_gradients, backward), setup_context=setup_context
-    )
-
-    def call(*inputs: Any, needs_grad: bool, accumulate_grad: bool = False) -> Any:
-        if torch.compiler.is_compiling():
-            return raw(*inputs)
-        if needs_grad:
-            return function.apply(*inputs, accumulate_grad)
-        return run(False, *inputs)
-
-    return call
+    if forward_ad._current_level < 0 and not _within_torch_func():
+        return False
+    if not torch.compiler.is_compiling():
+        where = "torch.func's transforms" if _within_torch_func() else "forward mode"
+        warn_of_plain_torch(f"{op} has no rules of its own for {where}")
+    return True
 
 
-def eager_function(
-    op: str,
-    run: Callable[..., Any],
-    save: Callable[[Any, tuple[Any, ...], Any], None],
-    backward: Callable[..., dict[int, Tensor | None]],
-    *,
-    parameters: Mapping[str, int] | None = None,
-    once: bool = True,
-) -> type[torch.autograd.Function]:
-    """Return the autograd function of eager calls: arguments as `differentiable`'s.
-
-    It takes a fifth of register_autograd's time a call; its last input is `accumulate_grad`.
-    """
-    positions = dict(parameters or {})
-    gradients = partial(_gradients, backward)
-    called: Callable[..., Any] = once_differentiable(gradients) if once else gradients
-
-    class Eager(torch.autograd.Function):
-        @classmethod
-        def apply(cls, *inputs: Any) -> Any:
-            if torch._C._are_functorch_transforms_active():
-                return super().apply(*inputs)
-            # Function's own first binds the inputs to forward's signature, 9 of 40 us a call.
-            # mypy: the base is torch's own in C, which its stubs leave out.
-            return super(torch.autograd.Function, cls).apply(*inputs)  # type: ignore[misc]
-
-        @staticmethod
-        def forward(*inputs: Any) -> Any:
-            return run(True, *inputs[:-1])
-
-        @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            ctx.op, ctx.parameters, ctx.accumulate_grad = op, positions, inputs[-1]
-            # The leaves themselves: saved_tensors may give other objects with the same values.
-            held = [inputs[position] for position in positions.values()]
-            ctx.owners = [t if t is not None and t.is_leaf else None for t in held]
-            save(ctx, inputs[:-1], output)
-
-        backward = staticmethod(called)
-
-    Eager.__name__ = Eager.__qualname__ = op
-    return Eager
+@cache
+def warn_of_plain_torch(why: str) -> None:
+    """Say, once for each reason, that a call takes the slower way."""
+    warnings.warn(f"ddsm_ext: {why}; plain torch runs instead", stacklevel=4)
 
 
-def _gradients(backward: Callable[..., Any], ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-    """Return the gradient of every input that was given, None for most."""
-    found: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
-    for position, grad in backward(ctx, *grads).items():
-        if grad is not None and not (ctx.accumulate_grad and position in ctx.parameters.values()):
-            found[position] = grad
-    return tuple(found)
-
-
-def grad_targets(ctx: Any, *parameters: Tensor | None) -> list[Tensor | None]:
-    """Return the full-size tensors to whose prefixes a backward adds the parameters' gradients.
-
-    Args:
-        ctx: of an op that `differentiable` or `eager_function` made.
-        parameters: as saved for the backward, in the order said there.
-
-    Returns:
-        `.grad` of each parameter itself with accumulate_grad (made of zeros where there is none;
-        autograd is not told), else new zeros; None for what nobody wants. Vectors are contiguous.
-
-    Raises:
-        ValueError: `.grad` is a vector that is not contiguous.
-    """
-    targets: list[Tensor | None] = [None] * len(parameters)
-    for i, (name, position) in enumerate(ctx.parameters.items()):
-        parameter = parameters[i]
-        if parameter is None or not ctx.needs_input_grad[position]:
-            continue
-        if not ctx.accumulate_grad:
-            targets[i] = torch.zeros_like(parameter)
-        else:
-            own = ctx.owners[i]
-            if own.grad is None:
-                own.grad = torch.zeros_like(own)
-            if own.dim() == 1 and not own.grad.is_contiguous():
-                got = f"{name}.grad has stride {own.grad.stride(0)}"
-                raise Refusal(f"{ctx.op}: {got}; need a contiguous one")
-            targets[i] = own.grad
-    return targets
+def uncast(x: Tensor) -> AbstractContextManager[Any]:
+    """Return a context in which autocast leaves the products with x alone."""
+    device_type = x.device.type
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()  # such as "meta"
 
 
 @torch.compiler.assume_constant_result

@@ -13,11 +13,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import register_flop_formula
 
+from ddsm_ext.ops._autograd import Replayed, differentiable, needs_grad
 from ddsm_ext.ops._call import (
     autocast_dtype,
     check_tensor,
-    differentiable,
-    needs_grad,
+    in_transform,
     runs_native,
     shape_text,
     why_no_library,
@@ -62,10 +62,24 @@ def sliced_attention_ref(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None
     return scaled_dot_product_attention(q, k, v, scale=scale)
 
 
+def _by_products(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+    """The same of operations that have derivatives of any kind, which torch's fused ones lack."""
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    factor = q.shape[3] ** -0.5 if scale is None else scale
+    scores = (q.to(dtype) * factor) @ k.to(dtype).transpose(-2, -1)  # [N, heads, T_q, T_k]
+    return _by_position((scores.softmax(-1) @ v.to(dtype)).to(q.dtype))  # [N, heads, T_q, d]
+
+
+def _by_position(out: Tensor) -> Tensor:
+    """Lay [N, heads, T, d] out as [N, T, heads, d], as the next projection reads it."""
+    return out.transpose(1, 2).contiguous().transpose(1, 2)
+
+
 def _resolve_backend(backend: str, tensors: tuple[Tensor, ...], *, training: bool) -> str:
     """Return "kernel" or "sdpa"."""
     q = tensors[0]
-    if backend == "kernel" and not runs_native(_OP, q, needs_grad=training, warn=False):
+    native = backend != "kernel" or runs_native(_OP, q, needs_grad=training, warn=False)
+    if not native and not in_transform(_OP):
         where = q.device.type + why_no_library(q.device.type)
         raise Refusal(
             f"{_OP}: backend is 'kernel', q is {q.dtype} on {where}, which has no kernel; "
@@ -122,9 +136,10 @@ def sliced_attention(
     training = needs_grad(q, k, v)
     backend = _resolve_backend(backend, (q, k, v), training=training)
     if backend == "sdpa" or not runs_native(_OP, q, needs_grad=training):
-        out = sdpa(q, k, v, scale)
+        if in_transform(_OP):
+            return _by_products(q, k, v, scale)
         # Flash lays it out so already, and so does cuDNN for q of this layout.
-        return out.transpose(1, 2).contiguous().transpose(1, 2)
+        return _by_position(sdpa(q, k, v, scale))
     out, _ = _call(q, k, v, scale, needs_grad=training)
     return out
 
@@ -234,7 +249,12 @@ def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> dict[int, Tensor 
     return dict(enumerate(grads))
 
 
-_call = differentiable(_OP, _save, _backward)
+def _replay(ctx: Any, saved: list[Any], grads: tuple[Tensor, ...]) -> Replayed:
+    q, k, v, _out, _lse = saved
+    return (_by_products(q, k, v, ctx.scale),), {0: q, 1: k, 2: v}
+
+
+_call = differentiable(_OP, _save, _backward, replay=_replay)
 
 
 def _empty_by_position(like: Tensor) -> Tensor:

@@ -7,11 +7,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ddsm_ext.ops._autograd import (
+    Replayed,
+    below_autograd,
+    differentiable,
+    grad_targets,
+    needs_grad,
+)
 from ddsm_ext.ops._call import (
     autocast_dtype,
-    below_autograd,
+    channels_last,
     check_accumulate,
     check_bias,
     check_c_out,
@@ -21,13 +29,11 @@ from ddsm_ext.ops._call import (
     check_tensor,
     check_weight_match,
     conv_tf32,
-    differentiable,
     empty_nhwc,
     factor_beside,
-    grad_targets,
-    needs_grad,
     runs_native,
     shape_text,
+    uncast,
 )
 from ddsm_ext.ops._packed import (
     DIRECT,
@@ -39,6 +45,7 @@ from ddsm_ext.ops._packed import (
 from ddsm_ext.settings import Refusal
 
 _OP = "sliced_conv2d"
+MOST_ELEMENTS = 2**40  # of a tensor (kMostElements)
 
 
 def sliced_conv2d(
@@ -125,9 +132,9 @@ def sliced_conv2d_ref(
     if upsample:
         x = F.interpolate(x, scale_factor=2, mode="nearest")  # [N, c_in, 2H, 2W]
     b = None if bias is None else bias[:c_out].to(x.dtype)
-    with torch.autocast(x.device.type, enabled=False):
+    with uncast(x):
         y = F.conv2d(x, w.to(x.dtype), b, stride=stride, padding=padding)
-    return y.contiguous(memory_format=torch.channels_last)  # [N, c_out, H_out, W_out]
+    return channels_last(y)  # [N, c_out, H_out, W_out]
 
 
 def _check_arguments(
@@ -220,6 +227,16 @@ def _fake_written(*args: Any) -> None:
     """The results are written into arguments."""
 
 
+def _algorithm(algo: str, x: Tensor, weight: Tensor, problem: ConvProblem, **how: bool) -> int:
+    """`resolve_algorithm`, but DIRECT where nothing is rearranged: of fake tensors without values,
+    and of sizes that the kernels are about to refuse."""
+    if type(x) is FakeTensor or type(weight) is FakeTensor:
+        return DIRECT
+    if x.numel() > MOST_ELEMENTS or weight.numel() > MOST_ELEMENTS:
+        return DIRECT
+    return resolve_algorithm(algo, weight, problem, **how)
+
+
 def _run(
     training: bool,
     x: Tensor,
@@ -249,7 +266,7 @@ def _run(
         2 if upsample else 1,
         x.dtype == weight.dtype == torch.bfloat16,
     )
-    algorithm = resolve_algorithm(algo, weight, problem, training=training)
+    algorithm = _algorithm(algo, x, weight, problem, training=training)
     panels = None if algorithm == DIRECT else packed_weight(weight, algorithm)
     numbers = (c_out, c_in2_offset, stride, padding, upsample, panels, algorithm, tf32)
     factors = (factor_beside(x, weight), factor_beside(x, bias))
@@ -264,8 +281,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.algo = algo if isinstance(algo, str) else "direct"
 
 
-def _grad_source(ctx: Any, grad_y: Tensor, source: Tensor, offset: int) -> Tensor:
-    weight = ctx.saved_tensors[2]
+def _grad_source(ctx: Any, grad_y: Tensor, source: Tensor, weight: Tensor, offset: int) -> Tensor:
     n, c, height, width = source.shape
     stride, _padding, upsample = ctx.window
     # Not the saved tensor, which may be another object with the same values.
@@ -273,31 +289,29 @@ def _grad_source(ctx: Any, grad_y: Tensor, source: Tensor, offset: int) -> Tenso
     algorithm = DIRECT
     if not upsample:
         problem = ConvProblem(n, height, width, grad_y.shape[1], c, weight.shape[2], stride, 1)
-        algorithm = resolve_algorithm(ctx.algo, owner, problem, training=True)
+        algorithm = _algorithm(ctx.algo, grad_y, owner, problem, training=True)
     panels = None if algorithm == DIRECT else packed_weight(owner, algorithm, transposed=True)
-    return torch.ops.ddsm_ext.sliced_conv2d_grad_x(
-        grad_y,
-        factor_beside(grad_y, weight),
-        c,
-        offset,
-        height,
-        width,
-        *ctx.window,
-        panels,
-        algorithm,
-        ctx.tf32,
-    )
+    factor = factor_beside(grad_y, weight)
+    numbers = (c, offset, height, width, *ctx.window, panels, algorithm, ctx.tf32)
+    return torch.ops.ddsm_ext.sliced_conv2d_grad_x(grad_y, factor, *numbers)
 
 
-def _add_grad_weight(ctx: Any, grad_y: Tensor, grad_weight: Tensor, grad_bias: Any) -> None:
-    x, x2, weight, _bias = ctx.saved_tensors
+def _add_grad_weight(
+    ctx: Any,
+    grad_y: Tensor,
+    x: Tensor,
+    x2: Tensor | None,
+    weight: Tensor,
+    grad_weight: Tensor,
+    grad_bias: Tensor | None,
+) -> None:
     stride, _padding, upsample = ctx.window
     n, c_out, height, width = grad_y.shape
     c_in = x.shape[1] if x2 is None else x.shape[1] + x2.shape[1]
     scale = 2 if upsample else 1
     problem = ConvProblem(n, height, width, c_in, c_out, weight.shape[2], stride, scale)
     owner = weight if ctx.owners[0] is None else ctx.owners[0]
-    algorithm = resolve_algorithm(ctx.algo, owner, problem, training=True, grad_weight=True)
+    algorithm = _algorithm(ctx.algo, grad_y, owner, problem, training=True, grad_weight=True)
     torch.ops.ddsm_ext.sliced_conv2d_grad_weight(
         grad_y, x, x2, ctx.c_in2_offset, *ctx.window, grad_weight, grad_bias, algorithm, ctx.tf32
     )
@@ -305,19 +319,32 @@ def _add_grad_weight(ctx: Any, grad_y: Tensor, grad_weight: Tensor, grad_bias: A
 
 def _backward(ctx: Any, grad_y: Tensor) -> dict[int, Tensor | None]:
     """Gradients of x, x2 and full-size ones of weight and bias, zero outside the prefix."""
+    # Once: hooks of checkpointing let nobody unpack a saved tensor twice.
     x, x2, weight, bias = ctx.saved_tensors
     grads: dict[int, Tensor | None] = {}
     for index, (source, offset) in enumerate(((x, 0), (x2, ctx.c_in2_offset))):
         if ctx.needs_input_grad[index]:
-            grads[index] = _grad_source(ctx, grad_y, source, offset)
+            grads[index] = _grad_source(ctx, grad_y, source, weight, offset)
     grads[2], grads[3] = grad_weight, grad_bias = grad_targets(ctx, weight, bias)
     if grad_weight is not None or grad_bias is not None:
         grad_weight = torch.zeros_like(weight) if grad_weight is None else grad_weight
-        _add_grad_weight(ctx, grad_y, grad_weight, grad_bias)
+        _add_grad_weight(ctx, grad_y, x, x2, weight, grad_weight, grad_bias)
     return grads
 
 
-_call = differentiable(_OP, _save, _backward, parameters={"weight": 2, "bias": 3}, run=_run)
+def _replay(ctx: Any, saved: list[Any], grads: tuple[Tensor, ...]) -> Replayed:
+    x, x2, weight, bias = saved
+    stride, padding, upsample = ctx.window
+    y = sliced_conv2d_ref(
+        x, weight, bias, grads[0].shape[1], stride=stride, padding=padding,
+        x2=x2, c_in2_offset=ctx.c_in2_offset, upsample=upsample,
+    )  # fmt: skip
+    return (y,), dict(enumerate(saved))
+
+
+_call = differentiable(
+    _OP, _save, _backward, parameters={"weight": 2, "bias": 3}, run=_run, replay=_replay
+)
 
 
 def _macs(x: Any, x2: Any, weight: Any, c_out: int, pixels: int) -> int:

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddsm_ext.ops._autograd import Replayed, eager_function, grad_targets, needs_grad
 from ddsm_ext.ops._call import (
     check_accumulate,
     check_int,
     check_tensor,
-    eager_function,
-    grad_targets,
-    needs_grad,
+    in_transform,
     shape_text,
 )
 from ddsm_ext.settings import Refusal, TypeRefusal
@@ -45,7 +44,7 @@ def sliced_embedding(weight: Tensor, y: Tensor, c: int, *, accumulate_grad: bool
     if torch.compiler.is_compiling():
         return sliced_embedding_ref(weight, y, c)
     try:
-        if needs_grad(weight):
+        if needs_grad(weight) and not in_transform(_OP):
             return _Embedding.apply(weight, y, c, accumulate_grad)
         return sliced_embedding_ref(weight, y, c)
     except IndexError:  # looking at all of y before cost as much as the rows
@@ -95,11 +94,16 @@ def _backward(ctx: Any, grad: Tensor) -> dict[int, Tensor | None]:
     return {0: grad_weight}
 
 
+def _replay(ctx: Any, saved: list[Any], grads: tuple[Tensor, ...]) -> Replayed:
+    weight, y = saved
+    return (sliced_embedding_ref(weight, y, ctx.c),), {0: weight}
+
+
 def _run(training: bool, weight: Tensor, y: Tensor, c: int) -> Tensor:
     return sliced_embedding_ref(weight, y, c)
 
 
-_Embedding = eager_function(_OP, _run, _save, _backward, parameters={"weight": 0})
+_Embedding = eager_function(_OP, _run, _save, _backward, parameters={"weight": 0}, replay=_replay)
 
 
 def sinusoidal_embedding(

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ddsm_ext.ops._autograd import Replayed, differentiable, grad_targets, needs_grad
 from ddsm_ext.ops._call import (
+    channels_last,
     check_accumulate,
     check_bias,
     check_flag,
@@ -16,10 +18,7 @@ from ddsm_ext.ops._call import (
     check_second_source,
     check_tensor,
     check_weight_match,
-    differentiable,
     empty_nhwc,
-    grad_targets,
-    needs_grad,
     runs_native,
     shape_text,
 )
@@ -93,17 +92,20 @@ def sliced_group_norm_ref(
         beta = torch.cat([beta, bias[start:end]])  # [c + c2]
     # bf16 and fp16 are normalised in fp32: parameters may be fp32 beside them.
     dtype = torch.promote_types(x.dtype, torch.float32)
-    y = torch.group_norm(z.to(dtype), groups, gamma.to(dtype), beta.to(dtype), eps)
+    # Contiguous, as for a channels_last input that needs no gradient itself the backward of torch
+    # 2.13 reads memory beyond it.
+    z = z.to(dtype).contiguous()
+    y = torch.group_norm(z, groups, gamma.to(dtype), beta.to(dtype), eps)
     if scale is not None and shift is not None:
         y = y * (1 + scale.to(dtype)[:, :, None, None]) + shift.to(dtype)[:, :, None, None]
     if silu:
         y = torch.nn.functional.silu(y)
     y = y.to(x.dtype)
     if x2 is None:
-        return y.contiguous(memory_format=torch.channels_last)
+        return channels_last(y)
     return (
-        y[:, :c].contiguous(memory_format=torch.channels_last),  # [N, c, H, W]
-        y[:, c:].contiguous(memory_format=torch.channels_last),  # [N, c2, H, W]
+        channels_last(y[:, :c]),  # [N, c, H, W]
+        channels_last(y[:, c:]),  # [N, c2, H, W]
     )
 
 
@@ -185,7 +187,7 @@ def _modulation(name: str, value: Any, x: Tensor, channels: int) -> Tensor:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, x2, weight, bias, ctx.groups, ctx.c2_offset, _eps, ctx.silu, scale, shift = inputs
+    x, x2, weight, bias, ctx.groups, ctx.c2_offset, ctx.eps, ctx.silu, scale, shift = inputs
     _, _, mean, rstd = output
     ctx.mark_non_differentiable(mean, rstd)
     ctx.save_for_backward(x, x2, weight, bias, mean, rstd, scale, shift)
@@ -221,7 +223,17 @@ def _backward(ctx: Any, *grads: Tensor) -> dict[int, Tensor | None]:
     return {**found, 8: modulation[0], 9: modulation[1]}
 
 
-_call = differentiable(_OP, _save, _backward, parameters={"weight": 2, "bias": 3})
+def _replay(ctx: Any, saved: list[Any], grads: tuple[Tensor, ...]) -> Replayed:
+    x, x2, weight, bias, _mean, _rstd, scale, shift = saved
+    y = sliced_group_norm_ref(
+        x, weight, bias, ctx.groups,
+        x2=x2, c2_offset=ctx.c2_offset, eps=ctx.eps, silu=ctx.silu, scale=scale, shift=shift,
+    )  # fmt: skip
+    inputs = {0: x, 1: x2, 2: weight, 3: bias, 8: scale, 9: shift}
+    return y if isinstance(y, tuple) else (y,), inputs
+
+
+_call = differentiable(_OP, _save, _backward, parameters={"weight": 2, "bias": 3}, replay=_replay)
 
 
 @torch.library.register_fake("ddsm_ext::sliced_group_norm")

@@ -10,21 +10,25 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ddsm_ext.ops._autograd import (
+    Replayed,
+    below_autograd,
+    differentiable,
+    grad_targets,
+    needs_grad,
+)
 from ddsm_ext.ops._call import (
     autocast_dtype,
-    below_autograd,
     check_accumulate,
     check_bias,
     check_c_out,
     check_tensor,
     check_weight_match,
-    differentiable,
     factor_beside,
-    grad_targets,
     matmul_tf32,
-    needs_grad,
     runs_native,
     shape_text,
+    uncast,
 )
 from ddsm_ext.settings import Refusal
 
@@ -74,7 +78,7 @@ def sliced_linear_ref(x: Tensor, weight: Tensor, bias: Tensor | None, c_out: int
     """Plain-torch `sliced_linear`; the arguments mean the same and are not checked."""
     w = weight[:c_out, : x.shape[-1]].to(x.dtype)  # [c_out, c_in]
     b = None if bias is None else bias[:c_out].to(x.dtype)
-    with torch.autocast(x.device.type, enabled=False):
+    with uncast(x):
         return F.linear(x, w, b).contiguous()  # [..., c_out]
 
 
@@ -136,7 +140,14 @@ def _backward(ctx: Any, grad_y: Tensor) -> dict[int, Tensor | None]:
     return {0: grad_x, 1: grad_weight, 2: grad_bias}
 
 
-_call = differentiable(_OP, _save, _backward, parameters={"weight": 1, "bias": 2}, run=_run)
+def _replay(ctx: Any, saved: list[Any], grads: tuple[Tensor, ...]) -> Replayed:
+    x, weight, bias = saved
+    return (sliced_linear_ref(x, weight, bias, grads[0].shape[-1]),), dict(enumerate(saved))
+
+
+_call = differentiable(
+    _OP, _save, _backward, parameters={"weight": 1, "bias": 2}, run=_run, replay=_replay
+)
 
 
 def _flops(x: Any, weight: Any, bias: Any, c_out: int, *args: Any, **kwargs: Any) -> int:

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ddsm_ext.ops._autograd import below_autograd, differentiable, needs_grad
 from ddsm_ext.ops._call import (
-    below_autograd,
+    channels_last,
     check_flag,
     check_tensor,
-    differentiable,
     empty_nhwc,
-    needs_grad,
     runs_native,
 )
 from ddsm_ext.settings import Refusal
@@ -55,7 +54,7 @@ def resample_ref(x: Tensor, up: bool) -> Tensor:
         y = x[:, :, :, None, :, None].expand(n, c, h, 2, w, 2).reshape(n, c, 2 * h, 2 * w)
     else:
         y = x.reshape(n, c, h // 2, 2, w // 2, 2).mean((3, 5))  # [N, C, H/2, W/2]
-    return y.contiguous(memory_format=torch.channels_last)
+    return channels_last(y)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -71,7 +70,7 @@ def _backward(ctx: Any, grad_y: Tensor) -> dict[int, Tensor | None]:
         return {0: raw(grad_y, not ctx.up, gain)}
 
 
-_call = differentiable(_OP, _save, _backward, once=False)
+_call = differentiable(_OP, _save, _backward)
 
 
 @torch.library.register_fake("ddsm_ext::resample")

@@ -64,7 +64,7 @@ def build_network(config: RunConfig, device: torch.device) -> Any:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
-        return SlimmableNetwork(config.model).to(device)
+        return SlimmableNetwork(config.model, device="cpu", dtype=torch.float32).to(device)
 
 
 def load_network(

@@ -153,8 +153,9 @@ def ms_per_gmac(config: RunConfig) -> float:
     model = config.model
     macs = count.macs(model, 1.0)
     batch = max(1, min(32, int(2e9 / macs)))
-    x = torch.zeros(batch, model.image_channels, model.image_size, model.image_size)
-    t = torch.zeros(batch, dtype=torch.int64)
+    shape = (batch, model.image_channels, model.image_size, model.image_size)
+    x = torch.zeros(shape, dtype=torch.float32, device="cpu")
+    t = torch.zeros(batch, dtype=torch.int64, device="cpu")
     calls = {"step": lambda: network(x, t, 1.0)}
     with torch.inference_mode():
         times = interleaved(calls, rounds=3, warmup_rounds=0)

@@ -151,7 +151,7 @@ def _check_labels(labels: Tensor | Sequence[int] | None, images: int) -> Tensor 
     if labels is None:
         return None
     try:
-        tensor = torch.as_tensor(labels)
+        tensor = labels if isinstance(labels, Tensor) else torch.as_tensor(labels, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         raise TypeRefusal(f"sample: labels is {labels!r}; need [{images}] integers") from None
     whole = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)

@@ -99,7 +99,7 @@ def dry_run(
     """Run a sampler on a single number: what it evaluates."""
     strategy = as_strategy(strategy)
     found: list[Evaluation] = []
-    zero = torch.zeros((), dtype=torch.float64)
+    zero = torch.zeros((), dtype=torch.float64, device="cpu")
 
     def denoise(x: Tensor, level: Level) -> Tensor:
         found.append(Evaluation(len(found), level, strategy.width_at(level.log_snr)))

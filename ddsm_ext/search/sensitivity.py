@@ -194,7 +194,7 @@ def measure_sensitivity(
             total = np.zeros(len(widths))
             for start in range(0, len(images), batch_size):
                 x0 = images[start : start + batch_size]  # [n, C, H, W]
-                t = torch.full((len(x0),), timestep, device=x0.device)
+                t = torch.full((len(x0),), timestep, dtype=torch.int64, device=x0.device)
                 x_t = add_noise(x0, level_noise[start : start + batch_size], t)
                 total += _squared_differences(net, x_t, t, widths)
             rows.append(total / images.numel())

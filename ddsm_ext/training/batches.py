@@ -28,7 +28,9 @@ class Stream(IntEnum):
 
 @functools.lru_cache(maxsize=4)
 def _permutation(count: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(count, generator=generator(seed, Stream.ORDER, epoch))  # [N]
+    return torch.randperm(
+        count, generator=generator(seed, Stream.ORDER, epoch), device="cpu"
+    )  # [N]
 
 
 def batch_indices(
@@ -83,7 +85,8 @@ class StepBatches(Dataset[Tensor]):
         images = torch.from_numpy(self.dataset.images)[indices]  # [B, C, H, W]
         if self.dataset.flips:
             stream = generator(self.seed, Stream.FLIP, self.rank, step)
-            mirrored = torch.rand(len(images), generator=stream) < 0.5  # [B]
+            draws = torch.rand(len(images), generator=stream, dtype=torch.float32, device="cpu")
+            mirrored = draws < 0.5  # [B]
             images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
         return images
 

@@ -44,7 +44,7 @@ def widths_of_step(config: TrainConfig, step: int) -> list[float]:
         return [largest]
     smallest = middle.pop()
     stream = generator(config.seed, Stream.WIDTH, step)
-    order = torch.randperm(len(middle), generator=stream).tolist()
+    order = torch.randperm(len(middle), generator=stream, device="cpu").tolist()
     return [largest, smallest, *(middle[index] for index in order[: config.middle_widths])]
 
 
@@ -53,8 +53,10 @@ def draw(
 ) -> tuple[Tensor, Tensor]:
     """Timesteps [N] int64 and noise [N, C, H, W] of one (step, rank, draw), drawn on the CPU."""
     stream = generator(config.seed, Stream.NOISE, rank, step, index)
-    t = torch.randint(timesteps, (len(x0),), generator=stream)  # [N]
-    noise = torch.randn(x0.shape, generator=stream)  # [N, C, H, W]
+    t = torch.randint(timesteps, (len(x0),), generator=stream, device="cpu")  # [N]
+    noise = torch.randn(
+        x0.shape, generator=stream, dtype=torch.float32, device="cpu"
+    )  # [N, C, H, W]
     return t.to(x0.device), noise.to(x0.device)
 
 
@@ -68,7 +70,7 @@ def loss_weights(
     Source: Hang et al. 2023 (arXiv 2303.09556), "Min-SNR-gamma".
     """
     if config.loss_weighting == "uniform":
-        return torch.ones(len(t), device=t.device)
+        return torch.ones(len(t), dtype=torch.float32, device=t.device)
     snr = schedule.log_snr(t).exp()  # [N]
     weight = snr.clamp(max=config.min_snr_gamma)
     return (weight / PREDICTIONS[parameterisation].error_scale(snr)).float()

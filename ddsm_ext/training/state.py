@@ -104,7 +104,9 @@ def optimizer_tensors(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
     tensors = {}
     for name, parameter in net.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{key}.{name}"] = torch.as_tensor(value)
+            tensors[f"{key}.{name}"] = (
+                value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
+            )
     return tensors
 
 

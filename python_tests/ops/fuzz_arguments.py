@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +27,10 @@ from ddsm_ext.ops import (
 from ddsm_ext.ops._packed import DIRECT_BF16
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16, torch.int64, torch.complex64)
-KERNEL_DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float64])
+# The CPU kernels', and float16, which plain torch computes there.
+FITTING_DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float64, torch.float16])
+# 36 * 32 * the first is 128 modulo 2^64, as is 16 * 8 * the second 0.
+VAST = st.sampled_from([16012798675095097, 2**57, 2**59, 2**59 + 1])
 INTEGERS = st.one_of(st.integers(-3, 12), st.sampled_from([2**31, 2**62, 2**63 - 1, -(2**63)]))
 SCALARS = st.one_of(
     INTEGERS,
@@ -62,11 +67,13 @@ TENSORS = st.one_of(
 TENSOR_NAMES = {"x", "x2", "weight", "bias", "q", "k", "v", "y", "scale", "shift"}
 
 
-KINDS = ("size", "more", "fewer", "dtype", "gaps", "shifted", "expanded", "turned")
+KINDS = ("size", "more", "fewer", "dtype", "gaps", "shifted", "expanded", "turned", "vast")
 
 
 def near_miss(draw: st.DrawFn, tensor: Tensor) -> Tensor:
     """A tensor that differs from `tensor` in one of shape, dtype and strides."""
+    if tensor.numel() > 2**40:  # vast already
+        return tensor
     shape, dtype = list(tensor.shape), tensor.dtype
     dim = draw(st.integers(0, max(0, len(shape) - 1)))
     kind = draw(st.sampled_from(KINDS))
@@ -84,6 +91,12 @@ def near_miss(draw: st.DrawFn, tensor: Tensor) -> Tensor:
         return torch.ones(tensor.numel() + 1, dtype=dtype)[1:].view(shape)
     if kind == "expanded":
         return torch.ones((), dtype=dtype).expand(shape)
+    if kind == "vast" and shape:
+        shape[dim] = draw(VAST)
+        if math.prod(size or 1 for size in shape) < 2**62:  # else torch makes no such tensor
+            one = torch.ones((), dtype=dtype)
+            return one.requires_grad_(dtype.is_floating_point and draw(st.booleans())).expand(shape)
+        shape[dim] = 1
     if kind == "turned" and shape:
         return torch.ones(shape, dtype=dtype).movedim(dim, 0)
     return torch.ones(shape, dtype=dtype)
@@ -104,13 +117,16 @@ def near(draw: st.DrawFn, value: Any) -> Any:
 
 
 def ones(draw: st.DrawFn, *shape: int, dtype: torch.dtype) -> Tensor:
-    return torch.ones(shape, dtype=dtype, requires_grad=draw(st.booleans()))
+    value = torch.ones(shape, dtype=dtype)
+    if len(shape) == 4 and draw(st.booleans()):
+        value = value.to(memory_format=torch.channels_last)
+    return value.requires_grad_(draw(st.booleans()))
 
 
 def conv2d_algos(dtype: torch.dtype, kernel: int, stride: int, upsample: bool) -> list[str]:
     """The algorithms that compute such a convolution here."""
     algos = ["auto", "direct"]
-    if kernel == 3 and stride == 1 and dtype != torch.float64:
+    if kernel == 3 and stride == 1 and dtype in (torch.float32, torch.bfloat16):
         algos += ["winograd_4x4", "winograd_2x2"]
     if dtype == torch.bfloat16 and not upsample and native.conv2d_has(DIRECT_BF16):
         algos.append("direct_bf16")
@@ -119,7 +135,7 @@ def conv2d_algos(dtype: torch.dtype, kernel: int, stride: int, upsample: bool) -
 
 @st.composite
 def conv2d_arguments(draw: st.DrawFn) -> dict[str, Any]:
-    dtype, k = draw(KERNEL_DTYPES), draw(st.sampled_from([3, 1, 3, 2, 4]))
+    dtype, k = draw(FITTING_DTYPES), draw(st.sampled_from([3, 1, 3, 2, 4]))
     stride, padding = draw(st.integers(1, 2)), draw(st.integers(0, k - 1))
     upsample = draw(st.booleans())
     n, c, c2 = draw(st.integers(0, 2)), draw(st.integers(1, 7)), draw(st.integers(0, 4))
@@ -143,7 +159,7 @@ def conv2d_arguments(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def linear_arguments(draw: st.DrawFn) -> dict[str, Any]:
-    dtype, leading = draw(KERNEL_DTYPES), draw(st.lists(st.integers(0, 4), max_size=3))
+    dtype, leading = draw(FITTING_DTYPES), draw(st.lists(st.integers(0, 4), max_size=3))
     c_in, c_out_max = draw(st.integers(1, 20)), draw(st.integers(1, 9))
     return {
         "x": ones(draw, *leading, c_in, dtype=dtype),
@@ -156,7 +172,7 @@ def linear_arguments(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def group_norm_arguments(draw: st.DrawFn) -> dict[str, Any]:
-    dtype, n = draw(KERNEL_DTYPES), draw(st.integers(0, 2))
+    dtype, n = draw(FITTING_DTYPES), draw(st.integers(0, 2))
     h, w = draw(st.integers(0, 4)), draw(st.integers(0, 4))
     c, c2, gap = draw(st.integers(1, 9)), draw(st.integers(0, 5)), draw(st.integers(0, 3))
     film = ones(draw, n, 2 * (c + c2), dtype=dtype) if draw(st.booleans()) else None
@@ -180,7 +196,7 @@ def group_norm_arguments(draw: st.DrawFn) -> dict[str, Any]:
 def resample_arguments(draw: st.DrawFn) -> dict[str, Any]:
     sizes = [draw(st.integers(0, limit)) for limit in (2, 9, 4, 4)]
     n, c, h, w = sizes
-    x = ones(draw, n, c, 2 * h, 2 * w, dtype=draw(KERNEL_DTYPES))
+    x = ones(draw, n, c, 2 * h, 2 * w, dtype=draw(FITTING_DTYPES))
     return {"x": x, "up": draw(st.booleans())}
 
 
@@ -188,7 +204,7 @@ def resample_arguments(draw: st.DrawFn) -> dict[str, Any]:
 def embedding_arguments(draw: st.DrawFn) -> dict[str, Any]:
     rows, c_max = draw(st.integers(1, 9)), draw(st.integers(1, 9))
     return {
-        "weight": ones(draw, rows, c_max, dtype=draw(KERNEL_DTYPES)),
+        "weight": ones(draw, rows, c_max, dtype=draw(FITTING_DTYPES)),
         "y": torch.tensor(draw(st.lists(st.integers(0, rows - 1), max_size=5)), dtype=torch.int64),
         "c": draw(st.integers(1, c_max)),
         "accumulate_grad": draw(st.booleans()),
@@ -197,7 +213,7 @@ def embedding_arguments(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def attention_arguments(draw: st.DrawFn) -> dict[str, Any]:
-    dtype, n, heads = draw(KERNEL_DTYPES), draw(st.integers(0, 2)), draw(st.integers(0, 3))
+    dtype, n, heads = draw(FITTING_DTYPES), draw(st.integers(0, 2)), draw(st.integers(0, 3))
     t_q, t_k, d = draw(st.integers(0, 9)), draw(st.integers(1, 70)), draw(st.integers(1, 9))
     return {
         "q": ones(draw, n, heads, t_q, d, dtype=dtype),
@@ -236,15 +252,22 @@ def check_call(op: Callable[..., Any], chosen: dict[str, Any]) -> None:
     """The call and its backward run, or a TypeError or ValueError names the op."""
     try:
         result = op(**chosen)
+        outputs = result if isinstance(result, tuple) else (result,)
+        first = next(iter(chosen.values()))
+        assert all(y.dtype == first.dtype and y.device == first.device for y in outputs)
+        if outputs[0].requires_grad:
+            torch.stack([y.sum() for y in outputs]).sum().backward()
     except (TypeError, ValueError) as error:
         if not str(error).startswith(f"{op.__name__}: "):
             raise
-        return
-    outputs = result if isinstance(result, tuple) else (result,)
-    first = next(iter(chosen.values()))
-    assert all(y.dtype == first.dtype and y.device == first.device for y in outputs)
-    if outputs[0].requires_grad:
-        torch.stack([y.sum() for y in outputs]).sum().backward()
+    except RuntimeError as error:
+        vast = any(isinstance(v, Tensor) and v.numel() > 2**40 for v in chosen.values())
+        if not vast or TORCHS_LIMITS.search(str(error)) is None:
+            raise
+
+
+# Torch's own words where plain torch is asked for more memory than there is.
+TORCHS_LIMITS = re.compile("can't allocate memory|[Ss]torage size calculation|invalid .*size|2GB")
 
 
 def run_examples(check: Callable[[Any], None], of: st.SearchStrategy[Any], examples: int) -> None:

@@ -130,3 +130,28 @@ def test_a_classifier_needs_labels(tmp_path: Path) -> None:
     dataset = load_dataset(DataConfig(source=str(images), split="all"))
     with pytest.raises(ValueError, match="images: its images have no labels"):
         make_classifier(dataset, tmp_path / "c.safetensors")
+
+
+@pytest.mark.slow
+def test_torchs_default_dtype_changes_no_result(tmp_path: Path) -> None:
+    def results(name: str) -> tuple[list[Any], dict[str, torch.Tensor]]:
+        run = Run.create(tmp_path, name, tiny())
+        run.train()
+        run.search(budget_macs=0.7)
+        images = run.sample(range(3)).images
+        scores = [row["frechet"] for row in run.evaluate()["rows"]]
+        found = run.strategy
+        return [images.tolist(), scores, found.widths, found.cuts], dict(
+            run.network("ema").state_dict()
+        )
+
+    want, weights = results("float32")
+    torch.set_default_dtype(torch.float64)
+    try:
+        got, same_weights = results("float64")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert got == want
+    for name, tensor in weights.items():
+        assert tensor.dtype == same_weights[name].dtype == torch.float32
+        assert torch.equal(tensor, same_weights[name])

@@ -103,6 +103,7 @@ DDSM_EXPORT int64_t conv2d_moment_pixels(const Conv2dShape& shape, Conv2dAlgo al
 // Kernels to kLargestPanelKernel; Winograd panels serve any scale, transposed ones are Winograd's,
 // kDirectBf16 takes no enlargement (its weights would be sums, rounded once more).
 constexpr int32_t kLargestPanelKernel = 5;
+// conv2d_panel_floats is -1 where there are none, or for more weights than kMostElements.
 DDSM_EXPORT int64_t conv2d_panel_floats(int64_t kernel, int64_t c_out_max, int64_t c_in_max,
                                         Conv2dAlgo algo, int64_t scale, bool transposed);
 void conv2d_make_panels(const Conv2dWeight& weight, int64_t c_out_max, int64_t c_in_max,
