@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -59,36 +59,6 @@ class Layers:
         """Return a new buffer of `count` float32 values."""
         return Buffer(count * _FLOAT_BYTES)
 
-    def linear(
-        self,
-        x: Buffer,
-        c_in: int,
-        weight: Tensor,
-        bias: Tensor,
-        c_out: int,
-        *,
-        shift: Buffer | None = None,
-        silu: bool = False,
-    ) -> Buffer:
-        """Map float32 [N, c_in] to float32 [N, c_out], add `shift` of that size, and SiLU."""
-        y = self.floats(self.images * c_out)
-        self.program.add(
-            "LinearForwardArgs",
-            x=x,
-            rows=self.images,
-            c_in=c_in,
-            x_row_stride=c_in,
-            weight=weight,
-            weight_dtype=dtype_number(weight.dtype),
-            weight_stride=weight.stride(0),
-            bias=bias,
-            shift=shift,
-            y=y,
-            y_dtype=dtype_number(torch.float32),
-            c_out=c_out,
-        )
-        return self.silu(y, c_out) if silu else y
-
     def linears(
         self,
         x: Buffer,
@@ -97,10 +67,8 @@ class Layers:
         *,
         shift: Buffer | None = None,
         silu: bool = False,
-    ) -> Iterator[Buffer]:
+    ) -> list[Buffer]:
         """Map float32 [N, c_in] to float32 [N, c_out] by each of the layers, and SiLU.
-
-        A layer is appended when its result is asked for: the caches hold it until it is read.
 
         Args:
             x: what all of them read.
@@ -109,8 +77,31 @@ class Layers:
             shift: float32 [N, c_out] to add before SiLU.
             silu: apply SiLU to the results.
         """
-        for one in linears:
-            yield self.linear(x, c_in, one.weight, one.bias, one.c_out, shift=shift, silu=silu)
+        results = [self.floats(self.images * one.c_out) for one in linears]
+        layers = [
+            Struct(
+                "LinearForwardArgs",
+                {
+                    "x": x,
+                    "rows": self.images,
+                    "c_in": c_in,
+                    "x_row_stride": c_in,
+                    "weight": one.weight,
+                    "weight_dtype": dtype_number(one.weight.dtype),
+                    "weight_stride": one.weight.stride(0),
+                    "bias": one.bias,
+                    "shift": shift,
+                    "y": y,
+                    "y_dtype": dtype_number(torch.float32),
+                    "c_out": one.c_out,
+                },
+            )
+            for one, y in zip(linears, results, strict=True)
+        ]
+        self.program.add("LinearsForwardArgs", layers=layers)
+        if not silu:
+            return results
+        return [self.silu(y, one.c_out) for one, y in zip(linears, results, strict=True)]
 
     def silu(self, x: Buffer, c: int) -> Buffer:
         """Apply SiLU to float32 [N, c]."""

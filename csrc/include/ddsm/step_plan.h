@@ -13,7 +13,12 @@
 
 namespace ddsm {
 
-using StepCall = std::variant<Conv2dForwardArgs, LinearForwardArgs, GroupNormMomentsArgs,
+// Linear layers of which none reads another's result.
+struct LinearsForwardArgs {
+  std::vector<LinearForwardArgs> layers;
+};
+
+using StepCall = std::variant<Conv2dForwardArgs, LinearsForwardArgs, GroupNormMomentsArgs,
                               GroupNormMergeArgs, GroupNormApplyArgs, ResampleArgs, AttentionArgs>;
 
 class DDSM_EXPORT StepPlan {
