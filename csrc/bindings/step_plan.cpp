@@ -260,7 +260,7 @@ void bind_step_plan(py::module_& m) {
   bind_resample(m);
   bind_attention(m);
   py::class_<StepPlan>(m, "StepPlan", "A list of kernel calls on buffers laid out beforehand.")
-      .def(py::init<>())
+      .def(py::init<int64_t>(), arg("calls") = 0)
       .def("__len__", &StepPlan::size)
       .def("add", &add<Conv2dForwardArgs>)
       .def("add", &add<LinearsForwardArgs>)
@@ -271,4 +271,5 @@ void bind_step_plan(py::module_& m) {
       .def("add", &add<AttentionArgs>)
       .def("run", [](const StepPlan& plan) { run(plan, 0, plan.size()); })
       .def("run", &run, "Make the calls [begin, end).");
+  m.attr("STEP_CALL_BYTES") = sizeof(StepCall);
 }

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ddsm_ext import _library
+from ddsm_ext.ops._pages import empty_on_huge_pages
 from ddsm_ext.ops._weights import Stamp, content_stamp
 from ddsm_ext.settings import Refusal
 
@@ -69,9 +70,7 @@ def packed_weight(
         size = _library.native.conv2d_panel_floats(*weight.shape[:3], *kind)
         packed = entry.packed.get(kind)
         if packed is None or packed.numel() != size:
-            # Not an inference tensor even if made in inference mode: training may write it again.
-            with torch.inference_mode(False):
-                packed = torch.empty(size, dtype=torch.float32, device="cpu")
+            packed = empty_on_huge_pages(size, torch.float32)
         torch.ops.ddsm_ext.sliced_conv2d_panels(weight.detach(), *kind, packed)
         entry.packed[kind], entry.stamps[kind] = packed, stamp
         return packed

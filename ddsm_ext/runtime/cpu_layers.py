@@ -14,6 +14,7 @@ from ddsm_ext.ops._packed import DIRECT, DIRECT_BF16, ConvProblem, choose_algori
 from ddsm_ext.runtime.operands import (
     Activation,
     ConvWeight,
+    JoinedWeights,
     Linear,
     Norm,
     conv2d_images,
@@ -36,6 +37,7 @@ class Layers:
         images: batch size N.
         dtype: float32 or bfloat16, of activations; arithmetic is float32.
         choose: (instruction set, convolution) -> its algorithm.
+        joined: where joined weights are kept for other programs; None: for this one alone.
     """
 
     def __init__(
@@ -44,11 +46,13 @@ class Layers:
         images: int,
         dtype: torch.dtype,
         choose: Callable[[str, ConvProblem], int] = choose_algorithm,
+        joined: JoinedWeights | None = None,
     ) -> None:
         self.program = program
         self.images = images
         self.dtype = dtype
         self._choose = choose
+        self._joined = JoinedWeights() if joined is None else joined
 
     def activation(self, c: int, height: int, width: int) -> Activation:
         """Return a new activation without moments."""
@@ -256,7 +260,7 @@ class Layers:
             "Conv2dForwardArgs",
             shape=shape,
             sources=images,
-            **conv.fields(algorithm),
+            **conv.fields(algorithm, self._joined),
             norm=norm.rows if norm else None,
             norm_silu=norm.silu if norm else False,
             shift=shift,

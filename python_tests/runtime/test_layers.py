@@ -22,9 +22,7 @@ DTYPES = [torch.float32, torch.bfloat16]
 class Steps:
     """A program under construction, its inputs' values, and what runs it."""
 
-    def __init__(
-        self, dtype: torch.dtype = torch.float32, images: int = N, **choose: Any
-    ) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float32, images: int = N, **choose: Any) -> None:
         self.program, self.dtype, self.images = Program(), dtype, images
         self.layers = Layers(self.program, images, dtype, **choose)
         self.values: dict[Buffer, Tensor] = {}

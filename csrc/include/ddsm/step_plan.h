@@ -23,6 +23,9 @@ using StepCall = std::variant<Conv2dForwardArgs, LinearsForwardArgs, GroupNormMo
 
 class DDSM_EXPORT StepPlan {
  public:
+  // calls: how many are going to be added.
+  explicit StepPlan(int64_t calls = 0) { calls_.reserve(calls); }
+
   void add(const StepCall& call) { calls_.push_back(call); }
   int64_t size() const { return static_cast<int64_t>(calls_.size()); }
 
