@@ -1,6 +1,9 @@
 // pybind11 module ddsm_ext._native: what is stateful and not an op (build and CPU information).
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include <string>
 #include <vector>
@@ -45,6 +48,16 @@ void set_isa(const std::string& name) {
                         "'; need portable, avx2, avx512 or avx512_bf16");
 }
 
+// A hint: where the system has no huge pages to give, the memory stays as it is.
+void advise_huge_pages(uintptr_t address, size_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  madvise(reinterpret_cast<void*>(address), bytes, MADV_HUGEPAGE);
+#else
+  (void)address;
+  (void)bytes;
+#endif
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -56,6 +69,8 @@ PYBIND11_MODULE(_native, m) {
   m.def("active_isa", [] { return std::string(ddsm::isa_name(ddsm::active_isa())); },
         "Name of the instruction set that the CPU kernels use.");
   m.def("available_isas", &available_isas, "Instruction sets that this build and CPU both have.");
+  m.def("advise_huge_pages", &advise_huge_pages, py::arg("address"), py::arg("bytes"),
+        "Ask for huge pages where memory that starts on one is not touched yet.");
   m.def("set_isa", &set_isa, py::arg("isa"),
         "Force an instruction set for the whole process (for tests and comparisons).");
 }

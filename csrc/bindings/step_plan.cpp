@@ -8,6 +8,7 @@
 
 #include <new>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "native.h"
@@ -104,6 +105,11 @@ void bind_linear(py::module_& m) {
            py::kw_only(), arg("x"), arg("rows"), arg("c_in"), arg("x_row_stride"), arg("weight"),
            arg("weight_dtype"), arg("weight_stride"), arg("bias"), arg("shift"), arg("y"),
            arg("y_dtype"), arg("c_out"));
+  py::class_<LinearsForwardArgs>(m, "LinearsForwardArgs")
+      .def(py::init([](std::vector<LinearForwardArgs> layers) {
+             return LinearsForwardArgs{std::move(layers)};
+           }),
+           py::kw_only(), arg("layers"));
 }
 
 void bind_group_norm_merge(py::module_& m) {
@@ -259,10 +265,10 @@ void bind_step_plan(py::module_& m) {
   bind_resample(m);
   bind_attention(m);
   py::class_<StepPlan>(m, "StepPlan", "A list of kernel calls on buffers laid out beforehand.")
-      .def(py::init<>())
+      .def(py::init<int64_t>(), arg("calls") = 0)
       .def("__len__", &StepPlan::size)
       .def("add", &add<Conv2dForwardArgs>)
-      .def("add", &add<LinearForwardArgs>)
+      .def("add", &add<LinearsForwardArgs>)
       .def("add", &add<GroupNormMomentsArgs>)
       .def("add", &add<GroupNormMergeArgs>)
       .def("add", &add<GroupNormApplyArgs>)
@@ -270,4 +276,5 @@ void bind_step_plan(py::module_& m) {
       .def("add", &add<AttentionArgs>)
       .def("run", [](const StepPlan& plan) { run(plan, 0, plan.size()); })
       .def("run", &run, "Make the calls [begin, end).");
+  m.attr("STEP_CALL_BYTES") = sizeof(StepCall);
 }

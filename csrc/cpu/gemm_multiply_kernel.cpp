@@ -18,6 +18,7 @@ struct Segment {
   int64_t table_row;  // source * n_taps + tap
   int64_t channel, length;
   int64_t depth;  // where it begins in the panel
+  int64_t next;   // where the next one begins: behind the panel, that of the next panel
 };
 
 template <class T>
@@ -29,16 +30,21 @@ DDSM_INLINE void multiply_segment(const T* const* rows, const Segment& segment, 
                                   SumVector<T> (&sum)[kRows][kVectors]) {
   constexpr int kVector = Lanes<T>::kCount;
   panel += segment.depth * kPanelRow<T>;
+  // A width's segments lie apart, and the hardware fetches nothing ahead across the gaps.
+  const int64_t gap = (segment.next - segment.depth - segment.length) * kPanelRow<T>;
+  const T* fetched = segment.length < kRowsAhead ? panel + gap : panel;
   const T* a[kRows];  // ends of the rows: counting up to zero saves the register of a bound
   DDSM_UNROLL
   for (int i = 0; i < kRows; ++i) a[i] = rows[i] + segment.channel + segment.length;
   for (int64_t c = -segment.length; c != 0; ++c, panel += kPanelRow<T>) {
+    fetched += c == -kRowsAhead ? gap : 0;
     SumVector<T> b[kVectors];
     DDSM_UNROLL
     for (int v = 0; v < kVectors; ++v) {
       b[v] = *reinterpret_cast<const SumVector<T>*>(panel + v * kVector);
     }
-    prefetch_panel(panel);
+    prefetch_panel(fetched);
+    fetched += kPanelRow<T>;
     DDSM_UNROLL
     for (int i = 0; i < kRows; ++i) {
       DDSM_UNROLL
@@ -262,7 +268,7 @@ void cut_depth(const GemmArgs& problem, const GemmPhase& phase, Scratch<T, TY>& 
         const int64_t length = smaller(room, problem.sources[s].channels - c);
         const int64_t begin =
             phase.panels ? t * tap_depth + problem.sources[s].depth_offset + c : depth;
-        scratch.segments[n_segments++] = {s * phase.n_taps + t, c, length, begin};
+        scratch.segments[n_segments++] = {s * phase.n_taps + t, c, length, begin, 0};
         c += length;
         depth += length;
         room -= length;
@@ -272,6 +278,12 @@ void cut_depth(const GemmArgs& problem, const GemmPhase& phase, Scratch<T, TY>& 
   if (blocks == 0) scratch.block_begin[blocks++] = 0;
   scratch.n_blocks = blocks;
   scratch.block_begin[blocks] = n_segments;
+  const int64_t panel = phase.panels ? phase.n_taps * tap_depth : depth;
+  for (int64_t i = 0; i < n_segments; ++i) {
+    Segment& segment = scratch.segments[i];
+    segment.next = i + 1 < n_segments ? scratch.segments[i + 1].depth
+                                      : panel + scratch.segments[0].depth;
+  }
 }
 
 // Where a panel of the range lies: its weight among the parts, its lanes there.

@@ -9,7 +9,10 @@
 
 namespace ddsm {
 
-DDSM_DECLARE_VARIANTS(void, linear_dot, const LinearForwardArgs& args, int64_t begin, int64_t end)
+// Outputs [begin, begin + count) of the layer, counted on through the layers behind it. All have
+// the layer's rows and dtypes.
+DDSM_DECLARE_VARIANTS(void, linear_dot, const LinearForwardArgs* layer, int64_t begin,
+                      int64_t count)
 
 namespace {
 
@@ -41,18 +44,35 @@ GemmArgs row_problem(const void* source, int64_t rows, int64_t depth, int64_t ro
   return problem;
 }
 
+bool is_dot(const LinearForwardArgs& args) {
+  const bool narrow = args.rows <= kDotRows || args.c_out <= kDotLanes;
+  return narrow && args.weight.in_stride == 1;
+}
+
+// All outputs of layers that `is_dot` holds for and that share rows, c_in and dtypes.
+void dot_layers(const LinearForwardArgs* layers, int64_t count) {
+  int64_t outputs = 0;
+  for (int64_t i = 0; i < count; ++i) outputs += layers[i].c_out;
+  const int64_t macs =
+      std::max<int64_t>(1, std::max(layers->rows, kStreamRows) * layers->c_in);
+  const int64_t grain = std::max<int64_t>(1, kMacsPerThread / macs);
+  parallel_for(0, outputs, grain, [&](int64_t begin, int64_t end) {
+    const LinearForwardArgs* layer = layers;
+    int64_t first = begin;
+    for (; first >= layer->c_out; ++layer) first -= layer->c_out;
+    DDSM_CALL_VARIANT(linear_dot, layer, first, end - begin);
+  });
+}
+
+bool same_kind(const LinearForwardArgs& a, const LinearForwardArgs& b) {
+  return a.rows == b.rows && a.c_in == b.c_in && a.weight.dtype == b.weight.dtype &&
+         a.y_dtype == b.y_dtype;
+}
+
 }  // namespace
 
 bool linear_forward(const LinearForwardArgs& args) {
-  const bool narrow = args.rows <= kDotRows || args.c_out <= kDotLanes;
-  if (narrow && args.weight.in_stride == 1) {
-    const int64_t macs = std::max<int64_t>(1, std::max(args.rows, kStreamRows) * args.c_in);
-    const int64_t grain = std::max<int64_t>(1, kMacsPerThread / macs);
-    parallel_for(0, args.c_out, grain, [&](int64_t begin, int64_t end) {
-      DDSM_CALL_VARIANT(linear_dot, args, begin, end);
-    });
-    return true;
-  }
+  if (is_dot(args)) return dot_layers(&args, 1), true;
   GemmArgs problem = row_problem(args.x, args.rows, args.c_in, args.x_row_stride);
   problem.compute = compute_of(args.y_dtype);
   problem.weight_dtype = args.weight.dtype;
@@ -64,6 +84,16 @@ bool linear_forward(const LinearForwardArgs& args) {
   problem.y = args.y;
   problem.lanes = args.c_out;
   return gemm_multiply(problem, row_phase(args.rows, args.c_out));
+}
+
+bool linears_forward(const LinearForwardArgs* layers, int64_t count) {
+  const auto joins = [&](const LinearForwardArgs& layer) {
+    return is_dot(layer) && same_kind(layer, *layers);
+  };
+  if (count > 0 && std::all_of(layers, layers + count, joins)) {
+    return dot_layers(layers, count), true;
+  }
+  return std::all_of(layers, layers + count, linear_forward);
 }
 
 bool linear_grad_x(const LinearGradXArgs& args) {

@@ -5,48 +5,67 @@
 namespace ddsm::DDSM_ISA {
 namespace {
 
-// 3 weight rows x 4 rows of x: 12 accumulators, 3 weight vectors and 1 of x fill 16 registers.
+// Weight rows x rows of x: 12 accumulators, 3 weight vectors and 1 of x fill 16 registers. A single
+// row of x leaves the time to the weight's way from memory: 8 rows of it then come at once.
 constexpr int kWeightRows = 3, kRows = 4;
+constexpr int kWeightRowsOfOne = 8;
 
-// y[m0.., o0..] for up to kRows x kWeightRows elements; missing ones repeat the last and are
-// not stored.
-template <class T, class TW, class TY>
-void dot_tile(const LinearForwardArgs& args, int64_t m0, int64_t o0, int64_t o_end) {
+// Places of outputs of layers, one after another.
+struct Outputs {
+  const LinearForwardArgs* layer;
+  int64_t begin, end;  // of its outputs
+};
+
+template <class TW>
+DDSM_INLINE const TW* weight_row(const LinearForwardArgs& args, int64_t o) {
+  return static_cast<const TW*>(args.weight.data) + o * args.weight.out_stride;
+}
+
+// y[m0.., begin..] for up to kM x kO elements; missing ones repeat the last and are not stored.
+// kFetch: brings as many weight rows of `next` into the L2 meanwhile. A width's part of a row is
+// short, and the hardware fetches nothing ahead across the gaps between them.
+template <class T, class TW, class TY, int kM, int kO, bool kFetch>
+__attribute__((noinline)) void dot_tile(const Outputs& outputs, int64_t m0, const Outputs& next) {
   typedef Vec<T> Vector;
   constexpr int kVector = Lanes<T>::kCount;
-  const T* x[kRows];
-  const TW* w[kWeightRows];
+  const LinearForwardArgs& args = *outputs.layer;
+  const int64_t o0 = outputs.begin;
+  const T* x[kM];
+  const TW *w[kO], *ahead[kO];
   DDSM_UNROLL
-  for (int i = 0; i < kRows; ++i) {
+  for (int i = 0; i < kM; ++i) {
     x[i] = static_cast<const T*>(args.x) + smaller(m0 + i, args.rows - 1) * args.x_row_stride;
   }
   DDSM_UNROLL
-  for (int j = 0; j < kWeightRows; ++j) {
-    w[j] = static_cast<const TW*>(args.weight.data) +
-           smaller(o0 + j, o_end - 1) * args.weight.out_stride;
+  for (int j = 0; j < kO; ++j) {
+    w[j] = weight_row<TW>(args, smaller(o0 + j, outputs.end - 1));
+    ahead[j] = weight_row<TW>(*next.layer, smaller(next.begin + j, next.end - 1));
   }
-  Vector sum[kRows][kWeightRows];
+  Vector sum[kM][kO];
   DDSM_UNROLL
-  for (int i = 0; i < kRows; ++i) {
+  for (int i = 0; i < kM; ++i) {
     DDSM_UNROLL
-    for (int j = 0; j < kWeightRows; ++j) sum[i][j] = Vector{};
+    for (int j = 0; j < kO; ++j) sum[i][j] = Vector{};
   }
   int64_t c = 0;
   for (; c + kVector <= args.c_in; c += kVector) {
-    Vector wv[kWeightRows];
+    Vector wv[kO];
     DDSM_UNROLL
-    for (int j = 0; j < kWeightRows; ++j) wv[j] = load(w[j] + c);
+    for (int j = 0; j < kO; ++j) {
+      wv[j] = load(w[j] + c);
+      if constexpr (kFetch) __builtin_prefetch(ahead[j] + c, 0, 2);
+    }
     DDSM_UNROLL
-    for (int i = 0; i < kRows; ++i) {
+    for (int i = 0; i < kM; ++i) {
       const Vector xv = load(x[i] + c);
       DDSM_UNROLL
-      for (int j = 0; j < kWeightRows; ++j) sum[i][j] += xv * wv[j];
+      for (int j = 0; j < kO; ++j) sum[i][j] += xv * wv[j];
     }
   }
   const TW* bias = static_cast<const TW*>(args.bias);
   const TY* shift = static_cast<const TY*>(args.shift);
-  for (int i = 0; i < kRows && m0 + i < args.rows; ++i) {
-    for (int j = 0; j < kWeightRows && o0 + j < o_end; ++j) {
+  for (int i = 0; i < kM && m0 + i < args.rows; ++i) {
+    for (int j = 0; j < kO && o0 + j < outputs.end; ++j) {
       T parts[kVector];
       store(parts, sum[i][j]);
       T total = T(0);
@@ -64,26 +83,46 @@ void dot_tile(const LinearForwardArgs& args, int64_t m0, int64_t o0, int64_t o_e
   }
 }
 
+// The next up to `most` outputs behind `at`, in the next layer at the end of one.
+Outputs outputs_behind(const Outputs& at, int64_t most, int64_t left) {
+  Outputs next{at.layer, at.end, 0};
+  for (; next.begin == next.layer->c_out && left > 0; next.begin = 0) ++next.layer;
+  next.end = smaller(next.begin + smaller(most, left), next.layer->c_out);
+  return next;
+}
+
 template <class T, class TW, class TY>
-void dot_range(const LinearForwardArgs& args, int64_t begin, int64_t end) {
-  for (int64_t o = begin; o < end; o += kWeightRows) {
-    for (int64_t m = 0; m < args.rows; m += kRows) dot_tile<T, TW, TY>(args, m, o, end);
+void dot_range(const LinearForwardArgs* layer, int64_t begin, int64_t count) {
+  const bool one = layer->rows == 1;
+  const int64_t most = one ? kWeightRowsOfOne : kWeightRows;
+  Outputs now = outputs_behind({layer, begin, begin}, most, count);
+  while (count > 0) {
+    count -= now.end - now.begin;
+    const Outputs next = count > 0 ? outputs_behind(now, most, count) : now;
+    if (one) {
+      dot_tile<T, TW, TY, 1, kWeightRowsOfOne, true>(now, 0, next);
+    } else {
+      for (int64_t m = 0; m < layer->rows; m += kRows) {
+        dot_tile<T, TW, TY, kRows, kWeightRows, false>(now, m, next);
+      }
+    }
+    now = next;
   }
 }
 
 }  // namespace
 
-void linear_dot(const LinearForwardArgs& args, int64_t begin, int64_t end) {
-  const bool narrow_weight = args.weight.dtype == DType::kBFloat16;
-  if (args.y_dtype == DType::kFloat64) {
-    dot_range<double, double, double>(args, begin, end);
-  } else if (args.y_dtype == DType::kFloat32) {
-    narrow_weight ? dot_range<float, Bf16, float>(args, begin, end)
-                  : dot_range<float, float, float>(args, begin, end);
+void linear_dot(const LinearForwardArgs* layer, int64_t begin, int64_t count) {
+  const bool narrow_weight = layer->weight.dtype == DType::kBFloat16;
+  if (layer->y_dtype == DType::kFloat64) {
+    dot_range<double, double, double>(layer, begin, count);
+  } else if (layer->y_dtype == DType::kFloat32) {
+    narrow_weight ? dot_range<float, Bf16, float>(layer, begin, count)
+                  : dot_range<float, float, float>(layer, begin, count);
   } else if (narrow_weight) {
-    dot_range<float, Bf16, Bf16>(args, begin, end);
+    dot_range<float, Bf16, Bf16>(layer, begin, count);
   } else {
-    dot_range<float, float, Bf16>(args, begin, end);
+    dot_range<float, float, Bf16>(layer, begin, count);
   }
 }
 

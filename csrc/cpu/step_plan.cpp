@@ -4,7 +4,9 @@ namespace ddsm {
 namespace {
 
 bool call(const Conv2dForwardArgs& args) { return conv2d_forward(args); }
-bool call(const LinearForwardArgs& args) { return linear_forward(args); }
+bool call(const LinearsForwardArgs& args) {
+  return linears_forward(args.layers.data(), static_cast<int64_t>(args.layers.size()));
+}
 bool call(const GroupNormMomentsArgs& args) { return group_norm_moments(args), true; }
 bool call(const GroupNormMergeArgs& args) { return group_norm_merge(args), true; }
 bool call(const GroupNormApplyArgs& args) { return group_norm_apply(args), true; }

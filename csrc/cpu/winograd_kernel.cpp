@@ -9,6 +9,11 @@ namespace ddsm::DDSM_ISA {
 namespace {
 
 // Depth of one pass over a panel: with its row tile it stays in a 32 KB L1, and sums start afresh.
+constexpr int64_t kLine = 16;  // floats of a cache line
+// Cache lines of a panel row, and of those a block's share where two blocks of tiles fetch.
+constexpr int kRowLines = kPanelLanes<float> < kLine ? 1 : kPanelLanes<float> / kLine;
+constexpr int kHalfLines = kRowLines / 2;
+
 constexpr int64_t kDepthBlock = kVectorBytes == 64 ? 224 : 384;
 
 // A stretch of depth: columns [column, column + length) of the tiles meet panel rows from depth on.
@@ -25,13 +30,14 @@ struct PanelCall {
   bool accumulate;
   float* out;
   int64_t out_stride;
-  const float* next_panel;  // what the next call reads
+  const float* fetched;  // what the next call reads, or the half of it that this one brings
 };
 
 // out[i][lane] (+)= sum over p < length of tiles[i][p] * panel[p][lane], blocks * kRows tiles i.
-// kFetch: brings the next panel into the L2 meanwhile; with few tiles its way from memory is meant
-// to overlap with the products (measured on a busy Zen 3: 0 to 10 % of a step at batch 1).
-template <int kRows, int kVectors, bool kFetch>
+// kLines: brings so many cache lines of the next panel into the L2 meanwhile, for each row of this
+// one; with few tiles its way from memory is meant to overlap with the products (measured on a busy
+// Zen 3: 0 to 10 % of a step at batch 1).
+template <int kRows, int kVectors, int kLines>
 __attribute__((noinline)) void multiply_rows(const PanelCall& call, int64_t blocks) {
   typedef Lanes<float>::InMemory Vector;
   constexpr int kVector = Lanes<float>::kCount, kPanel = kPanelLanes<float>;
@@ -47,16 +53,19 @@ __attribute__((noinline)) void multiply_rows(const PanelCall& call, int64_t bloc
       for (int v = 0; v < kVectors; ++v) sum[i][v] = Vector{};
     }
     const float* panel = call.panel;
-    const int64_t ahead = call.next_panel - panel;
+    const float* fetched = call.fetched;
     for (int64_t p = -call.length; p != 0; ++p, panel += kPanel) {
       Vector b[kVectors];
       DDSM_UNROLL
       for (int v = 0; v < kVectors; ++v) {
         b[v] = *reinterpret_cast<const Vector*>(panel + v * kVector);
       }
-      if constexpr (kFetch) {
+      if constexpr (kLines > 0) {
         prefetch_panel(panel);
-        fetch_to_l2(panel + ahead);
+        DDSM_UNROLL
+        for (int line = 0; line < kLines; ++line, fetched += kLine) {
+          __builtin_prefetch(fetched, 0, 2);
+        }
       }
       DDSM_UNROLL
       for (int i = 0; i < kRows; ++i) {
@@ -76,14 +85,14 @@ __attribute__((noinline)) void multiply_rows(const PanelCall& call, int64_t bloc
 }
 
 // multiply_rows for a row count known only now; call moves on to the tiles behind.
-template <int kVectors, bool kFetch, int kRows = kTileRows>
+template <int kVectors, int kLines, int kRows = kTileRows>
 void multiply_blocks(PanelCall& call, int64_t rows, int64_t blocks) {
   if (rows == kRows) {
-    multiply_rows<kRows, kVectors, kFetch>(call, blocks);
+    multiply_rows<kRows, kVectors, kLines>(call, blocks);
     call.tiles += rows * blocks * call.tile_stride;
     call.out += rows * blocks * call.out_stride;
   } else if constexpr (kRows > 1) {
-    multiply_blocks<kVectors, kFetch, kRows - 1>(call, rows, blocks);
+    multiply_blocks<kVectors, kLines, kRows - 1>(call, rows, blocks);
   }
 }
 
@@ -200,13 +209,21 @@ struct Convolution {
       PanelCall call{from + block.column, input.tile_stride, panel + block.depth * kPanel,
                      block.length,        b > 0,             out,
                      panels * kPanel,     next + depth_blocks[0].depth * kPanel};
-      if (!last) call.next_panel = panel + depth_blocks[b + 1].depth * kPanel;
-      // The first block of tiles fetches; then come the others of its size and the smaller ones.
-      const int64_t first_rows = larger_blocks ? rows + 1 : rows;
-      const int64_t more = larger(larger_blocks - 1, 0);
-      multiply_blocks<kVectors, true>(call, first_rows, 1);
-      multiply_blocks<kVectors, false>(call, rows + 1, more);
-      multiply_blocks<kVectors, false>(call, rows, blocks - 1 - more);
+      if (!last) call.fetched = panel + depth_blocks[b + 1].depth * kPanel;
+      // Blocks of one tile more come first.
+      if (kHalfLines > 0 && blocks > 1) {
+        multiply_blocks<kVectors, kHalfLines>(call, larger_blocks ? rows + 1 : rows, 1);
+        call.fetched += block.length * kHalfLines * kLine;
+        multiply_blocks<kVectors, kHalfLines>(call, larger_blocks > 1 ? rows + 1 : rows, 1);
+        const int64_t more = larger(larger_blocks - 2, 0);
+        multiply_blocks<kVectors, 0>(call, rows + 1, more);
+        multiply_blocks<kVectors, 0>(call, rows, blocks - 2 - more);
+      } else {
+        const int64_t more = larger(larger_blocks - 1, 0);
+        multiply_blocks<kVectors, kRowLines>(call, larger_blocks ? rows + 1 : rows, 1);
+        multiply_blocks<kVectors, 0>(call, rows + 1, more);
+        multiply_blocks<kVectors, 0>(call, rows, blocks - 1 - more);
+      }
     }
   }
 

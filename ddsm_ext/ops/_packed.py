@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ddsm_ext import _library
 from ddsm_ext._locks import ForkSafeLock
+from ddsm_ext.ops._pages import empty_on_huge_pages
 from ddsm_ext.ops._weights import content_of, contents_of, is_plain
 from ddsm_ext.settings import Refusal
 
@@ -64,9 +65,7 @@ def packed_weight(
         size = _library.native.conv2d_panel_floats(*weight.shape[:3], *kind)
         tensor = None if packed is None else packed.tensor
         if tensor is None or tensor.numel() != size:
-            # Not an inference tensor even if made in inference mode: training may write it again.
-            with torch.inference_mode(False):
-                tensor = torch.empty(size, dtype=torch.float32, device="cpu")
+            tensor = empty_on_huge_pages(size, torch.float32)
         content.made[kind] = _Packed(tensor, None, isa)  # while it is written
         torch.ops.ddsm_ext.sliced_conv2d_panels(weight.detach(), *kind, tensor)
         content.made[kind] = _Packed(tensor, serial, isa)

@@ -10,14 +10,19 @@ from torch import Tensor
 
 from ddsm_ext.graph.node import Node
 from ddsm_ext.ops._packed import LARGEST_KERNEL
+from ddsm_ext.ops._pages import empty_on_huge_pages
 from ddsm_ext.ops._weights import WatchedWeights
 from ddsm_ext.ops.embedding import embed_time, sliced_embedding
 from ddsm_ext.runtime.backend import Network, StepKey
 from ddsm_ext.runtime.cpu_layers import Layers
+from ddsm_ext.runtime.operands import JoinedWeights
 from ddsm_ext.runtime.program import Buffer, Plan, Program
+from ddsm_ext.runtime.step_cache import StepCache
 from ddsm_ext.runtime.words import missing_word, run_words
 
 _EMBEDDINGS_KEPT = 4096
+# A step of the CIFAR-10 U-Net takes 0.3 MB beside its weights: two hundred of them.
+MOST_STEP_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -40,17 +45,35 @@ class _Bound:
     y: Tensor  # [N, H, W, C']
 
 
+class _Steps(StepCache[_Step]):
+    """Compiled steps, and the joined weights that all of them read."""
+
+    def __init__(self, most_bytes: int) -> None:
+        super().__init__(most_bytes)
+        self.joined = JoinedWeights()
+
+    def clear(self) -> None:
+        """Forget everything made from the weights."""
+        super().clear()
+        self.joined.clear()
+
+
 class PlanSteps:
     """Compiles a step into a plan at its first use and again when a weight has changed.
 
-    All plans share one piece of memory.
+    All plans share one piece of memory and the weights as the kernels read them. What else the
+    steps hold is bounded: those not used for longest are dropped, and compiled anew if asked for.
+
+    Args:
+        net: the network.
+        most_step_bytes: bound of what the steps hold, the shared memory and weights excepted.
     """
 
     dtypes = (torch.float32, torch.bfloat16)
 
-    def __init__(self, net: Network) -> None:
+    def __init__(self, net: Network, most_step_bytes: int = MOST_STEP_BYTES) -> None:
         self._arena = torch.empty(0, dtype=torch.uint8, device="cpu")
-        self._steps: dict[StepKey, _Step] = {}
+        self._steps = _Steps(most_step_bytes)
         self._plans: dict[StepKey, _Bound] = {}
         self._weights = WatchedWeights(net)
         self._embeddings: dict[tuple[int, float], Tensor] = {}
@@ -100,21 +123,23 @@ class PlanSteps:
 
     def held_bytes(self) -> int:
         """See `Steps`."""
-        return self._arena.numel()
+        return self._arena.numel() + self._steps.nbytes() + self._steps.joined.nbytes()
 
     def _step(self, net: Network, key: StepKey) -> _Step:
-        if key not in self._steps:
-            self._steps[key] = _compile(net, key)
-        return self._steps[key]
+        step = self._steps.get(key)
+        if step is None:
+            step = _compile(net, key, self._steps.joined)
+            for dropped in self._steps.put(key, step, step.program.nbytes()):
+                self._plans.pop(dropped, None)
+        return step
 
     def _bound(self, net: Network, key: StepKey) -> _Bound:
+        step, graph = self._step(net, key), net.graph
         if key in self._plans:
             return self._plans[key]
-        step, graph = self._step(net, key), net.graph
         if step.program.arena_bytes > self._arena.numel():
             needed = max(step.program.arena_bytes for step in self._steps.values())
-            with torch.inference_mode(False):
-                self._arena = torch.empty(needed, dtype=torch.uint8, device="cpu")
+            self._arena = empty_on_huge_pages(needed, torch.uint8)
             self._plans.clear()
         counts, pixels = net.config.counts(key.width), (key.image_height, key.image_width)
         # In inference mode they could not be written again outside of it.
@@ -155,9 +180,9 @@ def _embedded(net: Network, node: Node, t: Tensor) -> Tensor:
     return embed_time(t, node.out.c_max, table, torch.float32, halves=node.halves)
 
 
-def _compile(net: Network, key: StepKey) -> _Step:
+def _compile(net: Network, key: StepKey, joined: JoinedWeights) -> _Step:
     program, graph, counts = Program(), net.graph, net.config.counts(key.width)
-    layers = Layers(program, key.images, key.dtype)
+    layers = Layers(program, key.images, key.dtype, joined=joined)
     x = layers.activation(graph.inputs["x"].out.c_max, key.image_height, key.image_width)
     rows = {
         node: layers.floats(key.images * counts[node.index])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -14,6 +14,7 @@ from ddsm_ext.ops._packed import DIRECT, DIRECT_BF16, ConvProblem, choose_algori
 from ddsm_ext.runtime.operands import (
     Activation,
     ConvWeight,
+    JoinedWeights,
     Linear,
     Norm,
     conv2d_images,
@@ -36,6 +37,7 @@ class Layers:
         images: batch size N.
         dtype: float32 or bfloat16, of activations; arithmetic is float32.
         choose: (instruction set, convolution) -> its algorithm.
+        joined: where joined weights are kept for other programs; None: for this one alone.
     """
 
     def __init__(
@@ -44,11 +46,13 @@ class Layers:
         images: int,
         dtype: torch.dtype,
         choose: Callable[[str, ConvProblem], int] = choose_algorithm,
+        joined: JoinedWeights | None = None,
     ) -> None:
         self.program = program
         self.images = images
         self.dtype = dtype
         self._choose = choose
+        self._joined = JoinedWeights() if joined is None else joined
 
     def activation(self, c: int, height: int, width: int) -> Activation:
         """Return a new activation without moments."""
@@ -59,36 +63,6 @@ class Layers:
         """Return a new buffer of `count` float32 values."""
         return Buffer(count * _FLOAT_BYTES)
 
-    def linear(
-        self,
-        x: Buffer,
-        c_in: int,
-        weight: Tensor,
-        bias: Tensor,
-        c_out: int,
-        *,
-        shift: Buffer | None = None,
-        silu: bool = False,
-    ) -> Buffer:
-        """Map float32 [N, c_in] to float32 [N, c_out], add `shift` of that size, and SiLU."""
-        y = self.floats(self.images * c_out)
-        self.program.add(
-            "LinearForwardArgs",
-            x=x,
-            rows=self.images,
-            c_in=c_in,
-            x_row_stride=c_in,
-            weight=weight,
-            weight_dtype=dtype_number(weight.dtype),
-            weight_stride=weight.stride(0),
-            bias=bias,
-            shift=shift,
-            y=y,
-            y_dtype=dtype_number(torch.float32),
-            c_out=c_out,
-        )
-        return self.silu(y, c_out) if silu else y
-
     def linears(
         self,
         x: Buffer,
@@ -97,10 +71,8 @@ class Layers:
         *,
         shift: Buffer | None = None,
         silu: bool = False,
-    ) -> Iterator[Buffer]:
+    ) -> list[Buffer]:
         """Map float32 [N, c_in] to float32 [N, c_out] by each of the layers, and SiLU.
-
-        A layer is appended when its result is asked for: the caches hold it until it is read.
 
         Args:
             x: what all of them read.
@@ -109,8 +81,31 @@ class Layers:
             shift: float32 [N, c_out] to add before SiLU.
             silu: apply SiLU to the results.
         """
-        for one in linears:
-            yield self.linear(x, c_in, one.weight, one.bias, one.c_out, shift=shift, silu=silu)
+        results = [self.floats(self.images * one.c_out) for one in linears]
+        layers = [
+            Struct(
+                "LinearForwardArgs",
+                {
+                    "x": x,
+                    "rows": self.images,
+                    "c_in": c_in,
+                    "x_row_stride": c_in,
+                    "weight": one.weight,
+                    "weight_dtype": dtype_number(one.weight.dtype),
+                    "weight_stride": one.weight.stride(0),
+                    "bias": one.bias,
+                    "shift": shift,
+                    "y": y,
+                    "y_dtype": dtype_number(torch.float32),
+                    "c_out": one.c_out,
+                },
+            )
+            for one, y in zip(linears, results, strict=True)
+        ]
+        self.program.add("LinearsForwardArgs", layers=layers)
+        if not silu:
+            return results
+        return [self.silu(y, one.c_out) for one, y in zip(linears, results, strict=True)]
 
     def silu(self, x: Buffer, c: int) -> Buffer:
         """Apply SiLU to float32 [N, c]."""
@@ -265,7 +260,7 @@ class Layers:
             "Conv2dForwardArgs",
             shape=shape,
             sources=images,
-            **conv.fields(algorithm),
+            **conv.fields(algorithm, self._joined),
             norm=norm.rows if norm else None,
             norm_silu=norm.silu if norm else False,
             shift=shift,

@@ -90,21 +90,56 @@ class ConvWeight:
     resample: str | None = None
     skip_offset: int | None = None
 
-    def fields(self, algorithm: int) -> dict[str, Any]:
+    def fields(self, algorithm: int, joined: JoinedWeights) -> dict[str, Any]:
         """Return what an algorithm reads of them, as fields of a Conv2dForwardArgs."""
-        first, upsample = self.weights[0], self.resample == "up"
-        panels = [packed_weight(w, algorithm, upsample=upsample) for w in self.weights]
-        several = len(self.weights) > 1
+        first = self.weights[0]
+        if len(self.weights) > 1:
+            panels, bias = joined.of(self, algorithm)
+        else:
+            panels, bias = self.panels(algorithm)[0], self.biases[0]
         return {
             "weight_dtype": dtype_number(first.dtype),
             "kernel": first.shape[2],
             "algo": algorithm,
-            "panels": torch.cat(panels) if several else panels[0],
+            "panels": panels,
             "c_out_max": first.shape[0],
             "c_in_max": first.shape[1],
-            "bias": torch.cat(self.biases).detach() if several else self.biases[0],
+            "bias": bias,
             "parts": len(self.weights),
         }
+
+    def panels(self, algorithm: int) -> list[Tensor]:
+        """Return each weight as an algorithm reads it, whole, whatever width will be active."""
+        upsample = self.resample == "up"
+        return [packed_weight(weight, algorithm, upsample=upsample) for weight in self.weights]
+
+
+class JoinedWeights:
+    """Weights that one call reads side by side, copied together once for all widths.
+
+    Copies belong to the weights' content: `clear` forgets them.
+    """
+
+    def __init__(self) -> None:
+        # The weights are kept, so that their ids remain theirs.
+        self._kept: dict[tuple[Any, ...], tuple[ConvWeight, Tensor, Tensor]] = {}
+
+    def of(self, conv: ConvWeight, algorithm: int) -> tuple[Tensor, Tensor]:
+        """Return the packed weights and the biases of a convolution, each in one piece."""
+        parts = tuple(map(id, (*conv.weights, *conv.biases)))
+        key = (parts, algorithm, conv.resample, _library.native.active_isa())
+        if key not in self._kept:
+            bias = torch.cat(conv.biases).detach()
+            self._kept[key] = (conv, torch.cat(conv.panels(algorithm)), bias)
+        return self._kept[key][1:]
+
+    def nbytes(self) -> int:
+        """Return the memory of the copies."""
+        return sum(panels.nbytes + bias.nbytes for _, panels, bias in self._kept.values())
+
+    def clear(self) -> None:
+        """Forget the copies; programs that read them keep theirs."""
+        self._kept.clear()
 
 
 def plan_conv2d(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -59,16 +60,30 @@ class Struct(NamedTuple):
         """Make it with null for all buffers: for questions about sizes."""
         return self.native(lambda _: 0)
 
+    def nbytes(self) -> int:
+        """Bytes of it and the structs in it, as a Python object; its buffers' excepted."""
+        own = sys.getsizeof(self) + sys.getsizeof(self.fields)
+        inner = (v for value in self.fields.values() for v in _listed(value))
+        return own + sum(value.nbytes() for value in inner if isinstance(value, Struct))
+
     def pointers(self) -> Iterator[Buffer | Tensor]:
         """Yield the buffers and tensors in it."""
         for value in self.fields.values():
-            for item in value if isinstance(value, list) else [value]:
+            for item in _listed(value):
                 if isinstance(item, Struct):
                     yield from item.pointers()
                 elif isinstance(item, Place):
                     yield item.buffer
                 elif isinstance(item, (Buffer, Tensor)):
                     yield item
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+# With its dictionary and its offset.
+_BUFFER_BYTES = sum(map(sys.getsizeof, (Buffer(1 << 29), vars(Buffer(1 << 29)), 1 << 29, 1 << 29)))
 
 
 @dataclass
@@ -113,6 +128,17 @@ class Program:
         """Bytes of memory that `bind` needs: the peak of all buffers."""
         return self._layout[1]
 
+    def nbytes(self) -> int:
+        """Bytes that this program and one plan of it hold: neither the arena nor the tensors."""
+        native = len(self.calls) * _library.native.STEP_CALL_BYTES
+        return native + sum(
+            (
+                sum(call.nbytes() for call in self.calls),
+                len(self._layout[0]) * _BUFFER_BYTES,
+                *map(sys.getsizeof, (self.calls, self.tensors, self.pinned, self._layout[0])),
+            )
+        )
+
     def bind(self, arena: Tensor) -> Plan:
         """Return the plan with its buffers in `arena`, a uint8 tensor of `arena_bytes` or more.
 
@@ -124,7 +150,7 @@ class Program:
         if arena.numel() < total:
             raise Refusal(f"Program.bind: the arena has {arena.numel()} bytes; need {total}")
         start = arena.data_ptr()
-        native = _library.native.StepPlan()
+        native = _library.native.StepPlan(len(self.calls))
         for call in self.calls:
             native.add(call.native(lambda buffer: start + offsets[buffer]))
         return Plan(native, arena, offsets, self)

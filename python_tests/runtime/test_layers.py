@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from ops.op_checks import ISAS, forced_isa, normal, seeded
 from torch import Tensor
 
-from ddsm_ext import _library
 from ddsm_ext.ops._packed import ALGORITHMS
-from ddsm_ext.runtime.cpu_layers import Activation, Buffer, ConvWeight, Layers
+from ddsm_ext.runtime.cpu_layers import Activation, Buffer, ConvWeight, Layers, Linear
 from ddsm_ext.runtime.program import Program, Struct
 
 N, C_MAX, OFFSET, EPS = 2, 96, 48, 1e-5
@@ -23,9 +22,9 @@ DTYPES = [torch.float32, torch.bfloat16]
 class Steps:
     """A program under construction, its inputs' values, and what runs it."""
 
-    def __init__(self, dtype: torch.dtype = torch.float32, **choose: Any) -> None:
-        self.program, self.dtype = Program(), dtype
-        self.layers = Layers(self.program, N, dtype, **choose)
+    def __init__(self, dtype: torch.dtype = torch.float32, images: int = N, **choose: Any) -> None:
+        self.program, self.dtype, self.images = Program(), dtype, images
+        self.layers = Layers(self.program, images, dtype, **choose)
         self.values: dict[Buffer, Tensor] = {}
 
     def image(self, values: Tensor) -> Activation:
@@ -53,8 +52,8 @@ class Steps:
             plan.view(fed, values.dtype, tuple(values.shape)).copy_(values)
         plan.run()
         if isinstance(result, Buffer):
-            return plan.view(buffer, torch.float32, (N, -1))
-        shape = (N, result.height, result.width, result.c)
+            return plan.view(buffer, torch.float32, (self.images, -1))
+        shape = (self.images, result.height, result.width, result.c)
         return plan.view(buffer, self.dtype, shape).permute(0, 3, 1, 2)
 
 
@@ -205,31 +204,40 @@ def test_moments_of_what_left_none(dtype: torch.dtype, up: bool):
     check(found, exact)
 
 
-def test_linear_with_shift():
+@pytest.mark.parametrize("rows", [1, N, 16, 17, 64])
+def test_linears(rows: int):
+    """Layers of one input, a slice of each: few rows are computed together, many one by one."""
     generator = seeded(9)
-    x, shift = normal(generator, N, 20), normal(generator, N, 17)
+    x = normal(generator, rows, 37)
+    counts = (1, 17, 3, 30, 8)
+    weights = [normal(generator, 30, 40) for _ in counts]
+    biases = [normal(generator, 30) for _ in counts]
+    exact = [
+        F.linear(x.double(), weight[:c, :37].double(), bias[:c].double())
+        for weight, bias, c in zip(weights, biases, counts, strict=True)
+    ]
+    layers = list(map(Linear, weights, biases, counts))
+    for isa, silu in itertools.product(ISAS, (False, True)):
+        steps = Steps(images=rows)
+        with forced_isa(isa):
+            results = steps.layers.linears(steps.rows(x), 37, layers, silu=silu)
+            steps.program.pinned += results
+            for y, expected in zip(results, exact, strict=True):
+                check(steps.run(y), F.silu(expected) if silu else expected)
+
+
+@pytest.mark.parametrize("rows", [1, N, 64])
+def test_linears_with_shift(rows: int):
+    generator = seeded(9)
+    x, shift = normal(generator, rows, 20), normal(generator, rows, 17)
     weight, bias = normal(generator, 30, 20), normal(generator, 30)
     expected = F.linear(x.double(), weight[:17].double(), bias[:17].double()) + shift.double()
     for silu in (False, True):
-        steps = Steps()
-        y = steps.layers.linear(
-            steps.rows(x), 20, weight, bias, 17, shift=steps.rows(shift), silu=silu
+        steps = Steps(images=rows)
+        (y,) = steps.layers.linears(
+            steps.rows(x), 20, [Linear(weight, bias, 17)], shift=steps.rows(shift), silu=silu
         )
         check(steps.run(y), F.silu(expected) if silu else expected)
-    # Many rows take the other kernel.
-    native = _library.native
-    x, y = normal(generator, 64, 20), torch.empty(64, 17)
-    shift = normal(generator, 64, 17)
-    plan = native.StepPlan()
-    plan.add(
-        native.LinearForwardArgs(
-            x=x.data_ptr(), rows=64, c_in=20, x_row_stride=20, weight=weight.data_ptr(),
-            weight_dtype=0, weight_stride=20, bias=bias.data_ptr(), shift=shift.data_ptr(),
-            y=y.data_ptr(), y_dtype=0, c_out=17,
-        )
-    )  # fmt: skip
-    plan.run()
-    check(y, F.linear(x.double(), weight[:17].double(), bias[:17].double()) + shift.double())
 
 
 @pytest.mark.parametrize("heads", [1, 3])

@@ -53,6 +53,8 @@ struct LinearGradWeightArgs {
 
 // False: out of memory, nothing usable was written.
 bool linear_forward(const LinearForwardArgs& args);
+// Layers of which none reads another's y; few rows are computed in parallel over all outputs.
+bool linears_forward(const LinearForwardArgs* layers, int64_t count);
 bool linear_grad_x(const LinearGradXArgs& args);
 bool linear_grad_weight(const LinearGradWeightArgs& args);
 

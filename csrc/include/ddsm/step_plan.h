@@ -13,11 +13,19 @@
 
 namespace ddsm {
 
-using StepCall = std::variant<Conv2dForwardArgs, LinearForwardArgs, GroupNormMomentsArgs,
+// Linear layers of which none reads another's result.
+struct LinearsForwardArgs {
+  std::vector<LinearForwardArgs> layers;
+};
+
+using StepCall = std::variant<Conv2dForwardArgs, LinearsForwardArgs, GroupNormMomentsArgs,
                               GroupNormMergeArgs, GroupNormApplyArgs, ResampleArgs, AttentionArgs>;
 
 class DDSM_EXPORT StepPlan {
  public:
+  // calls: how many are going to be added.
+  explicit StepPlan(int64_t calls = 0) { calls_.reserve(calls); }
+
   void add(const StepCall& call) { calls_.push_back(call); }
   int64_t size() const { return static_cast<int64_t>(calls_.size()); }
 
