@@ -35,8 +35,8 @@ constexpr int64_t kKeyPart = 64;
 inline double log_of(double x) { return ::log(x); }
 inline float log_of(float x) { return ::logf(x); }
 
-// s [padded] holds `count` scores: out, which may begin where s does, becomes exp(scale * s - max);
-// returns the sum of these and the max.
+// s [padded] holds `count` scores in whole vectors: out, which may begin where s does, becomes
+// exp(scale * s - max); returns the sum of these and the max.
 template <class C, class Out>
 double softmax_row(C* s, int64_t count, int64_t padded, C scale, Out* out, C* max_out) {
   constexpr int64_t kLanes = Lanes<C>::kCount, kChunk = 512;
@@ -54,12 +54,19 @@ double softmax_row(C* s, int64_t count, int64_t padded, C scale, Out* out, C* ma
   for (int64_t from = 0; from < padded; from += kChunk) {
     const int64_t to = from + kChunk < padded ? from + kChunk : padded;
     Vec<C> sum = {};
-    for (int64_t i = from; i < to; i += kPanel<C>) {
+    int64_t i = from;
+    for (; i + kPanel<C> <= to; i += kPanel<C>) {
       Vec<C> e[2] = {load(s + i) - max, load(s + i + kLanes) - max};
       exp(e);
       store(out + i, e[0]);
       store(out + i + kLanes, e[1]);
       sum += e[0] + e[1];
+    }
+    if (i < to) {
+      Vec<C> e[1] = {load(s + i) - max};
+      exp(e);
+      store(out + i, e[0]);
+      sum += e[0];
     }
     for (int64_t i = 0; i < kLanes; ++i) total += sum[i];
   }
@@ -98,7 +105,7 @@ struct Attention {
   void store_row(const C* values, C factor, T* out) const {
     int64_t i = 0;
     for (; i + kLanes <= d; i += kLanes) store(out + i, load(values + i) * factor);
-    for (; i < d; ++i) from_compute(values[i] * factor, out + i);
+    if (i < d) store_first(out + i, load(values + i) * factor, d - i);
   }
 
   // ---- forward ---------------------------------------------------------------------------------
@@ -144,7 +151,7 @@ struct Attention {
     C* q = sums + kForwardRows * d_padded;           // [rows, d]
     const int64_t from = block * kForwardRows;
     const int64_t count = smaller(t_q - from, kForwardRows);
-    const int64_t rows = round_up(count, kTileRows);
+    const int64_t rows = round_up(count, 2), columns = round_up(t_k, kLanes);
     const int64_t depth = paired ? d / 2 : d, keys = paired ? (t_k + 1) / 2 : t_k;
     if constexpr (paired) {
       for (int64_t i = 0; i < count; ++i) {
@@ -154,20 +161,20 @@ struct Attention {
     } else {
       copy_block(args.q, head, from, count, 1, q);
     }
-    gemm<Order::kRows, paired>(q, depth, packed.k_columns, depth, rows, t_k_padded, depth, scores,
+    gemm<Order::kRows, paired>(q, depth, packed.k_columns, depth, rows, columns, depth, scores,
                                t_k_padded);
     C factors[kForwardRows];
     for (int64_t i = 0; i < count; ++i) {
       C* s = scores + i * t_k_padded;
       C max, scale = static_cast<C>(args.scale);
       const double sum =
-          paired ? softmax_row(s, t_k, t_k_padded, scale, reinterpret_cast<T*>(s), &max)
-                 : softmax_row(s, t_k, t_k_padded, scale, s, &max);
+          paired ? softmax_row(s, t_k, columns, scale, reinterpret_cast<T*>(s), &max)
+                 : softmax_row(s, t_k, columns, scale, s, &max);
       factors[i] = static_cast<C>(1 / sum);
       lse(head)[from + i] = static_cast<C>(max + log_of(sum));
     }
-    gemm<Order::kRows, paired>(scores, t_k_padded, packed.v, keys, rows, d_padded, keys, sums,
-                               d_padded);
+    gemm<Order::kRows, paired>(scores, t_k_padded, packed.v, keys, rows, round_up(d, kLanes), keys,
+                               sums, d_padded);
     for (int64_t i = 0; i < count; ++i) {
       store_row(sums + i * d_padded, factors[i], row(args.out, head, from + i));
     }

@@ -18,7 +18,7 @@ struct GradLayout {
     int64_t channels = 0;
     for (int s = 0; s < problem.n_sources; ++s) channels += problem.sources[s].channels;
     tiles = rows * ceil_div(problem.width, kTile);
-    input_stride = odd_stride(channels);
+    input_stride = tile_stride_of(channels);
     // Whole tiles of lanes may be read.
     output_stride = odd_stride(round_up(gradient.grad_y.channels, kTileRows) + kVector);
     input_frequency = odd_stride(tiles * input_stride + kPanel);

@@ -28,48 +28,6 @@ struct PanelCall {
   const float* next_panel;  // what the next call reads
 };
 
-// The vectors that cover the lanes in use of a panel: whole ones, then perhaps half of one.
-template <int kWhole, bool kHalf>
-struct PanelShape {
-  static constexpr int kVectors = kWhole;
-  static constexpr bool kHasHalf = kHalf;
-};
-
-// A row of sums.
-template <class Shape>
-struct PanelSum {
-  FloatVec whole[Shape::kVectors > 0 ? Shape::kVectors : 1];
-  HalfVec half;
-
-  DDSM_INLINE void clear() {
-    DDSM_UNROLL
-    for (int v = 0; v < Shape::kVectors; ++v) whole[v] = FloatVec{};
-    if constexpr (Shape::kHasHalf) half = HalfVec{};
-  }
-  DDSM_INLINE void add(float a, const PanelSum& b) {
-    DDSM_UNROLL
-    for (int v = 0; v < Shape::kVectors; ++v) whole[v] += a * b.whole[v];
-    if constexpr (Shape::kHasHalf) half += a * b.half;
-  }
-  DDSM_INLINE void read(const float* from) {
-    DDSM_UNROLL
-    for (int v = 0; v < Shape::kVectors; ++v) whole[v] = load(from + v * kLanes);
-    if constexpr (Shape::kHasHalf) half = load_as<HalfVec>(from + Shape::kVectors * kLanes);
-  }
-  DDSM_INLINE void write(float* to, bool accumulate) const {
-    DDSM_UNROLL
-    for (int v = 0; v < Shape::kVectors; ++v) {
-      store(to + v * kLanes, accumulate ? load(to + v * kLanes) + whole[v] : whole[v]);
-    }
-    if constexpr (Shape::kHasHalf) {
-      float* end = to + Shape::kVectors * kLanes;
-      store_as(end, accumulate ? load_as<HalfVec>(end) + half : half);
-    }
-  }
-
-  static constexpr int kLanes = Lanes<float>::kCount;
-};
-
 // out[i][lane] (+)= sum over p < length of tiles[i][p] * panel[p][lane], blocks * kRows tiles i.
 // kFetch: brings the next panel into the L2 meanwhile; with few tiles its way from memory is meant
 // to overlap with the products (measured on a busy Zen 3: 0 to 10 % of a step at batch 1).
@@ -79,7 +37,7 @@ __attribute__((noinline)) void multiply_rows(const PanelCall& call, int64_t bloc
   const float* tiles = call.tiles;
   float* out = call.out;
   for (; blocks > 0; --blocks, tiles += kRows * call.tile_stride, out += kRows * call.out_stride) {
-    PanelSum<Shape> sum[kRows];
+    PanelSum<float, Shape> sum[kRows];
     const float* a[kRows];  // ends of the rows: counting up to zero saves the register of a bound
     DDSM_UNROLL
     for (int i = 0; i < kRows; ++i) {
@@ -89,17 +47,24 @@ __attribute__((noinline)) void multiply_rows(const PanelCall& call, int64_t bloc
     const float* panel = call.panel;
     const int64_t ahead = call.next_panel - panel;
     for (int64_t p = -call.length; p != 0; ++p, panel += kPanel) {
-      PanelSum<Shape> b;
+      PanelSum<float, Shape> b;
       b.read(panel);
       if constexpr (kFetch) {
         prefetch_panel(panel);
         fetch_to_l2(panel + ahead);
       }
       DDSM_UNROLL
-      for (int i = 0; i < kRows; ++i) sum[i].add(a[i][p], b);
+      for (int i = 0; i < kRows; ++i) sum[i].add_product(a[i][p], b);
     }
     DDSM_UNROLL
-    for (int i = 0; i < kRows; ++i) sum[i].write(out + i * call.out_stride, call.accumulate);
+    for (int i = 0; i < kRows; ++i) {
+      if (call.accumulate) {
+        PanelSum<float, Shape> before;
+        before.read(out + i * call.out_stride);
+        sum[i].add(before);
+      }
+      sum[i].write(out + i * call.out_stride);
+    }
   }
 }
 
@@ -170,10 +135,10 @@ struct Convolution {
     return i / scale * (problem.width / scale) + j / scale;
   }
 
-  // Whole tile rows of about kWinogradTiles tiles.
-  static int64_t rows_at_once(const WinogradProblem& p, const WinogradRange& r) {
-    const int64_t across = ceil_div(p.width, kTile);
-    const int64_t rows = larger(1, ceil_div(kWinogradTiles, across));
+  // Whole tile rows of about winograd_tiles.
+  int64_t rows_at_once(const WinogradProblem& p, const WinogradRange& r) const {
+    const int64_t wanted = winograd_tiles(input.channels, p.lanes);
+    const int64_t rows = larger(1, ceil_div(wanted, input.tiles_across));
     return smaller(rows, larger(1, r.row_end - r.row_begin));
   }
 
@@ -221,23 +186,11 @@ struct Convolution {
         // The next panel, or the first one of the next frequency.
         const int64_t step = p + 1 < panels ? 1 : problem.panel_count - panels + 1;
         const float* next = rows + step * problem.panel_depth * kPanel;
-        multiply_lanes(last_lane - panel * kPanel, count, from, rows, next, out);
+        with_panel_shape<float>(last_lane - panel * kPanel, [&](auto shape) {
+          multiply_panel<decltype(shape)>(count, from, rows, next, out);
+        });
       }
     }
-  }
-
-  void multiply_lanes(int64_t lanes, int64_t count, const float* from, const float* panel,
-                      const float* next, float* out) {
-    if constexpr (kHasHalves) {
-      if (lanes <= kVector / 2) {
-        return multiply_panel<PanelShape<0, true>>(count, from, panel, next, out);
-      }
-      if (lanes > kVector && lanes <= kVector + kVector / 2) {
-        return multiply_panel<PanelShape<1, true>>(count, from, panel, next, out);
-      }
-    }
-    if (lanes <= kVector) multiply_panel<PanelShape<1, false>>(count, from, panel, next, out);
-    else multiply_panel<PanelShape<2, false>>(count, from, panel, next, out);
   }
 
   template <class Shape>
