@@ -35,6 +35,34 @@ constexpr int64_t kKeyPart = 64;
 inline double log_of(double x) { return ::log(x); }
 inline float log_of(float x) { return ::logf(x); }
 
+template <class C>
+inline C largest_of(Vec<C> v) {
+  C lanes[Lanes<C>::kCount];
+  store(lanes, v);
+#pragma GCC unroll 4
+  for (int half = Lanes<C>::kCount / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) {
+      lanes[i] = lanes[i + half] > lanes[i] ? lanes[i + half] : lanes[i];
+    }
+  }
+  return lanes[0];
+}
+
+template <class C>
+inline double sum_of(Vec<C> v) {
+  C values[Lanes<C>::kCount];
+  double lanes[Lanes<C>::kCount];
+  store(values, v);
+  for (int i = 0; i < Lanes<C>::kCount; ++i) lanes[i] = values[i];
+#pragma GCC unroll 4
+  for (int half = Lanes<C>::kCount / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  }
+  return lanes[0];
+}
+
 // s [padded] holds `count` scores in whole vectors: out, which may begin where s does, becomes
 // exp(scale * s - max); returns the sum of these and the max.
 template <class C, class Out>
@@ -47,8 +75,7 @@ double softmax_row(C* s, int64_t count, int64_t padded, C scale, Out* out, C* ma
     const Vec<C> v = load(s + i);
     top = v > top ? v : top;
   }
-  C max = top[0];
-  for (int64_t i = 1; i < kLanes; ++i) max = top[i] > max ? top[i] : max;
+  const C max = largest_of<C>(top);
   // Chunks keep the fp32 sums short. The padding adds at most 1e-37 to a sum of at least 1.
   double total = 0;
   for (int64_t from = 0; from < padded; from += kChunk) {
@@ -68,7 +95,7 @@ double softmax_row(C* s, int64_t count, int64_t padded, C scale, Out* out, C* ma
       store(out + i, e[0]);
       sum += e[0];
     }
-    for (int64_t i = 0; i < kLanes; ++i) total += sum[i];
+    total += sum_of<C>(sum);
   }
   *max_out = max;
   return total;
@@ -171,7 +198,7 @@ struct Attention {
           paired ? softmax_row(s, t_k, columns, scale, reinterpret_cast<T*>(s), &max)
                  : softmax_row(s, t_k, columns, scale, s, &max);
       factors[i] = static_cast<C>(1 / sum);
-      lse(head)[from + i] = static_cast<C>(max + log_of(sum));
+      if (args.lse) lse(head)[from + i] = static_cast<C>(max + log_of(sum));
     }
     gemm<Order::kRows, paired>(scores, t_k_padded, packed.v, keys, rows, round_up(d, kLanes), keys,
                                sums, d_padded);

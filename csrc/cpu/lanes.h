@@ -190,6 +190,25 @@ static inline void store_as(float* p, V v) {
   *reinterpret_cast<InMemory*>(p) = (InMemory)v;
 }
 
+// The same for one vector of a pixel's few channels: 4 and 8 of them, which are many networks', as
+// a load or store of just their size, so that stores are forwarded to loads.
+template <class T>
+static inline Vec<float> load_few(const T* p, int64_t count) { return load_first(p, count); }
+template <class T>
+static inline void store_few(T* p, Vec<float> v, int64_t count) { store_first(p, v, count); }
+#if defined(__AVX512F__)
+static inline Vec<float> load_few(const float* p, int64_t count) {
+  if (count == 8) return (Vec<float>)_mm512_castps256_ps512(_mm256_loadu_ps(p));
+  if (count == 4) return (Vec<float>)_mm512_castps128_ps512(_mm_loadu_ps(p));
+  return load_first(p, count);
+}
+static inline void store_few(float* p, Vec<float> v, int64_t count) {
+  if (count == 8) _mm256_storeu_ps(p, _mm512_castps512_ps256((__m512)v));
+  else if (count == 4) _mm_storeu_ps(p, _mm512_castps512_ps128((__m512)v));
+  else store_first(p, v, count);
+}
+#endif
+
 // The same lanes in a whole vector; the others hold anything.
 static inline Vec<float> widened(Vec<float> v) { return v; }
 static inline Vec<float> widened(HalfVec v) {

@@ -52,7 +52,7 @@ DDSM_INLINE void copy_floats(const T* from, int64_t count, float* to) {
   constexpr int64_t kVector = Lanes<float>::kCount;
   int64_t c = 0;
   for (; c + kVector <= count; c += kVector) store(to + c, load(from + c));
-  if (c < count) store_first(to + c, load_first(from + c, count - c), count - c);
+  if (c < count) store_few(to + c, load_few(from + c, count - c), count - c);
 }
 
 // Pixels of channels that fill no vectors, normalised side by side: a vector holds parts of several
@@ -105,10 +105,11 @@ struct WinogradInput {
   // it. So a plane's pixels are kTile apart, as those of neighbouring tiles are.
   float* ring;          // [kAlpha][kTile][plane]
   int64_t plane;        // floats: [pixel][tile_stride] and slack
-  int64_t held[kAlpha];  // which row of which image each ring row holds, -1: none
+  int64_t held[kAlpha];  // which row of which image each ring row holds, or one of these
   float* row;            // a source's row, normalised, where its pixels are packed
   PackedNorm packed[2];  // of each source; period 0: not packed
   int64_t packed_image = -1;
+  static constexpr int64_t kNothing = -1, kZeros = -2;
 
   // may_overrun: whether vectors may write into the tiles that follow, which come later.
   WinogradInput(const WinogradProblem& p, Arena& arena, bool may_overrun) : problem(p) {
@@ -120,7 +121,7 @@ struct WinogradInput {
     columns = tiles_across * kTile + 2;
     plane = odd_stride((tiles_across + 1) * tile_stride + kVector);
     ring = arena.take<float>(kAlpha * kTile * plane);
-    for (int i = 0; i < kAlpha; ++i) held[i] = -1;
+    for (int i = 0; i < kAlpha; ++i) held[i] = kNothing;
     int64_t longest = 0;
     for (int s = 0; s < p.n_sources; ++s) {
       const Conv2dImage& source = p.sources[s];
@@ -190,14 +191,14 @@ struct WinogradInput {
   const float* padded_row(int64_t n, int64_t index) {
     const int64_t slot = index % kAlpha, key = n * (problem.height + kAlpha) + index;
     float* to = ring + slot * kTile * plane;
-    if (held[slot] == key) return to;
-    held[slot] = key;
-    const int64_t scale = problem.scale;
-    const int64_t y = index - problem.padding;
+    const int64_t scale = problem.scale, y = index - problem.padding;
     if (y < 0 || y >= problem.in_height * scale) {
-      std::memset(to, 0, sizeof(float) * kTile * plane);
+      if (held[slot] != kZeros) std::memset(to, 0, sizeof(float) * kTile * plane);
+      held[slot] = kZeros;
       return to;
     }
+    if (held[slot] == key) return to;
+    held[slot] = key;
     int64_t first = 0;
     for (int s = 0; s < problem.n_sources; ++s) {
       const Conv2dImage& source = problem.sources[s];

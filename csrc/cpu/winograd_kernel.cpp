@@ -249,7 +249,8 @@ struct Convolution {
     double* mean = problem.moments + (n * blocks + tile_row) * 2 * problem.lanes + begin;
     row_moments(static_cast<const T*>(problem.y) +
                     (n * problem.height + top) * problem.width * problem.lanes + begin,
-                problem.lanes, rows * problem.width, end - begin, mean, mean + problem.lanes);
+                problem.lanes, rows * problem.width, end - begin, end - begin == problem.lanes, mean,
+                mean + problem.lanes);
   }
 
   // `rows` rows of y from row `top` of image n on, tile by tile.
@@ -336,11 +337,15 @@ struct Convolution {
     const T* residual = static_cast<const T*>(problem.residual);
     for (int64_t i = 0; i < rows; ++i) {
       T* to = static_cast<T*>(problem.y) + (row + i) * problem.width * lanes;
+      const int64_t more = residual_pixel(row + i, 0);
+      const float* pixel = finished + i * kTile * finished_stride;
       for (int64_t x = 0; x < problem.width; ++x, to += lanes) {
-        FloatVec value = load(finished + (i * kTile + x % kTile) * finished_stride +
-                              x / kTile * tile_lanes) + shift;
-        if (residual) value += load_first(residual + residual_pixel(row + i, x) * lanes, lanes);
-        store_first(to, value, lanes);
+        FloatVec value = load(pixel + x % kTile * finished_stride + x / kTile * tile_lanes) + shift;
+        if (residual) {
+          const int64_t across = problem.residual_scale == 1 ? x : x / problem.residual_scale;
+          value += load_few(residual + (more + across) * lanes, lanes);
+        }
+        store_few(to, value, lanes);
       }
     }
   }
