@@ -249,8 +249,8 @@ struct Convolution {
     double* mean = problem.moments + (n * blocks + tile_row) * 2 * problem.lanes + begin;
     row_moments(static_cast<const T*>(problem.y) +
                     (n * problem.height + top) * problem.width * problem.lanes + begin,
-                problem.lanes, rows * problem.width, end - begin, end - begin == problem.lanes, mean,
-                mean + problem.lanes);
+                problem.lanes, rows * problem.width, end - begin, end - begin == problem.lanes,
+                mean, mean + problem.lanes);
   }
 
   // `rows` rows of y from row `top` of image n on, tile by tile.
