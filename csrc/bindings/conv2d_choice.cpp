@@ -28,6 +28,8 @@ py::dict costs_dict() {
   result["rearranged_per_ns"] = costs.rearranged_per_ns;
   result["bf16_macs_per_ns"] = costs.bf16_macs_per_ns;
   result["segment_ns"] = costs.segment_ns;
+  result["small_panel_bytes_per_ns"] = costs.small_panel_bytes_per_ns;
+  result["direct_ns"] = costs.direct_ns;
   return result;
 }
 

@@ -35,8 +35,36 @@ constexpr int64_t kKeyPart = 64;
 inline double log_of(double x) { return ::log(x); }
 inline float log_of(float x) { return ::logf(x); }
 
-// s [padded] holds `count` scores: out, which may begin where s does, becomes exp(scale * s - max);
-// returns the sum of these and the max.
+template <class C>
+inline C largest_of(Vec<C> v) {
+  C lanes[Lanes<C>::kCount];
+  store(lanes, v);
+#pragma GCC unroll 4
+  for (int half = Lanes<C>::kCount / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) {
+      lanes[i] = lanes[i + half] > lanes[i] ? lanes[i + half] : lanes[i];
+    }
+  }
+  return lanes[0];
+}
+
+template <class C>
+inline double sum_of(Vec<C> v) {
+  C values[Lanes<C>::kCount];
+  double lanes[Lanes<C>::kCount];
+  store(values, v);
+  for (int i = 0; i < Lanes<C>::kCount; ++i) lanes[i] = values[i];
+#pragma GCC unroll 4
+  for (int half = Lanes<C>::kCount / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  }
+  return lanes[0];
+}
+
+// s [padded] holds `count` scores in whole vectors: out, which may begin where s does, becomes
+// exp(scale * s - max); returns the sum of these and the max.
 template <class C, class Out>
 double softmax_row(C* s, int64_t count, int64_t padded, C scale, Out* out, C* max_out) {
   constexpr int64_t kLanes = Lanes<C>::kCount, kChunk = 512;
@@ -47,21 +75,27 @@ double softmax_row(C* s, int64_t count, int64_t padded, C scale, Out* out, C* ma
     const Vec<C> v = load(s + i);
     top = v > top ? v : top;
   }
-  C max = top[0];
-  for (int64_t i = 1; i < kLanes; ++i) max = top[i] > max ? top[i] : max;
+  const C max = largest_of<C>(top);
   // Chunks keep the fp32 sums short. The padding adds at most 1e-37 to a sum of at least 1.
   double total = 0;
   for (int64_t from = 0; from < padded; from += kChunk) {
     const int64_t to = from + kChunk < padded ? from + kChunk : padded;
     Vec<C> sum = {};
-    for (int64_t i = from; i < to; i += kPanel<C>) {
+    int64_t i = from;
+    for (; i + kPanel<C> <= to; i += kPanel<C>) {
       Vec<C> e[2] = {load(s + i) - max, load(s + i + kLanes) - max};
       exp(e);
       store(out + i, e[0]);
       store(out + i + kLanes, e[1]);
       sum += e[0] + e[1];
     }
-    for (int64_t i = 0; i < kLanes; ++i) total += sum[i];
+    if (i < to) {
+      Vec<C> e[1] = {load(s + i) - max};
+      exp(e);
+      store(out + i, e[0]);
+      sum += e[0];
+    }
+    total += sum_of<C>(sum);
   }
   *max_out = max;
   return total;
@@ -98,7 +132,7 @@ struct Attention {
   void store_row(const C* values, C factor, T* out) const {
     int64_t i = 0;
     for (; i + kLanes <= d; i += kLanes) store(out + i, load(values + i) * factor);
-    for (; i < d; ++i) from_compute(values[i] * factor, out + i);
+    if (i < d) store_first(out + i, load(values + i) * factor, d - i);
   }
 
   // ---- forward ---------------------------------------------------------------------------------
@@ -144,7 +178,7 @@ struct Attention {
     C* q = sums + kForwardRows * d_padded;           // [rows, d]
     const int64_t from = block * kForwardRows;
     const int64_t count = smaller(t_q - from, kForwardRows);
-    const int64_t rows = round_up(count, kTileRows);
+    const int64_t rows = round_up(count, 2), columns = round_up(t_k, kLanes);
     const int64_t depth = paired ? d / 2 : d, keys = paired ? (t_k + 1) / 2 : t_k;
     if constexpr (paired) {
       for (int64_t i = 0; i < count; ++i) {
@@ -154,20 +188,20 @@ struct Attention {
     } else {
       copy_block(args.q, head, from, count, 1, q);
     }
-    gemm<Order::kRows, paired>(q, depth, packed.k_columns, depth, rows, t_k_padded, depth, scores,
+    gemm<Order::kRows, paired>(q, depth, packed.k_columns, depth, rows, columns, depth, scores,
                                t_k_padded);
     C factors[kForwardRows];
     for (int64_t i = 0; i < count; ++i) {
       C* s = scores + i * t_k_padded;
       C max, scale = static_cast<C>(args.scale);
       const double sum =
-          paired ? softmax_row(s, t_k, t_k_padded, scale, reinterpret_cast<T*>(s), &max)
-                 : softmax_row(s, t_k, t_k_padded, scale, s, &max);
+          paired ? softmax_row(s, t_k, columns, scale, reinterpret_cast<T*>(s), &max)
+                 : softmax_row(s, t_k, columns, scale, s, &max);
       factors[i] = static_cast<C>(1 / sum);
-      lse(head)[from + i] = static_cast<C>(max + log_of(sum));
+      if (args.lse) lse(head)[from + i] = static_cast<C>(max + log_of(sum));
     }
-    gemm<Order::kRows, paired>(scores, t_k_padded, packed.v, keys, rows, d_padded, keys, sums,
-                               d_padded);
+    gemm<Order::kRows, paired>(scores, t_k_padded, packed.v, keys, rows, round_up(d, kLanes), keys,
+                               sums, d_padded);
     for (int64_t i = 0; i < count; ++i) {
       store_row(sums + i * d_padded, factors[i], row(args.out, head, from + i));
     }

@@ -15,12 +15,13 @@ namespace {
 
 // avx2: fitted to the CIFAR-10 U-Net's layers on one thread of a Zen 3 with 512 KB L2, on which the
 // choice cost 0.5 % over the best algorithm of each layer. avx512: on one thread of a Zen 4 with
-// 1 MB L2 it cost at most 0.5 % at batch 8 and batch 1. portable is a guess, not fitted to any
-// measurement.
-constexpr Conv2dCosts kAvx2{42, 34, 0.75, 1.3, 14, 25, 1, 0, 0};
-constexpr Conv2dCosts kAvx512{46, 38, 1.1, 1.8, 14, 25, 1.5, 0, 25};
-constexpr Conv2dCosts kAvx512Bf16{46, 38, 1.1, 1.8, 14, 25, 1.5, 88, 25};
-constexpr Conv2dCosts kPortable{10, 8, 0.35, 0.6, 14, 25, 0.5, 0, 0};
+// 1 MB L2 it cost at most 0.5 % at batch 8 and batch 1; the last two constants take F(2 x 2) for
+// 4 x 4 pixels at batch 1, with which the digits network's step takes 5 to 25 % less time and that
+// of CIFAR-10 as long. portable is a guess, not fitted to any measurement.
+constexpr Conv2dCosts kAvx2{42, 34, 0.75, 1.3, 14, 25, 1, 0, 0, 14, 0};
+constexpr Conv2dCosts kAvx512{46, 38, 1.5, 2.4, 14, 25, 1.5, 0, 25, 25, 600};
+constexpr Conv2dCosts kAvx512Bf16{46, 38, 1.5, 2.4, 14, 25, 1.5, 88, 25, 25, 600};
+constexpr Conv2dCosts kPortable{10, 8, 0.35, 0.6, 14, 25, 0.5, 0, 0, 14, 0};
 
 // A sandwich step runs three widths or four on the same weights.
 constexpr double kUses = 3;
@@ -31,12 +32,13 @@ int64_t tile_of(Conv2dAlgo algo) { return algo == Conv2dAlgo::kWinograd4 ? 4 : 2
 
 // One matrix product [rows, depth] x [depth, lanes] that reads its panels from memory once.
 double product_ns(int64_t rows, int64_t depth, int64_t lanes, double macs_per_ns,
-                  double element_bytes, const Conv2dCosts& costs, const Conv2dGrain& grain) {
-  // Less than a whole tile of rows costs nearly as much as the whole one.
-  const double tile_rows = std::max<int64_t>(rows, grain.rows / 2);
+                  double element_bytes, double panel_bytes_per_ns, const Conv2dCosts& costs,
+                  const Conv2dGrain& grain) {
+  // Of fewer rows, each takes longer: their sums wait for each other.
+  const double tile_rows = std::max<int64_t>(rows, std::min<int64_t>(grain.rows / 2, 4));
   const double panels = static_cast<double>(depth) * round_up(lanes, grain.lanes);
   return costs.frequency_ns + std::max(tile_rows * panels / macs_per_ns,
-                                       element_bytes * panels / costs.panel_bytes_per_ns);
+                                       element_bytes * panels / panel_bytes_per_ns);
 }
 
 // What the tiles of a direct convolution cost beside their products, which is much where a tap has
@@ -54,7 +56,9 @@ double winograd_ns(const Conv2dProblem& p, int64_t tile, const Conv2dCosts& cost
   const double expansion = frequencies / (2.25 * tile * tile);
   const double outputs = static_cast<double>(tiles) * tile * tile;
   const double product =
-      product_ns(tiles, p.c_in, p.c_out, costs.winograd_macs_per_ns, 4, costs, grain);
+      product_ns(tiles, p.c_in, p.c_out, costs.winograd_macs_per_ns, 4,
+                 tile == 2 ? costs.small_panel_bytes_per_ns : costs.panel_bytes_per_ns, costs,
+                 grain);
   return frequencies * product +
          static_cast<double>(frequencies) * p.rearranged / kUses / costs.rearranged_per_ns +
          expansion * outputs * p.c_in / costs.input_floats_per_ns +
@@ -93,7 +97,9 @@ double conv2d_cost_ns(const Conv2dProblem& p, Conv2dAlgo algo, const Conv2dCosts
       return std::numeric_limits<double>::infinity();
     }
     const int64_t taps = p.kernel * p.kernel;
-    return product_ns(pixels, taps * p.c_in, p.c_out, costs.bf16_macs_per_ns, 2, costs, grain) +
+    return costs.direct_ns +
+           product_ns(pixels, taps * p.c_in, p.c_out, costs.bf16_macs_per_ns, 2,
+                      costs.panel_bytes_per_ns, costs, grain) +
            segments_ns(p, pixels, taps, costs, grain) +
            0.5 * taps * p.rearranged / kUses / costs.rearranged_per_ns;
   }
@@ -101,12 +107,15 @@ double conv2d_cost_ns(const Conv2dProblem& p, Conv2dAlgo algo, const Conv2dCosts
     const bool phases = p.scale == 2 && p.stride == 1;
     if (!phases) {
       const int64_t taps = p.kernel * p.kernel;
-      return product_ns(pixels, taps * p.c_in, p.c_out, costs.macs_per_ns, 4, costs, grain) +
+      return costs.direct_ns +
+             product_ns(pixels, taps * p.c_in, p.c_out, costs.macs_per_ns, 4,
+                        costs.panel_bytes_per_ns, costs, grain) +
              segments_ns(p, pixels, taps, costs, grain);
     }
     const int64_t taps = p.kernel / 2 + 1;  // of each of the four phases, along one axis
-    return 4 * product_ns(pixels / 4, taps * taps * p.c_in, p.c_out, costs.macs_per_ns, 4, costs,
-                          grain) +
+    return costs.direct_ns +
+           4 * product_ns(pixels / 4, taps * taps * p.c_in, p.c_out, costs.macs_per_ns, 4,
+                          costs.panel_bytes_per_ns, costs, grain) +
            segments_ns(p, pixels, taps * taps, costs, grain);
   }
   return winograd ? winograd_ns(p, tile_of(algo), costs, grain)

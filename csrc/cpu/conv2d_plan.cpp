@@ -30,6 +30,7 @@ void add_axis_tap(std::vector<AxisTap>& taps, int64_t offset, int32_t raw) {
 std::vector<GemmTap> product(const std::vector<AxisTap>& rows, const std::vector<AxisTap>& cols,
                              int32_t kernel) {
   std::vector<GemmTap> taps;
+  taps.reserve(rows.size() * cols.size());
   for (const AxisTap& row : rows) {
     for (const AxisTap& col : cols) {
       GemmTap tap{row.offset, col.offset, 0, {}};
@@ -54,6 +55,7 @@ std::vector<Conv2dPhase> cross(const std::vector<std::vector<AxisTap>>& axis, in
                                int64_t width, int64_t input_step, int32_t kernel) {
   const int64_t classes = static_cast<int64_t>(axis.size());
   std::vector<Conv2dPhase> phases;
+  phases.reserve(classes * classes);
   for (int64_t p = 0; p < classes; ++p) {
     for (int64_t q = 0; q < classes; ++q) {
       phases.push_back({p, q, classes, positions(height, p, classes), positions(width, q, classes),
@@ -71,6 +73,7 @@ std::vector<Conv2dPhase> plan_forward(const Conv2dShape& shape, int32_t kernel) 
   const int64_t classes = shape.stride % shape.scale == 0 ? 1 : shape.scale;
   std::vector<std::vector<AxisTap>> axis(classes);
   for (int64_t p = 0; p < classes; ++p) {
+    axis[p].reserve(kernel);
     for (int32_t r = 0; r < kernel; ++r) {
       add_axis_tap(axis[p], floor_div(p * shape.stride - shape.padding + r, shape.scale), r);
     }

@@ -21,14 +21,10 @@ struct Segment {
   int64_t next;   // where the next one begins: behind the panel, that of the next panel
 };
 
-template <class T>
-using SumVector = typename Lanes<Compute<T>>::InMemory;
-
 // sum[i] += row i of the segment x its panel rows.
-template <int kRows, int kVectors, class T>
+template <int kRows, class Shape, class T>
 DDSM_INLINE void multiply_segment(const T* const* rows, const Segment& segment, const T* panel,
-                                  SumVector<T> (&sum)[kRows][kVectors]) {
-  constexpr int kVector = Lanes<T>::kCount;
+                                  PanelSum<T, Shape> (&sum)[kRows]) {
   panel += segment.depth * kPanelRow<T>;
   // A width's segments lie apart, and the hardware fetches nothing ahead across the gaps.
   const int64_t gap = (segment.next - segment.depth - segment.length) * kPanelRow<T>;
@@ -38,18 +34,12 @@ DDSM_INLINE void multiply_segment(const T* const* rows, const Segment& segment, 
   for (int i = 0; i < kRows; ++i) a[i] = rows[i] + segment.channel + segment.length;
   for (int64_t c = -segment.length; c != 0; ++c, panel += kPanelRow<T>) {
     fetched += c == -kRowsAhead ? gap : 0;
-    SumVector<T> b[kVectors];
-    DDSM_UNROLL
-    for (int v = 0; v < kVectors; ++v) {
-      b[v] = *reinterpret_cast<const SumVector<T>*>(panel + v * kVector);
-    }
+    PanelSum<T, Shape> b;
+    b.read(panel);
     prefetch_panel(fetched);
     fetched += kPanelRow<T>;
     DDSM_UNROLL
-    for (int i = 0; i < kRows; ++i) {
-      DDSM_UNROLL
-      for (int v = 0; v < kVectors; ++v) sum[i][v] += a[i][c] * b[v];
-    }
+    for (int i = 0; i < kRows; ++i) sum[i].add_product(a[i][c], b);
   }
 }
 
@@ -57,9 +47,10 @@ DDSM_INLINE void multiply_segment(const T* const* rows, const Segment& segment, 
 typedef uint32_t Pair __attribute__((aligned(2), may_alias));  // two neighbours in memory
 
 // sum[i] += pair(i) x one panel row, of which the bits outside `mask` are not ours to read.
-template <int kRows, int kVectors, class PairOf>
+template <int kRows, class Shape, class PairOf>
 DDSM_INLINE void multiply_pair(const PairOf& pair, const Bf16* panel, uint32_t mask,
-                               SumVector<Bf16> (&sum)[kRows][kVectors]) {
+                               PanelSum<float, Shape> (&sum)[kRows]) {
+  constexpr int kVectors = Shape::kVectors;
   __m512bh b[kVectors];
   DDSM_UNROLL
   for (int v = 0; v < kVectors; ++v) {
@@ -71,15 +62,15 @@ DDSM_INLINE void multiply_pair(const PairOf& pair, const Bf16* panel, uint32_t m
     const __m512bh a = (__m512bh)_mm512_set1_epi32(static_cast<int32_t>(pair(i)));
     DDSM_UNROLL
     for (int v = 0; v < kVectors; ++v) {
-      sum[i][v] = (SumVector<Bf16>)_mm512_dpbf16_ps((__m512)sum[i][v], a, b[v]);
+      sum[i].whole[v] = (Vec<float>)_mm512_dpbf16_ps((__m512)sum[i].whole[v], a, b[v]);
     }
   }
 }
 
 // Pairs of depth; where the segment begins or ends inside a pair, the other half is left out.
-template <int kRows, int kVectors>
+template <int kRows, class Shape>
 DDSM_INLINE void multiply_segment(const Bf16* const* rows, const Segment& segment,
-                                  const Bf16* panel, SumVector<Bf16> (&sum)[kRows][kVectors]) {
+                                  const Bf16* panel, PanelSum<float, Shape> (&sum)[kRows]) {
   panel += segment.depth / 2 * kPanelRow<Bf16>;
   const int64_t head = segment.depth % 2, pairs = (segment.length - head) / 2;
   if (head) {
@@ -121,90 +112,85 @@ struct TileCall {
   const TY* y_begin;
 };
 
-// The first `valid` of a vector, plus as many of the residual (null: none). Not inlined, as each
-// unrolled row of a tile would hold a copy: four fifths of the time to compile it for AVX-512.
+#if defined(__AVX512F__)
+#define DDSM_STORE_LANES DDSM_INLINE
+#else
+#define DDSM_STORE_LANES __attribute__((noinline))
+#endif
+
+// The first `valid` of a vector, plus as many of the residual (null: none). Inlined only where
+// masks make it short: each unrolled row of a tile holds a copy.
 template <class C, class TY>
-__attribute__((noinline)) void store_lanes(Vec<C> sum, int64_t valid, const TY* residual, TY* to) {
-  C values[Lanes<C>::kCount];
-  *reinterpret_cast<typename Lanes<C>::InMemory*>(values) = (typename Lanes<C>::InMemory)sum;
-  for (int64_t q = 0; q < valid; ++q) {
-    if (residual) values[q] += to_compute(residual[q]);
-    from_compute(values[q], to + q);
-  }
+DDSM_STORE_LANES void store_lanes(Vec<C> sum, int64_t valid, const TY* residual, TY* to) {
+  if (residual) sum += load_first(residual, valid);
+  store_first(to, sum, valid);
 }
 
-template <class T, class TY, int kRows, int kVectors>
+template <class T, class TY, int kRows, class Shape>
 __attribute__((noinline)) void multiply_tile(const TileCall<T, TY>& call) {
   using C = Compute<T>;
-  typedef SumVector<T> Vector;
   constexpr int kVector = Lanes<C>::kCount, kPanel = kPanelLanes<T>;
-  Vector sum[kRows][kVectors];
+  PanelSum<C, Shape> sum[kRows];
   DDSM_UNROLL
-  for (int i = 0; i < kRows; ++i) {
-    DDSM_UNROLL
-    for (int v = 0; v < kVectors; ++v) sum[i][v] = Vector{};
-  }
+  for (int i = 0; i < kRows; ++i) sum[i].clear();
   for (int64_t q = 0; q < call.n_segments; ++q) {
     const Segment& segment = call.segments[q];
     multiply_segment(call.table + segment.table_row * call.table_stride, segment, call.panel, sum);
   }
+  PanelSum<C, Shape> more;
   if (!call.first) {
     DDSM_UNROLL
     for (int i = 0; i < kRows; ++i) {
-      DDSM_UNROLL
-      for (int v = 0; v < kVectors; ++v) {
-        sum[i][v] += *reinterpret_cast<const Vector*>(call.partial + i * kPanel + v * kVector);
-      }
+      more.read(call.partial + i * kPanel);
+      sum[i].add(more);
     }
   }
   if (!call.last) {
     DDSM_UNROLL
-    for (int i = 0; i < kRows; ++i) {
-      DDSM_UNROLL
-      for (int v = 0; v < kVectors; ++v) {
-        *reinterpret_cast<Vector*>(call.partial + i * kPanel + v * kVector) = sum[i][v];
-      }
-    }
+    for (int i = 0; i < kRows; ++i) sum[i].write(call.partial + i * kPanel);
     return;
   }
   DDSM_UNROLL
   for (int i = 0; i < kRows; ++i) {
-    DDSM_UNROLL
-    for (int v = 0; v < kVectors; ++v) {
-      sum[i][v] += *reinterpret_cast<const Vector*>(call.bias[i] + v * kVector);
-    }
+    more.read(call.bias[i]);
+    sum[i].add(more);
   }
   DDSM_UNROLL
   for (int i = 0; i < kRows; ++i) {
     TY* to = call.y[i] + call.column;
     const TY* residual = call.residual ? call.residual + (to - call.y_begin) : nullptr;
     DDSM_UNROLL
-    for (int v = 0; v < kVectors; ++v) {
+    for (int v = 0; v < Shape::kVectors; ++v) {
       if ((v + 1) * kVector <= call.lanes) {
-        Vec<C> value = (Vec<C>)sum[i][v];
+        Vec<C> value = sum[i].whole[v];
         if (residual) value += load(residual + v * kVector);
         store(to + v * kVector, value);
         continue;
       }
-      store_lanes<C>((Vec<C>)sum[i][v], smaller(kVector, call.lanes - v * kVector),
-                  residual ? residual + v * kVector : nullptr, to + v * kVector);
+      store_lanes<C>(sum[i].whole[v], smaller(kVector, call.lanes - v * kVector),
+                     residual ? residual + v * kVector : nullptr, to + v * kVector);
+    }
+    if constexpr (Shape::kHasHalf) {
+      constexpr int kFirst = Shape::kVectors * kVector;
+      store_lanes<C>(widened(sum[i].half), call.lanes - kFirst,
+                     residual ? residual + kFirst : nullptr, to + kFirst);
     }
   }
 }
 
 // `rows` pixels from call's tile on, in tiles of kTileRows, then of two thirds as many, as images
 // of 4^n pixels leave over 4 of 6 or 12, then of half as many, and so on.
-template <class T, class TY, int kVectors, int kRows = kTileRows>
+template <class T, class TY, class Shape, int kRows = kTileRows>
 void multiply_rows(TileCall<T, TY> call, int64_t rows) {
   for (; rows >= kRows; rows -= kRows) {
-    multiply_tile<T, TY, kRows, kVectors>(call);
+    multiply_tile<T, TY, kRows, Shape>(call);
     call.table += kRows;
     call.partial += kRows * kPanelLanes<T>;
     call.bias += kRows;
     call.y += kRows;
   }
   constexpr int kFewer = kRows == kTileRows ? kTileRows * 2 / 3 : kRows / 2;
-  if constexpr (kRows > 1) multiply_rows<T, TY, kVectors, kFewer>(call, rows);
+  if constexpr (kRows > 1) multiply_rows<T, TY, Shape, kFewer>(call, rows);
 }
 
 // Everything a chunk of work needs beside its problem.
@@ -352,11 +338,9 @@ void multiply_panel(const GemmArgs& problem, const Scratch<T, TY>& scratch, cons
     call.lanes = place.lanes;
     call.residual = static_cast<const TY*>(problem.residual);
     call.y_begin = static_cast<const TY*>(problem.y);
-    if (place.lanes <= Lanes<Compute<T>>::kCount) {
-      multiply_rows<T, TY, 1>(call, count);
-    } else {
-      multiply_rows<T, TY, kPanelVectors>(call, count);
-    }
+    with_panel_shape<T>(place.lanes, [&](auto shape) {
+      multiply_rows<T, TY, decltype(shape)>(call, count);
+    });
   }
 }
 

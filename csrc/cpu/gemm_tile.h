@@ -32,6 +32,60 @@ constexpr int kDepthStep = sizeof(Compute<T>) / sizeof(T);
 template <class T>
 constexpr int kPanelRow = kPanelLanes<T> * kDepthStep<T>;
 
+// The vectors that cover the lanes in use of a panel: whole ones, then perhaps half of one.
+template <int kWhole, bool kHalf>
+struct PanelShape {
+  static constexpr int kVectors = kWhole;
+  static constexpr bool kHasHalf = kHalf;
+};
+
+// Calls body(Shape{}) with what covers `lanes` (> 0) of a panel.
+template <class T, class Body>
+DDSM_INLINE void with_panel_shape(int64_t lanes, const Body& body) {
+  constexpr int64_t kVector = Lanes<Compute<T>>::kCount;
+  if constexpr (kHasHalves && sizeof(T) == sizeof(float)) {
+    if (lanes <= kVector / 2) return body(PanelShape<0, true>{});
+    if (lanes > kVector && lanes <= kVector + kVector / 2) return body(PanelShape<1, true>{});
+  }
+  if (lanes <= kVector) body(PanelShape<1, false>{});
+  else body(PanelShape<kPanelVectors, false>{});
+}
+
+// A row of sums, or of a panel.
+template <class C, class Shape>
+struct PanelSum {
+  static constexpr int kVectors = Shape::kVectors, kLanes = Lanes<C>::kCount;
+
+  Vec<C> whole[kVectors > 0 ? kVectors : 1];
+  HalfVec half;
+
+  DDSM_INLINE void clear() {
+    DDSM_UNROLL
+    for (int v = 0; v < kVectors; ++v) whole[v] = Vec<C>{};
+    if constexpr (Shape::kHasHalf) half = HalfVec{};
+  }
+  DDSM_INLINE void add(const PanelSum& more) {
+    DDSM_UNROLL
+    for (int v = 0; v < kVectors; ++v) whole[v] += more.whole[v];
+    if constexpr (Shape::kHasHalf) half += more.half;
+  }
+  DDSM_INLINE void add_product(C a, const PanelSum& b) {
+    DDSM_UNROLL
+    for (int v = 0; v < kVectors; ++v) whole[v] += a * b.whole[v];
+    if constexpr (Shape::kHasHalf) half += a * b.half;
+  }
+  DDSM_INLINE void read(const C* from) {
+    DDSM_UNROLL
+    for (int v = 0; v < kVectors; ++v) whole[v] = load(from + v * kLanes);
+    if constexpr (Shape::kHasHalf) half = load_as<HalfVec>(from + kVectors * kLanes);
+  }
+  DDSM_INLINE void write(C* to) const {
+    DDSM_UNROLL
+    for (int v = 0; v < kVectors; ++v) store(to + v * kLanes, whole[v]);
+    if constexpr (Shape::kHasHalf) store_as(to + kVectors * kLanes, half);
+  }
+};
+
 // Fetches the panel row that is multiplied 24 rows (1.5 or 3 KB) later. The rows of A take the
 // hardware's streams, so it falls behind on the panel: on a Zen 3 this made products of depth 128
 // and more 10-20 % faster.

@@ -21,7 +21,8 @@ void moments_of_blocks(const GroupNormMomentsArgs& args, int64_t begin, int64_t 
   for (int64_t i = begin; i < end; ++i) {
     double* mean = args.moments + i * 2 * channels;
     const T* x = static_cast<const T*>(args.x) + (n * args.pixels + first) * stride;
-    row_moments(x, stride, smaller(size, args.pixels - first), channels, mean, mean + channels);
+    row_moments(x, stride, smaller(size, args.pixels - first), channels, true, mean,
+                mean + channels);
     first += size;
     if (first < args.pixels) continue;
     first = 0;
@@ -77,23 +78,48 @@ void merge_groups(const GroupNormMergeArgs& args, int64_t n, int64_t channels, c
   }
 }
 
+// gamma and beta of `count` channels from parameter `offset` on.
+template <class C, class P>
+void apply_affine(const GroupNormMergeArgs& args, int64_t offset, int64_t count, C* scale,
+                  C* beta) {
+  const P* gamma = static_cast<const P*>(args.weight) + offset;
+  const P* shift = static_cast<const P*>(args.bias) + offset;
+  for (int64_t i = 0; i < count; ++i) {
+    scale[i] = static_cast<C>(scale[i] * static_cast<double>(to_compute(gamma[i])));
+    beta[i] = static_cast<C>(to_compute(shift[i]));
+  }
+}
+
+// The same with FiLM in it: row `row` of the modulation, from channel `channel` of the norm on.
+template <class C>
+void apply_modulated(const GroupNormMergeArgs& args, int64_t row, int64_t offset, int64_t channel,
+                     int64_t count, C* scale, C* beta) {
+  for (int64_t i = 0; i < count; ++i) {
+    const GroupNormAffine affine =
+        GroupNormAffine{value_at(args.weight, args.param_dtype, offset + i),
+                        value_at(args.bias, args.param_dtype, offset + i)}
+            .modulated(value_at(args.scale, args.modulation_dtype, row + channel + i),
+                       value_at(args.shift, args.modulation_dtype, row + channel + i));
+    scale[i] = static_cast<C>(scale[i] * affine.gamma);
+    beta[i] = static_cast<C>(affine.beta);
+  }
+}
+
 // gamma, beta and FiLM into the norm of image n.
 template <class C>
 void merge_affine(const GroupNormMergeArgs& args, int64_t n, int64_t channels, C* norm) {
   C *scale = norm + channels, *beta = norm + 2 * channels;
-  const int64_t row = n * args.modulation_stride;
   int64_t c = 0;
-  for (int s = 0; s < args.source_count; ++s) {
-    for (int64_t i = 0; i < args.sources[s].channels; ++i, ++c) {
-      const int64_t index = args.sources[s].param_offset + i;
-      GroupNormAffine affine{value_at(args.weight, args.param_dtype, index),
-                             value_at(args.bias, args.param_dtype, index)};
-      if (args.scale) {
-        affine = affine.modulated(value_at(args.scale, args.modulation_dtype, row + c),
-                                  value_at(args.shift, args.modulation_dtype, row + c));
-      }
-      scale[c] = static_cast<C>(scale[c] * affine.gamma);
-      beta[c] = static_cast<C>(affine.beta);
+  for (int s = 0; s < args.source_count; c += args.sources[s++].channels) {
+    const int64_t offset = args.sources[s].param_offset, count = args.sources[s].channels;
+    if (args.scale) {
+      apply_modulated(args, n * args.modulation_stride, offset, c, count, scale + c, beta + c);
+    } else if (args.param_dtype == DType::kFloat64) {
+      apply_affine<C, double>(args, offset, count, scale + c, beta + c);
+    } else if (args.param_dtype == DType::kFloat32) {
+      apply_affine<C, float>(args, offset, count, scale + c, beta + c);
+    } else {
+      apply_affine<C, Bf16>(args, offset, count, scale + c, beta + c);
     }
   }
 }

@@ -43,21 +43,16 @@ static inline void store_strip(T* p, int64_t lanes, const V (&values)[Count]) {
   }
 }
 
-// Mean and sum of squared deviations of `rows` pixels, for Count vectors of channels from x on.
-// Inlined, so that `lanes` is a constant wherever it is a vector's.
-template <int Count, class T>
-__attribute__((always_inline)) static inline void strip_moments(const T* x, int64_t stride,
-                                                                int64_t rows, int64_t lanes,
-                                                                double* mean, double* m2) {
-  using C = Compute<T>;
+// Mean and sum of squared deviations of `rows` rows, for Count vectors of channels; load_at(row, v)
+// reads one. Inlined, so that `lanes` is a constant wherever it is a vector's.
+template <int Count, class C, class Load>
+__attribute__((always_inline)) static inline void strip_moments(const Load& load_at, int64_t rows,
+                                                                int64_t lanes, double* mean,
+                                                                double* m2) {
   using V = Vec<C>;
   constexpr int64_t kLanes = Lanes<C>::kCount;
   // Even and odd rows are summed apart: half the rounding, and twice the independent work.
   V shift[Count] = {}, sum[2][Count] = {}, squares[2][Count] = {};
-  auto load_at = [&](int64_t row, int v) {
-    const T* p = x + row * stride + v * kLanes;
-    return lanes == kLanes ? load(p) : load_first(p, lanes);
-  };
   const int64_t sample = rows < kShiftRows ? rows : kShiftRows;
   for (int64_t r = 0; r < sample; ++r) {
     for (int v = 0; v < Count; ++v) shift[v] += load_at(r, v);
@@ -78,23 +73,72 @@ __attribute__((always_inline)) static inline void strip_moments(const T* x, int6
   }
   if (r < rows) add_row(r, 0);
   for (int v = 0; v < Count; ++v) {
+    // From memory, the compiler makes vectors of this loop.
+    C sums[2][kLanes], products[2][kLanes], shifts[kLanes];
+    for (int half = 0; half < 2; ++half) {
+      store(sums[half], sum[half][v]);
+      store(products[half], squares[half][v]);
+    }
+    store(shifts, shift[v]);
     for (int64_t i = 0; i < lanes; ++i) {
-      const double s = static_cast<double>(sum[0][v][i]) + sum[1][v][i], delta = s / rows;
-      const double q = static_cast<double>(squares[0][v][i]) + squares[1][v][i] - s * delta;
-      mean[v * kLanes + i] = shift[v][i] + delta;
+      const double s = static_cast<double>(sums[0][i]) + sums[1][i], delta = s / rows;
+      const double q = static_cast<double>(products[0][i]) + products[1][i] - s * delta;
+      mean[v * kLanes + i] = shifts[i] + delta;
       m2[v * kLanes + i] = q > 0 || q != q ? q : 0;
     }
   }
 }
 
-// mean[c] and m2[c] (sum of squared deviations) of `rows` pixels x[row * stride + c].
+// Moments of few channels, several pixels a vector: each of the vector's lanes is summed by itself,
+// then the lanes of a channel are merged by Chan's formula.
 template <class T>
-static inline void row_moments(const T* x, int64_t stride, int64_t rows, int64_t channels,
+static inline void packed_moments(const T* x, int64_t stride, int64_t rows, int64_t channels,
+                                  double* mean, double* m2) {
+  using C = Compute<T>;
+  constexpr int64_t kLanes = Lanes<C>::kCount;
+  const int64_t parts = kLanes / channels, part_rows = rows / parts;
+  double means[kLanes], squares[kLanes];
+  const auto load_at = [&](int64_t row, int) {
+    const T* p = x + row * parts * stride;
+    if (stride == channels) return load(p);
+    C lanes[kLanes];
+    for (int64_t i = 0; i < kLanes; ++i) {
+      lanes[i] = to_compute(p[i / channels * stride + i % channels]);
+    }
+    return load(lanes);
+  };
+  strip_moments<1, C>(load_at, part_rows, kLanes, means, squares);
+  for (int64_t c = 0; c < channels; ++c) {
+    mean[c] = m2[c] = 0;
+    for (int64_t i = c; i < kLanes; i += channels) mean[c] += means[i];
+    mean[c] /= parts;
+    for (int64_t i = c; i < kLanes; i += channels) {
+      const double d = means[i] - mean[c];
+      m2[c] += squares[i] + part_rows * d * d;
+    }
+  }
+}
+
+// mean[c] and m2[c] (sum of squared deviations) of `rows` pixels x[row * stride + c]. all: whether
+// these are all channels there are, not those of one thread; then few of them share vectors.
+template <class T>
+static inline void row_moments(const T* x, int64_t stride, int64_t rows, int64_t channels, bool all,
                                double* mean, double* m2) {
-  constexpr int64_t kLanes = Lanes<Compute<T>>::kCount;
-  if (channels < kLanes) return strip_moments<1>(x, stride, rows, channels, mean, m2);
-  for_each_strip<2, Compute<T>>(channels, [&](auto count, int64_t i) {
-    strip_moments<count.kValue>(x + i, stride, rows, kLanes, mean + i, m2 + i);
+  using C = Compute<T>;
+  constexpr int64_t kLanes = Lanes<C>::kCount;
+  if (channels < kLanes) {
+    // Not by the stride: a memory format must not change a bit.
+    if (all && channels >= 4 && kLanes % channels == 0 && rows % (kLanes / channels) == 0) {
+      return packed_moments(x, stride, rows, channels, mean, m2);
+    }
+    return strip_moments<1, C>(
+        [&](int64_t row, int) { return load_first(x + row * stride, channels); }, rows, channels,
+        mean, m2);
+  }
+  for_each_strip<2, C>(channels, [&](auto count, int64_t i) {
+    strip_moments<count.kValue, C>(
+        [&](int64_t row, int v) { return load(x + row * stride + i + v * kLanes); }, rows, kLanes,
+        mean + i, m2 + i);
   });
 }
 

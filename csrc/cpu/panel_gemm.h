@@ -51,47 +51,73 @@ struct Product<true> {
 constexpr bool kHasPairs = false;
 #endif
 
-template <Order order, bool kPairs, class C>
+template <int kRows, int kVectors, Order order, bool kPairs, class C>
 static inline void gemm_tile(const C* a, int64_t a_stride, const C* b, int64_t k, C* c,
                              int64_t c_stride, bool accumulate) {
   constexpr int64_t kLanes = Lanes<C>::kCount;
-  Vec<C> sum[kTileRows][2];
+  Vec<C> sum[kRows][kVectors];
 #pragma GCC unroll 16
-  for (int i = 0; i < kTileRows; ++i) sum[i][0] = sum[i][1] = Vec<C>{};
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) sum[i][v] = Vec<C>{};
+  }
   for (int64_t p = 0; p < k; ++p) {
-    const Vec<C> b0 = load(b + p * kPanel<C>), b1 = load(b + p * kPanel<C> + kLanes);
+    Vec<C> row[kVectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) row[v] = load(b + p * kPanel<C> + v * kLanes);
 #pragma GCC unroll 16
-    for (int i = 0; i < kTileRows; ++i) {
+    for (int i = 0; i < kRows; ++i) {
       const C x = order == Order::kRows ? a[i * a_stride + p] : a[p * a_stride + i];
-      sum[i][0] = Product<kPairs>::add(sum[i][0], x, b0);
-      sum[i][1] = Product<kPairs>::add(sum[i][1], x, b1);
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) sum[i][v] = Product<kPairs>::add(sum[i][v], x, row[v]);
     }
   }
 #pragma GCC unroll 16
-  for (int i = 0; i < kTileRows; ++i) {
-    if (accumulate) {
-      sum[i][0] += load(c + i * c_stride);
-      sum[i][1] += load(c + i * c_stride + kLanes);
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      C* to = c + i * c_stride + v * kLanes;
+      if (accumulate) sum[i][v] += load(to);
+      store(to, sum[i][v]);
     }
-    store(c + i * c_stride, sum[i][0]);
-    store(c + i * c_stride + kLanes, sum[i][1]);
   }
 }
 
-// C [m, columns] = (accumulate: +=) A [m, k] B; m is a multiple of kTileRows, columns of kPanel.
-// b_depth: depth of B's panels, of which the k from b on are used.
+// The rows of one panel and stretch of depth: tiles of kRows, then the few rows left in smaller
+// ones.
+template <int kRows, int kVectors, Order order, bool kPairs, class C>
+static inline void gemm_rows(const C* a, int64_t a_stride, const C* b, int64_t m, int64_t k, C* c,
+                             int64_t c_stride, bool accumulate) {
+  const int64_t a_row = order == Order::kRows ? a_stride : 1;
+  for (; m >= kRows; m -= kRows, a += kRows * a_row, c += kRows * c_stride) {
+    gemm_tile<kRows, kVectors, order, kPairs>(a, a_stride, b, k, c, c_stride, accumulate);
+  }
+  if constexpr (kRows > 2 && order == Order::kRows) {
+    constexpr int kFewer = kRows > 8 ? 8 : kRows > 4 ? 4 : 2;
+    if (m > 0) {
+      gemm_rows<kFewer, kVectors, order, kPairs>(a, a_stride, b, m, k, c, c_stride, accumulate);
+    }
+  }
+}
+
+// C [m, columns] = (accumulate: +=) A [m, k] B; m is even (kColumns: a multiple of kTileRows),
+// columns fill whole vectors. b_depth: depth of B's panels, of which the k from b on are used.
 template <Order order = Order::kRows, bool kPairs = false, class C>
 __attribute__((noinline)) static void gemm(const C* a, int64_t a_stride, const C* b,
                                            int64_t b_depth, int64_t m, int64_t columns, int64_t k,
                                            C* c, int64_t c_stride, bool accumulate = false) {
   for (int64_t from = 0; from < k; from += kDepth) {
     const int64_t depth = k - from < kDepth ? k - from : kDepth;
+    const C* tile = order == Order::kRows ? a + from : a + from * a_stride;
     for (int64_t j = 0; j < columns; j += kPanel<C>) {
       const C* panel = b + j * b_depth + from * kPanel<C>;
-      for (int64_t i = 0; i < m; i += kTileRows) {
-        const C* tile = order == Order::kRows ? a + i * a_stride + from : a + from * a_stride + i;
-        gemm_tile<order, kPairs>(tile, a_stride, panel, depth, c + i * c_stride + j, c_stride,
-                         accumulate || from > 0);
+      const bool more = accumulate || from > 0;
+      if (columns - j <= Lanes<C>::kCount) {
+        gemm_rows<kTileRows, 1, order, kPairs>(tile, a_stride, panel, m, depth, c + j, c_stride,
+                                               more);
+      } else {
+        gemm_rows<kTileRows, 2, order, kPairs>(tile, a_stride, panel, m, depth, c + j, c_stride,
+                                               more);
       }
     }
   }
@@ -127,8 +153,12 @@ __attribute__((noinline)) static void pack_rows(const T* rows, int64_t stride, i
         if (used == kPanel<C>) {
           store(packed, load(row));
           store(packed + kLanes, load(row + kLanes));
+        } else if (used > kLanes) {
+          store(packed, load(row));
+          store(packed + kLanes, load_first(row + kLanes, used - kLanes));
         } else {
-          for (int64_t i = 0; i < kPanel<C>; ++i) packed[i] = i < used ? to_compute(row[i]) : C(0);
+          store(packed, load_first(row, used));
+          store(packed + kLanes, Vec<C>{});
         }
       }
     }
@@ -158,22 +188,26 @@ __attribute__((noinline)) static void pack_transposed(const T* rows, int64_t str
                                                       int64_t width, C* out) {
   constexpr int64_t kLanes = Lanes<C>::kCount;
   for (int64_t j = 0; j < count; j += kPanel<C>, out += width * kPanel<C>) {
-    const int64_t used = count - j < kPanel<C> ? count - j : kPanel<C>;
-    for (int64_t i = 0; i < kPanel<C>; i += kLanes) {
-      const T* row = rows + (j + i) * stride;
-      int64_t k = 0;
-      for (; i + kLanes <= used && k + kLanes <= width; k += kLanes) {
+    for (int64_t i = j; i < j + kPanel<C>; i += kLanes) {
+      const T* row = rows + i * stride;
+      C* packed = out + i - j;
+      const int64_t used = smaller(kLanes, count - i);
+      for (int64_t k = 0; k < width; k += kLanes) {
+        const int64_t length = smaller(kLanes, width - k);
         Vec<C> tile[kLanes];
+        if (used == kLanes && length == kLanes) {
 #pragma GCC unroll 16
-        for (int64_t r = 0; r < kLanes; ++r) tile[r] = load(row + r * stride + k);
-        transpose<C>(tile);
+          for (int64_t r = 0; r < kLanes; ++r) tile[r] = load(row + r * stride + k);
+          transpose<C>(tile);
 #pragma GCC unroll 16
-        for (int64_t r = 0; r < kLanes; ++r) store(out + (k + r) * kPanel<C> + i, tile[r]);
-      }
-      for (; k < width; ++k) {
-        for (int64_t r = 0; r < kLanes; ++r) {
-          out[k * kPanel<C> + i + r] = i + r < used ? to_compute(row[r * stride + k]) : C(0);
+          for (int64_t r = 0; r < kLanes; ++r) store(packed + (k + r) * kPanel<C>, tile[r]);
+          continue;
         }
+        for (int64_t r = 0; r < kLanes; ++r) {
+          tile[r] = r < used ? load_first(row + r * stride + k, length) : Vec<C>{};
+        }
+        if (used > 0) transpose<C>(tile);
+        for (int64_t r = 0; r < length; ++r) store(packed + (k + r) * kPanel<C>, tile[r]);
       }
     }
   }

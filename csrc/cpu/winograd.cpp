@@ -21,8 +21,8 @@ namespace {
 constexpr double kInputPanels = 0.5;
 // Streaming a panel from memory takes as long as multiplying it with so many tiles.
 constexpr double kPanelTiles = 10;
-// Multiply-adds that pay for waking a thread: 20 us of work.
-constexpr int64_t kMacsPerThread = 800000;
+// Multiply-adds that pay for waking a thread: 10 us of work.
+constexpr int64_t kMacsPerThread = 500000;
 
 }  // namespace
 

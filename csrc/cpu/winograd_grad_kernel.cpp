@@ -18,7 +18,7 @@ struct GradLayout {
     int64_t channels = 0;
     for (int s = 0; s < problem.n_sources; ++s) channels += problem.sources[s].channels;
     tiles = rows * ceil_div(problem.width, kTile);
-    input_stride = WinogradInput<kTile, float>::stride_of(channels);
+    input_stride = tile_stride_of(channels);
     // Whole tiles of lanes may be read.
     output_stride = odd_stride(round_up(gradient.grad_y.channels, kTileRows) + kVector);
     input_frequency = odd_stride(tiles * input_stride + kPanel);
@@ -96,7 +96,8 @@ template <int kTile>
 void transform_block(const WinogradProblem& problem, const WinogradGradWeight& gradient,
                      const WinogradGradBlock& block, int64_t begin, int64_t end, void* memory) {
   Arena arena{static_cast<char*>(memory), 0};
-  WinogradInput<kTile, float> input(problem, arena);
+  WinogradInput<kTile, float> input(problem, arena, false);
+  input.begin();
   const GradLayout<kTile> layout(problem, gradient, block.rows);
   const int64_t rows_an_image = ceil_div(problem.height, kTile);
   for (int64_t q = begin; q < end; ++q) {
@@ -179,8 +180,8 @@ size_t winograd_grad_floats(const WinogradProblem& problem, const WinogradGradWe
 
 size_t winograd_grad_workspace(const WinogradProblem& problem) {
   Arena arena{nullptr, 0};
-  if (problem.tile == 4) WinogradInput<4, float>(problem, arena);
-  else WinogradInput<2, float>(problem, arena);
+  if (problem.tile == 4) WinogradInput<4, float>(problem, arena, false);
+  else WinogradInput<2, float>(problem, arena, false);
   return arena.used;
 }
 

@@ -26,21 +26,23 @@ struct Winograd<4> {
   static constexpr float n0 = 1 / ab2, na = 1 / (2 * a2 * (a2 - b2)), nb = 1 / (2 * b2 * (b2 - a2));
 
   // B^T d
-  static DDSM_INLINE void input(const FloatVec (&d)[6], FloatVec (&out)[6]) {
+  template <class V>
+  static DDSM_INLINE void input(const V (&d)[6], V (&out)[6]) {
     out[0] = ab2 * d[0] + (d[4] - sum2 * d[2]);
-    const FloatVec even_a = d[4] - b2 * d[2], odd_a = a * (d[3] - b2 * d[1]);
+    const V even_a = d[4] - b2 * d[2], odd_a = a * (d[3] - b2 * d[1]);
     out[1] = even_a + odd_a;
     out[2] = even_a - odd_a;
-    const FloatVec even_b = d[4] - a2 * d[2], odd_b = b * (d[3] - a2 * d[1]);
+    const V even_b = d[4] - a2 * d[2], odd_b = b * (d[3] - a2 * d[1]);
     out[3] = even_b + odd_b;
     out[4] = even_b - odd_b;
     out[5] = ab2 * d[1] + (d[5] - sum2 * d[3]);
   }
 
   // A^T p
-  static DDSM_INLINE void output(const FloatVec (&p)[6], FloatVec (&out)[4]) {
-    const FloatVec even_a = p[1] + p[2], odd_a = p[1] - p[2];
-    const FloatVec even_b = p[3] + p[4], odd_b = p[3] - p[4];
+  template <class V>
+  static DDSM_INLINE void output(const V (&p)[6], V (&out)[4]) {
+    const V even_a = p[1] + p[2], odd_a = p[1] - p[2];
+    const V even_b = p[3] + p[4], odd_b = p[3] - p[4];
     out[0] = p[0] + even_a + even_b;
     out[1] = a * odd_a + b * odd_b;
     out[2] = a2 * even_a + b2 * even_b;
@@ -85,14 +87,16 @@ template <>
 struct Winograd<2> {
   static constexpr int kAlpha = 4;
 
-  static DDSM_INLINE void input(const FloatVec (&d)[4], FloatVec (&out)[4]) {
+  template <class V>
+  static DDSM_INLINE void input(const V (&d)[4], V (&out)[4]) {
     out[0] = d[0] - d[2];
     out[1] = d[1] + d[2];
     out[2] = d[2] - d[1];
     out[3] = d[1] - d[3];
   }
 
-  static DDSM_INLINE void output(const FloatVec (&p)[4], FloatVec (&out)[2]) {
+  template <class V>
+  static DDSM_INLINE void output(const V (&p)[4], V (&out)[2]) {
     out[0] = p[0] + p[1] + p[2];
     out[1] = p[1] - p[2] - p[3];
   }
@@ -121,13 +125,13 @@ struct Winograd<2> {
 };
 
 // The one-dimensional transform `along` [kIn] -> [kOut] over the columns, then the rows, of a tile.
-template <int kIn, int kOut, class Along>
-DDSM_INLINE void transform_tile(const FloatVec (&in)[kIn * kIn], FloatVec (&out)[kOut * kOut],
+template <int kIn, int kOut, class V, class Along>
+DDSM_INLINE void transform_tile(const V (&in)[kIn * kIn], V (&out)[kOut * kOut],
                                 const Along& along) {
-  FloatVec columns[kOut * kIn];
+  V columns[kOut * kIn];
   DDSM_UNROLL
   for (int j = 0; j < kIn; ++j) {
-    FloatVec from[kIn], to[kOut];
+    V from[kIn], to[kOut];
     DDSM_UNROLL
     for (int i = 0; i < kIn; ++i) from[i] = in[i * kIn + j];
     along(from, to);
@@ -136,7 +140,7 @@ DDSM_INLINE void transform_tile(const FloatVec (&in)[kIn * kIn], FloatVec (&out)
   }
   DDSM_UNROLL
   for (int i = 0; i < kOut; ++i) {
-    FloatVec from[kIn], to[kOut];
+    V from[kIn], to[kOut];
     DDSM_UNROLL
     for (int j = 0; j < kIn; ++j) from[j] = columns[i * kIn + j];
     along(from, to);

@@ -25,7 +25,9 @@ struct AttentionArgs {
   AttentionTensor grad_out;  // [n, heads, t_q, d]; backward only
   // output of forward, input of backward
   AttentionTensor out;  // [n, heads, t_q, d]
-  void* lse;  // [n, heads, t_q] log of the sum of exp(scores); float64 for float64, else float32
+  // [n, heads, t_q] log of the sum of exp(scores); float64 for float64, else float32. The CPU's
+  // forward leaves it out where this is null.
+  void* lse;
   // outputs of backward
   AttentionTensor grad_q;  // [n, heads, t_q, d]
   AttentionTensor grad_k;  // [n, heads, t_k, d]
@@ -39,7 +41,7 @@ DDSM_EXPORT int64_t attention_slots(const AttentionArgs& args);
 DDSM_EXPORT int64_t attention_forward_scratch_bytes(const AttentionArgs& args);
 int64_t attention_backward_scratch_bytes(const AttentionArgs& args);
 
-// out = softmax(scale * q k^T) v; fills out and lse.
+// out = softmax(scale * q k^T) v; fills out and, on the GPU always, lse.
 void attention_forward(const AttentionArgs& args);
 
 // Fills grad_q, grad_k, grad_v.

@@ -19,6 +19,9 @@ struct Conv2dCosts {
   double rearranged_per_ns;     // panel floats made from weights
   double bf16_macs_per_ns;      // of a direct convolution that does not widen; 0: there is none
   double segment_ns;            // start of one tap of a tile of a direct convolution
+  // As panel_bytes_per_ns, of F(2 x 2, 3 x 3), whose panels are fewer than half of F(4 x 4)'s.
+  double small_panel_bytes_per_ns;
+  double direct_ns;             // start of a direct convolution: its tables, a norm on its own
 };
 
 // A convolution as the choice sees it: active channels, k x k kernel, output size. For the gradient
