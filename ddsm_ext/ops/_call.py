@@ -232,6 +232,9 @@ def runs_native(op: str, x: Tensor, *, needs_grad: bool, warn: bool = True) -> b
     device_type = x.device.type
     missing = _MISSING.get((op, device_type, needs_grad), op)
     if missing is None and x.dtype in _DTYPES[device_type]:
+        # As in_transform begins, which would cost every call another one.
+        if forward_ad._current_level < 0 and not _within_torch_func():
+            return True
         return not in_transform(op)
     if warn and not torch.compiler.is_compiling():
         what = f"{op} has no {x.dtype} kernel" if missing is None else f"{missing} has no kernel"

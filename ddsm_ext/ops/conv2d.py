@@ -45,7 +45,6 @@ from ddsm_ext.ops._packed import (
 from ddsm_ext.settings import Refusal
 
 _OP = "sliced_conv2d"
-MOST_ELEMENTS = 2**40  # of a tensor (kMostElements)
 
 
 def sliced_conv2d(
@@ -228,11 +227,8 @@ def _fake_written(*args: Any) -> None:
 
 
 def _algorithm(algo: str, x: Tensor, weight: Tensor, problem: ConvProblem, **how: bool) -> int:
-    """`resolve_algorithm`, but DIRECT where nothing is rearranged: of fake tensors without values,
-    and of sizes that the kernels are about to refuse."""
+    """`resolve_algorithm`, but DIRECT for fake tensors, whose values nothing can rearrange."""
     if type(x) is FakeTensor or type(weight) is FakeTensor:
-        return DIRECT
-    if x.numel() > MOST_ELEMENTS or weight.numel() > MOST_ELEMENTS:
         return DIRECT
     return resolve_algorithm(algo, weight, problem, **how)
 
@@ -266,8 +262,11 @@ def _run(
         2 if upsample else 1,
         x.dtype == weight.dtype == torch.bfloat16,
     )
-    algorithm = _algorithm(algo, x, weight, problem, training=training)
-    panels = None if algorithm == DIRECT else packed_weight(weight, algorithm)
+    try:
+        algorithm = _algorithm(algo, x, weight, problem, training=training)
+        panels = None if algorithm == DIRECT else packed_weight(weight, algorithm)
+    except (TypeError, ValueError):  # sizes beyond the choice: the op itself says which
+        algorithm, panels = DIRECT, None
     numbers = (c_out, c_in2_offset, stride, padding, upsample, panels, algorithm, tf32)
     factors = (factor_beside(x, weight), factor_beside(x, bias))
     with below_autograd():
