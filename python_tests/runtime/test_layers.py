@@ -152,6 +152,32 @@ def test_norm_and_residual_of_every_algorithm(algorithm: str):
         check(steps.run(y), exact + resampled(residual.double(), "up"))
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("algorithm", ["direct", "winograd_2x2", "winograd_4x4"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_channels_that_fill_no_vector(isa: str, algorithm: str, dtype: torch.dtype):
+    """They share vectors with other pixels, inputs and outputs alike; so do their moments."""
+    inputs = [(3, 0, 8), (12, 0, 6), (4, 8, 8), (16, 8, 12), (20, 7, 5), (24, 0, 4)]
+    for (c, c2, size), c_out in itertools.product(inputs, (1, 4, 5, 8, 12, 20, 24)):
+        block = Block(dtype, c, c2, size)
+        steps = Steps(dtype, choose=lambda *_: ALGORITHMS.index(algorithm))
+        gamma, beta = torch.ones(c_out), torch.zeros(c_out)
+        with forced_isa(isa):
+            sources = block.sources(steps)
+            norm = block.norm(steps, sources, film=True)
+            residual = normal(seeded(7), N, c_out, size, size, dtype=dtype)
+            y = steps.layers.conv2d(
+                sources, block.conv(3), c_out, norm=norm, residual=steps.image(residual),
+                moments=True,
+            )  # fmt: skip
+            after = steps.layers.norm((y,), gamma, beta, 1)
+            normed = steps.layers.joined((y,), after, torch.float32)
+            ours = steps.run(normed)
+        exact = block.convolved(block.normed(film=True), 3, c_out) + residual.double()
+        exact = torch.group_norm(exact, 1, None, None, EPS)
+        check(ours.view(N, size, size, c_out).permute(0, 3, 1, 2).to(dtype), exact)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_block_that_halves(dtype: torch.dtype):
     """ADM's: h = conv(down(norm(x))), plus a 1x1 convolution of down(x), plus a shift."""
