@@ -42,7 +42,8 @@ inline Conv2dShape shape_of(const char* op, int64_t images, int64_t height, int6
   const int64_t scale = upsample ? 2 : 1, reach = 2 * padding - kernel;
   // The upper bound keeps a raw call's numbers from overflowing here.
   STD_TORCH_CHECK(height >= 1 && width >= 1 && height <= kMostElements &&
-                      width <= kMostElements && height * scale + reach >= 0 && width * scale + reach >= 0,
+                      width <= kMostElements && height * scale + reach >= 0 &&
+                      width * scale + reach >= 0,
                   op, ": ", height, "x", width, " pixels are too few or too many for the kernel");
   return {images,
           height,

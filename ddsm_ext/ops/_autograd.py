@@ -16,8 +16,6 @@ from ddsm_ext.settings import Refusal
 _is_batched = torch._C._functorch.is_legacy_batchedtensor  # what is_grads_batched makes
 
 # Outputs, made by torch's own operations, and {position of an input: the tensor it was}.
-
-
 Replayed = tuple[tuple[Tensor, ...], dict[int, Any]]
 # Makes them of ctx, its saved tensors and the gradients of the outputs.
 Replay = Callable[[Any, list[Any], tuple[Tensor, ...]], Replayed]

@@ -117,6 +117,10 @@ class PlanSteps:
         bound.plan.run()
         return bound.y.clone().permute(0, 3, 1, 2)  # [N, C', H, W]
 
+    def plan(self, net: Network, key: StepKey) -> Plan:
+        """Return what `run` runs between its copies, to be measured by itself."""
+        return self._bound(net, key).plan
+
     def activation_bytes(self, net: Network, key: StepKey) -> int:
         """See `Steps`."""
         return self._step(net, key).program.arena_bytes

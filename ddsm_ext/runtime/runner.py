@@ -207,6 +207,8 @@ class StepRunner:
             return f"dtype is {dtype}, steps on {device.type} take {names}"
         if torch.is_autocast_enabled(device.type):
             return "autocast is on, steps compute in the dtype of x"
+        if forward_ad._current_level >= 0:
+            return "forward-mode derivatives are taken, steps have none"
         weights = _parameter_dtype(net)
         if weights not in (dtype, torch.float32):
             return f"the weights are {weights}, x is {dtype}"
