@@ -23,9 +23,11 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 _storage_of = torch._C.TensorBase.untyped_storage
 _holders = torch._C._storage_Use_Count
-# Those of a storage that one tensor has, and nothing else.
 _tensor = torch.empty(1, device="cpu")
+# Those of a storage that one tensor has, and nothing else.
 _ALONE = _holders(_storage_of(_tensor)._cdata)
+# torch keeps a storage's object as long as the storage; of one that came and went nothing is known.
+_OBJECTS_STAY = weakref.ref(_storage_of(_tensor))() is not None
 del _tensor
 
 
@@ -44,7 +46,8 @@ class Memory:
         # No reference to a tensor: torch.utils.swap_tensors would refuse it.
         self._storage = weakref.ref(storage, lambda _: _memories.pop(address, None))
         # Of NumPy, of a file, or of several processes: their owners write it when they like.
-        self._is_foreign = not storage.resizable() or storage.is_shared()
+        owned = storage.resizable() and not storage.is_shared()
+        self._is_foreign = not (owned and _OBJECTS_STAY)
         self.notes = 0
         self.contents: dict[Any, Any] = {}
 
@@ -65,9 +68,8 @@ def memory_of(tensor: Tensor) -> Memory:
     """Return the memory of a tensor that has some, known from now on."""
     storage = _storage_of(tensor)
     memory = _memories.get(storage._cdata)
-    if memory is None:
-        memory = _memories[storage._cdata] = Memory(storage)
-    return memory
+    # One for all threads: others would not be noted.
+    return memory or _memories.setdefault(storage._cdata, Memory(storage))
 
 
 def known_memory(tensor: Tensor) -> Memory | None:

@@ -96,12 +96,9 @@ def _extent(tensor: Tensor) -> tuple[int, int]:
 
 def content_of(tensor: Tensor) -> Content:
     """Return the content of a plain tensor; tensors that share memory and layout share it."""
-    contents = memory_of(tensor).contents
+    memory = memory_of(tensor)
     key = (_data_ptr(tensor), tensor.dtype, tensor.shape, tensor.stride())
-    content = contents.get(key)
-    if content is None:
-        content = contents[key] = Content(memory_of(tensor))
-    return content
+    return memory.contents.get(key) or memory.contents.setdefault(key, Content(memory))
 
 
 def contents_of(tensors: Iterable[Tensor]) -> set[Content]:
