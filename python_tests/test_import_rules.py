@@ -40,9 +40,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "search": ("io.document", "io.files", "sampling"),
     "report": ("io.files",),
     "compat": ("diffusion", "graph", "io", "models", "ops", "sampling"),
-    "bench": ("_library", "graph", "models", "ops", "runtime"),
-    "run": ("bench", "compat", "data", "diffusion", "eval", "graph", "io", "machine", "models",
-            "report", "sampling", "search", "training"),
+    "bench": ("_library", "_fixed_weights", "graph", "models", "ops", "runtime"),
+    "run": ("_fixed_weights", "bench", "compat", "data", "diffusion", "eval", "graph", "io",
+            "machine", "models", "report", "sampling", "search", "training"),
     "cli": ("",),
 }  # fmt: skip
 ALWAYS = ("_lazy", "settings", "width")

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ddsm_ext._fixed_weights import fixed_weights
 from ddsm_ext.bench.candidates import KERNELS, compare
 from ddsm_ext.bench.conditions import (
     CPU,
@@ -74,7 +75,8 @@ def run_unet_step(
     check_batch(batch)
     _check_candidates(candidates)
     widths = _checked(widths, config)
-    with setting.active(), torch.no_grad(), warnings.catch_warnings():
+    # As in sampling: one look at the weights for all steps.
+    with setting.active(), fixed_weights(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the column `native` tells what the warning would
         roof = setting.measure_roof()
         steps = prepare_steps(config, widths, candidates, batch, setting, compile_limit_s)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddsm_ext._fixed_weights import fixed_weights
 from ddsm_ext.bench.candidates import check_agreement
 from ddsm_ext.bench.conditions import CPU, Setting, check_batch, roof_ms
 from ddsm_ext.bench.steps import SlicingNetwork, channels_last, random_inputs, random_network
@@ -119,7 +120,8 @@ def run_width_curve(
     """
     check_batch(batch)
     end = time.monotonic() + limit_s
-    with setting.active(), torch.no_grad(), warnings.catch_warnings():
+    # As in sampling: one look at the weights for all steps.
+    with setting.active(), fixed_weights(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of weights that are not packed yet
         roof = setting.measure_roof()
         calls, errors = _checked_steps(config, group_widths(config), batch, setting)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ddsm_ext._fixed_weights import fixed_weights
 from ddsm_ext.bench.timing import interleaved
 from ddsm_ext.diffusion.schedule import make_schedule
 from ddsm_ext.graph import count
@@ -103,14 +104,15 @@ def measure_ms(
             f"measure_ms: {len(widths)} widths, {rounds} rounds, {warmup_rounds} to warm up, batch "
             f"{batch}; need at least 1 width, 1 round, 0 to warm up, batch 1"
         )
-    times = interleaved(
-        {float(width): partial(run_step, width) for width in widths},
-        rounds=rounds,
-        warmup_rounds=warmup_rounds,
-        min_sample_ms=0.0,
-        clock=clock,
-        progress=progress,
-    )
+    with fixed_weights():  # as in sampling
+        times = interleaved(
+            {float(width): partial(run_step, width) for width in widths},
+            rounds=rounds,
+            warmup_rounds=warmup_rounds,
+            min_sample_ms=0.0,
+            clock=clock,
+            progress=progress,
+        )
     stamp = {"date": datetime.now(UTC).isoformat(timespec="seconds")}
     spread = {w: _spread([ms / batch for ms in t.rounds_ms]) for w, t in times.items()}
     costs = {width: values["median_ms"] for width, values in spread.items()}
