@@ -80,8 +80,9 @@ class PlainWords:
         x = self._joined(node, value)
         if torch.is_grad_enabled() and not x.requires_grad:
             # With such an input in channels_last, torch 2.13's backward reads memory beyond it.
-            x = x.contiguous()
-        y = layer(x)
+            y = layer(x.flatten(2)).reshape(x.shape)
+        else:
+            y = layer(x)
         if node.modulate is not None:
             scale, shift = (part[:, :, None, None] for part in value[node.modulate.index])
             y = y * (1 + scale) + shift

@@ -92,10 +92,10 @@ def sliced_group_norm_ref(
         beta = torch.cat([beta, bias[start:end]])  # [c + c2]
     # bf16 and fp16 are normalised in fp32: parameters may be fp32 beside them.
     dtype = torch.promote_types(x.dtype, torch.float32)
-    # Contiguous, as for a channels_last input that needs no gradient itself the backward of torch
-    # 2.13 reads memory beyond it.
-    z = z.to(dtype).contiguous()
-    y = torch.group_norm(z, groups, gamma.to(dtype), beta.to(dtype), eps)
+    # Of three dimensions, as for a channels_last input that needs no gradient itself the backward
+    # of torch 2.13 reads memory beyond it; 1x1 pixels may pass for that however they lie.
+    pixels = z.to(dtype).flatten(2)  # [N, c (+ c2), H W]
+    y = torch.group_norm(pixels, groups, gamma.to(dtype), beta.to(dtype), eps).reshape(z.shape)
     if scale is not None and shift is not None:
         y = y * (1 + scale.to(dtype)[:, :, None, None]) + shift.to(dtype)[:, :, None, None]
     if silu:
