@@ -80,6 +80,15 @@ def _problem(net: Network, device: torch.device, steps: Steps) -> str | None:
     return steps.reason_against(net)
 
 
+def _mode_against(device: torch.device) -> str | None:
+    """Return which mode of torch steps cannot follow, or None; modes come and go between steps."""
+    if device.type in _DTYPES and torch.is_autocast_enabled(device.type):
+        return "autocast is on, steps compute in the dtype of x"
+    if forward_ad._current_level >= 0:
+        return "forward-mode derivatives are taken, steps have none"
+    return None
+
+
 def steps_for(net: Network, device: torch.device) -> Steps:
     """Return what makes a network's steps ready on a device."""
     return GraphSteps(net, device) if device.type == "cuda" else PlanSteps(net)
@@ -150,8 +159,8 @@ class StepRunner:
         net, width = self._module(), check_width(width)
         net.config.counts(width)  # refuses a width that cannot be used
         with self._lock, torch.no_grad():
-            reason = None
-            if not self.is_found_good(x):
+            reason = _mode_against(x.device)
+            if reason is None and not self.is_found_good(x):
                 reason = self._reason_against(net, x.dtype, x.device, structure_known)
                 good = found_good()
                 if reason is None and good is not None:
@@ -205,10 +214,9 @@ class StepRunner:
         if dtype not in _DTYPES[device.type]:
             names = ", ".join(str(d).removeprefix("torch.") for d in _DTYPES[device.type])
             return f"dtype is {dtype}, steps on {device.type} take {names}"
-        if torch.is_autocast_enabled(device.type):
-            return "autocast is on, steps compute in the dtype of x"
-        if forward_ad._current_level >= 0:
-            return "forward-mode derivatives are taken, steps have none"
+        mode = _mode_against(device)
+        if mode is not None:
+            return mode
         weights = _parameter_dtype(net)
         if weights not in (dtype, torch.float32):
             return f"the weights are {weights}, x is {dtype}"

@@ -19,6 +19,7 @@ from ops.weight_edits import EDITS, one_process, received
 from runtime.weight_changes import as_module, in_place, network, replaced, sgd_step, through_data
 from torch import Tensor
 
+from ddsm_ext._fixed_weights import fixed_weights
 from ddsm_ext.diffusion import DiffusionConfig, make_schedule
 from ddsm_ext.models.network import SlimmableNetwork
 from ddsm_ext.ops import weights_changed
@@ -218,6 +219,18 @@ def test_trained_by_ddp():
             torch.testing.assert_close(y.double(), as_module(net, x, t, 0.5), rtol=1e-3, atol=1e-4)
             received(net.head.weight)
         check(net)
+
+
+def test_autocast_that_begins_while_weights_are_fixed():
+    net = network()
+    x, t = inputs(net.config, torch.float32)
+    runner = StepRunner(net)
+    with fixed_weights(), torch.no_grad():
+        runner(x, t, 0.5)
+        with torch.autocast("cpu"):
+            with pytest.warns(UserWarning, match="autocast is on"):
+                y = runner(x, t, 0.5)
+            assert torch.equal(y, net.run_modules(x, t, 0.5))
 
 
 def test_parametrised_after_the_runner_was_made():
