@@ -69,6 +69,16 @@ def random_inputs(
     return {name: tensor.to(device) for name, tensor in inputs.items()}
 
 
+def sampling_inputs(
+    config: NetworkConfig, batch: int, dtype: torch.dtype, *, device: str = "cpu"
+) -> dict[str, Tensor]:
+    """Return `random_inputs` with one timestep in all rows, as a sampler calls the network."""
+    inputs = random_inputs(config, batch, dtype, device=device)
+    if "t" in inputs:
+        inputs["t"] = inputs["t"][:1].expand(batch)
+    return inputs
+
+
 def channels_last(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return inputs whose images are channels_last."""
     return {**inputs, "x": inputs["x"].contiguous(memory_format=torch.channels_last)}
@@ -259,7 +269,7 @@ class _Builder:
         self, config: NetworkConfig, widths: Sequence[float], batch: int, setting: Setting
     ) -> None:
         self.net = random_network(config).to(setting.place, setting.kind)
-        self.inputs = random_inputs(config, batch, setting.kind, device=setting.place)
+        self.inputs = sampling_inputs(config, batch, setting.kind, device=setting.place)
         self.inputs_cl = channels_last(self.inputs)
         self.widths, self.device = widths, setting.device
         self.reference = SlicingNetwork(as_reference(self.net))

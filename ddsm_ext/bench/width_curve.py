@@ -20,7 +20,12 @@ from torch import Tensor
 from ddsm_ext._fixed_weights import fixed_weights
 from ddsm_ext.bench.candidates import check_agreement
 from ddsm_ext.bench.conditions import CPU, Setting, check_batch, roof_ms
-from ddsm_ext.bench.steps import SlicingNetwork, channels_last, random_inputs, random_network
+from ddsm_ext.bench.steps import (
+    SlicingNetwork,
+    channels_last,
+    random_network,
+    sampling_inputs,
+)
 from ddsm_ext.bench.timing import Timing, interleaved, ratio, time_columns
 from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.graph.count import macs as macs_of
@@ -150,7 +155,7 @@ def _checked_steps(
     """Return width -> step and width -> its error against slicing at the first and last image."""
     net = random_network(config).to(setting.place, setting.kind)
     runner, slicing = setting.device.runner(net), SlicingNetwork(net)
-    inputs = random_inputs(config, batch, setting.kind, device=setting.place)
+    inputs = sampling_inputs(config, batch, setting.kind, device=setting.place)
     reason = runner.reason_against(setting.kind, inputs["x"].device)
     if reason is not None:
         raise Refusal(f"run_width_curve: steps would run uncompiled, {reason}")

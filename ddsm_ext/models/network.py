@@ -257,7 +257,7 @@ class SlimmableNetwork(SlimmableBlock):
             if known or self.structure_problem() is None:
                 if self._runner is None:
                     self._runner = StepRunner(self)
-                return self._runner(x, t, width, y, structure_known=True)
+                return self._runner(x, t, width, y, known_to_serve=True)
         return self.run_modules(x, t, width, y, accumulate_grad=accumulate_grad)
 
     def run_modules(

@@ -168,13 +168,15 @@ class PlanSteps:
         """Embeddings [N, c] of timesteps or labels or, for one in all rows, [1, c]."""
         if node.op == "embed":
             return sliced_embedding(net.layer(node.name).weight, given, c)
-        if len(given) > 1 and given.stride(0) != 0:
-            return _embedded(net, node, given)
-        key = (node.index, given[0].item())
+        if given.numel() > 1:
+            if given.stride(0) != 0:
+                return _embedded(net, node, given)
+            given = given[:1]
+        key = (node.index, given.item())
         if key not in self._embeddings:
             if len(self._embeddings) >= _EMBEDDINGS_KEPT:
                 self._embeddings.clear()
-            self._embeddings[key] = _embedded(net, node, given[:1])
+            self._embeddings[key] = _embedded(net, node, given)
         return self._embeddings[key]
 
 

@@ -55,7 +55,13 @@ def check_inputs(
         )
     if x.dtype == torch.float32 and weight.dtype == torch.float64:
         x = x.double()
-    return {"x": x, "t": t.expand(x.shape[0]), **labels}
+    return named_inputs(x, t, y)
+
+
+def named_inputs(x: Tensor, t: Tensor, y: Tensor | None) -> dict[str, Tensor]:
+    """Return checked arguments by name, with t (and y) as [N]."""
+    labels = {} if y is None else {"y": y}
+    return {"x": x, "t": t if t.dim() else t.expand(x.shape[0]), **labels}
 
 
 def _check_images(owner: str, graph: Graph, x: Tensor) -> None:

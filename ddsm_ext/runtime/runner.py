@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +21,10 @@ from ddsm_ext.ops._weights import is_plain
 from ddsm_ext.runtime.backend import Network, StepError, StepKey, Steps
 from ddsm_ext.runtime.cpu import PlanSteps
 from ddsm_ext.runtime.cuda import GraphSteps
-from ddsm_ext.runtime.inputs import check_inputs
+from ddsm_ext.runtime.inputs import check_inputs, named_inputs
 from ddsm_ext.width import check_width
 
+_AS_IT_IS = nullcontext()
 _DTYPES = {"cpu": PlanSteps.dtypes, "cuda": GraphSteps.dtypes}
 
 
@@ -51,6 +54,8 @@ def serves(net: Network, x: Tensor) -> bool:
 def _functions_are_seen() -> bool:
     """True if a mode sees torch's functions, other than torch.set_default_device's."""
     depth = torch._C._len_torch_function_stack()
+    if not depth:
+        return False
     modes = map(torch._C._get_function_stack_at, range(depth))
     return not all(type(mode) is DeviceContext for mode in modes)
 
@@ -78,6 +83,11 @@ def _problem(net: Network, device: torch.device, steps: Steps) -> str | None:
             if found is None or found.shape != shapes[suffix]:
                 return f"{layer.name}.{suffix} is not as described"
     return steps.reason_against(net)
+
+
+def _signature(given: Tensor | None) -> tuple[Any, ...] | None:
+    """Return all that `check_inputs` looks at in an argument."""
+    return (given.shape, given.dtype, given.device) if isinstance(given, Tensor) else None
 
 
 def _mode_against(device: torch.device) -> str | None:
@@ -150,30 +160,30 @@ class StepRunner:
         width: float,
         y: Tensor | None = None,
         *,
-        structure_known: bool = False,
+        known_to_serve: bool = False,
     ) -> Tensor:
         """Return the prediction [N, C', H, W]; arguments as `SlimmableNetwork.forward`'s.
 
-        structure_known: the caller has just found no `structure_problem`.
+        known_to_serve: the caller has just found that it `serves` and no `structure_problem`.
         """
         net, width = self._module(), check_width(width)
-        net.config.counts(width)  # refuses a width that cannot be used
-        with self._lock, torch.no_grad():
-            reason = _mode_against(x.device)
-            if reason is None and not self.is_found_good(x):
-                reason = self._reason_against(net, x.dtype, x.device, structure_known)
-                good = found_good()
-                if reason is None and good is not None:
-                    good.add((self, x.dtype, x.device))
-            if reason is None:
-                weight = net.first_parameter()
-                assert weight is not None
-                inputs = check_inputs(type(net).__name__, net.graph, x, t, y, weight)
+        good, call = found_good(), (self, width, *map(_signature, (x, t, y)))
+        with self._lock, torch.no_grad() if torch.is_grad_enabled() else _AS_IT_IS:
+            reason = None if known_to_serve else _mode_against(x.device)
+            if reason is None and (good is None or call not in good):
+                net.config.counts(width)  # refuses a width that cannot be used
+                reason = self._reason_against(net, x.dtype, x.device, known_to_serve)
+                if reason is None:
+                    weight = net.first_parameter()
+                    assert weight is not None
+                    check_inputs(type(net).__name__, net.graph, x, t, y, weight)
+                    if good is not None:
+                        good |= {call, (self, x.dtype, x.device)}
             if reason is None and x.numel():
                 key = StepKey(width, x.shape[0], x.shape[2], x.shape[3], x.dtype)
                 try:
                     assert self._steps is not None
-                    return self._steps.run(net, key, inputs)
+                    return self._steps.run(net, key, named_inputs(x, t, y))
                 except StepError as error:
                     reason = str(error)
         if reason is not None:
@@ -207,14 +217,14 @@ class StepRunner:
         net: Network,
         dtype: torch.dtype,
         device: torch.device,
-        structure_known: bool = False,
+        known_to_serve: bool = False,
     ) -> str | None:
         if device.type not in _DTYPES:
             return f"device is {device}, steps run on the CPU or on CUDA"
         if dtype not in _DTYPES[device.type]:
             names = ", ".join(str(d).removeprefix("torch.") for d in _DTYPES[device.type])
             return f"dtype is {dtype}, steps on {device.type} take {names}"
-        mode = _mode_against(device)
+        mode = None if known_to_serve else _mode_against(device)
         if mode is not None:
             return mode
         weights = _parameter_dtype(net)
@@ -222,7 +232,7 @@ class StepRunner:
             return f"the weights are {weights}, x is {dtype}"
         if net.training and any(node.op == "dropout" for node in net.graph.nodes):
             return "the network is in training mode with dropout"
-        problem = None if structure_known else net.structure_problem()
+        problem = None if known_to_serve else net.structure_problem()
         if problem is None:
             self._steps_on(net, device)
             problem = self._problem

@@ -100,7 +100,7 @@ class Denoiser:
         self._count += 1
         prediction = self._predict(x, evaluation)  # [n, C, H, W]
         from_x, from_prediction = self._row.x0_map(level)
-        x0 = (from_x * x).add_(prediction.to(x.dtype), alpha=from_prediction)
+        x0 = (from_x * x).add_(prediction, alpha=from_prediction)
         if self.clip:
             x0.clamp_(-1.0, 1.0)
         if self.callback is not None:
@@ -123,9 +123,9 @@ class Denoiser:
     def _predict(self, x: Tensor, evaluation: Evaluation) -> Tensor:
         dtype = torch.int64 if float(evaluation.t).is_integer() else torch.float32
         # One number for the batch, as its stride 0 tells: embedded once.
-        t = torch.full((1,), evaluation.t, dtype=dtype, device=x.device).expand(len(x))  # [n]
+        t = torch.full((1,), evaluation.t, dtype=dtype, device=x.device).expand(x.shape[0])  # [n]
         labels = () if self.labels is None else (self.labels,)
-        images = x if self.dtype is None else x.to(self.dtype)
+        images = x if self.dtype in (None, x.dtype) else x.to(self.dtype)
         prediction = self.net(images, t, evaluation.width, *labels)
         if not isinstance(prediction, Tensor) or prediction.shape != x.shape:
             shape = getattr(prediction, "shape", None)
