@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "group_norm_strips.h"
 #include "winograd.h"
@@ -44,6 +45,14 @@ DDSM_INLINE void for_each_vector(int64_t lanes, const Body& body) {
   if constexpr (kHasHalves) {
     if (lane < lanes) body(HalfVec{}, lane);
   }
+}
+
+// Calls body(count), with 4 and 8 as constants: a loop over pixels of so few channels is short.
+template <class Body>
+DDSM_INLINE void with_few(int64_t count, const Body& body) {
+  if (count == 4) body(std::integral_constant<int64_t, 4>{});
+  else if (count == 8) body(std::integral_constant<int64_t, 8>{});
+  else body(count);
 }
 
 // `count` elements of T as floats.
@@ -223,15 +232,19 @@ struct WinogradInput {
     const float* norm = problem.norm ? problem.norm + n * 3 * channels + first : nullptr;
     if (packed[s].period > 0) {
       if (packed_image != n) set_packed(n);
-      const int64_t count = problem.in_width * c;
-      problem.norm_silu ? packed[s].template apply<true>(from, count, row)
-                        : packed[s].template apply<false>(from, count, row);
-      each_column([&](int64_t x, int64_t place) {
-        copy_floats(row + x * c, c, to + place);
+      const int64_t floats = problem.in_width * c;
+      problem.norm_silu ? packed[s].template apply<true>(from, floats, row)
+                        : packed[s].template apply<false>(from, floats, row);
+      with_few(c, [&](auto count) {
+        each_column([&](int64_t x, int64_t place) {
+          copy_floats(row + x * count, count, to + place);
+        });
       });
     } else if (!norm) {
-      each_column([&](int64_t x, int64_t place) {
-        copy_floats(from + x * stride, c, to + place);
+      with_few(c, [&](auto count) {
+        each_column([&](int64_t x, int64_t place) {
+          copy_floats(from + x * stride, count, to + place);
+        });
       });
     } else {
       each_column([&](int64_t x, int64_t place) {

@@ -89,6 +89,17 @@ void multiply_blocks(PanelCall& call, int64_t rows, int64_t blocks) {
   }
 }
 
+// Tiles in blocks of even size: so many of `rows` tiles, of which the first have one more.
+struct TileBlocks {
+  int64_t count, rows, larger_count;
+
+  explicit TileBlocks(int64_t tiles) : count(ceil_div(tiles, kTileRows)) {
+    rows = tiles / count;
+    larger_count = tiles - rows * count;
+  }
+  int64_t rows_of(int64_t block) const { return rows + (block < larger_count); }
+};
+
 template <class T>
 DDSM_INLINE FloatVec load_window(const T* p, int64_t begin, int64_t end) {
   FloatVec v = {};
@@ -141,6 +152,7 @@ struct Convolution {
   // The residual's pixel below row i, column j of y: rows of all images count on.
   int64_t residual_pixel(int64_t i, int64_t j) const {
     const int64_t scale = problem.residual_scale;
+    if (scale == 1) return i * problem.width + j;  // a division takes longer than a small tile
     return i / scale * (problem.width / scale) + j / scale;
   }
 
@@ -184,6 +196,7 @@ struct Convolution {
   }
 
   void multiply(int64_t count) {
+    const TileBlocks blocks(count);
     const int64_t last_lane = problem.first_lane + problem.lanes;
     for (int64_t f = 0; f < kFrequencies; ++f) {
       const float* from = tiles + f * input.frequency_stride(block_tiles);
@@ -196,18 +209,15 @@ struct Convolution {
         const int64_t step = p + 1 < panels ? 1 : problem.panel_count - panels + 1;
         const float* next = rows + step * problem.panel_depth * kPanel;
         with_panel_shape<float>(last_lane - panel * kPanel, [&](auto shape) {
-          multiply_panel<decltype(shape)>(count, from, rows, next, out);
+          multiply_panel<decltype(shape)>(blocks, from, rows, next, out);
         });
       }
     }
   }
 
   template <class Shape>
-  void multiply_panel(int64_t count, const float* from, const float* panel, const float* next,
-                      float* out) {
-    // Blocks of even size: so many of `rows` tiles, the others of one more.
-    const int64_t blocks = ceil_div(count, kTileRows), rows = count / blocks;
-    const int64_t larger_blocks = count - rows * blocks;
+  void multiply_panel(const TileBlocks& blocks, const float* from, const float* panel,
+                      const float* next, float* out) {
     for (int64_t b = 0; b < n_depth_blocks; ++b) {
       const DepthBlock& block = depth_blocks[b];
       const bool last = b + 1 == n_depth_blocks;
@@ -215,21 +225,25 @@ struct Convolution {
                      block.length,        b > 0,             out,
                      tile_lanes,          next + depth_blocks[0].depth * kPanel};
       if (!last) call.fetched = panel + depth_blocks[b + 1].depth * kPanel;
-      // Blocks of one tile more come first.
-      if (kHalfLines > 0 && blocks > 1) {
-        multiply_blocks<Shape, kHalfLines>(call, larger_blocks ? rows + 1 : rows, 1);
+      if (kHalfLines > 0 && blocks.count > 1) {
+        multiply_blocks<Shape, kHalfLines>(call, blocks.rows_of(0), 1);
         call.fetched += block.length * kHalfLines * kLine;
-        multiply_blocks<Shape, kHalfLines>(call, larger_blocks > 1 ? rows + 1 : rows, 1);
-        const int64_t more = larger(larger_blocks - 2, 0);
-        multiply_blocks<Shape, 0>(call, rows + 1, more);
-        multiply_blocks<Shape, 0>(call, rows, blocks - 2 - more);
+        multiply_blocks<Shape, kHalfLines>(call, blocks.rows_of(1), 1);
+        multiply_rest<Shape>(call, blocks, 2);
       } else {
-        const int64_t more = larger(larger_blocks - 1, 0);
-        multiply_blocks<Shape, kRowLines>(call, larger_blocks ? rows + 1 : rows, 1);
-        multiply_blocks<Shape, 0>(call, rows + 1, more);
-        multiply_blocks<Shape, 0>(call, rows, blocks - 1 - more);
+        multiply_blocks<Shape, kRowLines>(call, blocks.rows_of(0), 1);
+        multiply_rest<Shape>(call, blocks, 1);
       }
     }
+  }
+
+  // The blocks from number `done` on, which fetch nothing.
+  template <class Shape>
+  static void multiply_rest(PanelCall& call, const TileBlocks& blocks, int64_t done) {
+    const int64_t more = larger(blocks.larger_count - done, 0);
+    if (more > 0) multiply_blocks<Shape, 0>(call, blocks.rows + 1, more);
+    const int64_t rest = blocks.count - done - more;
+    if (rest > 0) multiply_blocks<Shape, 0>(call, blocks.rows, rest);
   }
 
   // biases[lane of the range] of image n.
@@ -349,22 +363,25 @@ struct Convolution {
       DDSM_UNROLL_TILE
       for (int i = 0; i < kTile * kTile; ++i) store_as(finished + at + i * finished_stride, y[i]);
     });
-    const int64_t lanes = problem.lanes, row = n * problem.height + top;
+    const int64_t row = n * problem.height + top;
     const FloatVec shift = load(biases);
     const T* residual = static_cast<const T*>(problem.residual);
-    for (int64_t i = 0; i < rows; ++i) {
-      T* to = static_cast<T*>(problem.y) + (row + i) * problem.width * lanes;
-      const int64_t more = residual_pixel(row + i, 0);
-      const float* pixel = finished + i * kTile * finished_stride;
-      for (int64_t x = 0; x < problem.width; ++x, to += lanes) {
-        FloatVec value = load(pixel + x % kTile * finished_stride + x / kTile * tile_lanes) + shift;
-        if (residual) {
-          const int64_t across = problem.residual_scale == 1 ? x : x / problem.residual_scale;
-          value += load_few(residual + (more + across) * lanes, lanes);
+    with_few(problem.lanes, [&](auto lanes) {
+      for (int64_t i = 0; i < rows; ++i) {
+        T* to = static_cast<T*>(problem.y) + (row + i) * problem.width * lanes;
+        const int64_t more = residual_pixel(row + i, 0);
+        const float* pixel = finished + i * kTile * finished_stride;
+        for (int64_t x = 0; x < problem.width; ++x, to += lanes) {
+          FloatVec value =
+              load(pixel + x % kTile * finished_stride + x / kTile * tile_lanes) + shift;
+          if (residual) {
+            const int64_t across = problem.residual_scale == 1 ? x : x / problem.residual_scale;
+            value += load_few(residual + (more + across) * lanes, lanes);
+          }
+          store_few(to, value, lanes);
         }
-        store_few(to, value, lanes);
       }
-    }
+    });
   }
 };
 

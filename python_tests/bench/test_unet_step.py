@@ -11,7 +11,12 @@ import torch._inductor.config
 from bench.small_network import ADM, SMALL
 
 from ddsm_ext.bench.conditions import REFERENCE_CIFAR10, config_at
-from ddsm_ext.bench.steps import SlicingNetwork, random_inputs, random_network
+from ddsm_ext.bench.steps import (
+    SlicingNetwork,
+    random_inputs,
+    random_network,
+    sampling_inputs,
+)
 from ddsm_ext.bench.table import format_result, format_table
 from ddsm_ext.bench.unet_step import PUBLISHED_CIFAR10_STEPS, run_unet_step, share_saved
 from ddsm_ext.graph.config import NetworkConfig
@@ -60,6 +65,13 @@ def test_slicing_baseline_equals_the_exported_dense_network(
         expected = net.export_subnet(width)(**inputs)
     assert float((got - expected).abs().max()) <= 1e-9 * float(expected.abs().max())
     assert float(expected.std()) > 0.05  # a silent output would hide a wrong branch
+
+
+def test_a_sampling_step_has_one_timestep_for_all_images() -> None:
+    inputs = sampling_inputs(SMALL, 3, torch.float32)
+    assert torch.equal(inputs["x"], random_inputs(SMALL, 3, torch.float32)["x"])
+    assert inputs["t"].shape == (3,)
+    assert inputs["t"].unique().numel() == 1
 
 
 def test_a_family_that_the_reference_has_not_is_timed_too() -> None:

@@ -233,6 +233,29 @@ def test_autocast_that_begins_while_weights_are_fixed():
             assert torch.equal(y, net.run_modules(x, t, 0.5))
 
 
+@pytest.mark.parametrize("name", ["x", "t", "y", "width"])
+def test_arguments_unlike_the_ones_found_good_are_checked(name):
+    net = network()
+    x, t = inputs(net.config, torch.float32)
+    good = {"x": x, "t": t, "width": 0.5, "y": None}
+    bad = {
+        "x": [x[:, :, 1:], x.long(), x[:1]],
+        "t": [t[:1], t.bool(), [3]],
+        "y": [torch.zeros_like(t)],
+        "width": [0.001, 2.0, "wide"],
+    }
+    runner = StepRunner(net)
+    with fixed_weights(), torch.no_grad():
+        expected = runner(**good)
+        for value in bad[name]:
+            with pytest.raises((TypeError, ValueError), match=name):
+                runner(**{**good, name: value})
+        assert torch.equal(runner(**good), expected)
+        torch.testing.assert_close(
+            runner(x, t[0], 0.5), net.run_modules(x, t[0], 0.5), rtol=1e-4, atol=1e-5
+        )
+
+
 def test_parametrised_after_the_runner_was_made():
     class Half(torch.nn.Module):
         def forward(self, weight: Tensor) -> Tensor:
