@@ -49,17 +49,17 @@ void bind_conv2d_choice(py::module_& m) {
   py::class_<Conv2dProblem>(m, "Conv2dProblem", "A convolution as the choice of algorithm sees it.")
       .def(py::init([](int64_t images, int64_t out_height, int64_t out_width, int64_t c_in,
                        int64_t c_out, int64_t kernel, int64_t stride, int64_t scale,
-                       bool bf16, int64_t rearranged, bool grad_weight) {
+                       bool bf16, int64_t rearranged, bool grad_weight, bool eager) {
              check_problem({images, out_height, out_width});
              check_problem({kernel, kernel, c_in});
              check_problem({c_out, stride, scale});
              check_problem({rearranged});
-             return Conv2dProblem{images, out_height, out_width, c_in,       c_out,      kernel,
-                                  stride, scale,      bf16,      rearranged, grad_weight};
+             return Conv2dProblem{images, out_height, out_width, c_in,       c_out,       kernel,
+                                  stride, scale,      bf16,      rearranged, grad_weight, eager};
            }),
            py::kw_only(), arg("images"), arg("out_height"), arg("out_width"), arg("c_in"),
            arg("c_out"), arg("kernel"), arg("stride"), arg("scale"), arg("bf16"),
-           arg("rearranged") = 0, arg("grad_weight") = false);
+           arg("rearranged") = 0, arg("grad_weight") = false, arg("eager") = false);
   m.def("conv2d_cost_ns", [](const Conv2dProblem& problem, int32_t algo) {
     return conv2d_cost_ns(problem, static_cast<Conv2dAlgo>(algo), conv2d_costs(), conv2d_grain());
   });

@@ -23,12 +23,14 @@ constexpr Conv2dCosts kAvx512{46, 38, 1.5, 2.4, 14, 25, 1.5, 0, 25, 25, 600};
 constexpr Conv2dCosts kAvx512Bf16{46, 38, 1.5, 2.4, 14, 25, 1.5, 88, 25, 25, 600};
 constexpr Conv2dCosts kPortable{10, 8, 0.35, 0.6, 14, 25, 0.5, 0, 0, 14, 0};
 
+// In which Python finds the panels of an eager call, on a Zen 4.
+constexpr double kLookupNs = 2000;
+
 // A sandwich step runs three widths or four on the same weights.
 constexpr double kUses = 3;
 
 // m of F(m x m, 3 x 3).
 int64_t tile_of(Conv2dAlgo algo) { return algo == Conv2dAlgo::kWinograd4 ? 4 : 2; }
-
 
 // One matrix product [rows, depth] x [depth, lanes] that reads its panels from memory once.
 double product_ns(int64_t rows, int64_t depth, int64_t lanes, double macs_per_ns,
@@ -59,7 +61,7 @@ double winograd_ns(const Conv2dProblem& p, int64_t tile, const Conv2dCosts& cost
       product_ns(tiles, p.c_in, p.c_out, costs.winograd_macs_per_ns, 4,
                  tile == 2 ? costs.small_panel_bytes_per_ns : costs.panel_bytes_per_ns, costs,
                  grain);
-  return frequencies * product +
+  return (p.eager ? kLookupNs : 0) + frequencies * product +
          static_cast<double>(frequencies) * p.rearranged / kUses / costs.rearranged_per_ns +
          expansion * outputs * p.c_in / costs.input_floats_per_ns +
          expansion * outputs * round_up(p.c_out, grain.lanes / 2) / costs.output_floats_per_ns;
@@ -97,7 +99,7 @@ double conv2d_cost_ns(const Conv2dProblem& p, Conv2dAlgo algo, const Conv2dCosts
       return std::numeric_limits<double>::infinity();
     }
     const int64_t taps = p.kernel * p.kernel;
-    return costs.direct_ns +
+    return (p.eager ? kLookupNs : costs.direct_ns) +
            product_ns(pixels, taps * p.c_in, p.c_out, costs.bf16_macs_per_ns, 2,
                       costs.panel_bytes_per_ns, costs, grain) +
            segments_ns(p, pixels, taps, costs, grain) +
@@ -105,15 +107,16 @@ double conv2d_cost_ns(const Conv2dProblem& p, Conv2dAlgo algo, const Conv2dCosts
   }
   if (algo == Conv2dAlgo::kDirect) {
     const bool phases = p.scale == 2 && p.stride == 1;
+    const double start_ns = p.eager ? 0 : costs.direct_ns;
     if (!phases) {
       const int64_t taps = p.kernel * p.kernel;
-      return costs.direct_ns +
+      return start_ns +
              product_ns(pixels, taps * p.c_in, p.c_out, costs.macs_per_ns, 4,
                         costs.panel_bytes_per_ns, costs, grain) +
              segments_ns(p, pixels, taps, costs, grain);
     }
     const int64_t taps = p.kernel / 2 + 1;  // of each of the four phases, along one axis
-    return costs.direct_ns +
+    return start_ns +
            4 * product_ns(pixels / 4, taps * taps * p.c_in, p.c_out, costs.macs_per_ns, 4,
                           costs.panel_bytes_per_ns, costs, grain) +
            segments_ns(p, pixels, taps * taps, costs, grain);

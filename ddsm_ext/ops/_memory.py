@@ -21,6 +21,7 @@ from torch import Tensor, distributed
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+_HAS_COLLECTIVES = distributed.is_available()
 _storage_of = torch._C.TensorBase.untyped_storage
 _holders = torch._C._storage_Use_Count
 _tensor = torch.empty(1, device="cpu")
@@ -82,7 +83,7 @@ def known_memory(tensor: Tensor) -> Memory | None:
 
 def collectives_write() -> bool:
     """True if torch.distributed runs, whose collectives write what they receive uncounted."""
-    return distributed.is_available() and distributed.is_initialized()
+    return _HAS_COLLECTIVES and distributed.is_initialized()
 
 
 def _note(tensor: Any) -> None:

@@ -57,10 +57,13 @@ def packed_weight(
     """
     kind = (algorithm, upsample and algorithm == DIRECT, transposed)
     content, isa = content_of(weight), _library.native.active_isa()
+    packed = content.made.get(kind)
+    if packed is not None and packed[1:] == (content.serial(weight), isa):
+        return packed.tensor
     with _lock:
         serial = content.serial(weight)
         packed = content.made.get(kind)
-        if packed is not None and packed.serial == serial and packed.isa == isa:
+        if packed is not None and packed[1:] == (serial, isa):  # another thread was faster
             return packed.tensor
         size = _library.native.conv2d_panel_floats(*weight.shape[:3], *kind)
         tensor = None if packed is None else packed.tensor
@@ -140,12 +143,19 @@ def resolve_algorithm(
     if weight.dtype not in (torch.float32, torch.bfloat16):
         return DIRECT
     rearranged = weight.shape[0] * weight.shape[1] if training else 0
-    return choose_algorithm(_library.native.active_isa(), problem, rearranged, grad_weight)
+    return choose_algorithm(
+        _library.native.active_isa(), problem, rearranged, grad_weight, eager=True
+    )
 
 
 @lru_cache(maxsize=4096)
 def choose_algorithm(
-    isa: str, problem: ConvProblem, rearranged: int = 0, grad_weight: bool = False
+    isa: str,
+    problem: ConvProblem,
+    rearranged: int = 0,
+    grad_weight: bool = False,
+    *,
+    eager: bool = False,
 ) -> int:
     """Return the algorithm that should be fastest, by the kernels' fixed cost model.
 
@@ -154,10 +164,12 @@ def choose_algorithm(
         problem: the convolution.
         rearranged: weights that must be rearranged for it because they change all the time, or 0.
         grad_weight: choose for the gradient of the weights instead.
+        eager: a call by itself finds its panels in Python; a plan knows them, and has norms of
+            Winograd convolutions computed by these.
     """
     native = _library.native
-    fields = {**problem._asdict(), "rearranged": rearranged, "grad_weight": grad_weight}
-    return native.conv2d_choose(native.Conv2dProblem(**fields))
+    how = {"rearranged": rearranged, "grad_weight": grad_weight, "eager": eager}
+    return native.conv2d_choose(native.Conv2dProblem(**problem._asdict(), **how))
 
 
 def packed_bytes(weights: Iterable[Tensor]) -> int:

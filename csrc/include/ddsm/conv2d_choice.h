@@ -21,7 +21,7 @@ struct Conv2dCosts {
   double segment_ns;            // start of one tap of a tile of a direct convolution
   // As panel_bytes_per_ns, of F(2 x 2, 3 x 3), whose panels are fewer than half of F(4 x 4)'s.
   double small_panel_bytes_per_ns;
-  double direct_ns;             // start of a direct convolution: its tables, a norm on its own
+  double direct_ns;             // start of a direct one in a plan: its tables, a norm on its own
 };
 
 // A convolution as the choice sees it: active channels, k x k kernel, output size. For the gradient
@@ -31,6 +31,7 @@ struct Conv2dProblem {
   bool bf16;           // x, weight and y are bfloat16
   int64_t rearranged;  // allocated c_in * c_out if panels must be made for few uses, else 0
   bool grad_weight;    // the gradient of the weights instead
+  bool eager;          // called by itself, not by a plan
 };
 
 // Panels of so many lanes and tiles of so many rows, of the instruction set in use.
