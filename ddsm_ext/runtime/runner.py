@@ -169,8 +169,9 @@ class StepRunner:
         net, width = self._module(), check_width(width)
         good, call = found_good(), (self, width, *map(_signature, (x, t, y)))
         with self._lock, torch.no_grad() if torch.is_grad_enabled() else _AS_IT_IS:
-            reason = None if known_to_serve else _mode_against(x.device)
-            if reason is None and (good is None or call not in good):
+            if good is not None and call in good:
+                reason = None if known_to_serve else _mode_against(x.device)
+            else:
                 net.config.counts(width)  # refuses a width that cannot be used
                 reason = self._reason_against(net, x.dtype, x.device, known_to_serve)
                 if reason is None:

@@ -73,11 +73,18 @@ class Case:
         self.mean, self.rstd = (torch.full((n, groups), torch.nan) for _ in range(2))
 
     def empty(self, down: bool = False) -> list[Tensor]:
-        """Outputs like the sources, or of a quarter of their pixels."""
+        """Outputs like the sources, or of a quarter of their pixels.
+
+        Behind each lies memory that no kernel may touch, as much as a mistaken one would: what
+        else an allocator puts there would decide what is found.
+        """
         apart = 2 if down else 1
+        like = [x[..., ::apart, ::apart] for x in self.x]
         return [
-            torch.full_like(x[..., ::apart, ::apart], torch.nan, memory_format=torch.channels_last)
-            for x in self.x
+            torch.full_like(x.repeat(4, 1, 1, 1), torch.nan, memory_format=torch.channels_last)[
+                : len(x)
+            ]
+            for x in like
         ]
 
     def args(self, outputs: list[Tensor], *, backward: bool) -> emulated.GroupNormArgs:
