@@ -120,7 +120,7 @@ def _arguments(words: list[str]) -> argparse.Namespace:
         help="again what failed in an earlier run, and what matters most",
     )
     parser.add_argument("--list", action="store_true", help="name the stages")
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_intermixed_args(words)
     if arguments.out is None and not arguments.list and arguments.prebuild is None:
         parser.error("OUT_DIR is missing")
     return arguments

@@ -7,6 +7,7 @@ import json
 import tarfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ def write_state(
         _add(archive, SUMMARY, text)
         for path in sorted(scratch.rglob("*")):
             if path.is_file():
-                _add(archive, path.relative_to(scratch).as_posix(), path.read_bytes())
+                with suppress(OSError):  # what a stage removes meanwhile
+                    _add(archive, path.relative_to(scratch).as_posix(), path.read_bytes())
     _replace(out / ARCHIVE, packed.getvalue())
 
 

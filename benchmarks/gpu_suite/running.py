@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import shutil
 import time
@@ -53,6 +54,8 @@ class Place:
         own |= {"PYTHONUNBUFFERED": "1", "TORCHINDUCTOR_CACHE_DIR": str(self.build / "inductor")}
         # Four stages, and two patient ones, compile beside each other on 16 cores.
         own["TORCHINDUCTOR_COMPILE_THREADS"] = "4"
+        # cuDNN's convolutions: Triton's would be 400 kernels to compile for each width.
+        own["TORCHINDUCTOR_MAX_AUTOTUNE_CONV_BACKENDS"] = "ATEN"
         if not sm90a:
             own["DDSM_SM90A"] = "0"
         return {**os.environ, **own, **dict(stage.environment)}
@@ -230,13 +233,15 @@ class Run:
     def _quiet(self, wanted: bool) -> Iterator[None]:
         held = self._background if wanted else []
         begin = self.clock()
+        left_s = [job.end_s - begin for job in held]
         for job in held:
             job.process.hold()
+            job.end_s = math.inf
         try:
             yield
         finally:
-            for job in held:
-                job.end_s += self.clock() - begin
+            for job, left in zip(held, left_s, strict=True):
+                job.end_s = self.clock() + left
                 job.process.go_on()
 
     def _end_background(self) -> None:

@@ -53,6 +53,7 @@ class Stage:
 
 
 SM80 = (("DDSM_SM90A", "0"),)
+APART = (("DDSM_OVERLAP", "0"),)
 
 
 def _script(name: str, *words: str) -> tuple[str, ...]:
@@ -77,6 +78,7 @@ def _families() -> list[Stage]:
             _family(f"sm90a-grad-x-{tile.algo}", f"gradients of x by the sm_90a tile {tile}",
                     "grad-x", "--algo", str(tile.algo), proves_sm90a=True, wants_sm90a=True)
             for tile in hopper
+            if tile.serves_gradient
         ),
         _family("fused", "convolutions with shift, residual and moments, as in a step",
                 proves_sm90a=True),
@@ -96,7 +98,7 @@ def _warm(width: str, batch: int, *, patient: bool = False) -> Stage:
     name = f"warm-{batch}-{width}"
     about = f"torch.compile at width {width}, batch {batch}, for the cache (in the background)"
     command = _script("warm", "--width", width, "--batch", str(batch))
-    stage = Stage(name, about, 200, 0, command, group="warm", background=True)
+    stage = Stage(name, about, 400, 0, command, group="warm", background=True)
     if not patient:
         return stage
     return replace(stage, command=("nice", "-n", "10", "{python}", *command), tool="nice")
@@ -110,15 +112,25 @@ _WARM = (
 )
 
 
-def _both(stage: Stage) -> list[Stage]:
-    """A stage that times, and the same without the sm_90a path."""
-    name = f"{stage.name}-sm80"
+def _without(
+    stage: Stage, name: str, what: str, environment: tuple[tuple[str, str], ...], **more: object
+) -> Stage:
+    """The same stage without something that an environment turns off."""
+    name = f"{stage.name}-{name}"
     words = [word.replace(f"{stage.name}.json", f"{name}.json") for word in stage.command]
     other = replace(
-        stage, name=name, about=f"{stage.about}, without the sm_90a path",
-        command=tuple(words), environment=(*stage.environment, *SM80), again=0,
+        stage, name=name, about=f"{stage.about}, {what}", command=tuple(words),
+        environment=(*stage.environment, *environment), again=0,
     )  # fmt: skip
-    return [stage, other]
+    return replace(other, **more)  # type: ignore[arg-type]
+
+
+def _sm80(stage: Stage) -> Stage:
+    return _without(stage, "sm80", "without the sm_90a path", SM80)
+
+
+def _apart(stage: Stage, **more: object) -> Stage:
+    return _without(stage, "apart", "no kernel overlapping the one before it", APART, **more)
 
 
 def _compare(batch: int, limit_s: float, reserve_s: float, *widths: str, again: int = 0) -> Stage:
@@ -153,11 +165,31 @@ def _sanitizer(tool: str, limit_s: float, reserve_s: float) -> Stage:
     )
 
 
-def _bench(name: str, about: str, limit_s: float, reserve_s: float, *options: str) -> Stage:
+def _bench(
+    name: str,
+    about: str,
+    limit_s: float,
+    reserve_s: float,
+    *options: str,
+    widths: Sequence[str] = WIDTHS,
+) -> Stage:
     script = ("benchmarks/bench_unet_step.py", "--device", "cuda", "--json", "{out}/results")
-    limits = ("--limit-minutes", "{minutes}", "--widths", *WIDTHS)
+    limits = ("--limit-minutes", "{minutes}", "--widths", *widths)
     return Stage(name, about, limit_s, reserve_s, (*script, *limits, *options), quiet=True)
 
+
+_STEP = Stage(
+    "step", "whole steps beside float64: eager, captured, replayed, weights changed", 50, 20,
+    _script("whole_step", "--json", "{out}/step.json"), again=7,
+)  # fmt: skip
+_PROFILE = Stage(
+    "profile", "microseconds of every kernel of a step", 30, 14,
+    _script("kernel_table", "--json", "{out}/profile.json"), quiet=True, again=6,
+)  # fmt: skip
+_GRAPHS = Stage(
+    "graphs", "our captured steps at four batches and three widths", 45, 14,
+    _script("graph_times", "--json", "{out}/graphs.json"), quiet=True, again=5,
+)  # fmt: skip
 
 STAGES: tuple[Stage, ...] = (
     Stage("build", "the libraries load, those brought along or else built here", 180, 10,
@@ -168,12 +200,12 @@ STAGES: tuple[Stage, ...] = (
           _script("atoms", "{build}", "--json", "{out}/atoms.json"), again=8),
     *_WARM,
     *_families(),
-    Stage("step", "whole steps beside float64: eager, captured, replayed, weights changed", 50, 20,
-          _script("whole_step", "--json", "{out}/step.json"), again=7),
-    *_both(Stage("profile", "microseconds of every kernel of a step", 30, 14,
-                 _script("kernel_table", "--json", "{out}/profile.json"), quiet=True, again=6)),
-    *_both(Stage("graphs", "our captured steps at four batches and three widths", 45, 14,
-                 _script("graph_times", "--json", "{out}/graphs.json"), quiet=True, again=5)),
+    _STEP,
+    _PROFILE,
+    _sm80(_PROFILE),
+    _GRAPHS,
+    _sm80(_GRAPHS),
+    _apart(_GRAPHS),
     Stage("sweep", "every tile and split of the large convolutions; fits tile_choice.h", 45, 25,
           _script("sweep", "--json", "{out}/sweep.json", "--seconds", "{seconds}"), quiet=True,
           again=3),
@@ -184,7 +216,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("counters", "what Nsight Compute counts in three kernels", 45, 25,
           _script("counters", "--json", "{out}/counters.json", "--seconds", "{seconds}"),
           tool=None, quiet=True),
-    _bench("training", "the sandwich training step", 35, 20, "--mode", "training", "--dtype",
+    _bench("training", "the sandwich training step", 45, 25, "--mode", "training", "--dtype",
            "bfloat16", "--batch", "128", "--rounds", "5"),
     _compare(512, 60, 20, "1", "0.25"),
     Stage("filters", "whether cuDNN reads a sliced filter without a copy", 20, 10,
@@ -192,13 +224,15 @@ STAGES: tuple[Stage, ...] = (
           quiet=True),
     _sanitizer("memcheck", 40, 25),
     _bench("tf32", "whole steps in tf32, eager", 35, 15, "--mode", "inference", "--dtype", "tf32",
-           "--rounds", "5", "--batch", "128", "1", "--candidates", "slicing", "dense_cl", "ours"),
+           "--rounds", "5", "--batch", "128", "1", "--candidates", "slicing", "dense_cl", "ours",
+           widths=("1", "0.25")),
     _sanitizer("racecheck", 40, 0),
     _tests("layers", "every layer shape beside float64, all gradients", 60, 0, "test_layers.py"),
     # Libraries built beforehand have no convolutions for the CPU to compare with.
     _tests("networks", "whole networks, step runner and sampler", 40, 0, "test_networks.py",
            "../test_gpu.py", "-k", "not cpu"),
     _tests("contracts", "opcheck and torch.compile", 40, 0, "test_contracts.py"),
+    _apart(_STEP, reserve_s=0),
     Stage("report", "tables and plots of the results", 15, 6,
           ("benchmarks/report.py", "--results", "{out}/results", "--out", "{out}")),
 )  # fmt: skip

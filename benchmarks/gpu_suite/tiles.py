@@ -31,6 +31,11 @@ class Tile:
     n: int
     sm90a: bool
 
+    @property
+    def serves_gradient(self) -> bool:
+        """Whether gradients of x have a kernel for it, as the header says."""
+        return not self.sm90a or self.n >= 64
+
     def __str__(self) -> str:
         return f"{self.m}x{self.n}"
 

@@ -5,6 +5,7 @@
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
 #include <cudaTypedefs.h>
+#include <unistd.h>
 #endif
 
 namespace ddsm {
@@ -79,7 +80,8 @@ class StallReport {
     cudaThreadExchangeStreamCaptureMode(&mode);
   }
   ~StallReport() {
-    if (!stall_ || !stall_->found) return;
+    // A forked process has not that memory.
+    if (!stall_ || getpid() != process_ || !stall_->found) return;
     constexpr const char* kRoles[] = {"copies, for stage", "products, for stage",
                                       "a turn, of warpgroup", "a residual, of warpgroup"};
     fprintf(stderr,
@@ -91,6 +93,7 @@ class StallReport {
 
  private:
   ptx::Stall* stall_ = nullptr;
+  const pid_t process_ = getpid();
 };
 
 ptx::Stall* stall_memory() {

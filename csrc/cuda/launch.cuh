@@ -24,11 +24,15 @@ struct LaunchShape {
   bool overlaps = false;
 };
 
-// DDSM_SM90A=0 turns everything off that only sm_90a has.
-inline bool wants_sm90a() {
-  const char* value = getenv("DDSM_SM90A");
+// True unless the environment says 0.
+inline bool is_wanted(const char* variable) {
+  const char* value = getenv(variable);
   return !value || strcmp(value, "0") != 0;
 }
+// DDSM_SM90A=0 turns everything off that only sm_90a has; DDSM_OVERLAP=0 lets no kernel begin
+// while the one before it ends.
+inline bool wants_sm90a() { return is_wanted("DDSM_SM90A"); }
+inline bool wants_overlap() { return is_wanted("DDSM_OVERLAP"); }
 
 #ifdef __CUDACC__
 
@@ -66,7 +70,8 @@ const char* launch(const char* name, void (*kernel)(Parameters...), const Launch
     config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
     config.stream = static_cast<cudaStream_t>(stream);
     config.attrs = &overlap;
-    config.numAttrs = shape.overlaps && has_sm90a() ? 1 : 0;
+    static const bool wanted = wants_overlap();
+    config.numAttrs = wanted && shape.overlaps && has_sm90a() ? 1 : 0;
     error = cudaLaunchKernelEx(&config, kernel, arguments...);
     if (error != cudaSuccess) cudaGetLastError();  // it must not be reported to another call
   }
@@ -104,7 +109,7 @@ const char* launch(const char* name, void (*kernel)(Parameters...), const Launch
                               static_cast<unsigned>(shape.blocks_y)},
                              shape.threads,
                              static_cast<size_t>(shape.shared_bytes),
-                             shape.overlaps && has_sm90a()};
+                             wants_overlap() && shape.overlaps && has_sm90a()};
   return simt::run(started, [&] { kernel(arguments...); });
 }
 

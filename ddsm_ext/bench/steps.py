@@ -6,7 +6,8 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -92,6 +93,20 @@ def as_reference(net: SlimmableNetwork) -> SlimmableNetwork:
     if all(parameter.is_contiguous() for parameter in net.parameters()):
         return net
     return copy.deepcopy(net).to(memory_format=torch.contiguous_format)
+
+
+@contextmanager
+def untimed_cudnn() -> Iterator[None]:
+    """Let cuDNN choose convolutions without timing them, as the reference code leaves it.
+
+    Every width has its own shapes: to time the algorithms for all of them takes minutes.
+    """
+    cudnn = torch.backends.cudnn
+    before, cudnn.benchmark = cudnn.benchmark, False
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before
 
 
 class SlicingNetwork:
@@ -290,16 +305,9 @@ class _Builder:
         return step
 
     def slicing(self, width: float) -> Call:
-        cudnn = torch.backends.cudnn
-
         def call() -> Tensor:
-            # As the reference code leaves it. Every width has its own shapes: to time cuDNN's
-            # algorithms for all of them takes minutes.
-            before, cudnn.benchmark = cudnn.benchmark, False
-            try:
+            with untimed_cudnn():
                 return self.reference(**self.inputs, width=width)
-            finally:
-                cudnn.benchmark = before
 
         return call
 

@@ -60,6 +60,9 @@ class Graphs(Protocol):
     def wait(self) -> None:
         """Let the current stream wait for all replays so far."""
 
+    def finish(self) -> None:
+        """Wait, here, for all replays so far: what they use may then be freed."""
+
     def nbytes(self) -> int:
         """Memory that all recorded work together holds."""
 
@@ -88,14 +91,16 @@ class GraphPool:
         Raises:
             RuntimeError: `call` does something that a graph cannot hold.
         """
-        with torch.cuda.device(self._device):
+        current = torch.cuda.current_stream(self._device)
+        # Entered again, so that it is current afterwards even where a capture fails.
+        with torch.cuda.device(self._device), torch.cuda.stream(current):
             # Calls share memory with replays that may still run, on any stream.
             self.wait()
-            self._stream.wait_stream(torch.cuda.current_stream())
+            self._stream.wait_stream(current)
             # Not captured: kernels are loaded and library handles made at their first use.
             with torch.cuda.stream(self._stream):
                 call()
-            torch.cuda.current_stream().wait_stream(self._stream)
+            current.wait_stream(self._stream)
             graph = torch.cuda.CUDAGraph()
             # thread_local: another thread's allocation must not end the capture.
             with torch.cuda.graph(
@@ -113,6 +118,10 @@ class GraphPool:
         if stream != self._last:
             stream.wait_stream(self._last)
             self._last = stream
+
+    def finish(self) -> None:
+        """See `Graphs`."""
+        self._last.synchronize()
 
     def nbytes(self) -> int:
         """Memory that the pool holds on the device."""
@@ -191,6 +200,8 @@ class GraphSteps:
         """See `Steps`; graphs read the weights themselves."""
         changed = self._places.changed()
         if changed:
+            if self._pool is not None:
+                self._pool.graphs.finish()
             # A pool's handle cannot be used again once its last graph is gone.
             self._graphs.clear()
             self._failures.clear()

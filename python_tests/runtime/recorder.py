@@ -31,5 +31,8 @@ class Recorder:
     def wait(self) -> None:
         self.waits += 1
 
+    def finish(self) -> None:
+        pass
+
     def nbytes(self) -> int:
         return 1000 * self.captures
