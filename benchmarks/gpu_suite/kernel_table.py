@@ -19,11 +19,14 @@ from gpu_suite import work
 STEPS = 3
 
 
-def kernels_of(call: Callable[[], object], steps: int = STEPS) -> list[dict[str, Any]]:
+def kernels_of(
+    call: Callable[[], object], steps: int = STEPS
+) -> tuple[list[dict[str, Any]], list[tuple[str, float]]]:
     """Return the kernels of a call, the costliest first: name, calls, us, raw_us of one step.
 
     A kernel that begins while another one still runs, and waits for it, has that time in raw_us
-    alone. On the CPU: its operators.
+    alone. Beside them the kernels of the last step in their order with their us. On the CPU: its
+    operators.
     """
     for _ in range(2):
         call()
@@ -37,13 +40,16 @@ def kernels_of(call: Callable[[], object], steps: int = STEPS) -> list[dict[str,
     calls: dict[str, int] = defaultdict(int)
     spent_us: dict[str, float] = defaultdict(float)
     raw_us: dict[str, float] = defaultdict(float)
+    in_order: list[tuple[str, float]] = []
     until = 0.0
     for event in sorted(recorded.events(), key=lambda event: event.time_range.start):
         if event.device_type == device and not getattr(event, "is_user_annotation", False):
             begin, end = event.time_range.start, event.time_range.end
             calls[event.name] += 1
             raw_us[event.name] += end - begin
-            spent_us[event.name] += max(end - max(begin, until), 0.0)
+            own_us = max(end - max(begin, until), 0.0)
+            spent_us[event.name] += own_us
+            in_order.append((short_name(event.name), round(own_us, 2)))
             until = max(until, end)
     rows = [
         {
@@ -54,13 +60,19 @@ def kernels_of(call: Callable[[], object], steps: int = STEPS) -> list[dict[str,
         }
         for name in calls
     ]
-    return sorted(rows, key=lambda row: -row["us"])
+    last = in_order[-(len(in_order) // steps) :]
+    return sorted(rows, key=lambda row: -row["us"]), last
 
 
 def short_name(name: str) -> str:
     """Return a kernel's name without what all of ours share and without its parameters."""
     name = re.sub(r"^void ", "", name).replace("ddsm::", "").replace("(anonymous namespace)::", "")
-    name = re.sub(r"\(.*$", "", name) if name.count("<") <= name.count(">") else name
+    name = re.sub(r"\([\w:]+\)(?=\d)", "", name)  # the type of an enumeration's value
+    depth = 0
+    for end, letter in enumerate(name):
+        depth += (letter == "<") - (letter == ">")
+        if letter == "(" and depth == 0:  # of the parameters
+            return name[:end][:160]
     return name[:160]
 
 
@@ -84,13 +96,14 @@ def main(words: Sequence[str]) -> None:
         for batch in (128, 1) if work.ON_GPU else (2,):
             inputs = work.inputs_of(net, batch)
             for width in work.WIDTHS:
-                rows = kernels_of(work.step_of(net, width, inputs))
+                rows, in_order = kernels_of(work.step_of(net, width, inputs))
                 total_us = sum(row["us"] for row in rows)
                 launches = sum(row["calls"] for row in rows)
                 print(f"batch {batch}, width {width:g}: {launches:.0f} kernels, {total_us:.0f} us")
                 print(format_rows(rows), flush=True)
                 tables.append({"batch": batch, "width": width, "kernels": rows,
-                               "us": total_us, "launches": launches})  # fmt: skip
+                               "us": total_us, "launches": launches,
+                               "in_order": in_order})  # fmt: skip
                 figures[f"{batch}/{width:g}"] = [round(total_us), round(launches)]
                 _write(arguments.json, tables, figures)  # what is there, should time run out
 

@@ -233,7 +233,7 @@ STAGES: tuple[Stage, ...] = (
            "../test_gpu.py", "-k", "not cpu"),
     _tests("contracts", "opcheck and torch.compile", 40, 0, "test_contracts.py"),
     _apart(_STEP, reserve_s=0),
-    Stage("report", "tables and plots of the results", 15, 6,
+    Stage("report", "tables and plots of the results", 30, 12,
           ("benchmarks/report.py", "--results", "{out}/results", "--out", "{out}")),
 )  # fmt: skip
 

@@ -223,8 +223,7 @@ GemmProblem problem_of(const Conv2dCudaGradWeightArgs& args) {
 }
 
 GemmChoice choice_of(const GemmProblem& problem, const Conv2dCudaOptions& options) {
-  GemmChoice choice = choose_tile(problem);
-  if (options.tile > 0) choice.tile = options.tile - 1;
+  GemmChoice choice = choose_tile(problem, options.tile);
   if (options.splits > 0) choice.splits = options.splits;
   return choice;
 }

@@ -161,12 +161,14 @@ inline double estimated_clocks(const GemmProblem& problem, const GemmChoice& cho
   return kLaunchClocks + (rounds - 1) * longer + products + epilogue + split;
 }
 
-inline GemmChoice choose_tile(const GemmProblem& problem) {
+// `forced`: 1 + the index of the only tile to consider; 0: all.
+inline GemmChoice choose_tile(const GemmProblem& problem, int32_t forced = 0) {
   constexpr int32_t kSplits[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, kMaxSplits};
-  GemmChoice best{problem.hopper ? kPortableTiles : kPlainTile, 1};
+  GemmChoice best{forced > 0 ? forced - 1 : problem.hopper ? kPortableTiles : kPlainTile, 1};
+  if (!has_tile(problem, best.tile)) return best;
   double best_clocks = estimated_clocks(problem, best);
   for (int32_t tile = 0; tile < kTileCount; ++tile) {
-    if (!has_tile(problem, tile)) continue;
+    if (!has_tile(problem, tile) || (forced > 0 && tile != forced - 1)) continue;
     for (const int32_t splits : kSplits) {
       const GemmChoice choice{tile, splits};
       // A block without a step, or more splits than tickets.

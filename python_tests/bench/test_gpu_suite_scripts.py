@@ -80,11 +80,14 @@ def test_whole_steps_are_right_and_a_wrong_one_is_found(tmp_path, capsys) -> Non
 
 def test_kernels_are_counted(tmp_path, capsys) -> None:
     a = torch.randn(64, 64)
-    rows = kernel_table.kernels_of(lambda: (a @ a, a @ a, a + a), steps=4)
+    rows, in_order = kernel_table.kernels_of(lambda: (a @ a, a @ a, a + a), steps=4)
     by_name = {row["kernel"]: row for row in rows}
     assert by_name["aten::mm"]["calls"] == 2
     assert by_name["aten::add"]["calls"] == 1
     assert rows == sorted(rows, key=lambda row: -row["us"])
+    assert [name for name, _ in in_order if name in ("aten::mm", "aten::add")] == [
+        "aten::mm", "aten::mm", "aten::add"
+    ]  # fmt: skip
     run(kernel_table, "--json", tmp_path / "profile.json")
     tables = json.loads((tmp_path / "profile.json").read_text())["tables"]
     assert [table["width"] for table in tables] == [1.0, 0.5, 0.25]
@@ -97,6 +100,8 @@ def test_kernels_are_counted(tmp_path, capsys) -> None:
         ("void ddsm::(anonymous namespace)::apply_kernel<bf16, true>(ddsm::Params)",
          "apply_kernel<bf16, true>"),
         ("void at::native::copy(int, float)", "at::native::copy"),
+        ("void ddsm::conv_kernel<ddsm::BlockTile<0, BFloat16, (ddsm::Form)1>>(ddsm::Params)",
+         "conv_kernel<BlockTile<0, BFloat16, 1>>"),
         ("Memcpy DtoD", "Memcpy DtoD"),
     ],
 )  # fmt: skip

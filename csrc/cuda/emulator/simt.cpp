@@ -313,6 +313,7 @@ unsigned char* shared(uint32_t address, size_t bytes, Access access) {
 
 void copy_async(uint32_t shared_address, const void* source, int bytes) {
   PendingCopy copy{shared_address, {}};
+  if (bytes % 2 != 0) throw Fault("cp.async: an odd number of bytes");
   if (bytes > 0) {
     // The whole 16 bytes must be aligned, only `bytes` of them are read.
     if (reinterpret_cast<uintptr_t>(source) % 16 != 0) {

@@ -39,7 +39,7 @@ cp_async_kernel(const uint8_t* source, uint32_t* d) {
   const unsigned lane = ptx::thread_index();
   for (unsigned i = 0; i < 4; ++i) ptx::store_shared(lane * 16 + i * 4, ~0u);
   ptx::sync_threads();
-  ptx::cp_async(lane * 16, source + lane * 16, static_cast<int>(lane < 16 ? lane : 16));
+  ptx::cp_async(lane * 16, source + lane * 16, static_cast<int>(lane < 8 ? 2 * lane : 16));
   ptx::cp_async_commit();
   ptx::cp_async_wait<0>();
   ptx::sync_threads();
@@ -134,7 +134,7 @@ std::vector<Atom> portable_atoms() {
       {"mma-tf32", "sm_80", "mma.sync m16n8k8 of tf32", multiply<float>},
       {"ldmatrix", "sm_80", "ldmatrix x4", ldmatrix<false>},
       {"ldmatrix-trans", "sm_80", "ldmatrix x4 trans", ldmatrix<true>},
-      {"cp-async", "sm_80", "cp.async of 0 to 16 bytes, the rest zero", cp_async},
+      {"cp-async", "sm_80", "cp.async of 0, 2 ... 16 bytes, the rest zero", cp_async},
       {"shuffle", "sm_80", "shfl.sync by index", shuffle},
       {"to-tf32", "sm_80", "cvt.rna.tf32", to_tf32},
   };
