@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpu_suite.tiles import constant
+from gpu_suite.tiles import constant, tiles
 from launch_costs import (
     ATTENTION_EFFICIENCY,
     CARDS,
@@ -35,6 +35,7 @@ from launch_costs import (
     NORM_INSTRUCTIONS,
     OVERLAPPED_EDGE_US,
     SHORTEST_US,
+    START_CLOCKS,
     STATISTICS_CLOCKS,
     Cost,
     costs_of,
@@ -45,21 +46,58 @@ ROOT = Path(__file__).resolve().parent.parent
 BATCHES, WIDTHS = (1, 16, 128, 512), (1.0, 0.5, 0.25)
 Steps = Mapping[tuple[int, float], Sequence[Cost]]  # of a batch at a width
 
-# Milliseconds of a step on an H200, by a review of the kernels before their first run: as they were
-# then, and with all of its proposals.
-REVIEW_NOW = {
-    1: (1.5, 1.25, 1.07), 16: (1.9, 1.4, 1.1), 128: (6.1, 3.1, 1.9), 512: (21.4, 9.8, 5.1),
-}  # fmt: skip
-REVIEW_LAST = {
-    1: (0.73, 0.69, 0.58), 16: (1.0, 0.76, 0.60), 128: (3.4, 1.6, 0.95), 512: (11.8, 4.6, 2.3),
-}  # fmt: skip
-REVIEW_LAUNCHES = {1: "280", 16: "260", 128: "242"}
-# Its guess of the same network's dense weights under torch.compile with CUDA graphs: the middle of
-# 1.0 to 1.1 at batch 1. And what this project promises over it.
-COMPILED = {1: (1.05, 1.05, 1.05), 128: (4.1, 2.1, 1.3)}
+RESULTS = ROOT / "benchmarks" / "results"
+# What this project promises over dense weights under torch.compile with CUDA graphs.
 TARGETS = {1: (1.8, 1.8, 1.8), 128: (1.25, 1.45, 1.7)}
 
-CACHE_RATES = (25.0, 30.0, 40.0, 50.0)
+
+@dataclass(frozen=True)
+class Measured:
+    """What `gpu_suite.sh` measured on an H200, of the results beside the benchmarks.
+
+    Attributes:
+        step_ms: batch and width -> milliseconds of a captured step.
+        kernel_us: batch and width -> kernel, as `Cost.kernel` names it -> microseconds of a step.
+        over_compiled: batch and width -> time of compiled dense weights by ours.
+    """
+
+    step_ms: Mapping[tuple[int, float], float]
+    kernel_us: Mapping[tuple[int, float], Mapping[str, float]]
+    over_compiled: Mapping[tuple[int, float], float]
+
+
+def measured() -> Measured:
+    """Read the committed results."""
+    compared = json.loads((RESULTS / "nvidia-h200-bfloat16-inference.json").read_text())
+    graphs = json.loads((RESULTS / "gpu" / "nvidia-h200-graphs.json").read_text())
+    profile = json.loads((RESULTS / "gpu" / "nvidia-h200-profile.json").read_text())
+    step_ms, over_compiled = {}, {}
+    for result in compared["results"]:
+        batch = result["conditions"]["batch"]
+        for row in result["rows"]:
+            step_ms[batch, row["width"]] = row["ours_ms"] * batch
+            if "ratio_compiled" in row:
+                over_compiled[batch, row["width"]] = row["ratio_compiled"]
+    for batch, row in graphs["ms_a_step"].items():
+        step_ms |= {(int(batch), float(width)): value["ms"] for width, value in row.items()}
+    kernel_us: dict[tuple[int, float], dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for table_ in profile["tables"]:
+        for kernel in table_["kernels"]:
+            found = kernel_us[table_["batch"], table_["width"]]
+            found[_model_name(kernel["kernel"])] += kernel["us"]
+    return Measured(step_ms, kernel_us, over_compiled)
+
+
+def _model_name(kernel: str) -> str:
+    """Return what the model calls a kernel of torch's profiler."""
+    if "sdpa" in kernel:
+        return "attention (torch's)"
+    name = kernel.partition("<")[0].removesuffix("_kernel")
+    tile = re.search(r"(?:Hopper|Block)Tile<(\d+),", kernel)
+    if tile is None or not name.startswith("conv"):
+        return name
+    of = tiles()[int(tile.group(1))]
+    return f"{name} {of} (tile {tile.group(1)})"
 
 
 @dataclass(frozen=True)
@@ -74,11 +112,11 @@ class Listed:
     steps: Sequence[Mapping[str, Any]]
     choices: Sequence[str]
 
-    def costs(self, cache_bytes: float | None = None) -> dict[tuple[int, float], list[Cost]]:
-        """Return the launches of each step; cache_bytes: see `launch_costs.product_clocks`."""
+    def costs(self) -> dict[tuple[int, float], list[Cost]]:
+        """Return the launches of each step."""
         choices = iter(self.choices)
         found = {
-            (step["batch"], step["width"]): costs_of(step["calls"], choices, cache_bytes)
+            (step["batch"], step["width"]): costs_of(step["calls"], choices)
             for step in self.steps
         }
         if next(choices, None) is not None:
@@ -110,70 +148,39 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def step_rows(steps: Steps) -> list[list[object]]:
-    """Return a row for each batch and width: predictions beside the review's."""
+def step_rows(steps: Steps, found: Measured) -> list[list[object]]:
+    """Return a row for each batch and width: predictions and what was measured."""
     rows: list[list[object]] = []
     for batch in BATCHES:
         for i, width in enumerate(WIDTHS):
-            costs = steps[batch, width]
-            launches = f" ({REVIEW_LAUNCHES[batch]})" if batch in REVIEW_LAUNCHES else ""
+            costs, ms = steps[batch, width], found.step_ms.get((batch, width))
+            ratio, target = found.over_compiled.get((batch, width)), TARGETS.get(batch)
             rows.append([
                 f"B = {batch}, w = {width:g}", len(costs),
                 *(f"{step_us(costs, card) / 1000:.2f}" for card in CARDS),
-                f"{REVIEW_NOW[batch][i]:g}{launches}", f"{REVIEW_LAST[batch][i]:g}",
+                "" if ms is None else f"{ms:.2f}",
+                "" if ratio is None else f"{ratio:.2f}x", f"{target[i]:g}x" if target else "",
             ])  # fmt: skip
     return rows
 
 
-def target_rows(steps: Steps) -> list[list[object]]:
-    """Return a row for each target."""
-    rows: list[list[object]] = []
-    for batch, compiled in COMPILED.items():
-        for i, width in enumerate(WIDTHS):
-            costs, target = steps[batch, width], TARGETS[batch][i]
-            ratio = 1000 * compiled[i] / step_us(costs, H200)
-            rows.append([
-                f"B = {batch}, w = {width:g}", f"{compiled[i]:g}", f"{ratio:.2f}x",
-                f"{target:g}x", "reached" if ratio >= target else "missed",
-            ])  # fmt: skip
-    return rows
+def kernel_rows(costs: Sequence[Cost], us: Mapping[str, float]) -> list[list[object]]:
+    """Return a row for each kernel, the costliest first, one for the edges and one for all.
 
-
-def verdict(steps: Steps) -> str:
-    """Return which targets would be missed, in words."""
-    found = [
-        f"the step would **miss {row[3]} at {row[0]}** (predicted: {row[2]})"
-        for row in target_rows(steps)
-        if row[4] == "missed"
-    ]
-    return f"By this model and that guess {'; '.join(found) or 'no target would be missed'}."
-
-
-def cache_rows(by_rate: Mapping[float, Steps]) -> list[list[object]]:
-    """Return a row for each rate of the level-2 cache: times and ratios at batch 128."""
-    rows: list[list[object]] = []
-    for rate, steps in by_rate.items():
-        row: list[object] = [f"{rate:g} ({rate * MULTIPROCESSORS * CLOCKS_A_US / 1e6:.1f} TB/s)"]
-        for compiled, width in zip(COMPILED[128], WIDTHS, strict=True):
-            costs = steps[128, width]
-            ms = step_us(costs, H200) / 1000
-            row.append(f"{ms:.2f} ms ({compiled / ms:.2f}x)")
-        rows.append(row)
-    return rows
-
-
-def kernel_rows(costs: Sequence[Cost]) -> list[list[object]]:
-    """Return a row for each kernel, the costliest first, one for the edges and one for all."""
+    Args:
+        costs: of a step.
+        us: what was measured of its kernels; what is not among them has a row of its own.
+    """
     kernels: dict[str, list[Cost]] = defaultdict(list)
     for cost in costs:
         kernels[cost.kernel].append(cost)
-    total = step_us(costs, H200)
 
-    def row(name: str, of: Sequence[Cost], us: Sequence[float]) -> list[object]:
+    def row(name: str, of: Sequence[Cost], times: Sequence[float]) -> list[object]:
+        seen = sum(us.values()) if name == "all" else us.get(name)
         return [
             name, len(of), f"{sum(c.nbytes for c in of) / 1e6:.1f}",
-            f"{sum(c.macs for c in of) / 1e9:.2f}", *(f"{value:.1f}" for value in us),
-            f"{us[-1] / total:.1%}",
+            f"{sum(c.macs for c in of) / 1e9:.2f}", *(f"{value:.1f}" for value in times),
+            "" if seen is None else f"{seen:.1f}",
         ]  # fmt: skip
 
     def spent(of: Sequence[Cost]) -> list[float]:
@@ -183,7 +190,8 @@ def kernel_rows(costs: Sequence[Cost]) -> list[list[object]]:
     edges = sum(cost.edge_us for cost in costs)
     return [
         *(row(name, kernels[name], spent(kernels[name])) for name in names),
-        ["edges between them", len(costs), "", "", *[f"{edges:.1f}"] * 2, f"{edges / total:.1%}"],
+        *([name, "", "", "", "", "", f"{us[name]:.1f}"] for name in us if name not in kernels),
+        ["edges between them", len(costs), "", "", *[f"{edges:.1f}"] * 2, ""],
         row("all", costs, [step_us(costs, card) for card in CARDS]),
     ]
 
@@ -191,38 +199,24 @@ def kernel_rows(costs: Sequence[Cost]) -> list[list[object]]:
 _TEXT = """# A model of the CUDA step
 
 What `benchmarks/step_model.py` predicts for a step of the CIFAR-10 network (bfloat16,
-channels_last, replayed as a CUDA graph) on an H100 SXM and an H200. **Nothing here was measured**:
-the kernels have not run on a GPU yet. A measurement is to be compared with it, and where they
-differ the model's assumption is the first suspect.
+channels_last, replayed as a CUDA graph) on an H100 SXM and an H200, beside what an H200 took
+(torch 2.11, CUDA 13.0; [results](../benchmarks/results/README.md)). Where they differ the model's
+assumption is the first suspect.
 
 {steps}
 
-`launches`: of the kernels as they are. The review's columns are carried over from a review of the
-kernels before their first run (H200; launches of that time in brackets): its estimate of the
-kernels as it found them, and with everything done that it proposed.
-
-Targets are ratios over dense weights under `torch.compile` with CUDA graphs. No measurement of
-that exists either; the milliseconds are the review's guess for an H200 (its 1.0 to 1.1 at batch 1
-in the middle).
-
-{targets}
-
-{verdict} A ratio is a guess divided by a model that is hardly better than the review's own +-30 %,
-so none of this is sure: the suite's `compiled` stages replace it.
-
-No constant decides more than the bytes that a multiprocessor gets from the level-2 cache, in which
-narrow tiles live: {cache} a clock by the header. te42kyfo's gpu-benches (gpu-l2-cache) read 9.7
-TB/s there on an H200 from 10 to 40 MB, by loads alone, which is 42 at {clock} GHz or 37 at 1.98,
-and 6.9 TB/s on an H100 PCIe of 114 multiprocessors, 34 at {clock} GHz. With the same tiles, on an
-H200 at B = 128:
-
-{rates_of_cache}
+`launches`: of the kernels as they are. The last columns: the time of dense weights under
+`torch.compile` with CUDA graphs, cuDNN's convolutions and cuBLAS's products, by ours, where the run
+had the time to compile; and the target. Kernels as they were measured: the constants of
+`csrc/cuda/tile_choice.h` were fitted to a sweep of the same run, and what that changes (a few tiles
+at batch 1) was not measured again.
 
 ## By kernel
 
 Names as torch's profiler shows them, without `_kernel`; "(tile 9)" is the number in
 `HopperTile<9,` or `BlockTile<9,`. MB and GMAC: what the layers need, everything read or written
-once; the microseconds are of all launches of the kernel.
+once; the microseconds are of all launches of the kernel, those measured by torch's profiler,
+without what overlaps the kernel before.
 
 {kernels}
 
@@ -232,14 +226,14 @@ once; the microseconds are of all launches of the kernel.
   launches for {multiprocessors} multiprocessors
   (`python_tests/cuda_kernels/bindings/launch_list.py`), and prints the tile and the splits of each
   product.
-- A launch takes `kLaunchClocks` of `csrc/cuda/tile_choice.h`, then the longer of its computation
-  and its bytes through device memory: {rates}. At least {shortest} us (the review's). The clock is
-  {clock} GHz.
+- A convolution takes `kLaunchClocks` of `csrc/cuda/tile_choice.h` to begin and to end, another
+  kernel {start} clocks; then the longer of its computation and its bytes through device memory:
+  {rates}. At least {shortest} us. The clock is {clock} GHz.
 - Convolutions compute for `estimated_clocks` of that header, of which {cache} bytes a clock and
-  multiprocessor from the level-2 cache limit narrow tiles most; nothing of it is fitted yet. Where
-  a source has fewer channels than a step of K (32 of 64, w = 0.25 at 32x32), the rest is neither
-  fetched nor multiplied and counts as nothing; how fast bulk copies bring such half rows is not
-  known. The first convolution counts as one step of the portable path's tile.
+  multiprocessor from the level-2 cache limit narrow tiles most. Where a source has fewer channels
+  than a step of K (32 of 64, w = 0.25 at 32x32), the rest is neither fetched nor multiplied and
+  counts as nothing; by the measurement such layers take longer. The first convolution counts as
+  one step of the portable path's tile.
 - GroupNorm reads and writes every number once, beside {norm_silu} instructions a number with SiLU
   and {norm_plain} without (counted in the sm_90a machine code of its row loop), at 128 a clock and
   multiprocessor, after {statistics} clocks for the statistics.
@@ -247,54 +241,45 @@ once; the microseconds are of all launches of the kernel.
   instructions a product.
 - Attention is torch's; {attention:.0%} of the products' peak reproduces the review's 80 us for the
   six of batch 128 at width 1; a block takes 128 queries.
-- An edge of the graph takes {edge} us (the review's), {overlapped} us where the later kernel may
-  begin early (programmatic dependent launch; the review expects 0.4 to 0.8 us less).
+- An edge of the graph takes {edge} us, {overlapped:g} us where the later kernel may begin early
+  (programmatic dependent launch).
 - Every activation comes from device memory. What the kernel before left in the level-2 cache (50
   MB) comes faster: small batches and widths may be quicker than predicted, where the shortest
   kernel and the edges do not hide it.
 - Not counted: refetched moments of GroupNorm's blocks, clocks lowered by the power limit further
   than that, and what the runner does outside of the graph.
 
-## To compare a measurement
+## To compare another measurement
 
-`benchmarks/gpu_suite.sh OUT_DIR graphs profile` gives both sides. `graphs` times whole steps as
+`benchmarks/gpu_suite.sh OUT_DIR graphs profile` gives both sides: `graphs` times whole steps as
 users run them, with the copies of x, t and the result around the graph (three short launches and a
-synchronisation shared by many steps): put its milliseconds beside the first table. `profile` lists
-each kernel's calls and microseconds at B = 128 and 1: put them beside the tables by kernel,
-template instances of one tile added up; the sum of its kernels is less than a step by the edges. A
+synchronisation shared by many steps), `profile` lists each kernel's calls and microseconds. A
 kernel that is off tells which constant is: `conv_sm90` the header's (the suite's `sweep` fits
 them), `group_norm_apply` the memory's rate or the statistics, everything at B = 1 the shortest
-kernel and the edge. After a change of the kernels or of `tile_choice.h`, run the script again; a
-test compares.
+kernel and the edge. After a change of the kernels, of `tile_choice.h` or of the results, run the
+script again; a test compares.
 """
 
 
 def document(listed: Listed) -> str:
     """Return docs/cuda-step-model.md."""
-    steps = listed.costs()
-    head = ("kernel", "launches", "MB", "GMAC", "H100 us", "H200 us", "of the H200's step")
+    steps, found = listed.costs(), measured()
+    head = ("kernel", "launches", "MB", "GMAC", "H100 us", "H200 us", "measured us")
     kernels = "\n\n".join(
-        f"B = {batch}, w = {width:g}:\n\n{table(head, kernel_rows(steps[batch, width]))}"
+        f"B = {batch}, w = {width:g}:\n\n"
+        f"{table(head, kernel_rows(steps[batch, width], found.kernel_us[batch, width]))}"
         for batch in (128, 1)
         for width in (1.0, 0.25)
     )
     text = _TEXT.format(
         steps=table(
-            ("step", "launches", "H100 ms", "H200 ms", "review, as it was", "review, at best"),
-            step_rows(steps),
+            ("step", "launches", "H100 ms", "H200 ms", "measured", "compiled/ours", "target"),
+            step_rows(steps, found),
         ),
-        targets=table(
-            ("step", "compiled ms (guess)", "predicted, H200", "target", "result"),
-            target_rows(steps),
-        ),
-        verdict=verdict(steps),
         kernels=kernels,
-        rates_of_cache=table(
-            ("bytes a clock", *(f"w = {width:g}" for width in WIDTHS)),
-            cache_rows({rate: listed.costs(rate) for rate in CACHE_RATES}),
-        ),
         multiprocessors=MULTIPROCESSORS,
         rates=" and ".join(f"{c.bytes_a_us / 1e6:g} TB/s ({c.name})" for c in (H100, H200)),
+        start=START_CLOCKS,
         shortest=SHORTEST_US,
         clock=CLOCKS_A_US / 1000,
         cache=f"{constant('kCacheBytes'):g}",

@@ -22,8 +22,8 @@ from gpu_suite.warm import cache_counts, mark
 
 CANDIDATES = ("slicing", "dense_cl", "compiled", "ours", "ours_module")
 NOTE = (
-    "compiled was autotuned beside other work on the GPU; its convolutions are cuDNN's, its products "
-    "cuBLAS's, the rest Inductor's"
+    "compiled was autotuned beside other work on the GPU; its convolutions are cuDNN's, its "
+    "products cuBLAS's, the rest Inductor's"
 )
 
 

@@ -54,8 +54,8 @@ class Place:
         own |= {"PYTHONUNBUFFERED": "1", "TORCHINDUCTOR_CACHE_DIR": str(self.build / "inductor")}
         # Four stages, and two patient ones, compile beside each other on 16 cores.
         own["TORCHINDUCTOR_COMPILE_THREADS"] = "4"
-        # cuDNN's and cuBLAS's: Triton's convolutions would be 400 kernels to compile for each width,
-        # and its products took over three minutes for six widths and batches beside each other.
+        # cuDNN's and cuBLAS's: Triton's convolutions would be 400 kernels to compile for each
+        # width, and its products alone took over three minutes for five steps beside each other.
         own["TORCHINDUCTOR_MAX_AUTOTUNE_CONV_BACKENDS"] = "ATEN"
         own["TORCHINDUCTOR_MAX_AUTOTUNE_GEMM_BACKENDS"] = "ATEN"
         if not sm90a:

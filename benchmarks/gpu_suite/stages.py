@@ -98,7 +98,7 @@ def _warm(width: str, batch: int, *, patient: bool = False) -> Stage:
     name = f"warm-{batch}-{width}"
     about = f"torch.compile at width {width}, batch {batch}, for the cache (in the background)"
     command = _script("warm", "--width", width, "--batch", str(batch))
-    stage = Stage(name, about, 400, 0, command, group="warm", background=True)
+    stage = Stage(name, about, 240, 0, command, group="warm", background=True)
     if not patient:
         return stage
     return replace(stage, command=("nice", "-n", "10", "{python}", *command), tool="nice")
@@ -125,8 +125,8 @@ def _without(
     return replace(other, **more)  # type: ignore[arg-type]
 
 
-def _sm80(stage: Stage) -> Stage:
-    return _without(stage, "sm80", "without the sm_90a path", SM80)
+def _sm80(stage: Stage, **more: object) -> Stage:
+    return _without(stage, "sm80", "without the sm_90a path", SM80, **more)
 
 
 def _apart(stage: Stage, **more: object) -> Stage:
@@ -179,15 +179,15 @@ def _bench(
 
 
 _STEP = Stage(
-    "step", "whole steps beside float64: eager, captured, replayed, weights changed", 50, 20,
+    "step", "whole steps beside float64: eager, captured, replayed, weights changed", 50, 30,
     _script("whole_step", "--json", "{out}/step.json"), again=7,
 )  # fmt: skip
 _PROFILE = Stage(
-    "profile", "microseconds of every kernel of a step", 30, 14,
+    "profile", "microseconds of every kernel of a step", 30, 18,
     _script("kernel_table", "--json", "{out}/profile.json"), quiet=True, again=6,
 )  # fmt: skip
 _GRAPHS = Stage(
-    "graphs", "our captured steps at four batches and three widths", 45, 14,
+    "graphs", "our captured steps at four batches and three widths", 45, 22,
     _script("graph_times", "--json", "{out}/graphs.json"), quiet=True, again=5,
 )  # fmt: skip
 
@@ -202,18 +202,18 @@ STAGES: tuple[Stage, ...] = (
     *_families(),
     _STEP,
     _PROFILE,
-    _sm80(_PROFILE),
+    _sm80(_PROFILE, reserve_s=0),
     _GRAPHS,
     _sm80(_GRAPHS),
-    _apart(_GRAPHS),
-    Stage("sweep", "every tile and split of the large convolutions; fits tile_choice.h", 45, 25,
+    _apart(_GRAPHS, reserve_s=0),
+    Stage("sweep", "every tile and split of the large convolutions; fits tile_choice.h", 60, 40,
           _script("sweep", "--json", "{out}/sweep.json", "--seconds", "{seconds}"), quiet=True,
           again=3),
-    _tests("safety", "slices, streams, graphs, repeats", 25, 8, "test_slices.py",
+    _tests("safety", "slices, streams, graphs, repeats", 25, 16, "test_slices.py",
            "test_streams.py", "test_repeats.py"),
     _compare(128, 100, 65, *WIDTHS, again=4),
-    _compare(1, 60, 25, "1", "0.25"),
-    Stage("counters", "what Nsight Compute counts in three kernels", 45, 25,
+    _compare(1, 60, 30, "1", "0.25"),
+    Stage("counters", "what Nsight Compute counts in three kernels", 60, 30,
           _script("counters", "--json", "{out}/counters.json", "--seconds", "{seconds}"),
           tool=None, quiet=True),
     _bench("training", "the sandwich training step", 45, 25, "--mode", "training", "--dtype",
@@ -223,7 +223,7 @@ STAGES: tuple[Stage, ...] = (
           ("benchmarks/bench_strided_filter.py", "--json", "{out}/strided-filter.json"),
           quiet=True),
     _sanitizer("memcheck", 40, 25),
-    _bench("tf32", "whole steps in tf32, eager", 35, 15, "--mode", "inference", "--dtype", "tf32",
+    _bench("tf32", "whole steps in tf32, eager", 35, 0, "--mode", "inference", "--dtype", "tf32",
            "--rounds", "5", "--batch", "128", "1", "--candidates", "slicing", "dense_cl", "ours",
            widths=("1", "0.25")),
     _sanitizer("racecheck", 40, 0),

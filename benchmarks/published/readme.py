@@ -20,6 +20,11 @@ _CANDIDATES = {
     "ours": ("ddsm_ext", ""),
 }
 _COMPILERS = {"cpu": "freezing", "cuda": "max-autotune and CUDA graphs"}
+_EAGER = {
+    "cpu": "",
+    "cuda": "Sliced and dense run eagerly: at small batches and widths most of their time is the "
+    "processor's, which launches one kernel after the other. ",
+}
 # What the columns of a width curve are.
 _CURVE = (
     "Widths in steps of one norm group. `rise`: above the fastest wider step, at most "
@@ -159,8 +164,13 @@ def _conditions(results: Results, names: Sequence[str], link: str) -> str:
         f"{about['dtype']}, {_processor(about, machine)}, torch "
         f"{about['torch']}: medians of interleaved rounds ({about['clock']}), ratios medians of "
         f"the ratios within a round, outputs equal to {error:.0e} ([data]({link})). "
-        f"{legend[0].upper()}{legend[1:]}. {machine.get('note', '')}"
+        f"{legend[0].upper()}{legend[1:]}. {_EAGER[about['device']]}"
+        f"{_sentence(about.get('note', ''))}{_sentence(machine.get('note', ''))}"
     ).rstrip()
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}. " if text else ""
 
 
 def _processor(about: Mapping[str, Any], machine: Mapping[str, Any]) -> str:
