@@ -164,7 +164,7 @@ def test_a_run_with_planted_faults_reports_all_the_rest(
     assert "ended by signal 6" in shown
     assert "error 0.5, allowed 0.01" in shown
     # A second run in which nothing proves the path again keeps it off.
-    words = [str(tmp_path / "second"), "--after", str(tmp_path / "out")]
+    words = [str(tmp_path / "second"), "times", "--after", str(tmp_path / "out"), "times-sm80"]
     assert main(words, stages=PLANTED[-2:], query=fake_gpu) == 0
     second = archive.read_summary(tmp_path / "second" / archive.ARCHIVE)
     assert second["sm90a_off"] == "wrong failed"

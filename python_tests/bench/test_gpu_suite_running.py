@@ -241,6 +241,16 @@ def test_time_that_work_in_the_background_is_held_does_not_count_for_it(tmp_path
     assert round(end_s) in (80, 81, 82)
 
 
+def test_work_that_stands_still_is_not_over_its_limit_meanwhile(tmp_path: Path) -> None:
+    stages = [
+        stage("warm", "8", background=True, limit_s=20.0),
+        stage("timing", "30", quiet=True, limit_s=40.0),
+        stage("user", "1", after=("warm",), limit_s=10.0, reserve_s=5.0),
+    ]
+    outcomes, _ = played(stages, tmp_path, 200.0)
+    assert {o.name: o.status for o in outcomes}["warm"] == "ok"
+
+
 def members(path: Path) -> set[str]:
     with tarfile.open(path) as packed:
         return set(packed.getnames())

@@ -46,6 +46,24 @@ def test_each_step_finds_changed_weights() -> None:
         versions = [p._version for p in net.parameters()]
 
 
+def test_cudnn_times_no_algorithms_for_sliced_weights_and_may_again_after_them(monkeypatch) -> None:
+    """Of the reference code's hundreds of shapes that would take minutes, forward or backward."""
+    timed = []
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    net = random_network(SMALL)
+    inputs = random_inputs(SMALL, 2, torch.float32)
+    for parameter in net.parameters():
+        parameter.register_hook(lambda _: timed.append(torch.backends.cudnn.benchmark))
+    calls = sandwich_calls(both(net), [1.0], inputs)
+    calls["slicing"]()
+    assert timed
+    assert not any(timed)
+    assert torch.backends.cudnn.benchmark
+    timed.clear()
+    calls["ours"]()
+    assert all(timed)
+
+
 def test_result_is_complete_and_json_ready() -> None:
     result = run_training_step(2, rounds=2, config=SMALL)
     (row,) = result["rows"]

@@ -129,6 +129,13 @@ def test_overlaps_the_kernel_before(tile):
     assert [overlaps for _, overlaps in emulated.launches()] == [True]
 
 
+def test_the_variable_lets_no_kernel_overlap(monkeypatch):
+    monkeypatch.setenv("DDSM_OVERLAP", "0")
+    emulated.take_launches()
+    check(Fused(Case(tile=6, splits=1), shift=True, overlaps=True))
+    assert [overlaps for _, overlaps in emulated.launches()] == [False]
+
+
 @pytest.mark.parametrize(
     ("tile", "splits"), [(t, s) for t in (0, *BOTH) for s in (1, 2) if (t, s) != (10, 2)]
 )

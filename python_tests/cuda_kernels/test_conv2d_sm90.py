@@ -82,6 +82,15 @@ def test_tiles_of_both_warpgroups_are_not_split():
         run_forward(hopper(tile=10, splits=2))
 
 
+def test_a_forced_tile_splits_only_as_it_can(capfd, monkeypatch):
+    """One tile of many steps, which any other tile would split."""
+    monkeypatch.setenv("DDSM_PRINT_CHOICES", "1")
+    deep = {"n": 1, "c": 512, "c_out": 32, "height": 8, "width": 8, "splits": 0}
+    for tile, splits in ((9, "4 splits"), (10, "1 splits")):
+        check_rounded(*run_forward(hopper(tile=tile, **deep)))
+        assert splits in capfd.readouterr().err
+
+
 def test_tiles_of_half_a_panel_have_no_gradient():
     with pytest.raises(RuntimeError, match="no kernel for this tile"):
         run_grad_x(hopper(tile=7))
