@@ -81,9 +81,9 @@ def measured() -> Measured:
     for batch, row in graphs["ms_a_step"].items():
         step_ms |= {(int(batch), float(width)): value["ms"] for width, value in row.items()}
     kernel_us: dict[tuple[int, float], dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for table_ in profile["tables"]:
-        for kernel in table_["kernels"]:
-            found = kernel_us[table_["batch"], table_["width"]]
+    for step in profile["tables"]:
+        found = kernel_us[step["batch"], step["width"]]
+        for kernel in step["kernels"]:
             found[_model_name(kernel["kernel"])] += kernel["us"]
     return Measured(step_ms, kernel_us, over_compiled)
 
@@ -92,7 +92,7 @@ def _model_name(kernel: str) -> str:
     """Return what the model calls a kernel of torch's profiler."""
     if "sdpa" in kernel:
         return "attention (torch's)"
-    name = kernel.partition("<")[0].removesuffix("_kernel")
+    name = kernel.partition("<")[0].strip().removesuffix("_kernel")
     tile = re.search(r"(?:Hopper|Block)Tile<(\d+),", kernel)
     if tile is None or not name.startswith("conv"):
         return name
@@ -223,7 +223,7 @@ without what overlaps the kernel before.
 ## What the measurement says
 
 - A step of K takes 650 to 750 clocks for a tile of 128 pixels whether it has 32, 64 or 128 columns,
-  and 1240 for 256 pixels; the products of 128x128 need 512. So the sm_90a path waits for its bulk
+  and 1240 for 256 pixels; the products of 128x128 need 512. So the sm_90a path seems to wait for its bulk
   copies to gather rows of pixels (im2col: each row for every tap), not for the bytes: narrow tiles,
   the ones of small widths, lose most. (From the sweep's convolutions at 32x32 and 16x16, batch 128,
   less the launch.)

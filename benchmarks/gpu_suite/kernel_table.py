@@ -72,7 +72,7 @@ def short_name(name: str) -> str:
     for end, letter in enumerate(name):
         depth += (letter == "<") - (letter == ">")
         if letter == "(" and depth == 0:  # of the parameters
-            return name[:end][:160]
+            return name[:end].strip()[:160]
     return name[:160]
 
 
