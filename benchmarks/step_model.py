@@ -223,10 +223,10 @@ without what overlaps the kernel before.
 ## What the measurement says
 
 - A step of K takes 650 to 750 clocks for a tile of 128 pixels whether it has 32, 64 or 128 columns,
-  and 1240 for 256 pixels; the products of 128x128 need 512. So the sm_90a path seems to wait for its bulk
-  copies to gather rows of pixels (im2col: each row for every tap), not for the bytes: narrow tiles,
-  the ones of small widths, lose most. (From the sweep's convolutions at 32x32 and 16x16, batch 128,
-  less the launch.)
+  and 1240 for 256 pixels; the products of 128x128 need 512. So the sm_90a path seems to wait for
+  its bulk copies to gather rows of pixels (im2col: each row for every tap), not for the bytes:
+  narrow tiles, the ones of small widths, lose most. (From the sweep's convolutions at 32x32 and
+  16x16, batch 128, less the launch.)
 - A tile with its border could be fetched once for all taps: products of rows that begin anywhere
   within the swizzle's pattern are right with base offset 0 (`shifted-*` of the suite's atoms).
 - At batch 1 a convolution takes 6.2 us and a GroupNorm 4 us, however little they compute; 114 such
