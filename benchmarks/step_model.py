@@ -175,8 +175,9 @@ def kernel_rows(costs: Sequence[Cost], us: Mapping[str, float]) -> list[list[obj
     for cost in costs:
         kernels[cost.kernel].append(cost)
 
-    def row(name: str, of: Sequence[Cost], times: Sequence[float]) -> list[object]:
-        seen = sum(us.values()) if name == "all" else us.get(name)
+    def row(
+        name: str, of: Sequence[Cost], times: Sequence[float], seen: float | None
+    ) -> list[object]:
         return [
             name, len(of), f"{sum(c.nbytes for c in of) / 1e6:.1f}",
             f"{sum(c.macs for c in of) / 1e9:.2f}", *(f"{value:.1f}" for value in times),
@@ -189,10 +190,10 @@ def kernel_rows(costs: Sequence[Cost], us: Mapping[str, float]) -> list[list[obj
     names = sorted(kernels, key=lambda name: -spent(kernels[name])[-1])
     edges = sum(cost.edge_us for cost in costs)
     return [
-        *(row(name, kernels[name], spent(kernels[name])) for name in names),
+        *(row(name, kernels[name], spent(kernels[name]), us.get(name)) for name in names),
         *([name, "", "", "", "", "", f"{us[name]:.1f}"] for name in us if name not in kernels),
         ["edges between them", len(costs), "", "", *[f"{edges:.1f}"] * 2, ""],
-        row("all", costs, [step_us(costs, card) for card in CARDS]),
+        row("all", costs, [step_us(costs, card) for card in CARDS], sum(us.values())),
     ]
 
 
@@ -229,10 +230,10 @@ without what overlaps the kernel before.
   16x16, batch 128, less the launch.)
 - A tile with its border could be fetched once for all taps: products of rows that begin anywhere
   within the swizzle's pattern are right with base offset 0 (`shifted-*` of the suite's atoms).
-- At batch 1 a convolution takes 6.2 us and a GroupNorm 4 us, however little they compute; 114 such
-  launches are the step.
-- GroupNorm moves 2.7 TB/s at 32x32, and takes 8.5 us for 1 MB at 4x4 with 256 channels, 4 us with
-  64: there its statistics are the work.
+- At batch 1 and width 0.25, where there is next to nothing to compute, the 63 convolutions take 3.4
+  to 9.2 us each, 6.9 in the median, and the 51 GroupNorms 3.5 to 5: launches are the step.
+- GroupNorm moves 2.5 to 2.75 TB/s at 32x32 and width 1, of the 4.25 of a copy, and takes 8.5 us for
+  1 MB at 4x4 with 256 channels, 4 us with 64: the statistics are likely the work there.
 
 ## What it assumes
 
@@ -253,8 +254,8 @@ without what overlaps the kernel before.
   multiprocessor, after {statistics} clocks for the statistics.
 - Linears of many rows compute as a 64x64 tile of the portable path, of few rows with 2
   instructions a product.
-- Attention is torch's; {attention:.0%} of the products' peak reproduces the review's 80 us for the
-  six of batch 128 at width 1; a block takes 128 queries.
+- Attention is torch's; {attention:.0%} of the products' peak reproduces what the six of batch 128
+  at width 1 took; a block takes 128 queries.
 - An edge of the graph takes {edge} us, {overlapped:g} us where the later kernel may begin early
   (programmatic dependent launch).
 - Every activation comes from device memory. What the kernel before left in the level-2 cache (50

@@ -118,11 +118,10 @@ def _without(
     """The same stage without something that an environment turns off."""
     name = f"{stage.name}-{name}"
     words = [word.replace(f"{stage.name}.json", f"{name}.json") for word in stage.command]
-    other = replace(
+    return replace(
         stage, name=name, about=f"{stage.about}, {what}", command=tuple(words),
-        environment=(*stage.environment, *environment), again=0,
+        environment=(*stage.environment, *environment), again=0, **more,  # type: ignore[arg-type]
     )  # fmt: skip
-    return replace(other, **more)  # type: ignore[arg-type]
 
 
 def _sm80(stage: Stage, **more: object) -> Stage:

@@ -24,17 +24,19 @@ _LINE = re.compile(
 
 @dataclass(frozen=True)
 class Tile:
-    """A tile of m x n outputs; `algo` is what forces it in an op."""
+    """A tile of m x n outputs.
+
+    Attributes:
+        algo: what forces it in an op.
+        sm90a: of that path.
+        serves_gradient: gradients of x have a kernel for it.
+    """
 
     algo: int
     m: int
     n: int
     sm90a: bool
-
-    @property
-    def serves_gradient(self) -> bool:
-        """Whether gradients of x have a kernel for it, as the header says."""
-        return not self.sm90a or self.n >= 64
+    serves_gradient: bool
 
     def __str__(self) -> str:
         return f"{self.m}x{self.n}"
@@ -45,11 +47,15 @@ def tiles() -> tuple[Tile, ...]:
     """Return all tiles in the header's order."""
     text = HEADER.read_text(encoding="utf-8")
     listed = re.search(r"kTiles\[\]\s*=\s*\{(.*?)\};", text, re.S)
+    gradient = re.search(r"serves_gradient\(.*return kTiles\[tile\]\.n >= (\d+);", text)
     assert listed is not None
+    assert gradient is not None
+    least = int(gradient.group(1))
     rows = re.findall(r"\{\s*(\d+)\s*,\s*(\d+)[^{}]*\}", listed.group(1))
     portable = constant("kPortableTiles")
     return tuple(
-        Tile(index + 1, int(m), int(n), index >= portable) for index, (m, n) in enumerate(rows)
+        Tile(index + 1, int(m), int(n), index >= portable, index < portable or int(n) >= least)
+        for index, (m, n) in enumerate(rows)
     )
 
 

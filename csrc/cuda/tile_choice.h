@@ -109,7 +109,7 @@ inline bool can_split(const GemmProblem& problem, const GemmChoice& choice) {
 // ---- Estimates, in clocks of a multiprocessor. --------------------------------------------------
 // Fitted to 1134 timings of 12 convolutions of the CIFAR-10 network at batch 1, 16 and 128 on an
 // H200 (benchmarks/results/gpu). On the sm_90a path half of the estimates are within 8 % of the
-// time at 1.755 GHz, and no choice is over 2 % slower than the best that was timed. On the sm_80
+// time at 1.755 GHz, and no choice is over 2.1 % slower than the best timed one. On the sm_80
 // path they are a third too short there, and choices 5 % slower in the mean, at worst 20 %.
 // Bytes a clock that come from the level-2 cache, that shared memory gives, and what a split leaves
 // and finds in that cache.

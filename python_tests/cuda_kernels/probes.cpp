@@ -94,6 +94,9 @@ void faulty(int fault, float* global) {
     case 14:
       if (thread % 32 != 5) ptx::sync_warp();
       return;
+    case 15:  // a GPU rounds it up
+      ptx::cp_async(thread * 16, global, 3);
+      return;
   }
 }
 

@@ -26,6 +26,7 @@ FAULTS = (
     (12, None),
     (13, "reads what was written by thread"),
     (14, "62 at a warp instruction that not all reach"),
+    (15, "cp.async: an odd number of bytes"),
 )
 
 
@@ -36,7 +37,7 @@ def test_a_fault_is_named(fault, message):
     memory = torch.zeros(64)
     library.forget_memory()
     library.allow_memory(c_void_p(memory.data_ptr()), 256, 1)
-    shared_bytes = 1024 if fault in (8, 9, 10) else 256
+    shared_bytes = 1024 if fault in (8, 9, 10, 15) else 256
     found = library.run_faulty(fault, c_void_p(memory.data_ptr()), shared_bytes)
     if message is None:
         assert found is None

@@ -13,7 +13,7 @@ class Recorder:
     made: ClassVar[list[Recorder]] = []
 
     def __init__(self, device: object = None) -> None:
-        self.captures = self.replays = self.waits = 0
+        self.captures = self.replays = self.waits = self.finishes = 0
         Recorder.made.append(self)
 
     def capture(self, call: Call) -> Call:
@@ -32,7 +32,7 @@ class Recorder:
         self.waits += 1
 
     def finish(self) -> None:
-        pass
+        self.finishes += 1
 
     def nbytes(self) -> int:
         return 1000 * self.captures

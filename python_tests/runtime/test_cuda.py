@@ -124,7 +124,8 @@ def test_parameters_elsewhere_are_captured_again_in_a_new_pool(way):
     way(net)
     check(steps, net, 0.5)
     assert captures() == 3
-    assert len(Recorder.made) == 2
+    # What may still run is waited for before its memory goes.
+    assert [recorder.finishes for recorder in Recorder.made] == [1, 0]
     assert steps.held_bytes() == 1000
 
 
