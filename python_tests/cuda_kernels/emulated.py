@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cuda_kernels.guarded import Operands, memory_of
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -299,15 +300,6 @@ def shape_of(x: Tensor, kernel: int, stride: int, padding: int, upsample: bool) 
     return Shape(n, h, w, *out, stride, padding, scale)
 
 
-def _memory(tensor: Tensor) -> tuple[int, int]:
-    """Where the elements of a strided tensor lie: first address and bytes."""
-    size = tensor.element_size()
-    if tensor.numel() == 0:
-        return tensor.data_ptr(), 0
-    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.data_ptr(), (last + 1) * size
-
-
 def call(
     name: str,
     args: ctypes.Structure,
@@ -334,15 +326,18 @@ def call(
     workspace = torch.full((int(size(ctypes.byref(args))) // 4,), torch.nan)
     # GroupNormArgs and AttentionArgs have no options, their workspace is their own.
     getattr(args, "options", args).workspace = workspace.data_ptr()
+    inputs = [tensor for tensor in reads if tensor is not None]
+    outputs = [tensor for tensor in (*writes, workspace) if tensor is not None]
+    operands = Operands([*inputs, *outputs])
     lib.forget_memory()
-    for tensors, writable in ((reads, 0), ((*writes, workspace), 1)):
+    for tensors, writable in ((inputs, 0), (outputs, 1)):
         for tensor in tensors:
-            if tensor is not None:
-                data, count = _memory(tensor)
-                lib.allow_memory(c_void_p(data), ctypes.c_uint64(count), writable)
-    fault = run(ctypes.byref(args), *more)
+            data, count = memory_of(tensor)
+            lib.allow_memory(c_void_p(operands.address(data)), ctypes.c_uint64(count), writable)
+    fault = run(ctypes.byref(operands.arguments(args)), *map(operands.arguments, more))
     if fault is not None:
         raise RuntimeError(fault.decode())
+    operands.write_back()
 
 
 def take_launches() -> list[str]:
