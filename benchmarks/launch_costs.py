@@ -234,9 +234,7 @@ _COSTS = {
 }
 
 
-def costs_of(
-    calls: Sequence[Mapping[str, Any]], choices: Iterator[str]
-) -> list[Cost]:
+def costs_of(calls: Sequence[Mapping[str, Any]], choices: Iterator[str]) -> list[Cost]:
     """Return a step's launches.
 
     Args:

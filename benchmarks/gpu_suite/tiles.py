@@ -66,18 +66,11 @@ def constant(name: str) -> float:
     return float(found.group(1))
 
 
-def compiled(source: str, header: str | None = None) -> ctypes.CDLL:
-    """Compile C++ and load it.
-
-    Args:
-        source: may include tile_choice.h.
-        header: text in that header's place.
-    """
+def compiled(source: str) -> ctypes.CDLL:
+    """Compile C++, which may include tile_choice.h, and load it."""
     with tempfile.TemporaryDirectory() as folder:
         file, library = Path(folder, "source.cpp"), Path(folder, "library.so")
         file.write_text(source, encoding="utf-8")
-        if header is not None:  # what lies beside the source is found first
-            Path(folder, HEADER.name).write_text(header, encoding="utf-8")
         command = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", str(file), "-o", str(library)]
         command += [f"-I{HEADER.parents[1] / 'include'}", f"-I{HEADER.parent}"]
         subprocess.run(command, check=True)
