@@ -17,6 +17,9 @@ from ddsm_ext.search.genome import Genome, StrategySpace
 from ddsm_ext.settings import Refusal
 from ddsm_ext.width import find_width
 
+# Network evaluations of the DDSM paper's search: 50 strategies in each of 10 generations, 4096
+# samples a score, 1000 steps a sample (arXiv 2310.03337, section 4 and its code).
+PAPER_EVALUATIONS = 50 * 10 * 4096 * 1000
 
 @dataclass(frozen=True)
 class CostTable(Document):
