@@ -39,7 +39,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "eval": ("data.pixels", "io.document", "io.files", "io.weights"),
     "training": ("data", "diffusion", "io"),
     "search": ("io.document", "io.files", "sampling"),
-    "report": ("io.files",),
+    "report": ("io.files", "search.cost"),
     "compat": ("diffusion", "graph", "io", "models", "ops", "sampling"),
     "bench": ("_library", "_fixed_weights", "graph", "models", "ops", "runtime"),
     "run": ("_fixed_weights", "bench", "compat", "data", "diffusion", "eval", "graph", "io",

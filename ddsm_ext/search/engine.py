@@ -2,8 +2,8 @@
 
 `Search.ask` says what to score next and on which samples, `Search.tell` takes the scores; who
 computes them, and where, is the caller's. What is asked next depends only on the configuration, its
-seed and scores already told. To resume, a search runs again from the beginning and takes the scores that it has from the
-archive, so that only missing ones are asked for.
+seed and scores already told. To resume, a search runs again from the beginning and takes the scores
+that it has from the archive, so that only missing ones are asked for.
 """
 
 from __future__ import annotations

@@ -90,6 +90,15 @@ class Sensitivity(Document):
             raise Refusal(f"sensitivity: {len(gains)} gains; need one a step, {len(table)}")
         return table * np.square(np.asarray(gains, dtype=np.float64))[:, None]
 
+    def joined(self, other: Sensitivity) -> Sensitivity:
+        """Return this one with the widths that another one, of the same levels, measured."""
+        if other.log_snrs != self.log_snrs or other.images != self.images:
+            raise Refusal("sensitivity: joined with one of other levels or images; need the same")
+        new = [i for i, w in enumerate(other.widths) if find_width(self.widths, w) is None]
+        widths = (*self.widths, *(other.widths[i] for i in new))
+        errors = np.concatenate([self.errors, other.errors[:, new]], axis=1)
+        return Sensitivity(self.log_snrs, widths, errors, self.images, self.conditions)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the sensitivity as its file has it: a column a width."""
         columns = {repr(float(w)): self.errors[:, i].tolist() for i, w in enumerate(self.widths)}
