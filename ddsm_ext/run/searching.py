@@ -185,7 +185,7 @@ class SampledQuality:
         key = (strategy, samples.start)
         known = self._rows.get(key)
         begun = samples.start + (0 if known is None else len(known))
-        rows = self._features(strategy, range(begun, samples.stop))
+        rows = self.features(strategy, range(begun, samples.stop))
         rows = rows if known is None else np.concatenate([known, rows])[: len(samples)]
         self._rows[key] = rows
         blocks = min(BLOCKS, len(rows) // 2)
@@ -193,7 +193,7 @@ class SampledQuality:
             return [self.distance(rows)]
         return jackknife(self.distance, rows, blocks)
 
-    def _features(self, strategy: Strategy, samples: range) -> np.ndarray:
+    def features(self, strategy: Strategy, samples: range) -> np.ndarray:
         """Features of some samples, [n, D] float32."""
         seeds = [self.first_seed + i for i in samples]
         if not seeds:
