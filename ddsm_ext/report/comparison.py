@@ -69,6 +69,8 @@ class Comparison:
     def words(self) -> str:
         """What the interval shows, e.g. "worse by 0.24 ± 0.06"."""
         mean, half = self.interval.mean, self.interval.half_width
+        if not mean and not half:
+            return "the same"
         if self.ranges < 2:
             return f"{mean:+.3g}, one range"
         if self.interval.above_zero:
