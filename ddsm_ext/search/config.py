@@ -40,7 +40,8 @@ class SearchConfig(Settings):
             and 10 in "paper".
         samples: samples of a first score, >= 1; None means 512 in "evolution", 4096 in "paper".
         most_samples: samples at which a race ends without a decision; in "evolution" alone.
-        finalists: strategies that are scored again on new seeds, beside the constant widths.
+        finalists: strategies that are scored again on new seeds, beside the constant widths; with
+            0 the race's own scores make the front, the luckiest of them too low.
         final_samples: samples of those scores.
         seed: seed of the search's random choices, >= 0.
         objectives: ("quality", "macs") or ("quality", "ms").
@@ -160,7 +161,7 @@ class SearchConfig(Settings):
             return size * generations * first
         doublings = math.log2(max(1.0, self.most_samples / first))
         raced = (max(self.pool, len(self.widths)) + (generations - 1) * size) * first
-        final = (self.finalists + len(self.widths)) * self.final_samples
+        final = (self.finalists + len(self.widths)) * self.final_samples if self.finalists else 0
         return round(raced * (1 + doublings / 2)) + final
 
 

@@ -2,8 +2,8 @@
 
 `Search.ask` says what to score next and on which samples, `Search.tell` takes the scores; who
 computes them, and where, is the caller's. What is asked next depends only on the configuration, its
-seed and scores already told. To resume, a search runs again from the beginning and takes the scores that it has from the
-archive, so that only missing ones are asked for.
+seed and scores already told. To resume, a search runs again from the beginning and takes the scores
+that it has from the archive, so that only missing ones are asked for.
 """
 
 from __future__ import annotations
@@ -267,9 +267,7 @@ class Search:
             ValueError: scores are missing, or nothing is within the limits (the front is then
                 written all the same).
         """
-        # a search that was refused half-way has ended too, with nothing to show
-        scored = self._stages.history or self._stages.config.method == "proxy"
-        if not self._ended or not scored:
+        if not self._stages.ended:  # or refused half-way
             raise Refusal("search: finish while scores are missing; need ask to return none first")
         front = self._stages.front()
         self._stages.write(front)

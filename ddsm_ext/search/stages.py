@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ddsm_ext.intervals import Interval
 from ddsm_ext.io.files import write_json
 from ddsm_ext.search.archive import Request
 from ddsm_ext.search.config import SearchConfig
@@ -36,6 +37,16 @@ from ddsm_ext.search.race import Race, Score, difference
 from ddsm_ext.settings import Refusal
 
 Requests = Generator[list[Request], None, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Standing:
+    """A strategy in the running for the front: its quality, the score behind it, its loss against
+    the full width."""
+
+    quality: float
+    score: Score
+    loss: Interval
 
 
 class Stages:
@@ -70,6 +81,7 @@ class Stages:
         self.generation = 0
         self.count = 0  # scores taken
         self.samples = 0  # samples that were made for them
+        self.ended = False  # with every score that it takes
         self.history: list[dict[str, Any]] = []
         self._errors = errors
         self._folder = folder
@@ -133,39 +145,50 @@ class Stages:
         Raises:
             ValueError: the full width's quality is not a finite number.
         """
+        full = self.space.constants()[0]
+        for requests in self._rounds():
+            yield requests
+            scores = (self.race.latest(full), self._finals.get(full))
+            if not all(math.isfinite(score.mean) for score in scores if score is not None):
+                raise Refusal("search: the full width's quality is not a finite number; need one")
+        self.ended = True
+
+    def _rounds(self) -> Requests:
         if self.config.method == "proxy":
             return
         yield from self._score_constants()
         if self.config.method == "paper":
-            random = np.random.default_rng([self.config.seed, 0])
-            yield from self._evolve(self._random(self.config.population_size, [], random))
+            yield from self._evolve(self._random(self.config.population_size, []))
             return
         survivors = yield from self._run_race(self._pool())
         self._note()
         yield from self._evolve(survivors)
-        self.stage = "finalists"
-        first = self.race.most_samples
-        samples = range(first, first + self.config.final_samples)
-        finalists = dict.fromkeys([*self.space.constants(), *self._finalists()])
-        yield [(genome, samples) for genome in finalists]
-        self._note()
+        if self.config.finalists:
+            self.stage = "finalists"
+            first = self.race.most_samples
+            samples = range(first, first + self.config.final_samples)
+            finalists = dict.fromkeys([*self.space.constants(), *self._finalists()])
+            yield [(genome, samples) for genome in finalists]
+            self._note()
 
     def _score_constants(self) -> Requests:
         """Score the constant widths and fix the hypervolume's box from them."""
         constants = self.space.constants()
-        yield [(genome, range(self.race.samples)) for genome in constants]
-        points = [self.race.point(genome) for genome in constants]
-        if not math.isfinite(points[0][0]):
-            raise Refusal("search: the full width's quality is not a finite number; need one")
-        self._meter = HypervolumeMeter([p for p in points if math.isfinite(p[0])])
+        yield from self._score(constants)
+        losses = [(self.race.loss(g).mean, self.race.point(g)[1]) for g in constants]
+        self._meter = HypervolumeMeter([p for p in losses if math.isfinite(p[0])])
+
+    def _score(self, genomes: Sequence[Genome]) -> Requests:
+        """Give each a first score."""
+        race = self.race
+        yield [(g, range(race.samples)) for g in genomes if race.latest(g) is None]
 
     def _pool(self) -> list[Genome]:
         """The strategies that the race begins with; without errors random ones."""
         config = self.config
         if self._errors is None:
-            random = np.random.default_rng([config.seed, 0])
             constants = self.space.constants()
-            return constants + self._random(config.pool - len(constants), constants, random)
+            return constants + self._random(config.pool - len(constants), constants)
         return candidate_pool(
             self.space,
             self.cost,
@@ -175,12 +198,11 @@ class Stages:
             size=config.pool,
         )
 
-    def _random(
-        self, count: int, known: Sequence[Genome], random: np.random.Generator
-    ) -> list[Genome]:
+    def _random(self, count: int, known: Sequence[Genome]) -> list[Genome]:
         # pymoo takes a second to import, which a refused search should not cost
         from ddsm_ext.search.nsga2 import random_genomes
 
+        random = np.random.default_rng([self.config.seed, 0])
         return random_genomes(self.space, max(0, count), known, random)
 
     def _run_race(
@@ -192,7 +214,7 @@ class Stages:
         sampled on with them.
         """
         race, limit = self.race, len(candidates)
-        yield [(g, range(race.samples)) for g in candidates if race.latest(g) is None]
+        yield from self._score(candidates)
         alive = race.alive(candidates)
         while wanted := race.open(alive, self._front_genomes()):
             yield [(genome, range(samples)) for genome, samples in wanted]
@@ -217,8 +239,11 @@ class Stages:
             candidates = evolution.ask()
             if not candidates:
                 break
-            yield from self._run_race(candidates)
-            evolution.tell([self.race.point(genome) for genome in candidates])
+            if config.method == "evolution":
+                yield from self._run_race(candidates)
+            else:
+                yield from self._score(candidates)
+            evolution.tell(self.race.point)
             if self.generation or config.method == "paper":
                 self._note()
 
@@ -253,15 +278,16 @@ class Stages:
         """Add a row to the history; a replay puts no earlier front in place of a later one."""
         front = self.front()
         assert self._meter is not None
-        points = [(p.quality, p.cost_relative) for p in front.points]
+        # losses, since the finalists' samples are others
+        volume = self._meter([(p.loss, p.cost_relative) for p in front.points])
         self.history.append(
             {
                 "generation": self.generation,
                 "stage": self.stage,
                 "evaluations": self.count,
                 "network_evaluations": self.network_evaluations,
-                "hypervolume": self._meter(points),
-                "front": [list(point) for point in points],
+                "hypervolume": volume,
+                "front": [[p.quality, p.cost_relative] for p in front.points],
             }
         )
         if self._news:
@@ -284,15 +310,12 @@ class Stages:
 
     def front(self) -> Front:
         """Return the front of the scores so far; chosen is None if nothing is in the limits."""
-        scores = self._front_scores()
-        constants = [g for g in self.space.constants() if g in scores]
-        genomes = list(scores)
+        known = self._standings()
+        genomes, constants = list(known), [g for g in self.space.constants() if g in known]
+        points = [(known[g].quality, self.cost.relative(g)) for g in genomes]
         front = Front(
-            points=tuple(
-                self._front_point(genomes[i], scores)
-                for i in nondominated([(scores[g].mean, self.cost.relative(g)) for g in genomes])
-            ),
-            constants=tuple(self._front_point(g, scores) for g in constants),
+            points=tuple(self._front_point(genomes[i], known) for i in nondominated(points)),
+            constants=tuple(self._front_point(g, known) for g in constants),
             cost_unit=self.config.cost,
             quality_name=self._quality_name,
             network_evaluations=self.network_evaluations,
@@ -301,14 +324,23 @@ class Stages:
             return dataclasses.replace(front, chosen=self.pick(front))
         return front
 
-    def _front_scores(self) -> dict[Genome, Score]:
-        """The scores that make the front: the finalists', before them the latest of the race."""
-        if self.config.method == "proxy":
-            return self._proxy_scores()
-        if self._finals:
-            return {g: s for g, s in self._finals.items() if math.isfinite(s.mean)}
-        latest = ((g, self.race.latest(g)) for g in self.race.scored())
-        return {genome: score for genome, score in latest if score is not None}
+    def _standings(self) -> dict[Genome, _Standing]:
+        """What makes the front: the finalists' scores, before them the latest of the race."""
+        if self._finals or self.config.method == "proxy":
+            scores = self._finals or self._proxy_scores()
+            full = scores[self.space.constants()[0]]
+            return {
+                genome: _Standing(score.mean, score, difference(score, full))
+                for genome, score in scores.items()
+                if math.isfinite(score.mean)
+            }
+        race = self.race
+        latest = {genome: race.latest(genome) for genome in race.scored()}
+        return {
+            genome: _Standing(race.point(genome)[0], score, race.loss(genome))
+            for genome, score in latest.items()
+            if score is not None
+        }
 
     def _proxy_scores(self) -> dict[Genome, Score]:
         """The proxy itself as the score, of its exact front and of the constant widths."""
@@ -321,15 +353,15 @@ class Stages:
         proxies = {g: self.proxy(g) for g in [*self.space.constants(), *found]}
         return {g: Score((value,), 0) for g, value in proxies.items() if value is not None}
 
-    def _front_point(self, genome: Genome, scores: Mapping[Genome, Score]) -> FrontPoint:
-        score, relative = scores[genome], self.cost.relative(genome)
-        loss = difference(score, scores[self.space.constants()[0]])
+    def _front_point(self, genome: Genome, known: Mapping[Genome, _Standing]) -> FrontPoint:
+        standing, relative = known[genome], self.cost.relative(genome)
+        score, loss = standing.score, standing.loss
         origin = {
             **self._origin,
             "kind": "search",
             "cost_unit": self.config.cost,
             "cost_relative": relative,
-            "quality": score.mean,
+            "quality": standing.quality,
             "quality_name": self._quality_name,
             "samples": score.samples,
             "steps": self.space.steps,
@@ -338,7 +370,7 @@ class Stages:
             strategy=self.space.strategy(genome, origin),
             cost=self.cost(genome),
             cost_relative=relative,
-            quality=score.mean,
+            quality=standing.quality,
             standard_error=score.standard_error,
             samples=score.samples,
             loss=loss.mean,

@@ -63,17 +63,23 @@ def genome_of(space: StrategySpace, *runs: tuple[int, int]) -> Genome:
     return space.from_levels([w for n, w in runs for _ in range(n)])
 
 
-def noisy(widths: list[float], samples: range) -> list[float]:
-    """The full quality with noise: one part common to all strategies, one of their own.
+def noisy(
+    widths: list[float], samples: range, seed: int = 0, own: float = 0.05, shared: float = 1.0
+) -> list[float]:
+    """The full quality with noise a sample, as 8 blocks: one part is common to all strategies, the
+    other a strategy's own. The same strategy, seed and sample give the same noise.
 
-    Both fall with the number of samples; the same strategy and samples give the same values.
+    Args:
+        widths: of all steps.
+        samples: which.
+        seed: of all noise.
+        own, shared: standard deviations of the two parts.
     """
-    shared = np.random.default_rng([samples.start, len(samples)])
     codes = [WIDTHS.index(w) for w in widths]
-    own = np.random.default_rng([samples.start, len(samples), *codes])
-    scale = (8 / len(samples)) ** 0.5
-    values = full_of(widths) + scale * (shared.normal(size=8) + 0.05 * own.normal(size=8))
-    return values.tolist()
+    common = np.random.default_rng([seed, 0]).normal(size=samples.stop)
+    mine = np.random.default_rng([seed, 1, *codes]).normal(size=samples.stop)
+    noise = (shared * common + own * mine)[samples.start :]
+    return [full_of(widths) + float(noise[block::8].mean()) for block in range(8)]
 
 
 def run_search(
