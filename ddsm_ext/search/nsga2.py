@@ -16,6 +16,7 @@ from pymoo.algorithms.moo.nsga2 import NSGA2
 from pymoo.core.crossover import Crossover
 from pymoo.core.duplicate import DuplicateElimination
 from pymoo.core.evaluator import Evaluator
+from pymoo.core.individual import Individual
 from pymoo.core.mutation import Mutation
 from pymoo.core.population import Population
 from pymoo.core.problem import Problem
@@ -202,6 +203,11 @@ class SameStrategy(DuplicateElimination):
         return is_duplicate
 
 
+def _forget_violation(individual: Individual) -> None:
+    """pymoo keeps the violation of the constraints of the first evaluation."""
+    individual.CV = None
+
+
 class Evolution:
     """NSGA-II over the strategies of a space; everything it does follows from its arguments.
 
@@ -261,4 +267,5 @@ class Evolution:
             failed = np.array([[0.0 if math.isfinite(q) else 1.0] for q, _ in points])
             values = np.array([[q if math.isfinite(q) else 0.0, c] for q, c in points])
             evaluator.eval(StaticProblem(self._problem, F=values, G=failed), population)
+            population.apply(_forget_violation)
         self._algorithm.tell(infills=self._asked)
