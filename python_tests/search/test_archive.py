@@ -104,7 +104,7 @@ def test_damage_is_named(tmp_path):
         ([lines[0], lines[1].replace("[0, 8]", "[8, 8]"), *lines[2:]], "row 2 is no evaluation"),
         ([lines[0], lines[1].replace("[0, 8]", "[0, 8, 2]"), *lines[2:]], "row 2 is no evaluation"),
         ([lines[0], lines[1].replace(", 1.0]", ", null]"), *lines[2:]], "row 2 is no evaluation"),
-        ([lines[0], lines[1].replace(", 1.0]", ", NaN]"), *lines[2:]], "line 2|row 2"),
+        ([lines[0], lines[1].replace(", 1.0]", ", NaN]"), *lines[2:]], "line 2 is no JSON"),
         ([lines[0], lines[1][:20], *lines[2:]], "line 2"),
     ]
     for changed, sentence in cases:
