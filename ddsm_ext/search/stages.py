@@ -345,12 +345,15 @@ class Stages:
     def _proxy_scores(self) -> dict[Genome, Score]:
         """The proxy itself as the score, of its exact front and of the constant widths."""
         assert self._errors is not None
+        constants = self.space.constants()
+        # with those of the constant widths, so that none is on the front but by right
         budgets = spread_budgets(self.cost, self.config.proxy_budgets)
+        budgets += [self.cost(genome) for genome in constants]
         own = budget_cost(self.config, self.cost)
         if own is not None:
             budgets.append(min(own, self.cost.full))
         found = proxy_front(self.space, self.cost, self._errors, budgets, self.config.segments)
-        proxies = {g: self.proxy(g) for g in [*self.space.constants(), *found]}
+        proxies = {g: self.proxy(g) for g in [*constants, *found]}
         return {g: Score((value,), 0) for g, value in proxies.items() if value is not None}
 
     def _front_point(self, genome: Genome, known: Mapping[Genome, _Standing]) -> FrontPoint:

@@ -208,9 +208,7 @@ def test_gains_on_levels_that_do_not_preserve_the_variance(parameterisation: str
         expected = [(there - here) / math.hypot(1.0, there) for here, there in steps]
     else:
         expected = [(1 - there / here) / math.hypot(1.0, there) for here, there in steps]
-    found = prediction_gains(
-        LINEAR, SamplerConfig(), parameterisation, method=ddim, levels=levels
-    )
+    found = prediction_gains(LINEAR, SamplerConfig(), parameterisation, method=ddim, levels=levels)
     assert found == pytest.approx(expected, rel=1e-9)
     # the same sampler in variance-preserving units: x / hypot(1, sigma) at every level
     scaled = [Level(v.t, v.log_snr, -0.5 * math.log1p(v.variance),

@@ -1,4 +1,4 @@
-"""Random strategies, the loop of ask and tell, and operators that change genes at the configured rate."""
+"""Random strategies, asking and telling, and operators that change genes at their rate."""
 
 from __future__ import annotations
 
