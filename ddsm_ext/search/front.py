@@ -66,6 +66,8 @@ class Front(Document):
         cost_unit: unit of the costs: "macs" or "ms", an image over all steps of the sampler.
         quality_name: what the quality is, for people to read.
         chosen: the strategy chosen under the search's own budget; None if nothing was within it.
+            Its scores may be of other samples than the points': its loss is to the full width's on
+            those, and its quality is the full width's here plus that loss.
         network_evaluations: evaluations of the network that the search's scores took.
     """
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ddsm_ext.intervals import Interval, paired_interval, standard_error
 from ddsm_ext.search.cost import StepCost
-from ddsm_ext.search.front import Point
+from ddsm_ext.search.front import Point, nondominated, spread_choice
 from ddsm_ext.search.genome import Genome
 
 
@@ -83,13 +83,19 @@ class Race:
         scores = self._scores.get(genome)
         return scores[max(scores)] if scores else None
 
+    def score(self, genome: Genome) -> Score:
+        """Return the score with the most samples of a scored strategy."""
+        score = self.latest(genome)
+        assert score is not None
+        return score
+
     def point(self, genome: Genome) -> Point:
         """Return (quality, cost as a fraction of the full width's) of a scored strategy.
 
         The quality is the latest score plus what the full width's latest is above its score on the
         samples of this one. The full width must be scored.
         """
-        score, full = self._latest(genome), self._latest(self._full)
+        score, full = self.score(genome), self.score(self._full)
         shift = full.mean - self._scores[self._full][score.samples].mean
         return score.mean + shift, self._costs[genome] / self.cost.full
 
@@ -99,7 +105,22 @@ class Race:
 
     def scored(self) -> list[Genome]:
         """Return every strategy with a finite score, in the order of their first scores."""
-        return [g for g in self._scores if math.isfinite(self._latest(g).mean)]
+        return [g for g in self._scores if math.isfinite(self.score(g).mean)]
+
+    def front(self) -> list[Genome]:
+        """Return the non-dominated of all strategies, by rising cost."""
+        genomes = self.scored()
+        return [genomes[i] for i in nondominated([self.point(g) for g in genomes])]
+
+    def best(self, genomes: Iterable[Genome], count: int) -> list[Genome]:
+        """Return the best `count` of scored strategies: whole fronts first, then by spread."""
+        rest, chosen = list(genomes), list[Genome]()
+        while rest and len(chosen) < count:
+            layer = [rest[i] for i in nondominated([self.point(g) for g in rest])]
+            points = [self.point(g) for g in layer]
+            chosen += [layer[i] for i in spread_choice(points, count - len(chosen))]
+            rest = [g for g in rest if g not in layer]
+        return chosen
 
     def alive(self, genomes: Iterable[Genome]) -> list[Genome]:
         """Return those of some strategies that no scored one beats."""
@@ -124,7 +145,7 @@ class Race:
             for other in others:
                 if other == candidate or not self._difference(candidate, other).holds_zero:
                     continue
-                pair = [(self._latest(g).samples, g) for g in (candidate, other)]
+                pair = [(self.score(g).samples, g) for g in (candidate, other)]
                 fewest = min(n for n, _ in pair)
                 if fewest < self.most_samples:
                     more = min(2 * fewest, self.most_samples)
@@ -132,11 +153,6 @@ class Race:
         known = self._scores[self._full]
         wanted |= {(self._full, n) for _, n in wanted if n not in known}
         return sorted(wanted, key=lambda item: (item[1], item[0].widths, item[0].boundaries))
-
-    def _latest(self, genome: Genome) -> Score:
-        score = self.latest(genome)
-        assert score is not None
-        return score
 
     def _beats(self, a: Genome, b: Genome) -> bool:
         """Whether strategy a costs no more than b and is better beyond the interval."""

@@ -2,17 +2,17 @@
 
 "evolution": the pool of first strategies races on samples of common seeds; NSGA-II, whose first
 population are the survivors, makes offspring, which race against what is known; the finalists and
-the constant widths are scored on new seeds, and those scores alone make the front.
+the constant widths are scored on new seeds, and those scores alone make the front; what is chosen
+from it is scored once more, since the best of several scores is too good.
 "paper": every strategy of NSGA-II gets one whole score, and these make the front.
 "proxy": nothing is scored.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,7 @@ class Stages:
         self._origin = dict(origin)
         self._quality_name = quality_name
         self._finals: dict[Genome, Score] = {}
+        self._again: dict[Genome, Score] = {}  # the chosen one and the full width
         self._first_seen: dict[Genome, int] = {}
         self._meter: HypervolumeMeter | None = None
         self._news = False
@@ -118,7 +119,8 @@ class Stages:
             self.race.take(genome, score)
         else:
             self.samples += len(samples)
-            self._finals[genome] = score
+            final = samples.start == self.race.most_samples
+            (self._finals if final else self._again)[genome] = score
         self._news = self._news or fresh
 
     def row(self, genome: Genome, values: Sequence[float]) -> dict[str, Any]:
@@ -148,7 +150,7 @@ class Stages:
         full = self.space.constants()[0]
         for requests in self._rounds():
             yield requests
-            scores = (self.race.latest(full), self._finals.get(full))
+            scores = (self.race.latest(full), self._finals.get(full), self._again.get(full))
             if not all(math.isfinite(score.mean) for score in scores if score is not None):
                 raise Refusal("search: the full width's quality is not a finite number; need one")
         self.ended = True
@@ -164,12 +166,7 @@ class Stages:
         self._note()
         yield from self._evolve(survivors)
         if self.config.finalists:
-            self.stage = "finalists"
-            first = self.race.most_samples
-            samples = range(first, first + self.config.final_samples)
-            finalists = dict.fromkeys([*self.space.constants(), *self._finalists()])
-            yield [(genome, samples) for genome in finalists]
-            self._note()
+            yield from self._score_finalists()
 
     def _score_constants(self) -> Requests:
         """Score the constant widths and fix the hypervolume's box from them."""
@@ -216,10 +213,10 @@ class Stages:
         race, limit = self.race, len(candidates)
         yield from self._score(candidates)
         alive = race.alive(candidates)
-        while wanted := race.open(alive, self._front_genomes()):
+        while wanted := race.open(alive, race.front()):
             yield [(genome, range(samples)) for genome, samples in wanted]
             limit = max(self.config.population_size, limit // 2)
-            alive = self._best(race.alive(alive), limit)
+            alive = race.best(race.alive(alive), limit)
         return alive
 
     def _evolve(self, initial: Sequence[Genome]) -> Requests:
@@ -231,7 +228,7 @@ class Stages:
         first = list(initial)
         if config.method == "evolution":  # of a race that few survived, the best others too
             others = [g for g in self.race.scored() if g not in first]
-            first += self._best(others, size - len(first))
+            first += self.race.best(others, size - len(first))
             self.stage = "evolution"
         state = np.random.SeedSequence([config.seed, 1]).generate_state(1)
         evolution = Evolution(config, self.space, first, size, int(state[0]))
@@ -247,6 +244,20 @@ class Stages:
             if self.generation or config.method == "paper":
                 self._note()
 
+    def _score_finalists(self) -> Requests:
+        """Score the finalists on new samples, and what is chosen of them on others again."""
+        count, full = self.config.final_samples, self.space.constants()[0]
+        self.stage = "finalists"
+        samples = range(self.race.most_samples, self.race.most_samples + count)
+        finalists = dict.fromkeys([*self.space.constants(), *self._finalists()])
+        yield [(genome, samples) for genome in finalists]
+        self._note()
+        chosen = self._chosen(self._front())
+        if chosen is not None and chosen != full:
+            self.stage = "chosen"
+            yield [(genome, range(samples.stop, samples.stop + count)) for genome in (full, chosen)]
+            self._note()
+
     def _finalists(self) -> list[Genome]:
         """Whom to score on new seeds: the best within the budget, then a spread of the front."""
         count, race = self.config.finalists, self.race
@@ -255,24 +266,9 @@ class Stages:
         if budget is not None:
             within = [g for g in race.scored() if self.cost(g) <= budget * (1 + BUDGET_TOLERANCE)]
             near = sorted(within, key=lambda g: (race.point(g), g.boundaries))[: (count + 1) // 2]
-        rest = [g for g in self._front_genomes() if g not in near]
+        rest = [g for g in race.front() if g not in near]
         spread = spread_choice([race.point(g) for g in rest], count - len(near))
         return near + [rest[i] for i in spread]
-
-    def _best(self, genomes: Iterable[Genome], count: int) -> list[Genome]:
-        """The best `count` of scored strategies: whole fronts first, then by spread."""
-        rest, chosen = list(genomes), list[Genome]()
-        while rest and len(chosen) < count:
-            layer = [rest[i] for i in nondominated([self.race.point(g) for g in rest])]
-            points = [self.race.point(g) for g in layer]
-            chosen += [layer[i] for i in spread_choice(points, count - len(chosen))]
-            rest = [g for g in rest if g not in layer]
-        return chosen
-
-    def _front_genomes(self) -> list[Genome]:
-        """Non-dominated strategies of the latest scores, by rising cost."""
-        genomes = self.race.scored()
-        return [genomes[i] for i in nondominated([self.race.point(g) for g in genomes])]
 
     def _note(self) -> None:
         """Add a row to the history; a replay puts no earlier front in place of a later one."""
@@ -310,19 +306,41 @@ class Stages:
 
     def front(self) -> Front:
         """Return the front of the scores so far; chosen is None if nothing is in the limits."""
+        front = self._front()
+        chosen = self._chosen(front)
+        if chosen is None:
+            return front
+        return dataclasses.replace(front, chosen=self._scored_again(chosen, front))
+
+    def _front(self) -> Front:
         known = self._standings()
-        genomes, constants = list(known), [g for g in self.space.constants() if g in known]
-        points = [(known[g].quality, self.cost.relative(g)) for g in genomes]
-        front = Front(
-            points=tuple(self._front_point(genomes[i], known) for i in nondominated(points)),
-            constants=tuple(self._front_point(g, known) for g in constants),
+        genomes = list(known)
+        order = nondominated([(known[g].quality, self.cost.relative(g)) for g in genomes])
+        constants = [genome for genome in self.space.constants() if genome in known]
+        return Front(
+            points=tuple(self._front_point(genomes[i], known[genomes[i]]) for i in order),
+            constants=tuple(self._front_point(genome, known[genome]) for genome in constants),
             cost_unit=self.config.cost,
             quality_name=self._quality_name,
             network_evaluations=self.network_evaluations,
         )
-        with contextlib.suppress(ValueError):
-            return dataclasses.replace(front, chosen=self.pick(front))
-        return front
+
+    def _chosen(self, front: Front) -> Genome | None:
+        """What the configured budget chooses; None where nothing is in the limits."""
+        try:
+            strategy = self.pick(front).strategy
+        except ValueError:
+            return None
+        widths = strategy.widths_for(self.space.levels.tolist())
+        return self.space.from_levels([self.space.widths.index(width) for width in widths])
+
+    def _scored_again(self, chosen: Genome, front: Front) -> FrontPoint:
+        """The chosen strategy by its scores since then, if there are any that did not fail."""
+        full, score = self.space.constants()[0], self._again.get(chosen)
+        if score is None or not math.isfinite(score.mean):
+            return self.pick(front)
+        loss = difference(score, self._again[full])
+        return self._front_point(chosen, _Standing(front.full_quality + loss.mean, score, loss))
 
     def _standings(self) -> dict[Genome, _Standing]:
         """What makes the front: the finalists' scores, before them the latest of the race."""
@@ -335,30 +353,22 @@ class Stages:
                 if math.isfinite(score.mean)
             }
         race = self.race
-        latest = {genome: race.latest(genome) for genome in race.scored()}
-        return {
-            genome: _Standing(race.point(genome)[0], score, race.loss(genome))
-            for genome, score in latest.items()
-            if score is not None
-        }
+        return {g: _Standing(race.point(g)[0], race.score(g), race.loss(g)) for g in race.scored()}
 
     def _proxy_scores(self) -> dict[Genome, Score]:
         """The proxy itself as the score, of its exact front and of the constant widths."""
         assert self._errors is not None
-        constants = self.space.constants()
+        constants, own = self.space.constants(), budget_cost(self.config, self.cost)
         # with those of the constant widths, so that none is on the front but by right
         budgets = spread_budgets(self.cost, self.config.proxy_budgets)
         budgets += [self.cost(genome) for genome in constants]
-        own = budget_cost(self.config, self.cost)
-        if own is not None:
-            budgets.append(min(own, self.cost.full))
+        budgets += [] if own is None else [min(own, self.cost.full)]
         found = proxy_front(self.space, self.cost, self._errors, budgets, self.config.segments)
         proxies = {g: self.proxy(g) for g in [*constants, *found]}
         return {g: Score((value,), 0) for g, value in proxies.items() if value is not None}
 
-    def _front_point(self, genome: Genome, known: Mapping[Genome, _Standing]) -> FrontPoint:
-        standing, relative = known[genome], self.cost.relative(genome)
-        score, loss = standing.score, standing.loss
+    def _front_point(self, genome: Genome, standing: _Standing) -> FrontPoint:
+        score, loss, relative = standing.score, standing.loss, self.cost.relative(genome)
         origin = {
             **self._origin,
             "kind": "search",

@@ -34,14 +34,15 @@ def test_the_paper_has_its_population_generations_and_samples():
 
 
 def test_samples_of_an_evolution_without_doubling():
-    # 20 of the pool, 4 more generations of 10, and 3 finalists beside 4 widths; nothing is doubled
+    # 20 of the pool, 4 more generations of 10, 3 finalists beside 4 widths, the chosen one with
+    # the full width; nothing is doubled
     config = SearchConfig(
         pool=20, population=10, generations=5, samples=64, most_samples=8, finalists=3,
         final_samples=100,
     )  # fmt: skip
-    assert config.most_scored_samples() == (20 + 40) * 64 + 7 * 100
+    assert config.most_scored_samples() == (20 + 40) * 64 + 9 * 100
     assert replace(config, finalists=0).most_scored_samples() == (20 + 40) * 64
-    assert replace(config, pool=1).most_scored_samples() == (4 + 40) * 64 + 7 * 100
+    assert replace(config, pool=1).most_scored_samples() == (4 + 40) * 64 + 9 * 100
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def test_front_is_nondominated_sorted_and_scored_on_its_own_samples(tmp_path):
     assert all(a.quality > b.quality for a, b in zip(front.points, front.points[1:], strict=False))
     final = range(16, 16 + 32)
     full = noisy([1.0] * 20, final)
-    for point in {*front.points, *front.constants, front.chosen}:
+    for point in [*front.points, *front.constants]:
         widths = point.strategy.widths_for(log_snrs(20))
         blocks = noisy(widths, final)
         assert point.quality == pytest.approx(statistics.fmean(blocks), rel=1e-12)
@@ -159,6 +159,9 @@ def test_scores_are_spent_by_the_rule(tmp_path):
         if row["stage"] == "finalists":
             assert (first, last) == (30, 30 + 32)
             continue
+        if row["stage"] == "chosen":
+            assert (first, last) == (62, 62 + 32)
+            continue
         assert first == 0
         taken.setdefault(json.dumps(row["genome"]), []).append(last)
     # every one from few samples on, doubled up to the cap
@@ -178,7 +181,8 @@ def test_hypervolume_grows_and_files_agree(tmp_path):
     history = read_json(tmp_path / "search" / "history.json")
     rows = history["generations"]
     assert [(g["stage"], g["generation"]) for g in rows] == [
-        ("race", 0), *(("evolution", i) for i in range(1, 5)), ("finalists", 4)
+        ("race", 0), *(("evolution", i) for i in range(1, 5)), ("finalists", 4),
+        ("chosen", 4),
     ]  # fmt: skip
     volumes = [g["hypervolume"] for g in rows]
     assert volumes == sorted(volumes)
@@ -441,9 +445,13 @@ def test_at_the_edges(tmp_path, method, steps, change):
 
 
 def overlapping(rows: list[dict]) -> bool:
-    """Whether a finalist was scored on samples that chose."""
-    chose = max(r["samples"][1] for r in rows if r["stage"] != "finalists")
-    return any(r["samples"][0] < chose for r in rows if r["stage"] == "finalists")
+    """Whether the finalists or the chosen one were scored on samples that chose."""
+    ends = {"race": 0, "evolution": 0, "finalists": 0, "chosen": 0}
+    for row in rows:
+        ends[row["stage"]] = max(ends[row["stage"]], row["samples"][1])
+    first = {row["stage"]: row["samples"][0] for row in rows}
+    race, final = max(ends["race"], ends["evolution"]), ends["finalists"]
+    return first["finalists"] < race or first.get("chosen", final) < final
 
 
 def test_progress_reaches_its_end(tmp_path):
@@ -457,7 +465,12 @@ def test_progress_reaches_its_end(tmp_path):
     assert all(s.samples <= s.expected_samples for s in states)
     assert all(s.generations == 3 for s in states)
     assert {s.generation for s in states} == {0, 1, 2}
-    assert list(dict.fromkeys(s.stage for s in states)) == ["race", "evolution", "finalists"]
+    assert list(dict.fromkeys(s.stage for s in states)) == [
+        "race",
+        "evolution",
+        "finalists",
+        "chosen",
+    ]
     assert states[0].hypervolume is None
     assert last.hypervolume > 0
 
@@ -490,9 +503,9 @@ def test_told_in_parts_it_ends_like_the_loop(tmp_path, at_once):
     rows = [[{**r, "seconds": 0} for r in evaluations(tmp_path / n)] for n in ("loop", "told")]
     assert rows[0] == rows[1]
     if at_once == 1000:
-        # a round of constants, one of finalists; the pool and each generation with its doublings:
+        # a round of constants, of finalists and of the chosen one; the pool and each generation with its doublings:
         # their pairs are 8 against 8, 8 against 16 and 16 against 16 samples
-        assert rounds <= 2 + (1 + config.generations) * 3
+        assert rounds <= 3 + (1 + config.generations) * 3
 
 
 def test_whole_generations_are_asked_for_and_known_scores_are_not(tmp_path):
