@@ -9,9 +9,11 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
+from ddsm_ext.io.files import read_jsonl
 from ddsm_ext.search.config import SearchConfig
 from ddsm_ext.search.engine import search
 from ddsm_ext.search.front import Front
@@ -82,6 +84,11 @@ def noisy(
     return [full_of(widths) + float(noise[block::8].mean()) for block in range(8)]
 
 
+def exact(widths: list[float], samples: range) -> float:
+    """The full quality without noise, as a single value."""
+    return full_of(widths)
+
+
 def run_search(
     run_dir, config: SearchConfig, steps: int, hook=lambda samples: None, quality=noisy, **more
 ) -> Front:
@@ -103,11 +110,20 @@ def run_search(
     return search(config, **{**arguments, **more})
 
 
+SMALL = SearchConfig(
+    segments=2, proxy_budgets=5, pool=8, population=6, generations=3, samples=8, most_samples=16,
+    finalists=3, final_samples=32, budget_macs=0.5,
+)  # fmt: skip
+FILES = ("front.json", "history.json", "strategy.json")
 KILLED_CONFIG = SearchConfig(
     segments=3, proxy_budgets=8, pool=12, population=6, generations=4, samples=8, most_samples=32,
     finalists=4, final_samples=32, budget_macs=0.5,
 )  # fmt: skip
 KILLED_STEPS = 12
+
+
+def evaluations(run_dir: Path) -> list[dict]:
+    return [r for r in read_jsonl(run_dir / "search" / "archive.jsonl") if r["kind"] != "header"]
 
 
 def main() -> None:

@@ -125,7 +125,7 @@ def test_common_noise_does_not_order_strategies_of_different_samples(tmp_path):
 def test_what_is_reported_is_unbiased_and_the_races_best_is_too_good(tmp_path):
     reported, final, raced, regret = [], [], [], []
     for seed in range(24):
-        config = replace(CONFIG, seed=seed, proxy_budgets=5, generations=2)
+        config = replace(CONFIG, seed=seed, pool=12, proxy_budgets=4, generations=2)
         front, told = searched(
             tmp_path / str(seed),
             config,
