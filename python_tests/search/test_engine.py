@@ -219,9 +219,7 @@ def test_a_search_in_which_almost_everything_fails(tmp_path):
 
 
 def test_refusals_name_what_is_wrong(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"the budget is .* the cheapest strategy costs .*0\.06301"
-    ):
+    with pytest.raises(ValueError, match=r"the budget is .*cheapest strategy costs .*0\.06301"):
         run_search(tmp_path, replace(SMALL, budget_macs=0.05), 20)
     assert not (tmp_path / "search").exists()
     with pytest.raises(ValueError, match=r"method is 'evolution' without a quality; need one"):
