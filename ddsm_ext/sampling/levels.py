@@ -18,6 +18,9 @@ from ddsm_ext.sampling.samplers import SAMPLERS, Method
 from ddsm_ext.sampling.strategy import Strategy, as_strategy
 from ddsm_ext.settings import Refusal, TypeRefusal
 
+# A power of two, so that multiplying by it and dividing by it again is exact
+_SMALL = 2.0**-20
+
 
 def visited_timesteps(timesteps: int, sampler: SamplerConfig) -> list[int]:
     """Return the timesteps a sampler visits, from noisy to clean.
@@ -165,25 +168,25 @@ def prediction_gains(
         ValueError: the sampler's steps do not fit the schedule, or the levels do not end clean.
     """
     levels = noise_levels(schedule, sampler) if levels is None else check_levels(levels)
+    method = method or configured(sampler)
     row = prediction_named("prediction_gains: parameterisation", parameterisation)
-    images: list[Tensor] = []
-    outputs: list[Tensor] = []
-    visited: list[Level] = []
+    count = len(dry_run(method, levels))
+    # Pixel i's output is other than 0 at evaluation i alone, and too small to be clipped: what the
+    # pixel is next is the gain. No derivative is taken, which a sampler may have switched off.
+    outputs = _SMALL * torch.eye(count, dtype=torch.float64, device="cpu")  # [S, S]
+    zero = torch.zeros(count, dtype=torch.float64, device="cpu")  # [S]
+    gains: list[float] = []  # the first says nothing, as no evaluation was before it
+
+    def note(x: Tensor, level: Level) -> None:
+        pixel = float(x[len(gains) - 1])
+        gains.append(pixel / (_SMALL * math.hypot(level.alpha, level.sigma)))
 
     def denoise(x: Tensor, level: Level) -> Tensor:
+        output = outputs[len(gains)]
+        note(x, level)
         from_x, from_prediction = row.x0_map(level)
-        images.append(x)
-        visited.append(level)
-        outputs.append(torch.zeros((), dtype=torch.float64, device="cpu", requires_grad=True))
-        return from_x * x + from_prediction * outputs[-1]
+        return from_x * x + from_prediction * output
 
-    zero = torch.zeros((), dtype=torch.float64, device="cpu")
-    with torch.enable_grad():
-        end = (method or configured(sampler))(denoise, zero.clone(), levels, lambda: zero)
-    nexts = [*images[1:], end]
-    scales = [math.hypot(level.alpha, level.sigma) for level in [*visited[1:], levels[-1]]]
-    return [
-        float(torch.autograd.grad(image, output, retain_graph=True, allow_unused=True)[0] or 0.0)
-        / scale
-        for image, output, scale in zip(nexts, outputs, scales, strict=True)
-    ]
+    with torch.no_grad():
+        note(method(denoise, zero.clone(), levels, lambda: zero), levels[-1])
+    return gains[1:]

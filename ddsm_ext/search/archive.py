@@ -113,11 +113,12 @@ class Archive:
         for number, row in enumerate(rows[1:], 2):
             try:
                 genome = self.space.from_row(row["genome"])
-                samples = range(*(int(end) for end in row["samples"]))
-                values = [math.inf] if row["failed"] else [float(v) for v in row["values"]]
-                if not values:
+                first, end = (int(value) for value in row["samples"])
+                values = () if row["failed"] else tuple(float(v) for v in row["values"])
+                scored = row["failed"] or (values and all(map(math.isfinite, values)))
+                if not (0 <= first < end and scored):
                     raise ValueError
-                self._scores[genome, samples] = tuple(values)
+                self._scores[genome, range(first, end)] = values or (math.inf,)
             except (KeyError, TypeError, ValueError):
                 raise Refusal(
                     f"{self.path}: row {number} is no evaluation of this search; need genome, "

@@ -22,7 +22,8 @@ class SearchConfig(Settings):
     "evolution" begins with the strategies that are best under the additive proxy (the errors of
     the widths, weighted by the sampler), with the constant widths and with plain guesses. They race
     on samples from common seeds; the survivors are the first population of NSGA-II, whose offspring
-    are raced likewise. The finalists are scored again, on seeds that chose nothing.
+    are raced likewise. The finalists are scored again on new seeds, and so is the one that is
+    chosen of them: its score is of seeds that chose nothing.
     "proxy" is the exact Pareto front of the proxy alone: seconds, and no score of a sample.
     "paper" is the search of the DDSM paper, to compare with: NSGA-II from random strategies, a
     whole score for each.
@@ -40,7 +41,8 @@ class SearchConfig(Settings):
             and 10 in "paper".
         samples: samples of a first score, >= 1; None means 512 in "evolution", 4096 in "paper".
         most_samples: samples at which a race ends without a decision; in "evolution" alone.
-        finalists: strategies that are scored again on new seeds, beside the constant widths.
+        finalists: strategies that are scored again on new seeds, beside the constant widths; with
+            0 the race's own scores make the front, the luckiest of them too low.
         final_samples: samples of those scores.
         seed: seed of the search's random choices, >= 0.
         objectives: ("quality", "macs") or ("quality", "ms").
@@ -160,8 +162,8 @@ class SearchConfig(Settings):
             return size * generations * first
         doublings = math.log2(max(1.0, self.most_samples / first))
         raced = (max(self.pool, len(self.widths)) + (generations - 1) * size) * first
-        final = (self.finalists + len(self.widths)) * self.final_samples
-        return round(raced * (1 + doublings / 2)) + final
+        finalists = self.finalists + len(self.widths) + 2 if self.finalists else 0
+        return round(raced * (1 + doublings / 2)) + finalists * self.final_samples
 
 
 # population, generations and samples of each method; those of "paper" are the DDSM paper's

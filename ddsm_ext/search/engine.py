@@ -42,7 +42,7 @@ class SearchProgress:
         expected_samples: about how many there will be.
         generation: generation now running, from 0.
         generations: generations in all.
-        stage: "race", "evolution" or "finalists".
+        stage: "race", "evolution", "finalists" or "chosen".
         hypervolume: share of the hypervolume box after the last generation; None before the first.
     """
 
@@ -195,8 +195,8 @@ class Search:
         """Return every strategy that can be scored now, and on which samples; none at the end.
 
         They do not depend on each other's scores: the constant widths, a generation, those of a
-        race that go on, or the finalists. What the archive knows is not asked for. What was asked
-        for and not told is asked for again.
+        race that go on, the finalists, or the chosen one with the full width. What the archive
+        knows is not asked for. What was asked for and not told is asked for again.
 
         Raises:
             ValueError: the full width's quality is not a finite number.
@@ -267,9 +267,7 @@ class Search:
             ValueError: scores are missing, or nothing is within the limits (the front is then
                 written all the same).
         """
-        # a search that was refused half-way has ended too, with nothing to show
-        scored = self._stages.history or self._stages.config.method == "proxy"
-        if not self._ended or not scored:
+        if not self._stages.ended:  # or refused half-way
             raise Refusal("search: finish while scores are missing; need ask to return none first")
         front = self._stages.front()
         self._stages.write(front)

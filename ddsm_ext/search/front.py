@@ -66,6 +66,8 @@ class Front(Document):
         cost_unit: unit of the costs: "macs" or "ms", an image over all steps of the sampler.
         quality_name: what the quality is, for people to read.
         chosen: the strategy chosen under the search's own budget; None if nothing was within it.
+            Its scores may be of other samples than the points': its loss is to the full width's on
+            those, and its quality is the full width's here plus that loss.
         network_evaluations: evaluations of the network that the search's scores took.
     """
 
@@ -107,8 +109,8 @@ class Front(Document):
     ) -> FrontPoint:
         """Return the best strategy within a budget, or the cheapest within a loss of quality.
 
-        A loss is kept to when the upper end of its interval is within it, so that no strategy is
-        taken for the luck of one score; the full width itself loses nothing.
+        A strategy's loss counts by the upper end of its interval, so that none is taken for the
+        luck of one score; the full width itself loses nothing.
 
         Args:
             max_cost: most cost as a fraction of the full width's, in the front's unit.
@@ -136,7 +138,7 @@ class Front(Document):
                 f"pick: the budget is {text}, the cheapest strategy costs {self._cost(cheapest)}; "
                 "need at least that"
             )
-        best = within[-1]
+        best = min(within, key=lambda p: (p.greatest_loss, p.cost))
         if loss is not None and best.greatest_loss > loss:
             raise Refusal(
                 f"pick: the best strategy within {text} loses {best.loss:.6g} of quality, at most "

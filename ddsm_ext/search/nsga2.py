@@ -8,7 +8,7 @@ so that this module is imported where a search has been accepted.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from pymoo.algorithms.moo.nsga2 import NSGA2
 from pymoo.core.crossover import Crossover
 from pymoo.core.duplicate import DuplicateElimination
 from pymoo.core.evaluator import Evaluator
+from pymoo.core.individual import Individual
 from pymoo.core.mutation import Mutation
 from pymoo.core.population import Population
 from pymoo.core.problem import Problem
@@ -202,6 +203,11 @@ class SameStrategy(DuplicateElimination):
         return is_duplicate
 
 
+def _forget_violation(individual: Individual) -> None:
+    """pymoo keeps the violation of the constraints of the first evaluation."""
+    individual.CV = None
+
+
 class Evolution:
     """NSGA-II over the strategies of a space; everything it does follows from its arguments.
 
@@ -248,10 +254,18 @@ class Evolution:
         self._seen.update(genomes)
         return genomes
 
-    def tell(self, points: Sequence[Point]) -> None:
-        """Give the (quality, cost) of the genomes that `ask` returned; inf marks a failure."""
-        failed = np.array([[0.0 if math.isfinite(q) else 1.0] for q, _ in points])
-        values = np.array([[q if math.isfinite(q) else 0.0, c] for q, c in points])
-        static = StaticProblem(self._problem, F=values, G=failed)
-        Evaluator().eval(static, self._asked)
+    def tell(self, point: Callable[[Genome], Point]) -> None:
+        """Give the (quality, cost) of the genomes that `ask` returned; inf marks a failure.
+
+        Those kept from earlier generations are looked up again too: their scores may have changed.
+        """
+        evaluator = Evaluator(skip_already_evaluated=False)
+        for population in (self._asked, self._algorithm.pop):
+            if population is None or len(population) == 0:
+                continue
+            points = [point(self.space.decode(x)) for x in population.get("X")]
+            failed = np.array([[0.0 if math.isfinite(q) else 1.0] for q, _ in points])
+            values = np.array([[q if math.isfinite(q) else 0.0, c] for q, c in points])
+            evaluator.eval(StaticProblem(self._problem, F=values, G=failed), population)
+            population.apply(_forget_violation)
         self._algorithm.tell(infills=self._asked)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ddsm_ext.search.budget import solve_budget
 from ddsm_ext.search.cost import StepCost
-from ddsm_ext.search.front import nondominated, spread_choice
+from ddsm_ext.search.front import BUDGET_TOLERANCE, nondominated, spread_choice
 from ddsm_ext.search.genome import Genome, StrategySpace
 
 # 1000 levels take the solver two seconds a budget, 100 of ten levels each a twentieth of that
@@ -40,6 +40,9 @@ def budget_genome(
     Raises:
         ValueError: the limit is below the cheapest strategy.
     """
+    cheapest = cost.per_width.min() * space.steps
+    if limit >= cheapest * (1 - BUDGET_TOLERANCE):
+        limit = max(limit, cheapest)
     level_costs = space.counts[:, None] * cost.per_width  # [L, W]
     starts = _group_starts(len(space.levels))
     solution = solve_budget(
@@ -75,7 +78,7 @@ def proxy_front(
         segments: most segments of a strategy.
     """
     cheapest = cost.per_width.min() * space.steps
-    limits = [budget for budget in budgets if budget >= cheapest * (1 - 1e-9)]
+    limits = [budget for budget in budgets if budget >= cheapest * (1 - BUDGET_TOLERANCE)]
     found = [budget_genome(space, cost, level_errors, b, segments) for b in limits]
     genomes = list(dict.fromkeys(found))
     points = [(level_total(space, level_errors, genome), cost(genome)) for genome in genomes]
@@ -140,14 +143,14 @@ def candidate_pool(
 
 def _guesses(space: StrategySpace, cost: StepCost, limits: Sequence[float]) -> list[Genome]:
     """The narrowest width and then the full one, as many full steps as each limit pays for."""
-    if space.segments < 2 or len(space.widths) < 2:
-        return []
     narrow, full = int(np.argmin(cost.per_width)), 0
+    if space.segments < 2 or narrow == full:
+        return []
     found = []
     for limit in limits:
         for boundary in range(1, len(space.levels)):  # the first that is cheap enough
             genome = Genome((boundary,), (narrow, full))
-            if cost(genome) <= limit * (1 + 1e-9):
+            if cost(genome) <= limit * (1 + BUDGET_TOLERANCE):
                 found.append(genome)
                 break
     return list(dict.fromkeys(found))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ddsm_ext.intervals import Interval, paired_interval, standard_error
 from ddsm_ext.search.cost import StepCost
-from ddsm_ext.search.front import Point
+from ddsm_ext.search.front import Point, nondominated, spread_choice
 from ddsm_ext.search.genome import Genome
 
 
@@ -53,6 +53,9 @@ def difference(a: Score, b: Score) -> Interval:
 class Race:
     """Scores of strategies on the first n samples, for growing n, and what they say.
 
+    Whatever is sampled on, so is the full width: scores of different n compare by what each is
+    above or below the full width's on the same samples.
+
     Args:
         cost: cost of a strategy.
         samples: how many the first score of each takes.
@@ -63,6 +66,8 @@ class Race:
         self.cost = cost
         self.samples = samples
         self.most_samples = max(samples, most_samples)
+        self._full = cost.space.constants()[0]
+        self._costs: dict[Genome, float] = {}
         self._scores: dict[Genome, dict[int, Score]] = {}
 
     def __len__(self) -> int:
@@ -70,6 +75,7 @@ class Race:
 
     def take(self, genome: Genome, score: Score) -> None:
         """Take a score."""
+        self._costs.setdefault(genome, self.cost(genome))
         self._scores.setdefault(genome, {})[score.samples] = score
 
     def latest(self, genome: Genome) -> Score | None:
@@ -77,19 +83,48 @@ class Race:
         scores = self._scores.get(genome)
         return scores[max(scores)] if scores else None
 
-    def point(self, genome: Genome) -> Point:
-        """Return (latest score, cost as a fraction of the full width's) of a scored strategy."""
+    def score(self, genome: Genome) -> Score:
+        """Return the score with the most samples of a scored strategy."""
         score = self.latest(genome)
         assert score is not None
-        return score.mean, self.cost.relative(genome)
+        return score
+
+    def point(self, genome: Genome) -> Point:
+        """Return (quality, cost as a fraction of the full width's) of a scored strategy.
+
+        The quality is the latest score plus what the full width's latest is above its score on the
+        samples of this one. The full width must be scored.
+        """
+        score, full = self.score(genome), self.score(self._full)
+        shift = full.mean - self._scores[self._full][score.samples].mean
+        return score.mean + shift, self._costs[genome] / self.cost.full
+
+    def loss(self, genome: Genome) -> Interval:
+        """Return how much a scored strategy is above the full width, on the same samples."""
+        return self._difference(genome, self._full)
 
     def scored(self) -> list[Genome]:
         """Return every strategy with a finite score, in the order of their first scores."""
-        return [g for g in self._scores if math.isfinite(self.point(g)[0])]
+        return [g for g in self._scores if math.isfinite(self.score(g).mean)]
+
+    def front(self) -> list[Genome]:
+        """Return the non-dominated of all strategies, by rising cost."""
+        genomes = self.scored()
+        return [genomes[i] for i in nondominated([self.point(g) for g in genomes])]
+
+    def best(self, genomes: Iterable[Genome], count: int) -> list[Genome]:
+        """Return the best `count` of scored strategies: whole fronts first, then by spread."""
+        rest, chosen = list(genomes), list[Genome]()
+        while rest and len(chosen) < count:
+            layer = [rest[i] for i in nondominated([self.point(g) for g in rest])]
+            points = [self.point(g) for g in layer]
+            chosen += [layer[i] for i in spread_choice(points, count - len(chosen))]
+            rest = [g for g in rest if g not in layer]
+        return chosen
 
     def alive(self, genomes: Iterable[Genome]) -> list[Genome]:
         """Return those of some strategies that no scored one beats."""
-        every = self.scored()
+        every = dict.fromkeys(self.scored())
         return [g for g in genomes if g in every and not any(self._beats(d, g) for d in every)]
 
     def open(
@@ -98,38 +133,34 @@ class Race:
         """Return who is to be sampled on, with how many samples in all.
 
         A pair is open while its cheaper one may be better and may be worse; its one with fewer
-        samples goes on, or both.
+        samples goes on, or both. The full width goes along.
 
         Args:
             genomes: scored strategies, each in pairs with the others and with
             against: further ones.
         """
-        wanted: dict[Genome, int] = {}
+        others = list(dict.fromkeys([*genomes, *against]))
+        wanted = set()
         for candidate in genomes:
-            for other in {*genomes, *against} - {candidate}:
-                if not self._difference(candidate, other).holds_zero:
+            for other in others:
+                if other == candidate or not self._difference(candidate, other).holds_zero:
                     continue
-                pair = {g: self._count(g) for g in (candidate, other)}
-                fewest = min(pair.values())
+                pair = [(self.score(g).samples, g) for g in (candidate, other)]
+                fewest = min(n for n, _ in pair)
                 if fewest < self.most_samples:
                     more = min(2 * fewest, self.most_samples)
-                    wanted |= {g: more for g, n in pair.items() if n == fewest}
-        return sorted(wanted.items(), key=lambda item: (item[0].widths, item[0].boundaries))
-
-    def _count(self, genome: Genome) -> int:
-        score = self.latest(genome)
-        return 0 if score is None else score.samples
+                    wanted |= {(g, more) for n, g in pair if n == fewest}
+        known = self._scores[self._full]
+        wanted |= {(self._full, n) for _, n in wanted if n not in known}
+        return sorted(wanted, key=lambda item: (item[1], item[0].widths, item[0].boundaries))
 
     def _beats(self, a: Genome, b: Genome) -> bool:
         """Whether strategy a costs no more than b and is better beyond the interval."""
-        if a == b or self.cost(a) > self.cost(b):
+        if a == b or self._costs[a] > self._costs[b]:
             return False
         return self._difference(b, a).above_zero
 
     def _difference(self, a: Genome, b: Genome) -> Interval:
         """a - b on the most samples that both have."""
-        common = self._scores[a].keys() & self._scores[b].keys()
-        if not common:
-            return Interval(0.0, math.inf)
-        n = max(common)
+        n = max(self._scores[a].keys() & self._scores[b].keys())
         return difference(self._scores[a][n], self._scores[b][n])

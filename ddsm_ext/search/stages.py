@@ -2,22 +2,23 @@
 
 "evolution": the pool of first strategies races on samples of common seeds; NSGA-II, whose first
 population are the survivors, makes offspring, which race against what is known; the finalists and
-the constant widths are scored on new seeds, and those scores alone make the front.
+the constant widths are scored on new seeds, and those scores alone make the front; what is chosen
+from it is scored once more, since the best of several scores is too good.
 "paper": every strategy of NSGA-II gets one whole score, and these make the front.
 "proxy": nothing is scored.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ddsm_ext.intervals import Interval
 from ddsm_ext.io.files import write_json
 from ddsm_ext.search.archive import Request
 from ddsm_ext.search.config import SearchConfig
@@ -36,6 +37,16 @@ from ddsm_ext.search.race import Race, Score, difference
 from ddsm_ext.settings import Refusal
 
 Requests = Generator[list[Request], None, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Standing:
+    """A strategy in the running for the front: its quality, the score behind it, its loss against
+    the full width."""
+
+    quality: float
+    score: Score
+    loss: Interval
 
 
 class Stages:
@@ -70,12 +81,14 @@ class Stages:
         self.generation = 0
         self.count = 0  # scores taken
         self.samples = 0  # samples that were made for them
+        self.ended = False  # with every score that it takes
         self.history: list[dict[str, Any]] = []
         self._errors = errors
         self._folder = folder
         self._origin = dict(origin)
         self._quality_name = quality_name
         self._finals: dict[Genome, Score] = {}
+        self._again: dict[Genome, Score] = {}  # the chosen one and the full width
         self._first_seen: dict[Genome, int] = {}
         self._meter: HypervolumeMeter | None = None
         self._news = False
@@ -106,7 +119,8 @@ class Stages:
             self.race.take(genome, score)
         else:
             self.samples += len(samples)
-            self._finals[genome] = score
+            final = samples.start == self.race.most_samples
+            (self._finals if final else self._again)[genome] = score
         self._news = self._news or fresh
 
     def row(self, genome: Genome, values: Sequence[float]) -> dict[str, Any]:
@@ -133,39 +147,45 @@ class Stages:
         Raises:
             ValueError: the full width's quality is not a finite number.
         """
+        full = self.space.constants()[0]
+        for requests in self._rounds():
+            yield requests
+            scores = (self.race.latest(full), self._finals.get(full), self._again.get(full))
+            if not all(math.isfinite(score.mean) for score in scores if score is not None):
+                raise Refusal("search: the full width's quality is not a finite number; need one")
+        self.ended = True
+
+    def _rounds(self) -> Requests:
         if self.config.method == "proxy":
             return
         yield from self._score_constants()
         if self.config.method == "paper":
-            random = np.random.default_rng([self.config.seed, 0])
-            yield from self._evolve(self._random(self.config.population_size, [], random))
+            yield from self._evolve(self._random(self.config.population_size, []))
             return
         survivors = yield from self._run_race(self._pool())
         self._note()
         yield from self._evolve(survivors)
-        self.stage = "finalists"
-        first = self.race.most_samples
-        samples = range(first, first + self.config.final_samples)
-        finalists = dict.fromkeys([*self.space.constants(), *self._finalists()])
-        yield [(genome, samples) for genome in finalists]
-        self._note()
+        if self.config.finalists:
+            yield from self._score_finalists()
 
     def _score_constants(self) -> Requests:
         """Score the constant widths and fix the hypervolume's box from them."""
         constants = self.space.constants()
-        yield [(genome, range(self.race.samples)) for genome in constants]
-        points = [self.race.point(genome) for genome in constants]
-        if not math.isfinite(points[0][0]):
-            raise Refusal("search: the full width's quality is not a finite number; need one")
-        self._meter = HypervolumeMeter([p for p in points if math.isfinite(p[0])])
+        yield from self._score(constants)
+        losses = [(self.race.loss(g).mean, self.race.point(g)[1]) for g in constants]
+        self._meter = HypervolumeMeter([p for p in losses if math.isfinite(p[0])])
+
+    def _score(self, genomes: Sequence[Genome]) -> Requests:
+        """Give each a first score."""
+        race = self.race
+        yield [(g, range(race.samples)) for g in genomes if race.latest(g) is None]
 
     def _pool(self) -> list[Genome]:
         """The strategies that the race begins with; without errors random ones."""
         config = self.config
         if self._errors is None:
-            random = np.random.default_rng([config.seed, 0])
             constants = self.space.constants()
-            return constants + self._random(config.pool - len(constants), constants, random)
+            return constants + self._random(config.pool - len(constants), constants)
         return candidate_pool(
             self.space,
             self.cost,
@@ -175,12 +195,11 @@ class Stages:
             size=config.pool,
         )
 
-    def _random(
-        self, count: int, known: Sequence[Genome], random: np.random.Generator
-    ) -> list[Genome]:
+    def _random(self, count: int, known: Sequence[Genome]) -> list[Genome]:
         # pymoo takes a second to import, which a refused search should not cost
         from ddsm_ext.search.nsga2 import random_genomes
 
+        random = np.random.default_rng([self.config.seed, 0])
         return random_genomes(self.space, max(0, count), known, random)
 
     def _run_race(
@@ -192,12 +211,12 @@ class Stages:
         sampled on with them.
         """
         race, limit = self.race, len(candidates)
-        yield [(g, range(race.samples)) for g in candidates if race.latest(g) is None]
+        yield from self._score(candidates)
         alive = race.alive(candidates)
-        while wanted := race.open(alive, self._front_genomes()):
+        while wanted := race.open(alive, race.front()):
             yield [(genome, range(samples)) for genome, samples in wanted]
             limit = max(self.config.population_size, limit // 2)
-            alive = self._best(race.alive(alive), limit)
+            alive = race.best(race.alive(alive), limit)
         return alive
 
     def _evolve(self, initial: Sequence[Genome]) -> Requests:
@@ -209,7 +228,7 @@ class Stages:
         first = list(initial)
         if config.method == "evolution":  # of a race that few survived, the best others too
             others = [g for g in self.race.scored() if g not in first]
-            first += self._best(others, size - len(first))
+            first += self.race.best(others, size - len(first))
             self.stage = "evolution"
         state = np.random.SeedSequence([config.seed, 1]).generate_state(1)
         evolution = Evolution(config, self.space, first, size, int(state[0]))
@@ -217,10 +236,27 @@ class Stages:
             candidates = evolution.ask()
             if not candidates:
                 break
-            yield from self._run_race(candidates)
-            evolution.tell([self.race.point(genome) for genome in candidates])
+            if config.method == "evolution":
+                yield from self._run_race(candidates)
+            else:
+                yield from self._score(candidates)
+            evolution.tell(self.race.point)
             if self.generation or config.method == "paper":
                 self._note()
+
+    def _score_finalists(self) -> Requests:
+        """Score the finalists on new samples, and what is chosen of them on others again."""
+        count, full = self.config.final_samples, self.space.constants()[0]
+        self.stage = "finalists"
+        samples = range(self.race.most_samples, self.race.most_samples + count)
+        finalists = dict.fromkeys([*self.space.constants(), *self._finalists()])
+        yield [(genome, samples) for genome in finalists]
+        self._note()
+        chosen = self._chosen(self._front())
+        if chosen is not None and chosen != full:
+            self.stage = "chosen"
+            yield [(genome, range(samples.stop, samples.stop + count)) for genome in (full, chosen)]
+            self._note()
 
     def _finalists(self) -> list[Genome]:
         """Whom to score on new seeds: the best within the budget, then a spread of the front."""
@@ -230,38 +266,24 @@ class Stages:
         if budget is not None:
             within = [g for g in race.scored() if self.cost(g) <= budget * (1 + BUDGET_TOLERANCE)]
             near = sorted(within, key=lambda g: (race.point(g), g.boundaries))[: (count + 1) // 2]
-        rest = [g for g in self._front_genomes() if g not in near]
+        rest = [g for g in race.front() if g not in near]
         spread = spread_choice([race.point(g) for g in rest], count - len(near))
         return near + [rest[i] for i in spread]
-
-    def _best(self, genomes: Iterable[Genome], count: int) -> list[Genome]:
-        """The best `count` of scored strategies: whole fronts first, then by spread."""
-        rest, chosen = list(genomes), list[Genome]()
-        while rest and len(chosen) < count:
-            layer = [rest[i] for i in nondominated([self.race.point(g) for g in rest])]
-            points = [self.race.point(g) for g in layer]
-            chosen += [layer[i] for i in spread_choice(points, count - len(chosen))]
-            rest = [g for g in rest if g not in layer]
-        return chosen
-
-    def _front_genomes(self) -> list[Genome]:
-        """Non-dominated strategies of the latest scores, by rising cost."""
-        genomes = self.race.scored()
-        return [genomes[i] for i in nondominated([self.race.point(g) for g in genomes])]
 
     def _note(self) -> None:
         """Add a row to the history; a replay puts no earlier front in place of a later one."""
         front = self.front()
         assert self._meter is not None
-        points = [(p.quality, p.cost_relative) for p in front.points]
+        # losses, since the finalists' samples are others
+        volume = self._meter([(p.loss, p.cost_relative) for p in front.points])
         self.history.append(
             {
                 "generation": self.generation,
                 "stage": self.stage,
                 "evaluations": self.count,
                 "network_evaluations": self.network_evaluations,
-                "hypervolume": self._meter(points),
-                "front": [list(point) for point in points],
+                "hypervolume": volume,
+                "front": [[p.quality, p.cost_relative] for p in front.points],
             }
         )
         if self._news:
@@ -284,52 +306,75 @@ class Stages:
 
     def front(self) -> Front:
         """Return the front of the scores so far; chosen is None if nothing is in the limits."""
-        scores = self._front_scores()
-        constants = [g for g in self.space.constants() if g in scores]
-        genomes = list(scores)
-        front = Front(
-            points=tuple(
-                self._front_point(genomes[i], scores)
-                for i in nondominated([(scores[g].mean, self.cost.relative(g)) for g in genomes])
-            ),
-            constants=tuple(self._front_point(g, scores) for g in constants),
+        front = self._front()
+        chosen = self._chosen(front)
+        if chosen is None:
+            return front
+        return dataclasses.replace(front, chosen=self._scored_again(chosen, front))
+
+    def _front(self) -> Front:
+        known = self._standings()
+        genomes = list(known)
+        order = nondominated([(known[g].quality, self.cost.relative(g)) for g in genomes])
+        constants = [genome for genome in self.space.constants() if genome in known]
+        return Front(
+            points=tuple(self._front_point(genomes[i], known[genomes[i]]) for i in order),
+            constants=tuple(self._front_point(genome, known[genome]) for genome in constants),
             cost_unit=self.config.cost,
             quality_name=self._quality_name,
             network_evaluations=self.network_evaluations,
         )
-        with contextlib.suppress(ValueError):
-            return dataclasses.replace(front, chosen=self.pick(front))
-        return front
 
-    def _front_scores(self) -> dict[Genome, Score]:
-        """The scores that make the front: the finalists', before them the latest of the race."""
-        if self.config.method == "proxy":
-            return self._proxy_scores()
-        if self._finals:
-            return {g: s for g, s in self._finals.items() if math.isfinite(s.mean)}
-        latest = ((g, self.race.latest(g)) for g in self.race.scored())
-        return {genome: score for genome, score in latest if score is not None}
+    def _chosen(self, front: Front) -> Genome | None:
+        """What the configured budget chooses; None where nothing is in the limits."""
+        try:
+            strategy = self.pick(front).strategy
+        except ValueError:
+            return None
+        widths = strategy.widths_for(self.space.levels.tolist())
+        return self.space.from_levels([self.space.widths.index(width) for width in widths])
+
+    def _scored_again(self, chosen: Genome, front: Front) -> FrontPoint:
+        """The chosen strategy by its scores since then, if there are any that did not fail."""
+        full, score = self.space.constants()[0], self._again.get(chosen)
+        if score is None or not math.isfinite(score.mean):
+            return self.pick(front)
+        loss = difference(score, self._again[full])
+        return self._front_point(chosen, _Standing(front.full_quality + loss.mean, score, loss))
+
+    def _standings(self) -> dict[Genome, _Standing]:
+        """What makes the front: the finalists' scores, before them the latest of the race."""
+        if self._finals or self.config.method == "proxy":
+            scores = self._finals or self._proxy_scores()
+            full = scores[self.space.constants()[0]]
+            return {
+                genome: _Standing(score.mean, score, difference(score, full))
+                for genome, score in scores.items()
+                if math.isfinite(score.mean)
+            }
+        race = self.race
+        return {g: _Standing(race.point(g)[0], race.score(g), race.loss(g)) for g in race.scored()}
 
     def _proxy_scores(self) -> dict[Genome, Score]:
         """The proxy itself as the score, of its exact front and of the constant widths."""
         assert self._errors is not None
+        constants, own = self.space.constants(), budget_cost(self.config, self.cost)
+        # with those of the constant widths, so that none is on the front but by right
         budgets = spread_budgets(self.cost, self.config.proxy_budgets)
-        own = budget_cost(self.config, self.cost)
-        if own is not None:
-            budgets.append(min(own, self.cost.full))
+        budgets += [self.cost(genome) for genome in constants]
+        budgets += [] if own is None else [min(own, self.cost.full)]
         found = proxy_front(self.space, self.cost, self._errors, budgets, self.config.segments)
-        proxies = {g: self.proxy(g) for g in [*self.space.constants(), *found]}
+        proxies = {g: self.proxy(g) for g in [*constants, *found]}
         return {g: Score((value,), 0) for g, value in proxies.items() if value is not None}
 
-    def _front_point(self, genome: Genome, scores: Mapping[Genome, Score]) -> FrontPoint:
-        score, relative = scores[genome], self.cost.relative(genome)
-        loss = difference(score, scores[self.space.constants()[0]])
+    def _front_point(self, genome: Genome, standing: _Standing) -> FrontPoint:
+        score, loss, relative = standing.score, standing.loss, self.cost.relative(genome)
         origin = {
             **self._origin,
             "kind": "search",
             "cost_unit": self.config.cost,
             "cost_relative": relative,
-            "quality": score.mean,
+            "quality": standing.quality,
             "quality_name": self._quality_name,
             "samples": score.samples,
             "steps": self.space.steps,
@@ -338,7 +383,7 @@ class Stages:
             strategy=self.space.strategy(genome, origin),
             cost=self.cost(genome),
             cost_relative=relative,
-            quality=score.mean,
+            quality=standing.quality,
             standard_error=score.standard_error,
             samples=score.samples,
             loss=loss.mean,

@@ -1,15 +1,22 @@
+"""What samplers visit and evaluate, and what they make of the network's output there."""
+
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from sampling.toys import heun
 from torch import Tensor
 
 from ddsm_ext.diffusion import CLEAN, DiffusionConfig, make_schedule
+from ddsm_ext.diffusion.schedule import Level
 from ddsm_ext.sampling import SAMPLERS, SamplerConfig, Strategy, ddim, evaluations, noise_levels
 from ddsm_ext.sampling.config import SPACINGS
+from ddsm_ext.sampling.levels import prediction_gains
 
 LINEAR = make_schedule(DiffusionConfig())
 
@@ -99,4 +106,158 @@ def test_evaluations_leave_the_random_state_alone() -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
     evaluations(LINEAR, SamplerConfig(steps=3))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# alpha-bar of the linear schedule by Ho et al. 2020, section 4, and of the clean image after it
+ALPHAS_BAR = np.cumprod(1.0 - np.linspace(1e-4, 0.02, 1000))
+
+
+def steps_of(timesteps: list[int]) -> list[tuple[float, float]]:
+    """(alpha-bar here, alpha-bar next) of every step."""
+    return list(itertools.pairwise([*ALPHAS_BAR[timesteps], 1.0]))
+
+
+def by_output(here: float, of_x0: float, of_epsilon: float) -> dict[str, float]:
+    """d x_next / d output where x_next is of_x0 x0 + of_epsilon epsilon, at a fixed x.
+
+    x0 = (x - sqrt(1 - a) epsilon) / sqrt(a) (Song et al. 2021, eq. 9); x0 = sqrt(a) x - sqrt(1 - a)
+    v and epsilon = sqrt(1 - a) x + sqrt(a) v (Salimans & Ho 2022, appendix D).
+    """
+    alpha, sigma = math.sqrt(here), math.sqrt(1 - here)
+    return {
+        "epsilon": of_epsilon - of_x0 * sigma / alpha,
+        "x0": of_x0 - of_epsilon * alpha / sigma,
+        "v": of_epsilon * alpha - of_x0 * sigma,
+    }
+
+
+@pytest.mark.parametrize("parameterisation", ["epsilon", "x0", "v"])
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_gains_of_ddim_are_its_coefficients(eta: float, parameterisation: str) -> None:
+    # Song et al. 2021, eq. 12 and 16
+    expected = []
+    for here, there in steps_of([999, 749, 500, 250, 0]):
+        spread = eta * math.sqrt((1 - there) / (1 - here)) * math.sqrt(1 - here / there)
+        direction = math.sqrt(max(0.0, 1 - there - spread**2))
+        expected.append(by_output(here, math.sqrt(there), direction)[parameterisation])
+    found = prediction_gains(LINEAR, SamplerConfig("ddim", 5, eta=eta), parameterisation)
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("variance", ["fixed_large", "fixed_small"])
+def test_gains_of_ddpm_are_its_coefficients(variance: str) -> None:
+    sampler = SamplerConfig("ddpm", variance=variance)
+    here, there = np.transpose(steps_of(list(range(999, -1, -1))))
+    beta = 1 - here / there
+    # Ho et al. 2020, eq. 11: (x - beta / sqrt(1 - a) epsilon) / sqrt(1 - beta)
+    expected = -beta / np.sqrt(1 - here) / np.sqrt(1 - beta)
+    assert prediction_gains(LINEAR, sampler, "epsilon") == pytest.approx(expected, rel=1e-9)
+    # eq. 7: sqrt(a_next) beta / (1 - a) x0
+    expected = np.sqrt(there) * beta / (1 - here)
+    assert prediction_gains(LINEAR, sampler, "x0") == pytest.approx(expected, rel=1e-9)
+    expected = -expected * np.sqrt(1 - here)
+    assert prediction_gains(LINEAR, sampler, "v") == pytest.approx(expected, rel=1e-9)
+
+
+def x0_of(x: float, level: Level, output: float, parameterisation: str) -> float:
+    """The image of an output, from the definitions of epsilon and v."""
+    if parameterisation == "epsilon":
+        return (x - level.sigma * output) / level.alpha
+    return level.alpha * x - level.sigma * output if parameterisation == "v" else output
+
+
+@pytest.mark.parametrize("parameterisation", ["epsilon", "x0", "v"])
+def test_gains_of_a_sampler_of_two_evaluations_are_differences(parameterisation: str) -> None:
+    levels = [*map(LINEAR.level, (950, 600.5, 300, 20)), CLEAN]
+
+    def images(outputs: list[float]) -> list[float]:
+        """What each evaluation sees, and the end."""
+        seen: list[float] = []
+
+        def denoise(x: Tensor, level: Level) -> Tensor:
+            seen.append(float(x))
+            return torch.as_tensor(
+                x0_of(float(x), level, outputs[len(seen) - 1], parameterisation),
+                dtype=torch.float64,
+            )
+
+        end = heun(denoise, torch.tensor(0.7, dtype=torch.float64), levels, lambda: None)
+        return [*seen, float(end)]
+
+    count = len(evaluations(LINEAR, SamplerConfig(), method=heun, levels=levels))
+    assert count == 7  # two a step, one in the last
+    outputs = np.random.default_rng(0).normal(size=count).tolist()
+    expected = []
+    for i in range(count):
+        above, below = list(outputs), list(outputs)
+        above[i] += 1e-3
+        below[i] -= 1e-3  # the image is linear in each output, so that no step is too long
+        expected.append((images(above)[i + 1] - images(below)[i + 1]) / 2e-3)
+    found = prediction_gains(LINEAR, SamplerConfig(), parameterisation, method=heun, levels=levels)
+    assert found == pytest.approx(expected, rel=1e-8)
+
+
+@pytest.mark.parametrize("parameterisation", ["epsilon", "x0"])
+def test_gains_on_levels_that_do_not_preserve_the_variance(parameterisation: str) -> None:
+    # noise is added without scaling: x = x0 + sigma epsilon, x_next = x0 + sigma_next epsilon
+    sigmas = [80.0, 10.0, 2.0, 0.1]
+    levels = [*(Level(i, -2 * math.log(s), 0.0, s * s) for i, s in enumerate(sigmas)), CLEAN]
+    steps = itertools.pairwise([*sigmas, 0.0])
+    if parameterisation == "epsilon":
+        expected = [(there - here) / math.hypot(1.0, there) for here, there in steps]
+    else:
+        expected = [(1 - there / here) / math.hypot(1.0, there) for here, there in steps]
+    found = prediction_gains(LINEAR, SamplerConfig(), parameterisation, method=ddim, levels=levels)
+    assert found == pytest.approx(expected, rel=1e-9)
+    # the same sampler in variance-preserving units: x / hypot(1, sigma) at every level
+    scaled = [Level(v.t, v.log_snr, -0.5 * math.log1p(v.variance),
+                    v.variance / (1 + v.variance)) for v in levels[:-1]]  # fmt: skip
+    again = prediction_gains(
+        LINEAR, SamplerConfig(), parameterisation, method=ddim, levels=[*scaled, CLEAN]
+    )
+    assert again == pytest.approx(expected, rel=1e-9)
+
+
+def test_gains_of_samplers_without_gradients_or_in_place() -> None:
+    sampler = SamplerConfig("ddim", 6)
+    expected = prediction_gains(LINEAR, sampler, "v")
+
+    @torch.no_grad()
+    def without(denoise: Callable, x: Tensor, levels: list, noise: Callable) -> Tensor:
+        return ddim(denoise, x, levels, noise)
+
+    def in_place(denoise: Callable, x: Tensor, levels: list, noise: Callable) -> Tensor:
+        for here, there in itertools.pairwise(levels):
+            x0 = denoise(x, here)
+            share = there.sigma / here.sigma
+            x.mul_(share).add_((there.alpha - share * here.alpha) * x0)
+        return x
+
+    def clipped(denoise: Callable, x: Tensor, levels: list, noise: Callable) -> Tensor:
+        return ddim(lambda x, level: denoise(x, level).clamp(-1, 1), x, levels, noise)
+
+    for method in (without, in_place, clipped):
+        found = prediction_gains(LINEAR, sampler, "v", method=method)
+        assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_an_evaluation_whose_output_is_not_used_has_no_gain() -> None:
+    def wasteful(denoise: Callable, x: Tensor, levels: list, noise: Callable) -> Tensor:
+        denoise(x, levels[0])
+        return ddim(denoise, x, levels, noise)
+
+    expected = prediction_gains(LINEAR, SamplerConfig("ddim", 3), "epsilon")
+    found = prediction_gains(LINEAR, SamplerConfig("ddim", 3), "epsilon", method=wasteful)
+    assert found == [0.0, *expected]
+
+
+def test_gains_are_refused_for_what_is_unknown() -> None:
+    with pytest.raises(ValueError, match=r"prediction_gains: parameterisation is 'noise'; need"):
+        prediction_gains(LINEAR, SamplerConfig(), "noise")
+    with pytest.raises(ValueError, match="steps is 1001"):
+        prediction_gains(LINEAR, SamplerConfig(steps=1001), "v")
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    prediction_gains(LINEAR, SamplerConfig(steps=3), "v")
     assert torch.equal(torch.get_rng_state(), before)

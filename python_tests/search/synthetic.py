@@ -9,9 +9,11 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
+from ddsm_ext.io.files import read_jsonl
 from ddsm_ext.search.config import SearchConfig
 from ddsm_ext.search.engine import search
 from ddsm_ext.search.front import Front
@@ -63,17 +65,28 @@ def genome_of(space: StrategySpace, *runs: tuple[int, int]) -> Genome:
     return space.from_levels([w for n, w in runs for _ in range(n)])
 
 
-def noisy(widths: list[float], samples: range) -> list[float]:
-    """The full quality with noise: one part common to all strategies, one of their own.
+def noisy(
+    widths: list[float], samples: range, seed: int = 0, own: float = 0.05, shared: float = 1.0
+) -> list[float]:
+    """The full quality with noise a sample, as 8 blocks: one part is common to all strategies, the
+    other a strategy's own. The same strategy, seed and sample give the same noise.
 
-    Both fall with the number of samples; the same strategy and samples give the same values.
+    Args:
+        widths: of all steps.
+        samples: which.
+        seed: of all noise.
+        own, shared: standard deviations of the two parts.
     """
-    shared = np.random.default_rng([samples.start, len(samples)])
     codes = [WIDTHS.index(w) for w in widths]
-    own = np.random.default_rng([samples.start, len(samples), *codes])
-    scale = (8 / len(samples)) ** 0.5
-    values = full_of(widths) + scale * (shared.normal(size=8) + 0.05 * own.normal(size=8))
-    return values.tolist()
+    common = np.random.default_rng([seed, 0]).normal(size=samples.stop)
+    mine = np.random.default_rng([seed, 1, *codes]).normal(size=samples.stop)
+    noise = (shared * common + own * mine)[samples.start :]
+    return [full_of(widths) + float(noise[block::8].mean()) for block in range(8)]
+
+
+def exact(widths: list[float], samples: range) -> float:
+    """The full quality without noise, as a single value."""
+    return full_of(widths)
 
 
 def run_search(
@@ -97,11 +110,20 @@ def run_search(
     return search(config, **{**arguments, **more})
 
 
+SMALL = SearchConfig(
+    segments=2, proxy_budgets=5, pool=8, population=6, generations=3, samples=8, most_samples=16,
+    finalists=3, final_samples=32, budget_macs=0.5,
+)  # fmt: skip
+FILES = ("front.json", "history.json", "strategy.json")
 KILLED_CONFIG = SearchConfig(
     segments=3, proxy_budgets=8, pool=12, population=6, generations=4, samples=8, most_samples=32,
     finalists=4, final_samples=32, budget_macs=0.5,
 )  # fmt: skip
 KILLED_STEPS = 12
+
+
+def evaluations(run_dir: Path) -> list[dict]:
+    return [r for r in read_jsonl(run_dir / "search" / "archive.jsonl") if r["kind"] != "header"]
 
 
 def main() -> None:

@@ -15,13 +15,14 @@ from ddsm_ext.search.genome import Genome, StrategySpace
 SPACE = StrategySpace(log_snrs(20), WIDTHS, 3)
 IDENTITY = {"checkpoint": "abc", "seed": 0, "widths": list(WIDTHS)}
 A, B = Genome((4,), (2, 0)), Genome((), (1,))
+FEW, MORE = range(8), range(16)
 
 
 def fill(path):
     with Archive(path, IDENTITY, SPACE) as archive:
-        archive.add(A, "cheap", 0.1 + 0.2, {"generation": 0})
-        archive.add(A, "full", math.nan, {"generation": 1})
-        archive.add(B, "cheap", 2.0, {"generation": 1})
+        archive.add(A, FEW, [0.1 + 0.2, 1.0], {"generation": 0})
+        archive.add(A, MORE, [0.5, math.nan], {"generation": 1})
+        archive.add(B, range(32, 40), [2.0], {"generation": 1})
 
 
 def test_scores_come_back_bit_for_bit(tmp_path):
@@ -29,12 +30,22 @@ def test_scores_come_back_bit_for_bit(tmp_path):
     fill(path)
     with Archive(path, IDENTITY, SPACE) as archive:
         assert len(archive) == 3
-        assert archive.get(A, "cheap") == 0.1 + 0.2
-        assert archive.get(A, "full") == math.inf
-        assert archive.get(B, "full") is None
-    header, first, *_ = read_jsonl(path)
+        assert archive.get(A, FEW) == (0.1 + 0.2, 1.0)
+        assert archive.get(A, MORE) == (math.inf,)
+        assert archive.get(B, range(32, 40)) == (2.0,)
+        assert archive.get(B, FEW) is None
+        assert archive.get(A, range(1, 8)) is None
+    header, first, failed, _ = read_jsonl(path)
     assert header["identity"] == IDENTITY
-    assert first["genome"] == {"boundaries": [4], "widths": [0.5, 1.0]}
+    assert first == {
+        "kind": "evaluation",
+        "genome": {"boundaries": [4], "widths": [0.5, 1.0]},
+        "samples": [0, 8],
+        "generation": 0,
+        "values": [0.1 + 0.2, 1.0],
+        "failed": False,
+    }
+    assert (failed["values"], failed["failed"]) == (None, True)
 
 
 def test_identity_is_compared_by_content(tmp_path):
@@ -63,7 +74,7 @@ def test_torn_anywhere_in_the_last_line(tmp_path):
         path.write_bytes(whole[:end])
         with Archive(path, IDENTITY, SPACE) as archive:
             assert len(archive) == 2
-            archive.add(B, "cheap", 2.0, {"generation": 1})
+            archive.add(B, range(32, 40), [2.0], {"generation": 1})
         assert path.read_bytes() == whole
 
 
@@ -82,11 +93,18 @@ def test_damage_is_named(tmp_path):
     cases = [
         (["{}", *lines[1:]], "has no header line"),
         ([lines[0].replace('"abc"', '"abd"'), *lines[1:]], "the header is damaged"),
-        ([lines[0].replace('"version": 1', '"version": 9')], "version is 9"),
+        ([lines[0].replace('"version": 2', '"version": 9')], "version is 9"),
+        # an archive of the search by cheap and full stages
+        ([lines[0].replace('"version": 2', '"version": 1')], "version is 1; this program reads 2"),
         ([lines[0], json.dumps({"genome": 1}), *lines[2:]], "row 2 is no evaluation"),
         ([lines[0], lines[1].replace("0.5", "0.6"), *lines[2:]], "row 2 is no evaluation"),
         ([lines[0], lines[1].replace("[4]", "[99]"), *lines[2:]], "row 2 is no evaluation"),
         ([lines[0], lines[1].replace("[4]", '["4"]'), *lines[2:]], "row 2 is no evaluation"),
+        ([lines[0], lines[1].replace("[0, 8]", "[0]"), *lines[2:]], "row 2 is no evaluation"),
+        ([lines[0], lines[1].replace("[0, 8]", "[8, 8]"), *lines[2:]], "row 2 is no evaluation"),
+        ([lines[0], lines[1].replace("[0, 8]", "[0, 8, 2]"), *lines[2:]], "row 2 is no evaluation"),
+        ([lines[0], lines[1].replace(", 1.0]", ", null]"), *lines[2:]], "row 2 is no evaluation"),
+        ([lines[0], lines[1].replace(", 1.0]", ", NaN]"), *lines[2:]], "line 2 is no JSON"),
         ([lines[0], lines[1][:20], *lines[2:]], "line 2"),
     ]
     for changed, sentence in cases:

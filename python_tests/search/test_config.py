@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from ddsm_ext.search.config import SearchConfig
+from ddsm_ext.search.cost import PAPER_EVALUATIONS
 
 
 def test_round_trip_and_order_of_widths():
@@ -15,18 +17,32 @@ def test_round_trip_and_order_of_widths():
     assert config.widths == (1.0, 0.5)
     assert SearchConfig.from_dict(config.to_dict()) == config
     assert config.cost == "macs"
-    assert config.quality_stage == "full"
 
 
-def test_most_evaluations():
-    config = SearchConfig(population=10, generations=4, full_per_generation=2, full_final=5)
-    assert config.most_evaluations() == {"cheap": 40, "full": 4 + 8 + 5}
-    assert config.most_evaluations(13) == {"cheap": 43, "full": 17}
-    assert SearchConfig(population=10, generations=4, stages=("full",)).most_evaluations() == {
-        "full": 40
-    }
-    refined = SearchConfig(population=10, generations=4, refine_generations=3)
-    assert refined.most_evaluations() == {"cheap": 40 + 15, "full": 4 + 12 + 12 + 15}
+def test_the_paper_has_its_population_generations_and_samples():
+    # DDSM (arXiv 2310.03337): 50 strategies, 10 generations, 4096 samples each; 1000 steps a sample
+    paper = SearchConfig(method="paper")
+    assert (paper.population_size, paper.generation_count, paper.first_samples) == (50, 10, 4096)
+    assert paper.most_scored_samples() * 1000 == PAPER_EVALUATIONS
+    given = SearchConfig(method="paper", population=4, generations=3, samples=7)
+    assert given.most_scored_samples() == 4 * 3 * 7
+    assert SearchConfig(method="proxy").most_scored_samples() == 0
+    # the default is said to take a small share of the paper's
+    usual = SearchConfig()
+    assert (usual.method, usual.population_size, usual.generation_count) == ("evolution", 12, 6)
+    assert usual.most_scored_samples() * 100 < 0.01 * PAPER_EVALUATIONS
+
+
+def test_samples_of_an_evolution_without_doubling():
+    # 20 of the pool, 4 more generations of 10, 3 finalists beside 4 widths, the chosen one with
+    # the full width; nothing is doubled
+    config = SearchConfig(
+        pool=20, population=10, generations=5, samples=64, most_samples=8, finalists=3,
+        final_samples=100,
+    )  # fmt: skip
+    assert config.most_scored_samples() == (20 + 40) * 64 + 9 * 100
+    assert replace(config, finalists=0).most_scored_samples() == (20 + 40) * 64
+    assert replace(config, pool=1).most_scored_samples() == (4 + 40) * 64 + 9 * 100
 
 
 @pytest.mark.parametrize(
@@ -40,25 +56,31 @@ def test_most_evaluations():
         ({"generations": True}, r"generations is True"),
         ({"seed": -1}, r"seed is -1"),
         ({"objectives": ("quality", "joules")}, r"need quality,macs or quality,ms"),
-        ({"stages": ("full", "cheap")}, r"need cheap,full or cheap or full"),
-        ({"stages": ("full",), "refine_generations": 1}, r"need stages cheap,full"),
-        ({"mutation_prob": 1.2}, r"mutation_prob holds 1.2; need 0 <= mutation_prob <= 1"),
-        ({"budget_macs": 0.0}, r"budget_macs holds 0.0; need a fraction"),
-        ({"budget_macs": float("nan")}, r"budget_macs holds nan"),
-        ({"budget_macs": 50}, r"budget_macs holds 50"),
+        ({"method": "random"}, r"method is 'random'; need one of .evolution., .proxy., .paper."),
+        ({"method": None}, r"method is None"),
+        ({"proxy_budgets": 1}, r"proxy_budgets is 1; need a whole number >= 2"),
+        ({"population": 1}, r"population is 1; need a whole number >= 2"),
+        ({"generations": 0}, r"generations is 0; need a whole number >= 1"),
+        ({"pool": 0}, r"pool is 0; need a whole number >= 1"),
+        ({"pool": None}, r"pool is None; need a whole number >= 1"),
+        ({"samples": 0}, r"samples is 0; need a whole number >= 1"),
+        ({"most_samples": None}, r"most_samples is None"),
+        ({"finalists": -1}, r"finalists is -1; need a whole number >= 0"),
+        ({"final_samples": 0}, r"final_samples is 0"),
+        ({"mutation_prob": 1.2}, r"mutation_prob is 1.2; need 0 <= mutation_prob <= 1"),
+        ({"budget_macs": 0.0}, r"budget_macs is 0.0; need a fraction"),
+        ({"budget_macs": float("nan")}, r"budget_macs is nan"),
+        ({"budget_macs": 50}, r"budget_macs is 50"),
         ({"budget_ms": 3.0}, r"need objectives quality,ms"),
         (
             {"objectives": ("quality", "ms"), "budget_ms": 3.0, "budget_time": 0.5},
             r"budget_ms and budget_time are both set",
         ),
-        ({"seed_budgets": (0.5, 2.0)}, r"seed_budgets holds 2.0"),
         ({"max_quality_loss": -1.0}, r"max_quality_loss is -1.0; need 0 or more"),
         ({"max_quality_loss": "x"}, r"max_quality_loss is 'x'; need 0 or more"),
-        ({"crossover_prob": None}, r"crossover_prob holds None; need 0 <= crossover_prob <= 1"),
-        ({"objectives": ("quality", "ms"), "budget_ms": float("inf")}, r"budget_ms holds inf"),
+        ({"crossover_prob": None}, r"crossover_prob is None; need 0 <= crossover_prob <= 1"),
+        ({"objectives": ("quality", "ms"), "budget_ms": float("inf")}, r"budget_ms is inf"),
         ({"widths": 1.0}, r"widths is 1.0; need a list"),
-        ({"stages": "full"}, r"stages is 'full'; need a list"),
-        ({"seed_budgets": None}, r"seed_budgets is None; need a list"),
     ],
 )
 def test_refusals(values, sentence):

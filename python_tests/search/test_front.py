@@ -20,15 +20,28 @@ from ddsm_ext.search.front import (
 POINTS = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), min_size=1, max_size=25)
 
 
-def point(cost, quality, width=0.5):
-    strategy = Strategy.constant(width)
-    return FrontPoint(strategy, cost, cost / 100, quality, None, quality, 0)
+FULL = 4.0
+
+
+def point(cost, quality, width=0.5, half_width=0.0):
+    return FrontPoint(
+        strategy=Strategy.constant(width),
+        cost=cost,
+        cost_relative=cost / 100,
+        quality=quality,
+        standard_error=0.25,
+        samples=512,
+        loss=quality - FULL,
+        loss_half_width=half_width,
+        proxy=quality / 100,
+        generation=2,
+    )
 
 
 def front(unit="macs"):
     # the full width, 100 and 4.0, is beaten by a strategy of cost 70
     points = (point(10, 9.0, 0.25), point(30, 5.0), point(50, 4.2), point(70, 3.9))
-    constants = (point(100, 4.0, 1.0), point(10, 9.0, 0.25))
+    constants = (point(100, FULL, 1.0), point(10, 9.0, 0.25))
     return Front(points, constants, unit, "score")
 
 
@@ -81,11 +94,35 @@ def test_limits_that_nothing_meets(unit, limits, sentence):
         front(unit).pick(**limits)
 
 
-def test_a_loss_that_no_point_meets():
-    # a front that lost its full width, as after a hand edit
-    worse = Front((point(10, 9.0), point(50, 6.0)), (point(100, 4.0, 1.0),), "macs", "score")
-    with pytest.raises(ValueError, match=r"the best strategy loses 2 of quality"):
-        worse.pick(max_quality_loss=1.0)
+def test_a_loss_that_no_point_meets_is_met_by_the_full_width():
+    worse = Front((point(10, 9.0), point(50, 6.0)), (point(100, FULL, 1.0),), "macs", "score")
+    assert worse.pick(max_quality_loss=1.0) == worse.constants[0]
+    assert worse.pick() == worse.constants[0]
+
+
+def noisy_front(*points):
+    return Front(points, (point(100, FULL, 1.0),), "macs", "score")
+
+
+def test_a_lucky_point_is_not_picked():
+    # below the full width by one score, but by no more than its error
+    lucky, sure = point(20, 3.9, half_width=0.5), point(60, 3.7, half_width=0.2)
+    assert noisy_front(lucky, sure).pick() == sure
+    assert noisy_front(lucky).pick() == noisy_front().constants[0]
+    assert noisy_front(lucky, sure).pick(max_quality_loss=0.4) == lucky
+    assert lucky.greatest_loss == pytest.approx(0.4)
+
+
+def test_within_a_budget_what_surely_loses_least_is_picked():
+    # the better score is known to 1.0, the other to 0.1: 4.2 at worst against 5.0
+    steady, lucky = point(40, 4.1, half_width=0.1), point(50, 4.0, half_width=1.0)
+    front = noisy_front(steady, lucky)
+    assert front.pick(max_cost=0.5) == steady
+    assert front.pick(max_cost=0.5, max_quality_loss=0.25) == steady
+    with pytest.raises(ValueError, match=r"loses 0\.1 of quality, at most 0\.2, max_quality_loss"):
+        front.pick(max_cost=0.5, max_quality_loss=0.15)
+    # of equal ones the cheaper
+    assert noisy_front(point(30, 4.5), point(50, 4.25, half_width=0.25)).pick(max_cost=1).cost == 30
 
 
 def test_saved_and_loaded(tmp_path):
@@ -96,6 +133,10 @@ def test_saved_and_loaded(tmp_path):
     content = json.loads(path.read_text())
     assert content["constants"][0]["width"] == 1.0
     assert content["chosen"]["cost"] == 50
+    assert content["points"][0]["standard_error"] == 0.25
+    assert content["points"][0]["samples"] == 512
+    assert content["points"][0]["loss"] == 5.0
+    assert content["points"][0]["loss_half_width"] == 0.0
     for change in ({"version": 2}, {"points": []}, {"points": 3}, {"constants": [{}]}):
         path.write_text(json.dumps({**content, **change}))
         with pytest.raises(ValueError, match=r"front\.json: "):
@@ -104,6 +145,43 @@ def test_saved_and_loaded(tmp_path):
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"front\.json: lacks 'chosen'"):
         Front.load(path)
+
+
+def test_a_front_of_an_earlier_version_is_read(tmp_path):
+    # front.json as commit 7df344f wrote it: a cheap and a full score, no errors of them
+    def row(cost, quality, width):
+        strategy = {"widths": [width], "cuts": [], "origin": {"kind": "search"}}
+        return {
+            "cost": cost,
+            "cost_relative": cost / 100,
+            "quality": quality,
+            "cheap": quality / 1000,
+            "full": quality,
+            "generation": 3,
+            "strategy": strategy,
+        }
+
+    content = {
+        "version": 1,
+        "cost_unit": "macs",
+        "quality_name": "frechet",
+        "full_cost": 100.0,
+        "full_quality": 4.0,
+        "chosen": None,
+        "constants": [{"width": 1.0, **row(100.0, 4.0, 1.0)}],
+        "points": [row(40.0, 4.5, 0.5), row(100.0, 4.0, 1.0)],
+    }
+    path = tmp_path / "front.json"
+    path.write_text(json.dumps(content))
+    found = Front.load(path)
+    assert found.network_evaluations == 0
+    first = found.points[0]
+    assert (first.quality, first.proxy, first.loss, first.generation) == (4.5, 0.0045, 0.5, 3)
+    assert (first.standard_error, first.samples, first.loss_half_width) == (None, 0, 0.0)
+    assert found.pick(max_cost=0.5) == first
+    assert found.pick() == found.points[1]
+    found.save(path)
+    assert Front.load(path) == found
 
 
 @settings(deadline=None)

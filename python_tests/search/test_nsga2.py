@@ -1,22 +1,22 @@
-"""The first population, and operators that change genes at the configured rate."""
+"""Random strategies, asking and telling, and operators that change genes at their rate."""
 
 from __future__ import annotations
 
-import itertools
+import math
 
 import numpy as np
 import pytest
 from pymoo.core.population import Population
 from pymoo.core.problem import Problem
-from search.synthetic import COSTS, WIDTHS, errors, genome_of, log_snrs
+from search.synthetic import WIDTHS, genome_of, log_snrs
 
-from ddsm_ext.search.cost import StepCost
+from ddsm_ext.search.config import SearchConfig
 from ddsm_ext.search.genome import StrategySpace
 from ddsm_ext.search.nsga2 import (
+    Evolution,
     SameStrategy,
     SegmentCrossover,
     SegmentMutation,
-    budget_genomes,
     random_genomes,
 )
 
@@ -127,35 +127,6 @@ def test_duplicates_are_equal_strategies():
     assert len(SameStrategy(SPACE, set()).do(Population.new("X", np.array([*same])), known)) == 0
 
 
-def test_budget_solutions_with_steps_that_share_a_level():
-    # levels of 3, 1 and 2 steps; brute force over the 4^3 choices by level
-    levels = [0.0, 0.0, 0.0, 1.0, 2.0, 2.0]
-    space = StrategySpace(levels, WIDTHS, 3)
-    cost = StepCost(COSTS, space)
-    table = np.random.default_rng(0).random((6, 4))
-    by_level = space.by_level(levels, table)
-    assert by_level == pytest.approx(np.stack([table[:3].sum(0), table[3], table[4:].sum(0)]))
-    for budget in (0.1, 0.4, 0.7):
-        (found,) = budget_genomes(space, cost, by_level, [budget])
-        best = min(
-            sum(by_level[i, w] for i, w in enumerate(choice))
-            for choice in itertools.product(range(4), repeat=3)
-            if cost(space.from_levels(choice)) <= budget * cost.full
-        )
-        widths = space.strategy(found).widths_for([0.0, 1.0, 2.0])
-        assert sum(by_level[i, WIDTHS.index(w)] for i, w in enumerate(widths)) == pytest.approx(
-            best
-        )
-
-
-def test_budgets_below_the_cheapest_are_left_out():
-    space = StrategySpace(log_snrs(20), WIDTHS, 3)
-    cost = StepCost(COSTS, space)
-    found = budget_genomes(space, cost, errors(20), [0.01, 0.3, 1.0])
-    assert len(found) == 2
-    assert found[-1] == space.constants()[0]
-
-
 def test_random_genomes_differ_and_a_small_space_runs_out():
     space = StrategySpace(log_snrs(100), WIDTHS, 4)
     known = space.constants()
@@ -164,3 +135,75 @@ def test_random_genomes_differ_and_a_small_space_runs_out():
     assert {len(g.widths) for g in made} == {1, 2, 3, 4} - {1}
     tiny = StrategySpace([0.0, 1.0], (1.0, 0.5), 2)
     assert len(random_genomes(tiny, 50, [], np.random.default_rng(0))) == 4
+
+
+def evolution(initial, population, space=SPACE):
+    return Evolution(SearchConfig(), space, initial, population, seed=1)
+
+
+def kept(run: Evolution) -> set:
+    return {run.space.decode(x) for x in run._algorithm.pop.get("X")}
+
+
+def test_asks_for_the_initial_ones_and_then_never_for_the_same_again():
+    initial = random_genomes(SPACE, 9, [], np.random.default_rng(0))
+    run, asked = evolution(initial, 6), []
+    assert run.ask() == initial
+    run.tell(lambda genome: (float(len(genome.widths)), float(genome.widths[0])))
+    for _ in range(5):
+        new = run.ask()
+        assert len(new) == 6
+        asked += new
+        run.tell(lambda genome: (float(sum(genome.widths)), float(len(genome.widths))))
+    assert len({*initial, *asked}) == 9 + 30
+
+
+def test_a_score_that_changed_counts_as_it_is_now():
+    initial = random_genomes(SPACE, 8, [], np.random.default_rng(0))
+    lucky = initial[3]
+    points = {genome: (1.0 + i, 8.0 - i) for i, genome in enumerate(initial)}
+    points[lucky] = (0.0, 0.0)  # dominates all others
+
+    def tell():
+        run.tell(lambda genome: points.setdefault(genome, (50.0, 50.0)))
+
+    run = evolution(initial, 4)
+    for _ in range(2):  # the first population is kept whole
+        run.ask()
+        tell()
+    assert lucky in kept(run)
+    points[lucky] = (99.0, 99.0)
+    run.ask()
+    tell()
+    assert lucky not in kept(run)
+    # one that failed later, too
+    best = min(kept(run), key=lambda genome: points[genome])
+    points[best] = (math.inf, 0.0)
+    run.ask()
+    tell()
+    assert best not in kept(run)
+
+
+def test_a_failed_one_loses_to_every_other():
+    initial = random_genomes(SPACE, 6, [], np.random.default_rng(0))
+    run = evolution(initial, 3)
+    finite = set(initial[3:])
+    for _ in range(2):  # the first population is kept whole
+        run.ask()
+        run.tell(lambda genome: (9.0 if genome in finite else math.inf, 1.0))
+    assert kept(run) == finite
+
+
+def test_a_space_that_is_used_up_asks_for_nothing():
+    tiny = StrategySpace([0.0, 1.0], (1.0, 0.5), 2)
+    run, seen = evolution(tiny.constants()[:1], 4, tiny), []
+    while asked := run.ask():
+        seen += asked
+        run.tell(lambda genome: (float(len(genome.widths)), float(sum(genome.widths))))
+    assert len(seen) == len(set(seen)) <= 4
+    # a single strategy in all
+    one = StrategySpace([0.0], (1.0,), 3)
+    run = evolution(one.constants(), 4, one)
+    assert run.ask() == one.constants()
+    run.tell(lambda genome: (1.0, 1.0))
+    assert run.ask() == []

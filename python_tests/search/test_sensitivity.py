@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 
@@ -10,7 +11,11 @@ import pytest
 import torch
 from search.synthetic import WIDTHS, log_snrs
 
+from ddsm_ext.diffusion import DiffusionConfig, make_schedule
+from ddsm_ext.sampling import SamplerConfig, evaluations
+from ddsm_ext.sampling.levels import prediction_gains
 from ddsm_ext.sampling.strategy import Strategy
+from ddsm_ext.search.budget import solve_budget
 from ddsm_ext.search.sensitivity import Sensitivity, additive_quality, measure_sensitivity
 
 
@@ -119,3 +124,46 @@ def test_additive_quality_takes_steps_in_sampling_order():
     strategy = Strategy((0.25, 1.0), (0.0,))
     expected = sum(table[s, 3 if level < 0 else 0] for s, level in enumerate(levels)) / 10
     assert additive_quality(table, WIDTHS, levels)(strategy) == pytest.approx(expected)
+
+
+def test_an_error_counts_by_the_square_of_its_gain():
+    table = Sensitivity((-2.0, 0.0, 4.0), (1.0, 0.5), np.array([[0, 8.0], [0, 4.0], [0, 2.0]]), 5)
+    weighted = table.for_steps([-2.0, 0.0, 1.0], gains=[0.5, -3.0, 0.0])
+    assert weighted.tolist() == [[0.0, 0.25 * 8.0], [0.0, 9.0 * 4.0], [0.0, 0.0]]
+    for gains in ([1.0, 2.0], [1.0] * 4):
+        with pytest.raises(ValueError, match=f"{len(gains)} gains; need one a step, 3"):
+            table.for_steps([-2.0, 0.0, 1.0], gains=gains)
+
+
+def test_permuted_gains_give_another_strategy():
+    # the same error everywhere: the steps with the largest gains get the full width
+    table = Sensitivity((0.0, 1.0, 2.0, 3.0), (1.0, 0.5), np.array([[0.0, 1.0]] * 4), 5)
+    costs = np.array([2.0, 1.0])
+    for gains in ([4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 4.0], [1.0, 4.0, 3.0, 2.0]):
+        weighted = table.for_steps([0.0, 1.0, 2.0, 3.0], gains=gains)
+        found = solve_budget(weighted, costs, 6.0, segments=4)
+        assert [2 - w for w in found.choice] == [2 if g >= 3 else 1 for g in gains]
+        # against every one of the 2^4 strategies
+        within = [c for c in itertools.product((0, 1), repeat=4) if costs[list(c)].sum() <= 6.0]
+        best = min(sum(g * g * w for g, w in zip(gains, c, strict=True)) for c in within)
+        assert found.error == pytest.approx(best)
+
+
+@pytest.mark.parametrize("kind", ["ddim", "ddpm"])
+def test_an_error_that_the_sampler_hardly_uses_buys_no_width(kind):
+    # A network of v that errs in the last, least noisy step alone: there v changes the image by
+    # sigma, 0.01 of it, a hundredth of what the same error does elsewhere.
+    schedule = make_schedule(DiffusionConfig())
+    sampler = SamplerConfig(kind, 10)
+    steps = evaluations(schedule, sampler)
+    levels = [step.log_snr for step in steps]
+    errors = np.array([[0.0, 0.001]] * 9 + [[0.0, 0.1]])
+    order = np.argsort(levels)
+    measured = Sensitivity(tuple(np.array(levels)[order]), (1.0, 0.5), errors[order], 5)
+    costs, budget = np.array([2.0, 1.0]), 15.0  # half of the steps may be full
+    plain = solve_budget(measured.for_steps(levels), costs, budget, 10)
+    gains = prediction_gains(schedule, sampler, "v")
+    weighted = solve_budget(measured.for_steps(levels, gains=gains), costs, budget, 10)
+    assert plain.choice[-1] == 0
+    assert weighted.choice[-1] == 1
+    assert sum(w == 0 for w in weighted.choice) == 5
