@@ -149,8 +149,13 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
         items = [items] if isinstance(items, int | float) else items
         if not isinstance(items, list | tuple):
             raise TypeRefusal(f"{where} is {value!r}; need a list such as 1,2,2")
+        # tuple[int, ...] has one type for all, tuple[int, float] one for each
+        each = args[:1] * len(items) if args[-1] is ... else args
+        if len(each) != len(items):
+            raise TypeRefusal(f"{where} is {value!r}; need {len(each)} values")
         return tuple(
-            coerce(parse_value(i) if isinstance(i, str) else i, args[0], where) for i in items
+            coerce(parse_value(item) if isinstance(item, str) else item, kind, where)
+            for item, kind in zip(items, each, strict=True)
         )
     if isinstance(value, os.PathLike):
         value = os.fspath(value)

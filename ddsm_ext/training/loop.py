@@ -28,9 +28,11 @@ from ddsm_ext.io.checkpoint import checkpoint_path
 from ddsm_ext.io.files import append_jsonl
 from ddsm_ext.settings import Refusal
 from ddsm_ext.training.batches import StepBatches, step_loader
-from ddsm_ext.training.config import TrainConfig
+from ddsm_ext.training.config import TrainConfig, TuneConfig
 from ddsm_ext.training.sandwich import Sandwich, StepResult, make_optimizer
 from ddsm_ext.training.state import Ema, Snapshot, TrainState, Window
+from ddsm_ext.training.timesteps import ErrorTable
+from ddsm_ext.training.tuning import Routing
 
 log = logging.getLogger(__name__)
 
@@ -204,8 +206,12 @@ def train(
     sample_grid: SampleGrid | None = None,
     on_damage: Callable[[str], None] | None = None,
     progress: Progress | None = None,
+    tune: TuneConfig | None = None,
+    origin: nn.Module | None = None,
 ) -> TrainResult:
     """Train a slimmable network by the sandwich rule until `config.steps` steps are done.
+
+    With a strategy in `tune` most steps train one width on the noise levels that it serves there.
 
     The run resumes from its newest complete checkpoint; weights, average, optimiser and log then
     equal those of an uninterrupted run bit for bit. Under torchrun every rank calls this with an
@@ -220,14 +226,19 @@ def train(
         sample_grid: (net, width) -> samples [H, W, 1 or 3], from fixed seeds; None draws none.
         on_damage: called with one sentence for a damaged checkpoint passed over; None warns.
         progress: called on rank 0 after every step with (steps done, of all, newest log row).
+        tune: the strategy to tune for; None, or one without a strategy, tunes for none.
+        origin: the network before it was tuned, the teacher of `config.teacher` "origin"; moved to
+            `device` and frozen.
 
     Returns:
         Where and why training ended.
 
     Raises:
         NonFiniteError: losses or gradients were not finite `config.max_bad_steps` times in a row.
-        ValueError: the run's checkpoint belongs to other data, settings or another network.
+        ValueError: the run's checkpoint belongs to other data, settings or another network; or
+            there is no such teacher.
     """
+    _check_teacher(config, tune, origin)
     started = time.perf_counter()
     rank, world_size = _ranks()
     run_dir, device = Path(run_dir), torch.device(device)
@@ -242,9 +253,30 @@ def train(
         "parameterisation": parameterisation,
         "world_size": world_size,
     }
-    snapshot = Snapshot(run_dir, net, Ema(net), optimizer, config, identity)
+    strategy = None if tune is None else tune.strategy
+    routing = None
+    if tune is not None and strategy is not None:
+        identity["tune"] = tune.to_dict()
+        routing = Routing(strategy, tune.sandwich_share, schedule, config.seed)
+    errors = ErrorTable(config.widths[1:], schedule.timesteps) if config.t_importance else None
+    ema = Ema(net)
+    teacher = None
+    if config.distill_weight or config.t_importance:
+        teacher = _teacher(config, net, ema, origin, device)
+    snapshot = Snapshot(run_dir, net, ema, optimizer, config, identity, errors)
     state = snapshot.restore(on_damage, cut_log=rank == 0)
-    sandwich = Sandwich(net, optimizer, schedule, config, parameterisation, rank, world_size)
+    sandwich = Sandwich(
+        net,
+        optimizer,
+        schedule,
+        config,
+        parameterisation,
+        rank,
+        world_size,
+        teacher=teacher,
+        errors=errors,
+        routing=routing,
+    )
     run = _Run(net, config, run_dir, device, sandwich, snapshot, sample_grid, rank, state)
     batches = StepBatches(dataset, config.batch_size, config.seed, rank, world_size)
     with StopRequest() as stop, _tensorboard(run):
@@ -252,6 +284,35 @@ def train(
     finished = state.step >= config.steps
     seconds = time.perf_counter() - started
     return TrainResult(state.step, finished, interrupted, checkpoint, seconds, run.last_row)
+
+
+def _check_teacher(config: TrainConfig, tune: TuneConfig | None, origin: nn.Module | None) -> None:
+    """Refuse a teacher that is not there, and what a step of one width cannot do."""
+    tuned, teacher = tune is not None and tune.strategy is not None, config.teacher
+    if teacher == "origin" and config.distill_weight and origin is None:
+        raise Refusal("train: teacher is 'origin' in a run that begins with no other; need 'ema'")
+    if tuned and teacher == "live" and config.distill_weight:
+        raise Refusal(
+            "train: teacher is 'live' in a run that is tuned, whose steps run one width; need "
+            "'origin' or 'ema'"
+        )
+    if config.t_importance and (tuned or teacher != "ema"):
+        raise Refusal(
+            f"train: t_importance is {config.t_importance:g} "
+            f"{'in a run that is tuned' if tuned else f'with teacher {teacher!r}'}; need "
+            f"{'0, as the strategy decides t' if tuned else 'the teacher ema'}"
+        )
+
+
+def _teacher(
+    config: TrainConfig, net: nn.Module, ema: Ema, origin: nn.Module | None, device: torch.device
+) -> nn.Module | None:
+    """The frozen network that narrow widths are drawn to; None: the live one's full width."""
+    if config.teacher == "ema":
+        return ema.as_network(net)
+    if config.teacher == "origin" and origin is not None:
+        return origin.to(device).eval().requires_grad_(False)
+    return None
 
 
 def _loop(
