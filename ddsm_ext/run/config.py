@@ -22,6 +22,7 @@ SECTIONS: dict[str, tuple[str, str]] = {
     "diffusion": ("ddsm_ext.diffusion.config", "DiffusionConfig"),
     "data": ("ddsm_ext.data.config", "DataConfig"),
     "train": ("ddsm_ext.training.config", "TrainConfig"),
+    "tune": ("ddsm_ext.training.config", "TuneConfig"),
     "sampler": ("ddsm_ext.sampling.config", "SamplerConfig"),
     "search": ("ddsm_ext.search.config", "SearchConfig"),
     "eval": ("ddsm_ext.run.config", "EvalConfig"),
@@ -78,6 +79,7 @@ class RunConfig(Settings):
     diffusion: Any
     data: Any
     train: Any
+    tune: Any
     sampler: Any
     search: Any
     eval: Any
@@ -111,7 +113,7 @@ class RunConfig(Settings):
                 section.setdefault("widths", widths)
             if name != "model":
                 sections[name] = _section(name, section, where)
-        for width in {*sections["train"].widths, *sections["search"].widths}:
+        for width in {*(w for name in ("train", "tune", "search") for w in sections[name].widths)}:
             sections["model"].check_width(width)
         return cls(**sections)
 

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +80,27 @@ def _as_read(config: dict[str, Any]) -> Any:
     return parse_json(to_json(config), "config")
 
 
+def _readings(config: Any) -> Iterator[Any]:
+    """What commands a config answers to: as it is; and without what continued its training.
+
+    A run that was given more steps answers to the command that made it and, where the learning rate
+    never falls, so that an extension restarts nothing, to one for all the steps.
+    """
+    yield config
+    train = config.get("train") if isinstance(config, dict) else None
+    if isinstance(train, dict) and train.get("extensions"):
+        made = {**train, "extensions": [], "steps": train["extensions"][0][1]}
+        yield {**config, "train": made}
+        if train.get("lr_final") == 1:
+            yield {**config, "train": {**made, "steps": train["steps"]}}
+
+
 def find_resumable(
-    root: str | Path, config: Settings | Mapping[str, Any], *, name: str | None = None
+    root: str | Path,
+    config: Settings | Mapping[str, Any],
+    *,
+    name: str | None = None,
+    shorter: bool = False,
 ) -> Path | None:
     """Newest run under `root` that was made with the same config, finished or not.
 
@@ -90,6 +109,7 @@ def find_resumable(
         config: settings, or a JSON object, to compare with each config.json; settings that a
             config.json lacks count as their defaults.
         name: only runs of this name; None takes any.
+        shorter: instead one with the same config but for fewer train.steps.
 
     Returns:
         The run folder, or None.
@@ -99,7 +119,13 @@ def find_resumable(
         if name is not None and run.name.partition("-")[2] != name:
             continue
         with contextlib.suppress(ValueError, FileNotFoundError):
-            if _as_read(completed(run_config(run), config)) == wanted:
+            saved = _as_read(completed(run_config(run), config))
+            if shorter and saved["train"]["steps"] < wanted["train"]["steps"]:
+                steps = {"steps": wanted["train"]["steps"], "extensions": []}
+                saved = {**saved, "train": {**saved["train"], **steps}}
+            elif shorter:
+                continue
+            if wanted in _readings(saved):
                 return run
     return None
 

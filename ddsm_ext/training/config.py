@@ -27,7 +27,7 @@ class TrainConfig(Settings):
     shared_noise: bool = True  # one (t, noise) for all widths of a step, or its own for each
     distill_weight: float = 0.0  # weight w of the distance d to the teacher at narrow widths
     distill_balanced: bool = False  # (loss + w d) / (1 + w), which weighs as the full width's loss
-    teacher: str = "live"  # full width of the step's weights, of their average ("ema"), of "origin"
+    teacher: str = "live"  # "live": the step's weights, "ema": their average, "origin": tuned from
     t_importance: float = 0.0  # share of a narrow width's t drawn by its error to the teacher
     loss_weighting: str = "uniform"  # "uniform", or "min_snr" (arXiv 2303.09556)
     min_snr_gamma: float = 5.0  # clip of the signal-to-noise ratio in "min_snr"
@@ -93,10 +93,10 @@ class TrainConfig(Settings):
                 "need shared_noise True or teacher='ema', as the live full width predicts from its "
                 "own noise"
             )
-        if self.t_importance and self.teacher == "live":
+        if self.t_importance and self.teacher != "ema":
             raise Refusal(
-                f"TrainConfig: t_importance is {self.t_importance} with teacher 'live'; need "
-                "teacher='ema', which predicts at each width's own t"
+                f"TrainConfig: t_importance is {self.t_importance} with teacher {self.teacher!r}; "
+                "need teacher='ema', which predicts at each width's own t"
             )
         self._check_extensions()
 
@@ -129,9 +129,9 @@ class TrainConfig(Settings):
             last = step
 
     def weight_of(self, width: float) -> float:
-        """Weight of a width's loss."""
-        weights = self.width_weights
-        return 1.0 if weights is None else weights[self.widths.index(width)]
+        """Weight of a width's loss; 1 of a width of a strategy that is none of `widths`."""
+        weights = self.width_weights or ()
+        return dict(zip(self.widths, weights, strict=False)).get(width, 1.0)
 
     def lr_at(self, step: int) -> float:
         """Learning rate of a step: linear warm-up, then constant or half a cosine to `lr_final`.

@@ -31,6 +31,7 @@ from ddsm_ext.training.batches import StepBatches, step_loader
 from ddsm_ext.training.config import TrainConfig, TuneConfig
 from ddsm_ext.training.sandwich import Sandwich, StepResult, make_optimizer
 from ddsm_ext.training.state import Ema, Snapshot, TrainState, Window
+from ddsm_ext.training.teacher import check_teacher, teacher_of
 from ddsm_ext.training.timesteps import ErrorTable
 from ddsm_ext.training.tuning import Routing
 
@@ -227,8 +228,8 @@ def train(
         on_damage: called with one sentence for a damaged checkpoint passed over; None warns.
         progress: called on rank 0 after every step with (steps done, of all, newest log row).
         tune: the strategy to tune for; None, or one without a strategy, tunes for none.
-        origin: the network before it was tuned, the teacher of `config.teacher` "origin"; moved to
-            `device` and frozen.
+        origin: the network before it was tuned, on the same device, which the teacher "origin"
+            is; it is frozen.
 
     Returns:
         Where and why training ended.
@@ -238,7 +239,7 @@ def train(
         ValueError: the run's checkpoint belongs to other data, settings or another network; or
             there is no such teacher.
     """
-    _check_teacher(config, tune, origin)
+    check_teacher(config, tune, origin)
     started = time.perf_counter()
     rank, world_size = _ranks()
     run_dir, device = Path(run_dir), torch.device(device)
@@ -246,37 +247,18 @@ def train(
     if world_size > 1:
         for tensor in net.state_dict().values():
             dist.broadcast(tensor, 0)
-    optimizer = make_optimizer(net, config)
     identity = {
         "data": dataset.digest,
         "betas": [float(schedule.betas[0]), float(schedule.betas[-1]), schedule.timesteps],
         "parameterisation": parameterisation,
         "world_size": world_size,
+        **({} if tune is None or tune.strategy is None else {"tune": tune.to_dict()}),
     }
-    strategy = None if tune is None else tune.strategy
-    routing = None
-    if tune is not None and strategy is not None:
-        identity["tune"] = tune.to_dict()
-        routing = Routing(strategy, tune.sandwich_share, schedule, config.seed)
-    errors = ErrorTable(config.widths[1:], schedule.timesteps) if config.t_importance else None
     ema = Ema(net)
-    teacher = None
-    if config.distill_weight or config.t_importance:
-        teacher = _teacher(config, net, ema, origin, device)
-    snapshot = Snapshot(run_dir, net, ema, optimizer, config, identity, errors)
+    teacher = teacher_of(config, net, ema, origin)
+    sandwich = _sandwich(net, schedule, config, parameterisation, tune, teacher)
+    snapshot = Snapshot(run_dir, net, ema, sandwich.optimizer, config, identity, sandwich.errors)
     state = snapshot.restore(on_damage, cut_log=rank == 0)
-    sandwich = Sandwich(
-        net,
-        optimizer,
-        schedule,
-        config,
-        parameterisation,
-        rank,
-        world_size,
-        teacher=teacher,
-        errors=errors,
-        routing=routing,
-    )
     run = _Run(net, config, run_dir, device, sandwich, snapshot, sample_grid, rank, state)
     batches = StepBatches(dataset, config.batch_size, config.seed, rank, world_size)
     with StopRequest() as stop, _tensorboard(run):
@@ -286,33 +268,32 @@ def train(
     return TrainResult(state.step, finished, interrupted, checkpoint, seconds, run.last_row)
 
 
-def _check_teacher(config: TrainConfig, tune: TuneConfig | None, origin: nn.Module | None) -> None:
-    """Refuse a teacher that is not there, and what a step of one width cannot do."""
-    tuned, teacher = tune is not None and tune.strategy is not None, config.teacher
-    if teacher == "origin" and config.distill_weight and origin is None:
-        raise Refusal("train: teacher is 'origin' in a run that begins with no other; need 'ema'")
-    if tuned and teacher == "live" and config.distill_weight:
-        raise Refusal(
-            "train: teacher is 'live' in a run that is tuned, whose steps run one width; need "
-            "'origin' or 'ema'"
-        )
-    if config.t_importance and (tuned or teacher != "ema"):
-        raise Refusal(
-            f"train: t_importance is {config.t_importance:g} "
-            f"{'in a run that is tuned' if tuned else f'with teacher {teacher!r}'}; need "
-            f"{'0, as the strategy decides t' if tuned else 'the teacher ema'}"
-        )
-
-
-def _teacher(
-    config: TrainConfig, net: nn.Module, ema: Ema, origin: nn.Module | None, device: torch.device
-) -> nn.Module | None:
-    """The frozen network that narrow widths are drawn to; None: the live one's full width."""
-    if config.teacher == "ema":
-        return ema.as_network(net)
-    if config.teacher == "origin" and origin is not None:
-        return origin.to(device).eval().requires_grad_(False)
-    return None
+def _sandwich(
+    net: nn.Module,
+    schedule: NoiseSchedule,
+    config: TrainConfig,
+    parameterisation: str,
+    tune: TuneConfig | None,
+    teacher: nn.Module | None,
+) -> Sandwich:
+    """What takes the steps, with all that these need."""
+    rank, world_size = _ranks()
+    strategy = None if tune is None else tune.strategy
+    routing = None
+    if tune is not None and strategy is not None:
+        routing = Routing(strategy, tune.sandwich_share, schedule, config.seed)
+    return Sandwich(
+        net,
+        make_optimizer(net, config),
+        schedule,
+        config,
+        parameterisation,
+        rank,
+        world_size,
+        teacher=teacher,
+        errors=ErrorTable(config.widths[1:], schedule.timesteps) if config.t_importance else None,
+        routing=routing,
+    )
 
 
 def _loop(

@@ -254,8 +254,8 @@ class Snapshot:
             return
         raise Refusal(
             f"{checkpoint.path}: was trained with steps={before.steps} and a rate that falls to "
-            f"the last (lr_final {now.lr_final:g}), now steps is {now.steps}; need the same to resume, "
-            f"or `--extend {now.steps}` (Run.extend), which records where the rate restarts"
+            f"the last (lr_final {now.lr_final:g}), now steps is {now.steps}; need the same to "
+            f"resume, or `--extend {now.steps}` (Run.extend), which records where the rate restarts"
         )
 
 
