@@ -97,10 +97,10 @@ def run(args: argparse.Namespace) -> int:
     device = choose_device(args.device, "--device")
     with told() as progress:
         run = Run.create(args.root, name, config, new=args.new, device=device, progress=progress)
-        if run.resumed:
-            say(f"continuing {run.folder}")
         if longer is not None:
             run.extend(args.extend)
+        if run.resumed:
+            say(f"continuing {run.folder}")
         options.note_command(run.folder)
         result = run.train()
     print(run.folder)
