@@ -194,6 +194,24 @@ def test_an_interrupted_tuning_resumes_bit_for_bit(origin: Run, teacher: str) ->
     assert_same(whole, parts)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"teacher": "ema"},
+        {"teacher": "ema", "t_importance": 0.5, "distill_balanced": True},
+        {"middle_choice": "budget", "width_weights": [1, 2, 3], "widths": [1, 0.75, 0.5]},
+    ],
+)
+def test_an_interrupted_recipe_resumes_bit_for_bit(changes: dict[str, Any], tmp_path: Path) -> None:
+    config = tiny(**changes, checkpoint_every=2)
+    whole, parts = (Run.create(tmp_path, name, config) for name in ("whole", "parts"))
+    for run in (whole, parts):
+        run.train()
+    shutil.rmtree(parts.folder / "checkpoints" / "step-000004")
+    assert Run.open(tmp_path, parts.folder).train().finished
+    assert_same(whole, parts)
+
+
 def test_a_second_round_tunes_the_tuned_run(origin: Run) -> None:
     first = origin.tune(STRATEGY, train={"steps": 2})
     chosen = first.search()
