@@ -11,7 +11,6 @@ Ctrl-C saves and stops; the same command continues.
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 from ddsm_ext.cli import options
@@ -87,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         if longer is not None:
             from ddsm_ext.run.training import extended
 
-            config = replace(config, train=extended(longer, config, args.extend, None))
+            config = extended(longer, args.extend)
         print(training_text(config))
         return 0
 

@@ -226,15 +226,9 @@ class Run:
         **sections: Mapping[str, Any],
     ) -> Run:
         """Return the run that `tune` trains, as far as it is; see there for the arguments."""
-        config = self.tuned(strategy, **sections)
-        run = Run.create(
-            self.folder.parent,
-            tuned_name(self.folder),
-            config,
-            new=new,
-            device=self.device,
-            progress=self.progress,
-        )
+        root, name = self.folder.parent, tuned_name(self.folder)
+        config, where = self.tuned(strategy, **sections), self.device
+        run = Run.create(root, name, config, new=new, device=where, progress=self.progress)
         file = own_strategy(run.folder)
         if not file.exists():
             strategy_to_tune_for(strategy, self.folder, self.config).save(file)

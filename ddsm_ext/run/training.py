@@ -28,7 +28,7 @@ from ddsm_ext.run.compose import (
 from ddsm_ext.run.config import RunConfig, merge
 from ddsm_ext.run.folder import find_resumable, run_config
 from ddsm_ext.sampling.strategy import Strategy
-from ddsm_ext.settings import Refusal, plain
+from ddsm_ext.settings import Refusal, is_int, plain
 from ddsm_ext.training.config import TrainConfig, TuneConfig
 from ddsm_ext.training.loop import TrainResult, train
 
@@ -115,12 +115,11 @@ def origin_network(root: Path, config: RunConfig, device: torch.device) -> Any:
     return network
 
 
-def extended(folder: Path, config: RunConfig, steps: int, lr: float | None) -> TrainConfig:
-    """Return the training settings of a run with more steps.
+def extended(folder: Path, steps: int, lr: float | None = None) -> RunConfig:
+    """Return the configuration of a run with more steps; writes nothing.
 
     Args:
         folder: the run folder.
-        config: what its config.json says.
         steps: in all.
         lr: rate to go on with; see `TrainConfig.extended`.
 
@@ -128,22 +127,22 @@ def extended(folder: Path, config: RunConfig, steps: int, lr: float | None) -> T
         FileNotFoundError: the run has no whole checkpoint.
         ValueError: the run has as many steps already, or lr is refused.
     """
+    config = RunConfig.from_dict(run_config(folder), str(folder / "config.json"))
     train: TrainConfig = config.train
     if train.extensions and steps == train.steps and lr in (None, train.extensions[-1][2]):
-        return train  # the same command again
+        return config  # the same command again
     newest = newest_complete(folder)
     if newest is None:
         raise FileNotFoundError(f"{folder}: has no whole checkpoint; need a trained run to extend")
-    return train.extended(int(newest.name.partition("-")[2]), steps, lr)
+    longer = train.extended(int(newest.name.partition("-")[2]), steps, lr)
+    return dataclasses.replace(config, train=longer)
 
 
 def extend_run(folder: Path, steps: int, lr: float | None = None) -> TrainConfig:
     """Give a run more steps, in its config.json, and return its training settings then."""
-    config = RunConfig.from_dict(run_config(folder), str(folder / "config.json"))
-    train = extended(folder, config, steps, lr)
-    if train != config.train:
-        write_json(folder / "config.json", dataclasses.replace(config, train=train).to_dict())
-    return train
+    config = extended(folder, steps, lr)
+    write_json(folder / "config.json", config.to_dict())
+    return config.train
 
 
 def find_run(root: str | Path, name: str, config: RunConfig) -> Path | None:
@@ -201,9 +200,8 @@ def tuned_config(
     """
     changes = dict(changes or {})
     decided = {field.name for field in dataclasses.fields(TuneConfig)} - {"sandwich_share"}
-    own = changes.get("tune", {})
-    for section, key in [("tune", key) for key in own if key in decided]:
-        raise Refusal(f"{where}: {section}.{key} is what the strategy and the run decide")
+    for key in decided.intersection(_keys(changes, "tune")):
+        raise Refusal(f"{where}: tune.{key} is what the strategy and the run decide")
     for section in ("model", "diffusion"):
         if section in changes:
             raise Refusal(f"{where}: {section} belongs to the weights of {origin}; need none")
@@ -213,7 +211,7 @@ def tuned_config(
     step = int(newest.name.partition("-")[2])
     weights = weights_digest(load_network(origin, config, torch.device("cpu"), step=step))
     values = plain(config)
-    values["train"] = _tuning(config, changes.get("train", {}))
+    values["train"] = _tuning(config, _keys(changes, "train").get("steps"))
     values["tune"] = {
         **values["tune"],
         "origin": origin.resolve().name,
@@ -225,22 +223,26 @@ def tuned_config(
     return RunConfig.from_dict(merge(values, changes), where)
 
 
-def _tuning(config: RunConfig, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The section train of a tuned run."""
+def _keys(changes: Mapping[str, Any], section: str) -> Mapping[str, Any]:
+    """A section's changes; none where they are no mapping, which is refused later."""
+    keys = changes.get(section)
+    return keys if isinstance(keys, Mapping) else {}
+
+
+def _tuning(config: RunConfig, wanted: Any) -> dict[str, Any]:
+    """The section train of a tuned run; `wanted` are its steps, None: not given."""
     train: TrainConfig = config.train
     values = dataclasses.replace(train, extensions=()).to_dict()
     if config.tune.strategy is not None:
         return values
     steps = max(1, values["steps"] // 2)
-    wanted = changes.get("steps", steps)
-    steps_known = wanted if isinstance(wanted, int) else steps
     return {
         **values,
         "start_from": None,
         "steps": steps,
         "lr": 0.5 * train.lr,
         "lr_final": 0.0,
-        "warmup_steps": min(train.warmup_steps, steps_known // 10),
+        "warmup_steps": min(train.warmup_steps, (wanted if is_int(wanted) else steps) // 10),
         "teacher": "origin",
         "t_importance": 0.0,
     }

@@ -232,6 +232,8 @@ def test_a_second_round_tunes_the_tuned_run(origin: Run) -> None:
         (0.5, {"tune": {"sandwich_shar": 1}}, "did you mean sandwich_share"),
         (0.5, {"model": {"ch": 16}}, "model belongs to the weights"),
         (0.5, {"train": {"stepz": 3}}, "did you mean steps"),
+        (0.5, {"train": 3}, "train is 3; need an object of keys"),
+        (0.5, {"tune": 3}, "tune is 3; need an object of keys"),
         (0.5, {"train": {"teacher": "ema", "t_importance": 0.5}}, "need 0, as the strategy"),
     ],
 )
