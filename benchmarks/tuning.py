@@ -31,6 +31,7 @@ WAYS: dict[str, tuple[float, float]] = {
     "sandwich 0.1": (0.1, 0.0),
     "teacher": (0.0, 0.5),
     "sandwich 0.1, teacher": (0.1, 0.5),
+    "sandwich alone": (1.0, 0.0),  # as many steps, about twice the time
 }
 TARGETS = ("solved 0.55", "0.75", "solved 0.25", "0.5")
 

@@ -183,8 +183,8 @@ def tuned_config(
 ) -> RunConfig:
     """Return the configuration of a run that tunes another for a strategy.
 
-    It has the settings of `origin`, half of its steps and of its learning rate, which falls to 0;
-    after a tuned run, those of that one.
+    It has the settings of `origin` but half of its steps and of its learning rate, which falls to
+    0, and no teacher unless `train.distill_weight` is given; after a tuned run, those of that one.
 
     Args:
         origin: run folder whose newest weights are tuned.
@@ -243,6 +243,9 @@ def _tuning(config: RunConfig, wanted: Any) -> dict[str, Any]:
         "lr": 0.5 * train.lr,
         "lr_final": 0.0,
         "warmup_steps": min(train.warmup_steps, (wanted if is_int(wanted) else steps) // 10),
+        # On the digits (benchmarks/tuning.py) the origin as a teacher took half as long again and
+        # gained nothing: the strategy's widths soon are better than what they were tuned from.
+        "distill_weight": 0.0,
         "teacher": "origin",
         "t_importance": 0.0,
     }

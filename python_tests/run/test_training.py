@@ -160,8 +160,9 @@ def test_tuning_begins_with_the_averaged_weights(origin: Run) -> None:
 
 
 def test_settings_of_a_tuned_run(origin: Run) -> None:
-    """Half of the steps and of the rate, which falls to 0; what is given wins."""
+    """Half of the steps and of the rate, which falls to 0, no teacher; what is given wins."""
     train = origin.tuned(0.5).train
+    assert (train.distill_weight, train.teacher) == (0.0, "origin")
     assert (train.steps, train.lr, train.lr_final, train.batch_size) == (2, 1e-3, 0.0, 8)
     changed = origin.tuned(0.5, train={"steps": 9}, tune={"sandwich_share": 0.5})
     assert (changed.train.steps, changed.tune.sandwich_share) == (9, 0.5)
@@ -271,7 +272,7 @@ def test_an_estimate_counts_the_widths_that_are_trained(origin: Run) -> None:
         return origin.tuned(0.5, train={"steps": 4, **train}, tune={"sandwich_share": share})
 
     full, half = (macs(origin.config.model, width) for width in (1.0, 0.5))
-    alone, sandwich = tuned(0.0, distill_weight=0), tuned(1.0, distill_weight=0)
-    assert estimate_training(alone).macs == 4 * 8 * 3 * half
-    assert estimate_training(sandwich).macs == 4 * 8 * 3 * (full + half)
-    assert estimate_training(tuned(0.0)).macs == 4 * 8 * (3 * half + full)
+    assert estimate_training(tuned(0.0)).macs == 4 * 8 * 3 * half
+    assert estimate_training(tuned(1.0)).macs == 4 * 8 * 3 * (full + half)
+    taught = tuned(0.0, distill_weight=0.5)
+    assert estimate_training(taught).macs == 4 * 8 * (3 * half + full)
