@@ -95,6 +95,14 @@ def _readings(config: Any) -> Iterator[Any]:
             yield {**config, "train": {**made, "steps": train["steps"]}}
 
 
+def _with_steps_of(wanted: Any, saved: Any) -> Any:
+    """A saved config with the steps of the wanted one; None unless it has fewer."""
+    steps, train = wanted["train"]["steps"], saved["train"]
+    if train["steps"] >= steps:
+        return None
+    return {**saved, "train": {**train, "steps": steps, "extensions": []}}
+
+
 def find_resumable(
     root: str | Path,
     config: Settings | Mapping[str, Any],
@@ -118,14 +126,12 @@ def find_resumable(
     for run in reversed(list_runs(root)):
         if name is not None and run.name.partition("-")[2] != name:
             continue
-        with contextlib.suppress(ValueError, FileNotFoundError):
+        # a config that is damaged, or of another kind, is passed over
+        with contextlib.suppress(ValueError, FileNotFoundError, LookupError, TypeError):
             saved = _as_read(completed(run_config(run), config))
-            if shorter and saved["train"]["steps"] < wanted["train"]["steps"]:
-                steps = {"steps": wanted["train"]["steps"], "extensions": []}
-                saved = {**saved, "train": {**saved["train"], **steps}}
-            elif shorter:
-                continue
-            if wanted in _readings(saved):
+            if shorter:
+                saved = _with_steps_of(wanted, saved)
+            if saved is not None and wanted in _readings(saved):
                 return run
     return None
 

@@ -120,6 +120,17 @@ def test_more_steps_at_a_constant_rate_go_on_in_the_same_folder(tmp_path: Path) 
         assert Run.create(tmp_path / "parts", "x", config).folder == run.folder
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["{}", '{"train": 3}', '{"train": {"steps": "x"}}', '{"train": {"extensions": 3}}', "[]", "{"],
+)
+def test_configs_of_other_kinds_are_passed_over(content: str, tmp_path: Path) -> None:
+    other = Run.create(tmp_path, "x", tiny()).folder
+    (other / "config.json").write_text(content)
+    run = Run.create(tmp_path, "x", tiny(steps=6))
+    assert (run.resumed, run.folder.name) == (False, "00001-x")
+
+
 def test_a_falling_rate_begins_a_new_run(
     origin: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
