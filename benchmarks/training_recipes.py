@@ -13,7 +13,6 @@ a training and its scores take about five minutes of one core.
 from __future__ import annotations
 
 import argparse
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,14 +23,13 @@ import torch
 from scipy import stats
 
 from ddsm_ext.data.pixels import to_uint8
-from ddsm_ext.diffusion import PREDICTIONS
 from ddsm_ext.io.files import read_json, write_json
 from ddsm_ext.machine import machine_info
 from ddsm_ext.run import Run, configure, find_resumable, macs_table
-from ddsm_ext.run.compose import Sampler, weights_digest
+from ddsm_ext.run.compose import weights_digest
 from ddsm_ext.run.scoring import Scorer
 from ddsm_ext.run.searching import sensitivity_of
-from ddsm_ext.sampling.levels import evaluations, noise_levels
+from ddsm_ext.sampling.levels import evaluations, prediction_gains
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.search.budget import solve_budget
 
@@ -58,32 +56,13 @@ def seed_ranges() -> list[list[int]]:
     return [list(range(FIRST_SEED * k, FIRST_SEED * k + RANGE)) for k in range(1, RANGES + 1)]
 
 
-def sampler_weights(sampler: Sampler) -> np.ndarray:
-    """What a squared error of the network at each step counts in the next image, [S].
-
-    The network's part of x0, times x0's part of the next image, squared. Of DDIM; to be replaced by
-    the function of ddsm_ext.search.sensitivity that serves every sampler.
-    """
-    settings, row = sampler.config.sampler, PREDICTIONS[sampler.config.diffusion.parameterisation]
-    assert settings.kind == "ddim"
-    levels, weights = noise_levels(sampler.schedule, settings), []
-    for here, there in itertools.pairwise(levels):
-        beta = 1.0 - (here.alpha / there.alpha) ** 2
-        added = settings.eta**2 * there.variance / here.variance * beta
-        coef_x = math.sqrt(max(there.variance - added, 0.0) / here.variance)
-        x0_coef = there.alpha - coef_x * here.alpha
-        weights.append((row.x0_map(here)[1] * x0_coef) ** 2)
-    return np.array(weights)
-
-
 def solved(scorer: Scorer, errors: np.ndarray, share: float) -> Strategy:
-    """The strategy of least weighted error within a share of the full width's MACs."""
+    """The strategy of least error [S, W] within a share of the full width's MACs."""
     sampler, widths = scorer.sampler, scorer.sampler.config.model.widths
     costs = macs_table(sampler.config.model, widths).costs
     log_snrs = [e.log_snr for e in evaluations(sampler.schedule, sampler.config.sampler)]
-    weighted = errors * sampler_weights(sampler)[:, None]  # [S, W]
     budget = share * costs[1.0] * len(log_snrs)
-    found = solve_budget(weighted, [costs[w] for w in widths], budget, SEGMENTS)
+    found = solve_budget(errors, [costs[w] for w in widths], budget, SEGMENTS)
     chosen = [widths[index] for index in found.choice]
     origin = {"kind": "budget", "share": share, "cost": found.cost / (costs[1.0] * len(log_snrs))}
     return Strategy.from_timestep_widths(chosen[::-1], log_snrs[::-1], origin)
@@ -91,10 +70,12 @@ def solved(scorer: Scorer, errors: np.ndarray, share: float) -> Strategy:
 
 def strategies(scorer: Scorer, scratch: Path) -> dict[str, Strategy]:
     """What is scored, by name."""
-    sampler, widths = scorer.sampler, scorer.sampler.config.model.widths
-    measured = sensitivity_of(scratch, scorer, weights_digest(sampler.network), widths)
-    log_snrs = [e.log_snr for e in evaluations(sampler.schedule, sampler.config.sampler)]
-    errors = measured.for_steps(log_snrs, widths)
+    sampler, config = scorer.sampler, scorer.sampler.config
+    widths, digest = config.model.widths, weights_digest(sampler.network)
+    measured = sensitivity_of(scratch, sampler, scorer.dataset, digest, widths)
+    log_snrs = [e.log_snr for e in evaluations(sampler.schedule, config.sampler)]
+    gains = prediction_gains(sampler.schedule, config.sampler, config.diffusion.parameterisation)
+    errors = measured.for_steps(log_snrs, widths, gains)
     constants = {f"{width:g}": Strategy.constant(width) for width in widths}
     return constants | {f"solved {share:g}": solved(scorer, errors, share) for share in BUDGETS}
 

@@ -1,7 +1,9 @@
 """Score samples against real images: Fréchet distance and kernel distance (KID), JSON on stdout.
 
-Scores what `--strategy` names (default: the full width and the run's chosen strategy), or the
-images of a folder or ZIP (`--images`), and keeps the scores of a run in its metrics.json.
+Scores what `--strategy` names, or the images of a folder or ZIP (`--images`), and keeps the scores
+of a run in its metrics.json. Without either it scores the full width, the run's chosen strategy and
+what a report compares it with: the narrower widths, its reverse, the best with two segments; all on
+the same ranges of seeds.
 """
 
 from __future__ import annotations
@@ -27,6 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what to score (repeatable)",
     )
     parser.add_argument("--seeds", help="seeds of the samples, e.g. 0-1999 (default: eval.images)")
+    parser.add_argument(
+        "--ranges",
+        type=int,
+        metavar="N",
+        help="ranges of so many seeds (default: eval.ranges; 1 with --seeds)",
+    )
     parser.add_argument("--features", metavar="NAME", help="feature extractor (default: the run's)")
     parser.add_argument("--images", metavar="PATH", help="score the images of a folder or ZIP")
     parser.add_argument("--save-statistics", metavar="FILE", help="also write the data's mu, sigma")
@@ -50,8 +58,9 @@ def run(args: argparse.Namespace) -> int:
     from ddsm_ext.run.scoring import score_folder
 
     device = choose_device(args.device, "--device")
-    strategies = args.strategy or (1.0, None)
-    named_strategies(strategies, folder, config)  # what is refused is refused before any work
+    strategies = args.strategy
+    if strategies is not None:  # what is refused is refused before any work
+        named_strategies(strategies, folder, config)
     with told() as progress:
         run = Run(folder, config, device, progress)
         scorer = run.scorer()
@@ -62,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         if args.images:
             print(json.dumps(score_folder(scorer, args.images), indent=2))
             return 0
-        result = run.evaluate(strategies, seeds)
+        result = run.evaluate(strategies, seeds, ranges=args.ranges)
     options.note_command(folder)
     say(_scores_table(result["rows"]))
     print(json.dumps(result, indent=2))
@@ -70,19 +79,24 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _scores_table(rows: list[dict[str, Any]]) -> str:
-    head = ("sampler", "seeds", "images", "Fréchet", "KID", "MMACs/image", "ms/image")
+    from ddsm_ext.report.comparison import compare, lines_of
+
+    lines = lines_of(rows)
+    full = next((line for line in lines if line.kind == "full"), None)
+    head = ("sampler", "ranges x images", "Fréchet", "beside full width", "KID", "MMACs/image",
+            "ms/image")  # fmt: skip
     cells = []
-    for row in rows:
-        kid = "-" if row["kid"] is None else f"{row['kid']:.3g}"
+    for line in lines:
+        found = None if full is None or line is full else compare(line, full)
         cells.append(
             (
-                row["label"],
-                row["seeds"],
-                str(row["images"]),
-                f"{row['frechet']:.4g}",
-                kid,
-                f"{row['macs_per_image'] / 1e6:.4g}",
-                f"{row['ms_per_image']:.3g}",
+                line.label,
+                f"{len(line.scores)} x {line.images}",
+                f"{line.mean:.4g}",
+                "-" if found is None else found.words,
+                "-" if line.kid is None else f"{line.kid:.3g}",
+                "-" if line.macs is None else f"{line.macs / 1e6:.4g}",
+                "-" if line.ms is None else f"{line.ms:.3g}",
             )
         )
     return table(head, cells)

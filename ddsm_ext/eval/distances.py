@@ -248,20 +248,40 @@ def kernel_distance(
     return KernelDistance(float(values.mean()), float(values.std()))
 
 
+def unbiased_kernel_distance(features1: Any, features2: Any) -> float:
+    """Squared MMD of all rows of two sets, k(x, y) = (x.y / D + 1)^3, unbiased, in fp64.
+
+    Args:
+        features1, features2: [N1, D] and [N2, D] tensors or arrays of floats, at least two rows.
+
+    Raises:
+        TypeError: the features are no float arrays.
+        ValueError: shapes that do not fit, values that are not finite, too few rows.
+
+    Source: Binkowski et al., arXiv 1801.01401, eq. 4: both self terms leave out the diagonal.
+    """
+    x = _as_rows(features1, "unbiased_kernel_distance")  # [N1, D]
+    y = _as_rows(features2, "unbiased_kernel_distance")  # [N2, D]
+    if x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
+        raise Refusal(
+            f"unbiased_kernel_distance: the sets are {list(x.shape)} and {list(y.shape)}; need "
+            "two rows or more of equally many features"
+        )
+    return _squared_mmd(x, y)
+
+
 def _squared_mmd(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the unbiased estimate: both self terms leave out the diagonal (Binkowski, eq. 4)."""
-    m, dim = x.shape
+    """Squared MMD of [N1, D] and [N2, D], unbiased."""
+    dim = x.shape[1]
 
     def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return (a @ b.T * (1.0 / dim) + 1.0) ** 3  # [M, M]
+        return (a @ b.T * (1.0 / dim) + 1.0) ** 3  # [len(a), len(b)]
 
-    def off_diagonal_sum(rows: np.ndarray) -> float:
+    def within(rows: np.ndarray) -> float:
         values = kernel(rows, rows)
-        return float(values.sum() - np.trace(values))
+        return float(values.sum() - np.trace(values)) / (len(rows) * (len(rows) - 1))
 
-    cross = float(kernel(x, y).sum())
-    within = (off_diagonal_sum(x) + off_diagonal_sum(y)) / (m * (m - 1))
-    return within - 2 * cross / (m * m)
+    return within(x) + within(y) - 2 * float(kernel(x, y).mean())
 
 
 def _as_rows(features: Any, caller: str) -> np.ndarray:

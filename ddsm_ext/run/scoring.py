@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,9 +23,14 @@ from ddsm_ext.run.config import RunConfig
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal, completed, plain
 
+if TYPE_CHECKING:
+    from ddsm_ext.eval.ranking import RankingDistance
+
 CLASSIFIER_FILE = "classifier.safetensors"
 REFERENCE_BATCH = 512  # real images whose features are computed together
 COLUMNS = 16  # images of a strategy in samples/compare
+# What a search writes beside the chosen strategy, to compare it with: label -> file in search/
+COMPARISONS = {"reverse": "reverse.json", "two segments": "two-segments.json"}
 TURNS = 3  # of each strategy when they are timed side by side
 log = logging.getLogger(__name__)
 
@@ -101,11 +106,20 @@ class Scorer:
 
         return frechet_to_reference(images, self.reference, self.extractor)
 
+    def ranking_distance(self, samples: int) -> RankingDistance:
+        """Return the distance by which a search of so few samples a score ranks, and say which."""
+        from ddsm_ext.eval.ranking import ranking_distance
+
+        distance = ranking_distance(self.reference, samples)
+        if distance.reason:
+            log.info("the search ranks by the %s: %s", distance.name, distance.reason)
+        return distance
+
     def score(self, name: str, strategy: Strategy, seeds: list[int]) -> dict[str, Any]:
         """Sample with a strategy and return its row of metrics.json."""
         images, ms = self.sampler.timed_images(strategy, seeds, f"sampling {name}")
         # a searched strategy may turn out constant: what counts is what was asked for
-        kind = {"full width": "full"}.get(
+        kind = {"full width": "full", **{label: label for label in COMPARISONS}}.get(
             name, "width" if name.startswith("width ") else "strategy"
         )
         return {
@@ -162,8 +176,8 @@ def save_row(run: Path, context: Mapping[str, Any], row: Mapping[str, Any]) -> N
     """Add a row to metrics.json in place of its like; rows of another context are dropped."""
     saved, new = _saved(run, context), (row["label"], row["seeds"])
     kept = [row for row in saved["rows"] if (row["label"], row["seeds"]) != new]
-    order = {"full": 0, "strategy": 1, "width": 2}
-    every = sorted([*kept, row], key=lambda row: (order[row["kind"]], -row["macs_per_image"]))
+    order = ["full", "strategy", "width", *COMPARISONS]
+    every = sorted([*kept, row], key=lambda r: (order.index(r["kind"]), -r["macs_per_image"]))
     write_json(run / "metrics.json", {**saved, "rows": every})
 
 
@@ -227,6 +241,8 @@ def make_extractor_for(config: RunConfig, run: Path, dataset: Any) -> Any:
     from ddsm_ext.eval.features import make_extractor
 
     name = config.eval.features
+    if name == "none":
+        raise Refusal("eval.features is none; need features to score samples")
     if name != "classifier":
         return make_extractor(name)
     if dataset.labels is None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ddsm_ext.run.config import RunConfig
+from ddsm_ext.run.scoring import COMPARISONS
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal
 
@@ -56,6 +57,17 @@ def strategy_to_tune_for(
     if what is None and not own_strategy(run).exists():
         raise Refusal(f"{run}: has no strategy; need ddsm search first, a file or a width")
     return read_strategy(what, run, config)[1]
+
+
+def compared_strategies(run: Path, config: RunConfig) -> dict[str, Strategy]:
+    """Return name -> strategy of all that a report compares: the full width, the run's own
+    strategy, the narrower widths, and what its search wrote beside it."""
+    full, own = read_strategy(1.0, run, config), read_strategy(None, run, config)
+    widths = [w for w in config.model.widths if w != 1.0]
+    narrow = [read_strategy(width, run, config) for width in widths]
+    paths = {name: run / "search" / file for name, file in COMPARISONS.items()}
+    others = [(name, Strategy.load(path)) for name, path in paths.items() if path.exists()]
+    return dict([full, own, *narrow, *others])
 
 
 def named_strategies(

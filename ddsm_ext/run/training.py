@@ -16,7 +16,7 @@ from ddsm_ext.data.images import image_grid
 from ddsm_ext.data.pixels import to_uint8
 from ddsm_ext.diffusion.schedule import make_schedule
 from ddsm_ext.io.checkpoint import checkpoint_path, list_checkpoints, newest_complete
-from ddsm_ext.io.files import write_json
+from ddsm_ext.io.files import read_json, write_json
 from ddsm_ext.run.compose import (
     Progress,
     Sampler,
@@ -140,9 +140,17 @@ def extended(folder: Path, steps: int, lr: float | None = None) -> RunConfig:
 
 def extend_run(folder: Path, steps: int, lr: float | None = None) -> TrainConfig:
     """Give a run more steps, in its config.json, and return its training settings then."""
-    config = extended(folder, steps, lr)
-    write_json(folder / "config.json", config.to_dict())
-    return config.train
+    train: TrainConfig = extended(folder, steps, lr).train
+    path = folder / "config.json"
+    write_json(path, {**read_json(path), "train": train.to_dict()})  # else as it was made
+    return train
+
+
+def as_extended(folder: Path, config: RunConfig) -> RunConfig:
+    """Return a configuration with the steps that its run has been given since it was made."""
+    saved = run_config(folder)["train"]
+    longer = {"steps": saved["steps"], "extensions": tuple(saved.get("extensions", ()))}
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **longer))
 
 
 def find_run(root: str | Path, name: str, config: RunConfig) -> Path | None:

@@ -25,8 +25,8 @@ def tiny(**train: Any) -> RunConfig:
         model={"ch": 8, "groups": 4, "widths": (1, 0.5)},
         train={"steps": 4, "batch_size": 8, "log_every": 1, "warmup_steps": 0, **train},
         sampler={"steps": 3},
-        search={"population": 4, "generations": 1, "full_final": 1, "budget_macs": 0.7},
-        eval={"images": 8, "search_images": 8, "batch_size": 8},
+        search={"method": "proxy", "budget_macs": 0.7},
+        eval={"images": 8, "ranges": 1, "batch_size": 8},
     )
 
 
@@ -158,7 +158,7 @@ def test_a_tuned_run_records_its_origin_and_holds_the_strategy(origin: Run) -> N
     assert tuned.strategy.origin == {"kind": "by hand"}
     assert load_checkpoint(newest_complete(tuned.folder)).step == 3
     assert {path: path.read_bytes() for path in before} == before
-    rows = tuned.evaluate()["rows"]
+    rows = tuned.evaluate([1.0, None])["rows"]
     assert [row["widths"] for row in rows] == [[1.0], [0.5, 1.0]]
     assert tuned.report().is_file()
 
