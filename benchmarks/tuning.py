@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,24 @@ from ddsm_ext.machine import machine_info
 from ddsm_ext.run import Run
 from ddsm_ext.sampling.strategy import Strategy
 
-# name -> (share of sandwich steps, weight of the distance to the origin)
-WAYS: dict[str, tuple[float, float]] = {
-    "alone": (0.0, 0.0),
-    "sandwich 0.1": (0.1, 0.0),
-    "teacher": (0.0, 0.5),
-    "sandwich 0.1, teacher": (0.1, 0.5),
-    "sandwich alone": (1.0, 0.0),  # as many steps, about twice the time
+
+@dataclass(frozen=True)
+class Way:
+    """Share of sandwich steps, weight of the distance to the origin, and steps, of --steps."""
+
+    sandwich: float = 0.0
+    teacher: float = 0.0
+    steps: float = 1.0
+
+
+WAYS: dict[str, Way] = {
+    "alone": Way(),
+    "sandwich 0.1": Way(0.1),
+    "sandwich 0.1, twice the steps": Way(0.1, steps=2.0),
+    "sandwich 0.3": Way(0.3),
+    "teacher": Way(teacher=0.5),
+    "sandwich 0.1, teacher": Way(0.1, teacher=0.5),
+    "sandwich alone": Way(1.0),  # about twice the time
 }
 TARGETS = ("solved 0.55", "0.75", "solved 0.25", "0.5")
 
@@ -54,9 +66,13 @@ def scores(run: Run, strategy: Strategy) -> list[float]:
 
 def measure(run: Run, way: str, strategy: Strategy, steps: int) -> dict[str, Any]:
     """Tune and score."""
-    share, weight = WAYS[way]
-    train = {"steps": steps, "distill_weight": weight, "distill_balanced": True}
-    tuned = run.tuning(strategy, train=train, tune={"sandwich_share": share})
+    each = WAYS[way]
+    train = {
+        "steps": round(steps * each.steps),
+        "distill_weight": each.teacher,
+        "distill_balanced": True,
+    }
+    tuned = run.tuning(strategy, train=train, tune={"sandwich_share": each.sandwich})
     seconds = tuned.train().seconds
     return {
         "strategy": scores(tuned, strategy),
@@ -117,7 +133,11 @@ def main() -> None:
     results = content.setdefault("results", {"none": {}})
     if not arguments.table:
         torch.set_num_threads(1)
-        content.update(machine=machine_info(), steps=arguments.steps, ways=WAYS)
+        content.update(
+            machine=machine_info(),
+            steps=arguments.steps,
+            ways={k: asdict(w) for k, w in WAYS.items()},
+        )
         for seed in arguments.seeds:
             run = origin(arguments.out, seed, arguments.runs)
             named = strategies(run.scorer(), arguments.out / "sensitivity" / f"origin-{seed}")
