@@ -37,7 +37,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sampling": ("_fixed_weights", "diffusion", "io.document", "io.files"),
     "data": ("io.files",),
     "eval": ("data.pixels", "io.document", "io.files", "io.weights"),
-    "training": ("data", "diffusion", "io"),
+    # sampling.strategy: which width a noise level has, in a run that is tuned for a strategy
+    "training": ("data", "diffusion", "io", "sampling.strategy"),
     "search": ("io.document", "io.files", "sampling"),
     "report": ("io.files", "search.cost"),
     "compat": ("diffusion", "graph", "io", "models", "ops", "sampling"),

@@ -20,11 +20,12 @@ from ddsm_ext.search.cost import share_of_paper
 
 
 def training_text(config: RunConfig) -> str:
-    """Return what `ddsm train` would do: configuration, sizes and an estimate of its time."""
+    """Return what `ddsm train`, or `tune`, would do: configuration, sizes, estimate of its time."""
     train, takes = config.train, estimate_training(config)
+    tuned = () if config.tune.strategy is None else ("tune",)
     return "\n".join(
         [
-            _model(config, ("model", "diffusion", "data", "train")),
+            _model(config, ("model", "diffusion", "data", "train", *tuned)),
             _memory(takes),
             f"{_time(takes)}, for {train.steps} steps of {train.batch_size} images",
         ]

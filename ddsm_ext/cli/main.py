@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "checks": ("checks", "versions, libraries, processor or GPU, and a self-test of every op"),
     "train": ("train", "train one network that works at every width"),
     "search": ("search", "search the width of each denoising step; writes the Pareto front"),
+    "tune": ("tune", "fine-tune a run for its strategy, or for a width"),
     "sample": ("sample", "make images with a strategy or a constant width"),
     "eval": ("evaluate", "score a strategy, a width or a folder of images; JSON on stdout"),
     "classifier": ("classifier", "train the classifier whose features score samples"),

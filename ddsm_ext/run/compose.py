@@ -75,21 +75,23 @@ def load_network(
     device: torch.device,
     weights: str = "ema",
     dtype: torch.dtype = torch.float32,
+    step: int | None = None,
 ) -> Any:
     """Return the network of a run's newest whole checkpoint, in eval mode.
 
     Args:
         weights: "ema" (averaged over training) or "model" (the last step's).
+        step: of another checkpoint; None takes the newest whole one.
 
     Raises:
         FileNotFoundError: the run has no whole checkpoint yet.
         ValueError: the checkpoint lacks these weights or holds another network's.
     """
-    from ddsm_ext.io.checkpoint import load_checkpoint, newest_complete
+    from ddsm_ext.io.checkpoint import checkpoint_path, load_checkpoint, newest_complete
     from ddsm_ext.io.weights import copy_tensors
 
     check_choice("weights", weights, WEIGHTS)
-    newest = newest_complete(run)
+    newest = newest_complete(run) if step is None else checkpoint_path(run, step)
     if newest is None:
         raise FileNotFoundError(f"{run}: has no whole checkpoint; need ddsm train first")
     checkpoint = load_checkpoint(newest)

@@ -22,6 +22,7 @@ SECTIONS: dict[str, tuple[str, str]] = {
     "diffusion": ("ddsm_ext.diffusion.config", "DiffusionConfig"),
     "data": ("ddsm_ext.data.config", "DataConfig"),
     "train": ("ddsm_ext.training.config", "TrainConfig"),
+    "tune": ("ddsm_ext.training.config", "TuneConfig"),
     "sampler": ("ddsm_ext.sampling.config", "SamplerConfig"),
     "search": ("ddsm_ext.search.config", "SearchConfig"),
     "eval": ("ddsm_ext.run.config", "EvalConfig"),
@@ -80,6 +81,7 @@ class RunConfig(Settings):
     diffusion: Any
     data: Any
     train: Any
+    tune: Any
     sampler: Any
     search: Any
     eval: Any
@@ -113,7 +115,7 @@ class RunConfig(Settings):
                 section.setdefault("widths", widths)
             if name != "model":
                 sections[name] = _section(name, section, where)
-        for width in {*sections["train"].widths, *sections["search"].widths}:
+        for width in {*(w for name in ("train", "tune", "search") for w in sections[name].widths)}:
             sections["model"].check_width(width)
         return cls(**sections)
 
@@ -151,8 +153,13 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
         items = [items] if isinstance(items, int | float) else items
         if not isinstance(items, list | tuple):
             raise TypeRefusal(f"{where} is {value!r}; need a list such as 1,2,2")
+        # tuple[int, ...] has one type for all, tuple[int, float] one for each
+        each = args[:1] * len(items) if args[-1] is ... else args
+        if len(each) != len(items):
+            raise TypeRefusal(f"{where} is {value!r}; need {len(each)} values")
         return tuple(
-            coerce(parse_value(i) if isinstance(i, str) else i, args[0], where) for i in items
+            coerce(parse_value(item) if isinstance(item, str) else item, kind, where)
+            for item, kind in zip(items, each, strict=True)
         )
     if isinstance(value, os.PathLike):
         value = os.fspath(value)

@@ -184,14 +184,44 @@ def _step_widths(config: RunConfig, strategy: Strategy | float) -> tuple[float, 
 
 
 def estimate_training(config: RunConfig) -> Estimate:
-    """Return what training to the last step takes."""
+    """Return what training, or tuning, to the last step takes."""
+    train, strategy = config.train, config.tune.strategy
+    step_macs = _sandwich_macs(config)
+    if strategy is not None:
+        share = config.tune.sandwich_share
+        step_macs = share * step_macs + (1.0 - share) * _routed_macs(config, strategy)
+    macs = step_macs * train.batch_size * train.steps
+    return _estimate(config, macs, train.batch_size, training=True)
+
+
+def _teacher_macs(config: RunConfig) -> float:
+    """MACs of an image that a network of its own, other than the live one, teaches."""
+    train = config.train
+    taught = train.distill_weight > 0 or train.t_importance > 0
+    return count.macs(config.model, train.widths[0]) if taught and train.teacher != "live" else 0
+
+
+def _sandwich_macs(config: RunConfig) -> float:
+    """MACs of an image in a step of the sandwich rule."""
     train = config.train
     widths = sorted(train.widths)
     middle = [count.macs(config.model, w) for w in widths[1:-1]]
-    step_macs: float = sum(count.macs(config.model, w) for w in {widths[0], widths[-1]})
-    step_macs += min(train.middle_widths, len(middle)) * (sum(middle) / max(1, len(middle)))
-    macs = TRAINING_PASSES * step_macs * train.batch_size * train.steps
-    return _estimate(config, macs, train.batch_size, training=True)
+    narrow = min(train.middle_widths, len(middle)) + min(1, len(widths) - 1)
+    macs: float = sum(count.macs(config.model, w) for w in {widths[0], widths[-1]})
+    macs += min(train.middle_widths, len(middle)) * (sum(middle) / max(1, len(middle)))
+    draws = narrow if train.t_importance or not train.shared_noise else min(1, narrow)
+    return TRAINING_PASSES * macs + draws * _teacher_macs(config)
+
+
+def _routed_macs(config: RunConfig, strategy: Strategy) -> float:
+    """MACs of an image in a step of the width that a strategy gives its timestep."""
+    widths = strategy.widths_for(make_schedule(config.diffusion).log_snrs.tolist())
+    full, teacher = config.train.widths[0], _teacher_macs(config)
+    each = {
+        w: TRAINING_PASSES * count.macs(config.model, w) + (teacher if w < full else 0)
+        for w in set(widths)
+    }
+    return sum(each[w] for w in widths) / len(widths)
 
 
 def estimate_sampling(

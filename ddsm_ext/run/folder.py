@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +100,35 @@ def _as_read(config: dict[str, Any]) -> Any:
     return parse_json(to_json(config), "config")
 
 
+def _readings(config: Any) -> Iterator[Any]:
+    """What commands a config answers to: as it is; and without what continued its training.
+
+    A run that was given more steps answers to the command that made it and, where the learning rate
+    never falls, so that an extension restarts nothing, to one for all the steps.
+    """
+    yield config
+    train = config.get("train") if isinstance(config, dict) else None
+    if isinstance(train, dict) and train.get("extensions"):
+        made = {**train, "extensions": [], "steps": train["extensions"][0][1]}
+        yield {**config, "train": made}
+        if train.get("lr_final") == 1:
+            yield {**config, "train": {**made, "steps": train["steps"]}}
+
+
+def _with_steps_of(wanted: Any, saved: Any) -> Any:
+    """A saved config with the steps of the wanted one; None unless it has fewer."""
+    steps, train = wanted["train"]["steps"], saved["train"]
+    if train["steps"] >= steps:
+        return None
+    return {**saved, "train": {**train, "steps": steps, "extensions": []}}
+
+
 def find_resumable(
-    root: str | Path, config: Settings | Mapping[str, Any], *, name: str | None = None
+    root: str | Path,
+    config: Settings | Mapping[str, Any],
+    *,
+    name: str | None = None,
+    shorter: bool = False,
 ) -> Path | None:
     """Newest run under `root` that was made with the same config, finished or not.
 
@@ -110,6 +137,7 @@ def find_resumable(
         config: settings, or a JSON object, to compare with each config.json; settings that a
             config.json lacks count as their defaults.
         name: only runs of this name; None takes any.
+        shorter: instead one with the same config but for fewer train.steps.
 
     Returns:
         The run folder, or None.
@@ -118,11 +146,15 @@ def find_resumable(
     for run in reversed(list_runs(root)):
         if name is not None and run.name.partition("-")[2] != name:
             continue
-        with contextlib.suppress(ValueError, FileNotFoundError):
+        # a config that is damaged, or of another kind, is passed over
+        with contextlib.suppress(ValueError, FileNotFoundError, LookupError, TypeError):
             saved = run_config(run)
             if "method" not in saved.get("search", {"method": None}) and "search" in wanted:
                 saved = {**saved, "search": wanted["search"]}  # it was searched by other rules
-            if _as_read(completed(saved, config)) == wanted:
+            saved = _as_read(completed(saved, config))
+            if shorter:
+                saved = _with_steps_of(wanted, saved)
+            if saved is not None and wanted in _readings(saved):
                 return run
     return None
 

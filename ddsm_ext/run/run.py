@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -13,24 +13,19 @@ import torch
 from numpy.typing import NDArray
 
 from ddsm_ext.data.images import image_grid, save_png
-from ddsm_ext.data.pixels import to_uint8
-from ddsm_ext.diffusion.schedule import make_schedule
 from ddsm_ext.io.checkpoint import list_checkpoints
 from ddsm_ext.io.files import write_atomic, write_json
 from ddsm_ext.report.page import build_report
 from ddsm_ext.run.compose import (
     Progress,
     Sampler,
-    build_network,
     choose_device,
-    counter,
     load_images,
     load_network,
 )
 from ddsm_ext.run.config import RunConfig, changed, with_budget
-from ddsm_ext.run.folder import create_run, find_resumable, resolve_run, run_config
+from ddsm_ext.run.folder import create_run, resolve_run, run_config
 from ddsm_ext.run.scoring import (
-    COMPARISONS,
     Scorer,
     interleaved_ms,
     save_row,
@@ -39,10 +34,26 @@ from ddsm_ext.run.scoring import (
     write_comparison,
 )
 from ddsm_ext.run.searching import search_run
+from ddsm_ext.run.strategies import (
+    compared_strategies,
+    named_strategies,
+    own_strategy,
+    read_strategy,
+    strategy_to_tune_for,
+)
+from ddsm_ext.run.training import (
+    as_extended,
+    extend_run,
+    find_run,
+    network_to_begin_with,
+    train_run,
+    tuned_config,
+    tuned_name,
+)
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.search.front import FrontPoint
 from ddsm_ext.settings import Refusal, plain
-from ddsm_ext.training.loop import TrainResult, train
+from ddsm_ext.training.loop import TrainResult
 
 
 @dataclass(frozen=True)
@@ -104,6 +115,9 @@ class Run:
     ) -> Self:
         """Return the newest run of this name and configuration; where none is, a new one.
 
+        A run with fewer `train.steps` goes on to those of `config` where the learning rate does not
+        fall with them.
+
         Args:
             root: folder of runs; made when missing.
             name: letters, digits, `.`, `_`, `-`.
@@ -118,12 +132,14 @@ class Run:
             FileNotFoundError: the images or the weights are missing.
         """
         device, dataset = choose_device(device), load_images(config)
-        folder = None if new else find_resumable(root, config, name=name)
+        folder = None if new else find_run(root, name, config)
         resumed = folder is not None
         if folder is None:
-            if config.train.start_from is not None:
-                load_network(Path(config.train.start_from), config, torch.device("cpu"))
+            if config.train.start_from is not None or config.tune.strategy is not None:
+                network_to_begin_with(Path(root), config, torch.device("cpu"))
             folder = create_run(root, name, config.to_dict())
+        else:
+            config = as_extended(folder, config)
         run = cls(folder, config, device, progress, resumed)
         run.dataset = dataset
         return run
@@ -179,28 +195,69 @@ class Run:
 
     def train(self) -> TrainResult:
         """Train to the last step, or until Ctrl-C, which saves; the result says which."""
+        return train_run(self.folder, self.config, self._device, self.dataset, self.progress)
 
-        def sample_grid(net: Any, width: float) -> NDArray[np.uint8]:
-            images = Sampler(net, self.config, self._device, 64).images(width, list(range(64)))
-            return image_grid(np.asarray(to_uint8(images).cpu()).transpose(0, 2, 3, 1))
+    def extend(self, steps: int, lr: float | None = None) -> None:
+        """Give the run more steps, for `train`; config.json keeps where the learning rate restarts.
 
-        told = counter(self.progress, "training", "step")
+        Args:
+            steps: in all, more than now.
+            lr: rate to go on with, which falls as before; None takes half of `train.lr`, or the
+                present rate where that is more.
 
-        def tell(done: int, total: int, row: dict[str, Any]) -> None:
-            loss = row.get("loss")
-            told(done, total, "" if loss is None else f"loss={loss:.4f}")
+        Raises:
+            FileNotFoundError: the run has no whole checkpoint.
+            ValueError: the run has as many steps already, or lr is refused.
+        """
+        self.config = replace(self.config, train=extend_run(self.folder, steps, lr))
 
-        return train(
-            self._first_network(),
-            self.dataset,
-            make_schedule(self.config.diffusion),
-            self.config.train,
-            self.folder,
-            parameterisation=self.config.diffusion.parameterisation,
-            device=self._device,
-            sample_grid=sample_grid,
-            progress=tell,
-        )
+    def tuned(
+        self,
+        strategy: Strategy | float | str | Path | None = None,
+        **sections: Mapping[str, Any],
+    ) -> RunConfig:
+        """Return the configuration of the run that `tune` would make; writes nothing."""
+        chosen = strategy_to_tune_for(strategy, self.folder, self.config)
+        return tuned_config(self.folder, self.config, chosen, sections, "tune")
+
+    def tuning(
+        self,
+        strategy: Strategy | float | str | Path | None = None,
+        *,
+        new: bool = False,
+        **sections: Mapping[str, Any],
+    ) -> Run:
+        """Return the run that `tune` trains, as far as it is; see there for the arguments."""
+        root, name = self.folder.parent, tuned_name(self.folder)
+        config, where = self.tuned(strategy, **sections), self.device
+        run = Run.create(root, name, config, new=new, device=where, progress=self.progress)
+        file = own_strategy(run.folder)
+        if not file.exists():
+            strategy_to_tune_for(strategy, self.folder, self.config).save(file)
+        return run
+
+    def tune(
+        self,
+        strategy: Strategy | float | str | Path | None = None,
+        *,
+        new: bool = False,
+        **sections: Mapping[str, Any],
+    ) -> Run:
+        """Tune the newest weights for a strategy, as a run beside this one, and return that run.
+
+        Args:
+            strategy: a strategy, its file, or a width; None takes the run's.
+            new: make another run even if there is one of these settings.
+            sections: section -> key -> value, e.g. train={"steps": 500},
+                tune={"sandwich_share": 0.2}.
+
+        Raises:
+            FileNotFoundError: the run has no whole checkpoint yet, or there is no such file.
+            ValueError: strategy or settings are refused.
+        """
+        run = self.tuning(strategy, new=new, **sections)
+        run.train()
+        return run
 
     def search(self, **settings: Any) -> FrontPoint:
         """Search the width of each denoising step; writes front and strategy into search/.
@@ -374,70 +431,3 @@ class Run:
     def _device(self) -> torch.device:
         assert isinstance(self.device, torch.device)
         return self.device
-
-    def _first_network(self) -> Any:
-        """The network that the run begins with; a checkpoint in its folder will replace it."""
-        source = self.config.train.start_from
-        if source is None or list_checkpoints(self.folder):
-            return build_network(self.config, self._device)
-        return load_network(Path(source), self.config, self._device)
-
-
-def read_strategy(
-    what: Strategy | float | str | Path | None, run: Path, config: RunConfig
-) -> tuple[str, Strategy]:
-    """Return a strategy and its name ("full width", "width 0.5", or the file's).
-
-    Args:
-        what: a strategy, a width, a strategy file, or None for the run's own (search/strategy.json)
-            and, where none is, the full width.
-        run: the run folder.
-        config: its configuration; every width must be usable by its network.
-
-    Raises:
-        ValueError: the width or the file is refused.
-        FileNotFoundError: there is no such file.
-    """
-    chosen = run / "search" / "strategy.json"
-    if what is None:
-        what = chosen if chosen.exists() else 1.0
-    try:
-        width = float(what)  # type: ignore[arg-type]  # what is no number is refused here
-    except (TypeError, ValueError):
-        strategy = what if isinstance(what, Strategy) else Strategy.load(Path(str(what)))
-        for used in strategy.widths:
-            config.model.check_width(used)
-        return "strategy" if isinstance(what, Strategy) else Path(str(what)).stem, strategy
-    width = config.model.check_width(width)
-    return "full width" if width == 1.0 else f"width {width:g}", Strategy.constant(width)
-
-
-def compared_strategies(run: Path, config: RunConfig) -> dict[str, Strategy]:
-    """Return name -> strategy of all that a report compares: the full width, the run's own
-    strategy, the narrower widths, and what its search wrote beside it."""
-    full, own = read_strategy(1.0, run, config), read_strategy(None, run, config)
-    widths = [w for w in config.model.widths if w != 1.0]
-    narrow = [read_strategy(width, run, config) for width in widths]
-    paths = {name: run / "search" / file for name, file in COMPARISONS.items()}
-    others = [(name, Strategy.load(path)) for name, path in paths.items() if path.exists()]
-    return dict([full, own, *narrow, *others])
-
-
-def named_strategies(
-    each: Iterable[Strategy | float | str | Path | None], run: Path, config: RunConfig
-) -> dict[str, Strategy]:
-    """Return name -> strategy; another one of a name that is taken has its file or a number too.
-
-    Args:
-        each: as `read_strategy` takes them.
-        run: the run folder.
-        config: its configuration.
-    """
-    named: dict[str, Strategy] = {}
-    for what in each:
-        name, strategy = read_strategy(what, run, config)
-        if named.get(name, strategy) != strategy:
-            more = len(named) if isinstance(what, Strategy) else what
-            name = f"{name} ({more})"
-        named[name] = strategy
-    return named

@@ -24,6 +24,7 @@ class Stream(IntEnum):
     NOISE = 3  # (rank, step, draw): timesteps and noise
     WIDTH = 4  # (step): middle widths, the same on every rank
     MODULE = 5  # (rank, step): dropout and whatever else the network draws
+    ROUTE = 6  # (step): width of a step that a strategy decides, the same on every rank
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,11 +1,13 @@
-"""Frozen settings of training; no torch, so that `--dry-run` is quick."""
+"""Frozen settings of training and tuning; no torch, so that `--dry-run` is quick."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
-from ddsm_ext.settings import Refusal, Settings, is_number
+from ddsm_ext.sampling.strategy import Strategy
+from ddsm_ext.settings import Refusal, Settings, is_int, is_number
 from ddsm_ext.width import sorted_widths
 
 
@@ -19,16 +21,21 @@ class TrainConfig(Settings):
     start_from: str | None = None  # run whose averaged weights training begins with; None: random
 
     widths: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)  # the first is the full width
+    width_weights: tuple[float, ...] | None = None  # of each width's loss; None: 1 each
     middle_widths: int = 1  # random widths a step between the largest and the smallest
+    middle_choice: str = "uniform"  # among them, or "budget": by a uniform share of the cost
     shared_noise: bool = True  # one (t, noise) for all widths of a step, or its own for each
-    distill_weight: float = 0.0  # weight of the error to the full width's detached prediction
+    distill_weight: float = 0.0  # weight w of the distance d to the teacher at narrow widths
+    distill_balanced: bool = False  # (loss + w d) / (1 + w), which weighs as the full width's loss
+    teacher: str = "live"  # "live": the step's weights, "ema": their average, "origin": tuned from
+    t_importance: float = 0.0  # share of a narrow width's t drawn by its error to the teacher
     loss_weighting: str = "uniform"  # "uniform", or "min_snr" (arXiv 2303.09556)
     min_snr_gamma: float = 5.0  # clip of the signal-to-noise ratio in "min_snr"
 
     optimizer: str = "adam"  # "adam" or "adamw"
     lr: float = 4e-4  # after warm-up
     warmup_steps: int = 100  # linear from lr / warmup_steps
-    lr_final: float = 1.0  # factor on lr that a cosine reaches at the last step; 1: constant
+    lr_final: float = 1.0  # factor on lr that half a cosine reaches after the last step; 1: none
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     grad_clip: float | None = 1.0  # largest norm of the summed gradients; None: no clip
@@ -39,6 +46,8 @@ class TrainConfig(Settings):
     accumulate_grad: bool = False  # let the network add into the prefix of p.grad itself
     workers: int = 0  # loader processes; 0: this one. The batches are the same
     max_bad_steps: int = 5  # non-finite steps in a row before training stops
+    # (step, steps until then, lr) where a run was given more steps: see `extended`
+    extensions: tuple[tuple[int, int, float], ...] = ()
 
     log_every: int = 10  # steps a row of log.jsonl averages
     sample_every: int = 500  # steps between sample grids; 0: only at the end
@@ -59,7 +68,7 @@ class TrainConfig(Settings):
             self._check_int(name, 0)
         start = self.start_from
         self._check("start_from", start is None or isinstance(start, str), "None or a run folder")
-        object.__setattr__(self, "widths", sorted_widths("TrainConfig", self.widths))
+        self._check_widths()
         self._check("lr", is_number(self.lr, 0) and self.lr > 0, "a number > 0")
         self._check("lr_final", is_number(self.lr_final, 0, 1), "a number from 0 to 1")
         self._check("weight_decay", is_number(self.weight_decay, 0), "a number >= 0")
@@ -74,24 +83,158 @@ class TrainConfig(Settings):
         self._check_choice("optimizer", ("adam", "adamw"))
         self._check_choice("autocast", ("none", "bf16"))
         self._check_choice("loss_weighting", ("uniform", "min_snr"))
-        if self.distill_weight and not self.shared_noise:
+        self._check_choice("middle_choice", ("uniform", "budget"))
+        self._check_choice("teacher", ("live", "ema", "origin"))
+        share_ok = is_number(self.t_importance, 0) and self.t_importance < 1
+        self._check("t_importance", share_ok, "a number >= 0 and below 1")
+        if self.distill_weight and self.teacher == "live" and not self.shared_noise:
             raise Refusal(
                 f"TrainConfig: distill_weight is {self.distill_weight} with shared_noise False; "
-                "need shared_noise True, as the full width's prediction is the target"
+                "need shared_noise True or teacher='ema', as the live full width predicts from its "
+                "own noise"
             )
+        if self.t_importance and self.teacher != "ema":
+            raise Refusal(
+                f"TrainConfig: t_importance is {self.t_importance} with teacher {self.teacher!r}; "
+                "need teacher='ema', which predicts at each width's own t"
+            )
+        self._check_extensions()
+
+    def _check_widths(self) -> None:
+        """Sort the widths, and their weights with them."""
+        given = tuple(self.widths) if isinstance(self.widths, tuple | list) else self.widths
+        object.__setattr__(self, "widths", sorted_widths("TrainConfig", self.widths))
+        weights = self.width_weights
+        if weights is None:
+            return
+        count = len(self.widths)
+        listed = isinstance(weights, tuple) and len(weights) == count
+        ok = listed and all(is_number(weight, 0) for weight in weights) and any(weights)
+        self._check("width_weights", ok, f"None or {count} numbers >= 0, one a width, not all 0")
+        by_width = dict(zip(map(float, given), weights, strict=True))
+        object.__setattr__(self, "width_weights", tuple(by_width[w] for w in self.widths))
+
+    def _check_extensions(self) -> None:
+        need = "(step, steps until then, lr) each, in the order of their steps"
+        rows = self.extensions
+        triples = isinstance(rows, tuple) and all(
+            isinstance(row, tuple | list) and len(row) == 3 for row in rows
+        )
+        self._check("extensions", triples, need)
+        object.__setattr__(self, "extensions", tuple(tuple(row) for row in rows))
+        last, totals = 0, [*(row[1] for row in rows), self.steps]
+        for (step, before, lr), after in zip(rows, totals[1:], strict=True):
+            ok = is_int(step, last) and is_int(before, max(1, step)) and is_int(after, before + 1)
+            self._check("extensions", ok and is_number(lr, 0) and lr > 0, need)
+            last = step
+
+    def weight_of(self, width: float) -> float:
+        """Weight of a width's loss; 1 of a width of a strategy that is none of `widths`."""
+        weights = self.width_weights or ()
+        return dict(zip(self.widths, weights, strict=False)).get(width, 1.0)
 
     def lr_at(self, step: int) -> float:
         """Learning rate of a step: linear warm-up, then constant or half a cosine to `lr_final`.
+
+        The cosine reaches `lr * lr_final` after the last step, at `step = steps`, as torch's
+        CosineAnnealingLR over the steps after the warm-up does: a last step at 0 would do nothing.
+        Each extension begins another half cosine at its own rate.
 
         Args:
             step: 0-based.
         """
         if step < self.warmup_steps:
             return self.lr * (step + 1) / self.warmup_steps
-        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        first, high, last = self.warmup_steps, self.lr, self.steps
+        for start, steps_before, lr in self.extensions:
+            if step < start:
+                last = steps_before
+                break
+            first, high = max(start, self.warmup_steps), lr
+        done = (step - first) / max(1, last - first)
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-        return self.lr * (self.lr_final + (1 - self.lr_final) * cosine)
+        final = self.lr_final * (self.lr / high)
+        return high * (final + (1 - final) * cosine)
+
+    def extended(self, step: int, steps: int, lr: float | None = None) -> TrainConfig:
+        """Return these settings with more steps, of a run that has done `step` steps.
+
+        Args:
+            step: where the learning rate begins to fall again.
+            steps: in all, more than now.
+            lr: rate there; None takes half of `lr`, or what the schedule has there if that is more.
+
+        Raises:
+            ValueError: there would be no more steps than now, or the rate is refused.
+        """
+        if steps <= self.steps:
+            raise Refusal(f"extend: steps is {steps}, the run has {self.steps}; need more")
+        if lr is None:
+            lr = max(0.5 * self.lr, self.lr_at(max(step, self.warmup_steps)))
+        more = (*self.extensions, (step, self.steps, lr))
+        return dataclasses.replace(self, steps=steps, extensions=more)
+
+    def before_extensions(self) -> TrainConfig:
+        """Return the settings that the run was made with."""
+        if not self.extensions:
+            return self
+        return dataclasses.replace(self, steps=self.extensions[0][1], extensions=())
+
+    def continues(self, saved: TrainConfig, step: int) -> bool:
+        """Whether a checkpoint of `saved` after `step` steps leads to these steps and rates.
+
+        More or fewer steps change no rate where it does not fall; otherwise an extension from that
+        step on, or from a later one, has to say so.
+        """
+        known = len(saved.extensions)
+        if self.extensions[:known] != saved.extensions:
+            return False
+        later = self.extensions[known:]
+        if later:
+            same = later[0][1] == saved.steps or self.lr_final == 1
+            return same and later[0][0] >= step
+        return self.steps == saved.steps or self.lr_final == 1
 
     def ema_decay_at(self, step: int) -> float:
         """Decay of the averaged weights after `step` (0-based)."""
         return min(self.ema_decay, (1 + step) / (10 + step)) if self.ema_ramp else self.ema_decay
+
+
+@dataclass(frozen=True)
+class TuneConfig(Settings):
+    """What a run is tuned for; without widths it is a training of all widths.
+
+    Args:
+        origin: the run that it begins with, a folder beside it; its averaged weights count.
+        origin_step: step of that run's checkpoint.
+        origin_weights: SHA-256 of the weights.
+        widths: of the strategy, from noisy to clean; none: no tuning.
+        cuts: of the strategy, log-SNR.
+        sandwich_share: share of the steps that train by the sandwich rule, for the other widths.
+
+    Raises:
+        ValueError: a value is out of range, or widths and cuts make no strategy.
+    """
+
+    origin: str | None = None
+    origin_step: int | None = None
+    origin_weights: str | None = None
+    widths: tuple[float, ...] = ()
+    cuts: tuple[float, ...] = ()
+    sandwich_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        self._check("sandwich_share", is_number(self.sandwich_share, 0, 1), "a number from 0 to 1")
+        self._check_int("origin_step", 0, optional=True)
+        for name in ("origin", "origin_weights"):
+            value = getattr(self, name)
+            self._check(name, value is None or isinstance(value, str), "None or a text")
+        if self.widths or self.cuts:
+            strategy = Strategy(self.widths, self.cuts)
+            object.__setattr__(self, "widths", strategy.widths)
+            object.__setattr__(self, "cuts", strategy.cuts)
+
+    @property
+    def strategy(self) -> Strategy | None:
+        """The strategy; None: no tuning."""
+        return Strategy(self.widths, self.cuts) if self.widths else None

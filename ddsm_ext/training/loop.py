@@ -28,9 +28,12 @@ from ddsm_ext.io.checkpoint import checkpoint_path
 from ddsm_ext.io.files import append_jsonl
 from ddsm_ext.settings import Refusal
 from ddsm_ext.training.batches import StepBatches, step_loader
-from ddsm_ext.training.config import TrainConfig
+from ddsm_ext.training.config import TrainConfig, TuneConfig
 from ddsm_ext.training.sandwich import Sandwich, StepResult, make_optimizer
 from ddsm_ext.training.state import Ema, Snapshot, TrainState, Window
+from ddsm_ext.training.teacher import check_teacher, teacher_of
+from ddsm_ext.training.timesteps import ErrorTable
+from ddsm_ext.training.tuning import Routing
 
 log = logging.getLogger(__name__)
 
@@ -204,8 +207,12 @@ def train(
     sample_grid: SampleGrid | None = None,
     on_damage: Callable[[str], None] | None = None,
     progress: Progress | None = None,
+    tune: TuneConfig | None = None,
+    origin: nn.Module | None = None,
 ) -> TrainResult:
     """Train a slimmable network by the sandwich rule until `config.steps` steps are done.
+
+    With a strategy in `tune` most steps train one width on the noise levels that it serves there.
 
     The run resumes from its newest complete checkpoint; weights, average, optimiser and log then
     equal those of an uninterrupted run bit for bit. Under torchrun every rank calls this with an
@@ -220,14 +227,19 @@ def train(
         sample_grid: (net, width) -> samples [H, W, 1 or 3], from fixed seeds; None draws none.
         on_damage: called with one sentence for a damaged checkpoint passed over; None warns.
         progress: called on rank 0 after every step with (steps done, of all, newest log row).
+        tune: the strategy to tune for; None, or one without a strategy, tunes for none.
+        origin: the network before it was tuned, on the same device, which the teacher "origin"
+            is; it is frozen.
 
     Returns:
         Where and why training ended.
 
     Raises:
         NonFiniteError: losses or gradients were not finite `config.max_bad_steps` times in a row.
-        ValueError: the run's checkpoint belongs to other data, settings or another network.
+        ValueError: the run's checkpoint belongs to other data, settings or another network; or
+            there is no such teacher.
     """
+    check_teacher(config, tune, origin)
     started = time.perf_counter()
     rank, world_size = _ranks()
     run_dir, device = Path(run_dir), torch.device(device)
@@ -235,16 +247,18 @@ def train(
     if world_size > 1:
         for tensor in net.state_dict().values():
             dist.broadcast(tensor, 0)
-    optimizer = make_optimizer(net, config)
     identity = {
         "data": dataset.digest,
         "betas": [float(schedule.betas[0]), float(schedule.betas[-1]), schedule.timesteps],
         "parameterisation": parameterisation,
         "world_size": world_size,
+        **({} if tune is None or tune.strategy is None else {"tune": tune.to_dict()}),
     }
-    snapshot = Snapshot(run_dir, net, Ema(net), optimizer, config, identity)
+    ema = Ema(net)
+    teacher = teacher_of(config, net, ema, origin)
+    sandwich = _sandwich(net, schedule, config, parameterisation, tune, teacher)
+    snapshot = Snapshot(run_dir, net, ema, sandwich.optimizer, config, identity, sandwich.errors)
     state = snapshot.restore(on_damage, cut_log=rank == 0)
-    sandwich = Sandwich(net, optimizer, schedule, config, parameterisation, rank, world_size)
     run = _Run(net, config, run_dir, device, sandwich, snapshot, sample_grid, rank, state)
     batches = StepBatches(dataset, config.batch_size, config.seed, rank, world_size)
     with StopRequest() as stop, _tensorboard(run):
@@ -252,6 +266,34 @@ def train(
     finished = state.step >= config.steps
     seconds = time.perf_counter() - started
     return TrainResult(state.step, finished, interrupted, checkpoint, seconds, run.last_row)
+
+
+def _sandwich(
+    net: nn.Module,
+    schedule: NoiseSchedule,
+    config: TrainConfig,
+    parameterisation: str,
+    tune: TuneConfig | None,
+    teacher: nn.Module | None,
+) -> Sandwich:
+    """What takes the steps, with all that these need."""
+    rank, world_size = _ranks()
+    strategy = None if tune is None else tune.strategy
+    routing = None
+    if tune is not None and strategy is not None:
+        routing = Routing(strategy, tune.sandwich_share, schedule, config.seed)
+    return Sandwich(
+        net,
+        make_optimizer(net, config),
+        schedule,
+        config,
+        parameterisation,
+        rank,
+        world_size,
+        teacher=teacher,
+        errors=ErrorTable(config.widths[1:], schedule.timesteps) if config.t_importance else None,
+        routing=routing,
+    )
 
 
 def _loop(

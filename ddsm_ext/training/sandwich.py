@@ -1,5 +1,7 @@
 """Sandwich rule: full, smallest and random middle widths in one step, their gradients summed.
 
+A step of a run that is tuned for a strategy trains one width alone; all else is the same.
+
 Source: Yu & Huang 2019, "Universally slimmable networks and improved training techniques", for the
 rule and in-place distillation; DDSM (arXiv 2310.03337) for its use in a diffusion model.
 """
@@ -20,6 +22,8 @@ from ddsm_ext.diffusion.schedule import NoiseSchedule, add_noise
 from ddsm_ext.settings import Refusal
 from ddsm_ext.training.batches import Stream
 from ddsm_ext.training.config import TrainConfig
+from ddsm_ext.training.timesteps import ErrorTable, Timesteps, Uniform, Weighted
+from ddsm_ext.training.tuning import Routing
 
 
 @dataclass(frozen=True)
@@ -44,16 +48,38 @@ def widths_of_step(config: TrainConfig, step: int) -> list[float]:
         return [largest]
     smallest = middle.pop()
     stream = generator(config.seed, Stream.WIDTH, step)
-    order = torch.randperm(len(middle), generator=stream, device="cpu").tolist()
-    return [largest, smallest, *(middle[index] for index in order[: config.middle_widths])]
+    if config.middle_choice == "budget":
+        chosen = _by_budget(middle, largest, smallest, config.middle_widths, stream)
+    else:
+        order = torch.randperm(len(middle), generator=stream, device="cpu").tolist()
+        chosen = [middle[index] for index in order[: config.middle_widths]]
+    return [largest, smallest, *chosen]
+
+
+def _by_budget(
+    middle: Sequence[float], largest: float, smallest: float, count: int, stream: torch.Generator
+) -> list[float]:
+    """The widths nearest in cost to random budgets, each once; a width w costs about w^2."""
+    left = list(middle)
+    chosen: list[float] = []
+    while left and len(chosen) < count:
+        share = float(torch.rand((), generator=stream, dtype=torch.float64, device="cpu"))
+        budget = smallest**2 + share * (largest**2 - smallest**2)
+        chosen.append(min(left, key=lambda width: abs(width**2 - budget)))
+        left.remove(chosen[-1])
+    return chosen
 
 
 def draw(
-    x0: Tensor, config: TrainConfig, timesteps: int, step: int, rank: int, index: int
+    x0: Tensor, config: TrainConfig, timesteps: int | Timesteps, step: int, rank: int, index: int
 ) -> tuple[Tensor, Tensor]:
-    """Timesteps [N] int64 and noise [N, C, H, W] of one (step, rank, draw), drawn on the CPU."""
+    """Timesteps [N] int64 and noise [N, C, H, W] of one (step, rank, draw), drawn on the CPU.
+
+    A number of timesteps stands for all of them, equally likely.
+    """
+    source = Uniform(timesteps) if isinstance(timesteps, int) else timesteps
     stream = generator(config.seed, Stream.NOISE, rank, step, index)
-    t = torch.randint(timesteps, (len(x0),), generator=stream, device="cpu")  # [N]
+    t = source.draw(len(x0), stream)  # [N]
     noise = torch.randn(
         x0.shape, generator=stream, dtype=torch.float32, device="cpu"
     )  # [N, C, H, W]
@@ -76,6 +102,49 @@ def loss_weights(
     return (weight / PREDICTIONS[parameterisation].error_scale(snr)).float()
 
 
+@dataclass(frozen=True)
+class Pass:
+    """A width's part of a step.
+
+    Args:
+        width: it.
+        draw: number of its timesteps and noise, which it shares with passes of the same number.
+        timesteps: where they are drawn from.
+    """
+
+    width: float
+    draw: int
+    timesteps: Timesteps
+
+
+@dataclass
+class NoisyBatch:
+    """Images with noise, as some passes of a step see them.
+
+    Args:
+        draw: number of the timesteps and noise.
+        t: [N] int64.
+        x_t: noisy images [N, C, H, W].
+        target: what the network should predict, [N, C, H, W].
+        weights: of each image's squared error, [N].
+        factors: what keeps the mean that of uniform t, [N]; None: 1.
+        teacher: the full width's prediction [N, C, H, W]; None: not asked for yet.
+    """
+
+    draw: int
+    t: Tensor
+    x_t: Tensor
+    target: Tensor
+    weights: Tensor
+    factors: Tensor | None
+    teacher: Tensor | None = None
+
+    def mean(self, errors: Tensor) -> Tensor:
+        """Mean of the errors [N] as the loss counts them."""
+        weighted = self.weights * errors
+        return (weighted if self.factors is None else weighted * self.factors).mean()
+
+
 @dataclass
 class Sandwich:
     """A network with its optimiser, ready to take steps.
@@ -89,6 +158,10 @@ class Sandwich:
         world_size: processes in all; above 1 the gradients are averaged once a step.
         bucket_values: float32 values of one all-reduce, 25 MB as torch's DistributedDataParallel
             takes by default: what the averaging needs beside the gradients.
+        teacher: a network in eval mode, without gradients, whose full width narrow ones are drawn
+            to; None: the network's own full width in the same step.
+        errors: running errors that `config.t_importance` draws by; None: t is uniform.
+        routing: which steps train one width on its own noise levels; None: none does.
     """
 
     net: nn.Module
@@ -99,6 +172,9 @@ class Sandwich:
     rank: int = 0
     world_size: int = 1
     bucket_values: int = 25 * 2**20 // 4
+    teacher: nn.Module | None = None
+    errors: ErrorTable | None = None
+    routing: Routing | None = None
 
     def step(
         self,
@@ -108,10 +184,10 @@ class Sandwich:
         stop_wanted: bool = False,
         on_applied: Callable[[], None] | None = None,
     ) -> StepResult:
-        """One sandwich step: losses per width, one clip, one optimiser step.
+        """One step: losses per width, one clip, one optimiser step.
 
         The losses and the gradient norm are checked first; unless all are finite on every rank,
-        weights, optimiser and average stay as they are.
+        weights, optimiser, average and running errors stay as they are.
 
         Args:
             x0: images in [-1, 1], [N, C, H, W].
@@ -123,10 +199,11 @@ class Sandwich:
         seed = generator(config.seed, Stream.MODULE, self.rank, step).initial_seed()
         torch.manual_seed(seed)
         self._clear_gradients()
-        losses = self._backward(x0, step)
+        seen = None if self.errors is None else self.errors.none_seen()  # [2, W, B]
+        losses = self._backward(x0, step, seen)
         values = torch.stack([*losses.values()]).double()  # [widths]
         gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
-        values, stop_wanted = self._average(values, gradients, stop_wanted)
+        values, stop_wanted, seen = self._average(values, gradients, stop_wanted, seen)
         norm = torch.nn.utils.get_total_norm(gradients)
         *loss_values, grad_norm = [*values.tolist(), norm.item()]
         applied = all(math.isfinite(value) for value in (*loss_values, grad_norm))
@@ -134,6 +211,8 @@ class Sandwich:
             if config.grad_clip is not None:
                 torch.nn.utils.clip_grads_with_norm_(self.net.parameters(), config.grad_clip, norm)
             self._apply(step)
+            if self.errors is not None and seen is not None:
+                self.errors.add(seen)
             if on_applied is not None:
                 on_applied()
         by_width = dict(zip(losses, loss_values, strict=True))
@@ -147,44 +226,91 @@ class Sandwich:
                 if parameter.requires_grad and parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
 
-    def _backward(self, x0: Tensor, step: int) -> dict[float, Tensor]:
-        """Loss of each width, detached; gradients are left summed in the parameters."""
-        config, schedule = self.config, self.schedule
-        losses: dict[float, Tensor] = {}
-        teacher: Tensor | None = None
+    def passes(self, step: int) -> list[Pass]:
+        """What a step trains, the widest first."""
+        config, uniform = self.config, Uniform(self.schedule.timesteps)
+        routed = None if self.routing is None else self.routing.at(step)
+        if routed is not None:
+            return [Pass(routed[0], 0, routed[1])]
+        passes = []
         for index, width in enumerate(widths_of_step(config, step)):
-            if index == 0 or not config.shared_noise:
-                t, noise = draw(x0, config, schedule.timesteps, step, self.rank, index)
-                x_t = add_noise(x0, noise, t, schedule)  # [N, C, H, W]
-                target = training_target(x0, noise, t, schedule, self.parameterisation)
-                weights = loss_weights(t, schedule, config, self.parameterisation)  # [N]
-            prediction = self._predict(x_t, t, width)  # [N, C, H, W]
-            loss = (weights * mse_per_image(prediction, target)).mean()
-            total = loss
-            if config.distill_weight:
-                if teacher is None:
-                    teacher = prediction.detach()
-                else:
-                    distance = (weights * mse_per_image(prediction, teacher)).mean()
-                    total = loss + config.distill_weight * distance
-            total.backward()
-            losses[width] = loss.detach()
+            if self.errors is None or index == 0:
+                passes.append(Pass(width, 0 if config.shared_noise else index, uniform))
+            else:
+                own = Weighted(self.errors.probabilities(width, config.t_importance))
+                passes.append(Pass(width, index, own))
+        return passes
+
+    def _backward(self, x0: Tensor, step: int, seen: Tensor | None) -> dict[float, Tensor]:
+        """Loss of each width, detached; gradients are left summed in the parameters.
+
+        What the narrow widths' errors were is added to `seen` [2, W, B], unless that is None.
+        """
+        config, full = self.config, self.config.widths[0]
+        losses: dict[float, Tensor] = {}
+        batch: NoisyBatch | None = None
+        for each in self.passes(step):
+            if batch is None or each.draw != batch.draw:
+                batch = self._noisy(x0, step, each)
+            prediction = self._predict(batch.x_t, batch.t, each.width)  # [N, C, H, W]
+            loss = batch.mean(mse_per_image(prediction, batch.target))
+            total, weight = loss, config.distill_weight
+            if each.width == full:
+                batch.teacher = prediction.detach() if self.teacher is None else None
+            elif weight or seen is not None:
+                distances = mse_per_image(prediction, self._taught(batch))  # [N]
+                if weight:
+                    total = loss + weight * batch.mean(distances)
+                    total = total / (1.0 + weight) if config.distill_balanced else total
+                if self.errors is not None and seen is not None:
+                    self.errors.see(seen, each.width, batch.t, batch.weights * distances)
+            (config.weight_of(each.width) * total).backward()
+            losses[each.width] = loss.detach()
         return losses
 
+    def _noisy(self, x0: Tensor, step: int, each: Pass) -> NoisyBatch:
+        config, schedule, source = self.config, self.schedule, each.timesteps
+        t, noise = draw(x0, config, source, step, self.rank, each.draw)
+        return NoisyBatch(
+            draw=each.draw,
+            t=t,
+            x_t=add_noise(x0, noise, t, schedule),
+            target=training_target(x0, noise, t, schedule, self.parameterisation),
+            weights=loss_weights(t, schedule, config, self.parameterisation),
+            factors=source.factors(t),
+        )
+
+    def _taught(self, batch: NoisyBatch) -> Tensor:
+        """The full width's prediction of a batch, [N, C, H, W], asked for once."""
+        if batch.teacher is None:
+            assert self.teacher is not None
+            with self._autocast(batch.x_t):
+                # No weight of it wants a gradient, so none is recorded. Under no_grad the network
+                # would compile its step for weights that an average changes in every step.
+                batch.teacher = self.teacher(batch.x_t, batch.t, self.config.widths[0]).detach()
+        return batch.teacher
+
     def _predict(self, x_t: Tensor, t: Tensor, width: float) -> Tensor:
-        bf16 = self.config.autocast == "bf16"
-        with torch.autocast(x_t.device.type, torch.bfloat16, enabled=bf16):
+        with self._autocast(x_t):
             if self.config.accumulate_grad:
                 return self.net(x_t, t, width, accumulate_grad=True)
             return self.net(x_t, t, width)
 
+    def _autocast(self, x_t: Tensor) -> torch.autocast:
+        bf16 = self.config.autocast == "bf16"
+        return torch.autocast(x_t.device.type, torch.bfloat16, enabled=bf16)
+
     def _average(
-        self, losses: Tensor, gradients: Sequence[Tensor], stop_wanted: bool
-    ) -> tuple[Tensor, bool]:
-        """Mean over the ranks of losses and gradients, bucket by bucket; any stop stops all."""
+        self, losses: Tensor, gradients: Sequence[Tensor], stop_wanted: bool, seen: Tensor | None
+    ) -> tuple[Tensor, bool, Tensor | None]:
+        """Mean over the ranks of losses and gradients, bucket by bucket; any stop stops all.
+
+        What the ranks saw, `seen` [2, W, B], is summed.
+        """
         if self.world_size == 1:
-            return losses, stop_wanted
-        head = torch.cat([losses, losses.new_tensor([stop_wanted])]).float()
+            return losses, stop_wanted, seen
+        more = losses.new_empty(0) if seen is None else seen.flatten().to(losses.device)
+        head = torch.cat([losses, losses.new_tensor([stop_wanted]), more]).float()
         for bucket in _buckets([head, *gradients], self.bucket_values):
             flat = torch.cat([part.reshape(-1).float() for part in bucket])
             dist.all_reduce(flat)
@@ -192,7 +318,10 @@ class Sandwich:
             for part, total in zip(bucket, sums, strict=True):
                 mean = total if part is head else total / self.world_size
                 part.copy_(mean.view(part.shape))
-        return head[:-1].double() / self.world_size, bool(head[-1] > 0)
+        count = len(losses)
+        if seen is not None:
+            seen = head[count + 1 :].double().view(seen.shape).to(seen.device)
+        return head[:count].double() / self.world_size, bool(head[count] > 0), seen
 
     def _apply(self, step: int) -> None:
         for group in self.optimizer.param_groups:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,11 +18,14 @@ from ddsm_ext.io.files import read_jsonl, to_json, write_atomic
 from ddsm_ext.io.weights import copy_tensors
 from ddsm_ext.settings import Refusal, completed
 from ddsm_ext.training.config import TrainConfig
+from ddsm_ext.training.timesteps import ErrorTable
 
 # Settings that may differ between the parts of one run: they change no weight of a given step.
 _FREE_SETTINGS = frozenset(
-    ("steps", "workers", "log_every", "sample_every", "checkpoint_every", "keep", "max_bad_steps")
+    ("workers", "log_every", "sample_every", "checkpoint_every", "keep", "max_bad_steps")
 )
+# These may differ where one continues the other: `TrainConfig.continues`.
+_LENGTH_SETTINGS = frozenset(("steps", "extensions"))
 
 
 class Ema:
@@ -52,6 +56,20 @@ class Ema:
         for name, tensor in net.state_dict().items():
             if name not in averaged:
                 self.tensors[name].copy_(tensor)
+
+    def as_network(self, net: nn.Module) -> nn.Module:
+        """Return a copy of the network that holds the average itself, and so moves along with it.
+
+        In eval mode, and no weight of it wants a gradient.
+
+        Args:
+            net: the network that this average was made of.
+        """
+        held = copy.deepcopy(net).eval().requires_grad_(False)
+        tensors = held.state_dict()  # its own memory
+        copy_tensors(self.tensors, tensors, "ema")
+        self.tensors = dict(tensors)
+        return held
 
     @contextlib.contextmanager
     def applied_to(self, net: nn.Module) -> Iterator[nn.Module]:
@@ -136,7 +154,7 @@ def load_optimizer(
 
 @dataclass
 class Snapshot:
-    """Saves and restores one run: network, average, optimiser and figures."""
+    """Saves and restores one run: network, average, optimiser, running errors and figures."""
 
     run_dir: Path
     net: nn.Module
@@ -144,6 +162,7 @@ class Snapshot:
     optimizer: torch.optim.Optimizer
     config: TrainConfig
     identity: dict[str, Any]  # data digest, timesteps, parameterisation: must agree on resume
+    errors: ErrorTable | None = None  # what `t_importance` draws by
 
     def save(self, state: TrainState) -> None:
         """Write a checkpoint of `state.step`; weights that are not finite are never written.
@@ -156,6 +175,8 @@ class Snapshot:
             "ema": self.ema.tensors,
             "optim": optimizer_tensors(self.net, self.optimizer),
         }
+        if self.errors is not None:
+            groups["errors"] = {"totals": self.errors.totals}
         for group, tensors in groups.items():
             for name, tensor in tensors.items():
                 if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -195,6 +216,9 @@ class Snapshot:
         copy_tensors(tensors["model"], self.net.state_dict(), "checkpoint: model")
         copy_tensors(tensors["ema"], self.ema.tensors, "checkpoint: ema")
         load_optimizer(self.net, self.optimizer, tensors["optim"])
+        if self.errors is not None:
+            totals = {"totals": self.errors.totals}
+            copy_tensors(tensors["errors"], totals, "checkpoint: errors")
         if cut_log:
             _cut_log(self.run_dir / "log.jsonl", checkpoint.step)
         window = Window(**checkpoint.state["window"])
@@ -202,11 +226,13 @@ class Snapshot:
 
     def _check_same_run(self, checkpoint: Checkpoint) -> None:
         saved = checkpoint.state
-        for group in ("model", "ema", "optim"):
+        groups = ("model", "ema", "optim", *(() if self.errors is None else ("errors",)))
+        for group in groups:
             if group not in checkpoint.tensors:
                 raise Refusal(f"{checkpoint.path}: holds no {group}; need a training checkpoint")
-        for name, value in self.identity.items():
-            found = saved.get("identity", {}).get(name)
+        identity = saved.get("identity", {})
+        for name in {**self.identity, **identity}:
+            found, value = identity.get(name), self.identity.get(name)
             if found != value:
                 raise Refusal(
                     f"{checkpoint.path}: was trained with {name} {found!r}, now it is {value!r}; "
@@ -215,11 +241,22 @@ class Snapshot:
         settings = completed(saved.get("train", {}), self.config)
         for name, value in self.config.to_dict().items():
             found = settings.get(name)
-            if name not in _FREE_SETTINGS and found != value:
+            if name not in _FREE_SETTINGS | _LENGTH_SETTINGS and found != value:
                 raise Refusal(
                     f"{checkpoint.path}: was trained with {name}={found!r}, now it is {value!r}; "
                     "need the same to resume, or a new run"
                 )
+        self._check_length(checkpoint, TrainConfig.from_dict(settings))
+
+    def _check_length(self, checkpoint: Checkpoint, before: TrainConfig) -> None:
+        now = self.config
+        if now.continues(before, checkpoint.step):
+            return
+        raise Refusal(
+            f"{checkpoint.path}: was trained with steps={before.steps} and a rate that falls to "
+            f"the last (lr_final {now.lr_final:g}), now steps is {now.steps}; need the same to "
+            f"resume, or `--extend {now.steps}` (Run.extend), which records where the rate restarts"
+        )
 
 
 def _cut_log(path: Path, step: int) -> None:

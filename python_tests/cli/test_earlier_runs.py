@@ -19,7 +19,15 @@ from ddsm_ext.search.archive import digest
 
 # Settings that came after the first runs, with the values that say what there was before.
 LATER: Mapping[str, Mapping[str, Any]] = {
-    "train": {"start_from": None},
+    "train": {
+        "start_from": None,
+        "width_weights": None,
+        "middle_choice": "uniform",
+        "distill_balanced": False,
+        "teacher": "live",
+        "t_importance": 0.0,
+        "extensions": [],
+    },
     "sampler": {"dtype": "float32"},
     "search": {"method": "evolution"},
 }
@@ -35,6 +43,7 @@ def make_earlier(run: Path) -> None:
     """Take the later settings out of every file of a run."""
     config = json.loads((run / "config.json").read_text())
     config |= {section: without_later(config[section], section) for section in LATER}
+    del config["tune"]  # a section that came later
     (run / "config.json").write_text(json.dumps(config))
 
     for path in list_checkpoints(run):

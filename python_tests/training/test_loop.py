@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -14,7 +15,8 @@ import time
 import numpy as np
 import pytest
 import torch
-from training.toy_net import SCHEDULE, ToyNet, config, run_train, toy_data
+from training.same_run import assert_same_run
+from training.toy_net import SCHEDULE, StopAt, ToyNet, config, run_train, toy_data
 
 from ddsm_ext.data.config import DataConfig
 from ddsm_ext.data.dataset import load_dataset
@@ -24,37 +26,6 @@ from ddsm_ext.diffusion.schedule import make_schedule
 from ddsm_ext.io.checkpoint import list_checkpoints, load_checkpoint, newest_complete
 from ddsm_ext.io.files import read_jsonl
 from ddsm_ext.training.loop import NonFiniteError, train
-
-
-def assert_same_run(first, second):
-    """Weights, average, optimiser bit for bit; log but for the speed."""
-    one, two = (load_checkpoint(newest_complete(run)) for run in (first, second))
-    assert one.step == two.step
-    assert one.tensors.keys() == two.tensors.keys() == {"model", "ema", "optim"}
-    for group, tensors in one.tensors.items():
-        assert tensors.keys() == two.tensors[group].keys()
-        for name, tensor in tensors.items():
-            assert torch.equal(tensor, two.tensors[group][name]), (group, name)
-    rows = [read_jsonl(run / "log.jsonl") for run in (first, second)]
-    for row in (*rows[0], *rows[1]):
-        del row["images_per_s"]
-    assert rows[0] == rows[1]
-    steps = [row["step"] for row in rows[0]]
-    assert steps == sorted(set(steps))
-
-
-class StopAt(ToyNet):
-    """Sends a signal to the own process within a step, as Ctrl-C does."""
-
-    def __init__(self, step: int, number: int = signal.SIGINT) -> None:
-        super().__init__()
-        self.stop_call, self.number, self.seen = 3 * step + 2, number, 0
-
-    def forward(self, x, t, width):
-        self.seen += self.training
-        if self.seen == self.stop_call:
-            os.kill(os.getpid(), self.number)
-        return super().forward(x, t, width)
 
 
 def test_loss_falls_and_files_are_written(tmp_path):
@@ -78,6 +49,11 @@ def test_loss_falls_and_files_are_written(tmp_path):
         {"shared_noise": False, "middle_widths": 2},
         {"distill_weight": 0.5, "loss_weighting": "min_snr", "lr_final": 0.1},
         {"autocast": "bf16", "optimizer": "adamw", "weight_decay": 0.01, "ema_ramp": False},
+        {"distill_balanced": True, "distill_weight": 0.5, "width_weights": (1, 2, 2, 1)},
+        {"teacher": "ema", "distill_weight": 0.5, "middle_choice": "budget"},
+        {"teacher": "ema", "distill_weight": 0.5, "shared_noise": False},
+        {"teacher": "ema", "distill_weight": 0.5, "t_importance": 0.5, "middle_widths": 2},
+        {"teacher": "ema", "t_importance": 0.9, "autocast": "bf16"},
     ],
 )
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, changes):
@@ -285,6 +261,64 @@ def test_more_steps_go_on(tmp_path):
     run_train(tmp_path / "parts", config(steps=24))
     run_train(tmp_path / "whole", config(steps=24))
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_fewer_or_more_steps_of_a_falling_rate_are_refused(tmp_path):
+    run_train(tmp_path, config(steps=12, lr_final=0.1))
+    log = (tmp_path / "log.jsonl").read_bytes()
+    for steps in (10, 24):
+        need = rf"steps=12 and a rate that falls.*now steps is {steps}.*`--extend {steps}`"
+        with pytest.raises(ValueError, match=need):
+            run_train(tmp_path, config(steps=steps, lr_final=0.1))
+    assert (tmp_path / "log.jsonl").read_bytes() == log
+
+
+def test_an_extended_run_restarts_the_rate_and_resumes_bit_for_bit(tmp_path):
+    short = config(steps=12, lr_final=0.1)
+    longer = short.extended(12, 30, lr=4e-3)
+    for name in ("whole", "parts"):
+        run_train(tmp_path / name, short)
+    run_train(tmp_path / "whole", longer)
+    assert run_train(tmp_path / "parts", longer, StopAt(4)).interrupted
+    assert run_train(tmp_path / "parts", longer).finished
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    rows = {row["step"]: row["lr"] for row in read_jsonl(tmp_path / "whole" / "log.jsonl")}
+    # 15 of 18 steps: the row of step 28 has the rate of step 27, which is 0-based
+    cosine = 0.5 * (1 + math.cos(math.pi * 15 / 18))
+    assert rows[28] == pytest.approx(1e-3 + (4e-3 - 1e-3) * cosine)
+    about = load_checkpoint(newest_complete(tmp_path / "whole")).state["train"]
+    assert about["extensions"] == [[12, 12, 4e-3]]
+    assert about["steps"] == 30
+
+
+def test_an_extended_run_whose_last_checkpoint_is_damaged_repeats_the_steps_before(tmp_path):
+    """It goes back behind the restart: the steps up to there have their old rates."""
+    short = config(steps=12, lr_final=0.0)
+    longer = short.extended(12, 18)
+    for name in ("whole", "parts"):
+        run_train(tmp_path / name, short)
+    run_train(tmp_path / "whole", longer)
+    (tmp_path / "parts" / "checkpoints" / "step-000012" / "MANIFEST.sha256").write_text("")
+    said = []
+    run_train(tmp_path / "parts", longer, on_damage=said.append)
+    assert "step-000012" in said[0]
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_an_averaged_teacher_moves_with_the_average(tmp_path):
+    taught = []
+
+    class Taught(ToyNet):
+        def __deepcopy__(self, memo):
+            taught.append(ToyNet())
+            return taught[-1]
+
+    run_train(tmp_path, config(teacher="ema", distill_weight=0.5), Taught())
+    (held,) = taught
+    saved = load_checkpoint(newest_complete(tmp_path)).tensors["ema"]
+    assert all(torch.equal(t, saved[name]) for name, t in held.state_dict().items())
+    assert set(held.widths) == {1.0}
+    assert not held.training
 
 
 @pytest.mark.parametrize(

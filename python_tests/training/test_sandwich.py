@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import socket
@@ -23,6 +24,7 @@ from ddsm_ext.training.sandwich import (
     make_optimizer,
     widths_of_step,
 )
+from ddsm_ext.training.timesteps import ErrorTable, Weighted
 
 SCHEDULE = make_schedule(DiffusionConfig())
 X0 = torch.rand(6, 1, 5, 5, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -41,6 +43,33 @@ def test_widths_of_a_step():
     assert widths_of_step(TrainConfig(widths=(0.5,)), 0) == [0.5]
     assert len(widths_of_step(TrainConfig(middle_widths=9), 0)) == 4
     assert widths_of_step(TrainConfig(middle_widths=0), 0) == [1.0, 0.25]
+
+
+def test_middle_widths_by_budget():
+    """A budget from .04 to 1, the costs of 0.2 and 1, falls nearest to .64, .36 or .16."""
+    config = TrainConfig(widths=(1.0, 0.8, 0.6, 0.4, 0.2), middle_choice="budget")
+    count = 5000
+    seen = [widths_of_step(config, step) for step in range(count)]
+    assert seen[:50] == [widths_of_step(config, step) for step in range(50)]
+    assert {tuple(widths[:2]) for widths in seen} == {(1.0, 0.2)}
+    borders = [1.0, 0.50, 0.26, 0.04]  # half way between the costs
+    for width, high, low in zip((0.8, 0.6, 0.4), borders, borders[1:], strict=False):
+        p = (high - low) / 0.96
+        found = sum(widths[2] == width for widths in seen)
+        assert abs(found - count * p) < 5 * math.sqrt(count * p * (1 - p)), width
+
+
+def test_several_middle_widths_by_budget_are_distinct():
+    config = TrainConfig(widths=(1.0, 0.8, 0.6, 0.4, 0.2), middle_choice="budget", middle_widths=2)
+    seen = {tuple(widths_of_step(config, step)[2:]) for step in range(300)}
+    assert all(len(set(pair)) == 2 for pair in seen)
+    assert {frozenset(pair) for pair in seen} == {
+        frozenset(pair) for pair in ((0.8, 0.6), (0.8, 0.4), (0.6, 0.4))
+    }
+    other = dataclasses.replace(config, seed=1)
+    assert [widths_of_step(config, s) for s in range(20)] != [
+        widths_of_step(other, s) for s in range(20)
+    ]
 
 
 def expected_gradients(config, step):
@@ -83,6 +112,116 @@ def test_step_equals_plain_adam_on_the_summed_gradient(changes, clip):
     assert result.losses == pytest.approx(losses, rel=1e-5)
     for found, p in zip(net.parameters(), parameters, strict=True):
         torch.testing.assert_close(found, p, rtol=1e-4, atol=1e-6)
+
+
+def doubles(seed=0):
+    """A toy network in float64."""
+    return ToyNet(seed=seed, dropout=0.0).double()
+
+
+def noisy(source, config, step, index):
+    """Timesteps, noisy images and noise of a draw, in float64."""
+    t, noise = draw(X0, config, source, step, 0, index)
+    ab = SCHEDULE.log_alphas_bar[t].exp()[:, None, None, None]
+    return t, ab.sqrt() * X0.double() + (1 - ab).sqrt() * noise.double(), noise.double()
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("weights", [None, (0.5, 1.0, 2.0, 3.0)])
+@pytest.mark.parametrize(("taught", "shared"), [("live", True), ("ema", True), ("ema", False)])
+def test_gradients_of_the_recipes(balanced, weights, taught, shared):
+    """sum over widths of weight (loss + w d) / (1 + w), by plain autograd in float64."""
+    w = 0.7
+    config = TrainConfig(
+        distill_weight=w, distill_balanced=balanced, width_weights=weights, teacher=taught,
+        shared_noise=shared, grad_clip=None, warmup_steps=0, middle_widths=2,
+    )  # fmt: skip
+    plain, teacher = doubles(), doubles(0 if taught == "live" else 4)
+    total, losses = 0.0, {}
+    for index, width in enumerate(widths_of_step(config, 5)):
+        t, x_t, noise = noisy(1000, config, 5, 0 if shared else index)
+        y = plain(x_t, t, width)
+        loss = nn.functional.mse_loss(y, noise)
+        losses[width] = loss.item()
+        if width != 1.0:
+            distance = nn.functional.mse_loss(y, teacher(x_t, t, 1.0).detach())
+            loss = (loss + w * distance) / (1 + w if balanced else 1)
+        total = total + (1.0 if weights is None else weights[config.widths.index(width)]) * loss
+    total.backward()
+
+    net = ToyNet(dropout=0.0)
+    held = None if taught == "live" else ToyNet(seed=4, dropout=0.0).eval().requires_grad_(False)
+    sandwich = Sandwich(net, make_optimizer(net, config), SCHEDULE, config, teacher=held)
+    assert sandwich.step(X0, 5).losses == pytest.approx(losses, rel=1e-5)
+    for found, p in zip(net.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(found.grad.double(), p.grad, rtol=1e-4, atol=1e-6)
+    if held is not None:
+        assert len(held.widths) == (1 if shared else 3)  # asked once for a noise
+
+
+def test_gradients_with_timesteps_by_error():
+    """Each narrow width at its own t, its loss divided by T p(t); the errors are then known."""
+    config = TrainConfig(
+        widths=(1.0, 0.5, 0.25), teacher="ema", t_importance=0.5, distill_weight=0.7,
+        grad_clip=None, warmup_steps=0,
+    )  # fmt: skip
+    errors = ErrorTable(config.widths[1:], 1000)
+    seen = errors.none_seen()
+    stream = torch.Generator().manual_seed(1)
+    for width in config.widths[1:]:
+        errors.see(seen, width, torch.arange(1000), torch.rand(1000, generator=stream))
+    errors.add(seen)
+    before = errors.totals.clone()
+
+    plain, teacher, total, wanted = doubles(), doubles(4), 0.0, before.clone()
+    for index, width in enumerate(widths_of_step(config, 5)):
+        if index == 0:
+            t, x_t, noise = noisy(1000, config, 5, 0)
+            total = nn.functional.mse_loss(plain(x_t, t, 1.0), noise)
+            continue
+        p = errors.probabilities(width, 0.5)
+        t, x_t, noise = noisy(Weighted(p), config, 5, index)
+        y = plain(x_t, t, width)
+        per_image = (y - noise).square().mean((1, 2, 3))
+        distances = (y - teacher(x_t, t, 1.0).detach()).square().mean((1, 2, 3))
+        total = total + ((per_image + 0.7 * distances) / (1000 * p[t])).mean()
+        row = config.widths[1:].index(width)
+        wanted[:, row] *= 0.99
+        for i, distance in zip(t.tolist(), distances.tolist(), strict=True):
+            wanted[:, row, i * 16 // 1000] += torch.tensor([distance, 1.0], dtype=torch.float64)
+    total.backward()
+
+    net = ToyNet(dropout=0.0)
+    held = ToyNet(seed=4, dropout=0.0).eval().requires_grad_(False)
+    sandwich = Sandwich(
+        net, make_optimizer(net, config), SCHEDULE, config, teacher=held, errors=errors
+    )
+    assert sandwich.step(X0, 5).applied
+    for found, p in zip(net.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(found.grad.double(), p.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(errors.totals, wanted, rtol=1e-5, atol=1e-8)
+
+
+def test_timesteps_by_error_change_no_expectation():
+    """Over many steps the mean loss at a narrow width is that of uniform timesteps."""
+    uniform = TrainConfig(widths=(1.0, 0.5), teacher="ema", shared_noise=False)
+    steered = TrainConfig(widths=(1.0, 0.5), teacher="ema", t_importance=0.8)
+    x0 = torch.rand(64, 1, 5, 5, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    errors = ErrorTable((0.5,), 1000)
+    seen = errors.none_seen()
+    errors.see(seen, 0.5, torch.arange(1000), torch.linspace(0.1, 3, 1000))
+    errors.add(seen)
+    means = []
+    for config, table in ((uniform, None), (steered, errors)):
+        net = ToyNet(dropout=0.0)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+        held = ToyNet(seed=4, dropout=0.0).eval().requires_grad_(False)
+        sandwich = Sandwich(net, optimizer, SCHEDULE, config, teacher=held, errors=table)
+        sandwich._apply = lambda step: None
+        losses = torch.tensor([sandwich.step(x0, step).losses[0.5] for step in range(150)])
+        means.append((losses.mean().item(), losses.std().item() / math.sqrt(150)))
+    (one, spread_one), (two, spread_two) = means
+    assert abs(one - two) < 5 * math.hypot(spread_one, spread_two)
 
 
 class Accumulates(ToyNet):
@@ -139,18 +278,21 @@ def test_draws_are_standard_normal_and_uniform():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_skipped_step_changes_nothing_at_all(value):
-    config = TrainConfig()
+    config = TrainConfig(teacher="ema", t_importance=0.5)
     net = ToyNet()
     optimizer = make_optimizer(net, config)
     Sandwich(net, optimizer, SCHEDULE, config).step(X0, 0)
     weights = [p.detach().clone() for p in net.parameters()]
     moments = [v.clone() for state in optimizer.state.values() for v in state.values()]
+    errors = ErrorTable(config.widths[1:], 1000)
+    held = ToyNet().eval().requires_grad_(False)
     bad = X0.clone()
     bad[0, 0, 0, 0] = value
     called = []
-    sandwich = Sandwich(net, optimizer, SCHEDULE, config)
+    sandwich = Sandwich(net, optimizer, SCHEDULE, config, teacher=held, errors=errors)
     result = sandwich.step(bad, 1, on_applied=lambda: called.append(1))
     assert not result.applied
+    assert torch.equal(errors.totals, errors.none_seen())
     assert called == []
     for old, p in zip(weights, net.parameters(), strict=True):
         assert torch.equal(old, p)
@@ -172,14 +314,15 @@ torch.set_num_threads(1)
 dist.init_process_group("gloo")
 from training.toy_net import ToyNet, config, run_train
 rank = dist.get_rank()
-result = run_train(Path(sys.argv[1]), config(steps=12), ToyNet(seed=rank))
+result = run_train(Path(sys.argv[1]), config(steps=12, CHANGES), ToyNet(seed=rank))
 assert result.finished
 dist.destroy_process_group()
 """
 
 
 @pytest.mark.slow
-def test_two_ranks_train_one_network(tmp_path):
+@pytest.mark.parametrize("changes", ["", "teacher='ema', t_importance=0.5"])
+def test_two_ranks_train_one_network(tmp_path, changes):
     """Both ranks finish, rank 0 writes, and a second pair of processes resumes to the same end."""
     from ddsm_ext.io.checkpoint import list_checkpoints, load_checkpoint
     from ddsm_ext.io.files import read_jsonl
@@ -197,7 +340,8 @@ def test_two_ranks_train_one_network(tmp_path):
         for rank in range(2):
             world = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
             environment = {**os.environ, **world, "MASTER_PORT": port}
-            command = [sys.executable, "-c", _RANK, str(tmp_path / name), tests]
+            code = _RANK.replace("CHANGES", changes)
+            command = [sys.executable, "-c", code, str(tmp_path / name), tests]
             jobs.append(subprocess.Popen(command, env=environment))
         assert [job.wait(timeout=120) for job in jobs] == [0, 0]
         ends.append(load_checkpoint(list_checkpoints(tmp_path / name)[-1]))

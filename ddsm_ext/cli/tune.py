@@ -1,0 +1,67 @@
+"""Tune a trained run for a strategy: each step trains one width, on the noise levels it serves.
+
+    ddsm tune                          the newest run, for the strategy that its search chose
+    ddsm tune --strategy 0.5           for a constant width
+    ddsm tune --set tune.sandwich_share=0.2 --set train.lr=5e-4
+
+Makes a run of its own, NAME-tune, which holds the strategy: `ddsm sample`, `eval`, `search` and
+`report` take it at once. Ctrl-C saves and stops; the same command continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from ddsm_ext.cli import options
+from ddsm_ext.cli.console import say, told
+from ddsm_ext.settings import Refusal
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `ddsm tune`."""
+    parser.add_argument("which", nargs="?", metavar="RUN", help="as --run")
+    options.add_run_argument(parser)
+    parser.add_argument(
+        "--strategy", metavar="FILE|WIDTH", help="what to tune for (default: the run's strategy)"
+    )
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="steps (default: half of the run's training)"
+    )
+    options.add_set_argument(parser, "one setting, e.g. tune.sandwich_share=0.2 (repeatable)")
+    parser.add_argument("--new", action="store_true", help="start another run of the same settings")
+    options.add_device_argument(parser)
+    parser.add_argument("-n", "--dry-run", action="store_true", help="say what would be done, stop")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run `ddsm tune`."""
+    if args.which is not None and args.run is not None:
+        raise Refusal(f"ddsm tune: got the runs {args.which!r} and {args.run!r}; need one")
+    args.run = args.run if args.which is None else args.which
+    folder = options.find_run(args)
+    changes = options.parse_settings(args.set)
+    if args.steps is not None:
+        changes.setdefault("train", {})["steps"] = args.steps
+
+    from ddsm_ext.run.compose import choose_device
+    from ddsm_ext.run.run import Run
+
+    device = choose_device(args.device, "--device")
+    with told() as progress:
+        origin = Run.open(args.root, folder, device=device, progress=progress)
+        if args.dry_run:
+            from ddsm_ext.cli.dry_run import training_text
+
+            print(training_text(origin.tuned(args.strategy, **changes)))
+            return 0
+        tuned = origin.tuning(args.strategy, new=args.new, **changes)
+        say(f"{'continuing' if tuned.resumed else 'tuning'} {tuned.folder}")
+        options.note_command(tuned.folder)
+        result = tuned.train()
+    print(tuned.folder)
+    if result.interrupted:
+        steps = tuned.config.train.steps
+        say(f"stopped at step {result.step} of {steps}; the same command continues")
+        return 130
+    say(f"tuned to step {result.step} in {result.seconds:.0f} s")
+    return 0
