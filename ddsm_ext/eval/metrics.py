@@ -229,6 +229,25 @@ def reference_statistics(
     )
 
 
+def check_reference(reference: ReferenceStatistics, extractor: Extractor) -> None:
+    """Refuse a reference of other features than an extractor's.
+
+    Raises:
+        ValueError: their number or what computed them differs.
+    """
+    if reference.dim != extractor.dim:
+        raise Refusal(
+            f"evaluate: the reference has {reference.dim} features, {extractor.name} gives "
+            f"{extractor.dim}; need statistics of the same extractor"
+        )
+    if reference.digest is not None and reference.digest != extractor.digest:
+        raise Refusal(
+            f"evaluate: the reference was made with {reference.features} "
+            f"({reference.digest[:8]}), the extractor is {extractor.name} "
+            f"({extractor.digest[:8]}); need statistics of the same extractor"
+        )
+
+
 def evaluate(
     images: Iterable[Any],
     reference: ReferenceStatistics,
@@ -301,17 +320,7 @@ def _compared(
     images: Iterable[Any], reference: ReferenceStatistics, extractor: Extractor, keep_rows: int
 ) -> tuple[float, int, np.ndarray]:
     """Return the Fréchet distance and the number of all ranks' images, and this rank's rows."""
-    if reference.dim != extractor.dim:
-        raise Refusal(
-            f"evaluate: the reference has {reference.dim} features, {extractor.name} gives "
-            f"{extractor.dim}; need statistics of the same extractor"
-        )
-    if reference.digest is not None and reference.digest != extractor.digest:
-        raise Refusal(
-            f"evaluate: the reference was made with {reference.features} "
-            f"({reference.digest[:8]}), the extractor is {extractor.name} "
-            f"({extractor.digest[:8]}); need statistics of the same extractor"
-        )
+    check_reference(reference, extractor)
     moments, rows = _accumulate(images, extractor, keep_rows)
     moments = gather_moments(moments)
     distance = frechet_distance(moments.mean, moments.covariance(), reference.mu, reference.sigma)

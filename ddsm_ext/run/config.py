@@ -33,7 +33,8 @@ class EvalConfig(Settings):
     """How samples are scored.
 
     Args:
-        features: "digits-classifier", "classifier:<path>" or "inception:<path>".
+        features: "auto" (by the run's images: `run.scoring.features_for`), "classifier" (trained on
+            them), or a name as of `eval.make_extractor`, e.g. "efficientnet-lite0".
         images: samples a score.
         first_seed: seed of the first of them.
         batch_size: images that run together.
@@ -47,7 +48,7 @@ class EvalConfig(Settings):
         ValueError: a value is out of range.
     """
 
-    features: str = "digits-classifier"
+    features: str = "auto"
     images: int = 2048
     first_seed: int = 0
     batch_size: int = 256

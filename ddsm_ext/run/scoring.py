@@ -20,6 +20,7 @@ from ddsm_ext.data.pixels import to_uint8
 from ddsm_ext.io.files import read_json, write_json
 from ddsm_ext.run.compose import Progress, Sampler, counter, load_images, weights_digest
 from ddsm_ext.run.config import RunConfig
+from ddsm_ext.run.features import check_labelled, features_for
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal, completed, plain
 
@@ -126,9 +127,9 @@ class Scorer:
             "dimension": self.extractor.dim,
             "digest": self.extractor.digest,
         }
-        accuracy = getattr(self.extractor, "held_out_accuracy", None)
-        if accuracy is not None:
-            features["held_out_accuracy"] = accuracy
+        for detail in ("held_out_accuracy", "layer", "input_size"):  # those that it has
+            if hasattr(self.extractor, detail):
+                features[detail] = getattr(self.extractor, detail)
         return {
             "features": features,
             "reference": {"name": self.reference_name, "images": self.reference.n},
@@ -222,18 +223,15 @@ def make_extractor_for(config: RunConfig, run: Path, dataset: Any) -> Any:
     and keeps it in the run folder.
 
     Raises:
-        ValueError: the name is unknown, or "classifier" is asked for images without labels.
+        ImportError: the features need a package that is not installed.
+        ValueError: the name is unknown, or "classifier" is asked for images without classes.
     """
     from ddsm_ext.eval.features import make_extractor
 
-    name = config.eval.features
+    name = features_for(config, dataset)
     if name != "classifier":
         return make_extractor(name)
-    if dataset.labels is None:
-        raise Refusal(
-            "eval.features is classifier, which needs labelled images; use classifier:<file> or "
-            "inception:<file>"
-        )
+    check_labelled(dataset)
     path = run / CLASSIFIER_FILE
     if not path.exists():
         log.info("training the classifier whose features score the samples")

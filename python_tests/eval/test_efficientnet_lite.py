@@ -59,7 +59,7 @@ def blurred(images: np.ndarray, size: int) -> np.ndarray:
 
 
 @needs_features
-@pytest.mark.parametrize("name", ["efficientnet-lite0@64", "efficientnet-lite0:reduction_4@64"])
+@pytest.mark.parametrize("name", ["efficientnet-lite0@96", "efficientnet-lite0:reduction_4@96"])
 @pytest.mark.parametrize(
     ("harm", "amounts"), [(noisy, (0, 8, 16, 32)), (blurred, (64, 40, 24, 12))]
 )
@@ -71,7 +71,7 @@ def test_the_distance_of_real_images_grows_with_noise_and_blur(name, harm, amoun
         frechet_to_reference(harm(others, amount), reference, extractor) for amount in amounts
     ]
     assert scores == sorted(scores)
-    assert scores[-1] > 2 * scores[0]
+    assert scores[-1] > 1.5 * scores[0]
 
 
 @needs_features
