@@ -1,4 +1,7 @@
-"""Score samples against real images: Fréchet distance and kernel distance (KID), JSON on stdout.
+"""Score samples against real images: Fréchet distance, kernel distance (KID), JSON on stdout.
+
+Precision, recall and, of Inception's features, the Inception Score come with torch-fidelity (extra
+`metrics`); the Fréchet distance to held-out images where the data set has such.
 
 Scores what `--strategy` names (default: the full width and the run's chosen strategy), or the
 images of a folder or ZIP (`--images`), and keeps the scores of a run in its metrics.json.
@@ -56,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         run = Run(folder, config, device, progress)
         scorer = run.scorer()
         if args.save_statistics:
-            from ddsm_ext.eval.metrics import save_statistics
+            from ddsm_ext.eval.statistics import save_statistics
 
             save_statistics(Path(args.save_statistics), scorer.reference)
         if args.images:
@@ -70,17 +73,29 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _scores_table(rows: list[dict[str, Any]]) -> str:
-    head = ("sampler", "seeds", "images", "Fréchet", "KID", "MMACs/image", "ms/image")
+    # title -> key; earlier scores lack some of these, and where all do there is no column
+    others = {
+        "held-out Fréchet": "frechet_held_out",
+        "precision": "precision",
+        "recall": "recall",
+        "Inception Score": "inception_score",
+    }
+    shown = {title: k for title, k in others.items() if any(row.get(k) is not None for row in rows)}
+    head = ("sampler", "seeds", "images", "Fréchet", "KID", *shown, "MMACs/image", "ms/image")
+
+    def number(value: float | None, digits: int) -> str:
+        return "-" if value is None else f"{value:.{digits}g}"
+
     cells = []
     for row in rows:
-        kid = "-" if row["kid"] is None else f"{row['kid']:.3g}"
         cells.append(
             (
                 row["label"],
                 row["seeds"],
                 str(row["images"]),
-                f"{row['frechet']:.4g}",
-                kid,
+                number(row["frechet"], 4),
+                number(row["kid"], 3),
+                *(number(row.get(key), 4) for key in shown.values()),
                 f"{row['macs_per_image'] / 1e6:.4g}",
                 f"{row['ms_per_image']:.3g}",
             )

@@ -11,10 +11,8 @@ import hashlib
 import importlib
 import io
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol
 
 import torch
@@ -29,9 +27,10 @@ from ddsm_ext.eval.efficientnet_lite import (
     read_weights,
     weights_path,
 )
-from ddsm_ext.io.files import one_line, read_bytes
+from ddsm_ext.eval.fidelity import import_torch_fidelity
+from ddsm_ext.io.files import read_bytes
 from ddsm_ext.io.weights import load_torch
-from ddsm_ext.settings import MissingLibrary, Refusal, TypeRefusal, check_choice
+from ddsm_ext.settings import Refusal, TypeRefusal, check_choice
 
 DIGITS_CLASSIFIER_FILE = Path(__file__).with_name("digits_classifier.safetensors")
 _BATCH_IMAGES = 512
@@ -127,6 +126,13 @@ class InceptionExtractor:
         self.digest = hashlib.sha256(data).hexdigest()
         self.device = torch.device(device)
         self._network = network.to(self.device)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Return the logits [N, 1008] of features [N, 2048], without the bias, as the score asks.
+
+        Source: Salimans et al., arXiv 1606.03498, whose code left the bias out.
+        """
+        return features.to(self.device) @ self._network.fc.weight.T
 
     def __call__(self, images: Any) -> Tensor:
         """Return fp32 features [N, 2048] of uint8 images [N, 3 or 1, H, W]; grey is repeated.
@@ -273,41 +279,6 @@ def _chunked(
     return (
         torch.cat(rows) if rows else torch.empty(0, dim, dtype=torch.float32, device=device)
     )  # [N, D]
-
-
-def import_torch_fidelity() -> ModuleType:
-    """Import torch-fidelity, also beside a CPU torch with a CUDA build of torchvision.
-
-    That pair fails on import with `operator torchvision::nms does not exist`, because
-    torchvision's own library cannot load. No metric needs the operators, so declaring their schemas
-    lets the import pass.
-
-    Raises:
-        ImportError: torch-fidelity is not installed or does not import.
-    """
-    try:
-        _import_torchvision()
-        return importlib.import_module("torch_fidelity")
-    except (ImportError, RuntimeError) as error:
-        raise MissingLibrary(
-            f"torch_fidelity: it does not import ({one_line(error)}); need the extra: "
-            "pip install 'ddsm_ext[metrics]'"
-        ) from error
-
-
-def _import_torchvision() -> None:
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
-            raise
-        schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        torch.library.define("torchvision::nms", schema)
-        torch.library.define("torchvision::qnms", schema)
-        # The failed import left its submodules behind.
-        for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        importlib.import_module("torchvision")
 
 
 def _state_dict(path: Path, data: bytes) -> dict[str, Tensor]:

