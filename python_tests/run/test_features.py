@@ -71,6 +71,19 @@ def test_a_run_keeps_the_features_that_auto_means(photos: Path, tmp_path: Path) 
     assert Run.create(tmp_path / "runs", "x", small(photos)).folder == run.folder
 
 
+def test_auto_continues_a_run_that_was_made_with_what_it_means(
+    photos: Path, tmp_path: Path
+) -> None:
+    for number, file in enumerate(sorted(photos.glob("*.png"))):
+        label = photos / ("even", "odd")[number % 2]
+        label.mkdir(exist_ok=True)
+        file.rename(label / file.name)
+    made = Run.create(tmp_path / "runs", "x", small(photos, features="classifier"))
+    found = Run.create(tmp_path / "runs", "x", small(photos))
+    assert found.resumed
+    assert found.folder == made.folder
+
+
 @pytest.mark.parametrize(
     ("features", "message"),
     [
