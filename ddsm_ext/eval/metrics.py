@@ -114,12 +114,12 @@ def check_reference(reference: ReferenceStatistics, extractor: Extractor) -> Non
     """
     if reference.dim != extractor.dim:
         raise Refusal(
-            f"evaluate: the reference has {reference.dim} features, {extractor.name} gives "
+            f"reference: it has {reference.dim} features, {extractor.name} gives "
             f"{extractor.dim}; need statistics of the same extractor"
         )
     if reference.digest is not None and reference.digest != extractor.digest:
         raise Refusal(
-            f"evaluate: the reference was made with {reference.features} "
+            f"reference: it was made with {reference.features} "
             f"({reference.digest[:8]}), the extractor is {extractor.name} "
             f"({extractor.digest[:8]}); need statistics of the same extractor"
         )
