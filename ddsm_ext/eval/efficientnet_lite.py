@@ -30,8 +30,8 @@ _STAGES = ((1, 1, 1, 16), (2, 2, 6, 24), (2, 2, 6, 40), (3, 2, 6, 80), (3, 1, 6,
            (4, 2, 6, 192), (1, 1, 6, 320))  # fmt: skip
 _STEM, _HEAD = 32, 1280
 # It was trained in TensorFlow: so its epsilon, padding (`_same`) and scaling of pixels. With them
-# scikit-learn's flower is a daisy by 32 %, with torch's padding by 21 %, and with the usual mean and
-# deviation of ImageNet's pixels it is a lampshade.
+# scikit-learn's flower is a daisy by 32 %, with torch's padding by 21 %, and with the usual mean
+# and deviation of ImageNet's pixels it is a lampshade.
 _EPSILON = 1e-3
 _PIXEL_MEAN, _PIXEL_SCALE = 127.0, 128.0
 # The stages that a layer needs, by the published names: the last output of each resolution, and the

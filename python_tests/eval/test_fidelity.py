@@ -76,6 +76,23 @@ def test_scores_hold_precision_and_recall_where_there_are_rows_enough() -> None:
     assert evaluate(samples, bare, Numbers())["precision"] is None
 
 
+class Classes(Numbers):
+    """Numbers with two classes: the features are the logits."""
+
+    def logits(self, features: torch.Tensor) -> torch.Tensor:
+        return features
+
+
+@needs_torch_fidelity
+def test_an_inception_score_is_that_of_the_images_of_all_batches() -> None:
+    certain = (50 * np.eye(2, dtype=np.float32))[np.arange(4000) % 2]
+    reference = reference_statistics(certain, Classes())
+    batches = [certain[i : i + 700] for i in range(0, 4000, 700)]
+    scores = evaluate(batches, reference, Classes())
+    assert scores["inception_score"] == pytest.approx(2.0, abs=0.05)
+    assert evaluate(certain[:9], reference, Classes())["inception_score"] is None
+
+
 @pytest.fixture
 def asked_again():
     torch_fidelity_is_there.cache_clear()
