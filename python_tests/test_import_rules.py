@@ -22,6 +22,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "settings": (),
     "width": (),
     "machine": (),
+    "intervals": (),
     "_library": (),
     "_locks": (),
     "_fixed_weights": (),
@@ -38,17 +39,18 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "eval": ("data.pixels", "io.document", "io.files", "io.weights"),
     "training": ("data", "diffusion", "io"),
     "search": ("io.document", "io.files", "sampling"),
-    "report": ("io.files",),
+    "report": ("io.files", "search.cost"),
     "compat": ("diffusion", "graph", "io", "models", "ops", "sampling"),
     "bench": ("_library", "_fixed_weights", "graph", "models", "ops", "runtime"),
     "run": ("_fixed_weights", "bench", "compat", "data", "diffusion", "eval", "graph", "io",
             "machine", "models", "report", "sampling", "search", "training"),
     "cli": ("",),
 }  # fmt: skip
-ALWAYS = ("_lazy", "settings", "width")
+ALWAYS = ("_lazy", "settings", "width", "intervals")
 
 # Areas that load no torch, directly or through what they import at module level.
-TORCH_FREE = ("", "_lazy", "_locks", "_fixed_weights", "settings", "width", "machine", "graph",
+TORCH_FREE = ("", "_lazy", "_locks", "_fixed_weights", "settings", "width", "machine", "intervals",
+              "graph",
               "graph.graph", "graph.config", "graph.slicing", "graph.count", "models.unet",
               "models.adm", "data.config", "training.config", "diffusion.config",
               "sampling.config", "sampling.samplers", "search.config", "run.config", "run.folder",

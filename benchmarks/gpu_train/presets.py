@@ -61,13 +61,8 @@ _CIFAR10: Settings = {
         "keep": 2,  # the newest is read while the next is written
     },
     "sampler": {"kind": "ddim", "steps": 50, "dtype": "bfloat16"},
-    "search": {"population": 32, "generations": 8, "full_per_generation": 1, "full_final": 6},
-    "eval": {
-        "images": 4096,
-        "search_images": 1024,
-        "sensitivity_images": 512,
-        "batch_size": 512,
-    },
+    "search": {"pool": 24, "population": 8, "generations": 3, "finalists": 6},
+    "eval": {"images": 4096, "sensitivity_images": 512, "batch_size": 512},
 }
 
 _TINY: Settings = {
@@ -84,8 +79,16 @@ _TINY: Settings = {
     "train": _CIFAR10["train"]
     | {"batch_size": 16, "warmup_steps": 20, "workers": 0, "log_every": 5, "checkpoint_every": 20},
     "sampler": {"kind": "ddim", "steps": 6, "dtype": "bfloat16"},
-    "search": {"population": 8, "generations": 2, "full_per_generation": 1, "full_final": 2},
-    "eval": {"images": 128, "search_images": 32, "sensitivity_images": 16, "batch_size": 32},
+    "search": {
+        "pool": 8,
+        "population": 4,
+        "generations": 2,
+        "samples": 32,
+        "most_samples": 32,
+        "finalists": 2,
+        "final_samples": 32,
+    },
+    "eval": {"images": 128, "sensitivity_images": 16, "batch_size": 32},
 }
 
 CIFAR10 = Preset("cifar10", "96 channels, 20 M parameters, batch 512", _CIFAR10, 0.75, 3)

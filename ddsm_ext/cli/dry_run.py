@@ -16,6 +16,7 @@ from ddsm_ext.run.costs import (
     estimate_training,
 )
 from ddsm_ext.sampling.strategy import Strategy
+from ddsm_ext.search.cost import share_of_paper
 
 
 def training_text(config: RunConfig) -> str:
@@ -49,13 +50,18 @@ def sampling_text(config: RunConfig, strategy: Strategy, images: int, batch: int
 def search_text(config: RunConfig) -> str:
     """Return what `ddsm search` would do."""
     search, takes = config.search, estimate_search(config)
-    full = search.most_evaluations().get("full", 0)
+    steps, samples = len(takes.step_widths), search.most_scored_samples()
+    if search.method == "proxy":
+        scored = "scores no sample: the exact front of the sampler-weighted errors"
+    else:
+        scored = (
+            f"about {samples:,} samples of {steps} steps scored: {samples * steps:,} network "
+            f"evaluations, {share_of_paper(samples * steps)} of the DDSM paper's search"
+        )
     return "\n".join(
         [
             _model(config, ("model", "diffusion", "sampler", "search", "eval")),
-            f"candidates: {search.population} x {search.generations} generations; up to {full} "
-            f"of them scored with {config.eval.search_images} images of {len(takes.step_widths)} "
-            "steps",
+            f"method {search.method}: {scored}",
             _memory(takes),
             _time(takes),
         ]

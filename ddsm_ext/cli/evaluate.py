@@ -3,8 +3,10 @@
 Precision, recall and, of Inception's features, the Inception Score come with torch-fidelity (extra
 `metrics`); the Fréchet distance to held-out images where the data set has such.
 
-Scores what `--strategy` names (default: the full width and the run's chosen strategy), or the
-images of a folder or ZIP (`--images`), and keeps the scores of a run in its metrics.json.
+Scores what `--strategy` names, or the images of a folder or ZIP (`--images`), and keeps the scores
+of a run in its metrics.json. Without either it scores the full width, the run's chosen strategy and
+what a report compares it with: the narrower widths, its reverse, the best with two segments; all on
+the same ranges of seeds.
 """
 
 from __future__ import annotations
@@ -18,6 +20,14 @@ from ddsm_ext.cli import options
 from ddsm_ext.cli.console import say, table, told
 from ddsm_ext.settings import Refusal
 
+# Scores that not every run has; earlier ones lack them. A column that would be empty is left out.
+OTHERS = {
+    "held-out Fréchet": "frechet_held_out",
+    "precision": "precision",
+    "recall": "recall",
+    "Inception Score": "inception_score",
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `ddsm eval`."""
@@ -30,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what to score (repeatable)",
     )
     parser.add_argument("--seeds", help="seeds of the samples, e.g. 0-1999 (default: eval.images)")
+    parser.add_argument(
+        "--ranges",
+        type=int,
+        metavar="N",
+        help="ranges of so many seeds (default: eval.ranges; 1 with --seeds)",
+    )
     parser.add_argument("--features", metavar="NAME", help="feature extractor (default: the run's)")
     parser.add_argument("--images", metavar="PATH", help="score the images of a folder or ZIP")
     parser.add_argument("--save-statistics", metavar="FILE", help="also write the data's mu, sigma")
@@ -53,8 +69,9 @@ def run(args: argparse.Namespace) -> int:
     from ddsm_ext.run.scoring import score_folder
 
     device = choose_device(args.device, "--device")
-    strategies = args.strategy or (1.0, None)
-    named_strategies(strategies, folder, config)  # what is refused is refused before any work
+    strategies = args.strategy
+    if strategies is not None:  # what is refused is refused before any work
+        named_strategies(strategies, folder, config)
     with told() as progress:
         run = Run(folder, config, device, progress)
         scorer = run.scorer()
@@ -65,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         if args.images:
             print(json.dumps(score_folder(scorer, args.images), indent=2))
             return 0
-        result = run.evaluate(strategies, seeds)
+        result = run.evaluate(strategies, seeds, ranges=args.ranges)
     options.note_command(folder)
     say(_scores_table(result["rows"]))
     print(json.dumps(result, indent=2))
@@ -73,31 +90,32 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _scores_table(rows: list[dict[str, Any]]) -> str:
-    # title -> key; earlier scores lack some of these, and where all do there is no column
-    others = {
-        "held-out Fréchet": "frechet_held_out",
-        "precision": "precision",
-        "recall": "recall",
-        "Inception Score": "inception_score",
-    }
-    shown = {title: k for title, k in others.items() if any(row.get(k) is not None for row in rows)}
-    head = ("sampler", "seeds", "images", "Fréchet", "KID", *shown, "MMACs/image", "ms/image")
+    from ddsm_ext.report.comparison import compare, lines_of
 
-    def number(value: float | None, digits: int) -> str:
-        return "-" if value is None else f"{value:.{digits}g}"
-
+    lines = lines_of(rows)
+    full = next((line for line in lines if line.kind == "full"), None)
+    others = {t: key for t, key in OTHERS.items() if any(row.get(key) is not None for row in rows)}
+    head = ("sampler", "ranges x images", "Fréchet", "beside full width", "KID", *others,
+            "MMACs/image", "ms/image")  # fmt: skip
     cells = []
-    for row in rows:
+    for line in lines:
+        found = None if full is None or line is full else compare(line, full)
         cells.append(
             (
-                row["label"],
-                row["seeds"],
-                str(row["images"]),
-                number(row["frechet"], 4),
-                number(row["kid"], 3),
-                *(number(row.get(key), 4) for key in shown.values()),
-                f"{row['macs_per_image'] / 1e6:.4g}",
-                f"{row['ms_per_image']:.3g}",
+                line.label,
+                f"{len(line.scores)} x {line.images}",
+                f"{line.mean:.4g}",
+                "-" if found is None else found.words,
+                "-" if line.kid is None else f"{line.kid:.3g}",
+                *(_mean(rows, line.label, key) for key in others.values()),
+                "-" if line.macs is None else f"{line.macs / 1e6:.4g}",
+                "-" if line.ms is None else f"{line.ms:.3g}",
             )
         )
     return table(head, cells)
+
+
+def _mean(rows: list[dict[str, Any]], label: str, key: str) -> str:
+    """Mean of a score over the ranges of one strategy, in words."""
+    values = [row[key] for row in rows if row["label"] == label and row.get(key) is not None]
+    return f"{sum(values) / len(values):.3g}" if values else "-"

@@ -17,7 +17,6 @@ from ddsm_ext.run.config import RunConfig, configure, merge
 from ddsm_ext.run.presets import QUICKSTART_FAST
 from ddsm_ext.settings import Refusal
 
-FULL_WIDTH_SCORES = 3
 # The layers of 8x8 images are too small to share: a training step of 32 ran at 213 images/s on one
 # thread and 220 on two of an idle 2-core Zen 3 machine, but at 20 on two when it was not idle.
 THREADS = 1
@@ -70,8 +69,7 @@ def run(args: argparse.Namespace) -> int:
         options.note_command(run.folder)
         dataset = run.dataset
         say(f"ddsm quickstart: {len(dataset)} images of {dataset.name}, run folder {run.folder}")
-        widths = config.model.widths
-        shown = ", ".join(f"{width:g}" for width in widths)
+        shown = ", ".join(f"{width:g}" for width in config.model.widths)
         with stage(f"1/4 training one network for the widths {shown}"):
             result = run.train()
         if result.interrupted:
@@ -80,10 +78,8 @@ def run(args: argparse.Namespace) -> int:
             return 130
         with stage("2/4 searching the width of each denoising step"):
             run.search()
-        narrow = [width for width in widths if width != 1.0]
         with stage("3/4 sampling and scoring"):
-            each = (1.0, None, *narrow)
-            run.evaluate(each, full_width_scores=FULL_WIDTH_SCORES, again=False)
+            run.evaluate(again=False)
         with stage("4/4 report"):
             report = run.report()
     _print_headline(report, time.perf_counter() - started)
@@ -98,4 +94,4 @@ def _print_headline(report: Path, seconds: float) -> None:
     assert result is not None
     print(f"\nreport: {report}   ({seconds / 60:.1f} min)")
     for name, figure, remark in result.lines():
-        print(f"  {name:<11} {figure:<22} {remark}")
+        print(f"  {name:<15} {figure:<38} {remark}")

@@ -7,10 +7,14 @@ of each width on this machine. An interrupted search continues with the same com
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from ddsm_ext.cli import options
 from ddsm_ext.cli.console import say, told
 from ddsm_ext.run.config import with_budget
+
+if TYPE_CHECKING:
+    from ddsm_ext.search.front import Front
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="choose the cheapest strategy that scores at most X worse than the full width",
     )
+    parser.add_argument(
+        "--method",
+        help="evolution (default), proxy (seconds, scores no sample), paper (the DDSM paper's own)",
+    )
     options.add_sampler_arguments(parser)
     options.add_set_argument(parser, "another setting, e.g. search.generations=20")
     options.add_device_argument(parser)
@@ -47,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
     names = ("budget_macs", "budget_ms", "max_quality_loss")
     budget = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
 
-    config = with_budget(options.run_settings(folder, args), budget)
+    settings = budget if args.method is None else {**budget, "method": args.method}
+    config = with_budget(options.run_settings(folder, args), settings)
     if args.dry_run:
         from ddsm_ext.cli.dry_run import search_text
 
@@ -60,13 +69,34 @@ def run(args: argparse.Namespace) -> int:
     device = choose_device(args.device, "--device")
     with told() as progress:
         run = Run(folder, config, device, progress)
-        run.scorer()  # what is refused leaves no command behind
+        run.check_search()  # what is refused leaves no command behind
         options.note_command(folder)
-        chosen = run.search()
-    unit = "MACs" if config.search.cost == "macs" else "time"
-    say(
-        f"chosen: {100 * chosen.cost_relative:.1f} % of the full width's {unit}, "
-        f"score {chosen.quality:.4g}"
-    )
+        run.search()
+    from ddsm_ext.search.front import Front
+
+    for line in search_lines(Front.load(folder / "search" / "front.json")):
+        say(line)
     print(folder / "search" / "strategy.json")
     return 0
+
+
+def search_lines(front: Front) -> list[str]:
+    """Return what a search says at its end: what it chose, how sure that is, what it took."""
+    from ddsm_ext.search.cost import share_of_paper
+
+    chosen = front.chosen
+    assert chosen is not None
+    unit = "MACs" if front.cost_unit == "macs" else "time"
+    score = f"{front.quality_name} {chosen.quality:.4g}"
+    if chosen.standard_error is not None:
+        score += f" ± {chosen.standard_error:.2g}"
+    lines = [f"chosen: {100 * chosen.cost_relative:.1f} % of the full width's {unit}, {score}"]
+    if not chosen.samples:
+        return [*lines, "no sample was scored: this is the front of the proxy alone"]
+    half = f" ± {chosen.loss_half_width:.2g} (95 %)" if chosen.loss_half_width else ""
+    count = front.network_evaluations
+    return [
+        *lines,
+        f"beside the full width on the same {chosen.samples} new seeds: {chosen.loss:+.2g}{half}",
+        f"network evaluations: {count:,}, {share_of_paper(count)} of the DDSM paper's search",
+    ]

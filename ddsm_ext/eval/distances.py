@@ -166,6 +166,17 @@ def frechet_distance(mu1: Any, sigma1: Any, mu2: Any, sigma2: Any) -> float:
     return max(float(distance), 0.0)
 
 
+def enough_images(count: int, dim: int) -> bool:
+    """Return whether a Fréchet distance of `count` images with `dim` features can be trusted.
+
+    A covariance of fewer than `dim` rows is singular, and the distance is biased upwards by an
+    amount that falls with the number of images: of two equal Gaussians with 512 features it is 354
+    from 256 samples, 72 from 1024, 20 from 4096. Twice `dim` is asked for here; with fewer the
+    kernel distance, which has no bias, is the one to compare.
+    """
+    return count >= 2 * dim
+
+
 def _gaussian(mu: Any, sigma: Any, which: str) -> tuple[np.ndarray, np.ndarray]:
     mean = np.asarray(mu, dtype=np.float64)
     cov = np.asarray(sigma, dtype=np.float64)

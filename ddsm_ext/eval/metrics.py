@@ -15,7 +15,6 @@ from ddsm_ext.eval.distances import (
     frechet_distance,
     gather_moments,
     kernel_distance,
-    squared_mmd,
 )
 from ddsm_ext.eval.features import Extractor
 from ddsm_ext.eval.fidelity import (
@@ -40,17 +39,6 @@ def score_names(features: str | None) -> tuple[str, str]:
     if features is not None and features.split("-")[0] == _INCEPTION:
         return "fid", "kid"
     return "frechet_distance", "kernel_distance"
-
-
-def enough_images(count: int, dim: int) -> bool:
-    """Return whether a Fréchet distance of `count` images with `dim` features can be trusted.
-
-    A covariance of fewer than `dim` rows is singular, and the distance is biased upwards by an
-    amount that falls with the number of images: of two equal Gaussians with 512 features it is 354
-    from 256 samples, 72 from 1024, 20 from 4096. Twice `dim` is asked for here; with fewer the
-    kernel distance, which has no bias, is the one to compare.
-    """
-    return count >= 2 * dim
 
 
 @dataclass
@@ -217,36 +205,6 @@ def frechet_to_reference(
         ValueError: a reference of other features, or fewer than two images.
     """
     return _compared(images, reference, extractor, keep_rows=0)[0]
-
-
-def kernel_to_reference(
-    images: Iterable[Any],
-    reference: ReferenceStatistics,
-    extractor: Extractor,
-    within: float | None = None,
-) -> float:
-    """Return the squared MMD of all images to all rows of a reference, unbiased, without subsets.
-
-    Where images are too few for a Fréchet distance (`enough_images`) this is the quality of a
-    search: the same images give the same number, and a seed plays no part.
-
-    Args:
-        images: batches of uint8 [B, C, H, W], or one such array.
-        reference: statistics of the same extractor, with rows.
-        extractor: as made by `make_extractor`.
-        within: `mean_kernel(reference.rows)` if known; it takes most of the time.
-
-    Raises:
-        ValueError: a reference of other features or without rows, or fewer than two images.
-    """
-    check_reference(reference, extractor)
-    if reference.rows is None or len(reference.rows) < 2:
-        raise Refusal(
-            f"kernel_to_reference: the reference of {reference.features} holds no rows; need "
-            "statistics with the rows of two images or more"
-        )
-    seen = _see(images, extractor, _KEEP_ROWS)
-    return squared_mmd(seen.reservoir.rows, reference.rows, within2=within)
 
 
 def _compared(

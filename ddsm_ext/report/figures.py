@@ -253,38 +253,26 @@ def cost_figure(widths: Sequence[float], macs: Sequence[float], ms: Sequence[flo
 
 
 @_styled
-def quality_figure(
-    full_scores: Sequence[float], others: Sequence[tuple[str, float]], label: str
-) -> Figure:
-    """Scores beside each other: the full width's seeds with their spread, and everything else.
+def quality_figure(rows: Sequence[tuple[str, str, float, float, float]], label: str) -> Figure:
+    """How far each sampler scores from the full width on the same seeds, with 95 % intervals.
 
     Args:
-        full_scores: the full width's score of each seed range.
-        others: (name, score) of everything else.
-        label: name of the score, with its direction.
+        rows: (name, kind, mean score, mean difference, half-width of its interval) of each, the
+            full width's difference being 0.
+        label: name of the difference, with its direction.
     """
-    figure, axes = _figure(1.1 + 0.36 * (len(others) + 1))
-    names = ["full width", *[name for name, _ in others]]
-    if full_scores:
-        low, high = min(full_scores), max(full_scores)
-        axes.axvspan(low, high, color=FAINT, alpha=0.45, lw=0)
-        axes.scatter(full_scores, [0] * len(full_scores), color=width_colour(1.0), s=36, zorder=3)
-    for row, (name, score) in enumerate(others, start=1):
-        colour = ACCENT if "strategy" in name else MUTED
-        axes.scatter([score], [row], color=colour, s=44, zorder=3)
-    for row, value in enumerate(
-        [np.mean(full_scores) if full_scores else np.nan, *[s for _, s in others]]
-    ):
-        if np.isfinite(value):
-            axes.annotate(
-                f"{value:.3g}",
-                (value, row),
-                (0, 7),
-                textcoords="offset points",
-                ha="center",
-                fontsize=8,
-            )
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.5, -0.7)
+    figure, axes = _figure(1.1 + 0.36 * len(rows))
+    axes.axvline(0.0, color=MUTED, lw=1)
+    for place, (_, kind, score, difference, half_width) in enumerate(rows):
+        colour = {"strategy": ACCENT, "full": INK}.get(kind, MUTED)
+        axes.errorbar(
+            [difference], [place], xerr=[half_width], fmt="o", ms=6, capsize=3, color=colour
+        )
+        axes.annotate(
+            f"{score:.3g}", (difference, place), (0, 7), textcoords="offset points",
+            ha="center", fontsize=8,
+        )  # fmt: skip
+    axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.7)
     axes.set_xlabel(label)
     return figure

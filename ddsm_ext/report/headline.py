@@ -1,23 +1,29 @@
-"""The three headline figures of a run, worked out from its metrics."""
+"""The headline figures of a run, worked out from its metrics."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from ddsm_ext.report.comparison import Comparison, Line, best_constant, compare, lines_of
 
 
 @dataclass(frozen=True)
 class Headline:
-    """MACs saved, time saved and quality of the strategy beside the full width's.
+    """MACs saved, time saved and quality of the strategy, beside what a user would take instead.
 
-    Shares are of the full width's cost; None means that it was not measured. A Fréchet distance
-    is lower for better samples; `full_scores` has one for each range of seeds.
+    Args:
+        macs_saved: share of the full width's MACs; None where not counted.
+        time_saved: share of its time; None where not measured.
+        against_full: the strategy's scores beside the full width's; None where they share no seeds.
+        against_constant: beside the best constant width of no less cost; None where none is scored.
     """
 
     macs_saved: float | None
     time_saved: float | None
-    strategy_score: float
-    full_scores: tuple[float, ...]
+    against_full: Comparison | None
+    against_constant: Comparison | None
 
     @property
     def realised_saving(self) -> float | None:
@@ -26,18 +32,8 @@ class Headline:
             return None
         return self.time_saved / self.macs_saved
 
-    @property
-    def full_mean(self) -> float:
-        """Mean score of the full width over its seed ranges."""
-        return sum(self.full_scores) / len(self.full_scores)
-
-    @property
-    def within_spread(self) -> bool:
-        """Whether the strategy scores no worse than the full width's worst range of seeds."""
-        return self.strategy_score <= max(self.full_scores)
-
     def lines(self) -> list[tuple[str, str, str]]:
-        """Return (name, figure, remark) of the three figures, as text."""
+        """Return (name, figure, remark) of each figure, as text."""
         unknown = "not measured"
         macs = unknown if self.macs_saved is None else f"{100 * self.macs_saved:.0f} %"
         time = unknown if self.time_saved is None else f"{100 * self.time_saved:.0f} %"
@@ -45,52 +41,53 @@ class Headline:
         remark = "measured while sampling"
         if realised is not None:
             remark += f"; realised saving {realised:.2f}"
-        scores = ", ".join(f"{score:.3g}" for score in self.full_scores)
-        inside = "within" if self.within_spread else "outside"
-        n = len(self.full_scores)
-        quality = f"{self.strategy_score:.3g} vs {self.full_mean:.3g}"
-        against = (
-            f"Fréchet distance, strategy vs full width (lower is better); {inside} the full "
-            f"width's spread over {n} seeds ({scores})"
-            if n > 1
-            else "Fréchet distance, strategy vs full width (lower is better), each measured once"
-        )
         return [
             ("MACs saved", macs, "a sampled image, beside the full width at every step"),
             ("time saved", time, remark),
-            ("quality", quality, against),
+            _quality("quality", self.against_full, "the full width at every step"),
+            _quality("beside constant", self.against_constant, "{} at every step, of no less cost"),
         ]
 
 
-def headline(metrics: dict[str, Any]) -> Headline | None:
+def _quality(name: str, found: Comparison | None, other: str) -> tuple[str, str, str]:
+    if found is None:
+        return name, "not measured", "ddsm eval scores it"
+    scores = f"Fréchet distance {found.line.mean:.3g} against {found.other.mean:.3g} of "
+    interval = f"95 % interval over {found.ranges} seed ranges" if found.ranges > 1 else "one range"
+    images = "" if found.line.images is None else f" of {found.line.images} samples"
+    remark = f"{scores}{other.format(found.other.label)} (lower is better); {interval}{images}"
+    return name, found.words, remark
+
+
+def headline(metrics: Mapping[str, Any], unit: str = "macs") -> Headline | None:
     """Work out the headline from the content of metrics.json.
 
     Args:
         metrics: parsed metrics.json.
+        unit: what the search counted as cost, "macs" or "ms".
 
     Returns:
         the figures; None when the full width or the strategy has no score yet.
     """
-    rows = metrics.get("rows", [])
-    full = [row for row in rows if row.get("kind") == "full"]
-    chosen = next((row for row in rows if row.get("kind") == "strategy"), None)
-    if not full or chosen is None:
+    lines = lines_of(metrics.get("rows", []))
+    full = next((line for line in lines if line.kind == "full"), None)
+    chosen = next((line for line in lines if line.kind == "strategy"), None)
+    if full is None or chosen is None:
         return None
     timing = metrics.get("timing", {}).get("ms_per_image", {})
     if timing:  # measured side by side, which counts more than times minutes apart
         time_saved: float | None = 1.0 - float(timing["strategy"]) / float(timing["full"])
     else:
-        time_saved = _saved(full, chosen, "ms_per_image")
+        time_saved = _saved(full, chosen, "ms")
+    constant = best_constant(chosen, lines, unit)
     return Headline(
-        macs_saved=_saved(full, chosen, "macs_per_image"),
+        macs_saved=_saved(full, chosen, "macs"),
         time_saved=time_saved,
-        strategy_score=float(chosen["frechet"]),
-        full_scores=tuple(float(row["frechet"]) for row in full),
+        against_full=compare(chosen, full),
+        against_constant=None if constant is None else compare(chosen, constant),
     )
 
 
-def _saved(full: list[dict[str, Any]], chosen: dict[str, Any], key: str) -> float | None:
-    costs = sorted(float(row[key]) for row in full if row.get(key))
-    if not costs or not chosen.get(key):
-        return None
-    return 1.0 - float(chosen[key]) / costs[len(costs) // 2]  # the median of the seeds' times
+def _saved(full: Line, chosen: Line, unit: str) -> float | None:
+    whole, part = full.cost(unit), chosen.cost(unit)
+    return None if not whole or not part else 1.0 - part / whole

@@ -10,9 +10,12 @@ from typing import Any
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader, TemplateError
 from matplotlib.figure import Figure
 
+from ddsm_ext.intervals import Interval
 from ddsm_ext.io.files import read_json, read_jsonl, to_json, write_atomic
 from ddsm_ext.report import figures
+from ddsm_ext.report.comparison import Line, compare, lines_of
 from ddsm_ext.report.headline import headline
+from ddsm_ext.search.cost import share_of_paper
 from ddsm_ext.settings import Refusal
 
 _MAX_PICTURE_BYTES = 8 << 20
@@ -76,7 +79,9 @@ def _render(path: Path, files: dict[str, Any]) -> str:
         run=files,
         name=path.resolve().name,
         source=Path(files["config"].get("data", {}).get("source", "images")).name,
-        headline=headline(files["metrics"]),
+        headline=headline(files["metrics"], files["front"].get("cost_unit", "macs")),
+        share_of_paper=share_of_paper,
+        scores=_score_table(lines_of(files["metrics"].get("rows", []))),
         samples=list(_samples(path, files["samples"])),
         evaluations=_evaluations(files["archive"]),
         config_text=to_json(files["config"], indent=2),
@@ -134,11 +139,16 @@ def _samples(run: Path, index: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _drawn(files: dict[str, Any]) -> dict[str, Figure]:
     """Return the figures by section; those whose file is not there yet are left out."""
     result = {}
-    if rows := files["metrics"].get("rows"):
-        full = [float(r["frechet"]) for r in rows if r.get("kind") == "full"]
-        others = [(str(r["label"]), float(r["frechet"])) for r in rows if r.get("kind") != "full"]
-        label = "Fréchet distance (lower is better)"
-        result["quality"] = figures.quality_figure(full, others, label)
+    lines = lines_of(files["metrics"].get("rows", []))
+    if full := next((line for line in lines if line.kind == "full"), None):
+        compared = [found for line in lines if (found := compare(line, full))]
+        result["quality"] = figures.quality_figure(
+            [
+                (_with_share(c.line, full), c.line.kind, c.line.mean, *_ends(c.interval))
+                for c in compared
+            ],
+            "Fréchet distance above the full width's, same seeds (lower is better)",
+        )
     if steps := files["steps"]:
         result["strategy"] = figures.strategy_figure(
             steps["timesteps"], steps["log_snr"], steps["widths"]
@@ -163,6 +173,27 @@ def _drawn(files: dict[str, Any]) -> dict[str, Figure]:
     if losses := _losses_per_width(files["log"]):
         result["training"] = figures.loss_figure(losses)
     return result
+
+
+def _ends(interval: Interval) -> tuple[float, float]:
+    return interval.mean, interval.half_width
+
+
+def _with_share(line: Line, full: Line) -> str:
+    """A line's label with its share of the full width's MACs."""
+    if line.kind == "full" or not line.macs or not full.macs:
+        return line.label
+    return f"{line.label} ({100 * line.macs / full.macs:.0f} % MACs)"
+
+
+def _score_table(lines: list[Line]) -> list[dict[str, Any]]:
+    """The rows of the table of scores: each line with its difference to the full width in words."""
+    full = next((line for line in lines if line.kind == "full"), None)
+    rows = []
+    for line in lines:
+        found = None if full is None or line is full else compare(line, full)
+        rows.append({"line": line, "words": found.words if found else ""})
+    return rows
 
 
 def _evaluations(archive: list[dict[str, Any]]) -> list[dict[str, Any]]:

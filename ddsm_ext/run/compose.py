@@ -16,12 +16,14 @@ from ddsm_ext.data.pixels import to_uint8
 from ddsm_ext.diffusion.schedule import NoiseSchedule, make_schedule
 from ddsm_ext.graph.count import macs
 from ddsm_ext.run.config import RunConfig
+from ddsm_ext.sampling.config import SamplerConfig
 from ddsm_ext.sampling.images import sample
 from ddsm_ext.sampling.levels import evaluations
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal, check_choice, did_you_mean
 
 WEIGHTS = ("ema", "model")
+OVERHEAD_STEPS = 20  # of the sampler whose own work is timed
 # (what is being done, units done, units in all or None where unknown, name of a unit, remark)
 Progress = Callable[[str, int, int | None, str, str], None]
 
@@ -175,13 +177,23 @@ class Sampler:
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """Return float images [N, C, H, W], one a seed, not clipped to [-1, 1]."""
+        return self._sample(self.network, self.config.sampler, strategy, seeds, progress)
+
+    def _sample(
+        self,
+        network: Any,
+        settings: SamplerConfig,
+        strategy: Strategy | float,
+        seeds: list[int],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
         return sample(
-            self.network,
+            network,
             self.schedule,
             strategy,
             seeds,
             self.shape,
-            self.config.sampler,
+            settings,
             parameterisation=self.config.diffusion.parameterisation,
             batch_size=self.batch_size,
             device=self.device,
@@ -199,6 +211,20 @@ class Sampler:
         self.finish()
         seconds = time.perf_counter() - started
         return to_uint8(images).cpu(), 1e3 * seconds / len(seeds)
+
+    def overhead_ms(self, rounds: int = 3) -> float:
+        """Return the ms of an image and step that the sampler takes itself: the least of some
+        rounds with a network that returns its input."""
+        settings = self.config.sampler
+        steps = min(settings.steps or self.schedule.timesteps, OVERHEAD_STEPS)
+        settings, seeds = replace(settings, steps=steps), list(range(self.batch_size))
+        times = []
+        for _ in range(rounds + 1):  # the first one warms up
+            started = time.perf_counter()
+            self._sample(lambda x, t, width: x, settings, 1.0, seeds)
+            self.finish()
+            times.append(time.perf_counter() - started)
+        return 1e3 * min(times[1:]) / (steps * len(seeds))
 
     def finish(self) -> None:
         """Return when the device has finished what it was given."""

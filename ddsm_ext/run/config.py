@@ -33,13 +33,15 @@ class EvalConfig(Settings):
     """How samples are scored.
 
     Args:
-        features: "auto" (by the run's images: `run.scoring.features_for`), "classifier" (trained on
-            them), or a name as of `eval.make_extractor`, e.g. "efficientnet-lite0".
+        features: "auto" (by the run's images: `run.features.features_for`), "classifier" (trained
+            on them), or a name as of `eval.make_extractor`, e.g. "efficientnet-lite0"; "none" for a
+            search of the proxy alone.
         images: samples a score.
         first_seed: seed of the first of them.
         batch_size: images that run together.
         reference: .npz of reference statistics; None takes the data set of the run.
-        search_images: samples of one score during a search.
+        ranges: scores of each strategy, on ranges of `images` seeds one after the other: an
+            interval needs 2, and 8 make it a good one.
         sensitivity_images: real images on which a search measures the error of each width.
         kid_subsets: subsets of the kernel distance.
         kid_subset_size: images of such a subset.
@@ -49,12 +51,12 @@ class EvalConfig(Settings):
     """
 
     features: str = "auto"
-    images: int = 2048
+    images: int = 1024
     first_seed: int = 0
     batch_size: int = 256
     reference: str | None = None
-    search_images: int = 1024
-    sensitivity_images: int = 128
+    ranges: int = 8
+    sensitivity_images: int = 256
     kid_subsets: int = 50
     kid_subset_size: int = 500
 
@@ -63,7 +65,7 @@ class EvalConfig(Settings):
             ("images", 2),
             ("first_seed", 0),
             ("batch_size", 1),
-            ("search_images", 2),
+            ("ranges", 1),
             ("sensitivity_images", 1),
             ("kid_subsets", 1),
             ("kid_subset_size", 2),

@@ -211,9 +211,8 @@ def estimate_sampling(
 
 
 def estimate_search(config: RunConfig) -> Estimate:
-    """Return what the scores of a search take at most."""
+    """Return about what the scores of a search take."""
     widths = _step_widths(config, 1.0)
-    scored = config.search.most_evaluations().get("full", 0)
-    images = config.eval.search_images * scored
+    images = config.search.most_scored_samples()
     macs = SEARCHED_SHARE * count.macs(config.model, 1.0) * len(widths) * images
     return _estimate(config, macs, config.eval.batch_size, widths)

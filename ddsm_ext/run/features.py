@@ -46,6 +46,8 @@ def with_features(config: RunConfig, dataset: Any) -> RunConfig:
     from ddsm_ext.eval.statistics import load_statistics
 
     name = features_for(config, dataset)
+    if name == "none":
+        return config
     if name == "classifier":  # which is trained when the first score asks for it
         check_labelled(dataset)
     else:

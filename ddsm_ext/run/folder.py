@@ -15,6 +15,13 @@ from ddsm_ext.io.files import locked, parse_json, read_json, sync_folder, to_jso
 from ddsm_ext.machine import machine_info
 from ddsm_ext.settings import Refusal, Settings, completed, plain
 
+# Settings of runs whose search had stages. Some names are in use again for other numbers: a
+# population of cheap scores then would be days of samples now.
+_RETIRED: dict[str, tuple[str, ...]] = {
+    "search": ("stages", "segments", "population", "generations", "refine_generations",
+               "refine_population", "full_per_generation", "full_final", "seed_budgets"),
+    "eval": ("search_images", "sensitivity_images"),
+}  # fmt: skip
 _RUN = re.compile(r"(\d{5,})-([A-Za-z0-9][A-Za-z0-9._-]*)")
 
 
@@ -72,7 +79,20 @@ def run_config(run: str | Path) -> dict[str, Any]:
     config = read_json(Path(run) / "config.json")
     if not isinstance(config, dict):
         raise Refusal(f"{Path(run) / 'config.json'}: not a JSON object; need a run's config")
-    return config
+    return _without_retired(config)
+
+
+def _without_retired(config: dict[str, Any]) -> dict[str, Any]:
+    """A config without the settings of the search by stages, which later versions do not have."""
+    search = config.get("search")
+    if not isinstance(search, dict) or "stages" not in search:
+        return config
+    return {
+        section: {k: v for k, v in values.items() if k not in _RETIRED.get(section, ())}
+        if isinstance(values, dict)
+        else values
+        for section, values in config.items()
+    }
 
 
 def _as_read(config: dict[str, Any]) -> Any:
@@ -99,7 +119,10 @@ def find_resumable(
         if name is not None and run.name.partition("-")[2] != name:
             continue
         with contextlib.suppress(ValueError, FileNotFoundError):
-            if _as_read(completed(run_config(run), config)) == wanted:
+            saved = run_config(run)
+            if "method" not in saved.get("search", {"method": None}) and "search" in wanted:
+                saved = {**saved, "search": wanted["search"]}  # it was searched by other rules
+            if _as_read(completed(saved, config)) == wanted:
                 return run
     return None
 

@@ -43,13 +43,16 @@ RUN_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "sampler": {"kind": "ddim", "steps": 20, "eta": 1.0},
         "search": {
-            "population": 24,
-            "generations": 6,
-            "full_per_generation": 1,
-            "full_final": 4,
+            "pool": 24,
+            "population": 8,
+            "generations": 3,
+            "samples": 256,
+            "most_samples": 1024,
+            "finalists": 8,
+            "final_samples": 1024,
             "budget_macs": 0.55,
         },
-        "eval": {"features": "digits-classifier", "images": 1024, "search_images": 512},
+        "eval": {"features": "digits-classifier"},
     },
     "cifar10": {**_PAPER_RUN, "data": {"source": "cifar10"}},
     # The recipe above with the lower rates usual for 64x64 images; no run has tuned them.
@@ -70,6 +73,9 @@ RUN_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 QUICKSTART_FAST: dict[str, dict[str, Any]] = {
     "train": {"steps": 150},
     "sampler": {"steps": 8},
-    "search": {"population": 12, "generations": 3, "full_per_generation": 1, "full_final": 3},
-    "eval": {"images": 256, "search_images": 128, "batch_size": 128},
+    "search": {
+        "pool": 12, "population": 4, "generations": 2, "samples": 128, "most_samples": 256,
+        "finalists": 4, "final_samples": 256,
+    },
+    "eval": {"images": 256, "ranges": 4},
 }

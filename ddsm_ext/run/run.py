@@ -31,6 +31,7 @@ from ddsm_ext.run.config import RunConfig, changed, with_budget
 from ddsm_ext.run.features import with_features
 from ddsm_ext.run.folder import create_run, find_resumable, resolve_run, run_config
 from ddsm_ext.run.scoring import (
+    COMPARISONS,
     Scorer,
     interleaved_ms,
     save_row,
@@ -208,12 +209,33 @@ class Run:
     def search(self, **settings: Any) -> FrontPoint:
         """Search the width of each denoising step; writes front and strategy into search/.
 
+        With the method "proxy", or `eval.features` "none", no sample is scored: the front is that
+        of the sampler-weighted errors alone.
+
         Args:
             settings: keys of the section search; a budget takes the place of another, e.g.
                 budget_macs=0.5.
         """
         config = with_budget(self.config, settings)
-        return search_run(self.folder, self.scorer(), config.search)
+        sampler, scorer = self._search_parts(config)
+        front = search_run(self.folder, sampler, self.dataset, scorer, config.search)
+        assert front.chosen is not None
+        return front.chosen
+
+    def check_search(self) -> None:
+        """Make ready what `search` needs, so that what is missing is refused before any work.
+
+        Raises:
+            ValueError: features or the reference are refused.
+            FileNotFoundError: the run has no whole checkpoint yet.
+        """
+        self._search_parts(self.config)
+
+    def _search_parts(self, config: RunConfig) -> tuple[Sampler, Scorer | None]:
+        if config.search.method == "proxy" or config.eval.features == "none":
+            return self._sampler(config.eval.batch_size), None
+        scorer = self.scorer()
+        return scorer.sampler, scorer
 
     def sample(
         self,
@@ -240,9 +262,7 @@ class Run:
             )
         config = self.config
         name, chosen = read_strategy(strategy, self.folder, config)
-        sampler = Sampler.for_run(
-            self.folder, config, self._device, batch_size, self.progress, weights
-        )
+        sampler = self._sampler(batch_size, weights)
         images, ms = sampler.timed_images(chosen, seeds, f"sampling {name}")
         steps = config.sampler.steps or config.diffusion.timesteps
         label = f"{name.replace(' ', '-')}-{config.sampler.kind}-{steps}"
@@ -266,19 +286,24 @@ class Run:
 
     def evaluate(
         self,
-        strategies: Iterable[Strategy | float | str | Path | None] = (1.0, None),
+        strategies: Iterable[Strategy | float | str | Path | None] | None = None,
         seeds: Iterable[int] | None = None,
         *,
-        full_width_scores: int = 1,
+        ranges: int | None = None,
         again: bool = True,
     ) -> dict[str, Any]:
         """Score strategies against the real images, time them side by side, draw them in a row.
 
+        Every strategy is scored on the same ranges of seeds, so that their differences, range by
+        range, say more than the scores themselves.
+
         Args:
-            strategies: each a strategy, its file, a width, or None for the run's own; by default
-                the full width and the run's own. What is named alike is told apart in its row.
-            seeds: of the samples; None takes `eval.images` from `eval.first_seed` on.
-            full_width_scores: ranges of seeds that score "full width", to show the spread.
+            strategies: each a strategy, its file, a width, or None for the run's own. What is named
+                alike is told apart in its row. None takes the full width, the run's own strategy,
+                the narrower widths, and what its search wrote to compare it with.
+            seeds: of the samples of one score; None takes `eval.images` from `eval.first_seed` on.
+            ranges: scores of each, on ranges of so many seeds one after the other; None takes
+                `eval.ranges`, or a single one where seeds are given.
             again: score also what metrics.json has from the same weights and seeds.
 
         Returns:
@@ -287,20 +312,26 @@ class Run:
         Raises:
             ValueError: a strategy is refused, there is none, or there are less than two seeds.
         """
-        named = named_strategies(strategies, self.folder, self.config)
-        first = self.config.eval.first_seed
+        settings = self.config.eval
+        named = (
+            compared_strategies(self.folder, self.config)
+            if strategies is None
+            else named_strategies(strategies, self.folder, self.config)
+        )
+        count = (settings.ranges if seeds is None else 1) if ranges is None else ranges
         if seeds is None:
-            seeds = range(first, first + self.config.eval.images)
+            seeds = range(settings.first_seed, settings.first_seed + settings.images)
         seeds = list(seeds)
-        if not named or len(seeds) < 2:
+        if not named or len(seeds) < 2 or count < 1:
             raise Refusal(
-                f"evaluate: {len(named)} strategies, {len(seeds)} seeds; need at least 1 and 2"
+                f"evaluate: {len(named)} strategies, {len(seeds)} seeds, {count} ranges; need at "
+                "least 1, 2 and 1"
             )
         scorer, rows = self.scorer(), []
         context = scorer.context()
-        for name, strategy in named.items():
-            for number in range(full_width_scores if name == "full width" else 1):
-                these = [seed + number * len(seeds) for seed in seeds]
+        for number in range(count):  # range by range: what is there when it stops compares
+            these = [seed + number * (max(seeds) + 1 - min(seeds)) for seed in seeds]
+            for name, strategy in named.items():
                 row = None if again else saved_row(self.folder, context, name, strategy, these)
                 if row is None:
                     row = scorer.score(name, strategy, these)
@@ -309,8 +340,8 @@ class Run:
         kinds = {row["kind"]: named[row["label"]] for row in rows}
         both = {kind: kinds[kind] for kind in ("full", "strategy") if kind in kinds}
         if len(both) == 2:
-            batch = self.config.eval.batch_size
-            save_timing(self.folder, interleaved_ms(scorer.sampler, both, batch))
+            timed = interleaved_ms(scorer.sampler, both, settings.batch_size)
+            save_timing(self.folder, timed)
         write_comparison(self.folder, scorer.sampler, scorer.dataset, named)
         return {**plain(context), "rows": rows}
 
@@ -337,6 +368,11 @@ class Run:
         write_json(folder / "config.json", about)
         write_atomic(folder / "model.safetensors", save(tensors, metadata={"width": f"{width:g}"}))
         return folder
+
+    def _sampler(self, batch_size: int, weights: str = "ema") -> Sampler:
+        return Sampler.for_run(
+            self.folder, self.config, self._device, batch_size, self.progress, weights
+        )
 
     @property
     def _device(self) -> torch.device:
@@ -378,6 +414,17 @@ def read_strategy(
         return "strategy" if isinstance(what, Strategy) else Path(str(what)).stem, strategy
     width = config.model.check_width(width)
     return "full width" if width == 1.0 else f"width {width:g}", Strategy.constant(width)
+
+
+def compared_strategies(run: Path, config: RunConfig) -> dict[str, Strategy]:
+    """Return name -> strategy of all that a report compares: the full width, the run's own
+    strategy, the narrower widths, and what its search wrote beside it."""
+    full, own = read_strategy(1.0, run, config), read_strategy(None, run, config)
+    widths = [w for w in config.model.widths if w != 1.0]
+    narrow = [read_strategy(width, run, config) for width in widths]
+    paths = {name: run / "search" / file for name, file in COMPARISONS.items()}
+    others = [(name, Strategy.load(path)) for name, path in paths.items() if path.exists()]
+    return dict([full, own, *narrow, *others])
 
 
 def named_strategies(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,8 +25,13 @@ from ddsm_ext.run.references import held_out_for, reference_for
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal, completed, plain
 
+if TYPE_CHECKING:
+    from ddsm_ext.eval.ranking import RankingDistance
+
 CLASSIFIER_FILE = "classifier.safetensors"
 COLUMNS = 16  # images of a strategy in samples/compare
+# What a search writes beside the chosen strategy, to compare it with: label -> file in search/
+COMPARISONS = {"reverse": "reverse.json", "two segments": "two-segments.json"}
 TURNS = 3  # of each strategy when they are timed side by side
 log = logging.getLogger(__name__)
 
@@ -87,7 +92,8 @@ class Scorer:
 
     def distances(self, images: Tensor) -> dict[str, Any]:
         """Return the scores of uint8 images [N, C, H, W]; warns once of too few of them."""
-        from ddsm_ext.eval.metrics import enough_images, evaluate, score_names
+        from ddsm_ext.eval.distances import enough_images
+        from ddsm_ext.eval.metrics import evaluate, score_names
 
         if not self._warned and not enough_images(len(images), self.extractor.dim):
             self._warned = True
@@ -129,26 +135,20 @@ class Scorer:
 
         return frechet_to_reference(images, self.reference, self.extractor)
 
-    def kernel(self, images: Tensor) -> float:
-        """Return the unbiased squared MMD alone, for a search with few images; no seed in it."""
-        from ddsm_ext.eval.metrics import kernel_to_reference
+    def ranking_distance(self, samples: int) -> RankingDistance:
+        """Return the distance by which a search of so few samples a score ranks, and say which."""
+        from ddsm_ext.eval.ranking import ranking_distance
 
-        within = self._within_reference
-        return kernel_to_reference(images, self.reference, self.extractor, within)
-
-    @cached_property
-    def _within_reference(self) -> float | None:
-        """Mean kernel of the reference's rows: the same for every strategy."""
-        from ddsm_ext.eval.distances import mean_kernel
-
-        rows = self.reference.rows
-        return None if rows is None or len(rows) < 2 else mean_kernel(rows)
+        distance = ranking_distance(self.reference, samples)
+        if distance.reason:
+            log.info("the search ranks by the %s: %s", distance.name, distance.reason)
+        return distance
 
     def score(self, name: str, strategy: Strategy, seeds: list[int]) -> dict[str, Any]:
         """Sample with a strategy and return its row of metrics.json."""
         images, ms = self.sampler.timed_images(strategy, seeds, f"sampling {name}")
         # a searched strategy may turn out constant: what counts is what was asked for
-        kind = {"full width": "full"}.get(
+        kind = {"full width": "full", **{label: label for label in COMPARISONS}}.get(
             name, "width" if name.startswith("width ") else "strategy"
         )
         return {
@@ -205,8 +205,8 @@ def save_row(run: Path, context: Mapping[str, Any], row: Mapping[str, Any]) -> N
     """Add a row to metrics.json in place of its like; rows of another context are dropped."""
     saved, new = _saved(run, context), (row["label"], row["seeds"])
     kept = [row for row in saved["rows"] if (row["label"], row["seeds"]) != new]
-    order = {"full": 0, "strategy": 1, "width": 2}
-    every = sorted([*kept, row], key=lambda row: (order[row["kind"]], -row["macs_per_image"]))
+    order = ["full", "strategy", "width", *COMPARISONS]
+    every = sorted([*kept, row], key=lambda r: (order.index(r["kind"]), -r["macs_per_image"]))
     write_json(run / "metrics.json", {**saved, "rows": every})
 
 
@@ -271,6 +271,8 @@ def make_extractor_for(config: RunConfig, run: Path, dataset: Any) -> Any:
     from ddsm_ext.eval.features import make_extractor
 
     name = features_for(config, dataset)
+    if name == "none":
+        raise Refusal("eval.features is none; need features to score samples")
     if name != "classifier":
         return make_extractor(name)
     check_labelled(dataset)

@@ -1,13 +1,15 @@
-"""Composes a search: costs of the widths, sensitivity, the two qualities, and what is written."""
+"""Composes a search: costs of the widths, sensitivity, the quality, and what is written."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,33 +17,39 @@ from ddsm_ext.data.pixels import from_uint8, to_uint8
 from ddsm_ext.diffusion.noise import normal
 from ddsm_ext.diffusion.schedule import add_noise
 from ddsm_ext.graph.count import macs
-from ddsm_ext.io.files import read_jsonl, write_json
+from ddsm_ext.intervals import jackknife
+from ddsm_ext.io.files import read_jsonl, write_atomic, write_json
 from ddsm_ext.run.compose import Sampler, counter, weights_digest
-from ddsm_ext.run.config import EvalConfig
 from ddsm_ext.run.costs import conditions, macs_table, measure_ms
-from ddsm_ext.run.scoring import Scorer
-from ddsm_ext.sampling.levels import evaluations
+from ddsm_ext.run.scoring import COMPARISONS, Scorer
+from ddsm_ext.sampling.levels import evaluations, prediction_gains
 from ddsm_ext.sampling.strategy import Strategy
+from ddsm_ext.search.archive import VERSION
 from ddsm_ext.search.config import SearchConfig
-from ddsm_ext.search.cost import CostTable
+from ddsm_ext.search.cost import CostTable, StepCost
 from ddsm_ext.search.engine import SearchProgress, search
-from ddsm_ext.search.front import FrontPoint
-from ddsm_ext.search.sensitivity import Sensitivity, additive_quality, measure_sensitivity
+from ddsm_ext.search.front import BUDGET_TOLERANCE, Front
+from ddsm_ext.search.genome import StrategySpace
+from ddsm_ext.search.pool import budget_genome
+from ddsm_ext.search.sensitivity import Sensitivity, measure_sensitivity
 from ddsm_ext.settings import completed, plain
+from ddsm_ext.width import find_width
 
 log = logging.getLogger(__name__)
 
-SENSITIVITY_LEVELS = 24
+SENSITIVITY_LEVELS = 32
 SENSITIVITY_STREAM = 2  # sampling itself draws from the streams 0 and 1
 # Seeds of a search's samples begin here: a strategy is chosen on other noise than it is scored on.
 SEARCH_FIRST_SEED = 1_000_000
+BLOCKS = 16  # of samples, from whose differences a score's error is known
 
 
 def measure_costs(run: Path, sampler: Sampler, widths: Sequence[float]) -> CostTable:
     """Return the ms of one image and step at each width, as the sampler runs them.
 
-    Times measured before for this run, under the same conditions, are taken again: a search in ms
-    continues only with the costs that it began with.
+    A cost is the network's step and the sampler's own work on it, which is timed by itself, with a
+    network that returns its input. Times measured before for this run, under the same conditions,
+    are taken again: a search in ms continues only with the costs that it began with.
     """
     config, device, batch = sampler.config, sampler.device, sampler.batch_size
     x = normal(range(batch), 0, sampler.shape, device=device).to(sampler.dtype)  # [N, C, H, W]
@@ -64,35 +72,52 @@ def measure_costs(run: Path, sampler: Sampler, widths: Sequence[float]) -> CostT
         with contextlib.suppress(ValueError):
             known = CostTable.load(path)
             known.check_conditions(where)
-            if set(known.costs) == set(widths):
+            if set(known.costs) >= set(widths) and known.overhead:
                 return known
     told = counter(sampler.progress, "timing each width", "round")
-    return measure_ms(run_step, widths, batch=batch, conditions=where, rounds=9, progress=told)
+    table = measure_ms(run_step, widths, batch=batch, conditions=where, rounds=9, progress=told)
+    overhead = sampler.overhead_ms()
+    costs = {width: ms + overhead for width, ms in table.costs.items()}
+    return replace(table, costs=costs, overhead=overhead)
 
 
 def save_costs(run: Path, in_macs: CostTable, ms: CostTable) -> None:
-    """Write search/cost_table.json (ms with its conditions) and search/costs.json (both)."""
+    """Write search/cost_table.json (ms with its conditions) and search/costs.json (both).
+
+    A row's "realised_bound" is the most that time saved over MACs saved can be at that width: what
+    it is where every step runs at it.
+    """
     ms.save(run / "search" / "cost_table.json")
-    rows = [{"width": w, "macs": cost, "ms": ms.costs[w]} for w, cost in in_macs.costs.items()]
-    shared = {"batch_size": ms.conditions["batch"], "threads": ms.conditions["threads"]}
+    full_macs, full_ms = in_macs.costs[1.0], ms.costs[1.0]
+    rows = []
+    for width, cost in in_macs.costs.items():
+        saved = 1 - cost / full_macs
+        bound = (1 - ms.costs[width] / full_ms) / saved if saved > 0 else None
+        rows.append({"width": width, "macs": cost, "ms": ms.costs[width], "realised_bound": bound})
+    shared = {
+        "batch_size": ms.conditions["batch"],
+        "threads": ms.conditions["threads"],
+        "overhead_ms": ms.overhead,
+    }
     write_json(run / "search" / "costs.json", {**shared, "rows": rows})
 
 
-def sensitivity_of(run: Path, scorer: Scorer, weights: str, widths: Sequence[float]) -> Sensitivity:
+def sensitivity_of(
+    run: Path, sampler: Sampler, dataset: Any, weights: str, widths: Sequence[float]
+) -> Sensitivity:
     """Return the error of each width at noise levels spread over the schedule.
 
-    One measured before for this run, with the same network, images and noise, is taken again;
-    otherwise it is measured and kept as search/sensitivity.json. An earlier version's does not say
-    what it was measured with: it belongs to the archive beside it, which a search continues only
-    with the very numbers that it began with.
+    It depends on weights, images and schedule alone, so that one file serves every sampler, number
+    of steps, budget and device. What was measured before for this run is taken again, and kept with
+    further widths in search/sensitivity.json.
 
     Args:
         run: the run folder.
-        scorer: its network and images.
+        sampler: its network.
+        dataset: its images, of which `eval.sensitivity_images` are drawn by seed.
         weights: digest of the network's weights.
         widths: widths to measure.
     """
-    sampler = scorer.sampler
     config, schedule = sampler.config, sampler.schedule
     count, last = SENSITIVITY_LEVELS, schedule.timesteps - 1
     timesteps = sorted({round(last * i / (count - 1)) for i in range(count)})
@@ -103,20 +128,20 @@ def sensitivity_of(run: Path, scorer: Scorer, weights: str, widths: Sequence[flo
         "diffusion": plain(config.diffusion),
         "images": config.eval.sensitivity_images,
         "first_seed": SEARCH_FIRST_SEED,
+        "order": "permuted",  # earlier files took the first images of the data set
         "timesteps": timesteps,
-        "widths": list(widths),
-        "dtype": config.sampler.dtype,
-        "device": sampler.device.type,
     }
-    path = run / "search" / "sensitivity.json"
+    path, known = run / "search" / "sensitivity.json", None
     if path.exists():
         with contextlib.suppress(ValueError):
-            known = Sensitivity.load(path)
-            begun = not known.conditions and (run / "search" / "archive.jsonl").exists()
-            if begun or known.conditions == basis:
-                return known
-    real = scorer.dataset.images[: config.eval.sensitivity_images]
-    images = from_uint8(torch.from_numpy(real), sampler.device)  # [N, C, H, W]
+            found = Sensitivity.load(path)
+            known = found if found.conditions == basis else None
+    missing = [w for w in widths if known is None or find_width(known.widths, w) is None]
+    if not missing and known is not None:
+        return known
+    order = np.random.default_rng(SEARCH_FIRST_SEED).permutation(len(dataset))
+    chosen = np.sort(order[: config.eval.sensitivity_images])
+    images = from_uint8(torch.from_numpy(dataset.images[chosen]), sampler.device)  # [N, C, H, W]
     seeds = range(SEARCH_FIRST_SEED, SEARCH_FIRST_SEED + len(images))
 
     def noise(level: int) -> Tensor:
@@ -128,80 +153,158 @@ def sensitivity_of(run: Path, scorer: Scorer, weights: str, widths: Sequence[flo
         add_noise=lambda x0, noise, t: add_noise(x0, noise, t, schedule),
         timesteps=timesteps,
         log_snrs=[float(schedule.log_snr(t)) for t in timesteps],
-        widths=widths,
+        widths=missing,
         noise=noise,
         conditions=basis,
         progress=counter(sampler.progress, "sensitivity", "level"),
     )
-    measured.save(path)
-    return measured
+    whole = measured if known is None else known.joined(measured)
+    whole.save(path)
+    return whole
 
 
-def sampled_frechet(scorer: Scorer) -> Callable[[Strategy], float]:
-    """Return the full quality: Fréchet distance of samples from the search's own seeds."""
-    count = scorer.sampler.config.eval.search_images
-    seeds = list(range(SEARCH_FIRST_SEED, SEARCH_FIRST_SEED + count))
+class SampledQuality:
+    """The quality that a search ranks by: a distance of samples to the real images.
 
-    def quality(strategy: Strategy) -> float:
-        return scorer.frechet(to_uint8(scorer.sampler.images(strategy, seeds)).cpu())
+    Called as (strategy, samples), it returns one value a block of samples. Features of the samples
+    are kept, so that twice the samples take only the other half anew.
 
-    return quality
+    Args:
+        scorer: sampler, features and reference.
+        first_seed: seed of the search's sample 0.
+        fewest_samples: of any score, which decides the distance.
+    """
+
+    def __init__(self, scorer: Scorer, first_seed: int, fewest_samples: int) -> None:
+        self.scorer = scorer
+        self.first_seed = first_seed
+        self.distance = scorer.ranking_distance(fewest_samples)
+        self._rows: dict[tuple[Strategy, int], np.ndarray] = {}
+
+    def __call__(self, strategy: Strategy, samples: range) -> list[float]:
+        key = (strategy, samples.start)
+        known = self._rows.get(key)
+        begun = samples.start + (0 if known is None else len(known))
+        rows = self.features(strategy, range(begun, samples.stop))
+        rows = rows if known is None else np.concatenate([known, rows])[: len(samples)]
+        self._rows[key] = rows
+        blocks = min(BLOCKS, len(rows) // 2)
+        if blocks < 2:
+            return [self.distance(rows)]
+        return jackknife(self.distance, rows, blocks)
+
+    def features(self, strategy: Strategy, samples: range) -> np.ndarray:
+        """Features of some samples, [n, D] float32."""
+        seeds = [self.first_seed + i for i in samples]
+        if not seeds:
+            return np.empty((0, self.scorer.extractor.dim), dtype=np.float32)
+        images = to_uint8(self.scorer.sampler.images(strategy, seeds)).cpu()
+        return np.asarray(self.scorer.extractor(images).cpu())
 
 
-def search_run(run: Path, scorer: Scorer, settings: SearchConfig) -> FrontPoint:
-    """Search a run's strategies, write every file of its search folder, return what it chose."""
-    sampler, widths = scorer.sampler, settings.widths
-    identity = _identity(scorer)
-    chosen = {"cost": settings.cost, "seed": settings.seed, "widths": list(widths)}
+def search_run(
+    run: Path, sampler: Sampler, dataset: Any, scorer: Scorer | None, settings: SearchConfig
+) -> Front:
+    """Search a run's strategies, write every file of its search folder, return the front.
+
+    Args:
+        run: the run folder.
+        sampler: its network.
+        dataset: its images.
+        scorer: what scores samples; None searches the proxy alone.
+        settings: of the search.
+    """
+    if scorer is None and settings.method != "proxy":
+        log.warning("no features score the samples: the front is that of the proxy alone")
+        settings = replace(settings, method="proxy")
+    in_macs = macs_table(sampler.config.model, settings.widths)
+    ms = measure_costs(run, sampler, settings.widths)
+    if settings.cost == "ms":
+        settings = replace(settings, widths=_useful_widths(ms, settings.widths))
+    identity = _identity(sampler, scorer)
+    chosen = {"cost": settings.cost, "seed": settings.seed, "widths": list(settings.widths)}
     set_aside_other(run, {**identity, **chosen})
-    in_macs = macs_table(sampler.config.model, widths)
-    ms = measure_costs(run, sampler, widths)
     save_costs(run, in_macs, ms)
-    measured = sensitivity_of(run, scorer, identity["weights"], widths)
+    measured = sensitivity_of(run, sampler, dataset, identity["weights"], settings.widths)
     log_snrs = [e.log_snr for e in evaluations(sampler.schedule, sampler.config.sampler)]
-    errors = measured.for_steps(log_snrs, widths)
-    told = counter(sampler.progress, "search", "score")
+    gains = prediction_gains(
+        sampler.schedule, sampler.config.sampler, sampler.config.diffusion.parameterisation
+    )
+    errors = measured.for_steps(log_snrs, settings.widths, gains)
+    quality = None
+    if scorer is not None:
+        quality = SampledQuality(scorer, SEARCH_FIRST_SEED, settings.first_samples)
+    told = counter(sampler.progress, "search", "sample")
 
     def tell(state: SearchProgress) -> None:
         volume = "" if state.hypervolume is None else f", hypervolume {state.hypervolume:.4f}"
-        remark = f"generation {state.generation + 1}/{state.generations}{volume}"
-        told(state.evaluations, max(state.expected, state.evaluations), remark)
+        remark = f"{state.stage}, {state.generation + 1}/{state.generations}{volume}"
+        told(state.samples, state.expected_samples, remark)
 
-    log.info("searching: %d generations of %d", settings.generations, settings.population)
     front = search(
         settings,
         cost_table=in_macs if settings.cost == "macs" else ms,
         log_snrs=log_snrs,
         run_dir=run,
-        quality_cheap=additive_quality(errors, widths, log_snrs),
-        quality_full=sampled_frechet(scorer),
+        quality=quality,
         errors=errors,
         identity=identity,
-        quality_name="Fréchet distance",
+        quality_name=quality.distance.name if quality else "sampler-weighted error, no samples",
         progress=tell,
     )
     assert front.chosen is not None
     save_steps(run, sampler, front.chosen.strategy)
-    return front.chosen
+    _save_comparisons(run, settings, front, log_snrs, errors)
+    return front
 
 
-def _identity(scorer: Scorer) -> dict[str, Any]:
+def _useful_widths(ms: CostTable, widths: Sequence[float]) -> tuple[float, ...]:
+    """The widths that save time on this machine, with a word about those that do not."""
+    useful = tuple(w for w in ms.useful_widths() if find_width(widths, w) is not None)
+    for width in widths:
+        if find_width(useful, width) is None:
+            log.info(
+                "width %g takes %.3g ms, as much as a wider one: not searched", width,
+                ms.costs[width],
+            )  # fmt: skip
+    return useful
+
+
+def _save_comparisons(
+    run: Path,
+    settings: SearchConfig,
+    front: Front,
+    log_snrs: Sequence[float],
+    errors: np.ndarray,
+) -> None:
+    """Write the strategies beside which the chosen one is scored: its reverse, and the best of the
+    proxy with two segments at no more cost."""
+    assert front.chosen is not None
+    space = StrategySpace(log_snrs, settings.widths, settings.segments)
+    cost = StepCost({p.strategy.widths[0]: p.cost / space.steps for p in front.constants}, space)
+    genome = space.from_strategy(front.chosen.strategy)
+    limit = front.chosen.cost * (1 + BUDGET_TOLERANCE)
+    two = budget_genome(space, cost, space.by_level(log_snrs, errors), limit, 2)
+    for name, found in (("reverse", space.reverse(genome)), ("two segments", two)):
+        strategy = space.strategy(found, {"kind": name})
+        strategy.save(run / "search" / COMPARISONS[name])
+
+
+def _identity(sampler: Sampler, scorer: Scorer | None) -> dict[str, Any]:
     """Everything beside the search's settings that decides what a score comes out as."""
-    config = scorer.sampler.config
-    measured = config.eval.sensitivity_images
     return {
-        "weights": weights_digest(scorer.sampler.network),
-        "sampler": config.sampler,
-        "features": scorer.extractor.digest,
-        "reference": scorer.reference_name,
-        "images": config.eval.search_images,
-        # None at the default: searches from before this could be set do not say it
-        "sensitivity_images": None if measured == EvalConfig.sensitivity_images else measured,
+        "weights": weights_digest(sampler.network),
+        "sampler": sampler.config.sampler,
+        "features": scorer and scorer.extractor.digest,
+        "reference": scorer and scorer.reference_name,
+        "sensitivity_images": sampler.config.eval.sensitivity_images,
     }
 
 
 def set_aside_other(run: Path, identity: dict[str, Any]) -> None:
     """Rename search/ to search-00000/ and so on if it holds another search's evaluations.
+
+    What is measured and not searched, sensitivity and costs, stays in use.
 
     Args:
         run: the run folder.
@@ -212,13 +315,18 @@ def set_aside_other(run: Path, identity: dict[str, Any]) -> None:
     if not rows:
         return
     found = completed(rows[0].get("identity", {}), identity)
-    if all(found.get(key) == value for key, value in plain(identity).items()):
+    same = all(found.get(key) == value for key, value in plain(identity).items())
+    if same and rows[0].get("version") == VERSION:
         return
     number = 0
     while (run / f"search-{number:05d}").exists():
         number += 1
-    log.info("keeping the earlier search, which is another one, as %s/search-%05d", run, number)
-    (run / "search").rename(run / f"search-{number:05d}")
+    aside = run / f"search-{number:05d}"
+    log.info("keeping the earlier search, which is another one, as %s", aside)
+    (run / "search").rename(aside)
+    for name in ("sensitivity.json", "cost_table.json"):
+        if (aside / name).exists():
+            write_atomic(run / "search" / name, (aside / name).read_bytes())
 
 
 def save_steps(run: Path, sampler: Sampler, strategy: Strategy) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from ddsm_ext.diffusion.prediction import prediction_named
 from ddsm_ext.diffusion.schedule import CLEAN, Level, NoiseSchedule
 from ddsm_ext.sampling.config import SamplerConfig
 from ddsm_ext.sampling.denoiser import Evaluation
@@ -132,3 +134,56 @@ def evaluations(
     """
     levels = noise_levels(schedule, sampler) if levels is None else check_levels(levels)
     return dry_run(method or configured(sampler), levels, strategy)
+
+
+def prediction_gains(
+    schedule: NoiseSchedule,
+    sampler: SamplerConfig,
+    parameterisation: str,
+    *,
+    method: Method | None = None,
+    levels: Sequence[Level] | None = None,
+) -> list[float]:
+    """Return what the sampler makes of the network's output at each evaluation of an image.
+
+    The gain is the derivative of the image that the next evaluation sees (after the last one: the
+    image that is returned) by this evaluation's output, the image in units in which its signal and
+    noise have a variance of 1. For DDIM and DDPM this is the coefficient of x0 in the step times
+    that of the output in x0. An error e of the output thus moves the next image by gain x e.
+
+    Args:
+        schedule: the noise schedule that the network was trained with.
+        sampler: kind, step count and spacing.
+        parameterisation: what the network predicts: "epsilon", "x0" or "v".
+        method: a sampler function of your own, in place of the one that `sampler.kind` names.
+        levels: noise levels of your own, in place of the sampler's steps and spacing.
+
+    Returns:
+        [S] one an evaluation, in their order.
+
+    Raises:
+        ValueError: the sampler's steps do not fit the schedule, or the levels do not end clean.
+    """
+    levels = noise_levels(schedule, sampler) if levels is None else check_levels(levels)
+    row = prediction_named("prediction_gains: parameterisation", parameterisation)
+    images: list[Tensor] = []
+    outputs: list[Tensor] = []
+    visited: list[Level] = []
+
+    def denoise(x: Tensor, level: Level) -> Tensor:
+        from_x, from_prediction = row.x0_map(level)
+        images.append(x)
+        visited.append(level)
+        outputs.append(torch.zeros((), dtype=torch.float64, device="cpu", requires_grad=True))
+        return from_x * x + from_prediction * outputs[-1]
+
+    zero = torch.zeros((), dtype=torch.float64, device="cpu")
+    with torch.enable_grad():
+        end = (method or configured(sampler))(denoise, zero.clone(), levels, lambda: zero)
+    nexts = [*images[1:], end]
+    scales = [math.hypot(level.alpha, level.sigma) for level in [*visited[1:], levels[-1]]]
+    return [
+        float(torch.autograd.grad(image, output, retain_graph=True, allow_unused=True)[0] or 0.0)
+        / scale
+        for image, output, scale in zip(nexts, outputs, scales, strict=True)
+    ]

@@ -1,8 +1,9 @@
 """The archive of a search: every evaluation, on disk before the next one begins.
 
 `archive.jsonl` has a header line that says what its scores are scores of, then one line an
-evaluation. A search replays its random choices from the seed and looks the scores up here, so a
-resumed search repeats no evaluation and ends as an uninterrupted one would.
+evaluation: a strategy, the range of samples that was scored, the values of the score. A search
+replays its random choices from the seed and looks the scores up here, so a resumed search repeats
+no evaluation and ends as an uninterrupted one would.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from ddsm_ext.io.files import append_jsonl, locked, one_line, read_jsonl
 from ddsm_ext.search.genome import Genome, StrategySpace
 from ddsm_ext.settings import Refusal, TypeRefusal, completed, plain
 
-VERSION = 1
+VERSION = 2
+Request = tuple[Genome, range]  # what is to be scored, on which of the search's samples
 
 
 def digest(value: Any) -> str:
@@ -29,7 +31,7 @@ def digest(value: Any) -> str:
 
 
 class Archive:
-    """Scores by genome and stage, backed by `archive.jsonl`. Use as a context manager.
+    """Scores by genome and samples, backed by `archive.jsonl`. Use as a context manager.
 
     Args:
         path: the file; made when missing. One search at a time holds it.
@@ -52,7 +54,7 @@ class Archive:
         except (TypeError, ValueError) as error:
             raise TypeRefusal(f"search: identity is not JSON: {one_line(error)}") from None
         self.identity = json.loads(text)
-        self._scores: dict[tuple[Genome, str], float] = {}
+        self._scores: dict[Request, tuple[float, ...]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as lock:
             try:
@@ -75,23 +77,31 @@ class Archive:
     def __len__(self) -> int:
         return len(self._scores)
 
-    def get(self, genome: Genome, stage: str) -> float | None:
-        """Return the score of a genome at a stage; None if not evaluated, inf if it failed."""
-        return self._scores.get((genome, stage))
+    def get(self, genome: Genome, samples: range) -> tuple[float, ...] | None:
+        """Return the values of a genome's score; None if not evaluated, one inf if it failed."""
+        return self._scores.get((genome, samples))
 
-    def add(self, genome: Genome, stage: str, score: float, row: Mapping[str, Any]) -> None:
+    def add(
+        self, genome: Genome, samples: range, values: Sequence[float], row: Mapping[str, Any]
+    ) -> None:
         """Store a score and write its line, fsynced.
 
         Args:
             genome: what was evaluated.
-            stage: "cheap" or "full".
-            score: its quality; one that is not finite is stored as a failure.
+            samples: the samples that were scored, by their place in the search's seeds.
+            values: one a block of samples; one that is not finite says that the evaluation failed.
             row: further values of the line, plain JSON.
         """
-        value = float(score) if math.isfinite(score) else None
-        line = {"kind": "evaluation", "stage": stage, "genome": self.space.to_row(genome)}
-        append_jsonl(self.path, {**line, **row, "score": value, "failed": value is None})
-        self._scores[genome, stage] = math.inf if value is None else value
+        known = [float(value) for value in values]
+        failed = not all(math.isfinite(value) for value in known)
+        line = {
+            "kind": "evaluation",
+            "genome": self.space.to_row(genome),
+            "samples": [samples.start, samples.stop],
+        }
+        scored = {"values": None if failed else known, "failed": failed}
+        append_jsonl(self.path, {**line, **row, **scored})
+        self._scores[genome, samples] = (math.inf,) if failed else tuple(known)
 
     def _read(self) -> None:
         rows = read_jsonl(self.path, missing_ok=True)
@@ -103,12 +113,15 @@ class Archive:
         for number, row in enumerate(rows[1:], 2):
             try:
                 genome = self.space.from_row(row["genome"])
-                score = math.inf if row["failed"] else float(row["score"])
-                self._scores[genome, str(row["stage"])] = score
+                samples = range(*(int(end) for end in row["samples"]))
+                values = [math.inf] if row["failed"] else [float(v) for v in row["values"]]
+                if not values:
+                    raise ValueError
+                self._scores[genome, samples] = tuple(values)
             except (KeyError, TypeError, ValueError):
                 raise Refusal(
                     f"{self.path}: row {number} is no evaluation of this search; need genome, "
-                    "stage and score"
+                    "samples and values"
                 ) from None
 
     def _check_header(self, header: dict[str, Any]) -> None:

@@ -10,37 +10,44 @@ from ddsm_ext.settings import Refusal, Settings, TypeRefusal, is_int, is_number
 from ddsm_ext.width import sorted_widths
 
 COSTS = ("macs", "ms")
-STAGES = ("cheap", "full")
+METHODS = ("evolution", "proxy", "paper")
 
 
 @dataclass(frozen=True)
 class SearchConfig(Settings):
     """Settings of a search.
 
-    The search minimises two objectives, quality (a score, lower is better) and cost. With both
-    stages every candidate gets the cheap quality, NSGA-II selects on it, and the full quality is
-    spent on the candidates that `full_per_generation` and `full_final` let through; the front is
-    then made of full qualities only. With one stage that quality alone selects and makes the front.
+    The search minimises two objectives, quality (a score of samples, lower is better) and cost.
+
+    "evolution" begins with the strategies that are best under the additive proxy (the errors of
+    the widths, weighted by the sampler), with the constant widths and with plain guesses. They race
+    on samples from common seeds; the survivors are the first population of NSGA-II, whose offspring
+    are raced likewise. The finalists are scored again, on seeds that chose nothing.
+    "proxy" is the exact Pareto front of the proxy alone: seconds, and no score of a sample.
+    "paper" is the search of the DDSM paper, to compare with: NSGA-II from random strategies, a
+    whole score for each.
 
     Args:
         widths: widths that a step may have, each in (0, 1]; the full width 1.0 must be among them.
+        method: "evolution", "proxy" or "paper".
         segments: most segments of constant width in a strategy, >= 1.
-        population: candidates kept from generation to generation, >= 2.
-        generations: generations selected on the first stage, the initial population included, >= 1.
-        refine_generations: further generations selected on the full quality, begun from the best
-            fully scored candidates; only with both stages.
-        refine_population: candidates in those; None means half of `population`, at least 4.
-        full_per_generation: full scores that one generation of the cheap stage may spend, >= 0.
-        full_final: full scores spent at the end on members of the cheap front without one, >= 0.
+        proxy_budgets: costs at which the proxy's front is solved, >= 2.
+        pool: strategies that the race begins with, >= 1; the constant widths and those of the
+            budget take part in any case.
+        population: strategies kept from generation to generation, >= 2; None means 12 in
+            "evolution" and 50 in "paper".
+        generations: generations, the first population included, >= 1; None means 6 in "evolution"
+            and 10 in "paper".
+        samples: samples of a first score, >= 1; None means 512 in "evolution", 4096 in "paper".
+        most_samples: samples at which a race ends without a decision; in "evolution" alone.
+        finalists: strategies that are scored again on new seeds, beside the constant widths.
+        final_samples: samples of those scores.
         seed: seed of the search's random choices, >= 0.
         objectives: ("quality", "macs") or ("quality", "ms").
-        stages: ("cheap", "full"), ("cheap",) or ("full",).
         mutation_prob: probability that a child is mutated at all.
         mutation_prob_gene: probability that a gene of a mutated child changes; None means
             1.5 / number of genes (at most 0.5).
         crossover_prob: probability that two parents are crossed rather than copied.
-        seed_budgets: fractions of the full width's cost at which the budget solver puts strategies
-            into the first population, when a sensitivity is given.
         budget_macs: budget of the chosen strategy as a fraction of the full width's MACs, (0, 1].
         budget_ms: budget of the chosen strategy in ms an image over all steps of the sampler.
         budget_time: budget of the chosen strategy as a fraction of the full width's time, (0, 1].
@@ -53,20 +60,21 @@ class SearchConfig(Settings):
     """
 
     widths: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
-    segments: int = 4
-    population: int = 32
-    generations: int = 20
-    refine_generations: int = 0
-    refine_population: int | None = None
-    full_per_generation: int = 3
-    full_final: int = 12
+    method: str = "evolution"
+    segments: int = 6
+    proxy_budgets: int = 40
+    pool: int = 40
+    population: int | None = None
+    generations: int | None = None
+    samples: int | None = None
+    most_samples: int = 2048
+    finalists: int = 12
+    final_samples: int = 4096
     seed: int = 0
     objectives: tuple[str, ...] = ("quality", "macs")
-    stages: tuple[str, ...] = ("cheap", "full")
     mutation_prob: float = 1.0
     mutation_prob_gene: float | None = None
     crossover_prob: float = 0.9
-    seed_budgets: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     budget_macs: float | None = None
     budget_ms: float | None = None
     budget_time: float | None = None
@@ -79,9 +87,10 @@ class SearchConfig(Settings):
                 raise TypeRefusal(f"search.{name} is {value!r}; need a list")
             object.__setattr__(self, name, tuple(value))
         self._check_widths()
+        self._check_choice("method", METHODS)
         for name, least in _LEAST.items():
             value = getattr(self, name)
-            optional = value is None and name == "refine_population"
+            optional = value is None and getattr(SearchConfig, name) is None
             if not optional and not is_int(value, least):
                 raise Refusal(f"search.{name} is {value!r}; need a whole number >= {least}")
         for name in ("mutation_prob", "mutation_prob_gene", "crossover_prob"):
@@ -89,17 +98,15 @@ class SearchConfig(Settings):
         for name in ("budget_macs", "budget_time"):
             self._check_range(name, f"a fraction, 0 < {name} <= 1")
         self._check_range("budget_ms", "budget_ms > 0 ms", most=math.inf)
-        self._check_range("seed_budgets", "fractions, 0 < seed_budget <= 1")
         self._check_choices()
 
     def _check_range(self, name: str, needs: str, *, most: float = 1.0, zero: bool = False) -> None:
-        """Check one number, or each of several; None is none to check, where it is the default."""
+        """Check a number; None is none to check, where it is the default."""
         given = getattr(self, name)
         if given is None and getattr(SearchConfig, name) is None:
             return
-        for value in given if name in _LISTS else (given,):
-            if not is_number(value, 0.0, most) or (value == 0.0 and not zero):
-                raise Refusal(f"search.{name} holds {value!r}; need {needs}")
+        if not is_number(given, 0.0, most) or (given == 0.0 and not zero):
+            raise Refusal(f"search.{name} is {given!r}; need {needs}")
 
     def _check_widths(self) -> None:
         object.__setattr__(self, "widths", sorted_widths("SearchConfig", self.widths))
@@ -109,13 +116,6 @@ class SearchConfig(Settings):
         if self.objectives not in tuple(("quality", cost) for cost in COSTS):
             raise Refusal(
                 f"search.objectives is {list(self.objectives)}; need quality,macs or quality,ms"
-            )
-        if self.stages not in (STAGES, STAGES[:1], STAGES[1:]):
-            raise Refusal(f"search.stages is {list(self.stages)}; need cheap,full or cheap or full")
-        if self.refine_generations and self.stages != STAGES:
-            raise Refusal(
-                f"search.refine_generations is {self.refine_generations} with stages "
-                f"{list(self.stages)}; need stages cheap,full"
             )
         given = [n for n in ("budget_macs", "budget_ms", "budget_time") if getattr(self, n)]
         if len(given) > 1:
@@ -136,38 +136,46 @@ class SearchConfig(Settings):
         return self.objectives[1]
 
     @property
-    def quality_stage(self) -> str:
-        """Stage whose quality makes the front: "full" where it is used, else "cheap"."""
-        return self.stages[-1]
+    def population_size(self) -> int:
+        """Strategies kept from generation to generation."""
+        return self.population or _DEFAULTS[self.method][0]
 
     @property
-    def refine_size(self) -> int:
-        """Candidates in a refining generation."""
-        return self.refine_population or max(4, self.population // 2)
+    def generation_count(self) -> int:
+        """Generations, the first population included."""
+        return self.generations or _DEFAULTS[self.method][1]
 
-    def most_evaluations(self, initial: int | None = None) -> dict[str, int]:
-        """Return the most evaluations of each stage that the search can make.
+    @property
+    def first_samples(self) -> int:
+        """Samples of a strategy's first score."""
+        return self.samples or _DEFAULTS[self.method][2]
 
-        Args:
-            initial: size of the first population; None means `population`.
-        """
-        first = self.population if initial is None else initial
-        main = first + (self.generations - 1) * self.population
-        if len(self.stages) == 1:
-            return {self.stages[0]: main}
-        refined = self.refine_generations * self.refine_size
-        promoted = self.generations * self.full_per_generation + self.full_final
-        return {"cheap": main + refined, "full": len(self.widths) + promoted + refined}
+    def most_scored_samples(self) -> int:
+        """Return about how many samples the search scores: the most of "paper", the usual number of
+        "evolution", where half of a race is sampled on each time and no one knows before who."""
+        size, generations, first = self.population_size, self.generation_count, self.first_samples
+        if self.method == "proxy":
+            return 0
+        if self.method == "paper":
+            return size * generations * first
+        doublings = math.log2(max(1.0, self.most_samples / first))
+        raced = (max(self.pool, len(self.widths)) + (generations - 1) * size) * first
+        final = (self.finalists + len(self.widths)) * self.final_samples
+        return round(raced * (1 + doublings / 2)) + final
 
 
-_LISTS = ("widths", "objectives", "stages", "seed_budgets")
+# population, generations and samples of each method; those of "paper" are the DDSM paper's
+_DEFAULTS = {"evolution": (12, 6, 512), "proxy": (12, 6, 512), "paper": (50, 10, 4096)}
+_LISTS = ("widths", "objectives")
 _LEAST = {
     "segments": 1,
+    "proxy_budgets": 2,
+    "pool": 1,
     "population": 2,
     "generations": 1,
-    "refine_generations": 0,
-    "refine_population": 2,
-    "full_per_generation": 0,
-    "full_final": 0,
+    "samples": 1,
+    "most_samples": 1,
+    "finalists": 0,
+    "final_samples": 1,
     "seed": 0,
 }

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -16,6 +16,16 @@ from ddsm_ext.search.front import BUDGET_TOLERANCE
 from ddsm_ext.search.genome import Genome, StrategySpace
 from ddsm_ext.settings import Refusal
 from ddsm_ext.width import find_width
+
+# Network evaluations of the DDSM paper's search: 50 strategies in each of 10 generations, 4096
+# samples a score, 1000 steps a sample (arXiv 2310.03337, section 4 and its code).
+PAPER_EVALUATIONS = 50 * 10 * 4096 * 1000
+# Two measured times that differ by less are taken for the same
+_LEAST_SAVING = 0.02
+
+def share_of_paper(evaluations: int) -> str:
+    """Return a number of network evaluations as a share of the paper's search, e.g. "0.38 %"."""
+    return f"{100 * evaluations / PAPER_EVALUATIONS:.2g} %"
 
 
 @dataclass(frozen=True)
@@ -27,16 +37,19 @@ class CostTable(Document):
         costs: width -> cost; positive and finite.
         conditions: where and how it was measured (machine, cpu, gpu, device, torch, threads,
             batch, dtype, network, date); empty for MACs.
-        spread: width -> min, median and interquartile range in ms, and the rounds; empty for MACs.
+        spread: width -> min, median and interquartile range of the network's step in ms, and the
+            rounds; empty for MACs.
+        overhead: ms of each cost that no width saves: the sampler's own work on a step.
     """
 
     what: ClassVar[str] = "cost table"
-    file_keys: ClassVar[tuple[str, ...]] = ("unit", "conditions", "rows")
+    file_keys: ClassVar[tuple[str, ...]] = ("unit", "conditions", "overhead", "rows")
 
     unit: str
     costs: dict[float, float]
     conditions: dict[str, Any] = field(default_factory=dict)
     spread: dict[float, dict[str, float]] = field(default_factory=dict)
+    overhead: float = 0.0
 
     def __post_init__(self) -> None:
         if self.unit not in COSTS:
@@ -48,6 +61,10 @@ class CostTable(Document):
                 )
         if not self.costs:
             raise Refusal("cost table: has no widths; need at least one")
+        if not 0 <= self.overhead < min(self.costs.values()):
+            raise Refusal(
+                f"cost table: overhead is {self.overhead:g}; need 0 or more, below every cost"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the table as its file has it: a row a width."""
@@ -55,7 +72,19 @@ class CostTable(Document):
             {"width": width, "cost": cost, **self.spread.get(width, {})}
             for width, cost in sorted(self.costs.items(), reverse=True)
         ]
-        return {"unit": self.unit, "conditions": self.conditions, "rows": rows}
+        return {
+            "unit": self.unit,
+            "conditions": self.conditions,
+            "overhead": self.overhead,
+            "rows": rows,
+        }
+
+    @classmethod
+    def from_content(cls, content: Any, source: str) -> Self:
+        """Read a file's content; one from before overhead was measured has none."""
+        if isinstance(content, dict):
+            content = {"overhead": 0.0, **content}
+        return super().from_content(content, source)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CostTable:
@@ -74,7 +103,17 @@ class CostTable(Document):
                 for row in rows
                 if names[0] in row
             },
+            overhead=float(values["overhead"]),
         )
+
+    def useful_widths(self) -> list[float]:
+        """Return the widths that cost less than every wider one, from wide to narrow."""
+        kept: list[float] = []
+        for width in sorted(self.costs, reverse=True):
+            least = min((self.costs[w] for w in kept), default=math.inf)
+            if self.costs[width] < least * (1 - _LEAST_SAVING):
+                kept.append(width)
+        return kept
 
     def check_conditions(self, expect: Mapping[str, Any]) -> None:
         """Refuse a table in ms that was measured elsewhere or otherwise.

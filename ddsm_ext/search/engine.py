@@ -1,16 +1,16 @@
-"""The search: NSGA-II over segment genomes with staged quality, an archive on disk, exact resume.
+"""The search over segment genomes by ask and tell, with an archive on disk and exact resume.
 
-`Search.ask` says what to score next, `Search.tell` takes the scores; who computes them, and where,
-is the caller's. What is asked next depends only on the configuration, its seed and scores already
-told. To resume, a search runs again from the beginning and takes the scores that it has from the
-archive, so that only missing ones are asked for.
+`Search.ask` says what to score next and on which samples, `Search.tell` takes the scores; who
+computes them, and where, is the caller's. What is asked next depends only on the configuration, its
+seed and scores already told. To resume, a search runs again from the beginning and takes the scores
+that it has from the archive, so that only missing ones are asked for.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -19,15 +19,17 @@ from typing import Any
 import numpy as np
 
 from ddsm_ext.sampling.strategy import Strategy
-from ddsm_ext.search.archive import Archive, digest
+from ddsm_ext.search.archive import Archive, Request, digest
 from ddsm_ext.search.config import SearchConfig
 from ddsm_ext.search.cost import CostTable, StepCost, check_budget, cost_per_width
 from ddsm_ext.search.front import Front
 from ddsm_ext.search.genome import StrategySpace
-from ddsm_ext.search.stages import Request, Stages
+from ddsm_ext.search.stages import Stages
 from ddsm_ext.settings import Refusal, TypeRefusal, plain
 
-Quality = Callable[[Strategy], float]  # a score, lower is better
+# One score, lower is better: a value a block of samples, or a single one
+Values = float | Sequence[float]
+Quality = Callable[[Strategy, range], Values]
 
 
 @dataclass(frozen=True)
@@ -35,16 +37,18 @@ class SearchProgress:
     """State of a search after an evaluation.
 
     Args:
-        evaluations: candidates and stages scored so far, those found in the archive included.
-        expected: how many there are expected to be in the end (fewer in small spaces).
+        evaluations: scores taken so far, those found in the archive included.
+        samples: samples made for them.
+        expected_samples: about how many there will be.
         generation: generation now running, from 0.
         generations: generations in all.
-        stage: "cheap" or "full", what was last evaluated.
+        stage: "race", "evolution" or "finalists".
         hypervolume: share of the hypervolume box after the last generation; None before the first.
     """
 
     evaluations: int
-    expected: int
+    samples: int
+    expected_samples: int
     generation: int
     generations: int
     stage: str
@@ -60,8 +64,7 @@ def search(
     cost_table: CostTable | Mapping[float, float],
     log_snrs: Sequence[float],
     run_dir: str | Path,
-    quality_cheap: Quality | None = None,
-    quality_full: Quality | None = None,
+    quality: Quality | None = None,
     errors: np.ndarray | None = None,
     identity: Mapping[str, Any] | None = None,
     quality_name: str | None = None,
@@ -71,8 +74,9 @@ def search(
 
     Args:
         config, cost_table, log_snrs, run_dir, errors, identity, quality_name: as `Search` has them.
-        quality_cheap: strategy -> cheap score, lower is better; needed by the stage "cheap".
-        quality_full: strategy -> full score, lower is better; needed by the stage "full".
+        quality: (strategy, samples) -> its score on these samples, lower is better, as a value for
+            each block of them or a single one; sample i is to come from the same noise for every
+            strategy. Not needed by the method "proxy".
         progress: called after every evaluation; None for silence. What it raises ends the search,
             which the same call continues.
 
@@ -82,11 +86,8 @@ def search(
     Raises:
         ValueError: a quality is missing, or what `Search` and its `finish` refuse.
     """
-    given = {"cheap": quality_cheap, "full": quality_full}
-    qualities = {stage: quality for stage, quality in given.items() if quality is not None}
-    for stage in config.stages:
-        if stage not in qualities:
-            raise Refusal(f"search: stages has {stage!r} without quality_{stage}; need both")
+    if quality is None and config.method != "proxy":
+        raise Refusal(f"search: method is {config.method!r} without a quality; need one")
     report = progress or (lambda state: None)
     with Search(
         config,
@@ -98,10 +99,11 @@ def search(
         quality_name=quality_name,
     ) as run:
         while asked := run.ask():
-            for strategy, stage in asked:
+            assert quality is not None
+            for strategy, samples in asked:
                 start = time.perf_counter()
-                score = qualities[stage](strategy)
-                run.tell([score], [time.perf_counter() - start])
+                values = quality(strategy, samples)
+                run.tell([values], [time.perf_counter() - start])
                 report(run.progress)
         front = run.finish()
         report(run.progress)
@@ -115,7 +117,7 @@ class Search:
 
         with Search(config, cost_table=costs, log_snrs=levels, run_dir=run) as search:
             while asked := search.ask():
-                search.tell([score(strategy, stage) for strategy, stage in asked])
+                search.tell([score(strategy, samples) for strategy, samples in asked])
             front = search.finish()
 
     Args:
@@ -123,16 +125,16 @@ class Search:
         cost_table: cost of one image and step by width, in MACs or ms as `config.objectives` says.
         log_snrs: [S] log-SNR of every step of the sampler.
         run_dir: run folder; writes search/{archive.jsonl, history.json, front.json, strategy.json}.
-        errors: [S, W] sensitivity of every step and width (in the order of `config.widths`), from
-            which the first population gets the best strategies at `config.seed_budgets` and at
-            the budget; None for none.
+        errors: [S, W] error of every step and width (in the order of `config.widths`), weighted by
+            what the sampler makes of it (`Sensitivity.for_steps` with gains): the proxy, from which
+            the first strategies come. None for random ones; the method "proxy" needs it.
         identity: what the scores depend on beside the arguments here: checkpoint digest, sampler,
             names of the qualities; plain JSON and settings. None for nothing.
-        quality_name: what to call the front's quality in front.json; None names the stage.
+        quality_name: what to call the front's quality in front.json; None for "quality".
 
     Raises:
-        ValueError: the budget is below the cheapest strategy, or the archive belongs to another
-            search or is in use.
+        ValueError: errors are missing or refused, the budget is below the cheapest strategy, or the
+            archive belongs to another search or is in use.
     """
 
     def __init__(
@@ -150,6 +152,8 @@ class Search:
         table = cost_per_width(config, cost_table)
         cost = StepCost(table, space)
         check_budget(config, cost)
+        if errors is None and config.method == "proxy":
+            raise Refusal("search: method is 'proxy' without errors; need the weighted errors")
         given = dict(identity or {})
         whole: dict[str, Any] = {
             **given,
@@ -170,11 +174,10 @@ class Search:
             errors,
             folder=self._folder,
             origin={**plain(given), "seed": config.seed},
-            quality_name=quality_name or f"{config.quality_stage} quality",
+            quality_name=quality_name or "quality",
         )
         self._rounds = self._stages.rounds()
         self._wanted: deque[Request] = deque()  # of this round, not taken yet
-        self._stage = config.stages[0]
         self._ended = False
         self._archive = Archive(self._folder / "archive.jsonl", whole, space)
 
@@ -188,12 +191,12 @@ class Search:
         """Let another search use the archive."""
         self._archive.close()
 
-    def ask(self) -> list[tuple[Strategy, str]]:
-        """Return every strategy that can be scored now, and at which stage; none at the end.
+    def ask(self) -> list[tuple[Strategy, range]]:
+        """Return every strategy that can be scored now, and on which samples; none at the end.
 
-        They do not depend on each other's scores: the constant widths, a generation, its members
-        for the full quality, or the finalists. What the archive knows is not asked for. What was
-        asked for and not told is asked for again.
+        They do not depend on each other's scores: the constant widths, a generation, those of a
+        race that go on, or the finalists. What the archive knows is not asked for. What was asked
+        for and not told is asked for again.
 
         Raises:
             ValueError: the full width's quality is not a finite number.
@@ -203,14 +206,15 @@ class Search:
             self._ended = found is None
             self._wanted.extend(found or ())
             self._take_known()
-        return [(self._stages.space.strategy(genome), stage) for genome, stage in self._missing()]
+        return [(self._stages.space.strategy(genome), n) for genome, n in self._missing()]
 
-    def tell(self, scores: Sequence[float], seconds: Sequence[float] | None = None) -> None:
+    def tell(self, scores: Sequence[Values], seconds: Sequence[float] | None = None) -> None:
         """Take the scores of the first strategies asked for, in their order; they are on disk then.
 
         Args:
-            scores: lower is better; one that is not finite says that the evaluation failed. As many
-                as were asked for or fewer: further calls take those that follow.
+            scores: each a value a block of samples, the same blocks for every strategy, or a single
+                one; lower is better; one that is not finite says that the evaluation failed. As
+                many as were asked for or fewer: further calls take those that follow.
             seconds: what each took, for the archive; None where nobody measured it.
 
         Raises:
@@ -218,11 +222,13 @@ class Search:
             TypeError: a score or a time is no number.
         """
         try:
-            values = [float(score) for score in scores]
+            values = [_values(score) for score in scores]
             times = None if seconds is None else [round(float(taken), 6) for taken in seconds]
         except (TypeError, ValueError):
             told = repr(scores) if seconds is None else f"{scores!r} in {seconds!r} s"
-            raise TypeRefusal(f"search: told {told}; need a number a score") from None
+            raise TypeRefusal(
+                f"search: told {told}; need a number, or some numbers, a score"
+            ) from None
         asked = self._missing()
         if len(values) > len(asked):
             raise Refusal(
@@ -234,22 +240,23 @@ class Search:
                 f"search: told {len(values)} scores and {len(times)} times; need one a score"
             )
         each = zip(asked, values, times or repeat(None), strict=False)
-        for (genome, stage), score, taken in each:
-            row = {**self._stages.row(genome, stage, score), "seconds": taken}
-            self._archive.add(genome, stage, score, row)
+        for (genome, samples), score, taken in each:
+            row = {**self._stages.row(genome, score), "seconds": taken}
+            self._archive.add(genome, samples, score, row)
             self._take_known(fresh=True)
 
     @property
     def progress(self) -> SearchProgress:
         """How far the search is."""
         stages, config = self._stages, self._stages.config
-        generations = config.generations + config.refine_generations
+        expected = stages.samples if self._ended else config.most_scored_samples()
         return SearchProgress(
             evaluations=stages.count,
-            expected=stages.count if self._ended else stages.expected,
-            generation=min(stages.generation, generations - 1),
-            generations=generations,
-            stage=config.quality_stage if self._ended else self._stage,
+            samples=stages.samples,
+            expected_samples=max(expected, stages.samples),
+            generation=stages.generation,
+            generations=config.generation_count,
+            stage=stages.stage,
             hypervolume=stages.history[-1]["hypervolume"] if stages.history else None,
         )
 
@@ -261,7 +268,8 @@ class Search:
                 written all the same).
         """
         # a search that was refused half-way has ended too, with nothing to show
-        if not self._ended or not self._stages.history:
+        scored = self._stages.history or self._stages.config.method == "proxy"
+        if not self._ended or not scored:
             raise Refusal("search: finish while scores are missing; need ask to return none first")
         front = self._stages.front()
         self._stages.write(front)
@@ -276,10 +284,21 @@ class Search:
     def _take_known(self, *, fresh: bool = False) -> None:
         """Move scores out of the archive in the order wanted, which decides between equal ones."""
         while self._wanted:
-            genome, stage = self._wanted[0]
-            score = self._archive.get(genome, stage)
-            if score is None:
+            genome, samples = self._wanted[0]
+            values = self._archive.get(genome, samples)
+            if values is None:
                 break
             self._wanted.popleft()
-            self._stages.take(genome, stage, score, fresh=fresh)
-            self._stage = stage
+            self._stages.take(genome, samples, values, fresh=fresh)
+
+
+def _values(score: Values) -> tuple[float, ...]:
+    """The values of one score; refuses text, which is a sequence too."""
+    if isinstance(score, str):
+        raise TypeError
+    if isinstance(score, Iterable):
+        found = tuple(float(value) for value in score)
+        if not found:
+            raise ValueError
+        return found
+    return (float(score),)

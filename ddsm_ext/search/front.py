@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -31,18 +31,29 @@ class FrontPoint:
         cost: cost of an image over all steps, in the front's unit.
         cost_relative: that cost as a fraction of the full width's.
         quality: score that made the front, lower is better.
-        cheap: cheap quality; None if not evaluated.
-        full: full quality; None if not evaluated.
-        generation: generation that first evaluated it.
+        standard_error: of the score; None where it is not known.
+        samples: how many samples were scored; 0 where the quality is the proxy.
+        loss: how much the score is above the full width's, on the same seeds.
+        loss_half_width: half-width of the 95 % interval of that difference; 0 where not known.
+        proxy: sampler-weighted error of the widths, mean over the steps; None without errors.
+        generation: generation that first scored it, 0 the first race.
     """
 
     strategy: Strategy
     cost: float
     cost_relative: float
     quality: float
-    cheap: float | None
-    full: float | None
-    generation: int
+    standard_error: float | None = None
+    samples: int = 0
+    loss: float = 0.0
+    loss_half_width: float = 0.0
+    proxy: float | None = None
+    generation: int = 0
+
+    @property
+    def greatest_loss(self) -> float:
+        """Upper end of the loss's interval: what the strategy was shown to lose at most."""
+        return self.loss + self.loss_half_width
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,7 @@ class Front(Document):
         cost_unit: unit of the costs: "macs" or "ms", an image over all steps of the sampler.
         quality_name: what the quality is, for people to read.
         chosen: the strategy chosen under the search's own budget; None if nothing was within it.
+        network_evaluations: evaluations of the network that the search's scores took.
     """
 
     what: ClassVar[str] = "front"
@@ -63,6 +75,7 @@ class Front(Document):
         "quality_name",
         "full_cost",
         "full_quality",
+        "network_evaluations",
         "chosen",
         "constants",
         "points",
@@ -73,6 +86,7 @@ class Front(Document):
     cost_unit: str
     quality_name: str
     chosen: FrontPoint | None = None
+    network_evaluations: int = 0
 
     @property
     def full_cost(self) -> float:
@@ -93,12 +107,15 @@ class Front(Document):
     ) -> FrontPoint:
         """Return the best strategy within a budget, or the cheapest within a loss of quality.
 
+        A loss is kept to when the upper end of its interval is within it, so that no strategy is
+        taken for the luck of one score; the full width itself loses nothing.
+
         Args:
             max_cost: most cost as a fraction of the full width's, in the front's unit.
             budget_ms: most ms an image over all steps, for a front in ms.
             max_quality_loss: most that the quality may be above the full width's, in its own unit.
                 With a budget too, the best within the budget must also keep to it. None with no
-                budget means 0: the cheapest that is not worse than the full width.
+                budget means 0: the cheapest that is shown to be no worse than the full width.
 
         Raises:
             ValueError: nothing on the front is within the limits, or they do not fit together.
@@ -120,23 +137,17 @@ class Front(Document):
                 "need at least that"
             )
         best = within[-1]
-        if loss is not None and best.quality > self.full_quality + loss:
+        if loss is not None and best.greatest_loss > loss:
             raise Refusal(
-                f"pick: the best strategy within {text} loses "
-                f"{best.quality - self.full_quality:.6g} of quality, max_quality_loss is {loss:g}; "
-                "need a larger budget or loss"
+                f"pick: the best strategy within {text} loses {best.loss:.6g} of quality, at most "
+                f"{best.greatest_loss:.6g}, max_quality_loss is {loss:g}; need a larger budget or "
+                "loss"
             )
         return best
 
     def _cheapest(self, loss: float) -> FrontPoint:
-        within = [p for p in self.points if p.quality <= self.full_quality + loss]
-        if not within:
-            best = self.points[-1]
-            raise Refusal(
-                f"pick: the best strategy loses {best.quality - self.full_quality:.6g} of quality, "
-                f"max_quality_loss is {loss:g}; need at least that"
-            )
-        return within[0]
+        within = (p for p in self.points if p.greatest_loss <= loss)
+        return next(within, self.constants[0])
 
     def _limit(self, max_cost: float | None, budget_ms: float | None) -> tuple[float | None, str]:
         """The budget in the costs' unit, None for none, and as text."""
@@ -166,10 +177,18 @@ class Front(Document):
             "quality_name": self.quality_name,
             "full_cost": self.full_cost,
             "full_quality": self.full_quality,
+            "network_evaluations": self.network_evaluations,
             "chosen": _to_row(self.chosen) if self.chosen else None,
             "constants": [{"width": p.strategy.widths[0], **_to_row(p)} for p in self.constants],
             "points": [_to_row(p) for p in self.points],
         }
+
+    @classmethod
+    def from_content(cls, content: Any, source: str) -> Self:
+        """Read a file's content; one from before evaluations were counted says none."""
+        if isinstance(content, dict):
+            content = {"network_evaluations": 0, **content}
+        return super().from_content(content, source)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Front:
@@ -178,13 +197,15 @@ class Front(Document):
         Raises:
             ValueError: it has no strategies, or a value is refused.
         """
-        points = tuple(_from_row(row) for row in values["points"])
-        constants = tuple(_from_row(row) for row in values["constants"])
-        if not points or not constants:
+        if not values["points"] or not values["constants"]:
             raise Refusal("holds no strategies; need points and constants")
-        chosen = None if values["chosen"] is None else _from_row(values["chosen"])
+        full = float(values["full_quality"])
+        points = tuple(_from_row(row, full) for row in values["points"])
+        constants = tuple(_from_row(row, full) for row in values["constants"])
+        chosen = None if values["chosen"] is None else _from_row(values["chosen"], full)
         unit, name = str(values["cost_unit"]), str(values["quality_name"])
-        return cls(points, constants, unit, name, chosen)
+        evaluations = int(values["network_evaluations"])
+        return cls(points, constants, unit, name, chosen, evaluations)
 
 
 _NAMES = {"macs": "MACs", "ms": "time"}
@@ -196,14 +217,19 @@ def _to_row(point: FrontPoint) -> dict[str, Any]:
     return {**row, "strategy": {name: strategy[name] for name in ("widths", "cuts", "origin")}}
 
 
-def _from_row(row: Mapping[str, Any]) -> FrontPoint:
+def _from_row(row: Mapping[str, Any], full_quality: float) -> FrontPoint:
+    quality, error = float(row["quality"]), row.get("standard_error")
     return FrontPoint(
         strategy=Strategy(**row["strategy"]),
         cost=float(row["cost"]),
         cost_relative=float(row["cost_relative"]),
-        quality=float(row["quality"]),
-        cheap=row["cheap"],
-        full=row["full"],
+        quality=quality,
+        # a front of an earlier version has single scores
+        standard_error=None if error is None else float(error),
+        samples=int(row.get("samples", 0)),
+        loss=float(row.get("loss", quality - full_quality)),
+        loss_half_width=float(row.get("loss_half_width", 0.0)),
+        proxy=row.get("proxy", row.get("cheap")),
         generation=int(row["generation"]),
     )
 

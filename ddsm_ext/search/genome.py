@@ -145,6 +145,26 @@ class StrategySpace:
             raise Refusal(f"search: a strategy has {count} segments; need at most {self.segments}")
         return genome
 
+    def from_strategy(self, strategy: Strategy) -> Genome:
+        """Return the genome of what a strategy does on these levels.
+
+        Raises:
+            ValueError: it has a width or more segments than the space.
+        """
+        found = [find_width(self.widths, w) for w in strategy.widths_for(self.levels)]
+        if None in found:
+            raise Refusal(
+                f"search: a strategy has widths {list(strategy.widths)}; need some of "
+                f"{list(self.widths)}"
+            )
+        return self.from_levels([index for index in found if index is not None])
+
+    def reverse(self, genome: Genome) -> Genome:
+        """Return the genome that gives the widths in the opposite order, from least noise to most:
+        the same cost where every level has as many steps."""
+        boundaries = tuple(len(self.levels) - b for b in reversed(genome.boundaries))
+        return Genome(boundaries, tuple(reversed(genome.widths)))
+
     def strategy(self, genome: Genome, origin: Mapping[str, Any] | None = None) -> Strategy:
         """Return the `Strategy` of a genome; each cut lies midway between its two levels.
 

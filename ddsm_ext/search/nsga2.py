@@ -1,4 +1,4 @@
-"""NSGA-II on strategies: the first population, the operators, and pymoo's loop by ask and tell.
+"""NSGA-II on strategies: random ones, the operators, and pymoo's loop by ask and tell.
 
 pymoo's `prob` is the chance that an individual is mutated at all and `prob_var` that each of its
 genes is; both are set here, and a gene that is chosen does change. pymoo takes a second to import,
@@ -22,9 +22,7 @@ from pymoo.core.problem import Problem
 from pymoo.core.termination import NoTermination
 from pymoo.problems.static import StaticProblem
 
-from ddsm_ext.search.budget import solve_budget
 from ddsm_ext.search.config import SearchConfig
-from ddsm_ext.search.cost import StepCost
 from ddsm_ext.search.front import Point
 from ddsm_ext.search.genome import Genome, StrategySpace
 
@@ -34,30 +32,6 @@ _TRIES = 50
 _LONGEST_SHIFT = 0.5
 # Share of width mutations that go to a neighbouring width; the others go to any other width
 _NEIGHBOUR_SHARE = 0.7
-
-
-def budget_genomes(
-    space: StrategySpace, cost: StepCost, level_errors: np.ndarray, budgets: Sequence[float]
-) -> list[Genome]:
-    """Return the strategies of least total error at each budget that can be met.
-
-    Args:
-        space: the strategies.
-        cost: their cost.
-        level_errors: [L, W] from `StrategySpace.by_level`.
-        budgets: fractions of the full width's cost.
-    """
-    found: list[Genome] = []
-    level_costs = space.counts[:, None] * cost.per_width  # [L, W]
-    for budget in budgets:
-        limit = budget * cost.full
-        if limit < cost.per_width.min() * space.steps:
-            continue
-        solution = solve_budget(level_errors, level_costs, limit, space.segments)
-        genome = space.from_levels(solution.choice)
-        if genome not in found:
-            found.append(genome)
-    return found
 
 
 def random_genomes(

@@ -61,23 +61,43 @@ class Sensitivity(Document):
         object.__setattr__(self, "errors", values)
 
     def for_steps(
-        self, log_snrs: Sequence[float], widths: Sequence[float] | None = None
+        self,
+        log_snrs: Sequence[float],
+        widths: Sequence[float] | None = None,
+        gains: Sequence[float] | None = None,
     ) -> np.ndarray:
         """Return the error of every step and width, linear in log-SNR between measured levels.
 
         Args:
             log_snrs: [S] noise level of each step; beyond the measured ones the nearest counts.
             widths: columns wanted, each measured; None means all.
+            gains: [S] what the sampler makes of the output at each step, from
+                `sampling.levels.prediction_gains`: each error is multiplied by the square, so that
+                it is that of the next image. None leaves the errors of the predictions.
 
         Returns:
             [S, W] float64.
 
         Raises:
-            ValueError: a width was not measured.
+            ValueError: a width was not measured, or there is another number of gains.
         """
         columns = [_column(self.widths, w) for w in (self.widths if widths is None else widths)]
         found = [np.interp(log_snrs, self.log_snrs, self.errors[:, c]) for c in columns]
-        return np.stack(found, axis=1)  # [S, W]
+        table = np.stack(found, axis=1)  # [S, W]
+        if gains is None:
+            return table
+        if len(gains) != len(table):
+            raise Refusal(f"sensitivity: {len(gains)} gains; need one a step, {len(table)}")
+        return table * np.square(np.asarray(gains, dtype=np.float64))[:, None]
+
+    def joined(self, other: Sensitivity) -> Sensitivity:
+        """Return this one with the widths that another one, of the same levels, measured."""
+        if other.log_snrs != self.log_snrs or other.images != self.images:
+            raise Refusal("sensitivity: joined with one of other levels or images; need the same")
+        new = [i for i, w in enumerate(other.widths) if find_width(self.widths, w) is None]
+        widths = (*self.widths, *(other.widths[i] for i in new))
+        errors = np.concatenate([self.errors, other.errors[:, new]], axis=1)
+        return Sensitivity(self.log_snrs, widths, errors, self.images, self.conditions)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the sensitivity as its file has it: a column a width."""

@@ -1,14 +1,10 @@
 """The stages of a search: what is scored next, what the scores so far say, its files.
 
-Staging, when both qualities are used:
-1. Every candidate of a generation gets the cheap quality; NSGA-II selects on (cheap, cost).
-2. The constant widths always get the full quality. After each generation so do those of its
-   candidates that are on the front (cheap, cost) of all candidates so far, at most
-   `full_per_generation` of them, spread over the front.
-3. Optional `refine_generations` select on (full, cost), begun from the best fully scored ones.
-4. At the end members of the cheap front without a full quality get it, at most `full_final`: with a
-   budget first those nearest below it (up to half of them), then spread over the front.
-The front is the non-dominated set of all candidates with the quality that makes the front.
+"evolution": the pool of first strategies races on samples of common seeds; NSGA-II, whose first
+population are the survivors, makes offspring, which race against what is known; the finalists and
+the constant widths are scored on new seeds, and those scores alone make the front.
+"paper": every strategy of NSGA-II gets one whole score, and these make the front.
+"proxy": nothing is scored.
 """
 
 from __future__ import annotations
@@ -16,13 +12,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ddsm_ext.io.files import write_json
+from ddsm_ext.search.archive import Request
 from ddsm_ext.search.config import SearchConfig
 from ddsm_ext.search.cost import StepCost, budget_cost
 from ddsm_ext.search.front import (
@@ -30,14 +27,15 @@ from ddsm_ext.search.front import (
     Front,
     FrontPoint,
     HypervolumeMeter,
-    Point,
     nondominated,
     spread_choice,
 )
 from ddsm_ext.search.genome import Genome, StrategySpace
+from ddsm_ext.search.pool import candidate_pool, level_total, proxy_front, spread_budgets
+from ddsm_ext.search.race import Race, Score, difference
 from ddsm_ext.settings import Refusal
 
-Request = tuple[Genome, str]  # what is to be scored, and at which stage
+Requests = Generator[list[Request], None, None]
 
 
 class Stages:
@@ -47,7 +45,7 @@ class Stages:
         config: settings.
         space: the strategies.
         cost: their cost.
-        errors: [L, W] from `StrategySpace.by_level`; None for no first strategies from it.
+        errors: [L, W] from `StrategySpace.by_level`; None where the proxy is not known.
         folder: where history.json and front.json go.
         origin: what every strategy of the front says of where it comes from.
         quality_name: what to call the front's quality.
@@ -67,40 +65,67 @@ class Stages:
         self.config = config
         self.space = space
         self.cost = cost
-        self.expected = 0  # most scores that the search can need
+        self.race = Race(cost, config.first_samples, self._most_samples())
+        self.stage = "race"
         self.generation = 0
+        self.count = 0  # scores taken
+        self.samples = 0  # samples that were made for them
         self.history: list[dict[str, Any]] = []
         self._errors = errors
         self._folder = folder
         self._origin = dict(origin)
         self._quality_name = quality_name
-        self._scored: dict[str, dict[Genome, float]] = {"cheap": {}, "full": {}}
+        self._finals: dict[Genome, Score] = {}
         self._first_seen: dict[Genome, int] = {}
-        self._meters: dict[str, HypervolumeMeter] = {}
+        self._meter: HypervolumeMeter | None = None
         self._news = False
 
-    @property
-    def count(self) -> int:
-        """Scores taken so far."""
-        return sum(len(scores) for scores in self._scored.values())
+    def _most_samples(self) -> int:
+        evolution = self.config.method == "evolution"
+        return self.config.most_samples if evolution else self.config.first_samples
 
-    def take(self, genome: Genome, stage: str, score: float, *, fresh: bool) -> None:
-        """Take a score, inf for a failure; `fresh` ones are of this process, not of the archive."""
+    @property
+    def network_evaluations(self) -> int:
+        """Evaluations of the network that the scores took so far."""
+        return self.samples * self.space.steps
+
+    def take(self, genome: Genome, samples: range, values: Sequence[float], *, fresh: bool) -> None:
+        """Take a score; `fresh` ones are of this process, not of the archive.
+
+        Args:
+            genome: what was scored.
+            samples: on which samples.
+            values: one a block of them; a single inf for a failure.
+            fresh: whether it is news.
+        """
         self._first_seen.setdefault(genome, self.generation)
-        self._scored[stage][genome] = score
+        score, known = Score(tuple(values), len(samples)), self.race.latest(genome)
+        self.count += 1
+        if samples.start == 0:
+            self.samples += len(samples) - (known.samples if known else 0)
+            self.race.take(genome, score)
+        else:
+            self.samples += len(samples)
+            self._finals[genome] = score
         self._news = self._news or fresh
 
-    def row(self, genome: Genome, stage: str, score: float) -> dict[str, Any]:
-        """Return what the archive says of a score beside the score itself."""
-        finite = score if math.isfinite(score) else None
+    def row(self, genome: Genome, values: Sequence[float]) -> dict[str, Any]:
+        """Return what the archive says of a score beside its values."""
+        score = Score(tuple(values), 0)
         return {
             "generation": self.generation,
+            "stage": self.stage,
             "cost": self.cost(genome),
             "cost_relative": self.cost.relative(genome),
-            "cheap": finite if stage == "cheap" else self._known(genome, "cheap"),
-            "full": finite if stage == "full" else self._known(genome, "full"),
-            "quality": finite if stage == self.config.quality_stage else None,
+            "proxy": self.proxy(genome),
+            "quality": score.mean if math.isfinite(score.mean) else None,
         }
+
+    def proxy(self, genome: Genome) -> float | None:
+        """Return the mean over the steps of the weighted errors; None where they are not known."""
+        if self._errors is None:
+            return None
+        return level_total(self.space, self._errors, genome) / self.space.steps
 
     def rounds(self) -> Iterator[list[Request]]:
         """Yield what can be scored without each other's scores; goes on when all of it is taken.
@@ -108,148 +133,145 @@ class Stages:
         Raises:
             ValueError: the full width's quality is not a finite number.
         """
-        config = self.config
-        initial = self._first_population()
-        self.expected = sum(config.most_evaluations(len(initial)).values())
-        for stage in config.stages:
-            yield from self._measure_constants(stage)
-        yield from self._evolve(config.stages[0], initial, config.generations, config.population)
-        if config.refine_generations:
-            size = config.refine_size
-            start = self._best_scored(size)
-            yield from self._evolve("full", start, config.refine_generations, size)
-        self.generation = max(0, self.generation - 1)
-        if len(config.stages) == 2:
-            yield from self._score_finalists()
-            self.history[-1] = self._history_row(self.history[-1]["stage"])
+        if self.config.method == "proxy":
+            return
+        yield from self._score_constants()
+        if self.config.method == "paper":
+            random = np.random.default_rng([self.config.seed, 0])
+            yield from self._evolve(self._random(self.config.population_size, [], random))
+            return
+        survivors = yield from self._run_race(self._pool())
+        self._note()
+        yield from self._evolve(survivors)
+        self.stage = "finalists"
+        first = self.race.most_samples
+        samples = range(first, first + self.config.final_samples)
+        finalists = dict.fromkeys([*self.space.constants(), *self._finalists()])
+        yield [(genome, samples) for genome in finalists]
+        self._note()
 
-    def _first_population(self) -> list[Genome]:
-        """Constant widths, the best under the sensitivity at each budget, and random strategies."""
-        # pymoo takes a second to import, which a refused search should not cost
-        from ddsm_ext.search.nsga2 import budget_genomes, random_genomes
-
-        config, seeds = self.config, list[Genome]()
-        if self._errors is not None:
-            budget = budget_cost(config, self.cost)
-            own = [] if budget is None else [min(1.0, budget / self.cost.full)]
-            budgets = [*config.seed_budgets, *own]
-            seeds = budget_genomes(self.space, self.cost, self._errors, budgets)
-        initial = list(dict.fromkeys([*self.space.constants(), *seeds]))
-        random = np.random.default_rng([config.seed, 0])
-        missing = config.population - len(initial)
-        if missing > 0:
-            initial += random_genomes(self.space, missing, initial, random)
-        return initial
-
-    def _points(
-        self, genomes: Sequence[Genome], *stages: str
-    ) -> Generator[list[Request], None, list[Point]]:
-        """Have genomes scored at each stage; return their points at the last one."""
-        yield [(g, stage) for stage in stages for g in genomes if g not in self._scored[stage]]
-        return [self._point(genome, stages[-1]) for genome in genomes]
-
-    def _measure_constants(self, stage: str) -> Iterator[list[Request]]:
-        """Score the constant widths and fix the hypervolume's reference point from them."""
-        points = yield from self._points(self.space.constants(), stage)
+    def _score_constants(self) -> Requests:
+        """Score the constant widths and fix the hypervolume's box from them."""
+        constants = self.space.constants()
+        yield [(genome, range(self.race.samples)) for genome in constants]
+        points = [self.race.point(genome) for genome in constants]
         if not math.isfinite(points[0][0]):
-            raise Refusal(
-                f"search: the full width's {stage} quality is not a finite number; need one"
-            )
-        self._meters[stage] = HypervolumeMeter([p for p in points if math.isfinite(p[0])])
+            raise Refusal("search: the full width's quality is not a finite number; need one")
+        self._meter = HypervolumeMeter([p for p in points if math.isfinite(p[0])])
 
-    def _evolve(
-        self, stage: str, initial: Sequence[Genome], generations: int, population: int
-    ) -> Iterator[list[Request]]:
+    def _pool(self) -> list[Genome]:
+        """The strategies that the race begins with; without errors random ones."""
+        config = self.config
+        if self._errors is None:
+            random = np.random.default_rng([config.seed, 0])
+            constants = self.space.constants()
+            return constants + self._random(config.pool - len(constants), constants, random)
+        return candidate_pool(
+            self.space,
+            self.cost,
+            self._errors,
+            budgets=config.proxy_budgets,
+            budget=budget_cost(config, self.cost),
+            size=config.pool,
+        )
+
+    def _random(
+        self, count: int, known: Sequence[Genome], random: np.random.Generator
+    ) -> list[Genome]:
+        # pymoo takes a second to import, which a refused search should not cost
+        from ddsm_ext.search.nsga2 import random_genomes
+
+        return random_genomes(self.space, max(0, count), known, random)
+
+    def _run_race(
+        self, candidates: Sequence[Genome]
+    ) -> Generator[list[Request], None, list[Genome]]:
+        """Sample candidates until no pair of the survivors is open; at most half go on each time.
+
+        They race against everything that was scored; of that only what is on the front now is
+        sampled on with them.
+        """
+        race, limit = self.race, len(candidates)
+        yield [(g, range(race.samples)) for g in candidates if race.latest(g) is None]
+        alive = race.alive(candidates)
+        while wanted := race.open(alive, self._front_genomes()):
+            yield [(genome, range(samples)) for genome, samples in wanted]
+            limit = max(self.config.population_size, limit // 2)
+            alive = self._best(race.alive(alive), limit)
+        return alive
+
+    def _evolve(self, initial: Sequence[Genome]) -> Requests:
+        """NSGA-II on (score, cost), its offspring raced as they come."""
         from ddsm_ext.search.nsga2 import Evolution
 
         config = self.config
-        state = np.random.SeedSequence([config.seed, 1, self.generation]).generate_state(1)
-        evolution = Evolution(config, self.space, initial, population, int(state[0]))
-        stages = config.stages if stage == "full" else (stage,)
-        for _ in range(generations):
+        size = config.population_size
+        first = list(initial)
+        if config.method == "evolution":  # of a race that few survived, the best others too
+            others = [g for g in self.race.scored() if g not in first]
+            first += self._best(others, size - len(first))
+            self.stage = "evolution"
+        state = np.random.SeedSequence([config.seed, 1]).generate_state(1)
+        evolution = Evolution(config, self.space, first, size, int(state[0]))
+        for self.generation in range(config.generation_count):
             candidates = evolution.ask()
             if not candidates:
                 break
-            points = yield from self._points(candidates, *stages)
-            evolution.tell(points)
-            if stage == "cheap" and "full" in config.stages:
-                yield from self._promote(candidates)
-            self.history.append(self._history_row(stage))
-            # a replay from the archive must not put an earlier front in place of a later one
-            if self._news:
-                self.write(self.front())
-            self.generation += 1
+            yield from self._run_race(candidates)
+            evolution.tell([self.race.point(genome) for genome in candidates])
+            if self.generation or config.method == "paper":
+                self._note()
 
-    def _promote(self, candidates: Sequence[Genome]) -> Iterator[list[Request]]:
-        """Give the full quality to this generation's members of the cheap front."""
-        fresh = set(candidates)
-        front = [g for g in self._unscored_front() if g in fresh]
-        points = [self._point(genome, "cheap") for genome in front]
-        chosen = spread_choice(points, self.config.full_per_generation)
-        yield from self._points([front[i] for i in chosen], "full")
-
-    def _score_finalists(self) -> Iterator[list[Request]]:
-        """Give the full quality to members of the final cheap front, near the budget first."""
-        front = self._unscored_front()
-        count = self.config.full_final
+    def _finalists(self) -> list[Genome]:
+        """Whom to score on new seeds: the best within the budget, then a spread of the front."""
+        count, race = self.config.finalists, self.race
         budget = budget_cost(self.config, self.cost)
         near: list[Genome] = []
         if budget is not None:
-            below = [g for g in front if self.cost(g) <= budget * (1 + BUDGET_TOLERANCE)]
-            near = below[len(below) - min(len(below), (count + 1) // 2) :]
-        rest = [g for g in front if g not in near]
-        points = [self._point(genome, "cheap") for genome in rest]
-        spread = [rest[i] for i in spread_choice(points, count - len(near))]
-        yield from self._points([*near, *spread], "full")
+            within = [g for g in race.scored() if self.cost(g) <= budget * (1 + BUDGET_TOLERANCE)]
+            near = sorted(within, key=lambda g: (race.point(g), g.boundaries))[: (count + 1) // 2]
+        rest = [g for g in self._front_genomes() if g not in near]
+        spread = spread_choice([race.point(g) for g in rest], count - len(near))
+        return near + [rest[i] for i in spread]
 
-    def _unscored_front(self) -> list[Genome]:
-        """Members of the cheap front without a full quality, by rising cost."""
-        return [g for g in self._front_genomes("cheap") if g not in self._scored["full"]]
-
-    def _best_scored(self, count: int) -> list[Genome]:
-        """The best `count` fully scored candidates: whole fronts first, then by spread."""
-        rest = [g for g, score in self._scored["full"].items() if math.isfinite(score)]
-        chosen: list[Genome] = []
+    def _best(self, genomes: Iterable[Genome], count: int) -> list[Genome]:
+        """The best `count` of scored strategies: whole fronts first, then by spread."""
+        rest, chosen = list(genomes), list[Genome]()
         while rest and len(chosen) < count:
-            points = [self._point(genome, "full") for genome in rest]
-            layer = [rest[i] for i in nondominated(points)]
-            spread = spread_choice([self._point(g, "full") for g in layer], count - len(chosen))
-            chosen += [layer[i] for i in spread]
+            layer = [rest[i] for i in nondominated([self.race.point(g) for g in rest])]
+            points = [self.race.point(g) for g in layer]
+            chosen += [layer[i] for i in spread_choice(points, count - len(chosen))]
             rest = [g for g in rest if g not in layer]
         return chosen
 
-    def _front_genomes(self, stage: str) -> list[Genome]:
-        """Non-dominated candidates at a stage, by rising cost."""
-        genomes = [g for g, score in self._scored[stage].items() if math.isfinite(score)]
-        return [genomes[i] for i in nondominated([self._point(g, stage) for g in genomes])]
+    def _front_genomes(self) -> list[Genome]:
+        """Non-dominated strategies of the latest scores, by rising cost."""
+        genomes = self.race.scored()
+        return [genomes[i] for i in nondominated([self.race.point(g) for g in genomes])]
 
-    def _point(self, genome: Genome, stage: str) -> Point:
-        """(quality, cost as a fraction of the full width's) of a scored genome."""
-        return self._scored[stage][genome], self.cost.relative(genome)
-
-    def _known(self, genome: Genome, stage: str) -> float | None:
-        score = self._scored[stage].get(genome)
-        return score if score is not None and math.isfinite(score) else None
-
-    def _history_row(self, stage: str) -> dict[str, Any]:
-        fronts = {s: [self._point(g, s) for g in self._front_genomes(s)] for s in self._meters}
-        volumes = {s: meter(fronts[s]) for s, meter in self._meters.items()}
-        return {
-            "generation": self.generation,
-            "stage": stage,
-            "evaluations": {s: len(self._scored[s]) for s in self._meters},
-            "hypervolume": volumes[self.config.quality_stage],
-            "hypervolumes": volumes,
-            "fronts": {s: [list(p) for p in points] for s, points in fronts.items()},
-        }
+    def _note(self) -> None:
+        """Add a row to the history; a replay puts no earlier front in place of a later one."""
+        front = self.front()
+        assert self._meter is not None
+        points = [(p.quality, p.cost_relative) for p in front.points]
+        self.history.append(
+            {
+                "generation": self.generation,
+                "stage": self.stage,
+                "evaluations": self.count,
+                "network_evaluations": self.network_evaluations,
+                "hypervolume": self._meter(points),
+                "front": [list(point) for point in points],
+            }
+        )
+        if self._news:
+            self.write(front)
 
     def write(self, front: Front) -> None:
         """Write history.json and front.json."""
-        references = {
-            s: {"ideal": m.ideal.tolist(), "reference": m.reference.tolist()}
-            for s, m in self._meters.items()
-        }
-        history = {"hypervolume_points": references, "generations": self.history}
+        meter = self._meter
+        ends = meter and {"ideal": meter.ideal.tolist(), "reference": meter.reference.tolist()}
+        history = {"hypervolume_points": ends, "generations": self.history}
         write_json(self._folder / "history.json", history)
         front.save(self._folder / "front.json")
 
@@ -262,35 +284,65 @@ class Stages:
 
     def front(self) -> Front:
         """Return the front of the scores so far; chosen is None if nothing is in the limits."""
-        stage = self.config.quality_stage
-        points = tuple(self._front_point(g) for g in self._front_genomes(stage))
-        constants = tuple(
-            self._front_point(g)
-            for g in self.space.constants()
-            if math.isfinite(self._scored[stage][g])
+        scores = self._front_scores()
+        constants = [g for g in self.space.constants() if g in scores]
+        genomes = list(scores)
+        front = Front(
+            points=tuple(
+                self._front_point(genomes[i], scores)
+                for i in nondominated([(scores[g].mean, self.cost.relative(g)) for g in genomes])
+            ),
+            constants=tuple(self._front_point(g, scores) for g in constants),
+            cost_unit=self.config.cost,
+            quality_name=self._quality_name,
+            network_evaluations=self.network_evaluations,
         )
-        front = Front(points, constants, self.config.cost, self._quality_name)
         with contextlib.suppress(ValueError):
             return dataclasses.replace(front, chosen=self.pick(front))
         return front
 
-    def _front_point(self, genome: Genome) -> FrontPoint:
-        quality, relative = self._point(genome, self.config.quality_stage)
+    def _front_scores(self) -> dict[Genome, Score]:
+        """The scores that make the front: the finalists', before them the latest of the race."""
+        if self.config.method == "proxy":
+            return self._proxy_scores()
+        if self._finals:
+            return {g: s for g, s in self._finals.items() if math.isfinite(s.mean)}
+        latest = ((g, self.race.latest(g)) for g in self.race.scored())
+        return {genome: score for genome, score in latest if score is not None}
+
+    def _proxy_scores(self) -> dict[Genome, Score]:
+        """The proxy itself as the score, of its exact front and of the constant widths."""
+        assert self._errors is not None
+        budgets = spread_budgets(self.cost, self.config.proxy_budgets)
+        own = budget_cost(self.config, self.cost)
+        if own is not None:
+            budgets.append(min(own, self.cost.full))
+        found = proxy_front(self.space, self.cost, self._errors, budgets, self.config.segments)
+        proxies = {g: self.proxy(g) for g in [*self.space.constants(), *found]}
+        return {g: Score((value,), 0) for g, value in proxies.items() if value is not None}
+
+    def _front_point(self, genome: Genome, scores: Mapping[Genome, Score]) -> FrontPoint:
+        score, relative = scores[genome], self.cost.relative(genome)
+        loss = difference(score, scores[self.space.constants()[0]])
         origin = {
             **self._origin,
             "kind": "search",
             "cost_unit": self.config.cost,
             "cost_relative": relative,
-            "quality": quality,
+            "quality": score.mean,
             "quality_name": self._quality_name,
+            "samples": score.samples,
             "steps": self.space.steps,
         }
         return FrontPoint(
             strategy=self.space.strategy(genome, origin),
             cost=self.cost(genome),
             cost_relative=relative,
-            quality=quality,
-            cheap=self._known(genome, "cheap"),
-            full=self._known(genome, "full"),
-            generation=self._first_seen[genome],
+            quality=score.mean,
+            standard_error=score.standard_error,
+            samples=score.samples,
+            loss=loss.mean,
+            loss_half_width=loss.half_width,
+            proxy=self.proxy(genome),
+            generation=self._first_seen.get(genome, 0),
         )

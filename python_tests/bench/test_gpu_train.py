@@ -353,8 +353,9 @@ from gpu_train.presets import TINY
 settings = copy.deepcopy(TINY.settings)
 settings["train"] |= {"steps": 20, "batch_size": 4, "checkpoint_every": 4, "log_every": 1}
 settings["sampler"]["steps"] = 2
-settings["search"] |= {"population": 4, "generations": 1, "full_final": 1}
-settings["eval"] |= {"images": 8, "search_images": 4, "sensitivity_images": 2, "batch_size": 8}
+settings["search"] |= {"pool": 4, "generations": 1, "samples": 4, "most_samples": 4}
+settings["search"] |= {"finalists": 1, "final_samples": 4}
+settings["eval"] |= {"images": 8, "sensitivity_images": 2, "batch_size": 8}
 sys.exit(main(sys.argv[1:], [replace(TINY, settings=settings)]))
 """
 

@@ -9,13 +9,11 @@ import pytest
 import torch
 from eval.digits import digits_arrays
 
-from ddsm_ext.eval.distances import frechet_distance
+from ddsm_ext.eval.distances import enough_images, frechet_distance, squared_mmd
 from ddsm_ext.eval.features import make_extractor
 from ddsm_ext.eval.metrics import (
-    enough_images,
     evaluate,
     frechet_to_reference,
-    kernel_to_reference,
     reference_statistics,
     score_names,
 )
@@ -120,7 +118,7 @@ def test_sorted_images_have_the_kernel_distance_of_shuffled_ones(digits: np.ndar
 
     def distance(images: np.ndarray, **options: int) -> float:
         reference = reference_statistics(batches(images, 128), extractor, **options)
-        return kernel_to_reference(samples, reference, extractor)
+        return squared_mmd(extractor(samples), reference.rows)
 
     found = {name: distance(images, keep_rows=300) for name, images in real.items()}
     first = distance(real["sorted"][:300])  # what earlier versions compared with
@@ -166,16 +164,10 @@ def test_few_images_bias_the_frechet_distance_and_leave_the_kernel_distance() ->
     rows = [rng.standard_normal((n, dim)).astype(np.float32) for n in (5000, 100, 400, 3000)]
     reference = reference_statistics(rows[0], Rows())
     frechet = [frechet_to_reference(images, reference, Rows()) for images in rows[1:]]
-    kernel = [kernel_to_reference(images, reference, Rows()) for images in rows[1:]]
+    kernel = [squared_mmd(images, reference.rows) for images in rows[1:]]
     assert frechet[0] > 3 * frechet[1] > 9 * frechet[2]
     assert all(abs(distance) < 0.01 for distance in kernel)
     assert [enough_images(len(images), dim) for images in rows[1:]] == [False, True, True]
-
-
-def test_a_kernel_distance_needs_rows(digits: np.ndarray) -> None:
-    bare = reference_statistics(digits[:300], Pixels(), keep_rows=0)
-    with pytest.raises(ValueError, match="holds no rows"):
-        kernel_to_reference(digits[300:600], bare, Pixels())
 
 
 def test_only_inceptions_distance_is_called_fid() -> None:

@@ -147,11 +147,17 @@ def _write_metrics(run: Path) -> None:
         row("full width", "full", f"{k * 1024}-{k * 1024 + 1023}", f, 1.0)
         for k, f in enumerate((4.1, 4.5, 4.3))
     ]
-    rows += [
-        row("strategy", "strategy", "0-1023", 4.38, 0.5),
-        row("width 0.5", "width", "0-1023", 6.2, 0.26),
-        row("width 0.25", "width", "0-1023", 14.2, 0.07),
-    ]
+    others = {
+        ("strategy", "strategy"): ((4.38, 4.4, 4.36), 0.5),
+        ("width 0.75", "width"): ((4.6, 4.9, 4.7), 0.56),
+        ("width 0.5", "width"): ((6.2, 6.3, 6.1), 0.26),
+        ("reverse", "reverse"): ((7.2, 7.5, 7.1), 0.5),
+    }
+    for (label, kind), (scores, share) in others.items():
+        rows += [
+            row(label, kind, f"{k * 1024}-{k * 1024 + 1023}", f, share)
+            for k, f in enumerate(scores)
+        ]
     _json(
         run / "metrics.json",
         {

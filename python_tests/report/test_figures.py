@@ -31,7 +31,7 @@ CASES = {
     "hypervolume": lambda: figures.hypervolume_figure([0, 1], [0.1, 0.2]),
     "strategy": lambda: figures.strategy_figure([9, 0], [-3.0, 4.0], [0.25, 1.0]),
     "cost": lambda: figures.cost_figure([1.0, 0.5], [10.0, 3.0], [2.0, 1.0]),
-    "quality": lambda: figures.quality_figure([1.0], [("strategy", 2.0)], "score"),
+    "quality": lambda: figures.quality_figure([("strategy", "strategy", 2.0, 0.1, 0.0)], "score"),
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The three headline figures, against values worked out by hand."""
+"""The headline figures, against values worked out by hand."""
 
 from __future__ import annotations
 
@@ -7,38 +7,109 @@ import pytest
 from ddsm_ext.report.headline import headline
 
 
-def row(kind: str, frechet: float, macs: float | None, ms: float | None) -> dict[str, object]:
-    return {"kind": kind, "frechet": frechet, "macs_per_image": macs, "ms_per_image": ms}
+def rows(
+    kind: str, scores: list[float], macs: float | None, ms: float | None, label: str | None = None
+) -> list[dict[str, object]]:
+    """A row a range of seeds."""
+    return [
+        {
+            "label": label or kind, "kind": kind, "seeds": f"{1000 * i}-{1000 * i + 999}",
+            "images": 1000, "frechet": score, "macs_per_image": macs, "ms_per_image": ms,
+        }
+        for i, score in enumerate(scores)
+    ]  # fmt: skip
+
+
+FULL = rows("full", [2.0, 3.0, 2.5], 100, 10)
 
 
 def test_figures_of_a_scored_run() -> None:
-    rows = [row("full", 2.0, 100, 10), row("full", 3.0, 100, 12), row("full", 2.5, 100, 11)]
-    result = headline({"rows": [*rows, row("strategy", 2.9, 40, 5.5)]})
+    result = headline({"rows": [*FULL, *rows("strategy", [2.2, 3.1, 2.9], 40, 5)]})
     assert result is not None
     assert result.macs_saved == pytest.approx(0.6)
-    assert result.time_saved == pytest.approx(0.5)  # 5.5 ms against the median of 10, 11, 12
+    assert result.time_saved == pytest.approx(0.5)
     assert result.realised_saving == pytest.approx(0.5 / 0.6)
-    assert result.full_mean == pytest.approx(2.5)
-    assert result.within_spread
-    assert result.lines()[0][1] == "60 %"
+    against = result.against_full
+    assert against is not None
+    # the differences .2, .1, .4: mean .2333, standard error .0882, t(2) = 4.3027
+    assert against.interval.mean == pytest.approx(0.7 / 3)
+    assert against.interval.half_width == pytest.approx(4.30265 * 0.0881917, rel=1e-5)
+    assert against.ranges == 3
+    assert against.words == "no difference seen (+0.23 ± 0.4)"
+    assert [line[1] for line in result.lines()][:2] == ["60 %", "50 %"]
 
 
-def test_a_worse_strategy_is_called_outside() -> None:
-    result = headline({"rows": [row("full", 2.0, 1, 1), row("full", 2.2, 1, 1),
-                                row("strategy", 2.3, 1, 1)]})  # fmt: skip
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [([2.24, 3.25, 2.74], "worse by 0.24 ± 0.01"), ([1.76, 2.75, 2.26], "better by 0.24 ± 0.01")],
+)
+def test_words_match_the_interval(scores: list[float], words: str) -> None:
+    """A strategy worse in every range is called worse, however far the ranges spread."""
+    result = headline({"rows": [*FULL, *rows("strategy", scores, 40, 5)]})
     assert result is not None
-    assert not result.within_spread
-    assert "outside" in result.lines()[2][2]
+    assert result.against_full is not None
+    assert result.against_full.words == words
+    assert result.lines()[2][:2] == ("quality", words)
+
+
+def test_scores_of_other_seeds_are_not_compared() -> None:
+    other = [{**row, "seeds": f"9{row['seeds']}"} for row in rows("strategy", [1.0], 40, 5)]
+    result = headline({"rows": [*FULL, *other]})
+    assert result is not None
+    assert result.against_full is None
+    assert result.lines()[2][1] == "not measured"
+
+
+def test_one_range_has_no_interval_and_says_so() -> None:
+    result = headline({"rows": [*FULL[:1], *rows("strategy", [1.5], 40, 5)]})
+    assert result is not None
+    assert result.lines()[2][1] == "-0.5, one range"
+    assert "95 %" not in result.lines()[2][2]
+
+
+def widths(**scores: float) -> list[dict[str, object]]:
+    costs = {"75": (56, 8), "50": (26, 5), "25": (7, 4.9)}
+    return [
+        row
+        for name, score in scores.items()
+        for row in rows("width", [score] * 3, *costs[name.removeprefix("w")], label=name)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("macs", "ms", "unit", "scores", "label"),
+    [
+        # the narrowest that costs no less
+        (50, 6, "macs", {"w75": 3.0, "w50": 4.0, "w25": 5.0}, "w75"),
+        (26, 6, "macs", {"w75": 3.0, "w50": 4.0, "w25": 5.0}, "w50"),
+        # a dead width: the cheaper one scores better, and would be taken
+        (20, 6, "macs", {"w75": 3.0, "w50": 4.0, "w25": 3.9}, "w25"),
+        # in time another one than in MACs
+        (50, 4.95, "ms", {"w75": 3.0, "w50": 4.0, "w25": 5.0}, "w50"),
+        # only the full width costs as much
+        (60, 9, "macs", {"w75": 3.0, "w50": 4.0, "w25": 5.0}, None),
+    ],
+)
+def test_the_constant_beside_it_costs_no_less(
+    macs: float, ms: float, unit: str, scores: dict[str, float], label: str | None
+) -> None:
+    strategy = rows("strategy", [2.9] * 3, macs, ms)
+    result = headline({"rows": [*FULL, *strategy, *widths(**scores)]}, unit)
+    assert result is not None
+    found = result.against_constant
+    assert (found and found.other.label) == label
 
 
 def test_no_headline_without_both_scores() -> None:
     assert headline({}) is None
-    assert headline({"rows": [row("full", 1, 1, 1)]}) is None
-    assert headline({"rows": [row("strategy", 1, 1, 1)]}) is None
+    assert headline({"rows": FULL}) is None
+    assert headline({"rows": rows("strategy", [1.0], 1, 1)}) is None
 
 
 def test_unmeasured_time_is_said() -> None:
-    result = headline({"rows": [row("full", 2.0, 10, None), row("strategy", 2.0, 5, None)]})
+    result = headline(
+        {"rows": [*rows("full", [2.0], 10, None), *rows("strategy", [2.0], 5, None)]}
+    )
     assert result is not None
     assert result.time_saved is None
     assert result.realised_saving is None

@@ -73,8 +73,8 @@ def test_the_headline_is_worked_out_from_the_scores(tmp_path: Path) -> None:
     # make_run: the strategy has half the MACs and time, 4.38 against 4.1, 4.5 and 4.3
     page, _ = build(tmp_path, "all")
     assert "50 %" in page.text
-    assert "4.38 vs 4.3" in page.text
-    assert "within the full width's spread over 3 seeds" in page.text
+    assert "Fréchet distance 4.38 against 4.3 of the full width" in page.text
+    assert "no difference seen (+0.08 ± 0.5)" in page.text
     assert "realised saving 1.00" in page.text
 
 

@@ -37,7 +37,10 @@ def test_the_readmes_quickstart_runs_in_an_empty_folder(
     assert samples.images.shape == (16, 8, 8, 1)
     with Image.open(samples.folder / "seed-000003.png") as image:
         assert np.array_equal(np.asarray(image), samples.images[3, :, :, 0])
-    assert [row["kind"] for row in names["scores"]["rows"]] == ["full", "strategy"]
+    kinds = [row["kind"] for row in names["scores"]["rows"]]
+    # twice, on two ranges of seeds
+    once = ["full", "strategy", "width", "width", "width", "reverse", "two segments"]
+    assert kinds == once * 2
 
     before = (run / "search" / "archive.jsonl").read_bytes()
     measured = (run / "search" / "sensitivity.json").stat()

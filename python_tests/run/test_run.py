@@ -23,9 +23,10 @@ def tiny(**train: Any) -> RunConfig:
         model={"ch": 8, "groups": 4, "widths": (1, 0.5)},
         train={"steps": 2, "batch_size": 8, **train},
         sampler={"steps": 3},
-        search={"population": 4, "generations": 1, "full_final": 1},
-        eval={"images": 8, "search_images": 8, "batch_size": 8},
-    )
+        search={"pool": 4, "generations": 1, "samples": 8, "most_samples": 8, "finalists": 1,
+                "final_samples": 8},
+        eval={"images": 8, "ranges": 1, "batch_size": 8},
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def test_changes_of_a_run_are_refused_in_a_sentence(
     ("settings", "expected"),
     [
         ({"budget_mac": 0.5}, "search.budget_mac; did you mean budget_macs?"),
-        ({"budget_macs": 7}, "budget_macs holds 7"),
+        ({"budget_macs": 7}, "budget_macs is 7"),
         ({"generations": "x"}, "search.generations is 'x'; need a whole number"),
         ({"widths": [1.0, 1.5]}, "1.5"),
     ],
@@ -85,9 +86,9 @@ def test_settings_of_a_search_are_refused_before_the_weights_are_read(
 
 
 def test_scores_need_a_strategy_and_two_seeds(untrained: Run) -> None:
-    with pytest.raises(ValueError, match=r"^evaluate: 0 strategies, 8 seeds; need"):
+    with pytest.raises(ValueError, match=r"^evaluate: 0 strategies, 8 seeds, 1 ranges; need"):
         untrained.evaluate([])
-    with pytest.raises(ValueError, match=r"^evaluate: 1 strategies, 1 seeds; need"):
+    with pytest.raises(ValueError, match=r"^evaluate: 1 strategies, 1 seeds, 1 ranges; need"):
         untrained.evaluate([1.0], [7])
 
 

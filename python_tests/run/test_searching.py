@@ -9,12 +9,14 @@ import torch
 
 from ddsm_ext.run import Run, configure
 from ddsm_ext.run.searching import set_aside_other
+from ddsm_ext.search.archive import VERSION
 
 
 def test_another_search_is_kept_aside(tmp_path: Path) -> None:
     archive = tmp_path / "search" / "archive.jsonl"
     archive.parent.mkdir()
-    archive.write_text(json.dumps({"identity": {"weights": "a", "seed": 0}}) + "\n")
+    header = {"version": VERSION, "identity": {"weights": "a", "seed": 0}}
+    archive.write_text(json.dumps(header) + "\n")
     set_aside_other(tmp_path, {"weights": "a", "seed": 0})
     assert archive.exists()
     set_aside_other(tmp_path, {"weights": "b", "seed": 0})
@@ -28,9 +30,10 @@ def test_search_samples_and_scores_leave_torchs_own_generator_alone(tmp_path: Pa
         model={"ch": 8, "groups": 4, "widths": (1, 0.5)},
         train={"steps": 1, "batch_size": 8},
         sampler={"steps": 2},
-        search={"population": 4, "generations": 1, "full_final": 1, "budget_macs": 0.7},
-        eval={"images": 8, "search_images": 8, "batch_size": 8},
-    )
+        search={"pool": 4, "generations": 1, "samples": 8, "most_samples": 8,
+                "finalists": 1, "final_samples": 8, "budget_macs": 0.7},
+        eval={"images": 8, "ranges": 1, "batch_size": 8},
+    )  # fmt: skip
     run = Run.create(tmp_path, "x", config)
     run.train()
     before = torch.get_rng_state()

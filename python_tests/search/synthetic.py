@@ -63,32 +63,44 @@ def genome_of(space: StrategySpace, *runs: tuple[int, int]) -> Genome:
     return space.from_levels([w for n, w in runs for _ in range(n)])
 
 
-def run_search(run_dir, config: SearchConfig, steps: int, hook=lambda stage: None, **more) -> Front:
-    """Search the synthetic problem; `hook` is called with the stage before every evaluation."""
+def noisy(widths: list[float], samples: range) -> list[float]:
+    """The full quality with noise: one part common to all strategies, one of their own.
+
+    Both fall with the number of samples; the same strategy and samples give the same values.
+    """
+    shared = np.random.default_rng([samples.start, len(samples)])
+    codes = [WIDTHS.index(w) for w in widths]
+    own = np.random.default_rng([samples.start, len(samples), *codes])
+    scale = (8 / len(samples)) ** 0.5
+    values = full_of(widths) + scale * (shared.normal(size=8) + 0.05 * own.normal(size=8))
+    return values.tolist()
+
+
+def run_search(
+    run_dir, config: SearchConfig, steps: int, hook=lambda samples: None, quality=noisy, **more
+) -> Front:
+    """Search the synthetic problem; `hook` is called with the samples before every evaluation."""
     levels = log_snrs(steps)
 
-    def cheap(strategy):
-        hook("cheap")
-        return cheap_of(strategy.widths_for(levels))
-
-    def full(strategy):
-        hook("full")
-        return full_of(strategy.widths_for(levels))
+    def score(strategy, samples):
+        hook(samples)
+        return quality(strategy.widths_for(levels), samples)
 
     arguments = {
         "cost_table": COSTS,
         "log_snrs": levels,
         "run_dir": run_dir,
-        "quality_cheap": cheap,
-        "quality_full": full,
+        "quality": score,
+        "errors": errors(steps),
         "identity": {"checkpoint": "synthetic"},
     }
     return search(config, **{**arguments, **more})
 
 
 KILLED_CONFIG = SearchConfig(
-    segments=3, population=8, generations=5, refine_generations=1, full_final=4, budget_macs=0.5
-)
+    segments=3, proxy_budgets=8, pool=12, population=6, generations=4, samples=8, most_samples=32,
+    finalists=4, final_samples=32, budget_macs=0.5,
+)  # fmt: skip
 KILLED_STEPS = 12
 
 
@@ -100,7 +112,7 @@ def main() -> None:
     calls, delay = int(sys.argv[2]), float(sys.argv[3])
     seen = 0
 
-    def hook(stage: str) -> None:
+    def hook(samples: range) -> None:
         nonlocal seen
         seen += 1
         if seen == calls:
@@ -110,7 +122,7 @@ def main() -> None:
             signal.setitimer(signal.ITIMER_REAL, delay)
         time.sleep(0.001)
 
-    run_search(sys.argv[1], KILLED_CONFIG, KILLED_STEPS, hook, errors=errors(KILLED_STEPS))
+    run_search(sys.argv[1], KILLED_CONFIG, KILLED_STEPS, hook)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,146 @@
+"""Scores of a run beside each other: means over seed ranges, paired differences in words."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ddsm_ext.intervals import Interval, paired_interval
+
+# A strategy's cost is a sum in another order than a width's
+_SAME_COST = 1e-9
+
+
+@dataclass(frozen=True)
+class Line:
+    """Everything that metrics.json has of one strategy.
+
+    Args:
+        label: its name.
+        kind: "full", "strategy", "width", "reverse" or "two segments".
+        scores: seeds of a range -> Fréchet distance of its samples.
+        kid: mean kernel distance over the ranges; None where there is none.
+        held_out: mean Fréchet distance to held-out images; None where there are none.
+        images: samples of a range.
+        macs: MACs of an image; None where not counted.
+        ms: time of an image, median over the ranges; None where not measured.
+    """
+
+    label: str
+    kind: str
+    scores: dict[str, float]
+    kid: float | None
+    held_out: float | None
+    images: int | None
+    macs: float | None
+    ms: float | None
+
+    @property
+    def mean(self) -> float:
+        """Mean Fréchet distance over the ranges."""
+        return math.fsum(self.scores.values()) / len(self.scores)
+
+    def cost(self, unit: str) -> float | None:
+        """MACs ("macs") or time ("ms") of an image."""
+        return self.ms if unit == "ms" else self.macs
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How much higher, which is worse, one line scores than another on the same seeds.
+
+    Args:
+        line: the one.
+        other: the other.
+        interval: mean of the differences and its 95 % interval; a width of 0 says that there is
+            one range only.
+        ranges: ranges of seeds that both have.
+    """
+
+    line: Line
+    other: Line
+    interval: Interval
+    ranges: int
+
+    @property
+    def words(self) -> str:
+        """What the interval shows, e.g. "worse by 0.24 ± 0.06"."""
+        mean, half = self.interval.mean, self.interval.half_width
+        if not mean and not half:
+            return "the same"
+        if self.ranges < 2:
+            return f"{mean:+.3g}, one range"
+        if self.interval.above_zero:
+            return f"worse by {mean:.2g} ± {half:.1g}"
+        if self.interval.below_zero:
+            return f"better by {-mean:.2g} ± {half:.1g}"
+        return f"no difference seen ({mean:+.2g} ± {half:.1g})"
+
+
+def lines_of(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
+    """Return one line a label from the rows of metrics.json, in their order."""
+    by_label: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_label.setdefault(str(row["label"]), []).append(row)
+    return [_line(label, group) for label, group in by_label.items()]
+
+
+def _line(label: str, rows: Sequence[Mapping[str, Any]]) -> Line:
+    first = rows[0]
+    return Line(
+        label=label,
+        kind=str(first.get("kind", "")),
+        scores={str(row.get("seeds")): float(row["frechet"]) for row in rows},
+        kid=_mean([row.get("kid") for row in rows]),
+        held_out=_mean([row.get("frechet_held_out") for row in rows]),
+        images=first.get("images"),
+        macs=first.get("macs_per_image"),
+        ms=_median([row.get("ms_per_image") for row in rows]),
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return math.fsum(known) / len(known) if known else None
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return statistics.median(known) if known else None
+
+
+def compare(line: Line, other: Line) -> Comparison | None:
+    """Return how two lines differ over the ranges that both have; None where they share none."""
+    shared = [seeds for seeds in line.scores if seeds in other.scores]
+    if not shared:
+        return None
+    pairs = [line.scores[s] for s in shared], [other.scores[s] for s in shared]
+    return Comparison(line, other, paired_interval(*pairs), len(shared))
+
+
+def best_constant(line: Line, lines: Sequence[Line], unit: str = "macs") -> Line | None:
+    """Return the constant width that a user would take in place of a line's strategy.
+
+    It is the best scored one of the narrower widths up to the narrowest that costs no less than
+    the strategy: the constants have the advantage in cost, and that of the choice.
+
+    Args:
+        line: the strategy.
+        lines: all lines.
+        unit: of the costs, "macs" or "ms".
+
+    Returns:
+        the width's line; None where only the full width costs as much, or costs are not known.
+    """
+    cost = line.cost(unit)
+    widths = [(c, other) for other in lines if other.kind == "width" and (c := other.cost(unit))]
+    if not cost:
+        return None
+    enough = [c for c, _ in widths if c >= cost * (1 - _SAME_COST)]
+    if not enough:
+        return None
+    affordable = [other for c, other in widths if c <= min(enough)]
+    return min(affordable, key=lambda other: other.mean)
