@@ -11,7 +11,8 @@ from pathlib import Path
 from ddsm_ext.data.config import DataConfig
 from ddsm_ext.data.dataset import load_dataset
 from ddsm_ext.eval.features import make_extractor
-from ddsm_ext.eval.metrics import load_statistics, reference_statistics, save_statistics
+from ddsm_ext.eval.metrics import reference_statistics
+from ddsm_ext.eval.statistics import load_statistics, save_statistics
 from ddsm_ext.io.files import read_json
 
 

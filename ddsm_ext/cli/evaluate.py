@@ -1,4 +1,7 @@
-"""Score samples against real images: Fréchet distance and kernel distance (KID), JSON on stdout.
+"""Score samples against real images: Fréchet distance, kernel distance (KID), JSON on stdout.
+
+Precision, recall and, of Inception's features, the Inception Score come with torch-fidelity (extra
+`metrics`); the Fréchet distance to held-out images where the data set has such.
 
 Scores what `--strategy` names, or the images of a folder or ZIP (`--images`), and keeps the scores
 of a run in its metrics.json. Without either it scores the full width, the run's chosen strategy and
@@ -16,6 +19,14 @@ from typing import Any
 from ddsm_ext.cli import options
 from ddsm_ext.cli.console import say, table, told
 from ddsm_ext.settings import Refusal
+
+# Scores that not every run has; earlier ones lack them. A column that would be empty is left out.
+OTHERS = {
+    "held-out Fréchet": "frechet_held_out",
+    "precision": "precision",
+    "recall": "recall",
+    "Inception Score": "inception_score",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         run = Run(folder, config, device, progress)
         scorer = run.scorer()
         if args.save_statistics:
-            from ddsm_ext.eval.metrics import save_statistics
+            from ddsm_ext.eval.statistics import save_statistics
 
             save_statistics(Path(args.save_statistics), scorer.reference)
         if args.images:
@@ -83,8 +94,9 @@ def _scores_table(rows: list[dict[str, Any]]) -> str:
 
     lines = lines_of(rows)
     full = next((line for line in lines if line.kind == "full"), None)
-    head = ("sampler", "ranges x images", "Fréchet", "beside full width", "KID", "MMACs/image",
-            "ms/image")  # fmt: skip
+    others = {t: key for t, key in OTHERS.items() if any(row.get(key) is not None for row in rows)}
+    head = ("sampler", "ranges x images", "Fréchet", "beside full width", "KID", *others,
+            "MMACs/image", "ms/image")  # fmt: skip
     cells = []
     for line in lines:
         found = None if full is None or line is full else compare(line, full)
@@ -95,8 +107,15 @@ def _scores_table(rows: list[dict[str, Any]]) -> str:
                 f"{line.mean:.4g}",
                 "-" if found is None else found.words,
                 "-" if line.kid is None else f"{line.kid:.3g}",
+                *(_mean(rows, line.label, key) for key in others.values()),
                 "-" if line.macs is None else f"{line.macs / 1e6:.4g}",
                 "-" if line.ms is None else f"{line.ms:.3g}",
             )
         )
     return table(head, cells)
+
+
+def _mean(rows: list[dict[str, Any]], label: str, key: str) -> str:
+    """Mean of a score over the ranges of one strategy, in words."""
+    values = [row[key] for row in rows if row["label"] == label and row.get(key) is not None]
+    return f"{sum(values) / len(values):.3g}" if values else "-"

@@ -40,6 +40,7 @@ class ImageDataset:
     name: str  # "digits", or the name of the source file
     digest: str  # SHA-256 of shape, pixels and labels: the identity of the set
     flips: bool = False  # whether training mirrors images at random
+    has_held_out: bool = False  # a "train" split, whose source has images for "test" as well
 
     def __len__(self) -> int:
         return len(self.images)
@@ -118,7 +119,8 @@ def load_dataset(config: DataConfig) -> ImageDataset:
         images, labels = images[chosen], None if labels is None else labels[chosen]
     images = np.ascontiguousarray(images)
     digest = _digest(images, labels)
-    return ImageDataset(images, labels, raw.class_names, name, digest, flips=config.flips)
+    divided = config.split == "train" and (raw.has_test_part or config.held_out > 0)
+    return ImageDataset(images, labels, raw.class_names, name, digest, config.flips, divided)
 
 
 def _read_or_cached(config: DataConfig) -> tuple[_RawImages, str]:

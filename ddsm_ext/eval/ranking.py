@@ -7,11 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ddsm_ext.eval.distances import StreamingMoments, frechet_distance, unbiased_kernel_distance
-from ddsm_ext.eval.metrics import ReferenceStatistics
+from ddsm_ext.eval.distances import (
+    StreamingMoments,
+    enough_images,
+    frechet_distance,
+    mean_kernel,
+    squared_mmd,
+)
+from ddsm_ext.eval.statistics import ReferenceStatistics
 from ddsm_ext.settings import Refusal
 
-# Reference rows of the kernel distance: each costs as much as a sample
+# Reference rows of the kernel distance: each costs as much as a sample. They are in random order.
 _MOST_ROWS = 2048
 
 
@@ -36,8 +42,8 @@ class RankingDistance:
 def ranking_distance(reference: ReferenceStatistics, samples: int) -> RankingDistance:
     """Return the distance for scores of so many samples.
 
-    A Fréchet distance estimates D (D + 1) / 2 covariances: below 2 D samples its error is mostly
-    theirs. The kernel distance is unbiased at any number.
+    Where these are not `enough_images` for a Fréchet distance it is the kernel distance, which is
+    unbiased at any number.
 
     Args:
         reference: statistics of the real images.
@@ -46,7 +52,7 @@ def ranking_distance(reference: ReferenceStatistics, samples: int) -> RankingDis
     Raises:
         ValueError: the kernel distance is needed and the reference holds no rows.
     """
-    if samples >= 2 * reference.dim:
+    if enough_images(samples, reference.dim):
 
         def frechet(rows: np.ndarray) -> float:
             moments = StreamingMoments(reference.dim)
@@ -63,6 +69,7 @@ def ranking_distance(reference: ReferenceStatistics, samples: int) -> RankingDis
             "need more search.samples, or statistics with rows"
         )
     real = reference.rows[:_MOST_ROWS].astype(np.float64)
+    within = mean_kernel(real)  # the same for every strategy
     return RankingDistance(
-        "kernel distance", lambda rows: unbiased_kernel_distance(rows, real), reason
+        "kernel distance", lambda rows: squared_mmd(rows, real, within2=within), reason
     )

@@ -34,7 +34,8 @@ class EvalConfig(Settings):
     """How samples are scored.
 
     Args:
-        features: "digits-classifier", "classifier:<path>" or "inception:<path>"; "none" for a
+        features: "auto" (by the run's images: `run.features.features_for`), "classifier" (trained
+            on them), or a name as of `eval.make_extractor`, e.g. "efficientnet-lite0"; "none" for a
             search of the proxy alone.
         images: samples a score.
         first_seed: seed of the first of them.
@@ -50,7 +51,7 @@ class EvalConfig(Settings):
         ValueError: a value is out of range.
     """
 
-    features: str = "digits-classifier"
+    features: str = "auto"
     images: int = 1024
     first_seed: int = 0
     batch_size: int = 256

@@ -18,7 +18,7 @@ _PAPER_TRAIN: dict[str, Any] = {
 _PAPER_RUN: dict[str, dict[str, Any]] = {
     "train": _PAPER_TRAIN,
     "sampler": {"kind": "ddim", "steps": 100},
-    "eval": {"features": "classifier", "images": 10_000},
+    "eval": {"features": "auto", "images": 10_000},
 }
 
 RUN_PRESETS: dict[str, dict[str, dict[str, Any]]] = {

@@ -24,6 +24,7 @@ from ddsm_ext.run.compose import (
     load_network,
 )
 from ddsm_ext.run.config import RunConfig, changed, with_budget
+from ddsm_ext.run.features import with_features
 from ddsm_ext.run.folder import create_run, resolve_run, run_config
 from ddsm_ext.run.scoring import (
     Scorer,
@@ -121,17 +122,20 @@ class Run:
         Args:
             root: folder of runs; made when missing.
             name: letters, digits, `.`, `_`, `-`.
-            config: of the run; its images, and the weights of another run that it starts from, are
-                read before anything is written.
+            config: of the run; its images, the features that will score it, and the weights of
+                another run that it starts from, are read before anything is written.
             new: make another run even if there is one.
             device: as of `Run`.
             progress: as of `Run`.
 
         Raises:
-            ValueError: the name has other characters, or device, images or weights cannot be used.
-            FileNotFoundError: the images or the weights are missing.
+            ImportError: the features need a package that is not installed.
+            ValueError: the name has other characters, or device, images, features or weights cannot
+                be used.
+            FileNotFoundError: the images, the features' file or the weights are missing.
         """
         device, dataset = choose_device(device), load_images(config)
+        config = with_features(config, dataset)
         folder = None if new else find_run(root, name, config)
         resumed = folder is not None
         if folder is None:

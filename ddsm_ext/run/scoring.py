@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ from ddsm_ext.data.pixels import to_uint8
 from ddsm_ext.io.files import read_json, write_json
 from ddsm_ext.run.compose import Progress, Sampler, counter, load_images, weights_digest
 from ddsm_ext.run.config import RunConfig
+from ddsm_ext.run.features import check_labelled, features_for
+from ddsm_ext.run.references import held_out_for, reference_for
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal, completed, plain
 
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from ddsm_ext.eval.ranking import RankingDistance
 
 CLASSIFIER_FILE = "classifier.safetensors"
-REFERENCE_BATCH = 512  # real images whose features are computed together
 COLUMNS = 16  # images of a strategy in samples/compare
 # What a search writes beside the chosen strategy, to compare it with: label -> file in search/
 COMPARISONS = {"reverse": "reverse.json", "two segments": "two-segments.json"}
@@ -56,6 +57,7 @@ class Scorer:
         reference: statistics of the real images.
         dataset: the run's images.
         reference_name: name of the real images, to print beside a score.
+        folder: of the run, keeps statistics that take long; None keeps none.
     """
 
     sampler: Sampler
@@ -63,6 +65,8 @@ class Scorer:
     reference: Any
     dataset: Any
     reference_name: str
+    folder: Path | None = None
+    _warned: bool = field(default=False, init=False, repr=False)
 
     @classmethod
     def for_run(
@@ -76,14 +80,30 @@ class Scorer:
         """Return the scorer of a run's newest checkpoint and its images."""
         sampler = Sampler.for_run(run, config, device, config.eval.batch_size, progress)
         extractor = make_extractor_for(config, run, dataset)
-        reference = reference_for(config, extractor, dataset)
+        reference = reference_for(config, extractor, dataset, run, progress)
         name = config.eval.reference or dataset.name
-        return cls(sampler, extractor, reference, dataset, name)
+        return cls(sampler, extractor, reference, dataset, name, run)
+
+    @cached_property
+    def held_out(self) -> Any:
+        """Statistics of images that no training saw; None where the data set has none."""
+        config, progress = self.sampler.config, self.sampler.progress
+        return held_out_for(config, self.extractor, self.dataset, self.folder, progress)
 
     def distances(self, images: Tensor) -> dict[str, Any]:
-        """Return the Fréchet and the kernel distance of uint8 images [N, C, H, W]."""
+        """Return the scores of uint8 images [N, C, H, W]; warns once of too few of them."""
+        from ddsm_ext.eval.distances import enough_images
         from ddsm_ext.eval.metrics import evaluate, score_names
 
+        if not self._warned and not enough_images(len(images), self.extractor.dim):
+            self._warned = True
+            log.warning(
+                "the Fréchet distance of %d images with %d features is biased upwards; need %d "
+                "(eval.images), or compare kernel distances (KID)",
+                len(images),
+                self.extractor.dim,
+                2 * self.extractor.dim,
+            )
         settings = self.sampler.config.eval
         scores = evaluate(
             images,
@@ -91,14 +111,23 @@ class Scorer:
             self.extractor,
             kid_subsets=settings.kid_subsets,
             kid_subset_size=settings.kid_subset_size,
+            held_out=self.held_out,
         )
         frechet_key, kid_key = score_names(self.extractor.name)
-        return {
+        row = {
             "frechet": scores[frechet_key],
             "kid": scores[kid_key],
             "kid_std": scores[f"{kid_key}_std"],
+            "precision": scores["precision"],
+            "recall": scores["recall"],
             "images": scores["n_images"],
         }
+        if "inception_score" in scores:
+            row["inception_score"] = scores["inception_score"]
+        if self.held_out is not None:
+            row["frechet_held_out"] = scores[f"{frechet_key}_held_out"]
+            row["images_held_out"] = self.held_out.n
+        return row
 
     def frechet(self, images: Tensor) -> float:
         """Return the Fréchet distance alone, for a search."""
@@ -140,9 +169,9 @@ class Scorer:
             "dimension": self.extractor.dim,
             "digest": self.extractor.digest,
         }
-        accuracy = getattr(self.extractor, "held_out_accuracy", None)
-        if accuracy is not None:
-            features["held_out_accuracy"] = accuracy
+        for detail in ("held_out_accuracy", "layer", "input_size"):  # those that it has
+            if hasattr(self.extractor, detail):
+                features[detail] = getattr(self.extractor, detail)
         return {
             "features": features,
             "reference": {"name": self.reference_name, "images": self.reference.n},
@@ -236,36 +265,22 @@ def make_extractor_for(config: RunConfig, run: Path, dataset: Any) -> Any:
     and keeps it in the run folder.
 
     Raises:
-        ValueError: the name is unknown, or "classifier" is asked for images without labels.
+        ImportError: the features need a package that is not installed.
+        ValueError: the name is unknown, or "classifier" is asked for images without classes.
     """
     from ddsm_ext.eval.features import make_extractor
 
-    name = config.eval.features
+    name = features_for(config, dataset)
     if name == "none":
         raise Refusal("eval.features is none; need features to score samples")
     if name != "classifier":
         return make_extractor(name)
-    if dataset.labels is None:
-        raise Refusal(
-            "eval.features is classifier, which needs labelled images; use classifier:<file> or "
-            "inception:<file>"
-        )
+    check_labelled(dataset)
     path = run / CLASSIFIER_FILE
     if not path.exists():
         log.info("training the classifier whose features score the samples")
         make_classifier(dataset, path)
     return make_extractor(f"classifier:{path}")
-
-
-def reference_for(config: RunConfig, extractor: Any, dataset: Any) -> Any:
-    """Return the statistics that samples are compared with: a file's, or the data set's."""
-    from ddsm_ext.eval.metrics import load_statistics, reference_statistics
-
-    if config.eval.reference is not None:
-        return load_statistics(config.eval.reference)
-    starts = range(0, len(dataset), REFERENCE_BATCH)
-    batches = (torch.from_numpy(dataset.images[i : i + REFERENCE_BATCH]) for i in starts)
-    return reference_statistics(batches, extractor)
 
 
 def write_comparison(

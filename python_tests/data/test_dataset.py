@@ -57,6 +57,8 @@ def test_held_out_parts_are_disjoint_and_complete():
     train_rows, test_rows = ({image.tobytes() for image in part.images} for part in parts)
     assert train_rows | test_rows == rows
     assert len({part.digest for part in (*parts, whole)}) == 3
+    assert [part.has_held_out for part in (*parts, whole)] == [True, False, False]
+    assert not load_dataset(DataConfig()).has_held_out
     with pytest.raises(ValueError, match="digits: has no test part of its own"):
         load_dataset(DataConfig(split="test"))
 
@@ -100,6 +102,7 @@ def test_train_and_test_folders_are_the_split(tmp_path):
     test = load_dataset(DataConfig(source=source, split="test"))
     assert values(test) == [4, 5, 104, 105]
     assert test.labels.tolist() == [0, 0, 1, 1]
+    assert load_dataset(DataConfig(source=source)).has_held_out
     assert len(load_dataset(DataConfig(source=source, split="all"))) == 12
 
 

@@ -9,17 +9,15 @@ import pytest
 import torch
 from eval.digits import digits_arrays
 
-from ddsm_ext.eval.distances import frechet_distance
+from ddsm_ext.eval.distances import enough_images, frechet_distance, squared_mmd
 from ddsm_ext.eval.features import make_extractor
 from ddsm_ext.eval.metrics import (
-    ReferenceStatistics,
     evaluate,
     frechet_to_reference,
-    load_statistics,
     reference_statistics,
-    save_statistics,
     score_names,
 )
+from ddsm_ext.eval.statistics import ReferenceStatistics, load_statistics, save_statistics
 
 
 class Pixels:
@@ -97,10 +95,79 @@ def test_without_reference_rows_there_is_no_kernel_distance(tmp_path, digits: np
     assert evaluate(digits[300:600], saved, Pixels())["frechet_distance"] == got["frechet_distance"]
 
 
-def test_kept_rows_are_the_first_ones(digits: np.ndarray) -> None:
+def test_kept_rows_are_those_of_images_and_say_how_they_were_drawn(digits: np.ndarray) -> None:
     reference = reference_statistics(batches(digits[:300], 70), Pixels(), keep_rows=100)
     assert reference.n == 300
-    assert np.array_equal(reference.rows, Pixels()(digits[:100]).numpy())
+    assert reference.rows.shape == (100, 64)
+    assert reference.rows_drawn == "reservoir, seed 0"
+    images = {row.tobytes() for row in Pixels()(digits[:300]).numpy()}
+    assert {row.tobytes() for row in reference.rows} <= images
+
+
+def test_sorted_images_have_the_kernel_distance_of_shuffled_ones(digits: np.ndarray) -> None:
+    """A folder is read class by class: its first images are of a few classes."""
+    _, labels = digits_arrays()
+    by_class = digits[np.argsort(labels, kind="stable")]
+    order = np.random.default_rng(0).permutation(len(digits))
+    samples, rest = digits[order[:500]], np.sort(order[500:])
+    real = {
+        "shuffled": digits[order[500:]],
+        "sorted": by_class[np.isin(np.argsort(labels, kind="stable"), rest)],
+    }
+    extractor = make_extractor("digits-classifier")
+
+    def distance(images: np.ndarray, **options: int) -> float:
+        reference = reference_statistics(batches(images, 128), extractor, **options)
+        return squared_mmd(extractor(samples), reference.rows)
+
+    found = {name: distance(images, keep_rows=300) for name, images in real.items()}
+    first = distance(real["sorted"][:300])  # what earlier versions compared with
+    # the spread of the distance over other shuffles of the same images
+    others = [
+        distance(np.random.default_rng(k).permutation(real["shuffled"])[:300]) for k in range(8)
+    ]
+    assert abs(found["sorted"] - found["shuffled"]) < 4 * np.std(others)
+    assert first > np.mean(others) + 20 * np.std(others)
+
+
+def test_the_distance_to_held_out_images_stands_beside_the_other(digits: np.ndarray) -> None:
+    training, held_out, samples = digits[:800], digits[800:1300], digits[1300:]
+    references = [reference_statistics(images, Pixels()) for images in (training, held_out)]
+    got = evaluate(samples, references[0], Pixels(), held_out=references[1])
+    assert got["frechet_distance"] == frechet_to_reference(samples, references[0], Pixels())
+    assert got["frechet_distance_held_out"] == frechet_to_reference(
+        samples, references[1], Pixels()
+    )
+    # images learnt by heart are nearer to those that were learnt
+    learnt = evaluate(training, references[0], Pixels(), held_out=references[1])
+    assert learnt["frechet_distance"] < 1e-3 < learnt["frechet_distance_held_out"]
+    assert "frechet_distance_held_out" not in evaluate(samples, references[0], Pixels())
+    other = ReferenceStatistics(np.zeros(3), np.eye(3))
+    with pytest.raises(ValueError, match="same extractor"):
+        evaluate(samples, references[0], Pixels(), held_out=other)
+
+
+def test_few_images_bias_the_frechet_distance_and_leave_the_kernel_distance() -> None:
+    """Equal Gaussians have the distance 0; with fewer images than features it is far from that."""
+    dim = 200
+
+    class Rows:
+        name, digest = "rows", "00"
+
+        def __init__(self) -> None:
+            self.dim = dim
+
+        def __call__(self, images) -> torch.Tensor:
+            return torch.as_tensor(images)
+
+    rng = np.random.default_rng(0)
+    rows = [rng.standard_normal((n, dim)).astype(np.float32) for n in (5000, 100, 400, 3000)]
+    reference = reference_statistics(rows[0], Rows())
+    frechet = [frechet_to_reference(images, reference, Rows()) for images in rows[1:]]
+    kernel = [squared_mmd(images, reference.rows) for images in rows[1:]]
+    assert frechet[0] > 3 * frechet[1] > 9 * frechet[2]
+    assert all(abs(distance) < 0.01 for distance in kernel)
+    assert [enough_images(len(images), dim) for images in rows[1:]] == [False, True, True]
 
 
 def test_only_inceptions_distance_is_called_fid() -> None:

