@@ -88,13 +88,14 @@ def loss_figure(losses: Mapping[float, tuple[Sequence[int], Sequence[float]]]) -
 
 @_styled
 def sensitivity_figure(
-    log_snrs: Sequence[float], by_width: Mapping[float, Sequence[float]]
+    log_snrs: Sequence[float], by_width: Mapping[float, Sequence[float]], label: str
 ) -> Figure:
     """Harm done by each width at each noise level.
 
     Args:
         log_snrs: noise levels, log-SNR.
-        by_width: width -> error against the full width at these levels.
+        by_width: width -> its error at these levels.
+        label: what the error is.
     """
     figure, axes = _figure(3.3)
     for width in sorted(by_width, reverse=True):
@@ -111,7 +112,7 @@ def sensitivity_figure(
         )
     axes.set_yscale("log")
     _noise_axis(axes)
-    axes.set_ylabel("error against the full width")
+    axes.set_ylabel(label)
     axes.legend(title="width", ncols=2)
     return figure
 
@@ -185,12 +186,20 @@ def _scatter_by_generation(figure: Figure, axes: Axes, data: np.ndarray) -> None
 
 
 @_styled
-def hypervolume_figure(generations: Sequence[int], hypervolumes: Sequence[float]) -> Figure:
-    """Hypervolume of the front by generation; it grows while the search still finds better."""
+def hypervolume_figure(
+    work: Sequence[int], hypervolumes: Sequence[float], label: str
+) -> Figure:
+    """Hypervolume of the front; it grows while the search still finds better.
+
+    Args:
+        work: how far the search was.
+        hypervolumes: of the front then.
+        label: what `work` counts.
+    """
     figure, axes = _figure(2.5)
-    axes.plot(generations, hypervolumes, "o-", ms=4, color=ACCENT_2)
+    axes.plot(work, hypervolumes, "o-", ms=4, color=ACCENT_2)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("generation")
+    axes.set_xlabel(label)
     axes.set_ylabel("hypervolume")
     return figure
 

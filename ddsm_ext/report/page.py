@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader, TemplateError
 from matplotlib.figure import Figure
 
@@ -153,16 +154,18 @@ def _drawn(files: dict[str, Any]) -> dict[str, Figure]:
         result["strategy"] = figures.strategy_figure(
             steps["timesteps"], steps["log_snr"], steps["widths"]
         )
-    if harm := files["sensitivity"]:
-        by_width = {float(width): errors for width, errors in harm["errors"].items()}
-        result["sensitivity"] = figures.sensitivity_figure(harm["log_snrs"], by_width)
+    if files["sensitivity"]:
+        result["sensitivity"] = _sensitivity(files["sensitivity"], steps)
     if files["front"]:
         result["pareto"] = _pareto(files["front"], _evaluations(files["archive"]))
     generations = files["history"].get("generations", [])
     if len(generations) > 1:
+        # a search of an earlier version counted no evaluations
+        counted = "network_evaluations" in generations[0]
         result["hypervolume"] = figures.hypervolume_figure(
-            [row["generation"] for row in generations],
+            [row["network_evaluations" if counted else "generation"] for row in generations],
             [row["hypervolume"] for row in generations],
+            "network evaluations" if counted else "generation",
         )
     if rows := files["costs"].get("rows"):
         result["costs"] = figures.cost_figure(
@@ -173,6 +176,17 @@ def _drawn(files: dict[str, Any]) -> dict[str, Figure]:
     if losses := _losses_per_width(files["log"]):
         result["training"] = figures.loss_figure(losses)
     return result
+
+
+def _sensitivity(harm: dict[str, Any], steps: dict[str, Any]) -> Figure:
+    """Errors of the widths; at the sampler's steps as they count there, where that is known."""
+    levels, by_width = harm["log_snrs"], {float(w): e for w, e in harm["errors"].items()}
+    label = "error against the full width"
+    if gains := steps.get("gains"):
+        at, weights = steps["log_snr"], np.square(gains)
+        by_width = {w: np.interp(at, levels, e) * weights for w, e in by_width.items()}
+        levels, label = at, "error that the next image takes up"
+    return figures.sensitivity_figure(levels, by_width, label)
 
 
 def _ends(interval: Interval) -> tuple[float, float]:

@@ -253,7 +253,7 @@ def search_run(
         progress=tell,
     )
     assert front.chosen is not None
-    save_steps(run, sampler, front.chosen.strategy)
+    save_steps(run, sampler, front.chosen.strategy, gains)
     _save_comparisons(run, settings, front, log_snrs, errors)
     return front
 
@@ -329,14 +329,15 @@ def set_aside_other(run: Path, identity: dict[str, Any]) -> None:
             write_atomic(run / "search" / name, (aside / name).read_bytes())
 
 
-def save_steps(run: Path, sampler: Sampler, strategy: Strategy) -> None:
-    """Write search/steps.json: timestep, log-SNR and width of each step of the run's sampler."""
+def save_steps(run: Path, sampler: Sampler, strategy: Strategy, gains: list[float]) -> None:
+    """Write search/steps.json: timestep, log-SNR, width and gain of each step of the sampler."""
     config = sampler.config
     steps = evaluations(sampler.schedule, config.sampler, strategy)
     content = {
         "timesteps": [step.t for step in steps],
         "log_snr": [step.log_snr for step in steps],
         "widths": [step.width for step in steps],
+        "gains": gains,
         "macs": {f"{w:g}": macs(config.model, w) for w in config.model.widths},
     }
     write_json(run / "search" / "steps.json", content)

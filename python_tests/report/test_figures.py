@@ -23,12 +23,12 @@ def svg(figure: object) -> str:
 CASES = {
     "loss": lambda: figures.loss_figure({1.0: ([1, 2], [1.0, 0.5]), 0.5: ([2], [0.7])}),
     "sensitivity": lambda: figures.sensitivity_figure(
-        [-1.0, 1.0], {1.0: [0.0, 0.0], 0.5: [0.1, 0.0]}
+        [-1.0, 1.0], {1.0: [0.0, 0.0], 0.5: [0.1, 0.0]}, "error"
     ),
     "pareto": lambda: figures.pareto_figure([(0, 1.0, 2.0)], [(1.0, 2.0)], {1.0: (1.0, 2.0)},
                                             (1.0, 2.0), "cost", "quality"),
     "pareto without points": lambda: figures.pareto_figure([], [(1.0, 2.0)], {}, None, "c", "q"),
-    "hypervolume": lambda: figures.hypervolume_figure([0, 1], [0.1, 0.2]),
+    "hypervolume": lambda: figures.hypervolume_figure([0, 1], [0.1, 0.2], "generation"),
     "strategy": lambda: figures.strategy_figure([9, 0], [-3.0, 4.0], [0.25, 1.0]),
     "cost": lambda: figures.cost_figure([1.0, 0.5], [10.0, 3.0], [2.0, 1.0]),
     "quality": lambda: figures.quality_figure([("strategy", "strategy", 2.0, 0.1, 0.0)], "score"),
