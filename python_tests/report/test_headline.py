@@ -107,9 +107,7 @@ def test_no_headline_without_both_scores() -> None:
 
 
 def test_unmeasured_time_is_said() -> None:
-    result = headline(
-        {"rows": [*rows("full", [2.0], 10, None), *rows("strategy", [2.0], 5, None)]}
-    )
+    result = headline({"rows": [*rows("full", [2.0], 10, None), *rows("strategy", [2.0], 5, None)]})
     assert result is not None
     assert result.time_saved is None
     assert result.realised_saving is None
