@@ -241,7 +241,7 @@ class Plan:
             self._ddsm("train", "train", "train", *words, "--name", "gpu-train")
         if self._has_checkpoint():
             # The sensitivity alone gives a strategy within seconds; the search may better it.
-            quick = ("--set", "search.stages=cheap")
+            quick = ("--method", "proxy")
             self._ddsm("search by sensitivity", "search", "search", *self._run_words(), *quick)
             self._ddsm("search", "search", "search", *self._run_words())
             self._score()

@@ -20,14 +20,6 @@ from ddsm_ext.cli import options
 from ddsm_ext.cli.console import say, table, told
 from ddsm_ext.settings import Refusal
 
-# Scores that not every run has; earlier ones lack them. A column that would be empty is left out.
-OTHERS = {
-    "held-out Fréchet": "frechet_held_out",
-    "precision": "precision",
-    "recall": "recall",
-    "Inception Score": "inception_score",
-}
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `ddsm eval`."""
@@ -90,12 +82,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _scores_table(rows: list[dict[str, Any]]) -> str:
-    from ddsm_ext.report.comparison import compare, lines_of
+    from ddsm_ext.report.comparison import FURTHER, compare, lines_of
 
     lines = lines_of(rows)
     full = next((line for line in lines if line.kind == "full"), None)
-    others = {t: key for t, key in OTHERS.items() if any(row.get(key) is not None for row in rows)}
-    head = ("sampler", "ranges x images", "Fréchet", "beside full width", "KID", *others,
+    further = {k: name for k, name in FURTHER.items() if any(k in line.more for line in lines)}
+    head = ("sampler", "ranges x images", "Fréchet", "beside full width", *further.values(),
             "MMACs/image", "ms/image")  # fmt: skip
     cells = []
     for line in lines:
@@ -106,16 +98,9 @@ def _scores_table(rows: list[dict[str, Any]]) -> str:
                 f"{len(line.scores)} x {line.images}",
                 f"{line.mean:.4g}",
                 "-" if found is None else found.words,
-                "-" if line.kid is None else f"{line.kid:.3g}",
-                *(_mean(rows, line.label, key) for key in others.values()),
+                *(f"{line.more[key]:.3g}" if key in line.more else "-" for key in further),
                 "-" if line.macs is None else f"{line.macs / 1e6:.4g}",
                 "-" if line.ms is None else f"{line.ms:.3g}",
             )
         )
     return table(head, cells)
-
-
-def _mean(rows: list[dict[str, Any]], label: str, key: str) -> str:
-    """Mean of a score over the ranges of one strategy, in words."""
-    values = [row[key] for row in rows if row["label"] == label and row.get(key) is not None]
-    return f"{sum(values) / len(values):.3g}" if values else "-"

@@ -10,6 +10,14 @@ from typing import Any
 
 from ddsm_ext.intervals import Interval, paired_interval
 
+# Scores that not every run has; a column that would be empty is left out
+FURTHER = {
+    "frechet_held_out": "held-out Fréchet",
+    "kid": "KID",
+    "precision": "precision",
+    "recall": "recall",
+    "inception_score": "Inception Score",
+}
 # A strategy's cost is a sum in another order than a width's
 _SAME_COST = 1e-9
 
@@ -22,8 +30,7 @@ class Line:
         label: its name.
         kind: "full", "strategy", "width", "reverse" or "two segments".
         scores: seeds of a range -> Fréchet distance of its samples.
-        kid: mean kernel distance over the ranges; None where there is none.
-        held_out: mean Fréchet distance to held-out images; None where there are none.
+        more: other scores of metrics.json by key, their means over the ranges.
         images: samples of a range.
         macs: MACs of an image; None where not counted.
         ms: time of an image, median over the ranges; None where not measured.
@@ -32,8 +39,7 @@ class Line:
     label: str
     kind: str
     scores: dict[str, float]
-    kid: float | None
-    held_out: float | None
+    more: dict[str, float]
     images: int | None
     macs: float | None
     ms: float | None
@@ -90,12 +96,12 @@ def lines_of(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
 
 def _line(label: str, rows: Sequence[Mapping[str, Any]]) -> Line:
     first = rows[0]
+    means = {key: _mean([row.get(key) for row in rows]) for key in FURTHER}
     return Line(
         label=label,
         kind=str(first.get("kind", "")),
         scores={str(row.get("seeds")): float(row["frechet"]) for row in rows},
-        kid=_mean([row.get("kid") for row in rows]),
-        held_out=_mean([row.get("frechet_held_out") for row in rows]),
+        more={key: mean for key, mean in means.items() if mean is not None},
         images=first.get("images"),
         macs=first.get("macs_per_image"),
         ms=_median([row.get("ms_per_image") for row in rows]),

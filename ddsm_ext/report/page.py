@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from ddsm_ext.intervals import Interval
 from ddsm_ext.io.files import read_json, read_jsonl, to_json, write_atomic
 from ddsm_ext.report import figures
-from ddsm_ext.report.comparison import Line, compare, lines_of
+from ddsm_ext.report.comparison import FURTHER, Line, compare, lines_of
 from ddsm_ext.report.headline import headline
 from ddsm_ext.search.cost import share_of_paper
 from ddsm_ext.settings import Refusal
@@ -75,6 +75,7 @@ def _render(path: Path, files: dict[str, Any]) -> str:
         keep_trailing_newline=True,
         undefined=ChainableUndefined,  # what a file lacks shows as nothing
     )
+    lines = lines_of(files["metrics"].get("rows", []))
     environment.filters.update(svg_uri=figures.to_svg_uri, number=_number)
     return environment.get_template("report.html.j2").render(
         run=files,
@@ -82,7 +83,8 @@ def _render(path: Path, files: dict[str, Any]) -> str:
         source=Path(files["config"].get("data", {}).get("source", "images")).name,
         headline=headline(files["metrics"], files["front"].get("cost_unit", "macs")),
         share_of_paper=share_of_paper,
-        scores=_score_table(lines_of(files["metrics"].get("rows", []))),
+        scores=_score_table(lines),
+        further={key: name for key, name in FURTHER.items() if any(key in x.more for x in lines)},
         samples=list(_samples(path, files["samples"])),
         evaluations=_evaluations(files["archive"]),
         config_text=to_json(files["config"], indent=2),

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from ddsm_ext.data.images import image_grid, save_png
 from ddsm_ext.io.checkpoint import list_checkpoints
-from ddsm_ext.io.files import write_atomic, write_json
 from ddsm_ext.report.page import build_report
 from ddsm_ext.run.compose import (
     Progress,
@@ -24,16 +23,10 @@ from ddsm_ext.run.compose import (
     load_network,
 )
 from ddsm_ext.run.config import RunConfig, changed, with_budget
+from ddsm_ext.run.exporting import export_width
 from ddsm_ext.run.features import with_features
 from ddsm_ext.run.folder import create_run, resolve_run, run_config
-from ddsm_ext.run.scoring import (
-    Scorer,
-    interleaved_ms,
-    save_row,
-    save_timing,
-    saved_row,
-    write_comparison,
-)
+from ddsm_ext.run.scoring import Scorer, score_strategies
 from ddsm_ext.run.searching import search_run
 from ddsm_ext.run.strategies import (
     compared_strategies,
@@ -53,7 +46,7 @@ from ddsm_ext.run.training import (
 )
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.search.front import FrontPoint
-from ddsm_ext.settings import Refusal, plain
+from ddsm_ext.settings import Refusal
 from ddsm_ext.training.loop import TrainResult
 
 
@@ -384,23 +377,7 @@ class Run:
                 f"evaluate: {len(named)} strategies, {len(seeds)} seeds, {count} ranges; need at "
                 "least 1, 2 and 1"
             )
-        scorer, rows = self.scorer(), []
-        context = scorer.context()
-        for number in range(count):  # range by range: what is there when it stops compares
-            these = [seed + number * (max(seeds) + 1 - min(seeds)) for seed in seeds]
-            for name, strategy in named.items():
-                row = None if again else saved_row(self.folder, context, name, strategy, these)
-                if row is None:
-                    row = scorer.score(name, strategy, these)
-                    save_row(self.folder, context, row)  # kept, whatever becomes of the next
-                rows.append(row)
-        kinds = {row["kind"]: named[row["label"]] for row in rows}
-        both = {kind: kinds[kind] for kind in ("full", "strategy") if kind in kinds}
-        if len(both) == 2:
-            timed = interleaved_ms(scorer.sampler, both, settings.batch_size)
-            save_timing(self.folder, timed)
-        write_comparison(self.folder, scorer.sampler, scorer.dataset, named)
-        return {**plain(context), "rows": rows}
+        return score_strategies(self.folder, self.scorer(), named, seeds, count, again=again)
 
     def report(self) -> Path:
         """Write report.html of what the run has so far and return its path."""
@@ -414,17 +391,9 @@ class Run:
             weights: "ema" or "model".
             out: folder to write; None takes one of the run.
         """
-        from safetensors.torch import save
-
-        model, diffusion = self.config.model, self.config.diffusion
-        width = model.check_width(width)
-        dense = self.network(weights).export_subnet(width).cpu()
-        tensors = {name: t.detach().contiguous() for name, t in dense.state_dict().items()}
+        width = self.config.model.check_width(width)
         folder = Path(out) if out else self.folder / "export" / f"width-{width:g}"
-        about = plain({"width": width, "model": model, "diffusion": diffusion})
-        write_json(folder / "config.json", about)
-        write_atomic(folder / "model.safetensors", save(tensors, metadata={"width": f"{width:g}"}))
-        return folder
+        return export_width(self.network(weights), self.config, width, folder)
 
     def _sampler(self, batch_size: int, weights: str = "ema") -> Sampler:
         return Sampler.for_run(

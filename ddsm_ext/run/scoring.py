@@ -32,7 +32,7 @@ CLASSIFIER_FILE = "classifier.safetensors"
 COLUMNS = 16  # images of a strategy in samples/compare
 # What a search writes beside the chosen strategy, to compare it with: label -> file in search/
 COMPARISONS = {"reverse": "reverse.json", "two segments": "two-segments.json"}
-TURNS = 3  # of each strategy when they are timed side by side
+TURNS = 7  # of each strategy when they are timed side by side
 log = logging.getLogger(__name__)
 
 
@@ -210,6 +210,46 @@ def save_row(run: Path, context: Mapping[str, Any], row: Mapping[str, Any]) -> N
     write_json(run / "metrics.json", {**saved, "rows": every})
 
 
+def score_strategies(
+    run: Path,
+    scorer: Scorer,
+    named: Mapping[str, Strategy],
+    seeds: Sequence[int],
+    ranges: int,
+    *,
+    again: bool,
+) -> dict[str, Any]:
+    """Score strategies into metrics.json, time two side by side, draw all in a row.
+
+    Args:
+        run: the run folder.
+        scorer: of the run.
+        named: name -> strategy.
+        seeds: of the first score of each; the next one's follow after the last.
+        ranges: scores of each.
+        again: score also what metrics.json has.
+
+    Returns:
+        what the scores depend on, and "rows", one a score.
+    """
+    context, rows = scorer.context(), []
+    length = max(seeds) + 1 - min(seeds)
+    for number in range(ranges):  # range by range: what is there when it stops compares
+        these = [seed + number * length for seed in seeds]
+        for name, strategy in named.items():
+            row = None if again else saved_row(run, context, name, strategy, these)
+            if row is None:
+                row = scorer.score(name, strategy, these)
+                save_row(run, context, row)  # kept, whatever becomes of the next
+            rows.append(row)
+    kinds = {row["kind"]: named[row["label"]] for row in rows}
+    both = {kind: kinds[kind] for kind in ("full", "strategy") if kind in kinds}
+    if len(both) == 2:
+        save_timing(run, interleaved_ms(scorer.sampler, both, scorer.sampler.batch_size))
+    write_comparison(run, scorer.sampler, scorer.dataset, named)
+    return {**plain(context), "rows": rows}
+
+
 def save_timing(run: Path, timing: dict[str, Any]) -> None:
     """Put times that were measured side by side into metrics.json."""
     path = run / "metrics.json"
@@ -284,7 +324,7 @@ def make_extractor_for(config: RunConfig, run: Path, dataset: Any) -> Any:
 
 
 def write_comparison(
-    run: Path, sampler: Sampler, dataset: Any, strategies: dict[str, Strategy]
+    run: Path, sampler: Sampler, dataset: Any, strategies: Mapping[str, Strategy]
 ) -> None:
     """Write samples/compare: a row of real images, then one row a strategy from the same seeds."""
     folder = run / "samples" / "compare"
