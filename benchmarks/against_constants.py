@@ -36,7 +36,8 @@ def trained(out: Path, seed: int, changes: dict[str, dict[str, Any]]) -> Run:
     """Return the trained run of a seed."""
     sections = {**changes, "train": {**changes.get("train", {}), "seed": seed}}
     run = Run.create(out / "runs", f"seed{seed}", configure("digits", **sections))
-    run.train()
+    if not run.train().finished:
+        raise SystemExit(f"{run.folder}: stopped before its last step; the same command continues")
     return run
 
 

@@ -89,7 +89,8 @@ def trained(out: Path, name: str, seed: int, roots: Sequence[Path]) -> Run:
         if folder is not None and (folder / last).is_dir():
             return Run.open(root, folder)
     run = Run.create(out / "runs", f"{name}-{seed}", config)
-    run.train()
+    if not run.train().finished:
+        raise SystemExit(f"{run.folder}: stopped before its last step; the same command continues")
     return run
 
 

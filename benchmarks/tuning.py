@@ -73,7 +73,10 @@ def measure(run: Run, way: str, strategy: Strategy, steps: int) -> dict[str, Any
         "distill_balanced": True,
     }
     tuned = run.tuning(strategy, train=train, tune={"sandwich_share": each.sandwich})
-    seconds = tuned.train().seconds
+    result = tuned.train()
+    if not result.finished:
+        raise SystemExit(f"{tuned.folder}: stopped before its last step; the same command goes on")
+    seconds = result.seconds
     return {
         "strategy": scores(tuned, strategy),
         "full": scores(tuned, Strategy.constant(1.0)),
