@@ -124,7 +124,8 @@ def main(words: list[str]) -> int:
         for seed in arguments.seeds:
             run = trained(arguments.out, seed, arguments.changes)
             results[str(seed)] = scored(run)
-            about = {"machine": machine_info(), "config": run.config.to_dict()}
+            machine = {k: v for k, v in machine_info().items() if k != "command"}
+            about = {"machine": machine, "config": run.config.to_dict()}
             write_json(path, {**about, "results": results})
             print(table(results), flush=True)
     print(table(results))

@@ -35,9 +35,9 @@ class SearchConfig(Settings):
         proxy_budgets: costs at which the proxy's front is solved, >= 2.
         pool: strategies that the race begins with, >= 1; the constant widths and those of the
             budget take part in any case.
-        population: strategies kept from generation to generation, >= 2; None means 12 in
+        population: strategies kept from generation to generation, >= 2; None means 10 in
             "evolution" and 50 in "paper".
-        generations: generations, the first population included, >= 1; None means 6 in "evolution"
+        generations: generations, the first population included, >= 1; None means 5 in "evolution"
             and 10 in "paper".
         samples: samples of a first score, >= 1; None means 512 in "evolution", 4096 in "paper".
         most_samples: samples at which a race ends without a decision; in "evolution" alone.
@@ -167,7 +167,7 @@ class SearchConfig(Settings):
 
 
 # population, generations and samples of each method; those of "paper" are the DDSM paper's
-_DEFAULTS = {"evolution": (12, 6, 512), "proxy": (12, 6, 512), "paper": (50, 10, 4096)}
+_DEFAULTS = {"evolution": (10, 5, 512), "proxy": (10, 5, 512), "paper": (50, 10, 4096)}
 _LISTS = ("widths", "objectives")
 _LEAST = {
     "segments": 1,
