@@ -152,15 +152,20 @@ def main(words: list[str]) -> int:
     """Run the comparison; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument("--seeds", type=int, default=3, help="searches a run (default: 3)")
     parser.add_argument(
         "--samples", type=int, default=512, help="of a whole score of paper's (default: 512)"
     )
     parser.add_argument("--new-images", type=int, default=8192)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--table", action="store_true", help="print what is there, and no more")
     arguments = parser.parse_args(words)
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(1)
+    path = arguments.out / "search_methods.json"
+    if arguments.table:
+        content = read_json(path)
+        print(table(content["results"], content["sampler"]["steps"]))
+        return 0
     results = []
     for folder in arguments.runs:
         run = Run.open(folder.parent, folder)
@@ -168,7 +173,7 @@ def main(words: list[str]) -> int:
             results.append(compared(run, arguments.out / folder.name, seed, arguments))
             steps = run.config.sampler.steps
             write_json(
-                arguments.out / "search_methods.json",
+                path,
                 {
                     "samples_of_paper": arguments.samples,
                     "new_images": arguments.new_images,
