@@ -17,9 +17,9 @@ from ddsm_ext.run.config import RunConfig, configure, merge
 from ddsm_ext.run.presets import QUICKSTART_FAST
 from ddsm_ext.settings import Refusal
 
-# The layers of 8x8 images are too small to share: a training step of 32 ran at 213 images/s on one
+# Layers of 32 8x8 images are too small to share: a training step ran at 213 images/s on one
 # thread and 220 on two of an idle 2-core Zen 3 machine, but at 20 on two when it was not idle.
-THREADS = 1
+TRAINING_THREADS = 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,9 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads",
         type=int,
-        default=THREADS,
         metavar="N",
-        help=f"processor threads (default: {THREADS})",
+        help=f"processor threads (default: {TRAINING_THREADS} to train, then all cores)",
     )
     options.add_device_argument(parser)
 
@@ -50,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     """Run `ddsm quickstart`."""
     started = time.perf_counter()
     config = settings(args)
-    if args.threads < 1:
+    if args.threads is not None and args.threads < 1:
         raise Refusal(f"--threads is {args.threads}; need 1 or more")
 
     import torch
@@ -59,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
     from ddsm_ext.run.run import Run
 
     device = choose_device(args.device, "--device")
-    torch.set_num_threads(args.threads)
+    cores = torch.get_num_threads()
+    torch.set_num_threads(args.threads or TRAINING_THREADS)
     with told() as progress:
         run = Run.create(
             args.root, "quickstart", config, new=args.new, device=device, progress=progress
@@ -76,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
             steps = config.train.steps
             say(f"stopped at step {result.step} of {steps}; the same command continues")
             return 130
+        # Batches of 256 are shared well: 1.8 to 2.0 times as fast on two threads of that machine.
+        torch.set_num_threads(args.threads or cores)
         with stage("2/4 searching the width of each denoising step"):
             run.search()
         with stage("3/4 sampling and scoring"):
