@@ -9,11 +9,15 @@ import ddsm_ext
 PACKAGE_ROOT = str(Path(ddsm_ext.__file__).resolve().parent.parent)
 TINY = [
     "model.ch=8", "model.groups=4", "model.widths=1,0.5", "train.steps=3", "train.batch_size=8",
-    "train.log_every=1", "sampler.steps=4", "search.pool=4", "search.population=4",
-    "search.generations=2", "search.samples=8", "search.most_samples=8", "search.finalists=1",
-    "search.final_samples=8", "search.budget_macs=0.6", "eval.images=32", "eval.ranges=1",
-    "eval.batch_size=32",
+    "train.log_every=1", "train.warmup_steps=0", "sampler.steps=4", "search.pool=4",
+    "search.population=4", "search.generations=2", "search.samples=8", "search.most_samples=8",
+    "search.finalists=1", "search.final_samples=8", "search.budget_macs=0.6", "eval.images=32",
+    "eval.ranges=1", "eval.batch_size=32",
 ]  # fmt: skip
+
+
+# What the preset trained by when the first runs were made
+EARLIER_RECIPE = ["train.distill_balanced=false", "train.teacher=live"]
 
 
 def sets(values: list[str]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from cli.commands import TINY, sets
+from cli.commands import EARLIER_RECIPE, TINY, sets
 
 from ddsm_ext.cli.main import main
 from ddsm_ext.io.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
@@ -31,6 +31,8 @@ LATER: Mapping[str, Mapping[str, Any]] = {
     "sampler": {"dtype": "float32"},
     "search": {"method": "evolution"},
 }
+
+SETTINGS = [*TINY, *EARLIER_RECIPE, "train.checkpoint_every=2"]
 
 
 def without_later(values: dict[str, Any], section: str) -> dict[str, Any]:
@@ -69,7 +71,7 @@ def make_earlier(run: Path) -> None:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("earlier")
     run = root / "00000-digits"
-    assert main(["train", "--root", str(root), *sets([*TINY, "train.checkpoint_every=2"])]) == 0
+    assert main(["train", "--root", str(root), *sets(SETTINGS)]) == 0
     assert main(["search", "--run", str(run)]) == 0
     assert main(["eval", "--run", str(run), "--strategy", "1"]) == 0
     make_earlier(run)
@@ -86,7 +88,7 @@ def earlier(made: Path, tmp_path: Path) -> Path:
 
 
 def train(root: Path, *more: str) -> int:
-    return main(["train", "--root", str(root), *sets([*TINY, "train.checkpoint_every=2", *more])])
+    return main(["train", "--root", str(root), *sets([*SETTINGS, *more])])
 
 
 def labels(run: Path) -> list[str]:

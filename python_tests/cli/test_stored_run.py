@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cli.commands import sets
+from cli.commands import EARLIER_RECIPE, sets
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -33,7 +33,7 @@ TRAIN = [
         "model.ch=4", "model.ch_mult=1,1", "model.attn=1", "model.groups=2", "model.widths=1,0.5",
         "train.steps=4", "train.warmup_steps=0", "train.batch_size=8", "train.log_every=1",
         "train.checkpoint_every=2", "sampler.steps=4", "search.budget_macs=0.6",
-        "eval.images=32", "eval.batch_size=32",
+        "eval.images=32", "eval.batch_size=32", *EARLIER_RECIPE,
     ]),
 ]  # fmt: skip
 LAST = Path("checkpoints") / "step-000004"
