@@ -165,7 +165,6 @@ class Search:
         }
         if errors is not None:
             errors = space.by_level(log_snrs, errors)  # [L, W]
-            whole["errors"] = digest(errors.tolist())
         self._folder = Path(run_dir) / "search"
         self._stages = Stages(
             config,
