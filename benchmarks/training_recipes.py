@@ -13,16 +13,15 @@ a training and its scores take about five minutes of one core.
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 
 from ddsm_ext.data.pixels import to_uint8
+from ddsm_ext.intervals import mean_interval
 from ddsm_ext.io.files import read_json, write_json
 from ddsm_ext.machine import machine_info
 from ddsm_ext.run import Run, configure, find_resumable, macs_table
@@ -113,13 +112,13 @@ def score(run: Run, out: Path, label: str, rows: dict[str, Any]) -> Iterator[str
         yield name
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and half of its 95 % t-interval (infinite for a single value)."""
-    mean, count = float(np.mean(values)), len(values)
-    if count < 2:
-        return mean, math.inf
-    half = stats.t.ppf(0.975, count - 1) * float(np.std(values, ddof=1)) / math.sqrt(count)
-    return mean, float(half)
+def shown(values: Sequence[float], sign: str = "+") -> str:
+    """Mean and its 95 % interval, as a cell of a table."""
+    if not values:
+        return "-"
+    found = mean_interval(values)
+    half = f" ± {found.half_width:.3f}" if found.half_width else ""
+    return f"{found.mean:{sign}.3f}{half}"
 
 
 def table(results: dict[str, Any]) -> str:
@@ -144,9 +143,7 @@ def table(results: dict[str, Any]) -> str:
         for column in columns:
             own = [mine[column] for mine, _ in whole.values()]
             differences = [mine[column] - other[column] for mine, other in whole.values()]
-            mean, half = interval(own if recipe == "default" else differences)
-            sign = "" if recipe == "default" else "+"
-            cells.append(f"{mean:{sign}.3f}" + ("" if math.isinf(half) else f" ± {half:.3f}"))
+            cells.append(shown(own, "") if recipe == "default" else shown(differences))
         lines.append(f"| {recipe} | {len(whole)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -185,8 +182,7 @@ def main() -> None:
                 run = trained(out, name, seed, arguments.runs)
                 print(f"{label}: trained", flush=True)
                 for strategy in score(run, out, label, rows):
-                    mean, half = interval(rows[strategy]["frechet"])
-                    print(f"{label}: {strategy} {mean:.3f} ± {half:.3f}", flush=True)
+                    print(f"{label}: {strategy} {shown(rows[strategy]['frechet'], '')}", flush=True)
                     write_json(path, content)
     print(table(results))
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from training_recipes import interval, seed_ranges, strategies, trained
+from training_recipes import seed_ranges, shown, strategies, trained
 
 from ddsm_ext.data.pixels import to_uint8
 from ddsm_ext.io.files import read_json, write_json
@@ -104,9 +104,7 @@ def table(results: dict[str, Any]) -> str:
                     if seed in base
                 ]
                 own = [a for a, _ in pairs] if way == "none" else [a - b for a, b in pairs]
-                mean, half = interval(own) if own else (np.nan, np.inf)
-                sign = "" if way == "none" else "+"
-                cells.append(f"{mean:{sign}.3f}" + ("" if np.isinf(half) else f" ± {half:.3f}"))
+                cells.append(shown(own, "" if way == "none" else "+"))
         lines.append(f"| {way} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

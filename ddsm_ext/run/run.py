@@ -15,13 +15,7 @@ from numpy.typing import NDArray
 from ddsm_ext.data.images import image_grid, save_png
 from ddsm_ext.io.checkpoint import list_checkpoints
 from ddsm_ext.report.page import build_report
-from ddsm_ext.run.compose import (
-    Progress,
-    Sampler,
-    choose_device,
-    load_images,
-    load_network,
-)
+from ddsm_ext.run.compose import Progress, Sampler, choose_device, load_images, load_network
 from ddsm_ext.run.config import RunConfig, changed, with_budget
 from ddsm_ext.run.exporting import export_width
 from ddsm_ext.run.features import with_features

@@ -28,7 +28,7 @@ from ddsm_ext.search.archive import VERSION
 from ddsm_ext.search.config import SearchConfig
 from ddsm_ext.search.cost import CostTable, StepCost
 from ddsm_ext.search.engine import SearchProgress, search
-from ddsm_ext.search.front import BUDGET_TOLERANCE, Front
+from ddsm_ext.search.front import BUDGET_TOLERANCE, Front, FrontPoint
 from ddsm_ext.search.genome import StrategySpace
 from ddsm_ext.search.pool import budget_genome
 from ddsm_ext.search.sensitivity import Sensitivity, measure_sensitivity
@@ -221,7 +221,10 @@ def search_run(
     ms = measure_costs(run, sampler, settings.widths)
     if settings.cost == "ms":
         settings = replace(settings, widths=_useful_widths(ms, settings.widths))
-    identity = _identity(sampler, scorer)
+    quality = None
+    if scorer is not None:
+        quality = SampledQuality(scorer, SEARCH_FIRST_SEED, settings.first_samples)
+    identity = _identity(sampler, scorer, quality)
     chosen = {"cost": settings.cost, "seed": settings.seed, "widths": list(settings.widths)}
     set_aside_other(run, {**identity, **chosen})
     save_costs(run, in_macs, ms)
@@ -231,9 +234,7 @@ def search_run(
         sampler.schedule, sampler.config.sampler, sampler.config.diffusion.parameterisation
     )
     errors = measured.for_steps(log_snrs, settings.widths, gains)
-    quality = None
-    if scorer is not None:
-        quality = SampledQuality(scorer, SEARCH_FIRST_SEED, settings.first_samples)
+    table = in_macs if settings.cost == "macs" else ms
     told = counter(sampler.progress, "search", "sample")
 
     def tell(state: SearchProgress) -> None:
@@ -243,7 +244,7 @@ def search_run(
 
     front = search(
         settings,
-        cost_table=in_macs if settings.cost == "macs" else ms,
+        cost_table=table,
         log_snrs=log_snrs,
         run_dir=run,
         quality=quality,
@@ -254,7 +255,7 @@ def search_run(
     )
     assert front.chosen is not None
     save_steps(run, sampler, front.chosen.strategy, gains)
-    _save_comparisons(run, settings, front, log_snrs, errors)
+    _save_comparisons(run, settings, table, front.chosen, log_snrs, errors)
     return front
 
 
@@ -273,30 +274,33 @@ def _useful_widths(ms: CostTable, widths: Sequence[float]) -> tuple[float, ...]:
 def _save_comparisons(
     run: Path,
     settings: SearchConfig,
-    front: Front,
+    table: CostTable,
+    chosen: FrontPoint,
     log_snrs: Sequence[float],
     errors: np.ndarray,
 ) -> None:
     """Write the strategies beside which the chosen one is scored: its reverse, and the best of the
     proxy with two segments at no more cost."""
-    assert front.chosen is not None
     space = StrategySpace(log_snrs, settings.widths, settings.segments)
-    cost = StepCost({p.strategy.widths[0]: p.cost / space.steps for p in front.constants}, space)
-    genome = space.from_strategy(front.chosen.strategy)
-    limit = front.chosen.cost * (1 + BUDGET_TOLERANCE)
+    cost = StepCost(table.costs, space)
+    genome = space.from_strategy(chosen.strategy)
+    limit = chosen.cost * (1 + BUDGET_TOLERANCE)
     two = budget_genome(space, cost, space.by_level(log_snrs, errors), limit, 2)
     for name, found in (("reverse", space.reverse(genome)), ("two segments", two)):
         strategy = space.strategy(found, {"kind": name})
         strategy.save(run / "search" / COMPARISONS[name])
 
 
-def _identity(sampler: Sampler, scorer: Scorer | None) -> dict[str, Any]:
-    """Everything beside the search's settings that decides what a score comes out as."""
+def _identity(
+    sampler: Sampler, scorer: Scorer | None, quality: SampledQuality | None
+) -> dict[str, Any]:
+    """Everything beside the search's settings that decides what it scores, and how."""
     return {
         "weights": weights_digest(sampler.network),
         "sampler": sampler.config.sampler,
         "features": scorer and scorer.extractor.digest,
         "reference": scorer and scorer.reference_name,
+        "distance": quality and quality.distance.name,
         "sensitivity_images": sampler.config.eval.sensitivity_images,
     }
 

@@ -331,8 +331,7 @@ class Stages:
             strategy = self.pick(front).strategy
         except ValueError:
             return None
-        widths = strategy.widths_for(self.space.levels.tolist())
-        return self.space.from_levels([self.space.widths.index(width) for width in widths])
+        return self.space.from_strategy(strategy)
 
     def _scored_again(self, chosen: Genome, front: Front) -> FrontPoint:
         """The chosen strategy by its scores since then, if there are any that did not fail."""

@@ -41,3 +41,25 @@ def test_search_samples_and_scores_leave_torchs_own_generator_alone(tmp_path: Pa
     run.sample(range(2))
     run.evaluate()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_scores_by_another_distance_are_another_search(tmp_path: Path) -> None:
+    """8 samples of 64 features rank by the kernel distance, 128 by Fréchet's: no score of the one
+    may stand for a score of the other on the same samples."""
+    config = configure(
+        "digits",
+        model={"ch": 8, "groups": 4, "widths": (1, 0.5)},
+        train={"steps": 1, "batch_size": 8},
+        sampler={"steps": 2},
+        search={"pool": 2, "generations": 1, "finalists": 0, "samples": 8, "most_samples": 128},
+        eval={"batch_size": 64},
+    )
+    run = Run.create(tmp_path, "x", config)
+    run.train()
+    run.search(budget_macs=0.9)
+    run.search(budget_macs=0.9, samples=128)
+    names = [
+        json.loads((run.folder / folder / "front.json").read_text())["quality_name"]
+        for folder in ("search-00000", "search")
+    ]
+    assert names == ["kernel distance", "Fréchet distance"]
