@@ -116,8 +116,7 @@ class Listed:
         """Return the launches of each step."""
         choices = iter(self.choices)
         found = {
-            (step["batch"], step["width"]): costs_of(step["calls"], choices)
-            for step in self.steps
+            (step["batch"], step["width"]): costs_of(step["calls"], choices) for step in self.steps
         }
         if next(choices, None) is not None:
             raise ValueError("launch_list.py printed more choices than it lists convolutions")

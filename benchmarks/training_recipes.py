@@ -4,7 +4,7 @@
     python benchmarks/training_recipes.py OUT --recipes balanced teacher --seeds 0 1
     python benchmarks/training_recipes.py OUT --table
 
-Each recipe changes the preset "digits" in the settings below and is trained once a seed; scored are
+Each recipe changes BASE in the settings below and is trained once a seed; scored are
 the full width, each constant width and the budget solver's strategies, all from the same noise.
 OUT/recipes.json has every score. What is there is not made again, so an interrupted call continues;
 a training and its scores take about five minutes of one core.
@@ -32,6 +32,8 @@ from ddsm_ext.sampling.levels import evaluations, prediction_gains
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.search.budget import solve_budget
 
+# What the recipes change: the preset without what it took over from here, and shorter.
+BASE: dict[str, Any] = {"steps": 1500, "distill_balanced": False, "teacher": "live"}
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
     "balanced": {"distill_balanced": True},
@@ -81,7 +83,7 @@ def strategies(scorer: Scorer, scratch: Path) -> dict[str, Strategy]:
 
 def trained(out: Path, name: str, seed: int, roots: Sequence[Path]) -> Run:
     """The trained run of a recipe, from one of `roots` if it is there, else made in OUT."""
-    config = configure("digits", train={**RECIPES[name], "seed": seed})
+    config = configure("digits", train={**BASE, **RECIPES[name], "seed": seed})
     for root in roots:
         folder = find_resumable(root, config)
         last = f"checkpoints/step-{config.train.steps:06d}"
@@ -172,7 +174,9 @@ def main() -> None:
     results = content.setdefault("results", {})
     if not arguments.table:
         torch.set_num_threads(1)
-        content.update(machine=machine_info(), ranges=RANGES, images=RANGE, settings=RECIPES)
+        content.update(
+            machine=machine_info(), ranges=RANGES, images=RANGE, base=BASE, settings=RECIPES
+        )
         for seed in arguments.seeds:
             for name in arguments.recipes:
                 label = f"{name}-{seed}"
