@@ -5,10 +5,10 @@
 
 For each training seed the preset "digits" is trained, as `ddsm quickstart` does, and searched at
 budgets of 55 and 25 % of the MACs; strategies and constant widths are scored on the same 8 ranges
-of 1024 seeds. Printed are each seed's paired differences from the best constant width of no less
-cost and from the full width with their intervals over the ranges, then the mean over the training
-seeds with its interval over these. OUT/against_constants.json has every score; what is there is not
-made again.
+of 1024 seeds. Printed are each seed's paired differences from the full width and from the best
+constant width up to the narrowest that costs no less, with their intervals over the ranges, then
+the mean over the training seeds with its interval over these. OUT/against_constants.json has every
+score; what is there is not made again.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
     head = ["budget", "training seed", "strategy", "MACs", "best constant", "strategy - constant",
             "full width", "strategy - full"]  # fmt: skip
     body = []
-    for budget in BUDGETS:
+    for budget in BUDGETS if results else ():
         means: dict[str, list[float]] = {"constant": [], "full": [], "share": []}
         for seed, rows in results.items():
             lines = {line.label: line for line in lines_of(rows)}

@@ -25,6 +25,7 @@ from tabulate import tabulate
 
 from ddsm_ext.intervals import jackknife
 from ddsm_ext.io.files import read_json, write_json
+from ddsm_ext.machine import machine_info
 from ddsm_ext.run import Run
 from ddsm_ext.run.searching import SampledQuality, search_run
 from ddsm_ext.sampling.strategy import Strategy
@@ -43,14 +44,14 @@ CIFAR_STEPS = 100
 def searched(run: Run, folder: Path, method: str, seed: int, samples: int) -> Front:
     """Return the front of one search, made or taken from its folder."""
     path = folder / "search" / "front.json"
-    done = folder / "done"
-    if not done.exists():
-        settings = SearchConfig(widths=run.config.model.widths, method=method, seed=seed)
-        if method == "paper":
-            settings = replace(settings, samples=samples)
+    settings = SearchConfig(widths=run.config.model.widths, method=method, seed=seed)
+    if method == "paper":
+        settings = replace(settings, samples=samples)
+    done = folder / "settings.json"  # of the search that ended here
+    if not done.exists() or read_json(done) != settings.to_dict():
         scorer = run.scorer()
         search_run(folder, scorer.sampler, run.dataset, scorer, settings)
-        done.touch()
+        write_json(done, settings.to_dict())
     return Front.load(path)
 
 
@@ -152,7 +153,7 @@ def main(words: list[str]) -> int:
     """Run the comparison; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("runs", nargs="*", type=Path)
+    parser.add_argument("runs", nargs="*", type=Path, help="trained runs; none with --table")
     parser.add_argument("--seeds", type=int, default=3, help="searches a run (default: 3)")
     parser.add_argument(
         "--samples", type=int, default=512, help="of a whole score of paper's (default: 512)"
@@ -162,27 +163,27 @@ def main(words: list[str]) -> int:
     arguments = parser.parse_args(words)
     torch.set_num_threads(1)
     path = arguments.out / "search_methods.json"
-    if arguments.table:
-        content = read_json(path)
-        print(table(content["results"], content["sampler"]["steps"]))
-        return 0
-    results = []
-    for folder in arguments.runs:
+    if not (arguments.table or arguments.runs):
+        parser.error("no RUN is named; need a trained one, or --table")
+    content = read_json(path) if path.exists() else {"results": []}
+    for folder in [] if arguments.table else arguments.runs:
         run = Run.open(folder.parent, folder)
         for seed in range(arguments.seeds):
-            results.append(compared(run, arguments.out / folder.name, seed, arguments))
-            steps = run.config.sampler.steps
-            write_json(
-                path,
-                {
-                    "samples_of_paper": arguments.samples,
-                    "new_images": arguments.new_images,
-                    "sampler": run.config.sampler.to_dict(),
-                    "paper_evaluations": PAPER_EVALUATIONS,
-                    "results": results,
-                },
-            )
-            print(table(results, steps), flush=True)
+            found = compared(run, arguments.out / folder.name, seed, arguments)
+            key = (found["run"], found["seed"])
+            others = [r for r in content["results"] if (r["run"], r["seed"]) != key]
+            content = {
+                "machine": {k: v for k, v in machine_info().items() if k != "command"},
+                "samples_of_paper": arguments.samples,
+                "new_images": arguments.new_images,
+                "sampler": run.config.sampler.to_dict(),
+                "paper_evaluations": PAPER_EVALUATIONS,
+                "results": sorted([*others, found], key=lambda r: (r["run"], r["seed"])),
+            }
+            write_json(path, content)
+            print(table(content["results"], run.config.sampler.steps), flush=True)
+    if arguments.table and content["results"]:
+        print(table(content["results"], content["sampler"]["steps"]))
     return 0
 
 

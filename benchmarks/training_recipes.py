@@ -35,7 +35,7 @@ from ddsm_ext.search.budget import solve_budget
 # What the recipes change: the preset without what it took over from here, and shorter.
 BASE: dict[str, Any] = {"steps": 1500, "distill_balanced": False, "teacher": "live"}
 RECIPES: dict[str, dict[str, Any]] = {
-    "default": {},
+    "base": {},
     "balanced": {"distill_balanced": True},
     # a middle width is trained in every other step alone
     "weights": {"width_weights": [1, 2, 2, 1]},
@@ -137,7 +137,7 @@ def table(results: dict[str, Any]) -> str:
         "|---|---:|" + "---:|" * len(columns),
     ]
     for recipe in results:
-        pairs = {seed: (means(recipe, seed), means("default", seed)) for seed in results[recipe]}
+        pairs = {seed: (means(recipe, seed), means("base", seed)) for seed in results[recipe]}
         whole = {s: p for s, p in pairs.items() if all(c in p[0] and c in p[1] for c in columns)}
         if not whole:
             continue
@@ -145,7 +145,7 @@ def table(results: dict[str, Any]) -> str:
         for column in columns:
             own = [mine[column] for mine, _ in whole.values()]
             differences = [mine[column] - other[column] for mine, other in whole.values()]
-            cells.append(shown(own, "") if recipe == "default" else shown(differences))
+            cells.append(shown(own, "") if recipe == "base" else shown(differences))
         lines.append(f"| {recipe} | {len(whole)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

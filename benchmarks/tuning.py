@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/tuning.py OUT [--runs FOLDER ...] [--steps 750]
     python benchmarks/tuning.py OUT --table
 
-Tunes runs of the default recipe of training_recipes.py for the budget solver's strategies and for
+Tunes runs of the base recipe of training_recipes.py for the budget solver's strategies and for
 constant widths of about the same cost. OUT/tuning.json has the scores of each tuned run at its
 strategy and at the full width, from the same noise as there; what is there is not made again.
 """
@@ -50,7 +50,7 @@ TARGETS = ("solved 0.55", "0.75", "solved 0.25", "0.5")
 
 def origin(out: Path, seed: int, roots: list[Path]) -> Run:
     """The run that is tuned, in OUT, as tuned runs lie beside it."""
-    found = trained(out, "default", seed, roots)
+    found = trained(out, "base", seed, roots)
     own = out / "runs" / f"{seed:05d}-origin{seed}"
     if not own.exists():
         shutil.copytree(found.folder, own)

@@ -40,6 +40,23 @@ class Interval:
         """Whether the interval has a width, and 0 in it."""
         return self.half_width > 0.0 and not (self.above_zero or self.below_zero)
 
+    def text(self, sign: str = "+") -> str:
+        """Return e.g. "+0.243 ± 0.014": the half-width to two digits, the mean to as many places,
+        and to more where rounding would hide on which side of 0 the interval lies.
+
+        Args:
+            sign: as in a format: "+" for both signs, "" for minus alone.
+        """
+        mean, half = self.mean, self.half_width
+        if not half:
+            return f"{mean:{sign}.3g}"
+        first = max(0, 1 - math.floor(math.log10(half)))
+        for places in range(first, first + 4):
+            shown = Interval(round(mean, places), round(half, places))
+            if shown.above_zero == self.above_zero and shown.below_zero == self.below_zero:
+                break
+        return f"{mean:{sign}.{places}f} ± {half:.{places}f}"
+
 
 def standard_error(values: Sequence[float]) -> float | None:
     """Return the standard error of the mean of independent values; None for less than two."""

@@ -140,3 +140,21 @@ def test_the_error_of_the_pseudo_values_is_that_of_the_distance():
 def test_importing_it_imports_no_torch_and_no_scipy():
     code = "import sys, ddsm_ext.intervals; assert not {'torch', 'scipy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "text"),
+    [
+        (0.2433, 0.0143, "+0.243 ± 0.014"),
+        (-12.3, 4.56, "-12.3 ± 4.6"),
+        (1234.4, 321.0, "+1234 ± 321"),
+        (6.8, 6.7, "+6.8 ± 6.7"),
+        (6.78, 6.76, "+6.78 ± 6.76"),  # above 0, and said so
+        (-0.0081, 0.00808, "-0.00810 ± 0.00808"),  # below 0
+        (-0.0081, 0.00812, "-0.0081 ± 0.0081"),  # not below 0: it holds 0
+        (0.25, 0.0, "+0.25"),
+    ],
+)
+def test_an_interval_as_text_tells_its_side(mean: float, half: float, text: str) -> None:
+    assert Interval(mean, half).text() == text
+    assert Interval(abs(mean), half).text("") == text[1:]

@@ -12,9 +12,11 @@ from ddsm_ext.run.config import RunConfig
 from ddsm_ext.run.costs import (
     Estimate,
     estimate_sampling,
+    estimate_scores,
     estimate_search,
     estimate_training,
 )
+from ddsm_ext.run.strategies import ScorePlan
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.search.cost import share_of_paper
 
@@ -52,8 +54,8 @@ def search_text(config: RunConfig) -> str:
     """Return what `ddsm search` would do."""
     search, takes = config.search, estimate_search(config)
     steps, samples = len(takes.step_widths), search.most_scored_samples()
-    if search.method == "proxy":
-        scored = "scores no sample: the exact front of the sampler-weighted errors"
+    if not config.scores_searched:
+        scored = "scores no sample: the front of the sampler-weighted errors"
     else:
         scored = (
             f"about {samples:,} samples of {steps} steps scored: {samples * steps:,} network "
@@ -105,3 +107,37 @@ def _model(config: RunConfig, sections: Sequence[str]) -> str:
             table(("width", "MMACs", "of the full width"), rows),
         ]
     )
+
+
+def scoring_text(config: RunConfig, plan: ScorePlan) -> str:
+    """Return what `ddsm eval` would do."""
+    takes = estimate_scores(config, plan.named.values(), plan.images_each)
+    return "\n".join(
+        [
+            _model(config, ("model", "diffusion", "sampler", "eval")),
+            _samples(plan),
+            f"strategies: {', '.join(plan.named)}",
+            _memory(takes),
+            _time(takes),
+        ]
+    )
+
+
+def scoring_line(config: RunConfig, plan: ScorePlan, *, timed: bool) -> str:
+    """Return what `ddsm eval` says before it begins.
+
+    Args:
+        config: of the run.
+        plan: what is scored.
+        timed: whether to say how long it takes; this processor is what estimates are of.
+    """
+    if not timed:
+        return _samples(plan)
+    takes = estimate_scores(config, plan.named.values(), plan.images_each)
+    return f"{_samples(plan)}; {_time(takes)}"
+
+
+def _samples(plan: ScorePlan) -> str:
+    count = len(plan.named)
+    each = f"{plan.ranges} x {len(plan.seeds):,} samples"
+    return f"scoring {count} strategies by {each} each: {count * plan.images_each:,}"

@@ -6,7 +6,7 @@ Precision, recall and, of Inception's features, the Inception Score come with to
 Scores what `--strategy` names, or the images of a folder or ZIP (`--images`), and keeps the scores
 of a run in its metrics.json. Without either it scores the full width, the run's chosen strategy and
 what a report compares it with: the narrower widths, its reverse, the best with two segments; all on
-the same ranges of seeds.
+the same ranges of seeds. `--dry-run` says how many samples that takes, and how long.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 from ddsm_ext.cli import options
 from ddsm_ext.cli.console import say, table, told
+from ddsm_ext.run.strategies import plan_scores
 from ddsm_ext.settings import Refusal
 
 
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_sampler_arguments(parser)
     options.add_set_argument(parser, "another setting of the run, e.g. eval.images=5000")
     options.add_device_argument(parser)
+    parser.add_argument("-n", "--dry-run", action="store_true", help="say what would be done, stop")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,15 +57,22 @@ def run(args: argparse.Namespace) -> int:
     config = options.run_settings(folder, args)
     if seeds is not None and len(seeds) < 2:
         raise Refusal(f"--seeds names {len(seeds)} image; need at least 2")
+    if args.dry_run and args.images:
+        raise Refusal("--dry-run: --images makes no samples; need one of the two")
+    # what is refused is refused before any work
+    plan = plan_scores(folder, config, args.strategy, seeds, args.ranges)
+
+    from ddsm_ext.cli.dry_run import scoring_line, scoring_text
+
+    if args.dry_run:
+        print(scoring_text(config, plan))
+        return 0
 
     from ddsm_ext.run.compose import choose_device
-    from ddsm_ext.run.run import Run, named_strategies
+    from ddsm_ext.run.run import Run
     from ddsm_ext.run.scoring import score_folder
 
     device = choose_device(args.device, "--device")
-    strategies = args.strategy
-    if strategies is not None:  # what is refused is refused before any work
-        named_strategies(strategies, folder, config)
     with told() as progress:
         run = Run(folder, config, device, progress)
         scorer = run.scorer()
@@ -74,7 +83,8 @@ def run(args: argparse.Namespace) -> int:
         if args.images:
             print(json.dumps(score_folder(scorer, args.images), indent=2))
             return 0
-        result = run.evaluate(strategies, seeds, ranges=args.ranges)
+        say(scoring_line(config, plan, timed=device.type == "cpu"))
+        result = run.evaluate(args.strategy, seeds, ranges=args.ranges)
     options.note_command(folder)
     say(_scores_table(result["rows"]))
     print(json.dumps(result, indent=2))
@@ -82,25 +92,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _scores_table(rows: list[dict[str, Any]]) -> str:
-    from ddsm_ext.report.comparison import FURTHER, compare, lines_of
+    from ddsm_ext.report.comparison import lines_of
+    from ddsm_ext.report.scores import score_table
 
-    lines = lines_of(rows)
-    full = next((line for line in lines if line.kind == "full"), None)
-    further = {k: name for k, name in FURTHER.items() if any(k in line.more for line in lines)}
-    head = ("sampler", "ranges x images", "Fréchet", "beside full width", *further.values(),
-            "MMACs/image", "ms/image")  # fmt: skip
-    cells = []
-    for line in lines:
-        found = None if full is None or line is full else compare(line, full)
-        cells.append(
-            (
-                line.label,
-                f"{len(line.scores)} x {line.images}",
-                f"{line.mean:.4g}",
-                "-" if found is None else found.words,
-                *(f"{line.more[key]:.3g}" if key in line.more else "-" for key in further),
-                "-" if line.macs is None else f"{line.macs / 1e6:.4g}",
-                "-" if line.ms is None else f"{line.ms:.3g}",
-            )
-        )
-    return table(head, cells)
+    return table(*score_table(lines_of(rows)))

@@ -54,6 +54,19 @@ def find_run(args: argparse.Namespace) -> Path:
     return resolve_run(args.root, args.run)
 
 
+def add_extend_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--new` and `--extend`, of which a command takes one."""
+    more = parser.add_mutually_exclusive_group()
+    more.add_argument("--new", action="store_true", help="start another run of the same settings")
+    more.add_argument(
+        "--extend",
+        type=int,
+        metavar="N",
+        help="continue the run of these settings to N steps; the learning rate restarts where it "
+        "is, or at half of train.lr if that is more, and falls again",
+    )
+
+
 def add_set_argument(parser: argparse.ArgumentParser, text: str) -> None:
     """Add `--set`, with its line of help."""
     form = "SECTION.KEY=VALUE"

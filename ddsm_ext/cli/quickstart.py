@@ -13,6 +13,7 @@ from typing import Any
 
 from ddsm_ext.cli import options
 from ddsm_ext.cli.console import say, stage, told
+from ddsm_ext.cli.search import search_lines
 from ddsm_ext.run.config import RunConfig, configure, merge
 from ddsm_ext.run.presets import QUICKSTART_FAST
 from ddsm_ext.settings import Refusal
@@ -42,7 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def settings(args: argparse.Namespace) -> RunConfig:
     """Return the configuration of the quickstart: the digits preset, smaller with `--fast`."""
     values: dict[str, Any] = QUICKSTART_FAST if args.fast else {}
-    return configure("digits", where="--set", **merge(values, options.parse_settings(args.set)))
+    config = configure("digits", where="--set", **merge(values, options.parse_settings(args.set)))
+    if config.eval.features == "none":
+        raise Refusal("--set: eval.features is none; need features, the quickstart ends in scores")
+    return config
 
 
 def run(args: argparse.Namespace) -> int:
@@ -80,19 +84,23 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads or cores)
         with stage("2/4 searching the width of each denoising step"):
             run.search()
+        for line in search_lines(run.folder):
+            say(line)
         with stage("3/4 sampling and scoring"):
             run.evaluate(again=False)
         with stage("4/4 report"):
             report = run.report()
-    _print_headline(report, time.perf_counter() - started)
+    _print_headline(run.folder, report, time.perf_counter() - started)
     return 0
 
 
-def _print_headline(report: Path, seconds: float) -> None:
+def _print_headline(folder: Path, report: Path, seconds: float) -> None:
     from ddsm_ext.io.files import read_json
     from ddsm_ext.report.headline import headline
+    from ddsm_ext.search.front import Front
 
-    result = headline(read_json(report.parent / "metrics.json"))
+    unit = Front.load(folder / "search" / "front.json").cost_unit
+    result = headline(read_json(folder / "metrics.json"), unit)
     assert result is not None
     print(f"\nreport: {report}   ({seconds / 60:.1f} min)")
     for name, figure, remark in result.lines():

@@ -7,14 +7,11 @@ of each width on this machine. An interrupted search continues with the same com
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from ddsm_ext.cli import options
 from ddsm_ext.cli.console import say, told
-from ddsm_ext.run.config import with_budget
-
-if TYPE_CHECKING:
-    from ddsm_ext.search.front import Front
+from ddsm_ext.run.config import BUDGETS, with_budget
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="most milliseconds an image of the chosen strategy, measured on this machine",
     )
     budget.add_argument(
+        "--budget-time",
+        type=float,
+        metavar="SHARE",
+        help="most time of the chosen strategy, as a share of the full width's",
+    )
+    budget.add_argument(
         "--max-quality-loss",
         type=float,
         metavar="X",
@@ -41,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--method",
-        help="evolution (default), proxy (seconds, scores no sample), paper (the DDSM paper's own)",
+        help="evolution (default), proxy (scores no sample), paper (the DDSM paper's own)",
     )
     options.add_sampler_arguments(parser)
     options.add_set_argument(parser, "another setting, e.g. search.generations=20")
@@ -52,8 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run `ddsm search`."""
     folder = options.find_run(args)
-    names = ("budget_macs", "budget_ms", "max_quality_loss")
-    budget = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
+    budget = {n: getattr(args, n) for n in BUDGETS if getattr(args, n) is not None}
 
     settings = budget if args.method is None else {**budget, "method": args.method}
     config = with_budget(options.run_settings(folder, args), settings)
@@ -69,34 +71,37 @@ def run(args: argparse.Namespace) -> int:
     device = choose_device(args.device, "--device")
     with told() as progress:
         run = Run(folder, config, device, progress)
-        run.check_search()  # what is refused leaves no command behind
+        run.check_search()  # what is refused here leaves no command behind
         options.note_command(folder)
         run.search()
-    from ddsm_ext.search.front import Front
-
-    for line in search_lines(Front.load(folder / "search" / "front.json")):
+    for line in search_lines(folder):
         say(line)
     print(folder / "search" / "strategy.json")
     return 0
 
 
-def search_lines(front: Front) -> list[str]:
-    """Return what a search says at its end: what it chose, how sure that is, what it took."""
+def search_lines(folder: Path) -> list[str]:
+    """Return what a run's search says at its end: what it chose, how sure that is, what it took."""
+    from ddsm_ext.intervals import Interval
     from ddsm_ext.search.cost import share_of_paper
+    from ddsm_ext.search.front import Front
 
+    front = Front.load(folder / "search" / "front.json")
     chosen = front.chosen
     assert chosen is not None
     unit = "MACs" if front.cost_unit == "macs" else "time"
-    score = f"{front.quality_name} {chosen.quality:.4g}"
-    if chosen.standard_error is not None:
-        score += f" ± {chosen.standard_error:.2g}"
-    lines = [f"chosen: {100 * chosen.cost_relative:.1f} % of the full width's {unit}, {score}"]
+    share, score = 100 * chosen.cost_relative, f"{front.quality_name} {chosen.quality:.4g}"
+    lines = [f"chosen: {share:.1f} % of the full width's {unit}, {score}"]
     if not chosen.samples:
         return [*lines, "no sample was scored: this is the front of the proxy alone"]
-    half = f" ± {chosen.loss_half_width:.2g} (95 %)" if chosen.loss_half_width else ""
-    count = front.network_evaluations
+    loss = Interval(chosen.loss, chosen.loss_half_width)
+    confidence = " (95 %)" if loss.half_width else ""
+    count, seeds = front.network_evaluations, f"{chosen.samples} new seeds"
+    if not chosen.rescored and chosen.cost_relative < 1:
+        seeds = f"the {chosen.samples} seeds that chose it, which flatter it"
     return [
         *lines,
-        f"beside the full width on the same {chosen.samples} new seeds: {chosen.loss:+.2g}{half}",
-        f"network evaluations: {count:,}, {share_of_paper(count)} of the DDSM paper's search",
+        f"beside the full width on {seeds}: {loss.text()}{confidence}",
+        f"network evaluations for scores: {count:,}, {share_of_paper(count)} of those of the DDSM "
+        "paper's search",
     ]

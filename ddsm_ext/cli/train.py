@@ -17,7 +17,6 @@ from ddsm_ext.cli import options
 from ddsm_ext.cli.console import say, told
 from ddsm_ext.run.config import RunConfig, configure
 from ddsm_ext.run.presets import RUN_PRESETS
-from ddsm_ext.settings import Refusal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,15 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--root", default="runs", metavar="FOLDER", help="where run folders go (default: runs)"
     )
     parser.add_argument("--name", help="name of the run (default: that of preset or data)")
-    more = parser.add_mutually_exclusive_group()
-    more.add_argument("--new", action="store_true", help="start another run of the same settings")
-    more.add_argument(
-        "--extend",
-        type=int,
-        metavar="N",
-        help="continue the run of these settings to N steps; the learning rate restarts where it "
-        "is, or at half of train.lr if that is more, and falls again",
-    )
+    options.add_extend_argument(parser)
     options.add_device_argument(parser)
     parser.add_argument("-n", "--dry-run", action="store_true", help="say what would be done, stop")
 
@@ -56,37 +47,20 @@ def settings(args: argparse.Namespace) -> RunConfig:
     return configure(preset, args.config, where="--set", **changes)
 
 
-def _run_to_extend(args: argparse.Namespace, name: str, config: RunConfig) -> Path | None:
-    """The run that `--extend` continues; None without it.
-
-    Raises:
-        ValueError: there is none.
-    """
-    from ddsm_ext.run.folder import find_resumable
-
-    if args.extend is None:
-        return None
-    folder = find_resumable(args.root, config, name=name)
-    if folder is None:
-        raise Refusal(
-            f"--extend {args.extend}: {args.root} holds no run {name!r} of these settings; need "
-            "the options that it was trained with"
-        )
-    return folder
-
-
 def run(args: argparse.Namespace) -> int:
     """Run `ddsm train`."""
     config = settings(args)
     name = args.name or args.preset or Path(config.data.source).stem or "run"
-    longer = _run_to_extend(args, name, config)
     if args.dry_run:
         from ddsm_ext.cli.dry_run import training_text
 
-        if longer is not None:
-            from ddsm_ext.run.training import extended
+        if args.extend is not None:
+            from ddsm_ext.run.compose import load_images
+            from ddsm_ext.run.features import with_features
+            from ddsm_ext.run.training import extended, run_to_extend
 
-            config = extended(longer, args.extend)
+            made = with_features(config, load_images(config))
+            config = extended(run_to_extend(args.root, name, made), args.extend)
         print(training_text(config))
         return 0
 
@@ -95,9 +69,8 @@ def run(args: argparse.Namespace) -> int:
 
     device = choose_device(args.device, "--device")
     with told() as progress:
-        run = Run.create(args.root, name, config, new=args.new, device=device, progress=progress)
-        if longer is not None:
-            run.extend(args.extend)
+        how = {"new": args.new, "extend": args.extend, "device": device, "progress": progress}
+        run = Run.create(args.root, name, config, **how)
         if run.resumed:
             say(f"continuing {run.folder}")
         options.note_command(run.folder)

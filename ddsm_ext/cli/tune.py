@@ -1,11 +1,14 @@
 """Tune a trained run for a strategy: each step trains one width, on the noise levels it serves.
 
     ddsm tune                          the newest run, for the strategy that its search chose
+    ddsm tune --extend 1500            give the run of that command more steps
     ddsm tune --strategy 0.5           for a constant width
     ddsm tune --set tune.sandwich_share=0.2 --set train.lr=5e-4
 
 Makes a run of its own, NAME-tune, which holds the strategy: `ddsm sample`, `eval`, `search` and
-`report` take it at once. Ctrl-C saves and stops; the same command continues.
+`report` take it at once. Ctrl-C saves and stops; the same command continues: where the newest run
+is a tuned one, what that was tuned from is meant, until a search of its own has found it another
+strategy.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps", type=int, metavar="N", help="steps (default: half of the run's training)"
     )
     options.add_set_argument(parser, "one setting, e.g. tune.sandwich_share=0.2 (repeatable)")
-    parser.add_argument("--new", action="store_true", help="start another run of the same settings")
+    options.add_extend_argument(parser)
     options.add_device_argument(parser)
     parser.add_argument("-n", "--dry-run", action="store_true", help="say what would be done, stop")
 
@@ -44,17 +47,25 @@ def run(args: argparse.Namespace) -> int:
         changes.setdefault("train", {})["steps"] = args.steps
 
     from ddsm_ext.run.compose import choose_device
+    from ddsm_ext.run.folder import root_of
     from ddsm_ext.run.run import Run
+    from ddsm_ext.run.training import extended, run_to_extend, run_to_tune, tuned_name
 
     device = choose_device(args.device, "--device")
+    if args.run is None:
+        folder = run_to_tune(folder)
     with told() as progress:
         origin = Run.open(args.root, folder, device=device, progress=progress)
         if args.dry_run:
             from ddsm_ext.cli.dry_run import training_text
 
-            print(training_text(origin.tuned(args.strategy, **changes)))
+            config = origin.tuned(args.strategy, **changes)
+            if args.extend is not None:
+                longer = run_to_extend(root_of(folder), tuned_name(folder), config)
+                config = extended(longer, args.extend)
+            print(training_text(config))
             return 0
-        tuned = origin.tuning(args.strategy, new=args.new, **changes)
+        tuned = origin.tuning(args.strategy, new=args.new, extend=args.extend, **changes)
         say(f"{'continuing' if tuned.resumed else 'tuning'} {tuned.folder}")
         options.note_command(tuned.folder)
         result = tuned.train()

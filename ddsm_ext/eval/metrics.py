@@ -194,7 +194,7 @@ def _torch_fidelity_scores(
 def frechet_to_reference(
     images: Iterable[Any], reference: ReferenceStatistics, extractor: Extractor
 ) -> float:
-    """Return the Fréchet distance of images to a reference: the search's costly quality.
+    """Return the Fréchet distance of images to a reference, and no other score.
 
     Args:
         images: batches of uint8 [B, C, H, W], or one such array.

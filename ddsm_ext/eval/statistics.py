@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import zipfile
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 # a small archive from unpacking into all of the memory.
 _MAX_FEATURES = 16384
 _MAX_ENTRY_BYTES = 8 * _MAX_FEATURES**2 + 4096
+_ORDER_SEED = 0  # of rows in an unknown order
 _DTYPES = {  # what a file may hold, and as what it is written
     "mu": np.float64,
     "sigma": np.float64,
@@ -42,7 +44,8 @@ class ReferenceStatistics:
         features: name of the extractor, None when unknown.
         digest: SHA-256 of what computed the features, None when unknown.
         rows: feature rows fp32 [M, D] of some of the images for the kernel distance, or None.
-        rows_drawn: how these were chosen, None when unknown (earlier versions kept the first ones).
+        rows_drawn: how these were chosen, None when unknown (earlier versions kept the first ones,
+            in the order of the images). As they are loaded, rows are in random order.
     """
 
     mu: np.ndarray
@@ -57,6 +60,18 @@ class ReferenceStatistics:
     def dim(self) -> int:
         """Number of features D."""
         return int(self.mu.size)
+
+    @property
+    def content_digest(self) -> str:
+        """SHA-256 of moments and rows: what the distances to this reference depend on."""
+        found = hashlib.sha256()
+        for key in ("mu", "sigma", "rows"):
+            value = getattr(self, key)
+            if value is not None:
+                array: np.ndarray = np.ascontiguousarray(value, dtype=_DTYPES[key])
+                found.update(f"{key} {array.shape}".encode())
+                found.update(array.tobytes())
+        return found.hexdigest()
 
 
 def save_statistics(path: str | Path, statistics: ReferenceStatistics) -> Path:
@@ -84,7 +99,8 @@ def load_statistics(path: str | Path) -> ReferenceStatistics:
     """Read reference statistics; nothing in the file is ever executed.
 
     Rows that may be the first ones of sorted images alone are warned about: the kernel distance to
-    these is one to some of the classes.
+    these is one to some of the classes. Rows in an unknown order, perhaps sorted by class, are
+    shuffled by a fixed seed, as scores take the first ones where they need fewer.
 
     Args:
         path: a .npz with `mu` [D] and `sigma` [D, D], and optionally n, features, digest, rows,
@@ -112,23 +128,31 @@ def load_statistics(path: str | Path) -> ReferenceStatistics:
         raise Refusal(
             f"statistics {path}: rows are {rows.dtype} {rows.shape}; need floats [M, {dim}]"
         )
-    statistics = ReferenceStatistics(
+    n, drawn = _scalar(path, arrays, "n", "iu"), _scalar(path, arrays, "rows_drawn", "U")
+    if rows is not None:
+        rows = rows.astype(np.float32)
+        rows = rows if drawn else _shuffled(path, rows, n)
+    return ReferenceStatistics(
         mu=arrays["mu"].astype(np.float64),
         sigma=arrays["sigma"].astype(np.float64),
-        n=_scalar(path, arrays, "n", "iu"),
+        n=n,
         features=_scalar(path, arrays, "features", "U"),
         digest=_scalar(path, arrays, "digest", "U"),
         rows=rows,
-        rows_drawn=_scalar(path, arrays, "rows_drawn", "U"),
+        rows_drawn=drawn,
     )
-    if rows is not None and statistics.rows_drawn is None and statistics.n != len(rows):
+
+
+def _shuffled(path: Path, rows: np.ndarray, n: int | None) -> np.ndarray:
+    """Rows in random order that lie in an unknown one; warns unless they are of all images."""
+    if n != len(rows):
         log.warning(
             "statistics %s: they do not say how their %d rows were drawn; earlier versions kept "
             "the first, so the kernel distance may be one to a few classes: make them again",
             path,
             len(rows),
         )
-    return statistics
+    return rows[np.random.default_rng(_ORDER_SEED).permutation(len(rows))]
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +30,7 @@ class Line:
 
     Args:
         label: its name.
-        kind: "full", "strategy", "width", "reverse" or "two segments".
+        kind: "full", "strategy" (the run's own), "width", "reverse", "two segments" or "other".
         scores: seeds of a range -> Fréchet distance of its samples.
         more: other scores of metrics.json by key, their means over the ranges.
         images: samples of a range.
@@ -74,27 +76,53 @@ class Comparison:
     @property
     def words(self) -> str:
         """What the interval shows, e.g. "worse by 0.24 ± 0.06"."""
-        mean, half = self.interval.mean, self.interval.half_width
-        if not mean and not half:
+        found = self.interval
+        if not found.mean and not found.half_width:
             return "the same"
         if self.ranges < 2:
-            return f"{mean:+.3g}, one range"
-        if self.interval.above_zero:
-            return f"worse by {mean:.2g} ± {half:.1g}"
-        if self.interval.below_zero:
-            return f"better by {-mean:.2g} ± {half:.1g}"
-        return f"no difference seen ({mean:+.2g} ± {half:.1g})"
+            return f"{found.text()}, one range"
+        if found.above_zero:
+            return f"worse by {found.text('')}"
+        if found.below_zero:
+            return f"better by {Interval(-found.mean, found.half_width).text('')}"
+        return f"no difference seen ({found.text()})"
 
 
 def lines_of(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
-    """Return one line a label from the rows of metrics.json, in their order."""
+    """Return one line a label from the rows of metrics.json, in their order.
+
+    A mean is one of ranges of the same size, the size of most of the label's samples, and takes no
+    seed twice.
+    """
     by_label: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         by_label.setdefault(str(row["label"]), []).append(row)
     return [_line(label, group) for label, group in by_label.items()]
 
 
+def _ranges(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows of a label that have one mean."""
+    samples = Counter[int | None]()
+    for row in rows:
+        samples[row.get("images")] += row.get("images") or 0
+    size = max(samples, key=lambda images: samples[images])
+    kept, ends = list[Mapping[str, Any]](), list[tuple[int, int]]()
+    for row in rows:
+        first, last = _ends(row.get("seeds"))
+        if row.get("images") == size and all(last < a or b < first for a, b in ends):
+            kept.append(row)
+            ends.append((first, last))
+    return kept
+
+
+def _ends(seeds: Any) -> tuple[int, int]:
+    """First and last of the seeds "0-99,200"."""
+    numbers = [int(number) for number in re.findall(r"\d+", str(seeds))]
+    return (min(numbers), max(numbers)) if numbers else (0, -1)
+
+
 def _line(label: str, rows: Sequence[Mapping[str, Any]]) -> Line:
+    rows = _ranges(rows)
     first = rows[0]
     means = {key: _mean([row.get(key) for row in rows]) for key in FURTHER}
     return Line(
@@ -125,6 +153,13 @@ def compare(line: Line, other: Line) -> Comparison | None:
         return None
     pairs = [line.scores[s] for s in shared], [other.scores[s] for s in shared]
     return Comparison(line, other, paired_interval(*pairs), len(shared))
+
+
+def beside_full(lines: Sequence[Line]) -> list[tuple[Line, Comparison | None]]:
+    """Return each line with how it differs from the full width's; None where they share no ranges,
+    or the full width has no scores."""
+    full = next((line for line in lines if line.kind == "full"), None)
+    return [(line, None if full is None else compare(line, full)) for line in lines]
 
 
 def best_constant(line: Line, lines: Sequence[Line], unit: str = "macs") -> Line | None:

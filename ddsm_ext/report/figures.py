@@ -133,12 +133,12 @@ def pareto_figure(
     """All evaluated strategies, cost against quality, with the Pareto front.
 
     Args:
-        evaluations: (generation, cost, quality) of every strategy scored.
+        evaluations: (generation that first scored it, cost, quality) of every strategy.
         front: (cost, quality) of the strategies that no other one beats in both.
         constants: width -> (cost, quality) of a constant width.
         chosen: (cost, quality) of the chosen strategy; None marks none.
         cost_label: x axis.
-        quality_label: y axis (lower is better).
+        quality_label: y axis (lower is better); it stands above, where a long one has room.
     """
     figure, axes = _figure(4.0)
     if evaluations:
@@ -166,7 +166,7 @@ def pareto_figure(
     if max(values) > 20 * min(values) > 0:
         axes.set_yscale("log")
     axes.set_xlabel(cost_label)
-    axes.set_ylabel(quality_label)
+    axes.set_title(quality_label)
     axes.legend()
     return figure
 
@@ -179,17 +179,15 @@ def _scatter_by_generation(figure: Figure, axes: Axes, data: np.ndarray) -> None
         label="evaluated",
     )  # fmt: skip
     if generation.max() > generation.min():
-        bar = figure.colorbar(points, ax=axes, pad=0.01)
+        bar = figure.colorbar(points, ax=axes, pad=0.01, ticks=MaxNLocator(integer=True))
         bar.ax.set_ylim(generation.min(), generation.max())
         bar.set_label("generation")
         bar.outline.set_visible(False)
 
 
 @_styled
-def hypervolume_figure(
-    work: Sequence[int], hypervolumes: Sequence[float], label: str
-) -> Figure:
-    """Hypervolume of the front; it grows while the search still finds better.
+def hypervolume_figure(work: Sequence[int], hypervolumes: Sequence[float], label: str) -> Figure:
+    """Hypervolume of the front by the scores known at each time; new scores may lower it.
 
     Args:
         work: how far the search was.

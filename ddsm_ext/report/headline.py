@@ -8,6 +8,8 @@ from typing import Any
 
 from ddsm_ext.report.comparison import Comparison, Line, best_constant, compare, lines_of
 
+_UNSCORED = "ddsm eval scores it"
+
 
 @dataclass(frozen=True)
 class Headline:
@@ -17,13 +19,18 @@ class Headline:
         macs_saved: share of the full width's MACs; None where not counted.
         time_saved: share of its time; None where not measured.
         against_full: the strategy's scores beside the full width's; None where they share no seeds.
-        against_constant: beside the best constant width of no less cost; None where none is scored.
+        against_constant: beside the best of the constant widths up to the narrowest that costs no
+            less; None where none of these is scored.
+        constant_cost: what that width costs, as a share of the full width's cost.
+        missing_constant: why there is none.
     """
 
     macs_saved: float | None
     time_saved: float | None
     against_full: Comparison | None
     against_constant: Comparison | None
+    constant_cost: float | None = None
+    missing_constant: str = _UNSCORED
 
     @property
     def realised_saving(self) -> float | None:
@@ -45,13 +52,20 @@ class Headline:
             ("MACs saved", macs, "a sampled image, beside the full width at every step"),
             ("time saved", time, remark),
             _quality("quality", self.against_full, "the full width at every step"),
-            _quality("beside constant", self.against_constant, "{} at every step, of no less cost"),
+            self._constant(),
         ]
 
+    def _constant(self) -> tuple[str, str, str]:
+        share = "" if self.constant_cost is None else f" ({100 * self.constant_cost:.0f} %)"
+        other = f"{{}} at every step{share}, the best width up to one of no less cost"
+        return _quality("beside constant", self.against_constant, other, self.missing_constant)
 
-def _quality(name: str, found: Comparison | None, other: str) -> tuple[str, str, str]:
+
+def _quality(
+    name: str, found: Comparison | None, other: str, missing: str = _UNSCORED
+) -> tuple[str, str, str]:
     if found is None:
-        return name, "not measured", "ddsm eval scores it"
+        return name, "not measured", missing
     scores = f"Fréchet distance {found.line.mean:.3g} against {found.other.mean:.3g} of "
     interval = f"95 % interval over {found.ranges} seed ranges" if found.ranges > 1 else "one range"
     images = "" if found.line.images is None else f" of {found.line.images} samples"
@@ -80,14 +94,22 @@ def headline(metrics: Mapping[str, Any], unit: str = "macs") -> Headline | None:
     else:
         time_saved = _saved(full, chosen, "ms")
     constant = best_constant(chosen, lines, unit)
+    narrower = any(line.kind == "width" and line.cost(unit) for line in lines)
     return Headline(
         macs_saved=_saved(full, chosen, "macs"),
         time_saved=time_saved,
         against_full=compare(chosen, full),
         against_constant=None if constant is None else compare(chosen, constant),
+        constant_cost=_share(full, constant, unit) if constant else None,
+        missing_constant="no narrower width costs as much" if narrower else _UNSCORED,
     )
 
 
+def _share(full: Line, line: Line, unit: str) -> float | None:
+    whole, part = full.cost(unit), line.cost(unit)
+    return None if not whole or not part else part / whole
+
+
 def _saved(full: Line, chosen: Line, unit: str) -> float | None:
-    whole, part = full.cost(unit), chosen.cost(unit)
-    return None if not whole or not part else 1.0 - part / whole
+    share = _share(full, chosen, unit)
+    return None if share is None else 1.0 - share

@@ -11,18 +11,18 @@ import numpy as np
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader, TemplateError
 from matplotlib.figure import Figure
 
-from ddsm_ext.intervals import Interval
 from ddsm_ext.io.files import read_json, read_jsonl, to_json, write_atomic
 from ddsm_ext.report import figures
-from ddsm_ext.report.comparison import FURTHER, Line, compare, lines_of
+from ddsm_ext.report.comparison import Line, beside_full, lines_of
 from ddsm_ext.report.headline import headline
+from ddsm_ext.report.scores import number, score_table
 from ddsm_ext.search.cost import share_of_paper
 from ddsm_ext.settings import Refusal
 
 _MAX_PICTURE_BYTES = 8 << 20
 # What the page is made of: name -> file in the run folder. metrics["rows"] has one entry a score:
-# label, kind ("full", "strategy" or "width"), width, seeds, images, frechet, kid, macs_per_image,
-# ms_per_image.
+# label and kind (of `run.strategies.KINDS`), widths and cuts, seeds, images, frechet,
+# macs_per_image, ms_per_image, and of `comparison.FURTHER` what was scored too.
 _FILES = {
     "config": "config.json",
     "env": "env.json",
@@ -76,19 +76,24 @@ def _render(path: Path, files: dict[str, Any]) -> str:
         undefined=ChainableUndefined,  # what a file lacks shows as nothing
     )
     lines = lines_of(files["metrics"].get("rows", []))
-    environment.filters.update(svg_uri=figures.to_svg_uri, number=_number)
+    scored = _last_scores(files["archive"], files["front"])
+    head, rows = score_table(lines)
+    environment.filters.update(svg_uri=figures.to_svg_uri, number=number)
     return environment.get_template("report.html.j2").render(
         run=files,
         name=path.resolve().name,
         source=Path(files["config"].get("data", {}).get("source", "images")).name,
         headline=headline(files["metrics"], files["front"].get("cost_unit", "macs")),
         share_of_paper=share_of_paper,
-        scores=_score_table(lines),
-        further={key: name for key, name in FURTHER.items() if any(key in x.more for x in lines)},
+        lines=lines,
+        score_head=head,
+        score_rows=rows,
         samples=list(_samples(path, files["samples"])),
         evaluations=_evaluations(files["archive"]),
+        scored=scored,
+        trained=_trained(files["config"]),
         config_text=to_json(files["config"], indent=2),
-        **_drawn(files),
+        **_drawn(files, lines, scored),
     )
 
 
@@ -118,6 +123,27 @@ def _object(path: Path) -> dict[str, Any]:
     return value
 
 
+def _trained(config: dict[str, Any]) -> str:
+    """Return in a sentence what a step of the run's training trains."""
+    train, tune = config.get("train", {}), config.get("tune", {})
+    widths = train.get("widths") or config.get("model", {}).get("widths", [])
+    middle = min(train.get("middle_widths", 1), len(widths) - 2)
+    if middle < 1:
+        sandwich = "the widest and the narrowest width"
+    else:
+        between = "a random middle width" if middle == 1 else f"{middle} random middle widths"
+        sandwich = f"the widest, the narrowest and {between}"
+    if not tune.get("widths"):
+        return f"The sandwich rule trains {sandwich} each step."
+    routed = (
+        "A step trains one width of the strategy that the run is tuned for, on the noise levels "
+        "that it serves"
+    )
+    if not (share := tune["sandwich_share"]):
+        return f"{routed}."
+    return f"{routed}; {100 * share:.3g} % of the steps train {sandwich}, by the sandwich rule."
+
+
 def _losses_per_width(log: list[dict[str, Any]]) -> dict[float, tuple[list[int], list[float]]]:
     """Return width -> (steps, losses) from the rows of log.jsonl (`loss_w0.5` is width 0.5's)."""
     losses: dict[float, tuple[list[int], list[float]]] = {}
@@ -139,16 +165,22 @@ def _samples(run: Path, index: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield entry.get("label", picture.stem), f"data:image/png;base64,{data}"
 
 
-def _drawn(files: dict[str, Any]) -> dict[str, Figure]:
+def _drawn(
+    files: dict[str, Any], lines: list[Line], scored: list[tuple[int, float, float]]
+) -> dict[str, Figure]:
     """Return the figures by section; those whose file is not there yet are left out."""
     result = {}
-    lines = lines_of(files["metrics"].get("rows", []))
-    if full := next((line for line in lines if line.kind == "full"), None):
-        compared = [found for line in lines if (found := compare(line, full))]
+    if compared := [found for _, found in beside_full(lines) if found]:
         result["quality"] = figures.quality_figure(
             [
-                (_with_share(c.line, full), c.line.kind, c.line.mean, *_ends(c.interval))
-                for c in compared
+                (
+                    _with_share(found.line, found.other),
+                    found.line.kind,
+                    found.line.mean,
+                    found.interval.mean,
+                    found.interval.half_width,
+                )
+                for found in compared
             ],
             "Fréchet distance above the full width's, same seeds (lower is better)",
         )
@@ -159,7 +191,7 @@ def _drawn(files: dict[str, Any]) -> dict[str, Figure]:
     if files["sensitivity"]:
         result["sensitivity"] = _sensitivity(files["sensitivity"], steps)
     if files["front"]:
-        result["pareto"] = _pareto(files["front"], _evaluations(files["archive"]))
+        result["pareto"] = _pareto(files["front"], scored)
     generations = files["history"].get("generations", [])
     if len(generations) > 1:
         # a search of an earlier version counted no evaluations
@@ -191,25 +223,11 @@ def _sensitivity(harm: dict[str, Any], steps: dict[str, Any]) -> Figure:
     return figures.sensitivity_figure(levels, by_width, label)
 
 
-def _ends(interval: Interval) -> tuple[float, float]:
-    return interval.mean, interval.half_width
-
-
 def _with_share(line: Line, full: Line) -> str:
     """A line's label with its share of the full width's MACs."""
     if line.kind == "full" or not line.macs or not full.macs:
         return line.label
     return f"{line.label} ({100 * line.macs / full.macs:.0f} % MACs)"
-
-
-def _score_table(lines: list[Line]) -> list[dict[str, Any]]:
-    """The rows of the table of scores: each line with its difference to the full width in words."""
-    full = next((line for line in lines if line.kind == "full"), None)
-    rows = []
-    for line in lines:
-        found = None if full is None or line is full else compare(line, full)
-        rows.append({"line": line, "words": found.words if found else ""})
-    return rows
 
 
 def _evaluations(archive: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -218,25 +236,42 @@ def _evaluations(archive: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in archive if all(isinstance(row.get(k), int | float) for k in wanted)]
 
 
-def _pareto(front: dict[str, Any], scored: list[dict[str, Any]]) -> Figure:
+def _last_scores(
+    archive: list[dict[str, Any]], front: dict[str, Any]
+) -> list[tuple[int, float, float]]:
+    """Return (generation that first scored it, cost, quality) of each strategy of a search.
+
+    Scores of different samples compare, as in the search's race, by what each is above the full
+    width's on the same samples: the quality is that of the last score, on top of the full width's
+    in the front.
+    """
+    if not front:
+        return []
+    full, rows = front["constants"][0], _evaluations(archive)
+    base = {
+        str(row.get("samples")): row["quality"]
+        for row in rows
+        if "samples" in row and row["genome"]["widths"] == [full["width"]]
+    }
+    last: dict[str, tuple[int, float, float]] = {}
+    for row in rows:
+        above = row["quality"] - base.get(str(row.get("samples")), full["quality"])
+        first, *_ = last.get(str(row["genome"]), (row["generation"],))
+        last[str(row["genome"])] = first, row["cost"], full["quality"] + above
+    return [*last.values()]
+
+
+def _pareto(front: dict[str, Any], scored: list[tuple[int, float, float]]) -> Figure:
     unit, scale = ("ms", 1.0) if front["cost_unit"] == "ms" else ("million MACs", 1e-6)
 
     def place(point: dict[str, Any]) -> tuple[float, float]:
         return scale * point["cost"], point["quality"]
 
     return figures.pareto_figure(
-        [(row["generation"], *place(row)) for row in scored],
+        [(generation, scale * cost, quality) for generation, cost, quality in scored],
         [place(point) for point in front["points"]],
         {point["width"]: place(point) for point in front["constants"]},
         place(front["chosen"]) if front["chosen"] else None,
         f"cost of an image, {unit}",
         f"{front['quality_name']} (lower is better)",
     )
-
-
-def _number(value: Any, digits: int, scale: float = 1.0) -> str:
-    """Return `scale * value` as text of about `digits` digits; a dash where it is no number."""
-    if not isinstance(value, int | float):
-        return "-"
-    scaled = value * scale
-    return f"{scaled:,.0f}" if abs(scaled) >= 10**digits else f"{scaled:.{digits}g}"

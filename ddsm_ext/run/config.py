@@ -15,6 +15,7 @@ from typing import Any, Self
 from ddsm_ext.run.presets import RUN_PRESETS
 from ddsm_ext.settings import Refusal, Settings, TypeRefusal, did_you_mean, is_int
 
+METHOD_SIZES = ("population", "generations", "samples")  # None: the method's own
 BUDGETS = ("budget_macs", "budget_ms", "budget_time", "max_quality_loss")
 # section -> (module, class); read when a run is resolved, so that `--help` stays quick
 SECTIONS: dict[str, tuple[str, str]] = {
@@ -86,6 +87,12 @@ class RunConfig(Settings):
     sampler: Any
     search: Any
     eval: Any
+
+    @property
+    def scores_searched(self) -> bool:
+        """Whether a search scores samples: not with the proxy alone, nor without features."""
+        searched: bool = self.search.method != "proxy" and self.eval.features != "none"
+        return searched
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain nested dicts and lists, ready for JSON."""
@@ -237,7 +244,7 @@ def configure(
             raise TypeRefusal(f"{file}: holds a {type(more).__name__}; need an object of sections")
         values = merge(values, more)
         RunConfig.from_dict(values, str(file))
-    return RunConfig.from_dict(merge(values, sections), where)
+    return RunConfig.from_dict(_laid_over(values, sections), where)
 
 
 def changed(config: RunConfig, changes: Mapping[str, Any], where: str = "changes") -> RunConfig:
@@ -245,20 +252,14 @@ def changed(config: RunConfig, changes: Mapping[str, Any], where: str = "changes
 
     Args:
         config: what the run was made with.
-        changes: section -> key -> value; a sampler without eta, such as "ddpm", takes it back to 0.
+        changes: section -> key -> value.
         where: what errors call the changes.
 
     Raises:
         ValueError: the changes concern the network or the diffusion process, which belong to the
             weights, or are refused by a section.
     """
-    from ddsm_ext.sampling.samplers import SAMPLERS
-
-    before, sampler = config.to_dict(), changes.get("sampler")
-    row = SAMPLERS.get(str(sampler.get("kind"))) if isinstance(sampler, Mapping) else None
-    if row is not None and "eta" not in row.options:
-        before["sampler"]["eta"] = 0.0
-    after = RunConfig.from_dict(merge(before, changes), where)
+    after = RunConfig.from_dict(_laid_over(config.to_dict(), changes), where)
     for section in ("model", "diffusion"):
         if getattr(config, section) != getattr(after, section):
             raise Refusal(
@@ -266,6 +267,25 @@ def changed(config: RunConfig, changes: Mapping[str, Any], where: str = "changes
                 "with; need a new training"
             )
     return after
+
+
+def _laid_over(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge changes, where a choice takes along what belonged to the one before it.
+
+    A sampler without eta, such as "ddpm", takes it back to 0; another method of search has sizes
+    of its own.
+    """
+    from ddsm_ext.sampling.samplers import SAMPLERS
+
+    given = {n: c for n, c in changes.items() if isinstance(c, Mapping)}
+    unsaid: dict[str, Any] = {}
+    row = SAMPLERS.get(str(given.get("sampler", {}).get("kind")))
+    if row is not None and "eta" not in row.options:
+        unsaid["sampler"] = {"eta": 0.0}
+    method = given.get("search", {}).get("method")
+    if method is not None and method != before.get("search", {}).get("method", "evolution"):
+        unsaid["search"] = dict.fromkeys(METHOD_SIZES)
+    return merge(merge(before, unsaid), changes)
 
 
 def with_budget(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:

@@ -7,7 +7,7 @@ and the time of a few forward passes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -27,6 +27,7 @@ from ddsm_ext.run.config import RunConfig
 from ddsm_ext.sampling.levels import evaluations
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.search.cost import CostTable
+from ddsm_ext.search.sensitivity import LEVELS
 from ddsm_ext.settings import Refusal
 
 # weights, gradients, two Adam moments and the average, all float32
@@ -35,6 +36,8 @@ TRAINING_COPIES = 5
 TRAINING_PASSES = 3
 # the strategies that a search scores cost about half the full width
 SEARCHED_SHARE = 0.5
+# rounds in which each width is timed, and those before them
+TIMED_ROUNDS, WARMUP_ROUNDS = 9, 3
 
 
 def macs_table(config: NetworkConfig, widths: Sequence[float]) -> CostTable:
@@ -75,8 +78,8 @@ def measure_ms(
     *,
     batch: int,
     conditions: Mapping[str, Any] | None = None,
-    rounds: int = 15,
-    warmup_rounds: int = 3,
+    rounds: int = TIMED_ROUNDS,
+    warmup_rounds: int = WARMUP_ROUNDS,
     clock: Callable[[], float] = time.perf_counter,
     progress: Callable[[int, int], None] | None = None,
 ) -> CostTable:
@@ -241,8 +244,28 @@ def estimate_sampling(
 
 
 def estimate_search(config: RunConfig) -> Estimate:
-    """Return about what the scores of a search take."""
-    widths = _step_widths(config, 1.0)
-    images = config.search.most_scored_samples()
-    macs = SEARCHED_SHARE * count.macs(config.model, 1.0) * len(widths) * images
-    return _estimate(config, macs, config.eval.batch_size, widths)
+    """Return about what a search takes: its scores, and before them each width's error and time."""
+    widths, batch = _step_widths(config, 1.0), config.eval.batch_size
+    full = count.macs(config.model, 1.0)
+    samples = config.search.most_scored_samples() if config.scores_searched else 0
+    scores = SEARCHED_SHARE * full * len(widths) * samples
+    each = sum(count.macs(config.model, width) for width in config.search.widths)
+    errors = each * LEVELS * config.eval.sensitivity_images
+    times = each * (TIMED_ROUNDS + WARMUP_ROUNDS) * batch
+    return _estimate(config, scores + errors + times, batch, widths)
+
+
+def estimate_scores(config: RunConfig, strategies: Iterable[Strategy], images: int) -> Estimate:
+    """Return about what scores of some strategies take: their samples, without the features.
+
+    Args:
+        config: of the run.
+        strategies: widths of the steps, of each.
+        images: samples of each.
+    """
+    macs = sum(
+        count.macs(config.model, width)
+        for strategy in strategies
+        for width in _step_widths(config, strategy)
+    )
+    return _estimate(config, macs * images, config.eval.batch_size)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from ddsm_ext.run.config import RunConfig
-from ddsm_ext.settings import Refusal
+from ddsm_ext.settings import MissingLibrary, Refusal
 
 
 def features_for(config: RunConfig, dataset: Any) -> str:
@@ -51,7 +51,13 @@ def with_features(config: RunConfig, dataset: Any) -> RunConfig:
     if name == "classifier":  # which is trained when the first score asks for it
         check_labelled(dataset)
     else:
-        extractor = make_extractor(name)
+        try:
+            extractor = make_extractor(name)
+        except MissingLibrary as error:
+            raise MissingLibrary(
+                f"eval.features is {name}; need eval.features=none, with which nothing is scored, "
+                f"or what it is made of: {error}"
+            ) from error
         extractor(dataset.images[:1])
         if config.eval.reference is not None:
             check_reference(load_statistics(config.eval.reference), extractor)

@@ -14,6 +14,7 @@ from typing import Any
 from ddsm_ext.io.files import locked, parse_json, read_json, sync_folder, to_json, write_json
 from ddsm_ext.machine import machine_info
 from ddsm_ext.settings import Refusal, Settings, completed, plain
+from ddsm_ext.training.config import TrainConfig
 
 # Settings of runs whose search had stages. Some names are in use again for other numbers: a
 # population of cheap scores then would be days of samples now.
@@ -103,15 +104,15 @@ def _as_read(config: dict[str, Any]) -> Any:
 def _readings(config: Any) -> Iterator[Any]:
     """What commands a config answers to: as it is; and without what continued its training.
 
-    A run that was given more steps answers to the command that made it and, where the learning rate
-    never falls, so that an extension restarts nothing, to one for all the steps.
+    A run that was given more steps answers to the command that made it and, where no rate depends
+    on their number, so that an extension restarts nothing, to one for all the steps.
     """
     yield config
     train = config.get("train") if isinstance(config, dict) else None
     if isinstance(train, dict) and train.get("extensions"):
         made = {**train, "extensions": [], "steps": train["extensions"][0][1]}
         yield {**config, "train": made}
-        if train.get("lr_final") == 1:
+        if not TrainConfig.from_dict(train).falls:
             yield {**config, "train": {**made, "steps": train["steps"]}}
 
 
@@ -157,6 +158,16 @@ def find_resumable(
             if saved is not None and wanted in _readings(saved):
                 return run
     return None
+
+
+def root_of(run: Path) -> Path:
+    """Return the folder of runs that a run is in, also where its path is "." or a link to it.
+
+    A path that ends in the run's own name stays as it is: a link `runs/00003-x` into another disk
+    is a run of `runs`.
+    """
+    real = run.resolve()
+    return run.parent if (run.parent / real.name).resolve() == real else real.parent
 
 
 def resolve_run(root: str | Path, selector: str | Path | int | None = None) -> Path:

@@ -16,8 +16,8 @@ from ddsm_ext.run.config import RunConfig
 from ddsm_ext.settings import Refusal
 
 BATCH = 512  # images whose features are computed together
-# A distance to fewer held-out images than such a set holds out says more of their number than of
-# what was learnt by heart.
+# Of fewer images so few are held out that a distance to them says more of their number than of what
+# was learnt by heart.
 LEAST_IMAGES = 10_000
 log = logging.getLogger(__name__)
 
@@ -37,11 +37,18 @@ def reference_for(
         dataset: the run's images.
         folder: the run folder, where statistics are kept for the next command; None keeps none.
         progress: told how far it is; None for silence.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds something else, or statistics of other features.
     """
+    from ddsm_ext.eval.metrics import check_reference
     from ddsm_ext.eval.statistics import load_statistics
 
     if config.eval.reference is not None:
-        return load_statistics(config.eval.reference)
+        statistics = load_statistics(config.eval.reference)
+        check_reference(statistics, extractor)
+        return statistics
     return _statistics(dataset, extractor, folder, progress)
 
 
@@ -64,14 +71,25 @@ def held_out_for(
         progress: as of `reference_for`.
 
     Returns:
-        The statistics; None where nothing is held out, or of less than LEAST_IMAGES images.
+        The statistics; None where nothing is held out, of less than LEAST_IMAGES images, or fewer
+        images than a Fréchet distance of these features needs (`enough_images`).
     """
+    from ddsm_ext.eval.distances import enough_images
+
     if not dataset.has_held_out or len(dataset) < LEAST_IMAGES:
         return None
     try:
         other = load_images(replace(config, data=replace(config.data, split="test")))
     except Refusal as error:  # such as CIFAR-10 without its test batch
         log.info("no distance to held-out images: %s", error)
+        return None
+    if not enough_images(len(other), extractor.dim):
+        log.info(
+            "no distance to held-out images: there are %d, %d features need %d",
+            len(other),
+            extractor.dim,
+            2 * extractor.dim,
+        )
         return None
     return _statistics(other, extractor, folder, progress)
 

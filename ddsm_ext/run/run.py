@@ -19,14 +19,14 @@ from ddsm_ext.run.compose import Progress, Sampler, choose_device, load_images, 
 from ddsm_ext.run.config import RunConfig, changed, with_budget
 from ddsm_ext.run.exporting import export_width
 from ddsm_ext.run.features import with_features
-from ddsm_ext.run.folder import create_run, resolve_run, run_config
+from ddsm_ext.run.folder import create_run, resolve_run, root_of, run_config
 from ddsm_ext.run.scoring import Scorer, score_strategies
 from ddsm_ext.run.searching import search_run
 from ddsm_ext.run.strategies import (
-    compared_strategies,
-    named_strategies,
     own_strategy,
+    plan_scores,
     read_strategy,
+    save_steps,
     strategy_to_tune_for,
 )
 from ddsm_ext.run.training import (
@@ -34,6 +34,7 @@ from ddsm_ext.run.training import (
     extend_run,
     find_run,
     network_to_begin_with,
+    run_to_extend,
     train_run,
     tuned_config,
     tuned_name,
@@ -98,6 +99,7 @@ class Run:
         config: RunConfig,
         *,
         new: bool = False,
+        extend: int | None = None,
         device: torch.device | str | None = None,
         progress: Progress | None = None,
     ) -> Self:
@@ -112,18 +114,23 @@ class Run:
             config: of the run; its images, the features that will score it, and the weights of
                 another run that it starts from, are read before anything is written.
             new: make another run even if there is one.
+            extend: steps to give to the run, which then has to be there; see `extend`.
             device: as of `Run`.
             progress: as of `Run`.
 
         Raises:
             ImportError: the features need a package that is not installed.
-            ValueError: the name has other characters, or device, images, features or weights cannot
-                be used.
+            ValueError: the name has other characters, there is no run to extend, or device, images,
+                features or weights cannot be used.
             FileNotFoundError: the images, the features' file or the weights are missing.
         """
         device, dataset = choose_device(device), load_images(config)
         config = with_features(config, dataset)
-        folder = None if new else find_run(root, name, config)
+        if extend is None:
+            folder = None if new else find_run(root, name, config)
+        else:
+            folder = run_to_extend(root, name, config)
+            extend_run(folder, extend)
         resumed = folder is not None
         if folder is None:
             if config.train.start_from is not None or config.tune.strategy is not None:
@@ -216,15 +223,20 @@ class Run:
         strategy: Strategy | float | str | Path | None = None,
         *,
         new: bool = False,
+        extend: int | None = None,
         **sections: Mapping[str, Any],
     ) -> Run:
         """Return the run that `tune` trains, as far as it is; see there for the arguments."""
-        root, name = self.folder.parent, tuned_name(self.folder)
+        root, name = root_of(self.folder), tuned_name(self.folder)
         config, where = self.tuned(strategy, **sections), self.device
-        run = Run.create(root, name, config, new=new, device=where, progress=self.progress)
+        run = Run.create(
+            root, name, config, new=new, extend=extend, device=where, progress=self.progress
+        )
         file = own_strategy(run.folder)
         if not file.exists():
-            strategy_to_tune_for(strategy, self.folder, self.config).save(file)
+            found = strategy_to_tune_for(strategy, self.folder, self.config)
+            found.save(file)
+            save_steps(run.folder, run.config, found)
         return run
 
     def tune(
@@ -232,6 +244,7 @@ class Run:
         strategy: Strategy | float | str | Path | None = None,
         *,
         new: bool = False,
+        extend: int | None = None,
         **sections: Mapping[str, Any],
     ) -> Run:
         """Tune the newest weights for a strategy, as a run beside this one, and return that run.
@@ -239,6 +252,7 @@ class Run:
         Args:
             strategy: a strategy, its file, or a width; None takes the run's.
             new: make another run even if there is one of these settings.
+            extend: steps to give to the run of these settings, which then has to be there.
             sections: section -> key -> value, e.g. train={"steps": 500},
                 tune={"sandwich_share": 0.2}.
 
@@ -246,7 +260,7 @@ class Run:
             FileNotFoundError: the run has no whole checkpoint yet, or there is no such file.
             ValueError: strategy or settings are refused.
         """
-        run = self.tuning(strategy, new=new, **sections)
+        run = self.tuning(strategy, new=new, extend=extend, **sections)
         run.train()
         return run
 
@@ -276,7 +290,7 @@ class Run:
         self._search_parts(self.config)
 
     def _search_parts(self, config: RunConfig) -> tuple[Sampler, Scorer | None]:
-        if config.search.method == "proxy" or config.eval.features == "none":
+        if not config.scores_searched:
             return self._sampler(config.eval.batch_size), None
         scorer = self.scorer()
         return scorer.sampler, scorer
@@ -356,22 +370,8 @@ class Run:
         Raises:
             ValueError: a strategy is refused, there is none, or there are less than two seeds.
         """
-        settings = self.config.eval
-        named = (
-            compared_strategies(self.folder, self.config)
-            if strategies is None
-            else named_strategies(strategies, self.folder, self.config)
-        )
-        count = (settings.ranges if seeds is None else 1) if ranges is None else ranges
-        if seeds is None:
-            seeds = range(settings.first_seed, settings.first_seed + settings.images)
-        seeds = list(seeds)
-        if not named or len(seeds) < 2 or count < 1:
-            raise Refusal(
-                f"evaluate: {len(named)} strategies, {len(seeds)} seeds, {count} ranges; need at "
-                "least 1, 2 and 1"
-            )
-        return score_strategies(self.folder, self.scorer(), named, seeds, count, again=again)
+        plan = plan_scores(self.folder, self.config, strategies, seeds, ranges)
+        return score_strategies(self.folder, self.scorer(), plan, again=again)
 
     def report(self) -> Path:
         """Write report.html of what the run has so far and return its path."""

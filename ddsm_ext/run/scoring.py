@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,34 +17,23 @@ from ddsm_ext.bench.timing import interleaved
 from ddsm_ext.data.config import DataConfig
 from ddsm_ext.data.images import image_grid, save_png
 from ddsm_ext.data.pixels import to_uint8
-from ddsm_ext.io.files import read_json, write_json
+from ddsm_ext.io.files import write_json
 from ddsm_ext.run.compose import Progress, Sampler, counter, load_images, weights_digest
 from ddsm_ext.run.config import RunConfig
 from ddsm_ext.run.features import check_labelled, features_for
+from ddsm_ext.run.metrics import save_row, save_timing, saved_row, seeds_text
 from ddsm_ext.run.references import held_out_for, reference_for
+from ddsm_ext.run.strategies import ScorePlan
 from ddsm_ext.sampling.strategy import Strategy
-from ddsm_ext.settings import Refusal, completed, plain
+from ddsm_ext.settings import Refusal, plain
 
 if TYPE_CHECKING:
     from ddsm_ext.eval.ranking import RankingDistance
 
 CLASSIFIER_FILE = "classifier.safetensors"
 COLUMNS = 16  # images of a strategy in samples/compare
-# What a search writes beside the chosen strategy, to compare it with: label -> file in search/
-COMPARISONS = {"reverse": "reverse.json", "two segments": "two-segments.json"}
 TURNS = 7  # of each strategy when they are timed side by side
 log = logging.getLogger(__name__)
-
-
-def seeds_text(seeds: Sequence[int]) -> str:
-    """Return seeds as text, ranges where they are consecutive."""
-    ranges: list[tuple[int, int]] = []
-    for seed in seeds:
-        if ranges and seed == ranges[-1][1] + 1:
-            ranges[-1] = (ranges[-1][0], seed)
-        else:
-            ranges.append((seed, seed))
-    return ",".join(f"{a}-{b}" if b > a else f"{a}" for a, b in ranges)
 
 
 @dataclass
@@ -130,7 +119,7 @@ class Scorer:
         return row
 
     def frechet(self, images: Tensor) -> float:
-        """Return the Fréchet distance alone, for a search."""
+        """Return the Fréchet distance alone."""
         from ddsm_ext.eval.metrics import frechet_to_reference
 
         return frechet_to_reference(images, self.reference, self.extractor)
@@ -144,13 +133,9 @@ class Scorer:
             log.info("the search ranks by the %s: %s", distance.name, distance.reason)
         return distance
 
-    def score(self, name: str, strategy: Strategy, seeds: list[int]) -> dict[str, Any]:
-        """Sample with a strategy and return its row of metrics.json."""
+    def score(self, name: str, kind: str, strategy: Strategy, seeds: list[int]) -> dict[str, Any]:
+        """Sample with a strategy and return its row of metrics.json; `kind` is one of KINDS."""
         images, ms = self.sampler.timed_images(strategy, seeds, f"sampling {name}")
-        # a searched strategy may turn out constant: what counts is what was asked for
-        kind = {"full width": "full", **{label: label for label in COMPARISONS}}.get(
-            name, "width" if name.startswith("width ") else "strategy"
-        )
         return {
             "label": name,
             "kind": kind,
@@ -174,48 +159,20 @@ class Scorer:
                 features[detail] = getattr(self.extractor, detail)
         return {
             "features": features,
-            "reference": {"name": self.reference_name, "images": self.reference.n},
+            "reference": {
+                "name": self.reference_name,
+                "images": self.reference.n,
+                "digest": self.reference.content_digest,
+            },
             "sampler": self.sampler.config.sampler,
             "weights": weights_digest(self.sampler.network),
         }
 
 
-def _saved(run: Path, context: Mapping[str, Any]) -> dict[str, Any]:
-    """Return metrics.json if its scores depend on the same things, else an empty one."""
-    path, now = run / "metrics.json", plain(context)
-    if path.exists():
-        saved = completed(read_json(path), context)
-        if all(saved.get(key) == value for key, value in now.items()):
-            return dict(saved)
-    return {**now, "rows": []}
-
-
-def saved_row(
-    run: Path, context: Mapping[str, Any], name: str, strategy: Strategy, seeds: Sequence[int]
-) -> dict[str, Any] | None:
-    """Return a strategy's score for these seeds and this context, None where there is none yet."""
-    wanted = (name, list(strategy.widths), list(strategy.cuts), seeds_text(seeds))
-    for row in _saved(run, context)["rows"]:
-        if (row["label"], row["widths"], row["cuts"], row["seeds"]) == wanted:
-            return dict(row)
-    return None
-
-
-def save_row(run: Path, context: Mapping[str, Any], row: Mapping[str, Any]) -> None:
-    """Add a row to metrics.json in place of its like; rows of another context are dropped."""
-    saved, new = _saved(run, context), (row["label"], row["seeds"])
-    kept = [row for row in saved["rows"] if (row["label"], row["seeds"]) != new]
-    order = ["full", "strategy", "width", *COMPARISONS]
-    every = sorted([*kept, row], key=lambda r: (order.index(r["kind"]), -r["macs_per_image"]))
-    write_json(run / "metrics.json", {**saved, "rows": every})
-
-
 def score_strategies(
     run: Path,
     scorer: Scorer,
-    named: Mapping[str, Strategy],
-    seeds: Sequence[int],
-    ranges: int,
+    plan: ScorePlan,
     *,
     again: bool,
 ) -> dict[str, Any]:
@@ -224,36 +181,29 @@ def score_strategies(
     Args:
         run: the run folder.
         scorer: of the run.
-        named: name -> strategy.
-        seeds: of the first score of each; the next one's follow after the last.
-        ranges: scores of each.
+        plan: what is scored on which seeds.
         again: score also what metrics.json has.
 
     Returns:
         what the scores depend on, and "rows", one a score.
     """
     context, rows = scorer.context(), []
-    length = max(seeds) + 1 - min(seeds)
-    for number in range(ranges):  # range by range: what is there when it stops compares
-        these = [seed + number * length for seed in seeds]
-        for name, strategy in named.items():
-            row = None if again else saved_row(run, context, name, strategy, these)
+    length = max(plan.seeds) + 1 - min(plan.seeds)
+    for number in range(plan.ranges):  # range by range: what is there when it stops compares
+        these = [seed + number * length for seed in plan.seeds]
+        for name, strategy in plan.named.items():
+            kind = plan.kinds[name]
+            row = None if again else saved_row(run, context, name, kind, strategy, these)
             if row is None:
-                row = scorer.score(name, strategy, these)
+                row = scorer.score(name, kind, strategy, these)
                 save_row(run, context, row)  # kept, whatever becomes of the next
             rows.append(row)
-    kinds = {row["kind"]: named[row["label"]] for row in rows}
-    both = {kind: kinds[kind] for kind in ("full", "strategy") if kind in kinds}
+    kinds = {kind: plan.named[name] for name, kind in plan.kinds.items()}
+    both: dict[str, Strategy] = {k: kinds[k] for k in ("full", "strategy") if k in kinds}
     if len(both) == 2:
         save_timing(run, interleaved_ms(scorer.sampler, both, scorer.sampler.batch_size))
-    write_comparison(run, scorer.sampler, scorer.dataset, named)
+    write_comparison(run, scorer.sampler, scorer.dataset, plan.named)
     return {**plain(context), "rows": rows}
-
-
-def save_timing(run: Path, timing: dict[str, Any]) -> None:
-    """Put times that were measured side by side into metrics.json."""
-    path = run / "metrics.json"
-    write_json(path, {**read_json(path), "timing": timing})
 
 
 def score_folder(scorer: Scorer, path: str) -> dict[str, Any]:

@@ -16,28 +16,27 @@ from torch import Tensor
 from ddsm_ext.data.pixels import from_uint8, to_uint8
 from ddsm_ext.diffusion.noise import normal
 from ddsm_ext.diffusion.schedule import add_noise
-from ddsm_ext.graph.count import macs
 from ddsm_ext.intervals import jackknife
-from ddsm_ext.io.files import read_jsonl, write_atomic, write_json
+from ddsm_ext.io.files import locked, read_jsonl, write_atomic, write_json
 from ddsm_ext.run.compose import Sampler, counter, weights_digest
 from ddsm_ext.run.costs import conditions, macs_table, measure_ms
-from ddsm_ext.run.scoring import COMPARISONS, Scorer
+from ddsm_ext.run.scoring import Scorer
+from ddsm_ext.run.strategies import COMPARISONS, save_steps
 from ddsm_ext.sampling.levels import evaluations, prediction_gains
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.search.archive import VERSION
 from ddsm_ext.search.config import SearchConfig
-from ddsm_ext.search.cost import CostTable, StepCost
-from ddsm_ext.search.engine import SearchProgress, search
+from ddsm_ext.search.cost import CostTable, StepCost, check_budget
+from ddsm_ext.search.engine import SearchProgress, search, search_identity
 from ddsm_ext.search.front import BUDGET_TOLERANCE, Front, FrontPoint
 from ddsm_ext.search.genome import StrategySpace
 from ddsm_ext.search.pool import budget_genome
-from ddsm_ext.search.sensitivity import Sensitivity, measure_sensitivity
-from ddsm_ext.settings import completed, plain
+from ddsm_ext.search.sensitivity import LEVELS, Sensitivity, measure_sensitivity
+from ddsm_ext.settings import Refusal, completed, plain
 from ddsm_ext.width import find_width
 
 log = logging.getLogger(__name__)
 
-SENSITIVITY_LEVELS = 32
 SENSITIVITY_STREAM = 2  # sampling itself draws from the streams 0 and 1
 # Seeds of a search's samples begin here: a strategy is chosen on other noise than it is scored on.
 SEARCH_FIRST_SEED = 1_000_000
@@ -75,7 +74,7 @@ def measure_costs(run: Path, sampler: Sampler, widths: Sequence[float]) -> CostT
             if set(known.costs) >= set(widths) and known.overhead:
                 return known
     told = counter(sampler.progress, "timing each width", "round")
-    table = measure_ms(run_step, widths, batch=batch, conditions=where, rounds=9, progress=told)
+    table = measure_ms(run_step, widths, batch=batch, conditions=where, progress=told)
     overhead = sampler.overhead_ms()
     costs = {width: ms + overhead for width, ms in table.costs.items()}
     return replace(table, costs=costs, overhead=overhead)
@@ -119,8 +118,8 @@ def sensitivity_of(
         widths: widths to measure.
     """
     config, schedule = sampler.config, sampler.schedule
-    count, last = SENSITIVITY_LEVELS, schedule.timesteps - 1
-    timesteps = sorted({round(last * i / (count - 1)) for i in range(count)})
+    last = schedule.timesteps - 1
+    timesteps = sorted({round(last * i / (LEVELS - 1)) for i in range(LEVELS)})
     basis = {
         "weights": weights,
         "model": plain(config.model),
@@ -166,28 +165,45 @@ def sensitivity_of(
 class SampledQuality:
     """The quality that a search ranks by: a distance of samples to the real images.
 
-    Called as (strategy, samples), it returns one value a block of samples. Features of the samples
-    are kept, so that twice the samples take only the other half anew.
+    Called as (strategy, samples), it returns one value a block of samples. Features of samples 0
+    to n are kept until the race is over, so that twice the samples take only the other half anew.
 
     Args:
         scorer: sampler, features and reference.
         first_seed: seed of the search's sample 0.
-        fewest_samples: of any score, which decides the distance.
+        fewest_samples: of any score, which decides the distance; 2 or more.
+        race_samples: most of a race, after which nothing is kept.
+
+    Raises:
+        ValueError: of so few samples there is no distance.
     """
 
-    def __init__(self, scorer: Scorer, first_seed: int, fewest_samples: int) -> None:
+    def __init__(
+        self, scorer: Scorer, first_seed: int, fewest_samples: int, race_samples: int = 0
+    ) -> None:
+        if fewest_samples < 2:
+            raise Refusal(f"search: a score takes {fewest_samples} samples; need 2 or more")
         self.scorer = scorer
         self.first_seed = first_seed
         self.distance = scorer.ranking_distance(fewest_samples)
-        self._rows: dict[tuple[Strategy, int], np.ndarray] = {}
+        self._race_samples = race_samples
+        self._raced: dict[Strategy, np.ndarray] = {}  # features of samples 0 to n
+
+    @property
+    def name(self) -> str:
+        """What the scores are: a Fréchet distance of N samples is larger than they are."""
+        biased = self.distance.name == "Fréchet distance"
+        return self.distance.name + (", extrapolated to infinite N" if biased else "")
 
     def __call__(self, strategy: Strategy, samples: range) -> list[float]:
-        key = (strategy, samples.start)
-        known = self._rows.get(key)
-        begun = samples.start + (0 if known is None else len(known))
-        rows = self.features(strategy, range(begun, samples.stop))
-        rows = rows if known is None else np.concatenate([known, rows])[: len(samples)]
-        self._rows[key] = rows
+        known = self._raced.pop(strategy, None) if samples.start == 0 else None
+        if known is None:
+            rows = self.features(strategy, samples)
+        else:
+            more = self.features(strategy, range(len(known), samples.stop))
+            rows = np.concatenate([known, more])
+        if samples.start == 0 and samples.stop < self._race_samples:
+            self._raced[strategy] = rows
         blocks = min(BLOCKS, len(rows) // 2)
         if blocks < 2:
             return [self.distance(rows)]
@@ -196,8 +212,6 @@ class SampledQuality:
     def features(self, strategy: Strategy, samples: range) -> np.ndarray:
         """Features of some samples, [n, D] float32."""
         seeds = [self.first_seed + i for i in samples]
-        if not seeds:
-            return np.empty((0, self.scorer.extractor.dim), dtype=np.float32)
         images = to_uint8(self.scorer.sampler.images(strategy, seeds)).cpu()
         return np.asarray(self.scorer.extractor(images).cpu())
 
@@ -217,24 +231,30 @@ def search_run(
     if scorer is None and settings.method != "proxy":
         log.warning("no features score the samples: the front is that of the proxy alone")
         settings = replace(settings, method="proxy")
+    quality = None
+    if scorer is not None and settings.method != "proxy":
+        quality = SampledQuality(
+            scorer, SEARCH_FIRST_SEED, settings.fewest_samples, settings.race_samples
+        )
+    identity = _identity(sampler, scorer, quality)
+    log_snrs = [e.log_snr for e in evaluations(sampler.schedule, sampler.config.sampler)]
     in_macs = macs_table(sampler.config.model, settings.widths)
     ms = measure_costs(run, sampler, settings.widths)
+    searched = ms.of_widths(settings.widths)
     if settings.cost == "ms":
-        settings = replace(settings, widths=_useful_widths(ms, settings.widths))
-    quality = None
-    if scorer is not None:
-        quality = SampledQuality(scorer, SEARCH_FIRST_SEED, settings.first_samples)
-    identity = _identity(sampler, scorer, quality)
-    chosen = {"cost": settings.cost, "seed": settings.seed, "widths": list(settings.widths)}
-    set_aside_other(run, {**identity, **chosen})
+        settings = replace(settings, widths=_useful_widths(searched, settings.widths))
+    table = in_macs if settings.cost == "macs" else searched
+    space = StrategySpace(log_snrs, settings.widths, settings.segments)
+    cost = StepCost(table.costs, space)
+    check_budget(settings, cost)  # before an earlier search makes room for this one
+    if quality is not None:
+        set_aside_other(run, search_identity(settings, table, log_snrs, identity))
     save_costs(run, in_macs, ms)
     measured = sensitivity_of(run, sampler, dataset, identity["weights"], settings.widths)
-    log_snrs = [e.log_snr for e in evaluations(sampler.schedule, sampler.config.sampler)]
     gains = prediction_gains(
         sampler.schedule, sampler.config.sampler, sampler.config.diffusion.parameterisation
     )
     errors = measured.for_steps(log_snrs, settings.widths, gains)
-    table = in_macs if settings.cost == "macs" else ms
     told = counter(sampler.progress, "search", "sample")
 
     def tell(state: SearchProgress) -> None:
@@ -250,18 +270,25 @@ def search_run(
         quality=quality,
         errors=errors,
         identity=identity,
-        quality_name=quality.distance.name if quality else "sampler-weighted error, no samples",
+        quality_name=quality.name if quality else "sampler-weighted error, no samples",
         progress=tell,
     )
     assert front.chosen is not None
-    save_steps(run, sampler, front.chosen.strategy, gains)
-    _save_comparisons(run, settings, table, front.chosen, log_snrs, errors)
+    limit = settings.loss_limit
+    if limit is not None and front.chosen.greatest_loss > limit:
+        log.warning(
+            "the chosen strategy kept within a loss of %g where it was chosen, but loses up to "
+            "%.3g on new seeds; search.final_samples more, or a smaller limit, would show it",
+            limit, front.chosen.greatest_loss,
+        )  # fmt: skip
+    save_steps(run, sampler.config, front.chosen.strategy)
+    _save_comparisons(run, cost, front.chosen, space.by_level(log_snrs, errors))
     return front
 
 
 def _useful_widths(ms: CostTable, widths: Sequence[float]) -> tuple[float, ...]:
     """The widths that save time on this machine, with a word about those that do not."""
-    useful = tuple(w for w in ms.useful_widths() if find_width(widths, w) is not None)
+    useful = tuple(ms.useful_widths())
     for width in widths:
         if find_width(useful, width) is None:
             log.info(
@@ -273,19 +300,16 @@ def _useful_widths(ms: CostTable, widths: Sequence[float]) -> tuple[float, ...]:
 
 def _save_comparisons(
     run: Path,
-    settings: SearchConfig,
-    table: CostTable,
+    cost: StepCost,
     chosen: FrontPoint,
-    log_snrs: Sequence[float],
-    errors: np.ndarray,
+    level_errors: np.ndarray,
 ) -> None:
     """Write the strategies beside which the chosen one is scored: its reverse, and the best of the
     proxy with two segments at no more cost."""
-    space = StrategySpace(log_snrs, settings.widths, settings.segments)
-    cost = StepCost(table.costs, space)
+    space = cost.space
     genome = space.from_strategy(chosen.strategy)
     limit = chosen.cost * (1 + BUDGET_TOLERANCE)
-    two = budget_genome(space, cost, space.by_level(log_snrs, errors), limit, 2)
+    two = budget_genome(space, cost, level_errors, limit, 2)
     for name, found in (("reverse", space.reverse(genome)), ("two segments", two)):
         strategy = space.strategy(found, {"kind": name})
         strategy.save(run / "search" / COMPARISONS[name])
@@ -300,6 +324,7 @@ def _identity(
         "sampler": sampler.config.sampler,
         "features": scorer and scorer.extractor.digest,
         "reference": scorer and scorer.reference_name,
+        "reference_digest": scorer and scorer.reference.content_digest,
         "distance": quality and quality.distance.name,
         "sensitivity_images": sampler.config.eval.sensitivity_images,
     }
@@ -308,40 +333,42 @@ def _identity(
 def set_aside_other(run: Path, identity: dict[str, Any]) -> None:
     """Rename search/ to search-00000/ and so on if it holds another search's evaluations.
 
-    What is measured and not searched, sensitivity and costs, stays in use.
+    One that was set aside before and has this identity comes back in its place. What is measured
+    and not searched, sensitivity and costs, stays in use.
 
     Args:
         run: the run folder.
-        identity: what the scores of the search to come depend on, with settings among it.
+        identity: what the scores of the search to come depend on, from `search_identity`.
+
+    Raises:
+        ValueError: another search is using the folder.
     """
-    archive = run / "search" / "archive.jsonl"
-    rows = read_jsonl(archive, missing_ok=True)
-    if not rows:
-        return
-    found = completed(rows[0].get("identity", {}), identity)
-    same = all(found.get(key) == value for key, value in plain(identity).items())
-    if same and rows[0].get("version") == VERSION:
+    current = run / "search"
+    if not read_jsonl(current / "archive.jsonl", missing_ok=True) or _holds(current, identity):
         return
     number = 0
     while (run / f"search-{number:05d}").exists():
         number += 1
     aside = run / f"search-{number:05d}"
-    log.info("keeping the earlier search, which is another one, as %s", aside)
-    (run / "search").rename(aside)
+    before = [folder for folder in sorted(run.glob("search-[0-9]*")) if _holds(folder, identity)]
+    try:
+        with locked(current, wait=False):
+            log.info("keeping the earlier search, which is another one, as %s", aside)
+            current.rename(aside)
+    except BlockingIOError:
+        raise Refusal(f"{current}: another search is using it; need to end first") from None
+    if before:
+        log.info("going on with the search in %s", before[0])
+        before[0].rename(current)
     for name in ("sensitivity.json", "cost_table.json"):
         if (aside / name).exists():
-            write_atomic(run / "search" / name, (aside / name).read_bytes())
+            write_atomic(current / name, (aside / name).read_bytes())
 
 
-def save_steps(run: Path, sampler: Sampler, strategy: Strategy, gains: list[float]) -> None:
-    """Write search/steps.json: timestep, log-SNR, width and gain of each step of the sampler."""
-    config = sampler.config
-    steps = evaluations(sampler.schedule, config.sampler, strategy)
-    content = {
-        "timesteps": [step.t for step in steps],
-        "log_snr": [step.log_snr for step in steps],
-        "widths": [step.width for step in steps],
-        "gains": gains,
-        "macs": {f"{w:g}": macs(config.model, w) for w in config.model.widths},
-    }
-    write_json(run / "search" / "steps.json", content)
+def _holds(folder: Path, identity: dict[str, Any]) -> bool:
+    """Whether a search folder's archive has scores of this identity."""
+    rows = read_jsonl(folder / "archive.jsonl", missing_ok=True)
+    if not rows or rows[0].get("version") != VERSION:
+        return False
+    found = completed(rows[0].get("identity", {}), identity)
+    return all(found.get(key) == value for key, value in plain(identity).items())

@@ -3,17 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
+from ddsm_ext.graph.count import macs
+from ddsm_ext.io.files import write_json
 from ddsm_ext.run.config import RunConfig
-from ddsm_ext.run.scoring import COMPARISONS
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal
+
+# What a search writes beside the chosen strategy, to compare it with: label -> file in search/
+COMPARISONS = {"reverse": "reverse.json", "two segments": "two-segments.json"}
+# What a score is of, in the order of a report: "strategy" is the run's own, "other" all else.
+KINDS = ("full", "strategy", "width", *COMPARISONS, "other")
 
 
 def own_strategy(run: Path) -> Path:
     """Return the file of a run's own strategy, there or not."""
     return run / "search" / "strategy.json"
+
+
+def save_steps(run: Path, config: RunConfig, strategy: Strategy) -> None:
+    """Write search/steps.json: timestep, log-SNR, width and gain of each step of the sampler."""
+    # imported here: they load torch, which a refusal does not need
+    from ddsm_ext.diffusion.schedule import make_schedule
+    from ddsm_ext.sampling.levels import evaluations, prediction_gains
+
+    schedule, sampler = make_schedule(config.diffusion), config.sampler
+    steps = evaluations(schedule, sampler, strategy)
+    content = {
+        "timesteps": [step.t for step in steps],
+        "log_snr": [step.log_snr for step in steps],
+        "widths": [step.width for step in steps],
+        "gains": prediction_gains(schedule, sampler, config.diffusion.parameterisation),
+        "macs": {f"{width:g}": macs(config.model, width) for width in config.model.widths},
+    }
+    write_json(run / "search" / "steps.json", content)
 
 
 def read_strategy(
@@ -42,7 +67,11 @@ def read_strategy(
             config.model.check_width(used)
         return "strategy" if isinstance(what, Strategy) else Path(str(what)).stem, strategy
     width = config.model.check_width(width)
-    return "full width" if width == 1.0 else f"width {width:g}", Strategy.constant(width)
+    return _width_name(width), Strategy.constant(width)
+
+
+def _width_name(width: float) -> str:
+    return "full width" if width == 1.0 else f"width {width:g}"
 
 
 def strategy_to_tune_for(
@@ -75,16 +104,86 @@ def named_strategies(
 ) -> dict[str, Strategy]:
     """Return name -> strategy; another one of a name that is taken has its file or a number too.
 
+    The names of `compared_strategies` are taken by what they are of there.
+
     Args:
         each: as `read_strategy` takes them.
         run: the run folder.
         config: its configuration.
     """
-    named: dict[str, Strategy] = {}
+    taken, named = compared_strategies(run, config), dict[str, Strategy]()
     for what in each:
         name, strategy = read_strategy(what, run, config)
-        if named.get(name, strategy) != strategy:
+        if taken.get(name, strategy) != strategy:
             more = len(named) if isinstance(what, Strategy) else what
             name = f"{name} ({more})"
-        named[name] = strategy
+        taken[name] = named[name] = strategy
     return named
+
+
+def kind_of(name: str, strategy: Strategy, run: Path) -> str:
+    """Return what a score is of, one of KINDS.
+
+    It goes by the name, as a searched strategy may turn out constant, and by the run's files, as
+    any file may have any name.
+    """
+    width, *others = strategy.widths
+    if not others and name == _width_name(width):
+        return "full" if width == 1.0 else "width"
+    files = {"strategy": own_strategy(run)}
+    files |= {label: run / "search" / file for label, file in COMPARISONS.items()}
+    known = name in files and files[name].exists() and Strategy.load(files[name]) == strategy
+    return name if known else "other"
+
+
+@dataclass(frozen=True)
+class ScorePlan:
+    """What is to be scored, on which seeds.
+
+    Args:
+        named: name -> strategy.
+        kinds: name -> what its scores are of, one of KINDS.
+        seeds: of the first score of each; the next one's follow after the last.
+        ranges: scores of each.
+    """
+
+    named: dict[str, Strategy]
+    kinds: dict[str, str]
+    seeds: list[int]
+    ranges: int
+
+    @property
+    def images_each(self) -> int:
+        """Samples of a strategy."""
+        return len(self.seeds) * self.ranges
+
+
+def plan_scores(
+    run: Path,
+    config: RunConfig,
+    strategies: Iterable[Strategy | float | str | Path | None] | None = None,
+    seeds: Iterable[int] | None = None,
+    ranges: int | None = None,
+) -> ScorePlan:
+    """Return what `Run.evaluate` scores; see there for the arguments.
+
+    Raises:
+        ValueError: a strategy is refused, there is none, or there are less than two seeds.
+        FileNotFoundError: a strategy's file is missing.
+    """
+    settings = config.eval
+    if strategies is None:
+        named = compared_strategies(run, config)
+    else:
+        named = named_strategies(strategies, run, config)
+    count = (settings.ranges if seeds is None else 1) if ranges is None else ranges
+    if seeds is None:
+        seeds = range(settings.first_seed, settings.first_seed + settings.images)
+    seeds = list(seeds)
+    if not named or len(seeds) < 2 or count < 1:
+        raise Refusal(
+            f"evaluate: {len(named)} strategies, {len(seeds)} seeds, {count} ranges; need at "
+            "least 1, 2 and 1"
+        )
+    kinds = {name: kind_of(name, strategy, run) for name, strategy in named.items()}
+    return ScorePlan(named, kinds, seeds, count)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ddsm_ext.data.images import image_grid
 from ddsm_ext.data.pixels import to_uint8
 from ddsm_ext.diffusion.schedule import make_schedule
-from ddsm_ext.io.checkpoint import checkpoint_path, list_checkpoints, newest_complete
+from ddsm_ext.io.checkpoint import checkpoint_path, newest_complete
 from ddsm_ext.io.files import read_json, write_json
 from ddsm_ext.run.compose import (
     Progress,
@@ -26,7 +26,8 @@ from ddsm_ext.run.compose import (
     weights_digest,
 )
 from ddsm_ext.run.config import RunConfig, merge
-from ddsm_ext.run.folder import find_resumable, run_config
+from ddsm_ext.run.folder import find_resumable, root_of, run_config
+from ddsm_ext.run.strategies import own_strategy
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal, is_int, plain
 from ddsm_ext.training.config import TrainConfig, TuneConfig
@@ -65,15 +66,20 @@ def train_run(
         sample_grid=sample_grid,
         progress=tell,
         tune=config.tune,
-        origin=origin_network(folder.parent, config, device) if taught and tuned else None,
+        origin=origin_network(root_of(folder), config, device) if taught and tuned else None,
     )
 
 
 def first_network(folder: Path, config: RunConfig, device: torch.device) -> Any:
-    """Return the network that a run begins with; a checkpoint in its folder will replace it."""
-    if list_checkpoints(folder):
+    """Return the network that a run begins with; a whole checkpoint of it will take its place."""
+    if _is_begun(folder):
         return build_network(config, device)
-    return network_to_begin_with(folder.parent, config, device)
+    return network_to_begin_with(root_of(folder), config, device)
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether a run has a whole checkpoint; the training that goes on says which are damaged."""
+    return newest_complete(folder, on_damage=lambda _: None) is not None
 
 
 def network_to_begin_with(root: Path, config: RunConfig, device: torch.device) -> Any:
@@ -156,7 +162,7 @@ def as_extended(folder: Path, config: RunConfig) -> RunConfig:
 def find_run(root: str | Path, name: str, config: RunConfig) -> Path | None:
     """Return the newest run that a configuration continues, or None.
 
-    One with fewer steps is given those of `config` where no learning rate falls to the last.
+    One with fewer steps is given those of `config` where no learning rate depends on them.
     """
     folder = find_resumable(root, config, name=name)
     if folder is not None:
@@ -165,15 +171,49 @@ def find_run(root: str | Path, name: str, config: RunConfig) -> Path | None:
     if shorter is None:
         return None
     steps = config.train.steps
-    if config.train.lr_final == 1 and list_checkpoints(shorter):
+    if not config.train.falls and _is_begun(shorter):
         extend_run(shorter, steps)
         return shorter
     log.info(
-        "%s differs in train.steps alone; --extend %d goes on with it, this is a new run",
+        "%s differs in train.steps alone; --extend %d of ddsm train or tune, beside the options "
+        "that it was made with, or Run.extend, goes on with it; this is a new run",
         shorter,
         steps,
     )
     return None
+
+
+def run_to_extend(root: str | Path, name: str, config: RunConfig) -> Path:
+    """Return the newest run of a configuration, which is to have more steps.
+
+    Args:
+        root: folder of runs.
+        name: of the run.
+        config: that it was made with, features in full.
+
+    Raises:
+        ValueError: there is none.
+    """
+    folder = find_resumable(root, config, name=name)
+    if folder is None:
+        raise Refusal(
+            f"extend: {root} holds no run {name!r} of these settings; need the options that it was "
+            "made with"
+        )
+    return folder
+
+
+def run_to_tune(newest: Path) -> Path:
+    """Return the run that is tuned where none is named: the newest, or what that was tuned from.
+
+    Once it has begun, a tuned run is the newest itself, and the same command has to continue it. A
+    strategy of its own, from a search after the tuning, begins a second round.
+    """
+    tune: TuneConfig = RunConfig.from_dict(run_config(newest), str(newest / "config.json")).tune
+    file = own_strategy(newest)
+    if tune.strategy is None or (file.exists() and Strategy.load(file) != tune.strategy):
+        return newest
+    return root_of(newest) / str(tune.origin)
 
 
 def tuned_name(origin: Path) -> str:
@@ -241,16 +281,19 @@ def _tuning(config: RunConfig, wanted: Any) -> dict[str, Any]:
     """The section train of a tuned run; `wanted` are its steps, None: not given."""
     train: TrainConfig = config.train
     values = dataclasses.replace(train, extensions=()).to_dict()
-    if config.tune.strategy is not None:
+    again = config.tune.strategy is not None
+    steps = values["steps"] if again else max(1, values["steps"] // 2)
+    warmup = train.warmup_steps
+    if is_int(wanted) or not again:
+        warmup = min(warmup, (wanted if is_int(wanted) else steps) // 10)
+    values = {**values, "steps": steps, "warmup_steps": warmup}
+    if again:
         return values
-    steps = max(1, values["steps"] // 2)
     return {
         **values,
         "start_from": None,
-        "steps": steps,
         "lr": 0.5 * train.lr,
         "lr_final": 0.0,
-        "warmup_steps": min(train.warmup_steps, (wanted if is_int(wanted) else steps) // 10),
         # On the digits (benchmarks/tuning.py) the origin as a teacher took half as long again and
         # gained nothing: the strategy's widths soon are better than what they were tuned from.
         "distill_weight": 0.0,

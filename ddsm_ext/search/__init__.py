@@ -13,7 +13,6 @@ __getattr__, __dir__, __all__ = attach(
         "SearchProgress": "engine",
         "Sensitivity": "sensitivity",
         "StrategySpace": "genome",
-        "additive_quality": "sensitivity",
         "measure_sensitivity": "sensitivity",
         "search": "engine",
         "solve_budget": "budget",

@@ -24,7 +24,8 @@ class SearchConfig(Settings):
     on samples from common seeds; the survivors are the first population of NSGA-II, whose offspring
     are raced likewise. The finalists are scored again on new seeds, and so is the one that is
     chosen of them: its score is of seeds that chose nothing.
-    "proxy" is the exact Pareto front of the proxy alone: seconds, and no score of a sample.
+    "proxy" is the Pareto front of the proxy alone, solved exactly (of more than 100 steps, to a
+    hundredth of them): no sample is scored.
     "paper" is the search of the DDSM paper, to compare with: NSGA-II from random strategies, a
     whole score for each.
 
@@ -70,8 +71,8 @@ class SearchConfig(Settings):
     generations: int | None = None
     samples: int | None = None
     most_samples: int = 2048
-    finalists: int = 12
-    final_samples: int = 4096
+    finalists: int = 32
+    final_samples: int = 2048
     seed: int = 0
     objectives: tuple[str, ...] = ("quality", "macs")
     mutation_prob: float = 1.0
@@ -152,18 +153,41 @@ class SearchConfig(Settings):
         """Samples of a strategy's first score."""
         return self.samples or _DEFAULTS[self.method][2]
 
+    @property
+    def fewest_samples(self) -> int:
+        """Samples of the smallest score that the search takes."""
+        final = self.method == "evolution" and self.finalists
+        return min(self.first_samples, self.final_samples) if final else self.first_samples
+
+    @property
+    def race_samples(self) -> int:
+        """Samples at which a race ends without a decision; the first ones in any case."""
+        first = self.first_samples
+        return max(first, self.most_samples) if self.method == "evolution" else first
+
+    @property
+    def loss_limit(self) -> float | None:
+        """Most that the chosen strategy is to lose against the full width; None for any loss."""
+        budgets = (self.budget_macs, self.budget_ms, self.budget_time)
+        if self.max_quality_loss is None and not any(budgets):
+            return 0.0
+        return self.max_quality_loss
+
     def most_scored_samples(self) -> int:
-        """Return about how many samples the search scores: the most of "paper", the usual number of
-        "evolution", where half of a race is sampled on each time and no one knows before who."""
+        """Return about how many samples the search scores.
+
+        "paper" scores every child, unless it is known. In "evolution" about half of a race is
+        sampled on, so that each doubling takes as many as the first scores.
+        """
         size, generations, first = self.population_size, self.generation_count, self.first_samples
         if self.method == "proxy":
             return 0
         if self.method == "paper":
             return size * generations * first
-        doublings = math.log2(max(1.0, self.most_samples / first))
+        doublings = math.log2(self.race_samples / first)
         raced = (max(self.pool, len(self.widths)) + (generations - 1) * size) * first
         finalists = self.finalists + len(self.widths) + 2 if self.finalists else 0
-        return round(raced * (1 + doublings / 2)) + finalists * self.final_samples
+        return round(raced * (1 + doublings)) + finalists * self.final_samples
 
 
 # population, generations and samples of each method; those of "paper" are the DDSM paper's

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -22,6 +22,7 @@ from ddsm_ext.width import find_width
 PAPER_EVALUATIONS = 50 * 10 * 4096 * 1000
 # Two measured times that differ by less are taken for the same
 _LEAST_SAVING = 0.02
+
 
 def share_of_paper(evaluations: int) -> str:
     """Return a number of network evaluations as a share of the paper's search, e.g. "0.38 %"."""
@@ -105,6 +106,16 @@ class CostTable(Document):
             },
             overhead=float(values["overhead"]),
         )
+
+    def of_widths(self, widths: Sequence[float]) -> CostTable:
+        """Return the table of some of its widths.
+
+        Raises:
+            ValueError: it lacks one.
+        """
+        rows = {w: row for w, row in self.spread.items() if find_width(widths, w) is not None}
+        costs = {float(w): _lookup(self.costs, w) for w in widths}
+        return replace(self, costs=costs, spread=rows)
 
     def useful_widths(self) -> list[float]:
         """Return the widths that cost less than every wider one, from wide to narrow."""

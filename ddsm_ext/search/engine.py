@@ -23,7 +23,7 @@ from ddsm_ext.search.archive import Archive, Request, digest
 from ddsm_ext.search.config import SearchConfig
 from ddsm_ext.search.cost import CostTable, StepCost, check_budget, cost_per_width
 from ddsm_ext.search.front import Front
-from ddsm_ext.search.genome import StrategySpace
+from ddsm_ext.search.genome import Genome, StrategySpace
 from ddsm_ext.search.stages import Stages
 from ddsm_ext.settings import Refusal, TypeRefusal, plain
 
@@ -110,6 +110,28 @@ def search(
     return front
 
 
+def search_identity(
+    config: SearchConfig,
+    cost_table: CostTable | Mapping[float, float],
+    log_snrs: Sequence[float],
+    identity: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what the scores in a search's archive depend on; with another one they are others'.
+
+    Args:
+        config, cost_table, log_snrs, identity: as `Search` has them.
+    """
+    space = StrategySpace(log_snrs, config.widths, config.segments)
+    return {
+        **identity,
+        "cost": config.cost,
+        "costs": [[w, c] for w, c in sorted(cost_per_width(config, cost_table).items())],
+        "log_snrs": digest(space.levels.tolist() + space.counts.tolist()),
+        "seed": config.seed,
+        "widths": list(config.widths),
+    }
+
+
 class Search:
     """One search by ask and tell, from its first evaluation or from an archive to its front.
 
@@ -149,20 +171,12 @@ class Search:
         quality_name: str | None = None,
     ) -> None:
         space = StrategySpace(log_snrs, config.widths, config.segments)
-        table = cost_per_width(config, cost_table)
-        cost = StepCost(table, space)
+        cost = StepCost(cost_per_width(config, cost_table), space)
         check_budget(config, cost)
         if errors is None and config.method == "proxy":
             raise Refusal("search: method is 'proxy' without errors; need the weighted errors")
         given = dict(identity or {})
-        whole: dict[str, Any] = {
-            **given,
-            "cost": config.cost,
-            "costs": [[w, c] for w, c in sorted(table.items())],
-            "log_snrs": digest(space.levels.tolist() + space.counts.tolist()),
-            "seed": config.seed,
-            "widths": list(config.widths),
-        }
+        whole = search_identity(config, cost_table, log_snrs, given)
         if errors is not None:
             errors = space.by_level(log_snrs, errors)  # [L, W]
         self._folder = Path(run_dir) / "search"
@@ -178,7 +192,9 @@ class Search:
         self._rounds = self._stages.rounds()
         self._wanted: deque[Request] = deque()  # of this round, not taken yet
         self._ended = False
-        self._archive = Archive(self._folder / "archive.jsonl", whole, space)
+        self._archive = None  # the proxy scores nothing, and leaves the scores of others alone
+        if config.method != "proxy":
+            self._archive = Archive(self._folder / "archive.jsonl", whole, space)
 
     def __enter__(self) -> Search:
         return self
@@ -188,7 +204,8 @@ class Search:
 
     def close(self) -> None:
         """Let another search use the archive."""
-        self._archive.close()
+        if self._archive is not None:
+            self._archive.close()
 
     def ask(self) -> list[tuple[Strategy, range]]:
         """Return every strategy that can be scored now, and on which samples; none at the end.
@@ -238,6 +255,7 @@ class Search:
             raise Refusal(
                 f"search: told {len(values)} scores and {len(times)} times; need one a score"
             )
+        assert self._archive is not None
         each = zip(asked, values, times or repeat(None), strict=False)
         for (genome, samples), score, taken in each:
             row = {**self._stages.row(genome, score), "seconds": taken}
@@ -276,13 +294,16 @@ class Search:
 
     def _missing(self) -> list[Request]:
         """What of this round has no score."""
-        return [request for request in self._wanted if self._archive.get(*request) is None]
+        return [request for request in self._wanted if self._known(*request) is None]
+
+    def _known(self, genome: Genome, samples: range) -> tuple[float, ...] | None:
+        return None if self._archive is None else self._archive.get(genome, samples)
 
     def _take_known(self, *, fresh: bool = False) -> None:
         """Move scores out of the archive in the order wanted, which decides between equal ones."""
         while self._wanted:
             genome, samples = self._wanted[0]
-            values = self._archive.get(genome, samples)
+            values = self._known(genome, samples)
             if values is None:
                 break
             self._wanted.popleft()

@@ -37,6 +37,8 @@ class FrontPoint:
         loss_half_width: half-width of the 95 % interval of that difference; 0 where not known.
         proxy: sampler-weighted error of the widths, mean over the steps; None without errors.
         generation: generation that first scored it, 0 the first race.
+        rescored: whether the score is of seeds that had no part in choosing this strategy; the
+            score that chose it is the best of several, and so too good.
     """
 
     strategy: Strategy
@@ -49,6 +51,7 @@ class FrontPoint:
     loss_half_width: float = 0.0
     proxy: float | None = None
     generation: int = 0
+    rescored: bool = False
 
     @property
     def greatest_loss(self) -> float:
@@ -233,6 +236,7 @@ def _from_row(row: Mapping[str, Any], full_quality: float) -> FrontPoint:
         loss_half_width=float(row.get("loss_half_width", 0.0)),
         proxy=row.get("proxy", row.get("cheap")),
         generation=int(row["generation"]),
+        rescored=bool(row.get("rescored", False)),
     )
 
 

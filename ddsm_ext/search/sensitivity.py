@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from ddsm_ext.io.document import Document
-from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal
 from ddsm_ext.width import find_width
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+LEVELS = 32  # noise levels that a run measures, spread over its schedule
 Network = Callable[["Tensor", "Tensor", float], "Tensor"]
 AddNoise = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
 
@@ -138,35 +138,6 @@ def _column(widths: Sequence[float], width: float) -> int:
     if index is None:
         raise Refusal(f"sensitivity: width {width:g} was not measured; need one of {list(widths)}")
     return index
-
-
-def additive_quality(
-    errors: np.ndarray, widths: Sequence[float], log_snrs: Sequence[float]
-) -> Callable[[Strategy], float]:
-    """quality(strategy) = mean over steps s of errors[s, width of s], which costs nothing.
-
-    Args:
-        errors: [S, W] error of every step and width, e.g. `Sensitivity.for_steps`.
-        widths: [W] widths of the columns.
-        log_snrs: [S] log-SNR of every step.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
-    table = np.asarray(errors, dtype=np.float64)
-    if table.shape != (len(log_snrs), len(widths)):
-        raise Refusal(
-            f"additive_quality: errors has shape {list(table.shape)}; need "
-            f"[{len(log_snrs)}, {len(widths)}]"
-        )
-    rows = np.arange(len(log_snrs))
-
-    def quality(strategy: Strategy) -> float:
-        column = {width: _column(widths, width) for width in strategy.widths}
-        columns = [column[width] for width in strategy.widths_for(log_snrs)]
-        return float(table[rows, columns].mean())
-
-    return quality
 
 
 def measure_sensitivity(

@@ -76,7 +76,7 @@ class Stages:
         self.config = config
         self.space = space
         self.cost = cost
-        self.race = Race(cost, config.first_samples, self._most_samples())
+        self.race = Race(cost, config.first_samples, config.race_samples)
         self.stage = "race"
         self.generation = 0
         self.count = 0  # scores taken
@@ -92,10 +92,6 @@ class Stages:
         self._first_seen: dict[Genome, int] = {}
         self._meter: HypervolumeMeter | None = None
         self._news = False
-
-    def _most_samples(self) -> int:
-        evolution = self.config.method == "evolution"
-        return self.config.most_samples if evolution else self.config.first_samples
 
     @property
     def network_evaluations(self) -> int:
@@ -160,6 +156,7 @@ class Stages:
             return
         yield from self._score_constants()
         if self.config.method == "paper":
+            self.stage = "evolution"
             yield from self._evolve(self._random(self.config.population_size, []))
             return
         survivors = yield from self._run_race(self._pool())
@@ -205,10 +202,11 @@ class Stages:
     def _run_race(
         self, candidates: Sequence[Genome]
     ) -> Generator[list[Request], None, list[Genome]]:
-        """Sample candidates until no pair of the survivors is open; at most half go on each time.
+        """Sample candidates until no pair of the survivors is open; return these.
 
-        They race against everything that was scored; of that only what is on the front now is
-        sampled on with them.
+        After each doubling at most half as many go on, but no fewer than a population. They race
+        against everything that was scored; of that only what is on the front now is sampled on
+        with them.
         """
         race, limit = self.race, len(candidates)
         yield from self._score(candidates)
@@ -339,7 +337,8 @@ class Stages:
         if score is None or not math.isfinite(score.mean):
             return self.pick(front)
         loss = difference(score, self._again[full])
-        return self._front_point(chosen, _Standing(front.full_quality + loss.mean, score, loss))
+        standing = _Standing(front.full_quality + loss.mean, score, loss)
+        return dataclasses.replace(self._front_point(chosen, standing), rescored=True)
 
     def _standings(self) -> dict[Genome, _Standing]:
         """What makes the front: the finalists' scores, before them the latest of the race."""

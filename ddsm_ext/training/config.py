@@ -24,7 +24,9 @@ class TrainConfig(Settings):
     width_weights: tuple[float, ...] | None = None  # of each width's loss; None: 1 each
     middle_widths: int = 1  # random widths a step between the largest and the smallest
     middle_choice: str = "uniform"  # among them, or "budget": by a uniform share of the cost
-    shared_noise: bool = True  # one (t, noise) for all widths of a step, or its own for each
+    # One (t, noise) for all widths of a step, or its own for each, as every narrow one has where
+    # `t_importance` draws its t.
+    shared_noise: bool = True
     distill_weight: float = 0.0  # weight w of the distance d to the teacher at narrow widths
     distill_balanced: bool = False  # (loss + w d) / (1 + w), which weighs as the full width's loss
     teacher: str = "live"  # "live": the step's weights, "ema": their average, "origin": tuned from
@@ -138,7 +140,8 @@ class TrainConfig(Settings):
 
         The cosine reaches `lr * lr_final` after the last step, at `step = steps`, as torch's
         CosineAnnealingLR over the steps after the warm-up does: a last step at 0 would do nothing.
-        Each extension begins another half cosine at its own rate.
+        Each extension begins another half cosine at its own rate, which stays where that is below
+        `lr * lr_final`: no rate rises after the warm-up but where an extension begins.
 
         Args:
             step: 0-based.
@@ -153,7 +156,7 @@ class TrainConfig(Settings):
             first, high = max(start, self.warmup_steps), lr
         done = (step - first) / max(1, last - first)
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-        final = self.lr_final * (self.lr / high)
+        final = min(1.0, self.lr_final * (self.lr / high))
         return high * (final + (1 - final) * cosine)
 
     def extended(self, step: int, steps: int, lr: float | None = None) -> TrainConfig:
@@ -174,11 +177,10 @@ class TrainConfig(Settings):
         more = (*self.extensions, (step, self.steps, lr))
         return dataclasses.replace(self, steps=steps, extensions=more)
 
-    def before_extensions(self) -> TrainConfig:
-        """Return the settings that the run was made with."""
-        if not self.extensions:
-            return self
-        return dataclasses.replace(self, steps=self.extensions[0][1], extensions=())
+    @property
+    def falls(self) -> bool:
+        """Whether a rate depends on the number of steps."""
+        return self.lr_final < 1 or any(lr > self.lr for _, _, lr in self.extensions)
 
     def continues(self, saved: TrainConfig, step: int) -> bool:
         """Whether a checkpoint of `saved` after `step` steps leads to these steps and rates.
@@ -191,9 +193,9 @@ class TrainConfig(Settings):
             return False
         later = self.extensions[known:]
         if later:
-            same = later[0][1] == saved.steps or self.lr_final == 1
+            same = later[0][1] == saved.steps or not saved.falls
             return same and later[0][0] >= step
-        return self.steps == saved.steps or self.lr_final == 1
+        return self.steps == saved.steps or not self.falls
 
     def ema_decay_at(self, step: int) -> float:
         """Decay of the averaged weights after `step` (0-based)."""

@@ -71,15 +71,11 @@ def _by_budget(
 
 
 def draw(
-    x0: Tensor, config: TrainConfig, timesteps: int | Timesteps, step: int, rank: int, index: int
+    x0: Tensor, config: TrainConfig, timesteps: Timesteps, step: int, rank: int, index: int
 ) -> tuple[Tensor, Tensor]:
-    """Timesteps [N] int64 and noise [N, C, H, W] of one (step, rank, draw), drawn on the CPU.
-
-    A number of timesteps stands for all of them, equally likely.
-    """
-    source = Uniform(timesteps) if isinstance(timesteps, int) else timesteps
+    """Timesteps [N] int64 and noise [N, C, H, W] of one (step, rank, draw), drawn on the CPU."""
     stream = generator(config.seed, Stream.NOISE, rank, step, index)
-    t = source.draw(len(x0), stream)  # [N]
+    t = timesteps.draw(len(x0), stream)  # [N]
     noise = torch.randn(
         x0.shape, generator=stream, dtype=torch.float32, device="cpu"
     )  # [N, C, H, W]

@@ -20,7 +20,8 @@ def check_teacher(config: TrainConfig, tune: TuneConfig | None, origin: nn.Modul
     tuned = tune is not None and tune.strategy is not None
     if config.teacher == "origin" and config.distill_weight and origin is None:
         raise Refusal(
-            "train: teacher is 'origin' in a run that begins with no other; need 'live' or 'ema'"
+            "train: teacher is 'origin' and there is none, as in a run that is not tuned; need "
+            "'live' or 'ema'"
         )
     if tuned and config.teacher == "live" and config.distill_weight:
         raise Refusal(

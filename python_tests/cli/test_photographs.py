@@ -48,6 +48,27 @@ def test_photographs_without_classes_are_trained_searched_and_scored(
     assert json.loads(capsys.readouterr().out)["frechet"] < result["rows"][0]["frechet"] / 10
 
 
+def test_a_run_of_automatic_features_is_extended(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Images of two classes: "auto" is the classifier, and config.json says so."""
+    for number, file in enumerate(sorted(photos.glob("*.png"))):
+        label = photos / ("even", "odd")[number % 2]
+        label.mkdir(exist_ok=True)
+        file.rename(label / file.name)
+    more = ["train.lr_final=0", "train.sample_every=0", "model.image_size=8"]
+    command = ["train", "--preset", "cifar10", "--data", str(photos), "--root", str(tmp_path / "r")]
+    command += sets([*TINY, "model.ch_mult=1,2", *more])
+    assert main(command) == 0
+    run = Path(capsys.readouterr().out.strip())
+    assert main([*command, "--extend", "5", "--dry-run"]) == 0
+    assert "for 5 steps" in capsys.readouterr().out
+    assert main([*command, "--extend", "5"]) == 0
+    assert Path(capsys.readouterr().out.strip()) == run
+    config = json.loads((run / "config.json").read_text())
+    assert (config["eval"]["features"], config["train"]["steps"]) == ("classifier", 5)
+
+
 def test_a_missing_package_is_told_before_training(
     photos: Path,
     tmp_path: Path,

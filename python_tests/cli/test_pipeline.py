@@ -143,7 +143,9 @@ def test_eval_prints_json_and_the_report_shows_it(
 ) -> None:
     capsys.readouterr()
     assert main(["eval", "--run", str(searched)]) == 0
-    result = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    assert "scoring 5 strategies by 1 x 32 samples each: 160; time: about" in printed.err
+    result = json.loads(printed.out)
     kinds = ["full", "strategy", "width", "reverse", "two segments"]
     assert [row["kind"] for row in result["rows"]] == kinds
     assert all(row["images"] == 32 and row["frechet"] > 0 for row in result["rows"])
@@ -193,6 +195,7 @@ def test_export_equals_the_network_at_that_width(
         (["train", *sets(TINY)], "steps of 8 images"),
         (["search"], "method evolution: about"),
         (["sample", "--seeds", "0-9"], "for 10 images"),
+        (["eval", "--strategy", "1", "--ranges", "3"], "1 strategies by 3 x 32 samples each: 96"),
     ],
 )
 def test_dry_runs_estimate_and_write_nothing(
@@ -216,6 +219,7 @@ def test_refusals_of_a_run(trained: Path, capsys: pytest.CaptureFixture[str]) ->
         (["sample", *run, "--sampler", "ddmp"], "ddpm"),
         (["search", *run, "--budget-macs", "0.01"], "budget"),
         (["eval", *run, "--features", "inception"], "inception"),
+        (["eval", *run, "--dry-run", "--images", "x"], "need one of the two"),
         (["export", *run, "--width", "3"], "3"),
     ):
         capsys.readouterr()

@@ -16,6 +16,7 @@ from ddsm_ext.eval.fidelity import (
     torch_fidelity_is_there,
 )
 from ddsm_ext.eval.metrics import evaluate, reference_statistics
+from ddsm_ext.eval.statistics import load_statistics
 
 
 def line(values: list[float]) -> np.ndarray:
@@ -74,6 +75,17 @@ def test_scores_hold_precision_and_recall_where_there_are_rows_enough() -> None:
     assert few["precision"] is few["recall"] is None
     bare = reference_statistics(real, Numbers(), keep_rows=0)
     assert evaluate(samples, bare, Numbers())["precision"] is None
+
+
+@needs_torch_fidelity
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_a_reference_file_of_another_float_type_is_scored(tmp_path, dtype) -> None:
+    real = line([float(x) for x in range(10)])
+    samples = line([x + 0.25 for x in range(5)] + [x + 100.0 for x in range(5)])
+    file = tmp_path / "ref.npz"
+    np.savez(file, mu=real.mean(0).astype(float), sigma=np.cov(real.T), rows=real.astype(dtype))
+    scores = evaluate(samples, load_statistics(file), Numbers())
+    assert (scores["precision"], scores["recall"]) == (0.5, pytest.approx(0.8))
 
 
 class Classes(Numbers):

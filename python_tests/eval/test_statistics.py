@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import pickle
 import zipfile
@@ -42,6 +43,43 @@ def test_rows_that_may_be_the_first_ones_are_warned_about(tmp_path, caplog) -> N
     for extra in ({"n": 7, "rows": rows}, {"n": 50}, {"rows": rows, "rows_drawn": "reservoir"}):
         load_statistics(save_statistics(tmp_path / "good.npz", statistics(**extra)))
     assert not caplog.records
+
+
+def test_rows_in_an_unknown_order_are_shuffled_alike_each_time(tmp_path) -> None:
+    """All images kept, sorted by class: the first ones alone would be of one class."""
+    rows = np.repeat(np.arange(10, dtype=np.float32), 50)[:, None].repeat(5, axis=1)
+    path = save_statistics(tmp_path / "old.npz", statistics(n=500, rows=rows))
+    found = load_statistics(path).rows
+    assert np.array_equal(np.sort(found, axis=0), rows)
+    counts = np.bincount(found[:100, 0].astype(int), minlength=10)
+    assert counts.min() >= 3
+    assert np.array_equal(load_statistics(path).rows, found)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+@pytest.mark.parametrize("drawn", [{}, {"rows_drawn": "reservoir"}])
+def test_rows_of_any_float_type_are_read_as_float32(tmp_path, dtype, drawn) -> None:
+    path, made = tmp_path / "ref.npz", statistics()
+    rows = np.arange(35, dtype=dtype).reshape(7, 5)
+    np.savez(path, mu=made.mu, sigma=made.sigma, rows=rows, **drawn)
+    found = load_statistics(path).rows
+    assert found.dtype == np.float32
+    assert np.array_equal(np.sort(found, axis=0), rows)
+
+
+def test_a_digest_tells_contents_apart(tmp_path) -> None:
+    rows = np.ones((7, 5), np.float32)
+    made = statistics(n=50, rows=rows, rows_drawn="reservoir")
+    again = load_statistics(save_statistics(tmp_path / "ref.npz", made))
+    assert again.content_digest == made.content_digest
+    others = [
+        dataclasses.replace(made, mu=made.mu + 1e-12),
+        dataclasses.replace(made, sigma=made.sigma * 2),
+        dataclasses.replace(made, rows=2 * rows),
+        dataclasses.replace(made, rows=None),
+        made,
+    ]
+    assert len({each.content_digest for each in others}) == 5
 
 
 def test_files_of_adm_and_edm_are_read(tmp_path) -> None:

@@ -82,12 +82,24 @@ def _write_search(run: Path) -> None:
         for w in WIDTHS
     }
     _json(run / "search/sensitivity.json", {"log_snrs": log_snrs, "errors": errors})
-    archive, history = [], []
+    full = {"genome": {"boundaries": [], "widths": [1.0]}, "samples": [0, 256]}
+    archive = [{**full, "generation": 0, "stage": "race", "cost": 3.05e8, "quality": 0.5}]
+    history = []
     for generation in range(10):
-        for _ in range(24):
+        for number in range(24):
             cost = rng.uniform(0.1, 1.0)
             quality = 0.5 + 0.6 * (1 - cost) ** 2 + rng.exponential(0.8 / (generation + 1))
-            archive.append({"generation": generation, "cost": cost * 3e8, "quality": quality})
+            genome = {"boundaries": [generation, 24 + number], "widths": [0.25, 0.5, 0.75]}
+            archive.append(
+                {
+                    "genome": genome,
+                    "samples": [0, 256],
+                    "generation": generation,
+                    "stage": "evolution" if generation else "race",
+                    "cost": cost * 3e8,
+                    "quality": quality,
+                }
+            )
         history.append(
             {"generation": generation, "hypervolume": 1 - 0.5 * math.exp(-generation / 2)}
         )

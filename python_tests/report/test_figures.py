@@ -52,3 +52,11 @@ def test_widths_keep_their_colour_and_differ() -> None:
     colours = np.array([figures.width_colour(w) for w in (1.0, 0.75, 0.5, 0.25)])
     assert len(np.unique(colours, axis=0)) == 4
     assert (np.diff(colours[:, :3].sum(axis=1)) > 0).all()  # narrower is lighter
+
+
+def test_generations_are_counted_in_whole_numbers() -> None:
+    points = [(0, 1.0, 2.0), (1, 1.5, 1.5)]
+    figure = figures.pareto_figure(points, [(1.0, 2.0)], {}, None, "cost", "quality")
+    _, bar = figure.axes
+    low, high = bar.get_ylim()
+    assert [tick for tick in bar.get_yticks() if low <= tick <= high] == [0, 1]

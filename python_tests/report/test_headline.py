@@ -35,13 +35,17 @@ def test_figures_of_a_scored_run() -> None:
     assert against.interval.mean == pytest.approx(0.7 / 3)
     assert against.interval.half_width == pytest.approx(4.30265 * 0.0881917, rel=1e-5)
     assert against.ranges == 3
-    assert against.words == "no difference seen (+0.23 ± 0.4)"
+    assert against.words == "no difference seen (+0.23 ± 0.38)"
     assert [line[1] for line in result.lines()][:2] == ["60 %", "50 %"]
 
 
 @pytest.mark.parametrize(
     ("scores", "words"),
-    [([2.24, 3.25, 2.74], "worse by 0.24 ± 0.01"), ([1.76, 2.75, 2.26], "better by 0.24 ± 0.01")],
+    [
+        # the differences .24, .25, .24: mean .24333, half-width 4.30265 * .0033333
+        ([2.24, 3.25, 2.74], "worse by 0.243 ± 0.014"),
+        ([1.76, 2.75, 2.26], "better by 0.243 ± 0.014"),
+    ],
 )
 def test_words_match_the_interval(scores: list[float], words: str) -> None:
     """A strategy worse in every range is called worse, however far the ranges spread."""
@@ -90,7 +94,7 @@ def widths(**scores: float) -> list[dict[str, object]]:
         (60, 9, "macs", {"w75": 3.0, "w50": 4.0, "w25": 5.0}, None),
     ],
 )
-def test_the_constant_beside_it_costs_no_less(
+def test_the_constant_beside_it(
     macs: float, ms: float, unit: str, scores: dict[str, float], label: str | None
 ) -> None:
     strategy = rows("strategy", [2.9] * 3, macs, ms)
@@ -98,6 +102,13 @@ def test_the_constant_beside_it_costs_no_less(
     assert result is not None
     found = result.against_constant
     assert (found and found.other.label) == label
+    name, figure, remark = result.lines()[3]
+    assert name == "beside constant"
+    if label is None:
+        assert (figure, remark) == ("not measured", "no narrower width costs as much")
+    else:
+        share = {"w75": (56, 80), "w50": (26, 50), "w25": (7, 49)}[label][unit == "ms"]
+        assert f"{label} at every step ({share} %), the best width up to one of no less" in remark
 
 
 def test_no_headline_without_both_scores() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from report.make_run import make_run
 
-from ddsm_ext.report import build_report
+from ddsm_ext.report import build_report, figures
 
 VOID = {"img", "meta", "br", "link", "input", "hr"}
 TITLES = (
@@ -55,6 +55,22 @@ class Page(HTMLParser):
         self.text += data
 
 
+def change(run: Path, file: str, **values: object) -> None:
+    """Lay values over a JSON file of a run; of a section, over its keys."""
+    path = run / file
+    content = json.loads(path.read_text()) if path.exists() else {}
+    for key, value in values.items():
+        section = isinstance(value, dict) and isinstance(content.get(key), dict)
+        content[key] = {**content[key], **value} if section else value
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def text_of(run: Path) -> str:
+    """The page of a run as words with one space between."""
+    return " ".join(Page(build_report(run).read_text(encoding="utf-8")).text.split())
+
+
 def build(tmp_path: Path, parts: str) -> tuple[Page, str]:
     html = build_report(make_run(tmp_path, parts=parts)).read_text(encoding="utf-8")
     return Page(html), html
@@ -74,7 +90,8 @@ def test_the_headline_is_worked_out_from_the_scores(tmp_path: Path) -> None:
     page, _ = build(tmp_path, "all")
     assert "50 %" in page.text
     assert "Fréchet distance 4.38 against 4.3 of the full width" in page.text
-    assert "no difference seen (+0.08 ± 0.5)" in page.text
+    # the differences .28, -.1, .06: mean .08, half-width 4.30265 * .190788 / sqrt(3) = .474
+    assert "no difference seen (+0.08 ± 0.47)" in page.text
     assert "realised saving 1.00" in page.text
 
 
@@ -159,3 +176,102 @@ def test_a_file_of_another_form_is_refused(
     with pytest.raises(ValueError, match=re.escape(message)):
         build_report(run)
     assert not (run / "report.html").exists()
+
+
+def tuned_run(tmp_path: Path, widths: list[float], cuts: list[float], **tune: object) -> Path:
+    """A tuned run, before any search of its own."""
+    run = make_run(tmp_path, "00001-digits-tune", parts="trained")
+    origin = {"origin": "00000-digits", "origin_step": 150, "sandwich_share": 0.1}
+    change(
+        run,
+        "config.json",
+        train={"steps": 20, "middle_widths": 1},
+        tune={**origin, "widths": widths, "cuts": cuts, **tune},
+        diffusion={"schedule": "cosine", "timesteps": 1000},
+        sampler={"kind": "ddim", "steps": 5},
+    )
+    return run
+
+
+def test_a_tuned_run_shows_its_strategy_and_where_it_comes_from(tmp_path: Path) -> None:
+    text = text_of(tuned_run(tmp_path, [0.25, 1.0], [1.0]))
+    assert "U-Net tuned from 00000-digits, step 150, on digits (8x8, grey) for 20 steps" in text
+    assert "the width of the strategy that it was tuned for" in text
+    assert "the search chose" not in text
+
+
+def test_a_run_tuned_for_a_width_names_it(tmp_path: Path) -> None:
+    text = text_of(tuned_run(tmp_path, [0.5], []))
+    assert "each denoising step runs it at width 0.5, for which it was tuned." in text
+
+
+def test_a_tuned_run_with_a_search_of_its_own_runs_what_that_chose(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    change(run, "config.json", tune={"origin": "a", "origin_step": 9, "widths": [0.5],
+                                     "sandwich_share": 0.1})  # fmt: skip
+    text = text_of(run)
+    assert "tuned from a, step 9," in text
+    assert "each denoising step runs it at the width that the search chose." in text
+
+
+@pytest.mark.parametrize(
+    ("middle", "share", "sentence"),
+    [
+        (1, None, "The sandwich rule trains the widest, the narrowest and a random middle width "
+                  "each step."),
+        (2, None, "The sandwich rule trains the widest, the narrowest and 2 random middle widths "
+                  "each step."),
+        (9, None, "and 2 random middle widths each step."),  # there are no more
+        (0, None, "The sandwich rule trains the widest and the narrowest width each step."),
+        (1, 0.1, "the noise levels that it serves; 10 % of the steps train the widest, the "
+                 "narrowest and a random middle width, by the sandwich rule."),
+        (1, 0.0, "the noise levels that it serves. How this was measured"),
+    ],
+)  # fmt: skip
+def test_what_a_step_trained_is_said(
+    tmp_path: Path, middle: int, share: float | None, sentence: str
+) -> None:
+    if share is None:
+        run = make_run(tmp_path, parts="trained")
+    else:
+        run = tuned_run(tmp_path, [0.25, 1.0], [1.0], sandwich_share=share)
+    change(run, "config.json", train={"middle_widths": middle})
+    assert sentence in text_of(run)
+
+
+def test_a_strategy_of_a_search_is_drawn_once_on_the_scale_of_the_front(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path)
+
+    def row(widths: list[float], samples: list[int], quality: float, generation: int) -> str:
+        genome = {"boundaries": [1][: len(widths) - 1], "widths": widths}
+        return json.dumps({"genome": genome, "samples": samples, "cost": 1e8 * len(widths),
+                           "quality": quality, "generation": generation})  # fmt: skip
+
+    scores = [
+        row([1.0], [0, 8], 3.0, 0),
+        row([0.5, 1.0], [0, 8], 3.5, 0),
+        row([0.25, 1.0], [0, 8], 4.0, 1),
+        row([1.0], [8, 16], 2.0, 1),
+        row([0.5, 1.0], [8, 16], 2.25, 1),
+    ]
+    (run / "search/archive.jsonl").write_text("\n".join(scores) + "\n")
+    change(run, "search/front.json", quality_name="Fréchet distance, extrapolated to infinite N")
+    drawn = []
+    draw = figures.pareto_figure
+    monkeypatch.setattr(
+        figures, "pareto_figure", lambda points, *more: drawn.append(points) or draw(points, *more)
+    )
+    text = text_of(run)
+    # the full width has 0.5 in make_run's front; the others 0.25 and 1 more than it had beside them
+    assert drawn == [[(0, 100.0, 0.5), (0, 200.0, 0.75), (1, 200.0, 1.5)]]
+    assert "5 scores of 3 strategies" in text
+    assert "extrapolated to infinite N, scores are lower than in the table" in text
+
+
+def test_one_thread_is_one(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert "in batches of 256, 2 threads." in text_of(run)
+    change(run, "search/costs.json", threads=1)
+    assert "in batches of 256, 1 thread." in text_of(run)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ddsm_ext.run.config import RunConfig, coerce, configure, parse_value
+from ddsm_ext.run.config import RunConfig, coerce, configure, parse_value, with_budget
 from ddsm_ext.run.presets import QUICKSTART_FAST, RUN_PRESETS
 
 
@@ -101,3 +101,20 @@ def test_bad_files_are_named(content: str, expected: str, tmp_path: Path) -> Non
 def test_a_file_needs_a_model() -> None:
     with pytest.raises(ValueError, match="image_size is missing"):
         configure()
+
+
+def test_another_method_of_search_has_its_own_sizes() -> None:
+    # the digits preset makes the default method small; the paper's search is 50 x 10 x 4096
+    config = configure("digits")
+    paper = with_budget(config, {"method": "paper"}).search
+    assert (paper.population_size, paper.generation_count, paper.first_samples) == (50, 10, 4096)
+    assert configure("digits", search={"method": "paper"}).search == paper
+    given = with_budget(config, {"method": "paper", "samples": 64}).search
+    assert (given.population_size, given.first_samples) == (50, 64)
+    same = with_budget(config, {"method": "evolution"}).search
+    assert same == config.search
+
+
+def test_a_sampler_without_eta_takes_it_back() -> None:
+    assert configure("digits").sampler.eta == 1.0
+    assert configure("digits", sampler={"kind": "ddpm"}).sampler.eta == 0.0

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from ddsm_ext.models.unet import preset
-from ddsm_ext.run.costs import conditions, macs_table, measure_ms
+from ddsm_ext.run.config import configure
+from ddsm_ext.run.costs import conditions, estimate_scores, macs_table, measure_ms
+from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.search.cost import CostTable
 
 
@@ -77,6 +79,15 @@ def test_saved_and_loaded(tmp_path):
     found = CostTable.load(path)
     found.check_conditions(where)
     assert found == table
+
+
+def test_an_estimate_of_scores_adds_up_the_steps_of_all_samples():
+    config = configure("digits", sampler={"steps": 4})
+    full, half = (macs_table(config.model, (1.0, 0.5)).costs[w] for w in (1.0, 0.5))
+    strategies = [Strategy.constant(1.0), Strategy.constant(0.5)]
+    found = estimate_scores(config, strategies, images=30)
+    assert found.macs == 30 * 4 * (full + half)
+    assert found.seconds > 0
 
 
 def test_macs_of_the_cifar10_network():

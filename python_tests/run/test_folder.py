@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from ddsm_ext.io.files import read_json
-from ddsm_ext.run.folder import create_run, find_resumable, list_runs, resolve_run
+from ddsm_ext.run.folder import create_run, find_resumable, list_runs, resolve_run, root_of
 
 
 def test_runs_are_numbered_and_hold_config_and_environment(tmp_path):
@@ -67,6 +68,21 @@ def test_resolve_run(tmp_path):
         resolve_run(tmp_path, "c")
     with pytest.raises(FileNotFoundError, match="holds no run"):
         resolve_run(tmp_path / "none")
+
+
+def test_the_root_of_a_run_behind_dots_and_links(tmp_path, monkeypatch):
+    run = create_run(tmp_path / "runs", "x", {})
+    assert root_of(run) == tmp_path / "runs"
+    (tmp_path / "best").symlink_to(run)
+    assert root_of(tmp_path / "best") == tmp_path / "runs"
+    # a link of the run's own name stands for the run where it is
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / run.name).symlink_to(run)
+    assert root_of(tmp_path / "more" / run.name) == tmp_path / "more"
+    monkeypatch.chdir(tmp_path)
+    assert str(root_of(Path("runs") / run.name)) == "runs"
+    monkeypatch.chdir(run)
+    assert root_of(Path()) == tmp_path / "runs"
 
 
 def test_processes_never_share_a_number(tmp_path):

@@ -14,6 +14,8 @@ import torch
 
 from ddsm_ext.data.dataset import ImageDataset
 from ddsm_ext.eval.distances import frechet_distance, squared_mmd
+from ddsm_ext.eval.metrics import reference_statistics
+from ddsm_ext.eval.statistics import save_statistics
 from ddsm_ext.run import RunConfig, configure
 from ddsm_ext.run.compose import load_images
 from ddsm_ext.run.references import LEAST_IMAGES, held_out_for, reference_for
@@ -108,6 +110,31 @@ def test_a_missing_test_batch_is_told(cifar: Path, tmp_path: Path, caplog: Any) 
     with caplog.at_level("INFO"):
         assert held_out_for(config, Means(), load_images(config)) is None
     assert "no distance to held-out images" in caplog.text
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_few_held_out_images_are_told_and_not_scored(
+    count: int, cifar: Path, tmp_path: Path, caplog: Any
+) -> None:
+    (tmp_path / "data_batch_1.bin").symlink_to(cifar / "data_batch_1.bin")
+    (tmp_path / "test_batch.bin").write_bytes(records(count, 1))
+    config = config_of(tmp_path)
+    with caplog.at_level("INFO"):
+        assert held_out_for(config, Means(), load_images(config)) is None
+    assert f"no distance to held-out images: there are {count}, 3 features need 6" in caplog.text
+
+
+def test_a_reference_of_other_features_is_refused_before_a_score(
+    cifar: Path, tmp_path: Path
+) -> None:
+    config = config_of(cifar, limit=50)
+    dataset, other = load_images(config), Means()
+    other.digest = "11" * 32
+    file = save_statistics(tmp_path / "ref.npz", reference_statistics(dataset.images, other))
+    scored = replace(config, eval=replace(config.eval, reference=str(file)))
+    assert reference_for(scored, other, dataset).n == 50
+    with pytest.raises(ValueError, match="need statistics of the same extractor"):
+        reference_for(scored, Means(), dataset)
 
 
 def scorer_of(config: RunConfig, dataset: ImageDataset) -> Scorer:

@@ -4,12 +4,34 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
+from ddsm_ext.cli.search import search_lines
+from ddsm_ext.io.files import locked
 from ddsm_ext.run import Run, configure
 from ddsm_ext.run.searching import set_aside_other
 from ddsm_ext.search.archive import VERSION
+
+
+def small_run(folder: Path, search: dict[str, Any], batch_size: int) -> Run:
+    """A run of the digits that was trained for one step."""
+    config = configure(
+        "digits",
+        model={"ch": 8, "groups": 4, "widths": (1, 0.5)},
+        train={"steps": 1, "batch_size": 8},
+        sampler={"steps": 2},
+        search=search,
+        eval={"images": 8, "ranges": 1, "batch_size": batch_size},
+    )
+    run = Run.create(folder, "x", config)
+    run.train()
+    return run
+
+
+SMALLEST = {"pool": 2, "generations": 1, "finalists": 0, "samples": 8, "most_samples": 8}
 
 
 def test_another_search_is_kept_aside(tmp_path: Path) -> None:
@@ -24,18 +46,36 @@ def test_another_search_is_kept_aside(tmp_path: Path) -> None:
     assert (tmp_path / "search-00000" / "archive.jsonl").exists()
 
 
+def test_a_search_that_was_set_aside_comes_back(tmp_path: Path) -> None:
+    archive = tmp_path / "search" / "archive.jsonl"
+    for name in "ab":
+        set_aside_other(tmp_path, {"weights": name})
+        archive.parent.mkdir(exist_ok=True)
+        archive.write_text(json.dumps({"version": VERSION, "identity": {"weights": name}}) + "\n")
+        (archive.parent / "cost_table.json").write_text(f'"measured for {name}"')
+    set_aside_other(tmp_path, {"weights": "a"})
+    assert json.loads(archive.read_text())["identity"] == {"weights": "a"}
+    assert (archive.parent / "cost_table.json").read_text() == '"measured for b"'
+    assert [path.name for path in tmp_path.iterdir() if path != archive.parent] == ["search-00001"]
+
+
+def test_a_search_that_runs_is_not_set_aside(tmp_path: Path) -> None:
+    folder = tmp_path / "search"
+    folder.mkdir()
+    row = {"version": VERSION, "identity": {"weights": "a"}}
+    (folder / "archive.jsonl").write_text(json.dumps(row) + "\n")
+    with locked(folder), pytest.raises(ValueError, match="another search is using it"):
+        set_aside_other(tmp_path, {"weights": "b"})
+    assert (folder / "archive.jsonl").exists()
+
+
 def test_search_samples_and_scores_leave_torchs_own_generator_alone(tmp_path: Path) -> None:
-    config = configure(
-        "digits",
-        model={"ch": 8, "groups": 4, "widths": (1, 0.5)},
-        train={"steps": 1, "batch_size": 8},
-        sampler={"steps": 2},
-        search={"pool": 4, "generations": 1, "samples": 8, "most_samples": 8,
-                "finalists": 1, "final_samples": 8, "budget_macs": 0.7},
-        eval={"images": 8, "ranges": 1, "batch_size": 8},
+    run = small_run(
+        tmp_path,
+        {"pool": 4, "generations": 1, "samples": 8, "most_samples": 8, "finalists": 1,
+         "final_samples": 8, "budget_macs": 0.7},
+        batch_size=8,
     )  # fmt: skip
-    run = Run.create(tmp_path, "x", config)
-    run.train()
     before = torch.get_rng_state()
     run.search()
     run.sample(range(2))
@@ -46,20 +86,72 @@ def test_search_samples_and_scores_leave_torchs_own_generator_alone(tmp_path: Pa
 def test_scores_by_another_distance_are_another_search(tmp_path: Path) -> None:
     """8 samples of 64 features rank by the kernel distance, 128 by Fréchet's: no score of the one
     may stand for a score of the other on the same samples."""
-    config = configure(
-        "digits",
-        model={"ch": 8, "groups": 4, "widths": (1, 0.5)},
-        train={"steps": 1, "batch_size": 8},
-        sampler={"steps": 2},
-        search={"pool": 2, "generations": 1, "finalists": 0, "samples": 8, "most_samples": 128},
-        eval={"batch_size": 64},
+    run = small_run(
+        tmp_path,
+        {"pool": 2, "generations": 1, "finalists": 0, "samples": 8, "most_samples": 128},
+        batch_size=64,
     )
-    run = Run.create(tmp_path, "x", config)
-    run.train()
     run.search(budget_macs=0.9)
     run.search(budget_macs=0.9, samples=128)
     names = [
         json.loads((run.folder / folder / "front.json").read_text())["quality_name"]
         for folder in ("search-00000", "search")
     ]
-    assert names == ["kernel distance", "Fréchet distance"]
+    assert names == ["kernel distance", "Fréchet distance, extrapolated to infinite N"]
+
+
+def test_a_search_in_ms_under_other_conditions_is_another_one(tmp_path: Path) -> None:
+    run = small_run(tmp_path, SMALLEST, batch_size=8)
+    run.search(budget_time=1.0)
+    archive = run.folder / "search" / "archive.jsonl"
+    first = archive.read_bytes()
+    run.search(budget_time=1.0)  # with the times that it began with
+    assert archive.read_bytes() == first
+    Run.open(tmp_path, run.folder, {"eval": {"batch_size": 4}}).search(budget_time=1.0)
+    assert (run.folder / "search-00000" / "archive.jsonl").read_bytes() == first
+    assert archive.read_bytes() != first
+
+
+def test_the_proxy_alone_leaves_the_scores_of_a_search_in_place(tmp_path: Path) -> None:
+    run = small_run(tmp_path, SMALLEST, batch_size=8)
+    scored = run.search(budget_macs=0.9)
+    archive = run.folder / "search" / "archive.jsonl"
+    before = archive.read_bytes()
+    proxy = run.search(budget_macs=0.9, method="proxy")
+    assert (scored.samples, proxy.samples) == (8, 0)
+    assert run.search(budget_macs=0.9) == scored
+    assert archive.read_bytes() == before
+
+
+def test_a_refused_budget_leaves_the_earlier_search_in_place(tmp_path: Path) -> None:
+    run = small_run(tmp_path, SMALLEST, batch_size=8)
+    run.search(budget_macs=0.9)
+    strategy = (run.folder / "search" / "strategy.json").read_bytes()
+    for budget in ({"budget_ms": 1e-6}, {"budget_macs": 1e-6}):
+        with pytest.raises(ValueError, match="the cheapest strategy costs"):
+            run.search(**budget)
+    assert (run.folder / "search" / "strategy.json").read_bytes() == strategy
+    assert not (run.folder / "search-00000").exists()
+
+
+def test_one_sample_is_no_score(tmp_path: Path) -> None:
+    run = small_run(tmp_path, {**SMALLEST, "samples": 1}, batch_size=8)
+    with pytest.raises(ValueError, match="a score takes 1 samples; need 2 or more"):
+        run.search(budget_macs=0.9)
+    assert not (run.folder / "search").exists()
+
+
+def test_what_a_search_says_at_its_end(tmp_path: Path) -> None:
+    final = {"finalists": 2, "final_samples": 16}
+    run = small_run(tmp_path, {**SMALLEST, **final}, batch_size=8)
+    run.search(budget_macs=0.9)
+    chosen, beside, evaluations = search_lines(run.folder)
+    assert chosen.startswith("chosen: ")
+    assert beside.startswith("beside the full width on 16 new seeds: ")
+    assert "of those of the DDSM paper's search" in evaluations
+    run.search(budget_macs=0.9, finalists=0)
+    assert "on the 8 seeds that chose it, which flatter it: " in search_lines(run.folder)[1]
+    run.search(budget_macs=0.9, method="proxy")
+    assert search_lines(run.folder)[1] == (
+        "no sample was scored: this is the front of the proxy alone"
+    )

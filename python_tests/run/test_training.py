@@ -170,6 +170,26 @@ def test_tuning_begins_with_the_averaged_weights(origin: Run) -> None:
         assert all(torch.equal(t, wanted[name]) for name, t in tensors(tuned)[group].items())
 
 
+@pytest.mark.parametrize("how", ["tune", "start_from"])
+def test_a_run_whose_checkpoints_are_damaged_begins_with_its_origin_again(
+    origin: Run, tmp_path: Path, how: str
+) -> None:
+    """A learning rate that moves nothing leaves what it begins with."""
+    train = {"steps": 2, "lr": 1e-30}
+    if how == "tune":
+        run = origin.tune(0.5, train=train)
+    else:
+        start = tiny(start_from=str(origin.folder), **train)
+        run = Run.create(tmp_path, "from", start)
+        run.train()
+    (run.folder / "checkpoints" / "step-000002" / "model.safetensors").write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="taking the next older one"):
+        assert run.train().step == 2
+    wanted = tensors(origin)["ema"]
+    for group in ("model", "ema"):
+        assert all(torch.equal(t, wanted[name]) for name, t in tensors(run)[group].items())
+
+
 def test_settings_of_a_tuned_run(origin: Run) -> None:
     """Half of the steps and of the rate, which falls to 0, no teacher; what is given wins."""
     train = origin.tuned(0.5).train
@@ -233,6 +253,15 @@ def test_a_second_round_tunes_the_tuned_run(origin: Run) -> None:
     assert second.config.tune.origin == first.folder.name
     assert second.strategy == chosen.strategy
     assert second.config.train == first.config.train
+
+
+def test_few_steps_of_a_second_round_warm_up_in_a_tenth_of_them(origin: Run) -> None:
+    first = origin.tune(0.5, train={"steps": 3, "warmup_steps": 2})
+    assert first.tuned(0.5).train.warmup_steps == 2
+    for steps, warmup in ((5, 0), (10, 1), (90, 2)):
+        assert first.tuned(0.5, train={"steps": steps}).train.warmup_steps == warmup
+    chosen = first.tuned(0.5, train={"steps": 5, "warmup_steps": 3}).train
+    assert chosen.warmup_steps == 3
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,8 @@ KILLED_STEPS = 12
 
 
 def evaluations(run_dir: Path) -> list[dict]:
-    return [r for r in read_jsonl(run_dir / "search" / "archive.jsonl") if r["kind"] != "header"]
+    path = run_dir / "search" / "archive.jsonl"
+    return [r for r in read_jsonl(path, missing_ok=True) if r["kind"] != "header"]
 
 
 def main() -> None:

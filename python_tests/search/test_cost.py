@@ -108,3 +108,13 @@ def test_damaged_files_are_refused_by_name(tmp_path):
         CostTable.load(path)
     with pytest.raises(FileNotFoundError):
         CostTable.load(tmp_path / "none.json")
+
+
+def test_widths_that_save_no_time():
+    # .25 takes what .5 takes; .1 is slower than both
+    table = CostTable("ms", {1.0: 10.0, 0.75: 8.0, 0.5: 5.0, 0.25: 4.95, 0.1: 5.5})
+    assert table.useful_widths() == [1.0, 0.75, 0.5]
+    # beside the widths that are asked for, not those that happen to be known
+    assert table.of_widths((1.0, 0.25)).useful_widths() == [1.0, 0.25]
+    with pytest.raises(ValueError, match=r"has no width 0\.3"):
+        table.of_widths((1.0, 0.3))

@@ -9,14 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from search.synthetic import WIDTHS, log_snrs
+from search.synthetic import WIDTHS
 
 from ddsm_ext.diffusion import DiffusionConfig, make_schedule
 from ddsm_ext.sampling import SamplerConfig, evaluations
 from ddsm_ext.sampling.levels import prediction_gains
-from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.search.budget import solve_budget
-from ddsm_ext.search.sensitivity import Sensitivity, additive_quality, measure_sensitivity
+from ddsm_ext.search.sensitivity import Sensitivity, measure_sensitivity
 
 
 def scaled_net(x, t, width):
@@ -105,25 +104,6 @@ def test_refusals():
         measure(noise=lambda level: torch.full((10, 3, 4, 4), float("nan")))
     with pytest.raises(ValueError, match="not ascending"):
         measure(log_snrs=[0.0, 0.0, 1.0])
-
-
-def test_additive_quality_is_the_mean_error_of_the_widths():
-    table = np.arange(40.0).reshape(10, 4)
-    quality = additive_quality(table, WIDTHS, log_snrs(10))
-    strategy = Strategy((0.25, 1.0), (0.0,))
-    # rows 0-4 at column 3, rows 5-9 at column 0
-    assert quality(strategy) == pytest.approx((3 + 7 + 11 + 15 + 19 + 20 + 24 + 28 + 32 + 36) / 10)
-    with pytest.raises(ValueError, match=r"shape \[10, 4\]; need \[9, 4\]"):
-        additive_quality(table, WIDTHS, log_snrs(9))
-
-
-def test_additive_quality_takes_steps_in_sampling_order():
-    # a sampler that runs from image to noise: rows belong to steps, not to sorted levels
-    levels = log_snrs(10)[::-1]
-    table = np.arange(40.0).reshape(10, 4)
-    strategy = Strategy((0.25, 1.0), (0.0,))
-    expected = sum(table[s, 3 if level < 0 else 0] for s, level in enumerate(levels)) / 10
-    assert additive_quality(table, WIDTHS, levels)(strategy) == pytest.approx(expected)
 
 
 def test_an_error_counts_by_the_square_of_its_gain():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -146,7 +147,6 @@ def test_learning_rate_of_extensions():
     expected = torchs_cosine(1.5e-3, 3e-4, 20)
     assert [twice.lr_at(s) for s in range(60, 80)] == pytest.approx(expected, rel=1e-9)
     assert twice.steps == 80
-    assert twice.before_extensions() == made
     assert TrainConfig.from_dict(json.loads(json.dumps(twice.to_dict()))) == twice
 
 
@@ -161,6 +161,28 @@ def test_an_extension_goes_on_at_the_rate_of_the_schedule_or_at_half():
     assert {constant.lr_at(s) for s in range(40)} == {1.0}
     with pytest.raises(ValueError, match=r"^extend: steps is 110, the run has 110; need more"):
         made.extended(110, 110)
+
+
+@pytest.mark.parametrize("final", [1.0, 0.5])
+def test_an_extension_below_the_final_rate_stays_at_its_own(final):
+    made = TrainConfig(steps=100, lr=4e-4, warmup_steps=0, lr_final=final)
+    longer = made.extended(100, 200, lr=4e-5)
+    assert [longer.lr_at(s) for s in range(100)] == [made.lr_at(s) for s in range(100)]
+    assert {longer.lr_at(s) for s in range(100, 200)} == {4e-5}
+
+
+def test_an_extension_above_the_constant_rate_falls_to_it_by_its_last_step():
+    made = TrainConfig(steps=40, lr=1e-3, warmup_steps=0)
+    raised = made.extended(40, 60, lr=4e-3)
+    found = [raised.lr_at(step) for step in range(40, 60)]
+    assert found == pytest.approx(torchs_cosine(4e-3, 1e-3, 20), rel=1e-9)
+    # the same rates need the same last step
+    longer = dataclasses.replace(raised, steps=80)
+    assert raised.falls
+    assert not longer.continues(raised, 50)
+    lowered = made.extended(40, 60, lr=1e-4)
+    assert not lowered.falls
+    assert dataclasses.replace(lowered, steps=80).continues(lowered, 50)
 
 
 def test_what_a_checkpoint_leads_to():

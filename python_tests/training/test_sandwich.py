@@ -24,8 +24,9 @@ from ddsm_ext.training.sandwich import (
     make_optimizer,
     widths_of_step,
 )
-from ddsm_ext.training.timesteps import ErrorTable, Weighted
+from ddsm_ext.training.timesteps import ErrorTable, Uniform, Weighted
 
+ALL = Uniform(1000)
 SCHEDULE = make_schedule(DiffusionConfig())
 X0 = torch.rand(6, 1, 5, 5, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
@@ -77,7 +78,7 @@ def expected_gradients(config, step):
     net = ToyNet(dropout=0.0)
     total, losses, teacher = 0.0, {}, None
     for index, width in enumerate(widths_of_step(config, step)):
-        t, noise = draw(X0, config, 1000, step, 0, 0 if config.shared_noise else index)
+        t, noise = draw(X0, config, ALL, step, 0, 0 if config.shared_noise else index)
         ab = SCHEDULE.log_alphas_bar[t].exp().float()[:, None, None, None]
         y = net(ab.sqrt() * X0 + (1 - ab).sqrt() * noise, t, width)
         losses[width] = nn.functional.mse_loss(y, noise)
@@ -139,7 +140,7 @@ def test_gradients_of_the_recipes(balanced, weights, taught, shared):
     plain, teacher = doubles(), doubles(0 if taught == "live" else 4)
     total, losses = 0.0, {}
     for index, width in enumerate(widths_of_step(config, 5)):
-        t, x_t, noise = noisy(1000, config, 5, 0 if shared else index)
+        t, x_t, noise = noisy(ALL, config, 5, 0 if shared else index)
         y = plain(x_t, t, width)
         loss = nn.functional.mse_loss(y, noise)
         losses[width] = loss.item()
@@ -176,7 +177,7 @@ def test_gradients_with_timesteps_by_error():
     plain, teacher, total, wanted = doubles(), doubles(4), 0.0, before.clone()
     for index, width in enumerate(widths_of_step(config, 5)):
         if index == 0:
-            t, x_t, noise = noisy(1000, config, 5, 0)
+            t, x_t, noise = noisy(ALL, config, 5, 0)
             total = nn.functional.mse_loss(plain(x_t, t, 1.0), noise)
             continue
         p = errors.probabilities(width, 0.5)
@@ -266,13 +267,13 @@ def test_min_snr_weights():
 
 
 def test_draws_are_standard_normal_and_uniform():
-    t, noise = draw(torch.empty(4000, 1, 4, 4), TrainConfig(), 1000, 0, 0, 0)
+    t, noise = draw(torch.empty(4000, 1, 4, 4), TrainConfig(), ALL, 0, 0, 0)
     assert abs(noise.mean().item()) < 0.02
     assert abs(noise.var().item() - 1) < 0.03
     assert abs(t.double().mean().item() - 499.5) < 25
     assert (t.min() >= 0) & (t.max() <= 999)
-    others = [draw(X0, TrainConfig(seed=s), 1000, *key)[1] for s, key in enumerate([(0, 0, 0)] * 2)]
-    others += [draw(X0, TrainConfig(), 1000, *key)[1] for key in ((1, 0, 0), (0, 1, 0), (0, 0, 1))]
+    others = [draw(X0, TrainConfig(seed=s), ALL, *key)[1] for s, key in enumerate([(0, 0, 0)] * 2)]
+    others += [draw(X0, TrainConfig(), ALL, *key)[1] for key in ((1, 0, 0), (0, 1, 0), (0, 0, 1))]
     assert len({tuple(noise.flatten().tolist()) for noise in others}) == 5
 
 
