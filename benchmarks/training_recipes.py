@@ -42,8 +42,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     "budget": {"middle_choice": "budget"},
     "two-middle": {"middle_widths": 2},
     "teacher": {"teacher": "ema"},
+    "own-noise": {"teacher": "ema", "shared_noise": False},
     "importance": {"teacher": "ema", "t_importance": 0.5},
     "balanced-teacher": {"distill_balanced": True, "teacher": "ema"},
+    "balanced-importance": {"distill_balanced": True, "teacher": "ema", "t_importance": 0.5},
     "balanced-two-middle": {"distill_balanced": True, "middle_widths": 2},
 }
 BUDGETS = (0.55, 0.25)  # of the full width's MACs
