@@ -33,7 +33,7 @@ from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.search.budget import solve_budget
 
 # What the recipes change: the preset without what it took over from here, and shorter.
-BASE: dict[str, Any] = {"steps": 1500, "distill_balanced": False, "teacher": "live"}
+BASE: dict[str, Any] = {"steps": 1500, "teacher": "live", "t_importance": 0.0}
 RECIPES: dict[str, dict[str, Any]] = {
     "base": {},
     "balanced": {"distill_balanced": True},

@@ -17,7 +17,7 @@ TINY = [
 
 
 # What the preset trained by when the first runs were made
-EARLIER_RECIPE = ["train.distill_balanced=false", "train.teacher=live"]
+EARLIER_RECIPE = ["train.teacher=live", "train.t_importance=0"]
 
 
 def sets(values: list[str]) -> list[str]:
