@@ -4,10 +4,11 @@
     python benchmarks/training_recipes.py OUT --recipes balanced teacher --seeds 0 1
     python benchmarks/training_recipes.py OUT --table
 
-Each recipe changes BASE in the settings below and is trained once a seed; scored are
-the full width, each constant width and the budget solver's strategies, all from the same noise.
-OUT/recipes.json has every score. What is there is not made again, so an interrupted call continues;
-a training and its scores take about five minutes of one core.
+Each recipe changes BASE in the settings below, is given the steps that cost as many MACs as BASE's,
+and is trained once a seed; scored are the full width, each constant width and the budget solver's
+strategies, all from the same noise. OUT/recipes.json has every score. What is there is not made
+again, so an interrupted call continues; a training and its scores take about five minutes of one
+core.
 """
 
 from __future__ import annotations
@@ -24,16 +25,20 @@ from ddsm_ext.data.pixels import to_uint8
 from ddsm_ext.intervals import mean_interval
 from ddsm_ext.io.files import read_json, write_json
 from ddsm_ext.machine import machine_info
-from ddsm_ext.run import Run, configure, find_resumable, macs_table
+from ddsm_ext.run import Run, RunConfig, configure, find_resumable, macs_table
 from ddsm_ext.run.compose import weights_digest
+from ddsm_ext.run.config import changed
+from ddsm_ext.run.costs import estimate_training
 from ddsm_ext.run.scoring import Scorer
 from ddsm_ext.run.searching import sensitivity_of
 from ddsm_ext.sampling.levels import evaluations, prediction_gains
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.search.budget import solve_budget
 
-# What the recipes change: the preset without what it took over from here, and shorter.
-BASE: dict[str, Any] = {"steps": 1500, "teacher": "live", "t_importance": 0.0}
+# What the recipes change: the preset without what it took over from here.
+BASE: dict[str, Any] = {
+    "steps": 2180, "distill_balanced": False, "teacher": "live", "t_importance": 0.0,
+}  # fmt: skip
 RECIPES: dict[str, dict[str, Any]] = {
     "base": {},
     "balanced": {"distill_balanced": True},
@@ -83,9 +88,17 @@ def strategies(scorer: Scorer, scratch: Path) -> dict[str, Strategy]:
     return constants | {f"solved {share:g}": solved(scorer, errors, share) for share in BUDGETS}
 
 
+def configured(name: str, seed: int) -> RunConfig:
+    """A recipe, with the steps that cost what BASE costs."""
+    base = configure("digits", train=BASE)
+    config = configure("digits", train={**BASE, **RECIPES[name], "seed": seed})
+    share = estimate_training(base).macs / estimate_training(config).macs
+    return changed(config, {"train": {"steps": round(BASE["steps"] * share)}})
+
+
 def trained(out: Path, name: str, seed: int, roots: Sequence[Path]) -> Run:
     """The trained run of a recipe, from one of `roots` if it is there, else made in OUT."""
-    config = configure("digits", train={**BASE, **RECIPES[name], "seed": seed})
+    config = configured(name, seed)
     for root in roots:
         folder = find_resumable(root, config)
         last = f"checkpoints/step-{config.train.steps:06d}"

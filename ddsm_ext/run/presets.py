@@ -30,10 +30,7 @@ RUN_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # attention at 4x4 costs a fifth of a step for 0.004 of the loss; small batches learn more from
     # an image (loss 0.333 after 25,600 images in batches of 64, 0.360 in batches of 128), and 32
     # take 0.6 of the time of 64; 25 stochastic DDIM steps (eta 1) score 0.61-0.82 where 25
-    # deterministic ones score 0.93, and a strategy's early narrow steps cost less with them. An EMA
-    # teacher with t drawn by importance, 1500 steps, takes 0.58 to 0.72 off the Fréchet distance of
-    # every width (full width 2.02; 95 % intervals over 3 trainings are 0.27 to 0.53 wide each way:
-    # docs/method.md, which has the recipes that gained less too).
+    # deterministic ones score 0.93, and a strategy's early narrow steps cost less with them.
     "digits": {
         "model": {"attn": []},
         "diffusion": {"schedule": "cosine", "parameterisation": "v"},
@@ -45,8 +42,8 @@ RUN_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "lr_final": 0.0,
             "ema_decay": 0.998,
             "distill_weight": 0.5,
+            "distill_balanced": True,
             "teacher": "ema",
-            "t_importance": 0.5,
             "accumulate_grad": True,
             "sample_every": 0,
         },

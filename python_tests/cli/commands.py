@@ -17,7 +17,9 @@ TINY = [
 
 
 # What the preset trained by when the first runs were made
-EARLIER_RECIPE = ["train.teacher=live", "train.t_importance=0"]
+EARLIER_RECIPE = [
+    "train.distill_balanced=false", "train.teacher=live", "train.t_importance=0",
+]  # fmt: skip
 
 
 def sets(values: list[str]) -> list[str]:
