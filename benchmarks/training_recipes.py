@@ -41,6 +41,8 @@ BASE: dict[str, Any] = {
 }  # fmt: skip
 RECIPES: dict[str, dict[str, Any]] = {
     "base": {},
+    "alone": {"distill_weight": 0.0},
+    "alone-own-noise": {"distill_weight": 0.0, "shared_noise": False},
     "balanced": {"distill_balanced": True},
     # a middle width is trained in every other step alone
     "weights": {"width_weights": [1, 2, 2, 1]},

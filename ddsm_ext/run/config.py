@@ -242,7 +242,7 @@ def configure(
         more = read_json(os.fspath(file))
         if not isinstance(more, dict):
             raise TypeRefusal(f"{file}: holds a {type(more).__name__}; need an object of sections")
-        values = merge(values, more)
+        values = _laid_over(values, more)
         RunConfig.from_dict(values, str(file))
     return RunConfig.from_dict(_laid_over(values, sections), where)
 
