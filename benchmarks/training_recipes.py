@@ -43,6 +43,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     "base": {},
     "alone": {"distill_weight": 0.0},
     "alone-own-noise": {"distill_weight": 0.0, "shared_noise": False},
+    "alone-own-noise-two-middle": {
+        "distill_weight": 0.0,
+        "shared_noise": False,
+        "middle_widths": 2,
+    },
     "balanced": {"distill_balanced": True},
     # a middle width is trained in every other step alone
     "weights": {"width_weights": [1, 2, 2, 1]},
