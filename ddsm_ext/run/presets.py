@@ -18,10 +18,10 @@ _PAPER_TRAIN: dict[str, Any] = {
 _PAPER_RUN: dict[str, dict[str, Any]] = {
     "train": _PAPER_TRAIN,
     "sampler": {"kind": "ddim", "steps": 100},
-    # 8 ranges of these are 20,000 samples a strategy: 2 million network evaluations, 8 hours on two
-    # processor cores; with the usual 10,000 they would be four times that. An interval comes of the
-    # differences between ranges, and one range already has four times the samples that the 320
-    # features of "auto" for photographs need.
+    # 8 ranges of these are 20,000 samples a strategy: 2 million network evaluations, hours on two
+    # processor cores by the README's times of a step; the usual 10,000 would take four times that.
+    # An interval comes of the differences between ranges, and one range already has four times the
+    # samples that the 320 features of "auto" for photographs need.
     "eval": {"features": "auto", "images": 2500},
 }
 

@@ -12,7 +12,8 @@ import torch
 from ddsm_ext.cli.search import search_lines
 from ddsm_ext.io.files import locked
 from ddsm_ext.run import Run, configure
-from ddsm_ext.run.searching import set_aside_other
+from ddsm_ext.run.searching import SampledQuality, set_aside_other
+from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.search.archive import VERSION
 
 
@@ -155,3 +156,22 @@ def test_what_a_search_says_at_its_end(tmp_path: Path) -> None:
     assert search_lines(run.folder)[1] == (
         "no sample was scored: this is the front of the proxy alone"
     )
+
+
+def test_a_loss_that_new_seeds_do_not_show_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the width scores better on the seeds that choose it, worse on those after them."""
+
+    def score(quality: SampledQuality, strategy: Strategy, samples: range) -> list[float]:
+        above = -1.0 if samples.stop <= 24 else 0.5
+        return [1.0 + (above if 0.5 in strategy.widths else 0.0) + 0.01 * i for i in range(4)]
+
+    run = small_run(tmp_path, {**SMALLEST, "finalists": 2, "final_samples": 16}, batch_size=8)
+    monkeypatch.setattr(SampledQuality, "__call__", score)
+    chosen = run.search(max_quality_loss=0.1)
+    assert chosen.loss == pytest.approx(0.5)
+    assert "kept within a loss of 0.1 where it was chosen, but loses up to 0.5" in caplog.text
+    caplog.clear()
+    assert run.search(max_quality_loss=0.6) == chosen
+    assert "kept within a loss" not in caplog.text
