@@ -113,10 +113,6 @@ def compared(run: Run, out: Path, seed: int, arguments: argparse.Namespace) -> d
         "interval": [float(low), float(high)],
         "network_evaluations": {m: f.network_evaluations for m, f in fronts.items()},
         "points": {m: len(f.points) for m, f in fronts.items()},
-        "luck": {
-            m: float(np.mean([np.mean(scores[p.strategy]) - p.quality for p in f.points]))
-            for m, f in fronts.items()
-        },
     }
 
 
@@ -131,8 +127,6 @@ def table(results: list[dict[str, Any]], steps: int) -> str:
         "evaluations ours",
         "paper's",
         "ours at 100 steps, of the paper's",
-        "scores new - own: ours",
-        "paper's",
     ]
     rows = []
     for r in results:
@@ -144,7 +138,6 @@ def table(results: list[dict[str, Any]], steps: int) -> str:
             f"{r['difference']:+.4f} [{low:+.4f}, {high:+.4f}]",
             f"{ours:,}", f"{r['network_evaluations']['paper']:,}",
             share_of_paper(ours // steps * CIFAR_STEPS),
-            f"{r['luck']['evolution']:+.3f}", f"{r['luck']['paper']:+.3f}",
         ])  # fmt: skip
     return tabulate(rows, head, tablefmt="pipe", disable_numparse=True)
 

@@ -21,9 +21,9 @@ class SearchConfig(Settings):
 
     "evolution" begins with the strategies that are best under the additive proxy (the errors of
     the widths, weighted by the sampler), with the constant widths and with plain guesses. They race
-    on samples from common seeds; the survivors are the first population of NSGA-II, whose offspring
-    are raced likewise. The finalists are scored again on new seeds, and so is the one that is
-    chosen of them: its score is of seeds that chose nothing.
+    on samples from common seeds; the survivors are the first population of NSGA-II, of whose
+    children the most promising are raced likewise. The finalists are scored again on new seeds, and
+    so is the one that is chosen of them: its score is of seeds that chose nothing.
     "proxy" is the Pareto front of the proxy alone, solved exactly (of more than 100 steps, to a
     hundredth of them): no sample is scored.
     "paper" is the search of the DDSM paper, to compare with: NSGA-II from random strategies, a
@@ -38,8 +38,10 @@ class SearchConfig(Settings):
             budget take part in any case.
         population: strategies kept from generation to generation, >= 2; None means 10 in
             "evolution" and 50 in "paper".
-        generations: generations, the first population included, >= 1; None means 5 in "evolution"
+        generations: generations, the first population included, >= 1; None means 6 in "evolution"
             and 10 in "paper".
+        children: children bred for each that is scored, >= 1, in "evolution": those are scored that
+            a Gaussian process on the scores so far promises most of.
         samples: samples of a first score, >= 1; None means 512 in "evolution", 4096 in "paper".
         most_samples: samples at which a race ends without a decision; in "evolution" alone.
         finalists: strategies that are scored again on new seeds, beside the constant widths; with
@@ -69,8 +71,9 @@ class SearchConfig(Settings):
     pool: int = 40
     population: int | None = None
     generations: int | None = None
+    children: int = 20
     samples: int | None = None
-    most_samples: int = 2048
+    most_samples: int = 1024
     finalists: int = 32
     final_samples: int = 2048
     seed: int = 0
@@ -149,6 +152,11 @@ class SearchConfig(Settings):
         return self.generations or _DEFAULTS[self.method][1]
 
     @property
+    def children_per_score(self) -> int:
+        """Children bred for each that is scored."""
+        return self.children if self.method == "evolution" else 1
+
+    @property
     def first_samples(self) -> int:
         """Samples of a strategy's first score."""
         return self.samples or _DEFAULTS[self.method][2]
@@ -191,7 +199,7 @@ class SearchConfig(Settings):
 
 
 # population, generations and samples of each method; those of "paper" are the DDSM paper's
-_DEFAULTS = {"evolution": (10, 5, 512), "proxy": (10, 5, 512), "paper": (50, 10, 4096)}
+_DEFAULTS = {"evolution": (10, 6, 512), "proxy": (10, 6, 512), "paper": (50, 10, 4096)}
 _LISTS = ("widths", "objectives")
 _LEAST = {
     "segments": 1,
@@ -199,6 +207,7 @@ _LEAST = {
     "pool": 1,
     "population": 2,
     "generations": 1,
+    "children": 1,
     "samples": 1,
     "most_samples": 1,
     "finalists": 0,

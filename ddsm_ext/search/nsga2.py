@@ -27,6 +27,8 @@ from ddsm_ext.search.config import SearchConfig
 from ddsm_ext.search.front import Point
 from ddsm_ext.search.genome import Genome, StrategySpace
 
+Choice = Callable[[Sequence[Genome]], Sequence[int]]
+
 # Random genomes tried for each place before a small space counts as used up
 _TRIES = 50
 # Longest shift of a cut by one mutation, as a fraction of the axis
@@ -216,6 +218,7 @@ class Evolution:
         space: the strategies.
         initial: first population, of different genomes; may exceed `population`.
         population: candidates kept from generation to generation.
+        bred: children of a generation; some of them are chosen.
         seed: seed of every random choice.
     """
 
@@ -225,6 +228,7 @@ class Evolution:
         space: StrategySpace,
         initial: Sequence[Genome],
         population: int,
+        bred: int,
         seed: int,
     ) -> None:
         self.space = space
@@ -237,6 +241,7 @@ class Evolution:
         )
         self._algorithm = NSGA2(
             pop_size=population,
+            n_offsprings=bred,
             sampling=np.stack([space.encode(genome) for genome in initial]),
             crossover=SegmentCrossover(space, config.crossover_prob),
             mutation=SegmentMutation(space, config.mutation_prob, config.mutation_prob_gene),
@@ -245,14 +250,24 @@ class Evolution:
         self._algorithm.setup(self._problem, termination=NoTermination(), seed=seed, verbose=False)
         self._asked: Population | None = None
 
-    def ask(self) -> list[Genome]:
-        """Return the next generation: genomes never returned before, none when they run out."""
-        self._asked = self._algorithm.ask()
+    def ask(self, choose: Choice) -> list[Genome]:
+        """Return the next generation: genomes never returned before, none when they run out.
+
+        Args:
+            choose: genomes -> indices of those to return; asked of children, not of the initial
+                population.
+        """
+        first, self._asked = self._asked is None, self._algorithm.ask()
         if self._asked is None or len(self._asked) == 0:
             return []
-        genomes = [self.space.decode(x) for x in self._asked.get("X")]
+        if not first:
+            self._asked = self._asked[list(choose(self._genomes(self._asked)))]
+        genomes = self._genomes(self._asked)
         self._seen.update(genomes)
         return genomes
+
+    def _genomes(self, population: Population) -> list[Genome]:
+        return [self.space.decode(x) for x in population.get("X")]
 
     def tell(self, point: Callable[[Genome], Point]) -> None:
         """Give the (quality, cost) of the genomes that `ask` returned; inf marks a failure.
@@ -263,7 +278,7 @@ class Evolution:
         for population in (self._asked, self._algorithm.pop):
             if population is None or len(population) == 0:
                 continue
-            points = [point(self.space.decode(x)) for x in population.get("X")]
+            points = [point(genome) for genome in self._genomes(population)]
             failed = np.array([[0.0 if math.isfinite(q) else 1.0] for q, _ in points])
             values = np.array([[q if math.isfinite(q) else 0.0, c] for q, c in points])
             evaluator.eval(StaticProblem(self._problem, F=values, G=failed), population)

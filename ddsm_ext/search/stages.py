@@ -1,9 +1,9 @@
 """The stages of a search: what is scored next, what the scores so far say, its files.
 
 "evolution": the pool of first strategies races on samples of common seeds; NSGA-II, whose first
-population are the survivors, makes offspring, which race against what is known; the finalists and
-the constant widths are scored on new seeds, and those scores alone make the front; what is chosen
-from it is scored once more, since the best of several scores is too good.
+population are the survivors, breeds children, and the most promising race against what is known;
+the finalists and the constant widths are scored on new seeds, and those scores alone make the
+front; what is chosen from it is scored once more, since the best of several scores is too good.
 "paper": every strategy of NSGA-II gets one whole score, and these make the front.
 "proxy": nothing is scored.
 """
@@ -221,17 +221,16 @@ class Stages:
         """NSGA-II on (score, cost), its offspring raced as they come."""
         from ddsm_ext.search.nsga2 import Evolution
 
-        config = self.config
-        size = config.population_size
-        first = list(initial)
+        config, size, first = self.config, self.config.population_size, list(initial)
         if config.method == "evolution":  # of a race that few survived, the best others too
             others = [g for g in self.race.scored() if g not in first]
             first += self.race.best(others, size - len(first))
             self.stage = "evolution"
         state = np.random.SeedSequence([config.seed, 1]).generate_state(1)
-        evolution = Evolution(config, self.space, first, size, int(state[0]))
+        bred = size * config.children_per_score
+        evolution = Evolution(config, self.space, first, size, bred, int(state[0]))
         for self.generation in range(config.generation_count):
-            candidates = evolution.ask()
+            candidates = evolution.ask(self._promising)
             if not candidates:
                 break
             if config.method == "evolution":
@@ -241,6 +240,15 @@ class Stages:
             evolution.tell(self.race.point)
             if self.generation or config.method == "paper":
                 self._note()
+
+    def _promising(self, children: Sequence[Genome]) -> Sequence[int]:
+        """Which of the children to score, a population of them."""
+        # scikit-learn takes a second to import, too
+        from ddsm_ext.search.surrogate import promising
+
+        assert self._meter is not None
+        reference = self._meter.reference.tolist()
+        return promising(self.race, children, reference, self.config.population_size)
 
     def _score_finalists(self) -> Requests:
         """Score the finalists on new samples, and what is chosen of them on others again."""

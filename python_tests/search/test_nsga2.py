@@ -137,8 +137,12 @@ def test_random_genomes_differ_and_a_small_space_runs_out():
     assert len(random_genomes(tiny, 50, [], np.random.default_rng(0))) == 4
 
 
-def evolution(initial, population, space=SPACE):
-    return Evolution(SearchConfig(), space, initial, population, seed=1)
+def evolution(initial, population, space=SPACE, bred=None):
+    return Evolution(SearchConfig(), space, initial, population, bred or population, seed=1)
+
+
+def every(genomes):
+    return range(len(genomes))
 
 
 def kept(run: Evolution) -> set:
@@ -148,14 +152,34 @@ def kept(run: Evolution) -> set:
 def test_asks_for_the_initial_ones_and_then_never_for_the_same_again():
     initial = random_genomes(SPACE, 9, [], np.random.default_rng(0))
     run, asked = evolution(initial, 6), []
-    assert run.ask() == initial
+    assert run.ask(every) == initial
     run.tell(lambda genome: (float(len(genome.widths)), float(genome.widths[0])))
     for _ in range(5):
-        new = run.ask()
+        new = run.ask(every)
         assert len(new) == 6
         asked += new
         run.tell(lambda genome: (float(sum(genome.widths)), float(len(genome.widths))))
     assert len({*initial, *asked}) == 9 + 30
+
+
+def test_children_that_were_not_chosen_may_come_again():
+    tiny = StrategySpace([0.0, 1.0, 2.0], (1.0, 0.5), 3)  # of 8 strategies
+    initial = tiny.constants()
+    run, asked = evolution(initial, 2, tiny, bred=6), []
+    assert run.ask(lambda genomes: pytest.fail("the initial ones are not chosen")) == initial
+    offered = []
+
+    def last(genomes):
+        offered.append(genomes)
+        return [len(genomes) - 1]
+
+    run.tell(lambda genome: (float(len(genome.widths)), 1.0))
+    while new := run.ask(last):
+        assert new == offered[-1][-1:]
+        asked += new
+        run.tell(lambda genome: (float(len(genome.widths)), 1.0))
+    assert len(offered[0]) > 1
+    assert len({*initial, *asked}) == 2 + len(asked) == 8
 
 
 def test_a_score_that_changed_counts_as_it_is_now():
@@ -169,17 +193,17 @@ def test_a_score_that_changed_counts_as_it_is_now():
 
     run = evolution(initial, 4)
     for _ in range(2):  # the first population is kept whole
-        run.ask()
+        run.ask(every)
         tell()
     assert lucky in kept(run)
     points[lucky] = (99.0, 99.0)
-    run.ask()
+    run.ask(every)
     tell()
     assert lucky not in kept(run)
     # one that failed later, too
     best = min(kept(run), key=lambda genome: points[genome])
     points[best] = (math.inf, 0.0)
-    run.ask()
+    run.ask(every)
     tell()
     assert best not in kept(run)
 
@@ -189,7 +213,7 @@ def test_a_failed_one_loses_to_every_other():
     run = evolution(initial, 3)
     finite = set(initial[3:])
     for _ in range(2):  # the first population is kept whole
-        run.ask()
+        run.ask(every)
         run.tell(lambda genome: (9.0 if genome in finite else math.inf, 1.0))
     assert kept(run) == finite
 
@@ -197,13 +221,13 @@ def test_a_failed_one_loses_to_every_other():
 def test_a_space_that_is_used_up_asks_for_nothing():
     tiny = StrategySpace([0.0, 1.0], (1.0, 0.5), 2)
     run, seen = evolution(tiny.constants()[:1], 4, tiny), []
-    while asked := run.ask():
+    while asked := run.ask(every):
         seen += asked
         run.tell(lambda genome: (float(len(genome.widths)), float(sum(genome.widths))))
     assert len(seen) == len(set(seen)) <= 4
     # a single strategy in all
     one = StrategySpace([0.0], (1.0,), 3)
     run = evolution(one.constants(), 4, one)
-    assert run.ask() == one.constants()
+    assert run.ask(every) == one.constants()
     run.tell(lambda genome: (1.0, 1.0))
-    assert run.ask() == []
+    assert run.ask(every) == []

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
+from pymoo.indicators.hv import HV
 from search.synthetic import COSTS, WIDTHS, errors, full_of, log_snrs, noisy, run_search
 
 from ddsm_ext.intervals import standard_error
@@ -24,6 +27,7 @@ CONFIG = SearchConfig(
     most_samples=64, finalists=6, final_samples=128, budget_macs=0.5,
 )  # fmt: skip
 FULL_LOSS = full_of([1.0] * STEPS)
+TRUE_WORST = full_of([0.25] * STEPS) - FULL_LOSS
 
 
 def true_loss(strategy: Strategy) -> float:
@@ -57,6 +61,18 @@ def test_doubled_scores_count_their_new_samples_only(tmp_path):
     assert run_search(tmp_path, CONFIG, STEPS, pytest.fail).network_evaluations == fresh * STEPS
     history = read_json(tmp_path / "search" / "history.json")["generations"]
     assert history[-1]["network_evaluations"] == fresh * STEPS
+
+
+def test_choosing_among_many_children_finds_a_better_front(tmp_path):
+    def volume(children: int, seed: int) -> float:
+        config = replace(CONFIG, children=children, seed=seed, pool=6, samples=64, finalists=0)
+        folder = tmp_path / f"{children}-{seed}"
+        front = run_search(folder, config, STEPS, quality=functools.partial(noisy, own=0.01))
+        points = [(true_loss(p.strategy), p.cost_relative) for p in front.points]
+        return float(HV(ref_point=np.array([TRUE_WORST, 1.1]))(np.array(points)))
+
+    gained = [volume(20, seed) - volume(1, seed) for seed in range(6)]
+    assert statistics.fmean(gained) > 3 * standard_error(gained) > 0
 
 
 def test_finalists_are_scored_on_samples_that_chose_nothing(tmp_path):
