@@ -112,7 +112,9 @@ def main(words: list[str]) -> int:
     """Run the comparison; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the training")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4, 5], help="of the training"
+    )
     parser.add_argument("--changes", type=json.loads, default={}, help="JSON over the preset")
     parser.add_argument("--table", action="store_true", help="print what is there, and no more")
     arguments = parser.parse_args(words)

@@ -35,10 +35,8 @@ from ddsm_ext.sampling.levels import evaluations, prediction_gains
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.search.budget import solve_budget
 
-# What the recipes change: the preset without what it took over from here.
-BASE: dict[str, Any] = {
-    "steps": 2180, "distill_balanced": False, "teacher": "live", "t_importance": 0.0,
-}  # fmt: skip
+# What the recipes change: sandwich training with in-place distillation, as published.
+BASE: dict[str, Any] = {"steps": 2180, "distill_weight": 0.5, "shared_noise": True}
 RECIPES: dict[str, dict[str, Any]] = {
     "base": {},
     "alone": {"distill_weight": 0.0},
@@ -103,15 +101,14 @@ def configured(name: str, seed: int) -> RunConfig:
     return changed(config, {"train": {"steps": round(BASE["steps"] * share)}})
 
 
-def trained(out: Path, name: str, seed: int, roots: Sequence[Path]) -> Run:
-    """The trained run of a recipe, from one of `roots` if it is there, else made in OUT."""
-    config = configured(name, seed)
+def trained(out: Path, name: str, config: RunConfig, roots: Sequence[Path]) -> Run:
+    """The trained run of a config, from one of `roots` if it is there, else made in OUT."""
     for root in roots:
         folder = find_resumable(root, config)
         last = f"checkpoints/step-{config.train.steps:06d}"
         if folder is not None and (folder / last).is_dir():
             return Run.open(root, folder)
-    run = Run.create(out / "runs", f"{name}-{seed}", config)
+    run = Run.create(out / "runs", name, config)
     if not run.train().finished:
         raise SystemExit(f"{run.folder}: stopped before its last step; the same command continues")
     return run
@@ -196,16 +193,15 @@ def main() -> None:
     results = content.setdefault("results", {})
     if not arguments.table:
         torch.set_num_threads(1)
-        content.update(
-            machine=machine_info(), ranges=RANGES, images=RANGE, base=BASE, settings=RECIPES
-        )
+        machine = {k: v for k, v in machine_info().items() if k != "command"}
+        content.update(machine=machine, ranges=RANGES, images=RANGE, base=BASE, settings=RECIPES)
         for seed in arguments.seeds:
             for name in arguments.recipes:
                 label = f"{name}-{seed}"
                 rows = results.setdefault(name, {}).setdefault(str(seed), {})
                 if len(rows) == len(BUDGETS) + 4:
                     continue
-                run = trained(out, name, seed, arguments.runs)
+                run = trained(out, label, configured(name, seed), arguments.runs)
                 print(f"{label}: trained", flush=True)
                 for strategy in score(run, out, label, rows):
                     print(f"{label}: {strategy} {shown(rows[strategy]['frechet'], '')}", flush=True)

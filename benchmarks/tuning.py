@@ -1,11 +1,11 @@
 """Compare ways of tuning for a strategy by the scores of what comes out: the digits, several seeds.
 
-    OMP_NUM_THREADS=1 python benchmarks/tuning.py OUT [--runs FOLDER ...] [--steps 750]
+    OMP_NUM_THREADS=1 python benchmarks/tuning.py OUT [--runs FOLDER ...] [--steps 1200]
     python benchmarks/tuning.py OUT --table
 
-Tunes runs of the base recipe of training_recipes.py for the budget solver's strategies and for
-constant widths of about the same cost. OUT/tuning.json has the scores of each tuned run at its
-strategy and at the full width, from the same noise as there; what is there is not made again.
+Tunes runs of the preset "digits" for the budget solver's strategies and for constant widths of
+about the same cost. OUT/tuning.json has the scores of each tuned run at its strategy and at the
+full width, all from the noise of training_recipes.py; what is there is not made again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from training_recipes import seed_ranges, shown, strategies, trained
 from ddsm_ext.data.pixels import to_uint8
 from ddsm_ext.io.files import read_json, write_json
 from ddsm_ext.machine import machine_info
-from ddsm_ext.run import Run
+from ddsm_ext.run import Run, configure
 from ddsm_ext.sampling.strategy import Strategy
 
 
@@ -50,7 +50,7 @@ TARGETS = ("solved 0.55", "0.75", "solved 0.25", "0.5")
 
 def origin(out: Path, seed: int, roots: list[Path]) -> Run:
     """The run that is tuned, in OUT, as tuned runs lie beside it."""
-    found = trained(out, "base", seed, roots)
+    found = trained(out, f"seed{seed}", configure("digits", train={"seed": seed}), roots)
     own = out / "runs" / f"{seed:05d}-origin{seed}"
     if not own.exists():
         shutil.copytree(found.folder, own)
@@ -84,27 +84,39 @@ def measure(run: Run, way: str, strategy: Strategy, steps: int) -> dict[str, Any
     }
 
 
-def table(results: dict[str, Any]) -> str:
-    """Markdown: a row a way; mean over training seeds of the strategy's score and of the full one.
+def means(results: dict[str, Any], way: str, target: str, kind: str) -> dict[str, float]:
+    """Seed of the training -> score; kind is "strategy" or "full"."""
+    rows = results[way].get(target, {})
+    return {seed: float(np.mean(row[kind])) for seed, row in rows.items()}
 
-    The first row, of no tuning, is the mean; the others are differences to it at equal seeds.
+
+def minus(a: dict[str, float], b: dict[str, float]) -> str:
+    """Mean difference at equal seeds, as a cell."""
+    return shown([a[seed] - b[seed] for seed in a if seed in b])
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown: a row a way; of each target the strategy's score and that of the full width, then
+    what the strategies are above the constant widths of about their cost.
+
+    The first row, of no tuning, has scores; the others what they add at equal training seeds.
     """
-    lines = [
-        "| way | " + " | ".join(f"{target} | full" for target in TARGETS) + " |",
-        "|---|" + "---:|" * (2 * len(TARGETS)),
-    ]
+    pairs = list(zip(TARGETS[::2], TARGETS[1::2], strict=True))
+    names = [name for target in TARGETS for name in (target, "full")]
+    names += [f"{strategy} - {constant}" for strategy, constant in pairs]
+    lines = ["| way | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
     for way in results:
         cells = []
         for target in TARGETS:
             for kind in ("strategy", "full"):
-                rows, base = results[way].get(target, {}), results["none"].get(target, {})
-                pairs = [
-                    (np.mean(rows[seed][kind]), np.mean(base[seed][kind]))
-                    for seed in rows
-                    if seed in base
-                ]
-                own = [a for a, _ in pairs] if way == "none" else [a - b for a, b in pairs]
-                cells.append(shown(own, "" if way == "none" else "+"))
+                own = means(results, way, target, kind)
+                first = shown(list(own.values()), "")
+                cells.append(
+                    first if way == "none" else minus(own, means(results, "none", target, kind))
+                )
+        for pair in pairs:
+            strategy, constant = (means(results, way, target, "strategy") for target in pair)
+            cells.append(minus(strategy, constant))
         lines.append(f"| {way} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -118,7 +130,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of training")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
-    parser.add_argument("--steps", type=int, default=750, help="of tuning")
+    parser.add_argument("--steps", type=int, default=1200, help="of tuning")
     parser.add_argument(
         "--runs", nargs="+", type=Path, default=[], help="folders with trained runs; read only"
     )
@@ -135,7 +147,7 @@ def main() -> None:
     if not arguments.table:
         torch.set_num_threads(1)
         content.update(
-            machine=machine_info(),
+            machine={k: v for k, v in machine_info().items() if k != "command"},
             steps=arguments.steps,
             ways={k: asdict(w) for k, w in WAYS.items()},
         )

@@ -294,8 +294,8 @@ def _tuning(config: RunConfig, wanted: Any) -> dict[str, Any]:
         "start_from": None,
         "lr": 0.5 * train.lr,
         "lr_final": 0.0,
-        # On the digits the origin as a teacher gained nothing for its MACs (one training,
-        # benchmarks/results/method/tuning.json): the strategy's widths soon are better than it.
+        # The strategy's widths soon are better than what they come from; on the digits
+        # distillation was not worth its MACs from the start (docs/method.md).
         "distill_weight": 0.0,
         "teacher": "origin",
         "t_importance": 0.0,

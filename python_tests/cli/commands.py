@@ -17,9 +17,7 @@ TINY = [
 
 
 # What the preset trained by when the first runs were made
-EARLIER_RECIPE = [
-    "train.distill_balanced=false", "train.teacher=live", "train.t_importance=0",
-]  # fmt: skip
+EARLIER_RECIPE = ["train.distill_weight=0.5", "train.shared_noise=true"]
 
 
 def sets(values: list[str]) -> list[str]:
