@@ -126,7 +126,7 @@ def main(words: list[str]) -> int:
         for seed in arguments.seeds:
             run = trained(arguments.out, seed, arguments.changes)
             results[str(seed)] = scored(run)
-            machine = {k: v for k, v in machine_info().items() if k != "command"}
+            machine = machine_info(command=False)
             about = {"machine": machine, "config": run.config.to_dict()}
             write_json(path, {**about, "results": results})
             print(table(results), flush=True)

@@ -166,7 +166,7 @@ def main(words: list[str]) -> int:
             key = (found["run"], found["seed"])
             others = [r for r in content["results"] if (r["run"], r["seed"]) != key]
             content = {
-                "machine": {k: v for k, v in machine_info().items() if k != "command"},
+                "machine": machine_info(command=False),
                 "samples_of_paper": arguments.samples,
                 "new_images": arguments.new_images,
                 "sampler": run.config.sampler.to_dict(),

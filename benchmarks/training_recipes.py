@@ -193,7 +193,7 @@ def main() -> None:
     results = content.setdefault("results", {})
     if not arguments.table:
         torch.set_num_threads(1)
-        machine = {k: v for k, v in machine_info().items() if k != "command"}
+        machine = machine_info(command=False)
         content.update(machine=machine, ranges=RANGES, images=RANGE, base=BASE, settings=RECIPES)
         for seed in arguments.seeds:
             for name in arguments.recipes:

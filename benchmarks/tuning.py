@@ -147,7 +147,7 @@ def main() -> None:
     if not arguments.table:
         torch.set_num_threads(1)
         content.update(
-            machine={k: v for k, v in machine_info().items() if k != "command"},
+            machine=machine_info(command=False),
             steps=arguments.steps,
             ways={k: asdict(w) for k, w in WAYS.items()},
         )

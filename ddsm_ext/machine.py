@@ -13,8 +13,12 @@ from typing import Any
 _PACKAGES = ("ddsm_ext", "torch", "numpy", "safetensors", "Pillow", "pymoo", "scikit-learn")
 
 
-def machine_info() -> dict[str, Any]:
-    """Machine, interpreter and package versions, read without importing any of the packages."""
+def machine_info(*, command: bool = True) -> dict[str, Any]:
+    """Machine, interpreter and package versions, read without importing any of the packages.
+
+    Args:
+        command: whether to say the command line too, with the paths that it names.
+    """
     versions = {}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -26,7 +30,7 @@ def machine_info() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": versions,
-        "command": sys.argv,
+        **({"command": sys.argv} if command else {}),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -44,7 +44,7 @@ def budget_genome(
     if limit >= cheapest * (1 - BUDGET_TOLERANCE):
         limit = max(limit, cheapest)
     level_costs = space.counts[:, None] * cost.per_width  # [L, W]
-    starts = _group_starts(len(space.levels))
+    starts = group_starts(len(space.levels), _MOST_LEVELS)
     solution = solve_budget(
         np.add.reduceat(level_errors, starts),
         np.add.reduceat(level_costs, starts),
@@ -55,9 +55,9 @@ def budget_genome(
     return space.from_levels(np.repeat(solution.choice, lengths).tolist())
 
 
-def _group_starts(levels: int) -> np.ndarray:
-    """First level of each group of neighbours that get one width: no more than the most."""
-    groups = min(levels, _MOST_LEVELS)
+def group_starts(levels: int, most: int) -> np.ndarray:
+    """Return the first level of each of at most `most` groups of neighbouring noise levels."""
+    groups = min(levels, most)
     return np.arange(groups) * levels // groups
 
 

@@ -18,6 +18,7 @@ from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, Wh
 
 from ddsm_ext.search.front import Point, nondominated
 from ddsm_ext.search.genome import Genome, StrategySpace
+from ddsm_ext.search.pool import group_starts
 from ddsm_ext.search.race import Race
 
 # Neighbouring noise levels share a group beyond these; the strategies of a search have few segments
@@ -35,8 +36,8 @@ def width_features(space: StrategySpace, genomes: Sequence[Genome]) -> np.ndarra
     Returns:
         [N, G * (W - 1)] numbers from 0 to 1: neighbouring widths are alike, cuts move smoothly.
     """
-    groups = min(len(space.levels), _MOST_GROUPS)
-    edges = np.arange(groups + 1) * len(space.levels) // groups
+    starts = group_starts(len(space.levels), _MOST_GROUPS)
+    sizes = np.diff([*starts, len(space.levels)])[:, None]
     # the order of the widths is widest first
     narrower = np.arange(len(space.widths) - 1)
     rows = []
@@ -44,7 +45,7 @@ def width_features(space: StrategySpace, genomes: Sequence[Genome]) -> np.ndarra
         lengths = np.diff([0, *genome.boundaries, len(space.levels)])
         widths = np.repeat(genome.widths, lengths)  # [L]
         below = (widths[:, None] > narrower).astype(np.float64)  # [L, W - 1]
-        rows.append(np.add.reduceat(below, edges[:-1]) / np.diff(edges)[:, None])
+        rows.append(np.add.reduceat(below, starts) / sizes)
     return np.stack(rows).reshape(len(rows), -1)
 
 
