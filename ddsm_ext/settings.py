@@ -8,8 +8,29 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import reprlib
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
+
+LARGEST_INT = 2**63 - 1  # what torch and NumPy count with
+LARGEST_IMAGE = 2**14  # pixels a side
+
+
+class _Shown(reprlib.Repr):
+    """`repr` of any value, in about a hundred characters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 100
+        self.maxtuple = self.maxlist = 16
+        self.maxlevel = 3
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() <= 128 else f"an int of {x.bit_length()} bits"
+
+
+shown = _Shown().repr  # for errors: what a user gave may be long, deep, or a number without end
 
 
 class Refusal(ValueError):
@@ -51,7 +72,7 @@ def check_keys(owner: str, values: Mapping[str, Any], known: Iterable[str]) -> N
     names = list(known)
     for key in values:
         if key not in names:
-            raise Refusal(f"{owner}: unknown key {key!r}{did_you_mean(key, names)}")
+            raise Refusal(f"{owner}: unknown key {shown(key)}{did_you_mean(key, names)}")
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
@@ -63,9 +84,10 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
     names = list(choices)
     if isinstance(value, str) and value in names:
         return value
-    close = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
+    text = value if isinstance(value, str) else ""
+    close = difflib.get_close_matches(text, names, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]}?" if close else ""
-    raise Refusal(f"{name} is {value!r}; need one of {', '.join(map(repr, names))}{hint}")
+    raise Refusal(f"{name} is {shown(value)}; need one of {', '.join(map(repr, names))}{hint}")
 
 
 def is_int(value: object, least: float = -math.inf) -> bool:
@@ -77,7 +99,7 @@ def is_number(value: object, low: float, high: float = math.inf) -> bool:
     """True for a finite number (no bool) with low <= value <= high."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
-    return math.isfinite(value) and low <= value <= high
+    return abs(value) <= sys.float_info.max and low <= value <= high
 
 
 class Settings:
@@ -110,18 +132,22 @@ class Settings:
 
     def _check(self, name: str, ok: bool, need: str, error: type[Refusal] = Refusal) -> None:
         if not ok:
-            raise error(f"{type(self).__name__}: {name} is {getattr(self, name)!r}; need {need}")
+            value = shown(getattr(self, name))
+            raise error(f"{type(self).__name__}: {name} is {value}; need {need}")
 
     def _check_type(self, name: str, ok: bool, need: str) -> None:
         self._check(name, ok, need, TypeRefusal)
 
-    def _check_int(self, name: str, least: int, *, optional: bool = False) -> None:
-        """Refuse anything but an int (no bool) of at least `least`, or None if `optional`."""
+    def _check_int(
+        self, name: str, least: int, most: int = LARGEST_INT, *, optional: bool = False
+    ) -> None:
+        """Refuse anything but an int (no bool) from `least` to `most`, or None if `optional`."""
         value = getattr(self, name)
         if not (optional and value is None):
-            need = f"{'None or ' if optional else ''}an int >= {least}"
-            self._check_type(name, is_int(value), need)
-            self._check(name, is_int(value, least), need)
+            kind = f"{'None or ' if optional else ''}an int"
+            self._check_type(name, is_int(value), f"{kind} >= {least}")
+            self._check(name, value >= least, f"{kind} >= {least}")
+            self._check(name, value <= most, f"{kind} <= {most}")
 
     def _check_choice(self, name: str, choices: Iterable[str]) -> None:
         check_choice(f"{type(self).__name__}: {name}", getattr(self, name), choices)

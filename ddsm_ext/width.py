@@ -1,10 +1,9 @@
 """Widths: their check, their one rounding to channels, how one is looked up. No torch."""
 
 import math
-import reprlib
 from collections.abc import Callable, Iterable
 
-from ddsm_ext.settings import Refusal, TypeRefusal
+from ddsm_ext.settings import Refusal, TypeRefusal, shown
 
 
 def check_width(width: float) -> float:
@@ -22,9 +21,7 @@ def check_width(width: float) -> float:
             raise TypeError
         value = float(width)
     except (OverflowError, TypeError, ValueError):
-        raise TypeRefusal(
-            f"width is {reprlib.repr(width)}; need a number with 0 < width <= 1"
-        ) from None
+        raise TypeRefusal(f"width is {shown(width)}; need a number with 0 < width <= 1") from None
     if not 0.0 < value <= 1.0:
         raise Refusal(f"width is {value:g}; need 0 < width <= 1")
     return value
@@ -45,16 +42,16 @@ def sorted_widths(
         ValueError: one is refused, none is there, or one is there twice.
     """
     if not isinstance(widths, Iterable) or isinstance(widths, str | bytes):
-        raise TypeRefusal(f"{owner}: widths is {widths!r}; need a sequence of numbers")
+        raise TypeRefusal(f"{owner}: widths is {shown(widths)}; need a sequence of numbers")
     widths = tuple(widths)
     try:
         checked = tuple(check(width) for width in widths)
     except Refusal as error:
-        raise type(error)(f"{owner}: widths is {widths!r}: {error}") from None
+        raise type(error)(f"{owner}: widths is {shown(widths)}: {error}") from None
     if not checked:
         raise Refusal(f"{owner}: widths is (); need at least one width")
     if len(set(checked)) != len(checked):
-        raise Refusal(f"{owner}: widths is {checked!r}; need each width once")
+        raise Refusal(f"{owner}: widths is {shown(checked)}; need each width once")
     return tuple(sorted(checked, reverse=True))
 
 

@@ -39,8 +39,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "eval": ("data.pixels", "io.document", "io.files", "io.weights"),
     # sampling.strategy: which width a noise level has, in a run that is tuned for a strategy
     "training": ("data", "diffusion", "io", "sampling.strategy"),
-    "search": ("io.document", "io.files", "sampling"),
-    "report": ("io.files", "search.cost"),
+    "search": ("io.digest", "io.document", "io.files", "io.lock", "io.typed", "sampling"),
+    "report": ("io.digest", "io.document", "io.files", "io.typed", "search.cost", "search.front",
+               "search.history", "search.sensitivity"),
     "compat": ("diffusion", "graph", "io", "models", "ops", "sampling"),
     "bench": ("_library", "_fixed_weights", "graph", "models", "ops", "runtime"),
     "run": ("_fixed_weights", "bench", "compat", "data", "diffusion", "eval", "graph", "io",

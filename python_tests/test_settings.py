@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from ddsm_ext.run.config import RunConfig, preset_values
-from ddsm_ext.settings import Settings, completed, plain
+from ddsm_ext.settings import LARGEST_INT, Settings, completed, is_number, plain, shown
 
 
 @dataclass(frozen=True)
@@ -71,3 +72,50 @@ def test_each_setting_of_a_run_may_be_missing() -> None:
 
 def plain_value(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [10**5000, -(10**5000), "x" * 10**6, [[[[[[[[1]]]]]]]], list(range(10**6)), {1: "x" * 999}],
+    ids=shown,
+)
+def test_any_value_is_shown_in_a_few_words(value: Any) -> None:
+    assert len(shown(value)) < 200
+
+
+def test_values_of_settings_are_shown_as_they_are() -> None:
+    for value in (7, -0.5, "cifar10", None, True, (1, 2, 2, 2), (1.0, 0.75, 0.5, 0.25), 2**63):
+        assert shown(value) == repr(value)
+
+
+def test_lists_in_lists_are_shown_though_repr_has_an_end() -> None:
+    value: list[Any] = []
+    for _ in range(100_000):
+        value = [value]
+    assert shown(value) == "[[[[...]]]]"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 10**400, -(10**400), True, "1"])
+def test_what_no_float_holds_is_no_number(value: Any) -> None:
+    assert not is_number(value, -math.inf)
+    assert is_number(10**300, 0)
+
+
+@dataclass(frozen=True)
+class Counted(Settings):
+    count: Any
+
+    def __post_init__(self) -> None:
+        self._check_int("count", 2, 9)
+
+
+@pytest.mark.parametrize(
+    ("count", "need"),
+    [(1, "an int >= 2"), (10, "an int <= 9"), (2.0, "an int >= 2"), (True, "an int >= 2"),
+     (LARGEST_INT + 1, "an int <= 9"), (10**5000, "an int <= 9")],
+    ids=shown,
+)  # fmt: skip
+def test_integers_have_bounds(count: Any, need: str) -> None:
+    assert Counted(5).count == 5
+    with pytest.raises(ValueError, match=f"^Counted: count is .*; need {need}$"):
+        Counted(count)

@@ -264,7 +264,9 @@ void bind_step_plan(py::module_& m) {
   bind_group_norm_apply(m);
   bind_resample(m);
   bind_attention(m);
-  py::class_<StepPlan>(m, "StepPlan", "A list of kernel calls on buffers laid out beforehand.")
+  py::class_<StepPlan>(m, "StepPlan",
+                       "A list of kernel calls on buffers laid out beforehand. Unsafe: addresses, "
+                       "sizes and strides in the calls are trusted, nothing here can check them.")
       .def(py::init<int64_t>(), arg("calls") = 0)
       .def("__len__", &StepPlan::size)
       .def("add", &add<Conv2dForwardArgs>)

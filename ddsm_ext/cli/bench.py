@@ -19,7 +19,9 @@ import json
 from functools import partial
 from typing import Any
 
+from ddsm_ext.cli import options
 from ddsm_ext.cli.console import say, told
+from ddsm_ext.run.config import LIMITS
 from ddsm_ext.settings import Refusal, did_you_mean
 
 OPS = ("conv2d", "linear", "group_norm", "attention")
@@ -54,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
             raise Refusal(f"--ops: unknown op {op!r}{did_you_mean(op, OPS)}")
     if args.dtype not in DTYPES:
         raise Refusal(f"--dtype is {args.dtype!r}; need {' or '.join(DTYPES)}")
+    options.check_count("--batch", args.batch, LIMITS["train"]["batch_size"])
+    options.check_count("--threads", args.threads, options.MAX_THREADS)
 
     if args.explain:
         from ddsm_ext.bench.ops import explain_choices
@@ -63,12 +67,18 @@ def run(args: argparse.Namespace) -> int:
 
     import os
 
+    import torch
+
     from ddsm_ext import bench
+    from ddsm_ext.bench.conditions import REFERENCE_CIFAR10
+    from ddsm_ext.run.costs import check_memory
 
     threads = len(os.sched_getaffinity(0)) if args.threads is None else args.threads
+    setting = bench.Setting(args.dtype, threads, args.device)
+    place = torch.device(setting.place)
+    check_memory(REFERENCE_CIFAR10, args.batch, place, "--batch", training=args.training)
     shared: dict[str, Any] = {
-        "batch": args.batch, "rounds": 3 if args.quick else 9,
-        "setting": bench.Setting(args.dtype, threads, args.device),
+        "batch": args.batch, "rounds": 3 if args.quick else 9, "setting": setting,
     }  # fmt: skip
     say(_machine())
     if args.ops is not None:

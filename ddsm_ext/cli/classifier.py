@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ddsm_ext.cli import options
 from ddsm_ext.cli.console import say, told
 from ddsm_ext.settings import Refusal
 
@@ -36,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if out.suffix != ".safetensors":
         raise Refusal(f"--out is {args.out}; need a name that ends in .safetensors")
+    options.check_output("--out", args.out)
 
     from ddsm_ext.data.config import DataConfig
     from ddsm_ext.data.dataset import load_dataset

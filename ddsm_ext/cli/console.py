@@ -1,4 +1,8 @@
-"""Progress bars and lines for people; results for programs go to stdout by themselves."""
+"""Progress bars and lines for people; results for programs go to stdout by themselves.
+
+Names of files, and whatever else is read, may hold what a terminal obeys: `harmless_output` stands
+between all that is printed and the terminal.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,57 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
+
+
+def printable(text: str) -> str:
+    """Return a text with an escape in place of what is neither seen nor a line break or tab.
+
+    Those are control characters, which move the cursor or rename the window, marks that turn the
+    direction of writing, and bytes of a file name that are no text.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    shown = (c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+    return "".join(shown)
+
+
+class Harmless:
+    """A stream that writes `printable` texts, and fails for no text.
+
+    Args:
+        stream: where they go.
+        escape: False leaves the texts as they are, for programs.
+    """
+
+    def __init__(self, stream: TextIO, *, escape: bool) -> None:
+        self.stream, self.escape = stream, escape
+
+    def write(self, text: str) -> int:
+        """Write a text; what the stream's encoding lacks goes out as the bytes of a file name."""
+        text = printable(text) if self.escape else text
+        try:
+            return self.stream.write(text)
+        except UnicodeEncodeError:
+            self.stream.flush()
+            return self.stream.buffer.write(text.encode("utf-8", "surrogateescape"))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextmanager
+def harmless_output() -> Iterator[None]:
+    """Let all that is printed be harmless; a program that reads stdout gets it as it is."""
+    before = sys.stdout, sys.stderr
+    if sys.stdout is not None:
+        sys.stdout = Harmless(sys.stdout, escape=sys.stdout.isatty())
+    if sys.stderr is not None:
+        sys.stderr = Harmless(sys.stderr, escape=True)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
 
 
 def say(text: str = "") -> None:
@@ -43,7 +97,7 @@ class Bars:
             return
         bar.total = total
         if remark:
-            bar.set_postfix_str(remark, refresh=False)
+            bar.set_postfix_str(printable(remark), refresh=False)
         bar.update(done - bar.n)
         if done == total:
             self.close()
@@ -53,10 +107,10 @@ class Bars:
 
         self._title = title
         self._bar = tqdm(
-            desc=title,
+            desc=printable(title),
             total=total,
             unit=unit,
-            file=sys.stderr,
+            file=getattr(sys.stderr, "stream", sys.stderr),  # a bar moves the cursor
             delay=0.5,
             dynamic_ncols=True,
             smoothing=0.05,
@@ -66,7 +120,7 @@ class Bars:
         """Write a logger's line on stderr; the bar that is shown goes on below it."""
         if self._bar is not None:
             self._bar.clear()
-        print(text, end="", file=sys.stderr, flush=True)
+        say(" ".join(text.split()))
 
     def close(self) -> None:
         """End the bar that is shown."""
@@ -80,8 +134,13 @@ def told() -> Iterator[Bars]:
     """Show what the workflow tells while it runs: its lines, and its progress as bars."""
     import logging
 
+    class Lines(logging.StreamHandler[Bars]):
+        def format(self, record: logging.LogRecord) -> str:
+            mark = "ddsm: warning: " if record.levelno >= logging.WARNING else ""
+            return mark + super().format(record)
+
     bars = Bars()
-    logger, handler = logging.getLogger("ddsm_ext"), logging.StreamHandler(bars)
+    logger, handler = logging.getLogger("ddsm_ext"), Lines(bars)
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

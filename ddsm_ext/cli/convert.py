@@ -1,7 +1,8 @@
 """Import what the official DDSM code wrote, or weights in several files, as a run or a strategy.
 
 ddsm convert ckpt.pt --flags flagfile.txt     an official checkpoint, into a new run folder
-ddsm convert search.txt --out s.json          widths of the timesteps, into a strategy file
+ddsm convert search.txt --out s.json          widths of the timesteps, into a strategy file; with
+                                              --flags of the process that they were searched for
 ddsm convert ema.safetensors.index.json       the files that the index names, into a new run folder
 """
 
@@ -16,6 +17,13 @@ from ddsm_ext.io.weights import INDEX_ENDING
 from ddsm_ext.settings import Refusal, did_you_mean
 
 STRATEGY_ENDINGS = (".txt", ".json")
+# What is converted, and the options that it takes
+OPTIONS = {
+    "a search result": ("out", "flags", "index"),
+    "a checkpoint": ("flags", "groups", "group", "root", "name", "set"),
+    "an index of weights": ("root", "name", "set"),
+}
+GROUPS = ("ema_model", "net_model")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,10 +32,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source", help="official checkpoint (.pt) or search result (.txt), or an index of weights"
     )
     parser.add_argument("--out", metavar="FILE", help="strategy file to write (search results)")
-    parser.add_argument("--flags", metavar="FILE", help="flag file that the checkpoint came with")
+    parser.add_argument(
+        "--index", type=int, metavar="N",
+        help="which of several search results in the file: 0 the first, -1 the last",
+    )  # fmt: skip
+    parser.add_argument(
+        "--flags", metavar="FILE", help="flag file that the checkpoint or search came with"
+    )
     parser.add_argument("--groups", type=int, help="groups of its GroupNorm: 32 (default) or 16")
-    parser.add_argument("--group", default="ema_model", help="ema_model (default) or net_model")
-    parser.add_argument("--root", default="runs", metavar="FOLDER", help="where its run goes")
+    parser.add_argument("--group", help="ema_model (default) or net_model")
+    parser.add_argument("--root", metavar="FOLDER", help="where its run goes (default: runs)")
     parser.add_argument("--name", help="name of the run (default: official, or that of the index)")
     options.add_set_argument(parser, "a setting of the run, e.g. data.source=cifar.zip")
 
@@ -37,25 +51,35 @@ def run(args: argparse.Namespace) -> int:
     source = Path(args.source)
     if not source.is_file():
         raise FileNotFoundError(f"{source}: no such file; need an official .pt or search.txt")
-    known = ("ema_model", "net_model")
-    if args.group not in known:
-        raise Refusal(f"--group is {args.group!r}{did_you_mean(args.group, known)}")
-    if not source.name.endswith(INDEX_ENDING) and source.suffix.lower() in STRATEGY_ENDINGS:
-        return _convert_search(source, Path(args.out or f"{source.stem}-strategy.json"))
+    if args.group not in (None, *GROUPS):
+        raise Refusal(f"--group is {args.group!r}{did_you_mean(args.group, GROUPS)}")
+    if source.name.endswith(INDEX_ENDING):
+        kind = "an index of weights"
+    elif source.suffix.lower() in STRATEGY_ENDINGS:
+        kind = "a search result"
+    else:
+        kind = "a checkpoint"
+    for name in dict.fromkeys(name for each in OPTIONS.values() for name in each):
+        if name not in OPTIONS[kind] and getattr(args, name) not in (None, []):
+            known = ", ".join(f"--{option}" for option in OPTIONS[kind])
+            raise Refusal(f"--{name} is of no use for {source}, {kind}; need {known} alone")
+    options.check_output("--out", args.out)
+    if kind == "a search result":
+        return _convert_search(source, args)
 
     from ddsm_ext.run.importing import import_official, import_shards
 
-    changes = options.parse_settings(args.set)
+    changes, root = options.parse_settings(args.set), args.root or "runs"
     with told():
-        if source.name.endswith(INDEX_ENDING):
-            folder = import_shards(source, args.root, name=args.name, changes=changes)
+        if kind == "an index of weights":
+            folder = import_shards(source, root, name=args.name, changes=changes)
         else:
             folder = import_official(
                 source,
-                args.root,
+                root,
                 flags_file=args.flags,
                 groups=args.groups,
-                group=args.group,
+                group=args.group or GROUPS[0],
                 name=args.name or "official",
                 changes=changes,
                 where="--set",
@@ -65,10 +89,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _convert_search(source: Path, out: Path) -> int:
-    from ddsm_ext.compat.official_strategy import load_official_strategy
+def _convert_search(source: Path, args: argparse.Namespace) -> int:
+    from ddsm_ext.compat.official_strategy import (
+        load_official_strategy,
+        parse_official_process,
+        read_text,
+    )
 
-    strategy = load_official_strategy(source)
+    process = None
+    if args.flags is not None:
+        process, _ = parse_official_process(read_text(args.flags), source=args.flags)
+    strategy = load_official_strategy(source, diffusion=process, index=args.index)
+    out = Path(args.out or f"{source.stem}-strategy.json")
     strategy.save(out)
     say(f"{len(strategy.widths)} segments of constant width")
     print(out)

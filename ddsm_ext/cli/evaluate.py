@@ -18,6 +18,7 @@ from typing import Any
 
 from ddsm_ext.cli import options
 from ddsm_ext.cli.console import say, table, told
+from ddsm_ext.run.config import LIMITS
 from ddsm_ext.run.strategies import plan_scores
 from ddsm_ext.settings import Refusal
 
@@ -50,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run `ddsm eval`."""
-    seeds = options.parse_seeds(args.seeds) if args.seeds else None
+    seeds = None if args.seeds is None else options.parse_seeds(args.seeds)
+    options.check_count("--ranges", args.ranges, LIMITS["eval"]["ranges"])
+    options.check_output("--save-statistics", args.save_statistics)
     folder = options.find_run(args)
     if args.features:
         args.set = [*args.set, f"eval.features={args.features}"]
@@ -59,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
         raise Refusal(f"--seeds names {len(seeds)} image; need at least 2")
     if args.dry_run and args.images:
         raise Refusal("--dry-run: --images makes no samples; need one of the two")
+    if args.images is not None and not Path(args.images).exists():
+        raise FileNotFoundError(f"--images {args.images}: no such folder or file; need images")
     # what is refused is refused before any work
     plan = plan_scores(folder, config, args.strategy, seeds, args.ranges)
 
@@ -68,12 +73,16 @@ def run(args: argparse.Namespace) -> int:
         print(scoring_text(config, plan))
         return 0
 
+    from ddsm_ext.io.lock import RunLock
     from ddsm_ext.run.compose import choose_device
+    from ddsm_ext.run.costs import check_memory
     from ddsm_ext.run.run import Run
     from ddsm_ext.run.scoring import score_folder
 
     device = choose_device(args.device, "--device")
-    with told() as progress:
+    batch = min(config.eval.batch_size, len(plan.seeds))
+    check_memory(config.model, batch, device, "eval.batch_size")
+    with told() as progress, RunLock(folder):
         run = Run(folder, config, device, progress)
         scorer = run.scorer()
         if args.save_statistics:
@@ -85,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
             return 0
         say(scoring_line(config, plan, timed=device.type == "cpu"))
         result = run.evaluate(args.strategy, seeds, ranges=args.ranges)
-    options.note_command(folder)
+        options.note_command(folder)
     say(_scores_table(result["rows"]))
     print(json.dumps(result, indent=2))
     return 0

@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run `ddsm export`."""
+    options.check_output("--out", args.out, folder=True)
     folder = options.find_run(args)
     config = options.run_settings(folder, args)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import signal
 import sys
 import traceback
@@ -18,7 +19,8 @@ from functools import partial
 from typing import NoReturn
 
 from ddsm_ext import __version__
-from ddsm_ext.settings import Refusal, did_you_mean
+from ddsm_ext.cli.console import harmless_output
+from ddsm_ext.settings import Refusal, did_you_mean, shown
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -40,6 +42,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+LONGEST_SENTENCE = 1000  # characters
+_ALLOCATION = re.compile(
+    "allocate memory|out of memory|not enough memory|ALLOC_FAILED|Storage size calculation overflow"
+)
 
 
 class UsageError(Refusal):
@@ -96,10 +102,38 @@ def parse_command(name: str, arguments: list[str]) -> tuple[Command, argparse.Na
     return module.run, parsed
 
 
-def _sentence(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
+def _sentence(error: Exception) -> str | None:
+    """What an error says to the user, in one line; None: it is a fault of the program."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        named = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        text = f"{' -> '.join(named) or 'the system'}: {error.strerror}"
+    elif isinstance(error, Refusal | OSError):
+        pass
+    elif isinstance(error, MemoryError) or _is_of_allocation(error):
+        size = re.search(r"allocate ([\d.]+ \w+)", text)
+        wanted = f" of {size[1]}" if size else ""
+        text = (
+            f"an allocation{wanted} failed for want of memory; need a smaller batch "
+            "(train.batch_size, eval.batch_size, --batch-size, --batch) or a smaller network"
+        )
+    elif isinstance(error, RecursionError):
+        text = f"a value is nested too deeply ({error}); need a flat one"
+    elif isinstance(error, OverflowError):
+        text = f"a number is too large ({error}); need a smaller one"
+    elif isinstance(error, UnicodeEncodeError):
+        text = f"{shown(error.object)} is no {error.encoding} text; need names that are"
+    else:
+        return None
+    text = " ".join(text.split())
+    if len(text) > LONGEST_SENTENCE:
+        text = f"{text[: LONGEST_SENTENCE // 2]} ... {text[-LONGEST_SENTENCE // 2 :]}"
+    return text
+
+
+def _is_of_allocation(error: Exception) -> bool:
+    """Whether torch wants memory that there is not, which on a CPU has no class of its own."""
+    return isinstance(error, RuntimeError) and bool(_ALLOCATION.search(str(error)))
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:
@@ -108,7 +142,7 @@ def _interrupt(signum: int, frame: object) -> NoReturn:
 
 
 def _show_warning(message: Warning | str, *where: object, **more: object) -> None:
-    print(f"ddsm: warning: {message}", file=sys.stderr)
+    print(f"ddsm: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -134,9 +168,15 @@ def exit_code(command: Callable[[], int]) -> int:
         command: returns its exit code.
 
     Returns:
-        0 done, 1 a check failed, 2 refused with one sentence, 130 interrupted.
+        0 done, 1 a check failed or the program has a fault, 2 refused with one sentence (also where
+        memory is short, or a number or nesting too large), 130 interrupted.
     """
-    shown = warnings.showwarning
+    with harmless_output():
+        return _exit_code(command)
+
+
+def _exit_code(command: Callable[[], int]) -> int:
+    show = warnings.showwarning
     handler = signal.getsignal(signal.SIGTERM)
     try:
         warnings.showwarning = _show_warning
@@ -149,15 +189,15 @@ def exit_code(command: Callable[[], int]) -> int:
         # the reader of our output has gone (`ddsm ... | head`): nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (Refusal, OSError) as error:
+    except Exception as error:
         text = _sentence(error)
+        if text is None:
+            traceback.print_exc()
+            return 1
         print(text if text.startswith("ddsm") else f"ddsm: {text}", file=sys.stderr)
         return EXIT_USER_ERROR
-    except Exception:
-        traceback.print_exc()
-        return 1
     finally:
-        warnings.showwarning = shown
+        warnings.showwarning = show
         signal.signal(signal.SIGTERM, handler)
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
+import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ddsm_ext.run.config import SECTIONS, RunConfig, changed, parse_value
-from ddsm_ext.settings import Refusal, did_you_mean
+from ddsm_ext.run.config import SECTIONS, RunConfig, changed, parse_setting
+from ddsm_ext.settings import LARGEST_INT, Refusal, did_you_mean, shown
 
 MAX_SEEDS = 10_000_000
+MAX_THREADS = 1024
 
 
 def add_run_argument(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +44,33 @@ def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps", type=int, metavar="N", help="denoising steps an image (default: the run's)"
     )
+
+
+def check_count(option: str, value: int | None, most: int) -> None:
+    """Refuse an option's number, if one is given, that is not from 1 to `most`.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    if value is not None and not 1 <= value <= most:
+        raise Refusal(f"{option} is {shown(value)}; need a whole number from 1 to {most}")
+
+
+def check_output(option: str, path: str | None, *, folder: bool = False) -> None:
+    """Refuse, before any work, a path at which no file, or folder, can be written.
+
+    Raises:
+        ValueError: naming the option, the path and what is in the way.
+    """
+    if path is None:
+        return
+    target, kind = Path(path), "folder" if folder else "file"
+    if target.exists() and not (target.is_dir() if folder else target.is_file()):
+        raise Refusal(f"{option} is {path}, which is there and no {kind}; need another name")
+    start = target if folder else target.parent
+    place = next((p for p in (start, *start.parents) if p.exists()), start)
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise Refusal(f"{option} is {path}; need a {kind} in a place that can be written to")
 
 
 def find_run(args: argparse.Namespace) -> Path:
@@ -89,8 +119,30 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
             raise Refusal(
                 f"--set {setting}: unknown section {section!r}{did_you_mean(section, SECTIONS)}"
             )
-        values.setdefault(section, {})[key] = parse_value(text.strip())
+        values.setdefault(section, {})[key] = parse_setting(section, key, text.strip())
     return values
+
+
+def check_size(command: str, changes: dict[str, Any]) -> None:
+    """Refuse images of one's own for the network of the digits, unless their size is given too.
+
+    Args:
+        command: for the error.
+        changes: what `--set` and `--data` lay over the preset of the digits.
+
+    Raises:
+        ValueError: they would be brought to 8x8 grey pixels without a word.
+    """
+    from ddsm_ext.models.unet import PRESETS
+
+    source = changes.get("data", {}).get("source", "digits")
+    if source != "digits" and "image_size" not in changes.get("model", {}):
+        sizes = ", ".join(f"{n} {c.image_size}x{c.image_size}" for n, c in PRESETS.items())
+        raise Refusal(
+            f"{command}: got the images {shown(source)}, and nothing says to what size they are "
+            f"brought; need ddsm train with a --preset ({sizes}; digits are grey) or --config, or "
+            "--set model.image_size=N"
+        )
 
 
 def run_settings(run: Path, args: argparse.Namespace) -> RunConfig:
@@ -122,20 +174,34 @@ def parse_seeds(text: str) -> list[int]:
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise Refusal(f"--seeds is {text!r}; need numbers and ranges such as 0-63 or 1,5,9")
-        low, high = int(first), int(last) if dash else int(first)
+            raise Refusal(
+                f"--seeds is {shown(text)}; need numbers and ranges such as 0-63 or 1,5,9"
+            )
+        # int() reads no number of thousands of digits
+        digits = max(len(first), len(last)) <= len(str(LARGEST_INT))
+        low, high = (int(first), int(last or first)) if digits else (0, LARGEST_INT)
         if high < low:
-            raise Refusal(f"--seeds is {text!r}; need ranges from low to high")
-        if high >= 2**63 or len(seeds) + high - low >= MAX_SEEDS:
-            raise Refusal(f"--seeds is {text!r}; need at most {MAX_SEEDS} seeds below 2^63")
+            raise Refusal(f"--seeds is {shown(text)}; need ranges from low to high")
+        if high > LARGEST_INT or len(seeds) + high - low >= MAX_SEEDS:
+            raise Refusal(f"--seeds is {shown(text)}; need at most {MAX_SEEDS} seeds below 2^63")
         seeds.extend(range(low, high + 1))
     return seeds
 
 
 def note_command(run: Path) -> None:
-    """Append the command line of this process to the run's commands.jsonl."""
-    from ddsm_ext.io.files import append_jsonl
+    """Append the command line of this process to the run's commands.jsonl.
+
+    A run that cannot be written to, or that another process writes into, is as good as any other to
+    read from: that is a warning.
+    """
+    from ddsm_ext.io.files import append_jsonl, one_line
+    from ddsm_ext.io.lock import RunLock
 
     command = shlex.join(["ddsm", *sys.argv[1:]])
     time = datetime.now(UTC).isoformat(timespec="seconds")
-    append_jsonl(run / "commands.jsonl", {"command": command, "time": time})
+    try:
+        with RunLock(run):
+            append_jsonl(run / "commands.jsonl", {"command": command, "time": time})
+    except (OSError, Refusal) as error:
+        why = getattr(error, "strerror", None) or one_line(error)
+        warnings.warn(f"{run}: keeps no note of this command: {why}", stacklevel=2)

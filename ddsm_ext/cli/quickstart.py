@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def settings(args: argparse.Namespace) -> RunConfig:
     """Return the configuration of the quickstart: the digits preset, smaller with `--fast`."""
     values: dict[str, Any] = QUICKSTART_FAST if args.fast else {}
-    config = configure("digits", where="--set", **merge(values, options.parse_settings(args.set)))
+    changes = options.parse_settings(args.set)
+    options.check_size("ddsm quickstart", changes)
+    config = configure("digits", where="--set", **merge(values, changes))
     if config.eval.features == "none":
         raise Refusal("--set: eval.features is none; need features, the quickstart ends in scores")
     return config
@@ -53,23 +56,28 @@ def run(args: argparse.Namespace) -> int:
     """Run `ddsm quickstart`."""
     started = time.perf_counter()
     config = settings(args)
-    if args.threads is not None and args.threads < 1:
-        raise Refusal(f"--threads is {args.threads}; need 1 or more")
+    options.check_count("--threads", args.threads, options.MAX_THREADS)
+    options.check_output("--root", args.root, folder=True)
 
     import torch
 
+    from ddsm_ext.io.lock import RunLock
     from ddsm_ext.run.compose import choose_device
+    from ddsm_ext.run.costs import check_memory
     from ddsm_ext.run.run import Run
 
     device = choose_device(args.device, "--device")
+    check_memory(config.model, config.train.batch_size, device, "train.batch_size", training=True)
+    check_memory(config.model, config.eval.batch_size, device, "eval.batch_size")
     cores = torch.get_num_threads()
     torch.set_num_threads(args.threads or TRAINING_THREADS)
-    with told() as progress:
+    with told() as progress, ExitStack() as held:
         run = Run.create(
             args.root, "quickstart", config, new=args.new, device=device, progress=progress
         )
         if run.resumed:
             say(f"continuing {run.folder}")
+        held.enter_context(RunLock(run.folder))
         options.note_command(run.folder)
         dataset = run.dataset
         say(f"ddsm quickstart: {len(dataset)} images of {dataset.name}, run folder {run.folder}")
@@ -95,12 +103,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_headline(folder: Path, report: Path, seconds: float) -> None:
-    from ddsm_ext.io.files import read_json
     from ddsm_ext.report.headline import headline
+    from ddsm_ext.run.metrics import load_metrics
     from ddsm_ext.search.front import Front
 
     unit = Front.load(folder / "search" / "front.json").cost_unit
-    result = headline(read_json(folder / "metrics.json"), unit)
+    result = headline(load_metrics(folder).to_dict(), unit)
     assert result is not None
     print(f"\nreport: {report}   ({seconds / 60:.1f} min)")
     for name, figure, remark in result.lines():

@@ -9,7 +9,8 @@ import argparse
 
 from ddsm_ext.cli import options
 from ddsm_ext.cli.console import say, told
-from ddsm_ext.settings import Refusal, check_choice
+from ddsm_ext.run.config import LIMITS
+from ddsm_ext.settings import check_choice
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,15 +34,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run `ddsm sample`."""
     seeds = options.parse_seeds(args.seeds)
+    options.check_count("--batch-size", args.batch_size, LIMITS["eval"]["batch_size"])
+    options.check_output("--out", args.out, folder=True)
     folder = options.find_run(args)
     config = options.run_settings(folder, args)
 
     from ddsm_ext.run.compose import WEIGHTS, choose_device
-    from ddsm_ext.run.run import Run, read_strategy
+    from ddsm_ext.run.costs import check_memory
+    from ddsm_ext.run.run import Run
+    from ddsm_ext.run.strategies import read_strategy
 
     _, strategy = read_strategy(args.strategy, folder, config)
-    if args.batch_size < 1:
-        raise Refusal(f"--batch-size is {args.batch_size}; need at least 1")
     check_choice("--weights", args.weights, WEIGHTS)
     if args.dry_run:
         from ddsm_ext.cli.dry_run import sampling_text
@@ -49,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
         print(sampling_text(config, strategy, len(seeds), args.batch_size))
         return 0
     device = choose_device(args.device, "--device")
+    check_memory(config.model, min(args.batch_size, len(seeds)), device, "--batch-size")
     how = {"weights": args.weights, "batch_size": args.batch_size, "out": args.out}
     with told() as progress:
         run = Run(folder, config, device, progress)

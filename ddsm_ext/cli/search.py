@@ -65,11 +65,14 @@ def run(args: argparse.Namespace) -> int:
         print(search_text(config))
         return 0
 
+    from ddsm_ext.io.lock import RunLock
     from ddsm_ext.run.compose import choose_device
+    from ddsm_ext.run.costs import check_memory
     from ddsm_ext.run.run import Run
 
     device = choose_device(args.device, "--device")
-    with told() as progress:
+    check_memory(config.model, config.eval.batch_size, device, "eval.batch_size")
+    with told() as progress, RunLock(folder):
         run = Run(folder, config, device, progress)
         run.check_search()  # what is refused here leaves no command behind
         options.note_command(folder)

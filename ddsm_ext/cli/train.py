@@ -11,11 +11,12 @@ Ctrl-C saves and stops; the same command continues.
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from ddsm_ext.cli import options
 from ddsm_ext.cli.console import say, told
-from ddsm_ext.run.config import RunConfig, configure
+from ddsm_ext.run.config import LIMITS, RunConfig, configure
 from ddsm_ext.run.presets import RUN_PRESETS
 
 
@@ -27,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", metavar="FILE", help="JSON file of sections laid over the preset"
     )
     options.add_set_argument(parser, "one setting, e.g. train.steps=2000 (repeatable)")
-    parser.add_argument("--data", metavar="PATH", help="folder, ZIP or CIFAR-10 archive of images")
+    parser.add_argument(
+        "--data", metavar="PATH", help="folder, ZIP or CIFAR-10 archive of images; with --preset"
+    )
     parser.add_argument(
         "--root", default="runs", metavar="FOLDER", help="where run folders go (default: runs)"
     )
@@ -40,17 +43,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def settings(args: argparse.Namespace) -> RunConfig:
     """Return the configuration that the options of `ddsm train` describe."""
     preset = args.preset
-    if preset is None and args.config is None:
-        preset = "digits"
     extra = [] if args.data is None else [f"data.source={args.data}"]
     changes = options.parse_settings([*extra, *args.set])
+    if preset is None and args.config is None:
+        preset = "digits"
+        options.check_size("ddsm train", changes)
     return configure(preset, args.config, where="--set", **changes)
+
+
+def run_name(source: str) -> str:
+    """Return a name for a run on these images, of characters that a run's name may have."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(source).stem).strip("._-")[:60] or "run"
 
 
 def run(args: argparse.Namespace) -> int:
     """Run `ddsm train`."""
+    options.check_count("--extend", args.extend, LIMITS["train"]["steps"])
+    options.check_output("--root", args.root, folder=True)
     config = settings(args)
-    name = args.name or args.preset or Path(config.data.source).stem or "run"
+    name = args.name or args.preset or run_name(config.data.source)
     if args.dry_run:
         from ddsm_ext.cli.dry_run import training_text
 
@@ -64,17 +75,21 @@ def run(args: argparse.Namespace) -> int:
         print(training_text(config))
         return 0
 
+    from ddsm_ext.io.lock import RunLock
     from ddsm_ext.run.compose import choose_device
+    from ddsm_ext.run.costs import check_memory
     from ddsm_ext.run.run import Run
 
     device = choose_device(args.device, "--device")
+    check_memory(config.model, config.train.batch_size, device, "train.batch_size", training=True)
     with told() as progress:
         how = {"new": args.new, "extend": args.extend, "device": device, "progress": progress}
         run = Run.create(args.root, name, config, **how)
         if run.resumed:
             say(f"continuing {run.folder}")
-        options.note_command(run.folder)
-        result = run.train()
+        with RunLock(run.folder):
+            options.note_command(run.folder)
+            result = run.train()
     print(run.folder)
     if result.interrupted:
         steps = run.config.train.steps

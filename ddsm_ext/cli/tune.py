@@ -17,6 +17,7 @@ import argparse
 
 from ddsm_ext.cli import options
 from ddsm_ext.cli.console import say, told
+from ddsm_ext.run.config import LIMITS
 from ddsm_ext.settings import Refusal
 
 
@@ -40,13 +41,17 @@ def run(args: argparse.Namespace) -> int:
     """Run `ddsm tune`."""
     if args.which is not None and args.run is not None:
         raise Refusal(f"ddsm tune: got the runs {args.which!r} and {args.run!r}; need one")
+    options.check_count("--extend", args.extend, LIMITS["train"]["steps"])
+    options.check_count("--steps", args.steps, LIMITS["train"]["steps"])
     args.run = args.run if args.which is None else args.which
     folder = options.find_run(args)
     changes = options.parse_settings(args.set)
     if args.steps is not None:
         changes.setdefault("train", {})["steps"] = args.steps
 
+    from ddsm_ext.io.lock import RunLock
     from ddsm_ext.run.compose import choose_device
+    from ddsm_ext.run.costs import check_memory
     from ddsm_ext.run.folder import root_of
     from ddsm_ext.run.run import Run
     from ddsm_ext.run.training import extended, run_to_extend, run_to_tune, tuned_name
@@ -67,8 +72,11 @@ def run(args: argparse.Namespace) -> int:
             return 0
         tuned = origin.tuning(args.strategy, new=args.new, extend=args.extend, **changes)
         say(f"{'continuing' if tuned.resumed else 'tuning'} {tuned.folder}")
-        options.note_command(tuned.folder)
-        result = tuned.train()
+        model, batch = tuned.config.model, tuned.config.train.batch_size
+        check_memory(model, batch, device, "train.batch_size", training=True)
+        with RunLock(tuned.folder):
+            options.note_command(tuned.folder)
+            result = tuned.train()
     print(tuned.folder)
     if result.interrupted:
         steps = tuned.config.train.steps

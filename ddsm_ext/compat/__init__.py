@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = attach(
         "official_names": "official_ddsm",
         "official_state_dict_shapes": "official_ddsm",
         "parse_official_flags": "official_strategy",
+        "parse_official_process": "official_strategy",
         "parse_official_strategy": "official_strategy",
         "to_guided_diffusion_state_dict": "guided_diffusion",
         "to_official_state_dict": "official_ddsm",

@@ -20,6 +20,7 @@ from ddsm_ext.models.network import SlimmableNetwork
 from ddsm_ext.models.unet import UNetConfig
 from ddsm_ext.ops.embedding import sinusoidal_embedding
 from ddsm_ext.settings import Refusal, TypeRefusal, check_keys, is_int
+from ddsm_ext.width import check_width
 
 # The reference's flags and their defaults (main.py); groups is 16 in slimmable_model_g16.py.
 DEFAULTS: dict[str, Any] = {
@@ -31,11 +32,12 @@ DEFAULTS: dict[str, Any] = {
     "groups": 32,
     "image_size": 32,
     "dropout": 0.1,
+    "candidate_width": [0.75, 0.5],
+    "min_width": 0.25,
 }
 CHECKPOINT_GROUPS = ("ema_model", "net_model")
 TIME_TABLE = "time_embedding.timembedding.0.weight"
 _OUR_TABLE = "time_embedding.table"
-_WIDTHS = (1.0, 0.75, 0.5, 0.25)
 
 _WHOLE = {
     "time_embedding.linear1": "time_embedding.timembedding.1",
@@ -65,8 +67,9 @@ def official_config(config: Mapping[str, Any]) -> UNetConfig:
     """Return the `UNetConfig` that equals a network of the reference code.
 
     Args:
-        config: any of T, ch, ch_mult, attn, num_res_blocks, groups, image_size and dropout;
-            missing ones take the reference's defaults.
+        config: any of T, ch, ch_mult, attn, num_res_blocks, groups, image_size, dropout, and
+            candidate_width and min_width, the widths below 1 that it was trained at; missing ones
+            take the reference's defaults. Widths that its groups do not divide are left out.
 
     Raises:
         TypeError, ValueError: a key is unknown (with a suggestion) or a value cannot work.
@@ -81,6 +84,11 @@ def official_config(config: Mapping[str, Any]) -> UNetConfig:
     steps = values.pop("T")
     if not is_int(steps, 1):
         raise Refusal(f"official DDSM config: T is {steps!r}; need a number of steps >= 1")
+    candidates = values.pop("candidate_width")
+    if not isinstance(candidates, (list, tuple)):
+        raise TypeRefusal(f"official DDSM config: candidate_width is {candidates!r}; need a list")
+    trained = {check_width(width) for width in (1.0, *candidates, values.pop("min_width"))}
+    widths = sorted(trained, reverse=True)
     full = UNetConfig(
         **values,
         norm="fixed_groups",
@@ -88,7 +96,7 @@ def official_config(config: Mapping[str, Any]) -> UNetConfig:
         widths=(1.0,),
         time_table_rows=steps,
     )
-    return dataclasses.replace(full, widths=tuple(filter(full.runs_at, _WIDTHS)))
+    return dataclasses.replace(full, widths=tuple(filter(full.runs_at, widths)))
 
 
 def official_names(config: UNetConfig) -> dict[str, str]:

@@ -9,31 +9,47 @@ from __future__ import annotations
 import ast
 import os
 import re
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ddsm_ext.diffusion.config import DiffusionConfig
+from ddsm_ext.sampling.config import SamplerConfig
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal
 
 # 1000 widths take 6 kB; a file far larger is something else.
 _MAX_BYTES = 2**22
 _LIST = re.compile(r"\[[^\[\]]*\]")
+_FLAG = re.compile(r"--(?P<name>[\w.-]+)(=(?P<value>.*))?")
 
-# Flags that describe the network or the noise schedule, their kind and their name here.
-_NETWORK_FLAGS: dict[str, tuple[str, type]] = {
-    "T": ("T", int),
-    "ch": ("ch", int),
-    "ch_mult": ("ch_mult", list),
-    "attn": ("attn", list),
-    "num_res_blocks": ("num_res_blocks", int),
-    "dropout": ("dropout", float),
-    "img_size": ("image_size", int),
+# Flags of numbers by what they describe: their kind, one of several if in a list, and their name
+# here. main.py has their defaults, which are those of `official_config` and `DiffusionConfig`.
+_NETWORK_FLAGS: dict[str, tuple[Any, str]] = {
+    "T": (int, "T"),
+    "ch": (int, "ch"),
+    "ch_mult": ([int], "ch_mult"),
+    "attn": ([int], "attn"),
+    "num_res_blocks": (int, "num_res_blocks"),
+    "dropout": (float, "dropout"),
+    "img_size": (int, "image_size"),
+    "candidate_width": ([float], "candidate_width"),
+    "min_width": (float, "min_width"),
 }
+_PROCESS_FLAGS: dict[str, tuple[Any, str]] = {
+    "T": (int, "timesteps"),
+    "beta_1": (float, "beta_start"),
+    "beta_T": (float, "beta_end"),
+}
+# Values of the other flags of the process, and ours
+_MEAN_TYPES = {"epsilon": "epsilon", "xstart": "x0"}
+_VAR_TYPES = {"fixedlarge": "fixed_large", "fixedsmall": "fixed_small"}
+_TRUE, _FALSE = ("", "true", "t", "1"), ("false", "f", "0")
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """Read a small UTF-8 text file.
+    """Read a small UTF-8 text file, with or without a byte order mark.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -41,12 +57,12 @@ def read_text(path: str | os.PathLike[str]) -> str:
     """
     path = Path(path)
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
+        what = "is no regular file" if path.exists() else "does not exist"
         raise FileNotFoundError(f"{path} {what}; need a text file of the reference code")
     if path.stat().st_size > _MAX_BYTES:
         raise Refusal(f"{path} has {path.stat().st_size} bytes; need at most {_MAX_BYTES}")
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise Refusal(f"{path} is no UTF-8 text; need a text file of the reference") from None
 
@@ -67,13 +83,17 @@ def parse_official_strategy(
     Raises:
         ValueError: one sentence with what is wrong and where.
     """
+    text = text.removeprefix("\ufeff")  # a byte order mark
     lists = _LIST.findall(text)
     rest = _LIST.sub("", text).strip()
     if not lists or rest:
         near = repr(rest[:30] if rest else text.strip()[:30])
         raise Refusal(f"{source}: found {near}; need lists of widths like [1, 0.75, 0.5]")
     if index is None and len(lists) > 1:
-        raise Refusal(f"{source} holds {len(lists)} strategies; need an index to choose one")
+        raise Refusal(
+            f"{source} holds {len(lists)} strategies; need an index to choose one, such as 0 for "
+            "the first or -1 for the last"
+        )
     try:
         chosen = lists[index or 0]
     except IndexError:
@@ -104,9 +124,9 @@ def load_official_strategy(
     """Return a reference strategy over log-SNR, for any sampler and step count.
 
     Args:
-        path_or_text: a search.txt, or its text (recognised by its "[").
+        path_or_text: a search.txt, or its text: a string that begins with "[" and names no file.
         diffusion: the schedule it was searched for; None means the reference's, linear from 1e-4 to
-            0.02 with as many steps as the list has.
+            0.02 with as many steps as the list has, which is said where they are not its 1000.
         index: which list to take where there are several.
 
     Raises:
@@ -117,10 +137,18 @@ def load_official_strategy(
     from ddsm_ext.diffusion.schedule import make_schedule
 
     name, text = "search.txt", os.fspath(path_or_text)
-    if not text.lstrip().startswith("["):
+    is_path = isinstance(path_or_text, os.PathLike) or os.path.isfile(text)
+    if is_path or not text.lstrip("\ufeff \t\r\n").startswith("["):
         name, text = text, read_text(text)
     widths = parse_official_strategy(text, index=index, source=name)
     if diffusion is None:
+        if len(widths) != DiffusionConfig.timesteps:
+            warnings.warn(
+                f"{name} has {len(widths)} widths and not the reference's "
+                f"{DiffusionConfig.timesteps}: taken for a process of so many timesteps with its "
+                "betas; need the flag file of another one",
+                stacklevel=2,
+            )
         diffusion = DiffusionConfig(timesteps=len(widths))
     if len(widths) != diffusion.timesteps:
         raise Refusal(
@@ -147,24 +175,80 @@ def parse_official_flags(text: str, *, source: str = "flag file") -> dict[str, A
     Raises:
         ValueError: a line is no flag, or a value is no number.
     """
-    config: dict[str, Any] = {"groups": 32}
+    flags = _read_flags(text, source)
+    config = _numbers(flags, _NETWORK_FLAGS, source)
+    line, value = flags.get("slimmable_g16", [(0, "false")])[-1]
+    if value.lower() not in (*_TRUE, *_FALSE):
+        raise Refusal(f"{source}:{line}: --slimmable_g16 is {value!r}; need true or false")
+    config["groups"] = 16 if value.lower() in _TRUE else 32
+    return config
+
+
+def parse_official_process(
+    text: str, *, source: str = "flag file"
+) -> tuple[DiffusionConfig, SamplerConfig]:
+    """Read the diffusion process and the sampler from a flag file of the reference.
+
+    Args:
+        text: one flag a line; an empty one means the reference's defaults. T, beta_1 and beta_T
+            make the schedule, mean_type is what the network predicts, var_type the variance of a
+            step; flags of training and logging are passed over.
+        source: what the errors call the text.
+
+    Returns:
+        The process, and ancestral sampling over all its steps. It clips nothing: the reference
+        computes a clipped image and does not use it, so that published scores were made without.
+
+    Raises:
+        ValueError: a line is no flag, or a value is no number or cannot work here.
+    """
+    flags = _read_flags(text, source)
+    values = _numbers(flags, _PROCESS_FLAGS, source)
+    values["parameterisation"] = _choice(flags, "mean_type", _MEAN_TYPES, source)
+    variance = _choice(flags, "var_type", _VAR_TYPES, source)
+    try:
+        diffusion = DiffusionConfig(**values)
+    except Refusal as error:
+        raise Refusal(f"{source}: {error}") from None
+    return diffusion, SamplerConfig(kind="ddpm", variance=variance, clip_denoised=False)
+
+
+# name of a flag -> number of the line and value, for each time that it is given
+_Flags = dict[str, list[tuple[int, str]]]
+
+
+def _read_flags(text: str, source: str) -> _Flags:
+    flags: _Flags = {}
     for number, raw in enumerate(text.splitlines(), start=1):
         line = raw.strip()
-        if not line or line.startswith("#"):
+        if not line or line.startswith(("#", "//")):
             continue
-        if not line.startswith("--"):
+        found = _FLAG.fullmatch(line)
+        if found is None:
             raise Refusal(f"{source}:{number}: found {line[:40]!r}; need lines like --ch=128")
-        flag, _, value = line[2:].partition("=")
-        if flag == "slimmable_g16":
-            config["groups"] = 16 if value.lower() in ("", "true", "1") else 32
-        if flag not in _NETWORK_FLAGS:
+        name, value = found["name"], found["value"] or ""
+        if name == "flagfile":
+            raise Refusal(
+                f"{source}:{number}: --flagfile names another file; need its lines in this one"
+            )
+        if name == "noslimmable_g16":  # absl's way to turn a flag off
+            name, value = "slimmable_g16", "false"
+        flags.setdefault(name, []).append((number, value))
+    return flags
+
+
+def _numbers(
+    flags: _Flags, known: Mapping[str, tuple[Any, str]], source: str
+) -> dict[str, Any]:
+    """The known flags that are given, by our names; the last one of a flag counts, as in absl."""
+    values: dict[str, Any] = {}
+    for flag, (kind, key) in known.items():
+        if flag not in flags:
             continue
-        key, kind = _NETWORK_FLAGS[flag]
-        if kind is list:  # repeated flags collect, as absl's multi flags do
-            config.setdefault(key, []).append(_number(source, number, flag, value, int))
-        else:
-            config[key] = _number(source, number, flag, value, kind)
-    return config
+        each = kind[0] if isinstance(kind, list) else kind
+        numbers = [_number(source, line, flag, value, each) for line, value in flags[flag]]
+        values[key] = numbers if isinstance(kind, list) else numbers[-1]
+    return values
 
 
 def _number(source: str, line: int, flag: str, value: str, kind: type) -> Any:
@@ -173,3 +257,11 @@ def _number(source: str, line: int, flag: str, value: str, kind: type) -> Any:
     except ValueError:
         need = "an integer" if kind is int else "a number"
         raise Refusal(f"{source}:{line}: --{flag} is {value!r}; need {need}") from None
+
+
+def _choice(flags: _Flags, flag: str, choices: Mapping[str, str], source: str) -> str:
+    """What the value of a flag is called here; the first choice is the reference's default."""
+    line, value = flags.get(flag, [(0, next(iter(choices)))])[-1]
+    if value not in choices:
+        raise Refusal(f"{source}:{line}: --{flag} is {value!r}; need {' or '.join(choices)}")
+    return choices[value]

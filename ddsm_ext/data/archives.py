@@ -1,25 +1,57 @@
-"""Images in ZIP and tar archives, read in memory under caps; nothing is ever extracted."""
+"""Files in ZIP and tar archives, read in memory under caps; nothing is ever extracted."""
 
 from __future__ import annotations
 
 import bz2
 import contextlib
+import errno
 import io
-import itertools
 import lzma
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Container, Iterator
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any, BinaryIO
 
-from ddsm_ext.data.images import LabelledImage, ReadLimits, decode_image, is_image_name, label_of
+from ddsm_ext.data.entries import DamagedImage, Entry, ReadLimits, plain_name
 from ddsm_ext.io.files import one_line, open_regular
 from ddsm_ext.settings import Refusal
 
 _CHUNK = 1 << 16
 _XZ_MEMORY_BYTES = 1 << 28  # a .xz header may ask for gigabytes; -9 needs 65 MiB
+_FREE_SKIPPED_BYTES = 1 << 30  # seconds of unpacking
+_GZIP, _BZIP2, _XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0"
+_ZIP = (b"PK\3\4", b"PK\5\6", b"PK\7\x08")
+_NEED = "a whole tar (plain, .gz, .bz2 or .xz), a ZIP, or a folder of images"
+# Files that people take for archives of images: first bytes, where they are, what it is.
+_OTHERS = (
+    (b"7z\xbc\xaf\x27\x1c", 0, "a 7z archive"),
+    (b"Rar!\x1a\x07", 0, "a RAR archive"),
+    (b"\x28\xb5\x2f\xfd", 0, "compressed by Zstandard"),
+    (b"\x04\x22\x4d\x18", 0, "compressed by LZ4"),
+    (b"LZIP", 0, "compressed by lzip"),
+    (b"\x1f\x9d", 0, "compressed by compress (.Z)"),
+    (b"MSCF", 0, "a cabinet archive"),
+    (b"\x93NUMPY", 0, "a NumPy array"),
+    (b"\x89HDF", 0, "an HDF5 file"),
+    (b"PAR1", 0, "a Parquet file"),
+    (b"SQLite format 3", 0, "an SQLite database"),
+    (b"%PDF", 0, "a PDF document"),
+    (b"\x80\2", 0, "a Python pickle, which is never read"),
+    (b"\x80\3", 0, "a Python pickle, which is never read"),
+    (b"\x80\4", 0, "a Python pickle, which is never read"),
+    (b"\x80\5", 0, "a Python pickle, which is never read"),
+    (b"ftyp", 4, "one video or picture (MP4, HEIF or AVIF)"),
+    (b"\x89PNG", 0, "one image (PNG)"),
+    (b"\xff\xd8\xff", 0, "one image (JPEG)"),
+    (b"WEBP", 8, "one image (WebP)"),
+    (b"GIF8", 0, "one image (GIF)"),
+    (b"II*\0", 0, "one image (TIFF)"),
+    (b"MM\0*", 0, "one image (TIFF)"),
+    (b"BM", 0, "one image (BMP)"),
+)
 
 # What zipfile, tarfile and the decompressors raise on damaged or hostile input.
 _DAMAGE = (
@@ -40,10 +72,55 @@ class ArchiveError(Refusal):
     """An archive that is damaged, hostile or beyond the limits."""
 
 
+class DamagedEntry(ArchiveError, DamagedImage):
+    """One file of an archive that is damaged; the others can be read."""
+
+
+def archive_entries(path: Path, limits: ReadLimits) -> Iterator[Entry]:
+    """Files in an archive, which is known by its content: a ZIP's sorted by name, a tar's in order.
+
+    Args:
+        path: a ZIP, or a tar: plain, or compressed by gzip, bzip2 or xz.
+        limits: of what is read.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ArchiveError: damaged, or beyond a limit; on reading an entry also where that one points
+            outside, is encrypted, or no regular file.
+        ValueError: neither a ZIP nor a tar.
+    """
+    with open_regular(path, "ZIP or tar archive") as file:
+        is_zip = _is_zip(path, file)
+    return zip_entries(path, limits) if is_zip else tar_entries(path, limits)
+
+
+def _is_zip(path: Path, file: BinaryIO) -> bool:
+    """Whether a file is a ZIP, by its content; otherwise it is a tar, or refused."""
+    head = file.read(tarfile.BLOCKSIZE)
+    if head.startswith(_ZIP):
+        return True
+    if head.startswith((_GZIP, _BZIP2, _XZ)) or _is_tar(head):
+        return False
+    for magic, start, what in _OTHERS:
+        if head.startswith(magic, start):
+            raise ArchiveError(f"{path}: is {what}; need {_NEED}")
+    # one that unpacks itself begins with a program
+    if path.suffix.lower() == ".zip" or zipfile.is_zipfile(file):
+        return True
+    raise ArchiveError(f"{path}: is of no known kind; need {_NEED}")
+
+
+def _is_tar(head: bytes) -> bool:
+    with contextlib.suppress(tarfile.HeaderError):
+        tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
+        return True
+    return head[257:262] == b"ustar"
+
+
 def _check_name(archive: Path, name: str) -> None:
     """Refuse names that point outside; nothing is extracted, but no honest archive has them."""
-    parts = PurePosixPath(name.replace("\\", "/")).parts
-    if ".." in parts or name.startswith(("/", "\\")) or "\0" in name:
+    parts = name.split("/")
+    if ".." in parts or parts[0] == "" or parts[0][1:] == ":" or "\0" in name:
         raise ArchiveError(
             f"{archive}: entry {name!r} points outside the archive; need relative names"
         )
@@ -56,6 +133,7 @@ class _Budget:
         self.archive, self.limits = archive, limits
         self.entries = 0
         self.total_bytes = 0
+        self.skipped_bytes = 0  # of those, what a tar had to unpack to pass over it
         self.packed_bytes = max(1, archive.stat().st_size)
 
     def add_entry(self) -> None:
@@ -72,8 +150,8 @@ class _Budget:
             raise ArchiveError(
                 f"{self.archive}: unpacks to more than {limits.max_total_bytes} bytes; need less"
             )
-        ratio = self.total_bytes / self.packed_bytes
-        if self.total_bytes > limits.free_bytes and ratio > limits.max_ratio:
+        used = self.total_bytes - min(self.skipped_bytes, _FREE_SKIPPED_BYTES)
+        if used > limits.free_bytes and used / self.packed_bytes > limits.max_ratio:
             raise ArchiveError(
                 f"{self.archive}: unpacks to over {limits.max_ratio} times its size; need images"
             )
@@ -87,44 +165,40 @@ class _Budget:
 
 
 @contextlib.contextmanager
-def _opened(path: Path, limits: ReadLimits, what: str) -> Iterator[tuple[BinaryIO, _Budget]]:
-    """An archive with the budget of what is read from it; damage is said in one sentence."""
-    with open_regular(path, what) as file:
-        try:
-            yield file, _Budget(path, limits)
-        except ArchiveError:
-            raise
-        except _DAMAGE as error:
-            reason = one_line(error)
-            raise ArchiveError(f"{path}: {reason}; need a whole {what} of images") from None
+def _in_one_sentence(path: Path, what: str, kind: type[ArchiveError]) -> Iterator[None]:
+    """Damage becomes an error of `kind`; a file that the system cannot read is no damage."""
+    try:
+        yield
+    except Refusal:
+        raise
+    except _DAMAGE as error:
+        # seeking to where a damaged entry says that it begins is an invalid argument
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            text = f"{error.strerror}; need a {what} that can be read"
+            raise OSError(error.errno, text, str(path)) from None
+        raise kind(f"{path}: {one_line(error)}; need a whole {what} of images") from None
 
 
-def zip_entries(path: str | Path, limits: ReadLimits | None = None) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the files in a ZIP, sorted by name.
-
-    Args:
-        path: ZIP file; stored, deflated, bzip2 or LZMA entries.
-        limits: None takes the defaults.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ArchiveError: damaged, encrypted, or beyond a limit.
-        ValueError: no regular file.
-    """
-    path, limits = Path(path), limits or ReadLimits()
-    with _opened(path, limits, "ZIP archive") as (file, budget), zipfile.ZipFile(file) as archive:
-        infos = sorted(archive.infolist(), key=lambda info: info.filename)
-        for info in infos:
-            budget.add_entry()
-            _check_name(path, info.filename)
-        for info in infos:
-            if not info.is_dir():
-                yield info.filename, _zip_entry(archive, info, budget)
+def zip_entries(path: Path, limits: ReadLimits) -> Iterator[Entry]:
+    """Files in a ZIP, sorted by name; as `archive_entries`."""
+    what = "ZIP archive"
+    with open_regular(path, what) as file, _in_one_sentence(path, what, ArchiveError):
+        budget = _Budget(path, limits)
+        with zipfile.ZipFile(file) as archive:
+            named = [(plain_name(info.filename), info) for info in archive.infolist()]
+            for name, info in sorted(named, key=lambda pair: pair[0]):
+                budget.add_entry()
+                if not info.filename.endswith(("/", "\\")):
+                    read = partial(_zip_entry, archive, info, name, budget)
+                    yield Entry(name, f"{path}: {name}", read)
 
 
-def _zip_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo, budget: _Budget) -> bytes:
+def _zip_entry(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, budget: _Budget
+) -> bytes:
     """One entry, read up to the size that its header states."""
-    path, name = budget.archive, info.filename
+    path = budget.archive
+    _check_name(path, name)
     if info.flag_bits & 0x1:
         raise ArchiveError(f"{path}: entry {name!r} is encrypted; need plain entries")
     budget.check_entry(name, info.file_size)
@@ -135,10 +209,10 @@ def _zip_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo, budget: _Budget)
             f"need at most {budget.limits.max_ratio} times"
         )
     budget.add_bytes(info.file_size)
-    with archive.open(info) as entry:
+    with _in_one_sentence(path, "ZIP archive", DamagedEntry), archive.open(info) as entry:
         data = entry.read(info.file_size + 1)
     if len(data) != info.file_size:
-        raise ArchiveError(
+        raise DamagedEntry(
             f"{path}: entry {name!r} is not of the {info.file_size} bytes it states; "
             "need an undamaged archive"
         )
@@ -146,7 +220,7 @@ def _zip_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo, budget: _Budget)
 
 
 class _Unpacked(io.RawIOBase):
-    """Unpacked bytes of a .gz, .bz2, .xz or plain file, every one counted in a budget."""
+    """Unpacked bytes of a .gz, .bz2, .xz or plain file; a compressed one's count in a budget."""
 
     def __init__(self, file: BinaryIO, budget: _Budget) -> None:
         self._file, self._budget = file, budget
@@ -154,13 +228,14 @@ class _Unpacked(io.RawIOBase):
         file.seek(0)
         self._pending = b""
         self._decoder: Any = self._new_decoder()
+        self.packed = self._decoder is not None
 
     def _new_decoder(self) -> Any:
-        if self._magic.startswith(b"\x1f\x8b"):
+        if self._magic.startswith(_GZIP):
             return zlib.decompressobj(wbits=31)
-        if self._magic.startswith(b"BZh"):
+        if self._magic.startswith(_BZIP2):
             return bz2.BZ2Decompressor()
-        if self._magic.startswith(b"\xfd7zXZ\0"):
+        if self._magic.startswith(_XZ):
             return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY_BYTES)
         return None
 
@@ -168,8 +243,9 @@ class _Unpacked(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        data = self._file.read(len(buffer)) if self._decoder is None else self._next(len(buffer))
-        self._budget.add_bytes(len(data))
+        data = self._next(len(buffer)) if self.packed else self._file.read(len(buffer))
+        if self.packed:
+            self._budget.add_bytes(len(data))
         buffer[: len(data)] = data
         return len(data)
 
@@ -193,99 +269,56 @@ class _Unpacked(io.RawIOBase):
                 raise EOFError("ends within its compressed data")
 
 
-def tar_entries(path: str | Path, limits: ReadLimits | None = None) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the regular files in a tar, in the archive's order.
+def tar_entries(path: Path, limits: ReadLimits) -> Iterator[Entry]:
+    """Files in a tar, in the archive's order, links and devices among them; as `archive_entries`.
 
-    Args:
-        path: .tar, .tar.gz, .tar.bz2 or .tar.xz, known by its content.
-        limits: None takes the defaults.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ArchiveError: damaged, with links or devices, or beyond a limit.
-        ValueError: no regular file.
+    What is not read is unpacked in passing where the tar is compressed, and may be of any size and
+    ratio up to a GiB in all.
     """
-    path, limits = Path(path), limits or ReadLimits()
-    with _opened(path, limits, "tar archive") as (file, budget):
-        stream = io.BufferedReader(_Unpacked(file, budget), 1 << 20)
-        with tarfile.open(fileobj=stream, mode="r|") as archive:
-            yield from _tar_members(archive, budget)
+    what = "tar archive"
+    with open_regular(path, what) as file, _in_one_sentence(path, what, ArchiveError):
+        budget = _Budget(path, limits)
+        unpacked = _Unpacked(file, budget)
+        stream: Any = io.BufferedReader(unpacked, 1 << 20)
+        with _tar_stream(path, stream) as archive:
+            for member in archive:
+                archive.members.clear()  # type: ignore[attr-defined]  # else it grows
+                budget.add_entry()
+                if member.isdir():
+                    continue
+                if unpacked.packed and member.isreg() and not member.issparse():
+                    budget.skipped_bytes += member.size
+                name = plain_name(member.name)
+                read = partial(_tar_member, archive, member, name, budget, unpacked.packed)
+                yield Entry(name, f"{path}: {name}", read)
 
 
-def _tar_members(archive: tarfile.TarFile, budget: _Budget) -> Iterator[tuple[str, bytes]]:
-    for member in archive:
-        archive.members.clear()  # type: ignore[attr-defined]  # else it grows with every member
-        budget.add_entry()
-        _check_name(budget.archive, member.name)
-        if member.isdir():
-            continue
-        if not member.isreg() or member.issparse():
-            raise ArchiveError(
-                f"{budget.archive}: entry {member.name!r} is a link, device or sparse file; "
-                "need regular files"
-            )
-        budget.check_entry(member.name, member.size)
+def _tar_stream(path: Path, stream: BinaryIO) -> tarfile.TarFile:
+    try:
+        return tarfile.open(fileobj=stream, mode="r|")
+    except tarfile.ReadError as error:
+        raise ArchiveError(
+            f"{path}: holds no tar ({one_line(error)}); need a whole tar archive of images"
+        ) from None
+
+
+def _tar_member(
+    archive: tarfile.TarFile, member: tarfile.TarInfo, name: str, budget: _Budget, packed: bool
+) -> bytes:
+    """One member, which the archive must stand at."""
+    _check_name(budget.archive, name)
+    if not member.isreg() or member.issparse():
+        raise ArchiveError(
+            f"{budget.archive}: entry {name!r} is a link, device or sparse file; need regular files"
+        )
+    budget.check_entry(name, member.size)
+    if packed:  # the stream counts what it unpacks
+        budget.skipped_bytes -= member.size
+    else:
+        budget.add_bytes(member.size)
+    with _in_one_sentence(budget.archive, "tar archive", ArchiveError):
         entry = archive.extractfile(member)  # a reader over the stream: writes no file
         data = entry.read() if entry else b""
         if len(data) != member.size:
-            raise EOFError(f"ends within entry {member.name!r}")
-        yield member.name, data
-
-
-def _entries(path: str | Path, limits: ReadLimits | None) -> Iterator[tuple[str, bytes]]:
-    """Entries of an archive: a ZIP by its suffix, else a tar."""
-    is_zip = Path(path).suffix.lower() == ".zip"
-    return zip_entries(path, limits) if is_zip else tar_entries(path, limits)
-
-
-def archive_images(path: str | Path) -> list[str]:
-    """Sorted names of the images in an archive, without decoding them.
-
-    Args:
-        path: ZIP by its suffix, else a tar.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ArchiveError: damaged, beyond a limit, without images, or with one name twice.
-        ValueError: no regular file.
-    """
-    names = sorted(name for name, _ in _entries(path, None) if is_image_name(name))
-    if not names:
-        raise _no_image(path)
-    for first, second in itertools.pairwise(names):
-        if first == second:
-            raise ArchiveError(f"{path}: entry {first!r} occurs twice; need distinct names")
-    return names
-
-
-def _no_image(path: str | Path) -> ArchiveError:
-    return ArchiveError(f"{path}: holds no image; need .png, .jpg, .jpeg or .webp entries")
-
-
-def images_from_archive(
-    path: str | Path,
-    *,
-    channels: int | None = None,
-    names: Container[str] | None = None,
-    limits: ReadLimits | None = None,
-) -> Iterator[LabelledImage]:
-    """Images in an archive: a ZIP's sorted by name, a tar's in its order; classes as in a folder.
-
-    Args:
-        path: ZIP by its suffix, else a tar (.gz, .bz2 or .xz as well).
-        channels: 1, 3, or None for what each image has.
-        names: entries to read; None reads all images.
-        limits: None takes the defaults.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: damaged, encrypted, with links or devices, beyond a limit, or without images.
-    """
-    found = False
-    for name, data in _entries(path, limits):
-        if is_image_name(name) and (names is None or name in names):
-            found = True
-            pixels = decode_image(data, f"{path}: {name}", channels=channels, limits=limits)
-            yield LabelledImage(pixels, label_of(name), name)
-    if not found:
-        raise _no_image(path)
+            raise EOFError(f"ends within entry {name!r}")
+    return data

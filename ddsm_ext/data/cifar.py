@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddsm_ext.data.archives import tar_entries
+from ddsm_ext.data.archives import archive_entries
+from ddsm_ext.data.entries import Entry, ReadLimits
 from ddsm_ext.data.images import is_image_name
 from ddsm_ext.io.files import read_bytes
 from ddsm_ext.settings import Refusal, check_choice
@@ -35,18 +37,14 @@ def is_cifar10(path: str | Path) -> bool:
     """Whether a file or folder holds CIFAR-10's binary batches.
 
     Args:
-        path: a batch file, a folder of them, or a tar archive of them; read up to the first
-            batch or image.
+        path: a batch file, a folder of them, or an archive of them; read up to the first batch or
+            image.
 
     Raises:
         ValueError: it holds the Python version.
     """
     path = Path(path)
-    if path.is_dir() or _BATCH.fullmatch(path.name):
-        names: Iterable[str] = (str(file) for file in _batch_files(path))
-    else:
-        names = (name for name, _ in tar_entries(path))
-    for name in names:
+    for name, _, _ in _entries(path):
         if match := _BATCH.fullmatch(PurePosixPath(name).name):
             if match[2]:
                 return True
@@ -57,6 +55,12 @@ def is_cifar10(path: str | Path) -> bool:
         if is_image_name(name):
             return False
     return False
+
+
+def is_cifar10_name(name: str) -> bool:
+    """Whether a file inside a source is a batch of CIFAR-10, or names its classes."""
+    own = name.rpartition("/")[2]
+    return own == _META or _BATCH.fullmatch(own) is not None
 
 
 def _batch_files(path: Path) -> list[Path]:
@@ -70,19 +74,19 @@ def _batch_files(path: Path) -> list[Path]:
     return []
 
 
-def _entries(path: Path) -> Iterator[tuple[str, bytes]]:
+def _entries(path: Path) -> Iterator[Entry]:
     if path.is_dir() or _BATCH.fullmatch(path.name):
         for file in _batch_files(path):
-            yield file.name, read_bytes(file, "CIFAR-10 batch")
+            yield Entry(file.name, str(file), partial(read_bytes, file, "CIFAR-10 batch"))
     else:
-        yield from tar_entries(path)
+        yield from archive_entries(path, ReadLimits())
 
 
 def read_cifar10(path: str | Path, split: str = "train") -> CifarImages:
     """CIFAR-10 from `data_batch_N.bin` records: a label byte, then 1024 bytes each of R, G, B.
 
     Args:
-        path: one .bin file, a folder of them, or cifar-10-binary.tar.gz.
+        path: one .bin file, a folder of them, or an archive such as cifar-10-binary.tar.gz.
         split: "train", "test" or "all".
 
     Raises:
@@ -94,13 +98,13 @@ def read_cifar10(path: str | Path, split: str = "train") -> CifarImages:
     start = wanted[check_choice("CIFAR-10: split", split, wanted)]
     batches: dict[str, NDArray[np.uint8]] = {}
     class_names = tuple(str(index) for index in range(_CLASSES))
-    for entry, data in _entries(path):
+    for entry, where, read in _entries(path):
         name = PurePosixPath(entry).name
         match = _BATCH.fullmatch(name)
         if match and match[2] and name.startswith(start):
-            batches[name] = _records(data, str(path) if path.name == name else f"{path}: {entry}")
+            batches[name] = _records(read(), where)
         elif name == _META:
-            names = tuple(data.decode("utf-8", "replace").split())
+            names = tuple(read().decode("utf-8", "replace").split())
             class_names = names if len(names) == _CLASSES else class_names
     if not batches:
         what = "data_batch_N" if split == "train" else "test_batch"

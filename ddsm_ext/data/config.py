@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ddsm_ext.settings import Settings, is_number
+from ddsm_ext.settings import LARGEST_IMAGE, Settings, is_number
+
+_MOST_PIXELS = 178_956_970  # Pillow decodes no larger image
 
 
 @dataclass(frozen=True)
 class DataConfig(Settings):
     """Which images, and how they become [C, image_size, image_size] uint8."""
 
-    source: str = "digits"  # "digits", or a path: image folder, .zip, .tar[.gz|.xz|.bz2], CIFAR-10
+    source: str = "digits"  # "digits", or a path: folder, ZIP or tar of images, binary CIFAR-10
     image_size: int | None = None  # pixels a side; None: as in the source (all must agree)
     channels: int | None = None  # 1 or 3; None: as in the source
     split: str = "train"  # "train", "test" or "all"
@@ -20,10 +22,13 @@ class DataConfig(Settings):
     flip: bool | None = None  # random horizontal flips; None: all but digits
     limit: int | None = None  # random sub-set of so many, drawn by split_seed; None: all
     cache: str | None = None  # folder of decoded images, named by content; None: decode every time
+    background: int = 255  # grey level that transparent pixels are laid on: 0 black, 255 white
+    skip_damaged: int = 0  # damaged images that are passed over, each with a warning; more: refused
+    max_pixels: int = 1 << 26  # width x height of an image in a file; a larger one is refused
 
     def __post_init__(self) -> None:
         self._check("source", isinstance(self.source, str) and bool(self.source), "a name or path")
-        self._check_int("image_size", 4, optional=True)
+        self._check_int("image_size", 4, LARGEST_IMAGE, optional=True)
         self._check("channels", self.channels in (None, 1, 3), "None, 1 or 3")
         self._check_choice("split", ("train", "test", "all"))
         self._check("held_out", is_number(self.held_out, 0, 0.9), "a fraction from 0 to 0.9")
@@ -31,6 +36,9 @@ class DataConfig(Settings):
         self._check("flip", self.flip in (None, True, False), "None, True or False")
         self._check_int("limit", 1, optional=True)
         self._check("cache", self.cache is None or isinstance(self.cache, str), "None or a path")
+        self._check_int("background", 0, 255)
+        self._check_int("skip_damaged", 0)
+        self._check_int("max_pixels", 1, _MOST_PIXELS)
 
     @property
     def flips(self) -> bool:

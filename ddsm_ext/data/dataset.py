@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+import os
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,16 +19,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from ddsm_ext.data.archives import archive_images, images_from_archive
-from ddsm_ext.data.cifar import is_cifar10, read_cifar10
+from ddsm_ext.data.cifar import is_cifar10, is_cifar10_name, read_cifar10
 from ddsm_ext.data.config import DataConfig
-from ddsm_ext.data.images import image_files, images_from_folder, label_of
+from ddsm_ext.data.entries import ReadLimits, folder_entries
+from ddsm_ext.data.images import is_image_name
+from ddsm_ext.data.layout import TABLE, Layout
+from ddsm_ext.data.source import PassedOver, list_source, read_images
 from ddsm_ext.io.files import parse_json, write_atomic
 from ddsm_ext.settings import Refusal
 
-_CACHE_VERSION = 1  # change when the same settings give other pixels
-_TRAIN_PARTS = frozenset(("train", "training"))
-_TEST_PARTS = frozenset(("test", "testing"))
+_CACHE_VERSION = 2  # change when the same settings give other pixels
 
 
 @dataclass(frozen=True)
@@ -97,14 +98,21 @@ def load_dataset(config: DataConfig) -> ImageDataset:
     for RGB. The digits of scikit-learn (0..16) are scaled to 0..255. A limited set is a random
     sub-set drawn with `split_seed`, in the source's order.
 
+    Classes are those of `Layout`. Folders named train or training, val, valid or validation, and
+    test or testing divide a source: "train" has the first, "test" the last, or those for validation
+    where there are none for tests; "all" has every image. What is left out, and why, is said in a
+    warning.
+
     Args:
-        config: source, size, channels, split and cache.
+        config: source, size, channels, split, cache, and what becomes of odd images.
 
     Raises:
         FileNotFoundError: no such file or folder.
         ValueError: a damaged or hostile file, images of unequal size, or an empty split.
     """
     raw, name = _read_or_cached(config)
+    for note in raw.notes:
+        warnings.warn(f"{config.source}: {note}", stacklevel=2)
     images, labels = raw.images, raw.labels
     if config.held_out and not raw.has_test_part and config.split != "all":
         kept, out = split_indices(len(images), config.held_out, config.split_seed)
@@ -127,7 +135,10 @@ def _read_or_cached(config: DataConfig) -> tuple[_RawImages, str]:
     if config.source == "digits":
         return _read_digits(config), "digits"
     path = Path(config.source)
-    name = path.name.split(".tar")[0] if ".tar" in path.name else (path.stem or path.name)
+    name = path.name
+    if not path.is_dir():
+        name = name.split(".tar")[0] if ".tar" in name else (path.stem or name)
+    name = name.encode("utf-8", "backslashreplace").decode("utf-8")
     if config.cache is None:
         return _read_path(config), name
     file = Path(config.cache) / f"{_source_digest(config)}.safetensors"
@@ -146,16 +157,23 @@ class _RawImages:
     labels: NDArray[np.int64] | None  # [N]
     class_names: tuple[str, ...]
     has_test_part: bool  # the source itself is divided into train and test
+    notes: tuple[str, ...] = ()  # what was left out
 
     def save(self, file: Path) -> None:
-        """Write as safetensors, with the digest of the pixels beside them."""
+        """Write as safetensors, with the digest of all of it."""
         from safetensors.numpy import save
 
         arrays: dict[str, NDArray[Any]] = {"images": np.ascontiguousarray(self.images)}
         if self.labels is not None:
             arrays["labels"] = self.labels
-        about = {"classes": list(self.class_names), "has_test_part": self.has_test_part}
-        metadata = {"about": json.dumps(about), "sha256": _sha256(arrays)}
+        about = json.dumps(
+            {
+                "classes": self.class_names,
+                "has_test_part": self.has_test_part,
+                "notes": self.notes,
+            }
+        )
+        metadata = {"about": about, "sha256": _sha256(arrays, about)}
         write_atomic(file, save(arrays, metadata=metadata))
 
     @staticmethod
@@ -170,15 +188,16 @@ class _RawImages:
                 arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
                 metadata = stored.metadata()
             about = parse_json(metadata["about"], str(file))
-            if metadata["sha256"] == _sha256(arrays):
-                names = tuple(about["classes"])
-                labels = arrays.get("labels")
-                return _RawImages(arrays["images"], labels, names, bool(about["has_test_part"]))
+            if metadata["sha256"] == _sha256(arrays, metadata["about"]):
+                names, notes = tuple(about["classes"]), tuple(about["notes"])
+                has_test_part = bool(about["has_test_part"])
+                images, labels = arrays["images"], arrays.get("labels")
+                return _RawImages(images, labels, names, has_test_part, notes)
         return None
 
 
-def _sha256(arrays: dict[str, NDArray[Any]]) -> str:
-    digest = hashlib.sha256()
+def _sha256(arrays: dict[str, NDArray[Any]], about: str) -> str:
+    digest = hashlib.sha256(f"{about}\n".encode())
     for name in sorted(arrays):
         digest.update(f"{name} {arrays[name].dtype} {list(arrays[name].shape)}\n".encode())
         digest.update(np.ascontiguousarray(arrays[name]).data)
@@ -192,14 +211,25 @@ def _source_digest(config: DataConfig) -> str:
         FileNotFoundError: no such file or folder.
     """
     path = _existing(config.source)
-    settings = [_CACHE_VERSION, config.image_size, config.channels, config.split]
-    digest = hashlib.sha256(json.dumps(settings).encode())
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    for file in files:
-        name = file.relative_to(path).as_posix() if path.is_dir() else ""
+    # source and cache are paths; held_out, limit and their seed choose later; flip is of training
+    later = ("source", "cache", "held_out", "limit", "split_seed", "flip")
+    settings = {key: value for key, value in config.to_dict().items() if key not in later}
+    digest = hashlib.sha256(json.dumps([_CACHE_VERSION, settings]).encode())
+    files = {"": path}
+    if path.is_dir():
+        entries = folder_entries(path, ReadLimits())
+        files = {entry.name: Path(entry.where) for entry in entries if _decides(entry.name)}
+    for name, file in files.items():
         with open(file, "rb") as stream:
-            digest.update(f"{name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest.update(os.fsencode(name) + f"\0{content}\n".encode())
     return digest.hexdigest()
+
+
+def _decides(name: str) -> bool:
+    """Whether a file of a folder can change what is read from it."""
+    is_table = name.rpartition("/")[2] == TABLE
+    return is_image_name(name) or is_table or is_cifar10_name(name)
 
 
 def _existing(source: str) -> Path:
@@ -291,25 +321,35 @@ def _read_path(config: DataConfig) -> _RawImages:
         ValueError: damaged, hostile, unequal or no images.
     """
     path = _existing(config.source)
-    if path.suffix.lower() != ".zip" and is_cifar10(path):
+    if is_cifar10(path):
         return _read_cifar(path, config)
-    names = image_files(path) if path.is_dir() else archive_images(path)
-    wanted, has_test_part = _names_of_split(names, config)
-    classes = _classes(names)
-    class_index = {name: index for index, name in enumerate(classes)}
-    stack, found, labels = _Stack(str(path), config), [], []
-    read = images_from_folder if path.is_dir() else images_from_archive
-    images = read(path, channels=config.channels, names=frozenset(wanted))
-    for image in tqdm(images, f"reading {path.name}", len(wanted), disable=None, delay=2):
-        stack.add(image.pixels, image.name)
-        found.append(image.name)
-        labels.append(class_index.get(image.label or "", 0))
+    limits = replace(ReadLimits(), max_pixels=config.max_pixels)
+    listing = list_source(path, limits)
+    layout = Layout(str(path), listing.images, listing.tables)
+    part = layout.part(config.split)
+    stack, found = _Stack(str(path), config), []
+    passed_over = PassedOver(config.skip_damaged)
+    images = read_images(
+        path,
+        frozenset(part.names),
+        channels=config.channels,
+        background=config.background,
+        limits=limits,
+        passed_over=passed_over,
+    )
+    for name, pixels in tqdm(
+        images, f"reading {path.name}", len(part.names), disable=None, delay=2
+    ):
+        stack.add(pixels, name)
+        found.append(name)
     array = stack.array()
     order = sorted(range(len(found)), key=found.__getitem__)
     if order != list(range(len(order))):  # indexing copies
         array = array[order]
-    ids = np.array(labels, dtype=np.int64)[order] if classes else None
-    return _RawImages(array, ids, tuple(classes), has_test_part)
+    ids = None if part.labels is None else [part.labels[found[index]] for index in order]
+    labels = None if ids is None else np.array(ids, dtype=np.int64)
+    notes = [*listing.notes(), *layout.notes(config.split), *passed_over.notes()]
+    return _RawImages(array, labels, part.class_names, layout.divided, tuple(notes))
 
 
 def _read_cifar(path: Path, config: DataConfig) -> _RawImages:
@@ -318,22 +358,3 @@ def _read_cifar(path: Path, config: DataConfig) -> _RawImages:
     for index, pixels in enumerate(cifar.pixels):
         stack.add(pixels, f"image {index}")
     return _RawImages(stack.array(), cifar.labels, cifar.class_names, has_test_part=True)
-
-
-def _names_of_split(names: list[str], config: DataConfig) -> tuple[list[str], bool]:
-    """Names in the wanted split, and whether folders named train and test divide the source."""
-    parts = [frozenset(PurePosixPath(name.lower()).parts[:-1]) for name in names]
-    divided = any(p & _TRAIN_PARTS for p in parts) and any(p & _TEST_PARTS for p in parts)
-    if not divided or config.split == "all":
-        return names, divided
-    folders = _TRAIN_PARTS if config.split == "train" else _TEST_PARTS
-    return [name for name, part in zip(names, parts, strict=True) if part & folders], True
-
-
-def _classes(names: Iterable[str]) -> list[str]:
-    """Sorted class names; none when images lie outside class folders."""
-    labels = {label_of(name) for name in names}
-    split_folders = _TRAIN_PARTS | _TEST_PARTS
-    if any(label is None or label.lower() in split_folders for label in labels):
-        return []
-    return sorted(label for label in labels if label is not None)

@@ -1,71 +1,68 @@
-"""Image files as data: PNG, JPEG and WebP to uint8 arrays [H, W, C] under stated limits."""
+"""Image files as data: what they show as uint8 arrays [H, W, C], under stated limits."""
 
 from __future__ import annotations
 
 import io
-import os
 import warnings
-from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-from ddsm_ext.io.files import one_line, open_regular, write_atomic
+from ddsm_ext.data.entries import DamagedImage, ReadLimits, is_hidden, read_file
+from ddsm_ext.data.metadata import without_metadata
+from ddsm_ext.io.files import one_line, write_atomic
 from ddsm_ext.settings import Refusal
 
 Pixels = NDArray[np.uint8]  # [H, W, C]
 
-FORMATS = ("PNG", "JPEG", "WEBP")
-SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp"))
+_ANY = ("PNG", "JPEG", "WEBP")  # what an image file may hold, whatever its suffix says
+SUFFIXES: dict[str, tuple[str, ...]] = {  # of image files, with what else they may hold
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp"), ()),
+    ".bmp": ("BMP",),
+    ".gif": ("GIF",),
+    **dict.fromkeys((".tif", ".tiff"), ("TIFF",)),
+    **dict.fromkeys((".pbm", ".pgm", ".pnm", ".ppm"), ("PPM",)),
+}
 
-
-@dataclass(frozen=True)
-class ReadLimits:
-    """How much a foreign file may claim before it is refused."""
-
-    max_pixels: int = 1 << 26  # of one image
-    max_entry_bytes: int = 1 << 28  # of one file, unpacked
-    max_total_bytes: int = 1 << 34  # of all files of an archive, unpacked
-    max_ratio: int = 200  # unpacked to packed, once past `free_bytes`
-    free_bytes: int = 1 << 22  # unpacked size below which the ratio does not matter
-    max_entries: int = 2_000_000
-
-
-@dataclass(frozen=True)
-class LabelledImage:
-    """One image of a source, with the folder that held it."""
-
-    pixels: Pixels  # uint8 [H, W, C]
-    label: str | None  # class = name of the folder; None at the top
-    name: str  # path inside the source
+_ORIENTATION, _PHOTOMETRIC, _BITS = 0x0112, 0x0106, 0x0102  # tags of EXIF and TIFF
+_TURNS = {  # EXIF's orientation, and what makes the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def is_image_name(name: str) -> bool:
     """Whether a path inside a source names an image, by suffix; hidden files are no images."""
-    path = PurePosixPath(name)
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-    return path.suffix.lower() in SUFFIXES and not hidden
-
-
-def label_of(name: str) -> str | None:
-    """Class of a path inside a source: the name of its folder."""
-    parent = PurePosixPath(name).parent.name
-    return parent or None
+    return PurePosixPath(name).suffix.lower() in SUFFIXES and not is_hidden(name)
 
 
 def decode_image(
-    data: bytes, name: str, *, channels: int | None = None, limits: ReadLimits | None = None
+    data: bytes,
+    name: str,
+    *,
+    channels: int | None = None,
+    background: int = 255,
+    limits: ReadLimits | None = None,
 ) -> Pixels:
-    """Decode a PNG, JPEG or WebP file held in memory; photographs are turned upright (EXIF).
+    """Decode an image file held in memory; photographs are turned upright (EXIF).
+
+    It may be a PNG, JPEG or WebP, and what else the suffix of its name says: BMP, GIF, TIFF or PPM.
+    Of several pictures in a file the first is taken. Damaged metadata is passed over.
 
     Args:
         data: content of the file.
-        name: where it came from, for errors.
-        channels: 1 (grey), 3 (RGB), or None for what the file has; alpha is dropped.
+        name: where it came from, for errors and for its suffix.
+        channels: 1 (grey), 3 (RGB), or None for what the file has.
+        background: grey level, 0 (black) to 255 (white), that transparent pixels are laid on.
         limits: None takes the defaults.
 
     Returns:
@@ -78,42 +75,103 @@ def decode_image(
     if channels not in (None, 1, 3):
         raise Refusal(f"read_image: channels is {channels!r}; need None, 1 or 3")
     if len(data) > limits.max_entry_bytes:
-        raise Refusal(f"{name}: {len(data)} bytes; need at most {limits.max_entry_bytes}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                width, height = image.size
-                if width * height <= limits.max_pixels:
+        raise DamagedImage(f"{name}: {len(data)} bytes; need at most {limits.max_entry_bytes}")
+    formats = (*SUFFIXES.get(PurePosixPath(name).suffix.lower(), ()), *_ANY)
+    reason = ""
+    for bare in (False, True):
+        content = without_metadata(data) if bare else data
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                with Image.open(io.BytesIO(content), formats=formats) as image:
+                    width, height = image.size
+                    if width * height > limits.max_pixels:
+                        raise DamagedImage(
+                            f"{name}: {width}x{height} pixels; need at most {limits.max_pixels}"
+                        )
                     image.load()
-                    return _pixels(ImageOps.exif_transpose(image), channels)
-    except MemoryError:
-        raise
-    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error ...
-        reason = one_line(error)
-        if "cannot identify image file" in reason:
-            reason = "unknown format"
-        raise Refusal(f"{name}: {reason}; need a whole PNG, JPEG or WebP image") from None
-    raise Refusal(f"{name}: {width}x{height} pixels; need at most {limits.max_pixels}")
+                    return _pixels(image, content, channels, background)
+        except (MemoryError, DamagedImage):
+            raise
+        except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error
+            reason = one_line(error)
+    if "cannot identify image file" in reason:
+        reason = "unknown format"
+    others = ", ".join(formats[:-1])
+    raise DamagedImage(f"{name}: {reason}; need a whole {others} or WebP image")
 
 
-def _pixels(image: Image.Image, channels: int | None) -> Pixels:
-    """uint8 [H, W, C] of a decoded image; 16-bit grey keeps its upper 8 bits."""
-    if image.mode.startswith("I"):  # Pillow's own conversion would clip at 255
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+def _pixels(image: Image.Image, data: bytes, channels: int | None, background: int) -> Pixels:
+    """uint8 [H, W, C] of a decoded image, upright, without transparency."""
+    turn = _turn(image)
+    image = _eight_bits(image, data)
+    if turn is not None:
+        image = image.transpose(turn)
     if channels is None:
         channels = 1 if image.mode in ("1", "L", "LA") else 3
+    if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        ground = Image.new("RGB", image.size, (background,) * 3)
+        ground.paste(image, mask=image)
+        image = ground
     array = np.array(image.convert("L" if channels == 1 else "RGB"), dtype=np.uint8)
     return array[:, :, None] if channels == 1 else array
 
 
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes an image upright; None where its metadata does not say, or is damaged."""
+    try:
+        return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # SyntaxError, struct.error, TypeError ...
+        return None
+
+
+def _eight_bits(image: Image.Image, data: bytes) -> Image.Image:
+    """An image of 8 bits a channel; of deeper ones the upper 8 bits.
+
+    Pillow reads 16 bits of colour as 8 already. It leaves the transparent colour of a PNG as the
+    file has it, in the file's own depth.
+
+    Args:
+        image: decoded, in any mode of Pillow.
+        data: the file that it comes from.
+    """
+    key = image.info.get("transparency")
+    if image.mode.startswith("I"):
+        tags = getattr(image, "tag_v2", {})
+        if image.mode == "I" and tags:
+            raise Refusal("has grey levels of 32 bits, or with signs")
+        deep = np.asarray(image)
+        if tags.get(_PHOTOMETRIC) == 0:  # white is 0
+            deep = 65535 - deep
+        grey = (deep >> (tags.get(_BITS, (16,))[0] - 8)).clip(0, 255).astype(np.uint8)
+        result = Image.fromarray(grey)
+        if key is not None:
+            result.putalpha(Image.fromarray(np.where(deep == key, 0, 255).astype(np.uint8)))
+        return result
+    if image.mode == "F":
+        raise Refusal("has grey levels in floating point")
+    if image.format == "PNG" and isinstance(key, int | tuple) and image.mode in ("L", "RGB"):
+        depth = data[24]
+        if isinstance(key, tuple):
+            image.info["transparency"] = tuple(level >> max(0, depth - 8) for level in key)
+        else:
+            image.info["transparency"] = key * 255 // (2**depth - 1)
+    return image
+
+
 def read_image(
-    path: str | Path, *, channels: int | None = None, limits: ReadLimits | None = None
+    path: str | Path,
+    *,
+    channels: int | None = None,
+    background: int = 255,
+    limits: ReadLimits | None = None,
 ) -> Pixels:
-    """Read one PNG, JPEG or WebP file.
+    """Read one image file, as `decode_image` does.
 
     Args:
         channels: 1 (grey), 3 (RGB), or None for what the file has.
+        background: grey level, 0 (black) to 255 (white), that transparent pixels are laid on.
         limits: None takes the defaults.
 
     Returns:
@@ -123,58 +181,8 @@ def read_image(
         FileNotFoundError: no such file.
         ValueError: no such image, damaged, or too large.
     """
-    limits = limits or ReadLimits()
-    with open_regular(path, "PNG, JPEG or WebP image") as file:
-        if (size := os.fstat(file.fileno()).st_size) > limits.max_entry_bytes:
-            raise Refusal(f"{path}: {size} bytes; need at most {limits.max_entry_bytes}")
-        data = file.read()
-    return decode_image(data, str(path), channels=channels, limits=limits)
-
-
-def image_files(folder: str | Path) -> list[str]:
-    """Sorted paths, relative to `folder`, of all images in it and below it.
-
-    Raises:
-        FileNotFoundError: no such folder, or no image in it.
-    """
-    root = Path(folder)
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder; need a folder of images")
-    names = []
-    for current, folders, files in os.walk(root):
-        folders.sort()
-        base = Path(current).relative_to(root)
-        names += [(base / file).as_posix() for file in files]
-    names = sorted(name for name in names if is_image_name(name))
-    if not names:
-        raise FileNotFoundError(f"{root}: holds no image; need .png, .jpg, .jpeg or .webp files")
-    return names
-
-
-def images_from_folder(
-    folder: str | Path,
-    *,
-    channels: int | None = None,
-    names: Container[str] | None = None,
-    limits: ReadLimits | None = None,
-) -> Iterator[LabelledImage]:
-    """Images in and below a folder, sorted by path; the class is the name of the sub-folder.
-
-    Args:
-        folder: root; hidden files and other suffixes are passed over, linked folders not entered.
-        channels: 1, 3, or None for what each file has.
-        names: paths inside the folder to read; None reads all images.
-        limits: None takes the defaults.
-
-    Raises:
-        FileNotFoundError: no such folder, or no image in it.
-        ValueError: an image is damaged or too large.
-    """
-    for name in image_files(folder):
-        if names is not None and name not in names:
-            continue
-        pixels = read_image(Path(folder) / name, channels=channels, limits=limits)
-        yield LabelledImage(pixels, label_of(name), name)
+    data = read_file(Path(path), limits or ReadLimits())
+    return decode_image(data, str(path), channels=channels, background=background, limits=limits)
 
 
 def _check_pixels(image: Any, what: str) -> Pixels:

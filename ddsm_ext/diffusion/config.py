@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from dataclasses import dataclass
 
 from ddsm_ext.settings import Refusal, Settings, is_int
 
 SCHEDULES = ("linear", "cosine")
 PARAMETERISATIONS = ("epsilon", "x0", "v")
+# Sampling starts from noise alone. At this log-SNR the last training images still have 8 % of the
+# clean image's scale; the usual 1000 linear steps end at -10.1, with 0.6 %.
+GREATEST_LAST_LOG_SNR = -5.0
+_MOST_TERMS = 1000  # of the sum over timesteps; of more, evenly spaced ones stand for all
 
 
 @dataclass(frozen=True)
@@ -19,7 +25,9 @@ class DiffusionConfig(Settings):
             Dhariwal 2021, eq. 17).
         timesteps: T, at least 2; t = 0 is the least noisy step.
         beta_start: beta at t = 0 (linear schedule only), 0 < beta_start <= beta_end.
-        beta_end: beta at t = T - 1 (linear schedule only), below 1; used as given for every T.
+        beta_end: beta at t = T - 1 (linear schedule only), below 1; used as given for every T, as
+            published checkpoints were trained. The defaults are for T = 1000: a schedule that does
+            not end in noise is warned about.
         parameterisation: "epsilon" (the noise), "x0" (the image) or "v" (Salimans & Ho 2022).
 
     Raises:
@@ -48,3 +56,26 @@ class DiffusionConfig(Settings):
                 f"DiffusionConfig: beta_start is {self.beta_start}, beta_end is {self.beta_end}; "
                 "need beta_start <= beta_end"
             )
+        warn_unless_noise(self.timesteps, self._last_log_snr())
+
+    def _last_log_snr(self) -> float:
+        """Log-SNR at t = T - 1 of the linear schedule, the cosine's is below -6.9 for every T."""
+        if self.schedule == "cosine":
+            return -math.inf
+        terms = min(self.timesteps, _MOST_TERMS)
+        step = (self.beta_end - self.beta_start) / (terms - 1)
+        each = math.fsum(math.log1p(-self.beta_start - step * t) for t in range(terms)) / terms
+        log_alpha_bar = self.timesteps * each
+        return log_alpha_bar - math.log(-math.expm1(log_alpha_bar))
+
+
+def warn_unless_noise(timesteps: int, last_log_snr: float) -> None:
+    """Warn of a schedule whose noisiest images still show the clean one; once for each text."""
+    if last_log_snr > GREATEST_LAST_LOG_SNR:
+        warnings.warn(
+            f"the noise schedule of {timesteps} timesteps ends at log-SNR {last_log_snr:.2f}, "
+            f"where images are not noise yet, and sampling starts from noise; need "
+            f"{GREATEST_LAST_LOG_SNR:g} or less: more timesteps, larger betas (for fewer timesteps "
+            "than 1000 by as much), or the cosine schedule",
+            stacklevel=1,
+        )

@@ -14,7 +14,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from ddsm_ext.diffusion.config import DiffusionConfig
+from ddsm_ext.diffusion.config import DiffusionConfig, warn_unless_noise
 from ddsm_ext.settings import Refusal
 
 # Offset s and upper bound of beta that Nichol & Dhariwal 2021 (section 3.2) choose.
@@ -81,6 +81,8 @@ def cosine_betas(timesteps: int) -> Tensor:
 class NoiseSchedule:
     """Tables of one diffusion process, [T] float64 on the CPU, and its continuous-time view.
 
+    A schedule that does not end in noise is warned about.
+
     Args:
         betas: [T] variance added at each step, T >= 2, each in (0, 1).
 
@@ -104,6 +106,7 @@ class NoiseSchedule:
         self.log_alphas_bar = log_alphas_bar  # [T]
         # log(1 - alpha-bar) by expm1: 1 - alpha-bar is 1e-4 at t = 0 and would lose 4 digits.
         self.log_snrs = log_alphas_bar - torch.log(-torch.expm1(log_alphas_bar))  # [T]
+        warn_unless_noise(self.timesteps, self.log_snrs[-1].item())
         self._levels: dict[int, Level] = {}
         self._log_snrs_by_device = {torch.device("cpu"): self.log_snrs}
 

@@ -24,7 +24,14 @@ from ddsm_ext.data.pixels import from_uint8
 from ddsm_ext.io.document import Document
 from ddsm_ext.io.files import parse_json, read_bytes, write_atomic
 from ddsm_ext.io.weights import parse_safetensors
-from ddsm_ext.settings import Refusal, Settings, TypeRefusal, is_int, is_number
+from ddsm_ext.settings import (
+    LARGEST_IMAGE,
+    Refusal,
+    Settings,
+    TypeRefusal,
+    is_int,
+    is_number,
+)
 
 _METADATA_KEY = "ddsm_classifier"
 _HELD_OUT_FRACTION = 0.2  # share of images, chosen by the seed, that training never sees
@@ -55,11 +62,13 @@ class ClassifierConfig(Settings):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self._check("image_channels", self.image_channels in (1, 3), "1 or 3")
-        lowest = {"image_size": 4, "classes": 2}
-        for name in ("image_size", "classes", "channels", "features", "epochs", "batch_images"):
-            low = lowest.get(name, 1)
+        grey_or_rgb = is_int(self.image_channels) and self.image_channels in (1, 3)
+        self._check("image_channels", grey_or_rgb, "1 or 3")
+        self._check_int("image_size", 4, LARGEST_IMAGE)
+        for name, low in (("classes", 2), ("channels", 1), ("features", 1)):
             self._check(name, is_int(getattr(self, name), low), f"an int >= {low}")
+        self._check_int("epochs", 1, 10**5)
+        self._check_int("batch_images", 1, 2**20)
         self._check_int("seed", 0)
         for name in ("lr", "weight_decay"):
             self._check(name, is_number(getattr(self, name), 0), "a number >= 0")
@@ -319,10 +328,10 @@ def load_classifier(path: str | Path) -> tuple[TrainedClassifier, str]:
     try:
         with torch.device("meta"):  # takes no memory, whatever sizes the file states
             network = SmallClassifier(record.values["config"])
-        expected = {name: t.shape for name, t in network.state_dict().items()}
-        fits = expected == {name: t.shape for name, t in tensors.items()}
+        expected = {name: (t.shape, t.dtype) for name, t in network.state_dict().items()}
+        fits = expected == {name: (t.shape, t.dtype) for name, t in tensors.items()}
         fits = fits and all(bool(torch.isfinite(t).all()) for t in tensors.values())
-    except (RuntimeError, TypeError):  # sizes beyond any memory, types without arithmetic
+    except (RuntimeError, TypeError):  # sizes beyond any memory
         fits = False
     if not fits:
         raise Refusal(
@@ -338,7 +347,7 @@ def _read_safetensors(path: str | Path, data: bytes) -> tuple[dict[str, str], di
     try:
         tensors = parse_safetensors(data, str(path))
         header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")], str(path))
-    except ValueError as error:
+    except (ValueError, KeyError) as error:  # KeyError: a type of numbers that torch has not
         raise Refusal(
             f"classifier {path}: not a safetensors file; need one written by save_classifier"
         ) from error

@@ -11,8 +11,11 @@ import torch.distributed as dist
 
 from ddsm_ext.settings import Refusal, TypeRefusal
 
-# Relative asymmetry above which a matrix is taken for a mistake rather than for rounding.
+# Relative asymmetry, and eigenvalue below 0, from which a matrix is taken for a mistake rather than
+# for rounding: sums in float32 make some 1e-6.
 _SYMMETRY_TOLERANCE = 1e-6
+_EIGENVALUE_TOLERANCE = 1e-5
+_LARGEST_MOMENT = 1e100  # the squares and products of larger ones leave fp64
 _KERNEL_ROWS = 1000  # with 10,000 others 80 MB of kernel values
 
 
@@ -143,14 +146,13 @@ def frechet_distance(mu1: Any, sigma1: Any, mu2: Any, sigma2: Any) -> float:
         The squared distance, the figure called FID when the features are Inception's.
 
     Raises:
-        ValueError: shapes that do not fit, a value that is not finite, or a matrix that is not
-            symmetric.
+        ValueError: what `check_moments` refuses, or different numbers of features.
 
     Source: Dowson and Landau, "The Fréchet distance between multivariate normal distributions",
     1982; Heusel et al., arXiv 1706.08500, eq. 6.
     """
-    mean1, cov1 = _gaussian(mu1, sigma1, "1")
-    mean2, cov2 = _gaussian(mu2, sigma2, "2")
+    mean1, cov1 = check_moments("frechet_distance, mu1 and sigma1", mu1, sigma1)
+    mean2, cov2 = check_moments("frechet_distance, mu2 and sigma2", mu2, sigma2)
     if mean1.shape != mean2.shape:
         raise Refusal(
             f"frechet_distance: mu1 has {mean1.size} features, mu2 has {mean2.size}; "
@@ -177,26 +179,55 @@ def enough_images(count: int, dim: int) -> bool:
     return count >= 2 * dim
 
 
-def _gaussian(mu: Any, sigma: Any, which: str) -> tuple[np.ndarray, np.ndarray]:
+def check_moments(what: str, mu: Any, sigma: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return a mean and a covariance in fp64, the latter symmetric to the last bit.
+
+    Args:
+        what: opens the errors, e.g. a file's name.
+        mu: mean [D].
+        sigma: covariance [D, D].
+
+    Raises:
+        ValueError: shapes that do not fit, values that are not finite or beyond 1e100, or a matrix
+            that no rows have as their covariance: not symmetric, or with a negative eigenvalue.
+    """
     mean = np.asarray(mu, dtype=np.float64)
     cov = np.asarray(sigma, dtype=np.float64)
     if mean.ndim != 1 or mean.size == 0 or cov.shape != (mean.size, mean.size):
         raise Refusal(
-            f"frechet_distance: mu{which} has shape {mean.shape} and sigma{which} {cov.shape}; "
-            "need [D] and [D, D]"
+            f"{what}: the mean has shape {mean.shape}, the covariance {cov.shape}; need [D] and "
+            "[D, D]"
         )
     if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
         raise Refusal(
-            f"frechet_distance: mu{which} or sigma{which} has a value that is not finite; "
-            "need finite moments"
+            f"{what}: mean or covariance has a value that is not finite; need finite moments"
         )
+    largest = float(np.abs(cov).max())
+    for name, value in (("mean", float(np.abs(mean).max())), ("covariance", largest)):
+        if value > _LARGEST_MOMENT:
+            raise Refusal(
+                f"{what}: the {name} has a value of {value:.3g}; need at most "
+                f"{_LARGEST_MOMENT:g}, whose squares are finite"
+            )
     asymmetry = float(np.abs(cov - cov.T).max())
-    if asymmetry > _SYMMETRY_TOLERANCE * max(float(np.abs(cov).max()), 1e-300):
+    if asymmetry > _SYMMETRY_TOLERANCE * largest:
         raise Refusal(
-            f"frechet_distance: sigma{which} differs from its transpose by {asymmetry:.3g}; "
-            "need a symmetric covariance"
+            f"{what}: the covariance differs from its transpose by {asymmetry:.3g}; need a "
+            "symmetric one"
         )
-    return mean, (cov + cov.T) / 2
+    cov = (cov + cov.T) / 2
+    # Cholesky's factors, which are there unless an eigenvalue is negative, take a small part of the
+    # eigenvalues' time. The elements' norm bounds what their rounding takes from an eigenvalue.
+    raised, norm = cov.copy(), max(float(np.linalg.norm(cov)), largest)  # squares may underflow
+    raised.flat[:: mean.size + 1] += _EIGENVALUE_TOLERANCE * norm or 1.0
+    try:
+        np.linalg.cholesky(raised)
+    except np.linalg.LinAlgError:
+        raise Refusal(
+            f"{what}: the covariance has an eigenvalue of {np.linalg.eigvalsh(cov)[0]:.3g}; need "
+            "none below 0, as they are variances"
+        ) from None
+    return mean, cov
 
 
 @dataclass(frozen=True)

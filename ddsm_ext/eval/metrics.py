@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -36,9 +37,20 @@ _ROWS_SEED = 0  # of which rows are kept
 
 def score_names(features: str | None) -> tuple[str, str]:
     """Return the keys of the Fréchet and the kernel distance for an extractor's name."""
-    if features is not None and features.split("-")[0] == _INCEPTION:
+    if features is not None and _is_inception(features):
         return "fid", "kid"
     return "frechet_distance", "kernel_distance"
+
+
+def _is_inception(features: str) -> bool:
+    return features.split("-")[0] == _INCEPTION
+
+
+def _check_count(what: str, moments: StreamingMoments) -> None:
+    if moments.count < 2:
+        raise Refusal(
+            f"{what}: the number of images is {moments.count}; need at least 2 for a covariance"
+        )
 
 
 @dataclass
@@ -83,6 +95,7 @@ def reference_statistics(
         ValueError: fewer than two images.
     """
     seen = _see(images, extractor, keep_rows)
+    _check_count("reference", seen.moments)
     return ReferenceStatistics(
         mu=seen.moments.mean,
         sigma=seen.moments.covariance(),
@@ -94,22 +107,40 @@ def reference_statistics(
     )
 
 
-def check_reference(reference: ReferenceStatistics, extractor: Extractor) -> None:
-    """Refuse a reference of other features than an extractor's.
+def check_reference(
+    reference: ReferenceStatistics, extractor: Extractor, what: str = "reference"
+) -> None:
+    """Refuse a reference of other features than an extractor's; warn if it may be one.
+
+    What says neither features nor digest, as the files of ADM and EDM, is taken for Inception's.
+
+    Args:
+        reference: statistics of the real images.
+        extractor: what computes the samples' features.
+        what: what messages call the reference, e.g. its file.
 
     Raises:
-        ValueError: their number or what computed them differs.
+        ValueError: the number of features, or what computed them, differs.
     """
     if reference.dim != extractor.dim:
         raise Refusal(
-            f"reference: it has {reference.dim} features, {extractor.name} gives "
+            f"{what}: it has {reference.dim} features, {extractor.name} gives "
             f"{extractor.dim}; need statistics of the same extractor"
         )
-    if reference.digest is not None and reference.digest != extractor.digest:
+    name, digest = reference.features, reference.digest
+    by_name = name is not None and name != extractor.name
+    if by_name if digest is None else digest != extractor.digest:
+        known = "" if digest is None else f" ({digest[:8]})"
         raise Refusal(
-            f"reference: it was made with {reference.features} "
-            f"({reference.digest[:8]}), the extractor is {extractor.name} "
+            f"{what}: it was made with {name}{known}, the extractor is {extractor.name} "
             f"({extractor.digest[:8]}); need statistics of the same extractor"
+        )
+    if name is None and digest is None and not _is_inception(extractor.name):
+        # Without `what`: a command that checks one file in several places warns of it once.
+        warnings.warn(
+            f"the reference statistics do not say what computed their {reference.dim} features; "
+            f"distances to them mean nothing unless that was {extractor.name}",
+            stacklevel=1,
         )
 
 
@@ -226,4 +257,5 @@ def _compared(
 
 
 def _frechet(moments: StreamingMoments, reference: ReferenceStatistics) -> float:
+    _check_count("samples", moments)
     return frechet_distance(moments.mean, moments.covariance(), reference.mu, reference.sigma)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ddsm_ext.eval.distances import check_moments
 from ddsm_ext.io.files import write_atomic
 from ddsm_ext.settings import Refusal
 
@@ -130,6 +131,11 @@ def load_statistics(path: str | Path) -> ReferenceStatistics:
         )
     n, drawn = _scalar(path, arrays, "n", "iu"), _scalar(path, arrays, "rows_drawn", "U")
     if rows is not None:
+        if not (np.abs(rows) <= np.finfo(np.float32).max).all():
+            raise Refusal(
+                f"statistics {path}: rows have a value that is not finite in float32; need finite "
+                "rows"
+            )
         rows = rows.astype(np.float32)
         rows = rows if drawn else _shuffled(path, rows, n)
     return ReferenceStatistics(
@@ -189,10 +195,7 @@ def _check_moments(path: Path, mu: np.ndarray, sigma: np.ndarray) -> None:
             f"statistics {path}: mu has shape {mu.shape}, sigma {sigma.shape}; "
             f"need [D] and [D, D] with 1 <= D <= {_MAX_FEATURES}"
         )
-    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
-        raise Refusal(
-            f"statistics {path}: mu or sigma has a value that is not finite; need finite moments"
-        )
+    check_moments(f"statistics {path}", mu, sigma)
 
 
 def _scalar(path: Path, arrays: dict[str, np.ndarray], key: str, kinds: str) -> Any:

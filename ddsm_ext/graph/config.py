@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from functools import lru_cache
 from typing import ClassVar
 
 from ddsm_ext.graph.check import check_nodes
+from ddsm_ext.graph.count import layers
 from ddsm_ext.graph.graph import Counts, Graph
 from ddsm_ext.graph.slicing import Slicing
-from ddsm_ext.settings import Refusal, Settings
+from ddsm_ext.settings import LARGEST_IMAGE, Refusal, Settings
 from ddsm_ext.width import sorted_widths
+
+MOST_WEIGHTS = 2**40  # 4 TB of float32
+MOST_CHANNELS = 4096  # of an image
 
 
 class NetworkConfig(Settings):
@@ -74,9 +79,16 @@ class NetworkConfig(Settings):
         return True
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "image_channels", "groups"):
-            self._check_int(name, 1)
+        self._check_int("image_size", 1, LARGEST_IMAGE)
+        self._check_int("image_channels", 1, MOST_CHANNELS)
+        self._check_int("groups", 1)
         graph = self.describe()  # not the cached one: widths may not be hashable yet
+        weights = sum(math.prod(layer.weight_shape) for layer in layers(graph))
+        if weights > MOST_WEIGHTS:
+            raise Refusal(
+                f"{type(self).__name__}: describes {weights:.3e} weights; need at most "
+                f"{MOST_WEIGHTS:.3e}, as of fewer channels or blocks"
+            )
         for node in graph.nodes:
             for source in node.reads if node.op == "norm" else ():
                 self._check(

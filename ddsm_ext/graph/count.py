@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.graph.graph import Counts, Graph
 from ddsm_ext.graph.node import LAYERS, Node
 from ddsm_ext.graph.slicing import Slicing
+
+if TYPE_CHECKING:
+    from ddsm_ext.graph.config import NetworkConfig
 
 
 @dataclass(frozen=True)

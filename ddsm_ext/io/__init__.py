@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = attach(
         "Checkpoint": "checkpoint",
         "CheckpointError": "checkpoint",
         "Document": "document",
+        "RunLock": "lock",
         "append_jsonl": "files",
         "load_checkpoint": "checkpoint",
         "load_shards": "weights",

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddsm_ext.io.files import parse_json, sync_folder, to_json, write_synced
+from ddsm_ext.io.files import naming, parse_json, sync_folder, to_json, write_synced
+from ddsm_ext.io.lock import RunLock
 from ddsm_ext.io.weights import parse_safetensors
 from ddsm_ext.settings import Refusal, TypeRefusal
 
@@ -28,6 +29,7 @@ _STEP = re.compile(r"step-(\d{6,})")
 _GROUP = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z][A-Za-z0-9_]*\.(?:safetensors|json))")
 _MANIFEST_MAX_BYTES = 1 << 16
+_NEED = "need a checkpoint that can be read"
 
 
 class CheckpointError(Refusal):
@@ -73,7 +75,7 @@ def save_checkpoint(
     """Write `checkpoints/step-000500/` as a whole, then remove all but the newest `keep`.
 
     The files go to a temporary folder, manifest last, which is renamed at once. Older checkpoints
-    go only after the new one was read back and verified.
+    go only after the new one was read back and verified. It holds the run's lock meanwhile.
 
     Args:
         run: run folder.
@@ -86,7 +88,8 @@ def save_checkpoint(
         The new checkpoint folder.
 
     Raises:
-        ValueError: bad names or counts, or a whole checkpoint of this step holds something else.
+        ValueError: bad names or counts, a whole checkpoint of this step holds something else, or
+            another process writes into the run.
         OSError: the disk is full or not writable; older checkpoints are untouched.
     """
     if step < 0 or keep < 1:
@@ -96,19 +99,20 @@ def save_checkpoint(
             raise Refusal(f"save_checkpoint: group is {group!r}; need a name like 'model'")
     target = checkpoint_path(run, step)
     parent = target.parent
-    parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(parent)
     text = to_json({**state, "step": step}, indent=2) + "\n"
-    temp = parent / f".new-{target.name}-{os.getpid()}-{secrets.token_hex(4)}"
-    temp.mkdir()
-    try:
-        manifest = _write_files(temp, groups, text.encode())
-        _verify(temp)
-        _publish(temp, target, manifest)
-    except BaseException:
-        shutil.rmtree(temp, ignore_errors=True)
-        raise
-    _rotate(run, step, keep)
+    with RunLock(run):
+        parent.mkdir(exist_ok=True)
+        _remove_leftovers(parent)
+        temp = parent / f".new-{target.name}-{os.getpid()}-{secrets.token_hex(4)}"
+        temp.mkdir()
+        try:
+            manifest = _write_files(temp, groups, text.encode())
+            _verify(temp)
+            _publish(temp, target, manifest)
+        except BaseException:
+            shutil.rmtree(temp, ignore_errors=True)
+            raise
+        _rotate(run, step, keep)
     return target
 
 
@@ -188,9 +192,9 @@ def _rotate(run: str | Path, step: int, keep: int) -> None:
 
 def _read_manifest(path: Path) -> dict[str, str]:
     try:
-        with open(path / MANIFEST, "rb") as file:
+        with naming(path / MANIFEST, _NEED), open(path / MANIFEST, "rb") as file:
             content = file.read(_MANIFEST_MAX_BYTES)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{path}: has no {MANIFEST}; need a complete checkpoint") from None
     lines = content.decode("latin-1").split("\n")
     matches = [_LINE.fullmatch(line) for line in lines[:-1]]
@@ -203,10 +207,10 @@ def _read_manifest(path: Path) -> dict[str, str]:
 def _read_checked(path: Path, name: str, digest: str, *, keep: bool = True) -> bytes:
     """Content of a file that equals the manifest's; without `keep` b"", and nothing is held."""
     try:
-        with open(path / name, "rb") as file:
+        with naming(path / name, _NEED), open(path / name, "rb") as file:
             data = file.read() if keep else b""
             found = _digest(data) if keep else hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
+    except FileNotFoundError:
         raise CheckpointError(f"{path}: {name} is missing; need a complete checkpoint") from None
     if found != digest:
         raise CheckpointError(
@@ -234,6 +238,7 @@ def load_checkpoint(path: str | Path, groups: Iterable[str] | None = None) -> Ch
     Raises:
         FileNotFoundError: no such folder.
         CheckpointError: incomplete, damaged, or without a wanted group.
+        OSError: it is there and cannot be read.
     """
     path = Path(path)
     if not path.is_dir():
@@ -267,17 +272,30 @@ def _warn(message: str) -> None:
 def newest_complete(
     run: str | Path, *, on_damage: Callable[[str], None] | None = None
 ) -> Path | None:
-    """Newest checkpoint of a run whose every file matches the manifest, or None.
+    """Newest checkpoint of a run whose every file matches the manifest; None where there are none.
 
     Args:
         run: run folder.
         on_damage: called with one sentence for each damaged one passed over; None warns.
+
+    Raises:
+        CheckpointError: there are checkpoints, and all of them are damaged: what began anew would
+            put itself in their place.
+        OSError: one is there and cannot be read.
     """
-    for path in reversed(list_checkpoints(run)):
+    found = list_checkpoints(run)
+    for path in reversed(found):
         try:
             _verify(path)
         except CheckpointError as error:
-            (on_damage or _warn)(f"{error}; taking the next older one")
-            continue
-        return path
+            damage = error
+        else:
+            return path
+        if path != found[0]:
+            (on_damage or _warn)(f"{damage}; taking the next older one")
+    if found:
+        raise CheckpointError(
+            f"{run}: none of its {len(found)} checkpoints is whole ({damage}); need a good copy of "
+            "one, or a new run (--new)"
+        )
     return None

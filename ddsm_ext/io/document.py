@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from ddsm_ext.io.files import one_line, open_regular, parse_json, to_json, write_atomic
+from ddsm_ext.io.digest import sealed, unsealed
+from ddsm_ext.io.files import naming, one_line, open_regular, parse_json, to_json, write_atomic
 from ddsm_ext.settings import Refusal, Settings
 
 # The largest that the package writes, a front of a thousand strategies of 1000 segments, has 50 MB
@@ -21,7 +22,8 @@ MAX_BYTES = 64 * 2**20
 class Document(Settings):
     """Base of the frozen dataclasses that are files: a version, and exactly the keys they have.
 
-    A file holds `{"version": version, **to_dict()}`. A subclass whose file differs from its fields
+    A file holds `{"version": version, **to_dict()}` and the SHA-256 of that; one that is written by
+    hand may lack it. A subclass whose file differs from its fields
     overrides `file_keys`, `to_dict` and `from_dict`; whatever `from_dict` finds wrong (a key that a
     row lacks, text where a number belongs) becomes one sentence that names the file.
 
@@ -78,7 +80,7 @@ class Document(Settings):
 
     def to_json(self) -> str:
         """Return the file's text."""
-        return to_json(self.to_content(), indent=2) + "\n"
+        return to_json(sealed(self.to_content()), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, source: str) -> Self:
@@ -86,9 +88,10 @@ class Document(Settings):
 
         Raises:
             ValueError: no JSON, a key missing, unknown or repeated, another version, a number that
-                is not finite, or a value that is refused; one sentence that starts with `source`.
+                is not finite, a value that is refused, or not the text of its digest; one sentence
+                that starts with `source`.
         """
-        return cls.from_content(parse_json(text, source, cls.what), source)
+        return cls.from_content(unsealed(parse_json(text, source, cls.what), source), source)
 
     def save(self, path: str | Path) -> None:
         """Write the file: all of it or nothing."""
@@ -102,7 +105,8 @@ class Document(Settings):
             FileNotFoundError: there is no such file.
             ValueError: it is none; one sentence that names the file.
         """
-        with open_regular(path, cls.what) as file:
+        need = f"need a {cls.what} that can be read"
+        with naming(path, need), open_regular(path, cls.what) as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise Refusal(f"{path}: is over {MAX_BYTES} bytes; need a {cls.what}")

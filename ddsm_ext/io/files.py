@@ -7,18 +7,34 @@ import fcntl
 import json
 import math
 import os
+import re
 import reprlib
 import secrets
+import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ddsm_ext.settings import Refusal, TypeRefusal
 
+_TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
+
 
 def one_line(error: BaseException) -> str:
     """What an error says, without line breaks; its type where it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextlib.contextmanager
+def naming(path: str | Path, need: str) -> Iterator[None]:
+    """Make every OSError of the context say which file it is about, and what was needed."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # says it already
+            raise
+        raise OSError(error.errno, f"{error.strerror}; {need}", os.fspath(path)) from None
 
 
 @contextlib.contextmanager
@@ -32,7 +48,7 @@ def _descriptor(folder: Path) -> Iterator[int]:
 
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable; a rename alone may be lost with the power."""
-    with _descriptor(folder) as descriptor:
+    with naming(folder, "need to make its names durable"), _descriptor(folder) as descriptor:
         os.fsync(descriptor)
 
 
@@ -48,16 +64,33 @@ def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
         yield
 
 
-def write_synced(path: Path, data: bytes | memoryview) -> None:
-    """Write a file that must not exist yet and fsync it; the caller makes its name durable."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+def _room(path: Path, size: int) -> str:
+    """What a write of so many bytes needs, beside what its disk has."""
+    with contextlib.suppress(OSError):
+        return f"need to write {size} bytes, {shutil.disk_usage(path.parent).free} are free"
+    return f"need to write {size} bytes"
+
+
+def write_synced(path: Path, data: bytes | memoryview, name: str | Path | None = None) -> None:
+    """Write a file that must not exist yet and fsync it; the caller makes its name durable.
+
+    Args:
+        path: the file.
+        data: all that it will hold.
+        name: what errors call it, where its own name is a passing one.
+    """
+    view = memoryview(data)
     try:
-        view = memoryview(data)
-        while view.nbytes:
-            view = view[os.write(descriptor, view) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            while view.nbytes:
+                view = view[os.write(descriptor, view) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        with naming(name or path, _room(path, memoryview(data).nbytes)):
+            raise
 
 
 def write_atomic(path: str | Path, data: bytes) -> Path:
@@ -65,12 +98,18 @@ def write_atomic(path: str | Path, data: bytes) -> Path:
 
     Args:
         path: target; missing parent folders are made.
+
+    Raises:
+        ValueError: the path is that of a folder, a device or the like.
+        OSError: it cannot be written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():
+        raise Refusal(f"{path}: is there and no regular file; need another name")
     temp = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
     try:
-        write_synced(temp, data)
+        write_synced(temp, data, path)
         os.replace(temp, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -80,15 +119,27 @@ def write_atomic(path: str | Path, data: bytes) -> Path:
     return path
 
 
-def to_json(value: Any, *, indent: int | None = None) -> str:
+def is_temporary(path: Path) -> bool:
+    """Whether a file has the name that `write_atomic` gives until it is whole."""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
+def to_json(value: Any, *, indent: int | None = None, canonical: bool = False) -> str:
     """Text of a JSON value; NaN and infinity, which JSON does not have, are refused.
+
+    What UTF-8 cannot hold, as of a file name that is none, becomes an escape. The canonical text is
+    the same for keys in any order.
 
     Raises:
         ValueError: a number is not finite.
         TypeError: a value has no JSON form.
     """
     try:
-        return json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
+        layout: dict[str, Any] = {"indent": indent}
+        if canonical:
+            layout = {"sort_keys": True, "separators": (",", ":")}
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False, **layout)
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")
     except ValueError as error:
         raise Refusal(f"JSON: {error}; need finite numbers and no cycles") from None
     except TypeError as error:
@@ -141,7 +192,7 @@ def parse_json(text: str | bytes, name: str, what: str = "whole JSON file") -> A
     """
     try:
         if isinstance(text, bytes):
-            text = text.decode("utf-8")
+            text = text.decode("utf-8-sig")
         return json.loads(
             text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique
         )
@@ -164,13 +215,9 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_bytes(path: str | Path, what: str) -> bytes:
-    """Whole content of a file; errors say that a `what`, such as "JSON file", is needed."""
-    try:
-        return Path(path).read_bytes()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file; need a {what}") from None
-    except IsADirectoryError:
-        raise Refusal(f"{path}: is a folder; need a {what}") from None
+    """Whole content of a regular file; errors say that a `what`, as "JSON file", is needed."""
+    with naming(path, f"need a {what} that can be read"), open_regular(path, what) as file:
+        return file.read()
 
 
 def open_regular(path: str | Path, what: str) -> BinaryIO:
@@ -179,7 +226,8 @@ def open_regular(path: str | Path, what: str) -> BinaryIO:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file; need a {what}")
     if not path.is_file():
-        raise Refusal(f"{path}: not a regular file; need a {what}")
+        folder = "is a folder, " if path.is_dir() else ""
+        raise Refusal(f"{path}: {folder}not a regular file; need a {what}")
     return open(path, "rb")
 
 
@@ -195,11 +243,15 @@ def append_jsonl(path: str | Path, *rows: Mapping[str, Any]) -> None:
     is_new = not path.exists()
     if is_new:
         path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab+") as file:
-        prefix = _repair_tail(file)
-        file.write(prefix + data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(path, "ab+") as file:
+            prefix = _repair_tail(file)
+            file.write(prefix + data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        with naming(path, _room(path, len(data))):
+            raise
     if is_new:
         sync_folder(path.parent)
 
@@ -229,6 +281,24 @@ def _parse_row(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
+def parse_jsonl(content: bytes) -> tuple[list[dict[str, Any]], list[int]]:
+    """Rows of JSON lines, and the numbers of the lines that hold none.
+
+    A last line torn by a crash, without newline and no JSON, is neither.
+    """
+    lines = content.split(b"\n")
+    rows, damaged = [], []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        row = _parse_row(line)
+        if row is not None:
+            rows.append(row)
+        elif number < len(lines):
+            damaged.append(number)
+    return rows, damaged
+
+
 def read_jsonl(path: str | Path, *, missing_ok: bool = False) -> list[dict[str, Any]]:
     """Rows of a JSON-lines file; a last line torn by a crash (no newline, no JSON) is left out.
 
@@ -243,14 +313,32 @@ def read_jsonl(path: str | Path, *, missing_ok: bool = False) -> list[dict[str, 
     path = Path(path)
     if missing_ok and not path.exists():
         return []
-    lines = read_bytes(path, "JSON-lines file").split(b"\n")
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        row = _parse_row(line)
-        if row is not None:
-            rows.append(row)
-        elif number < len(lines):
-            raise Refusal(f"{path}: line {number} is no JSON object; need one object a line")
+    rows, damaged = parse_jsonl(read_bytes(path, "JSON-lines file"))
+    if damaged:
+        raise Refusal(
+            f"{path}: line {damaged[0]} is no JSON object; need one object a line ({len(rows)} "
+            f"lines are whole, {len(damaged)} are not)"
+        )
+    return rows
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """Rows of a log, which is no state: what is damaged is passed over, with a warning.
+
+    Args:
+        path: JSON-lines file; missing gives no rows.
+
+    Raises:
+        OSError: it is there and cannot be read.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    rows, damaged = parse_jsonl(read_bytes(path, "JSON-lines file"))
+    if damaged:
+        warnings.warn(
+            f"{path}: {len(damaged)} lines are no JSON objects (the first is line {damaged[0]}) "
+            f"and are passed over; {len(rows)} are whole",
+            stacklevel=2,
+        )
     return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -30,6 +31,8 @@ def parse_safetensors(data: bytes, name: str) -> dict[str, Tensor]:
         return load(data)
     except SafetensorError as error:
         raise Refusal(f"{name}: {error}; need a whole safetensors file") from None
+    except KeyError as error:
+        raise Refusal(f"{name}: holds numbers of type {error}; need ones that torch has") from None
 
 
 def load_file(path: Path) -> Mapping[str, Any]:
@@ -47,7 +50,7 @@ def load_file(path: Path) -> Mapping[str, Any]:
     if path.suffix == ".safetensors":
         try:
             return safetensors.torch.load_file(path)
-        except (safetensors.SafetensorError, OSError) as error:
+        except (safetensors.SafetensorError, KeyError) as error:  # a type that torch lacks
             raise Refusal(
                 f"{path} is no whole safetensors file ({one_line(error)}); need a state dict"
             ) from None
@@ -68,13 +71,17 @@ def load_torch(source: Path | BinaryIO, name: str) -> Mapping[str, Any]:
 
     try:
         content = torch.load(source, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        named = f" ({found[1][:80]})" if found else ""
         raise Refusal(
-            f"{name} is refused: it is damaged, or holds Python objects, which may run code when "
-            "loaded; need tensors and plain values only"
+            f"{name} is refused: it is damaged, or holds Python objects{named}, which may run code "
+            "when loaded; need tensors and plain values only"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError,
             AttributeError) as error:  # fmt: skip
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # a file that cannot be read is no damaged one
         # What torch's readers raise on truncated or foreign bytes.
         raise Refusal(
             f"{name} is no whole torch file ({one_line(error)}); need a state dict"

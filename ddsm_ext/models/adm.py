@@ -62,7 +62,7 @@ class ADMConfig(UShapeConfig):
     def __post_init__(self) -> None:
         self._check_u_shape()
         for name in ("heads", "num_classes"):
-            self._check_int(name, 1, optional=True)
+            self._check_int(name, 1, 10**6, optional=True)
         time = f"a divisor of {4 * self.ch}, the channels of the time embedding"
         self._check("groups", 4 * self.ch % self.groups == 0, time)
         for name in ("scale_shift", "resample_blocks", "learned_sigma"):

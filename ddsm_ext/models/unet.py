@@ -13,7 +13,7 @@ from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.graph.graph import Graph
 from ddsm_ext.graph.node import Node, Resampling
 from ddsm_ext.graph.slicing import CONCAT_SLICINGS, NORMS, Slicing
-from ddsm_ext.settings import Refusal, did_you_mean, is_int
+from ddsm_ext.settings import LARGEST_IMAGE, Refusal, did_you_mean, is_int
 
 # DDPM starts the last layer of every residual branch and of the network almost at zero.
 LAST_LAYER_GAIN = 1e-5
@@ -39,7 +39,9 @@ class UShapeConfig(NetworkConfig):
     head_channels: int | None
 
     def _check_u_shape(self) -> None:
-        for name in ("image_size", "image_channels", "ch", "num_res_blocks", "groups"):
+        self._check_int("image_size", 1, LARGEST_IMAGE)
+        self._check_int("num_res_blocks", 1, 32)
+        for name in ("image_channels", "ch", "groups"):
             self._check_int(name, 1)
         self._check_ints("ch_mult", 1)
         self._check_ints("attn", 0)
@@ -47,10 +49,12 @@ class UShapeConfig(NetworkConfig):
         number = isinstance(self.dropout, int | float) and not isinstance(self.dropout, bool)
         self._check_type("dropout", number, "a number")
         self._check("dropout", 0.0 <= self.dropout < 1.0, "0 <= dropout < 1")
-        levels, step = len(self.ch_mult), 2 ** (len(self.ch_mult) - 1)
-        self._check("ch_mult", levels > 0, "one multiple a level")
+        levels, most = len(self.ch_mult), LARGEST_IMAGE.bit_length()
+        self._check("ch_mult", 0 < levels <= most, f"one multiple a level, of at most {most}")
+        step = 2 ** (levels - 1)
         in_levels = f"levels from 0 to {levels - 1}, as many as ch_mult has"
-        self._check("attn", max(self.attn, default=0) < levels, in_levels)
+        fits = len(self.attn) <= levels and max(self.attn, default=0) < levels
+        self._check("attn", fits, in_levels)
         in_steps = f"a multiple of {step} for {levels} levels"
         self._check("image_size", self.image_size % step == 0, in_steps)
         self._check_int("head_channels", 1, optional=True)
@@ -117,7 +121,7 @@ class UNetConfig(UShapeConfig):
 
     def __post_init__(self) -> None:
         self._check_u_shape()
-        self._check_int("time_table_rows", 0)
+        self._check_int("time_table_rows", 0, 10**6)
         self._check_choice("norm", NORMS)
         self._check_choice("concat_slicing", CONCAT_SLICINGS)
         self._check("ch", self.ch % self.groups == 0, f"a multiple of groups, {self.groups}")

@@ -43,6 +43,12 @@ def width_colour(width: float) -> tuple[float, float, float, float]:
     return matplotlib.colormaps["viridis"](0.85 * (1.0 - width))
 
 
+def _name(text: str) -> str:
+    """A name from a file as matplotlib draws it: no formula, no control characters, not endless."""
+    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:60])
+    return shown.replace("$", r"\$") + ("…" if len(text) > 60 else "")
+
+
 def _figure(height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(6.8, height), layout="constrained")
     return figure, figure.subplots()
@@ -166,7 +172,7 @@ def pareto_figure(
     if max(values) > 20 * min(values) > 0:
         axes.set_yscale("log")
     axes.set_xlabel(cost_label)
-    axes.set_title(quality_label)
+    axes.set_title(_name(quality_label))
     axes.legend()
     return figure
 
@@ -279,7 +285,7 @@ def quality_figure(rows: Sequence[tuple[str, str, float, float, float]], label: 
             f"{score:.3g}", (difference, place), (0, 7), textcoords="offset points",
             ha="center", fontsize=8,
         )  # fmt: skip
-    axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
+    axes.set_yticks(range(len(rows)), [_name(name) for name, *_ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.7)
     axes.set_xlabel(label)
     return figure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -16,11 +17,14 @@ from ddsm_ext.data.pixels import to_uint8
 from ddsm_ext.diffusion.schedule import NoiseSchedule, make_schedule
 from ddsm_ext.graph.count import macs
 from ddsm_ext.run.config import RunConfig
+from ddsm_ext.run.folder import run_config
 from ddsm_ext.sampling.config import SamplerConfig
 from ddsm_ext.sampling.images import sample
 from ddsm_ext.sampling.levels import evaluations
 from ddsm_ext.sampling.strategy import Strategy
-from ddsm_ext.settings import Refusal, check_choice, did_you_mean
+from ddsm_ext.settings import Refusal, check_choice, did_you_mean, shown
+
+log = logging.getLogger(__name__)
 
 WEIGHTS = ("ema", "model")
 OVERHEAD_STEPS = 20  # of the sampler whose own work is timed
@@ -53,8 +57,9 @@ def choose_device(name: torch.device | str | None, what: str = "device") -> torc
     if text == "auto":
         return torch.device("cuda" if count else "cpu")
     kind, _, index = text.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
-        raise Refusal(f"{what} is {text!r}; need auto, cpu, cuda or cuda:N")
+    named = kind in ("cpu", "cuda") and (not index or (index.isdecimal() and len(index) < 5))
+    if not named or (kind == "cpu" and int(index or 0)):
+        raise Refusal(f"{what} is {shown(text)}; need auto, cpu, cuda or cuda:N")
     if kind == "cuda" and int(index or 0) >= count:
         raise Refusal(f"{what} is {text!r}, there are {count} CUDA devices; use cpu")
     return torch.device(text)
@@ -67,6 +72,14 @@ def build_network(config: RunConfig, device: torch.device) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         return SlimmableNetwork(config.model, device="cpu", dtype=torch.float32).to(device)
+
+
+def weights_identity(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that the weights of a run belong to, as a checkpoint keeps them."""
+    from ddsm_ext.training.state import process_identity
+
+    process = process_identity(make_schedule(config.diffusion), config.diffusion.parameterisation)
+    return {**process, "model": config.model, "diffusion": config.diffusion}
 
 
 def load_network(
@@ -84,11 +97,13 @@ def load_network(
         step: of another checkpoint; None takes the newest whole one.
 
     Raises:
-        FileNotFoundError: the run has no whole checkpoint yet.
-        ValueError: the checkpoint lacks these weights or holds another network's.
+        FileNotFoundError: the run has no checkpoint yet.
+        ValueError: the checkpoint lacks these weights, or holds those of another network or another
+            diffusion process.
     """
     from ddsm_ext.io.checkpoint import checkpoint_path, load_checkpoint, newest_complete
     from ddsm_ext.io.weights import copy_tensors
+    from ddsm_ext.training.state import check_identity
 
     check_choice("weights", weights, WEIGHTS)
     newest = newest_complete(run) if step is None else checkpoint_path(run, step)
@@ -98,6 +113,9 @@ def load_network(
     groups = checkpoint.tensors
     if weights not in groups:
         raise Refusal(f"{newest}: has no {weights} weights{did_you_mean(weights, groups)}")
+    made = checkpoint.state.get("identity", {})
+    wanted = {name: value for name, value in weights_identity(config).items() if name in made}
+    check_identity({name: made[name] for name in wanted}, wanted, str(newest))
     network = build_network(config, torch.device("cpu"))
     copy_tensors(groups[weights], network.state_dict(), f"{newest}: {weights}")
     return network.to(device, dtype).eval()
@@ -107,12 +125,26 @@ def load_images(config: RunConfig) -> Any:
     """Return the run's data set at the model's image size and channels."""
     from ddsm_ext.data.dataset import load_dataset
 
-    data = replace(
-        config.data,
-        image_size=config.data.image_size or config.model.image_size,
-        channels=config.data.channels or config.model.image_channels,
-    )
-    return load_dataset(data)
+    model = config.model
+    size = {"image_size": model.image_size, "channels": model.image_channels}
+    return load_dataset(replace(config.data, **size))
+
+
+def images_of(run: Path, config: RunConfig) -> Any:
+    """Return a run's images as `load_images` does; says so where they changed since training."""
+    from ddsm_ext.io.checkpoint import list_checkpoints, load_checkpoint
+
+    dataset = load_images(config)
+    if config.data != RunConfig.from_dict(run_config(run)).data:
+        return dataset  # the user's own choice
+    for path in list_checkpoints(run)[-1:]:
+        trained = load_checkpoint(path, ()).state.get("identity", {}).get("data")
+        if trained is not None and trained != dataset.digest:
+            log.warning(
+                "%s: the images of %s are not those that it was trained on (SHA-256 %.12s, then "
+                "%.12s)", run, dataset.name, dataset.digest, trained,
+            )  # fmt: skip
+    return dataset
 
 
 def weights_digest(network: Any) -> str:
@@ -207,7 +239,8 @@ class Sampler:
         self, strategy: Strategy | float, seeds: list[int], title: str
     ) -> tuple[Tensor, float]:
         """Return uint8 images [N, C, H, W] and the ms an image that they took."""
-        self.images(strategy, seeds[:1])  # first calls allocate and choose kernels
+        if len(seeds) > 1:
+            self.images(strategy, seeds[:1])  # first calls allocate and choose kernels
         started = time.perf_counter()
         images = self.images(strategy, seeds, counter(self.progress, title, "step"))
         self.finish()

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from typing import Any, Self
 
 from ddsm_ext.run.presets import RUN_PRESETS
-from ddsm_ext.settings import Refusal, Settings, TypeRefusal, did_you_mean, is_int
+from ddsm_ext.settings import (
+    LARGEST_INT,
+    Refusal,
+    Settings,
+    TypeRefusal,
+    did_you_mean,
+    is_number,
+    shown,
+)
 
 METHOD_SIZES = ("population", "generations", "samples")  # None: the method's own
 BUDGETS = ("budget_macs", "budget_ms", "budget_time", "max_quality_loss")
@@ -28,6 +38,27 @@ SECTIONS: dict[str, tuple[str, str]] = {
     "search": ("ddsm_ext.search.config", "SearchConfig"),
     "eval": ("ddsm_ext.run.config", "EvalConfig"),
 }
+# Largest value of a setting, or length of a list: far above any use, and below what would keep a
+# command busy for days, or take the machine, before it can say so.
+LIMITS: dict[str, dict[str, int]] = {
+    "model": {"widths": 100},
+    "diffusion": {"timesteps": 100_000},
+    "train": {
+        "steps": 10**9, "batch_size": 2**20, "workers": 256, "middle_widths": 1000, "widths": 100,
+        "keep": 10**6, "extensions": 10_000,
+    },
+    "tune": {"widths": 100_000, "cuts": 100_000},
+    "sampler": {"steps": 100_000},
+    "search": {
+        "widths": 100, "segments": 10_000, "proxy_budgets": 10_000, "pool": 10_000,
+        "population": 10_000, "generations": 10_000, "children": 1000, "samples": 10**7,
+        "most_samples": 10**7, "finalists": 10_000, "final_samples": 10**7,
+    },
+    "eval": {
+        "images": 10**7, "batch_size": 2**20, "ranges": 10_000, "sensitivity_images": 10**7,
+        "kid_subsets": 10_000, "kid_subset_size": 10**6,
+    },
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,12 +103,18 @@ class EvalConfig(Settings):
             ("kid_subsets", 1),
             ("kid_subset_size", 2),
         ):
-            self._check(name, is_int(getattr(self, name), least), f"an int >= {least}")
+            self._check_int(name, least)
+        last = LARGEST_INT - self.images * self.ranges
+        self._check("first_seed", self.first_seed <= last, f"at most {last}: seeds end at 2^63")
 
 
 @dataclass(frozen=True)
 class RunConfig(Settings):
-    """The configuration of a run; each section is the frozen dataclass of the part that it sets."""
+    """The configuration of a run; each section is the frozen dataclass of the part that it sets.
+
+    Raises:
+        ValueError: the images are brought to another size or other channels than the network's.
+    """
 
     model: Any
     diffusion: Any
@@ -87,6 +124,14 @@ class RunConfig(Settings):
     sampler: Any
     search: Any
     eval: Any
+
+    def __post_init__(self) -> None:
+        for key, of_model in (("image_size", "image_size"), ("channels", "image_channels")):
+            given, need = getattr(self.data, key), getattr(self.model, of_model)
+            if given not in (None, need):  # the network would train on it and sample another
+                raise Refusal(
+                    f"data.{key} is {given} with model.{of_model} {need}; need {need}, or none"
+                )
 
     @property
     def scores_searched(self) -> bool:
@@ -114,7 +159,8 @@ class RunConfig(Settings):
             if name not in SECTIONS:
                 raise Refusal(f"{where}: unknown section {name!r}{did_you_mean(name, SECTIONS)}")
             if not isinstance(values[name], dict):
-                raise TypeRefusal(f"{where}: {name} is {values[name]!r}; need an object of keys")
+                got = shown(values[name])
+                raise TypeRefusal(f"{where}: {name} is {got}; need an object of keys")
         sections = {"model": _section("model", values.get("model", {}), where)}
         widths = list(sections["model"].widths)
         for name in SECTIONS:
@@ -134,12 +180,26 @@ def _section(section: str, values: dict[str, Any], where: str) -> Any:
     cls = getattr(import_module(module), class_name)
     if section == "model" and "image_size" not in values:
         raise Refusal(f"{where}: model.image_size is missing; need it, or a --preset")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(section)
     names = [field.name for field in dataclasses.fields(cls) if field.init]
     for name in values:
         if name not in names:
             raise Refusal(f"{where}: unknown key {section}.{name}{did_you_mean(name, names)}")
-    return cls(**{k: coerce(v, hints[k], f"{where}: {section}.{k}") for k, v in values.items()})
+    fields = {k: coerce(v, hints[k], f"{where}: {section}.{k}") for k, v in values.items()}
+    for name, most in LIMITS.get(section, {}).items():
+        value = fields.get(name)
+        if isinstance(value, tuple) and len(value) > most:
+            raise Refusal(f"{where}: {section}.{name} has {len(value)} values; need at most {most}")
+        if isinstance(value, int) and value > most:
+            raise Refusal(f"{where}: {section}.{name} is {value}; need at most {most}")
+    return cls(**fields)
+
+
+@lru_cache
+def _hints(section: str) -> dict[str, Any]:
+    """Types of a section's settings."""
+    module, class_name = SECTIONS[section]
+    return typing.get_type_hints(getattr(import_module(module), class_name))
 
 
 def coerce(value: Any, hint: Any, where: str) -> Any:
@@ -151,7 +211,8 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
         where: what to call the value in an error.
 
     Raises:
-        TypeError: the value has no reading as that type.
+        TypeError: the value has no reading as that type, as numbers that are not finite, and whole
+            ones of more than 64 bits, have none.
     """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is types.UnionType:
@@ -160,35 +221,60 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
         items = value.split(",") if isinstance(value, str) else value
         items = [items] if isinstance(items, int | float) else items
         if not isinstance(items, list | tuple):
-            raise TypeRefusal(f"{where} is {value!r}; need a list such as 1,2,2")
+            raise TypeRefusal(f"{where} is {shown(value)}; need a list such as 1,2,2")
         # tuple[int, ...] has one type for all, tuple[int, float] one for each
         each = args[:1] * len(items) if args[-1] is ... else args
         if len(each) != len(items):
-            raise TypeRefusal(f"{where} is {value!r}; need {len(each)} values")
+            raise TypeRefusal(f"{where} is {shown(value)}; need {len(each)} values")
         return tuple(
-            coerce(parse_value(item) if isinstance(item, str) else item, kind, where)
-            for item, kind in zip(items, each, strict=True)
+            coerce(parse_value(i) if isinstance(i, str) and kind is not str else i, kind, where)
+            for i, kind in zip(items, each, strict=True)
         )
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = is_number(value, -math.inf)
+    whole = number and value == int(value) and abs(value) <= LARGEST_INT
     fits, needs = {
         bool: (isinstance(value, bool), "true or false"),
-        int: (number and (isinstance(value, int) or value.is_integer()), "a whole number"),
+        int: (whole, "a whole number below 2^63"),
         float: (number, "a number"),
-        str: (isinstance(value, str | int | float), "a text"),
+        # of other numbers JSON keeps no text: 1.10 is 1.1
+        str: (isinstance(value, str) or (whole and isinstance(value, int)), "a text"),
     }[hint]
+    if isinstance(value, str) and "\0" in value:  # which no path has
+        fits, needs = False, "a text without NUL"
     if not fits:
-        raise TypeRefusal(f"{where} is {value!r}; need {needs}")
+        raise TypeRefusal(f"{where} is {shown(value)}; need {needs}")
     return hint(value)
 
 
 def parse_value(text: str) -> Any:
-    """Read a value given as text: JSON where it is JSON (`0.5`, `[1,2]`), else the text."""
+    """Read a value given as text: JSON where it is JSON (`0.5`, `[1,2]`), else the text.
+
+    Raises:
+        ValueError: lists in lists without end.
+    """
     try:
         return json.loads(text)
+    except RecursionError:
+        raise Refusal(f"{shown(text)} is nested too deeply; need a value or a list") from None
     except ValueError:
         return {"True": True, "False": False, "None": None}.get(text, text)
+
+
+def parse_setting(section: str, key: str, text: str) -> Any:
+    """Read a setting given as text: by `parse_value`, but a name or path as it stands.
+
+    A folder may be called 1.10 or null. JSON's quotes around a text are taken off, and no text is
+    None where the setting may be that.
+    """
+    hint = _hints(section).get(key)
+    if hint not in (str, str | None):
+        return parse_value(text)
+    if not text and hint is not str:
+        return None
+    quoted = parse_value(text) if text.startswith('"') else None
+    return quoted if isinstance(quoted, str) else text
 
 
 def preset_values(name: str) -> dict[str, Any]:
@@ -279,7 +365,8 @@ def _laid_over(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[st
 
     given = {n: c for n, c in changes.items() if isinstance(c, Mapping)}
     unsaid: dict[str, Any] = {}
-    row = SAMPLERS.get(str(given.get("sampler", {}).get("kind")))
+    kind = given.get("sampler", {}).get("kind")
+    row = SAMPLERS.get(kind) if isinstance(kind, str) else None
     if row is not None and "eta" not in row.options:
         unsaid["sampler"] = {"eta": 0.0}
     method = given.get("search", {}).get("method")

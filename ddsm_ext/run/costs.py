@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -21,7 +21,8 @@ from ddsm_ext.bench.timing import interleaved
 from ddsm_ext.diffusion.schedule import make_schedule
 from ddsm_ext.graph import count
 from ddsm_ext.graph.config import NetworkConfig
-from ddsm_ext.machine import machine_info
+from ddsm_ext.machine import machine_info, memory_bytes
+from ddsm_ext.models.unet import preset
 from ddsm_ext.run.compose import build_network
 from ddsm_ext.run.config import RunConfig
 from ddsm_ext.sampling.levels import evaluations
@@ -38,6 +39,8 @@ TRAINING_PASSES = 3
 SEARCHED_SHARE = 0.5
 # rounds in which each width is timed, and those before them
 TIMED_ROUNDS, WARMUP_ROUNDS = 9, 3
+# of the largest network that an estimate makes and runs
+TIMED_MACS, TIMED_WEIGHTS = 2e11, 5e8
 
 
 def macs_table(config: NetworkConfig, widths: Sequence[float]) -> CostTable:
@@ -152,10 +155,13 @@ class Estimate:
 def ms_per_gmac(config: RunConfig) -> float:
     """Return the measured ms a thousand million MACs of this network take on this machine.
 
-    The full width runs forward on a few images; a forward pass of any batch is of that order.
+    The full width runs forward on a few images; a forward pass of any batch is of that order. In
+    place of a network that is too large to be run for a guess, the one of CIFAR-10 does.
     """
-    network = build_network(config, torch.device("cpu")).eval()
     model = config.model
+    if count.macs(model, 1.0) > TIMED_MACS or count.parameter_count(model) > TIMED_WEIGHTS:
+        model = preset("cifar10")
+    network = build_network(replace(config, model=model), torch.device("cpu")).eval()
     macs = count.macs(model, 1.0)
     batch = max(1, min(32, int(2e9 / macs)))
     shape = (batch, model.image_channels, model.image_size, model.image_size)
@@ -175,10 +181,48 @@ def _estimate(
     *,
     training: bool = False,
 ) -> Estimate:
-    copies = TRAINING_COPIES if training else 1
-    n_bytes = 4.0 * copies * count.parameter_count(config.model)
-    n_bytes += count.activation_bytes(config.model, 1.0, batch, training=training)
+    n_bytes = _bytes(config.model, batch, training=training)
     return Estimate(macs, macs / 1e9 * ms_per_gmac(config) / 1e3, n_bytes, step_widths)
+
+
+def _bytes(network: NetworkConfig, batch: int, *, training: bool) -> float:
+    """Memory of weights and of the activations of a batch."""
+    copies = TRAINING_COPIES if training else 1
+    n_bytes = 4.0 * copies * count.parameter_count(network)
+    return n_bytes + count.activation_bytes(network, 1.0, batch, training=training)
+
+
+def check_memory(
+    network: NetworkConfig,
+    batch: int,
+    device: torch.device,
+    what: str,
+    *,
+    training: bool = False,
+) -> None:
+    """Refuse what this machine's memory cannot hold, before any of it is allocated.
+
+    The estimate may be twice too high. A GPU says itself what it cannot hold; the weights are made
+    in the machine's memory first.
+
+    Args:
+        network: what is run.
+        batch: images that run together.
+        device: where they run.
+        what: the setting that says how many, for the error.
+        training: whether they are trained on.
+
+    Raises:
+        ValueError: it is more than twice the machine's memory.
+    """
+    on_cpu = device.type == "cpu"
+    needed = _bytes(network, batch if on_cpu else 0, training=training and on_cpu)
+    if needed > 2 * memory_bytes():
+        raise Refusal(
+            f"{what} is {batch}, the network has {count.parameter_count(network):,} parameters and "
+            f"images of {network.image_size} pixels: that takes about {needed / 1e9:,.0f} GB of "
+            f"memory, there are {memory_bytes() / 1e9:,.0f}; need a smaller batch or network"
+        )
 
 
 def _step_widths(config: RunConfig, strategy: Strategy | float) -> tuple[float, ...]:

@@ -60,7 +60,8 @@ def with_features(config: RunConfig, dataset: Any) -> RunConfig:
             ) from error
         extractor(dataset.images[:1])
         if config.eval.reference is not None:
-            check_reference(load_statistics(config.eval.reference), extractor)
+            statistics = load_statistics(config.eval.reference)
+            check_reference(statistics, extractor, f"eval.reference {config.eval.reference}")
     return replace(config, eval=replace(config.eval, features=name))
 
 

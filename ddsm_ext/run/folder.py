@@ -6,13 +6,24 @@ import contextlib
 import os
 import re
 import shutil
-import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ddsm_ext.io.files import locked, parse_json, read_json, sync_folder, to_json, write_json
+from ddsm_ext.io.digest import sealed, unsealed
+from ddsm_ext.io.files import (
+    locked,
+    one_line,
+    parse_json,
+    read_json,
+    sync_folder,
+    to_json,
+    write_json,
+)
+from ddsm_ext.io.lock import RunLock
 from ddsm_ext.machine import machine_info
+from ddsm_ext.report.records import Environment
 from ddsm_ext.settings import Refusal, Settings, completed, plain
 from ddsm_ext.training.config import TrainConfig
 
@@ -53,19 +64,22 @@ def create_run(root: str | Path, name: str, config: Mapping[str, Any]) -> Path:
         raise Refusal(f"create_run: name is {name!r}; need letters, digits, '.', '_' or '-'")
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
-    temp = Path(tempfile.mkdtemp(prefix=".new-", dir=root))
-    try:
-        temp.chmod(0o755)
-        write_json(temp / "config.json", dict(config))
-        write_json(temp / "env.json", machine_info())
-        with locked(root):  # two processes never take the same number
+    about = Environment.from_dict(machine_info())
+    with locked(root):  # two processes never take the same number
+        for left in root.glob(".new-*"):  # by a process that was killed here
+            shutil.rmtree(left, ignore_errors=True)
+        temp = root / f".new-{os.getpid()}"
+        temp.mkdir()  # with the rights that the user gives to folders
+        try:
+            write_json(temp / "config.json", sealed(config))
+            about.save(temp / "env.json")
             runs = list_runs(root)
             number = int(runs[-1].name.partition("-")[0]) + 1 if runs else 0
             run = root / f"{number:05d}-{name}"
             os.rename(temp, run)
-    except BaseException:
-        shutil.rmtree(temp, ignore_errors=True)
-        raise
+        except BaseException:
+            shutil.rmtree(temp, ignore_errors=True)
+            raise
     sync_folder(root)
     return run
 
@@ -75,12 +89,21 @@ def run_config(run: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the folder holds no config.json.
-        ValueError: it is no JSON object.
+        ValueError: it is no JSON object, or not as it was written.
     """
-    config = read_json(Path(run) / "config.json")
+    path = Path(run) / "config.json"
+    config = unsealed(read_json(path), str(path))
     if not isinstance(config, dict):
-        raise Refusal(f"{Path(run) / 'config.json'}: not a JSON object; need a run's config")
+        raise Refusal(f"{path}: not a JSON object; need a run's config")
     return _without_retired(config)
+
+
+def change_config(run: Path, **sections: Any) -> None:
+    """Put sections into a run's config.json, which stays else as it was made."""
+    path = run / "config.json"
+    with RunLock(run):
+        config = unsealed(read_json(path), str(path))
+        write_json(path, sealed({**config, **sections}))
 
 
 def _without_retired(config: dict[str, Any]) -> dict[str, Any]:
@@ -147,9 +170,13 @@ def find_resumable(
     for run in reversed(list_runs(root)):
         if name is not None and run.name.partition("-")[2] != name:
             continue
-        # a config that is damaged, or of another kind, is passed over
-        with contextlib.suppress(ValueError, FileNotFoundError, LookupError, TypeError):
+        try:
             saved = run_config(run)
+        except (ValueError, FileNotFoundError) as error:
+            warnings.warn(f"{one_line(error)}; this run is passed over", stacklevel=1)
+            continue
+        # a config of another kind, or of settings that are refused today, is another one
+        with contextlib.suppress(ValueError, LookupError, TypeError):
             if "method" not in saved.get("search", {"method": None}) and "search" in wanted:
                 saved = {**saved, "search": wanted["search"]}  # it was searched by other rules
             saved = _as_read(completed(saved, config))

@@ -33,7 +33,8 @@ def import_official(
     Args:
         source: the checkpoint (.pt).
         root: folder of runs; made when missing.
-        flags_file: flag file that the checkpoint came with.
+        flags_file: flag file that the checkpoint came with: network, process and variance of the
+            sampler; None takes the official defaults.
         groups: of its GroupNorm; None takes the flags', else 32.
         group: weights to take: "ema_model" or "net_model".
         name: of the run.
@@ -44,24 +45,31 @@ def import_official(
         FileNotFoundError: there is no such file.
         ValueError: checkpoint, flags or changes are refused.
     """
-    from ddsm_ext.compat.official_ddsm import load_official_ddsm
-    from ddsm_ext.compat.official_strategy import parse_official_flags, read_text
+    from ddsm_ext.compat.official_ddsm import load_official_ddsm, official_config
+    from ddsm_ext.compat.official_strategy import (
+        parse_official_flags,
+        parse_official_process,
+        read_text,
+    )
 
     changes = changes or {}
-    flags: dict[str, Any] = {}
-    if flags_file is not None:
-        flags = parse_official_flags(read_text(flags_file), source=str(flags_file))
+    said_by = "flags" if flags_file is None else str(flags_file)
+    text = "" if flags_file is None else read_text(flags_file)
+    flags = parse_official_flags(text, source=said_by)
+    diffusion, sampler = parse_official_process(text, source=said_by)
     if groups is not None:
         flags["groups"] = groups
+    try:
+        official_config(flags)
+    except Refusal as error:
+        raise Refusal(f"{said_by}: {error}") from None
     network = load_official_ddsm(source, flags, group=group)
     for section in FIXED_SECTIONS:
         if section in changes:
             raise Refusal(f"{where}: {section} is what the checkpoint decides; need its flag file")
     values = preset_values("cifar10")
     values["model"] = network.config.to_dict()
-    values["diffusion"] = {"schedule": "linear", "timesteps": int(flags.get("T", 1000))}
-    # published scores were made without clipping: the reference's clip has no effect
-    values["sampler"] = {"kind": "ddpm", "clip_denoised": False}
+    values["diffusion"], values["sampler"] = diffusion.to_dict(), sampler.to_dict()
     config = RunConfig.from_dict(merge(values, changes), where)
     tensors = {key: tensor.contiguous() for key, tensor in network.state_dict().items()}
     return _new_run(root, name, config, tensors, 0, source)
@@ -86,12 +94,14 @@ def import_shards(
         FileNotFoundError: the index or a file that it names is missing.
         ValueError: the index holds no configuration, or the changes are refused.
     """
+    from ddsm_ext.compat.weights_file import check_finite
     from ddsm_ext.io.weights import load_shards
 
     tensors, about = load_shards(source)
     if "config" not in about:
         raise Refusal(f"{source}: its metadata hold no config; need one of a run of ddsm")
     config = RunConfig.from_dict(merge(about["config"], changes or {}), str(source))
+    check_finite(str(source), tensors)
     floats = {key: tensor.float() for key, tensor in tensors.items()}
     name = name or Path(source).name.removesuffix(INDEX_ENDING)
     return _new_run(root, name, config, floats, int(about.get("step", 0)), source)

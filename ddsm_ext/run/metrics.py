@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ddsm_ext.io.files import read_json, write_json
+from ddsm_ext.io.lock import RunLock
+from ddsm_ext.report.records import Metrics, Score, Timing
 from ddsm_ext.run.strategies import KINDS
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import completed, plain
@@ -26,30 +28,43 @@ def seeds_text(seeds: Sequence[int]) -> str:
     return ",".join(f"{a}-{b}" if b > a else f"{a}" for a, b in ranges)
 
 
-def _saved(run: Path, context: Mapping[str, Any]) -> dict[str, Any]:
-    """Return metrics.json if its scores depend on the same things, else an empty one."""
-    path, now = run / "metrics.json", plain(context)
-    if path.exists():
-        saved = _as_of_now(completed(read_json(path), context), now)
-        if all(saved.get(key) == value for key, value in now.items()):
-            return saved
-    return {**now, "rows": []}
+def _path(run: Path) -> Path:
+    return run / "metrics.json"
 
 
-def _as_of_now(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+def load_metrics(run: Path) -> Metrics:
+    """Return what metrics.json holds, or nothing where there is none.
+
+    Raises:
+        ValueError: it is damaged; the sentence names it.
+    """
+    path = _path(run)
+    return Metrics.load(path) if path.exists() else Metrics()
+
+
+def _saved(run: Path, context: Mapping[str, Any]) -> Metrics:
+    """Return metrics.json if its scores depend on the same things, else one without scores."""
+    found, now = load_metrics(run), plain(context)
+    if found.rows:
+        held = completed(found.to_dict(), context)
+        held["reference"] = {**now["reference"], **held.get("reference", {})}
+        if all(held.get(key) == value for key, value in now.items()):
+            return replace(_as_of_now(found), **now)
+    return Metrics(**now)
+
+
+def _as_of_now(saved: Metrics) -> Metrics:
     """What an earlier version wrote, as it is written now.
 
-    It knew a reference by its name; whatever strategy was named was of the kind "strategy", and the
-    last of them was timed.
+    Whatever strategy was named was of the kind "strategy", and the last of them was timed; it knew
+    a reference by its name alone, too.
     """
-    rows, found = [], dict(saved)
-    for row in saved.get("rows", ()):
-        named = row["kind"] == "strategy" and row["label"] != "strategy"
-        rows.append({**row, "kind": "other"} if named else row)
-        if named:
-            found.pop("timing", None)
-    reference = {**now["reference"], **saved.get("reference", {})}
-    return {**found, "reference": reference, "rows": rows}
+    named = [row.kind == "strategy" and row.label != "strategy" for row in saved.rows]
+    rows = [
+        replace(row, kind="other") if other else row
+        for row, other in zip(saved.rows, named, strict=True)
+    ]
+    return replace(saved, rows=tuple(rows), timing=None if any(named) else saved.timing)
 
 
 def saved_row(
@@ -60,12 +75,15 @@ def saved_row(
     strategy: Strategy,
     seeds: Sequence[int],
 ) -> dict[str, Any] | None:
-    """Return a strategy's score for these seeds and this context, None where there is none yet."""
-    keys = ("label", "kind", "widths", "cuts", "seeds")
-    wanted = [name, kind, list(strategy.widths), list(strategy.cuts), seeds_text(seeds)]
-    for row in _saved(run, context)["rows"]:
-        if [row.get(key) for key in keys] == wanted:
-            return dict(row)
+    """Return a strategy's score for these seeds and this context, None where there is none yet.
+
+    Raises:
+        ValueError: metrics.json is damaged.
+    """
+    wanted = (name, kind, strategy.widths, strategy.cuts, seeds_text(seeds))
+    for row in _saved(run, context).rows:
+        if (row.label, row.kind, row.widths, row.cuts, row.seeds) == wanted:
+            return row.to_dict()
     return None
 
 
@@ -74,23 +92,30 @@ def save_row(run: Path, context: Mapping[str, Any], row: Mapping[str, Any]) -> N
 
     So are those of its label that are of another strategy, as one mean over both would be of
     neither, and with the run's own strategy the time measured of it.
+
+    Raises:
+        ValueError: metrics.json is damaged, the row is none, or another process writes into the
+            run.
     """
-    saved, keys = _saved(run, context), ("kind", "widths", "cuts")
-    alike = [r for r in saved["rows"] if r["label"] == row["label"]]
-    gone = [r for r in alike if any(r.get(key) != row[key] for key in keys)]
-    replaced = [r for r in alike if r["seeds"] == row["seeds"]]
-    if gone:
-        log.info(
-            "%s: %d scores of an earlier strategy are dropped", row["label"], len(gone)
-        )
-    if any(r["kind"] == "strategy" for r in gone):
-        saved.pop("timing", None)
-    kept = [r for r in saved["rows"] if r not in gone and r not in replaced]
-    every = sorted([*kept, row], key=lambda r: (KINDS.index(r["kind"]), -r["macs_per_image"]))
-    write_json(run / "metrics.json", {**saved, "rows": every})
+    with RunLock(run):
+        saved, new = _saved(run, context), Score.from_dict(row)
+        alike = [r for r in saved.rows if r.label == new.label]
+        gone = [r for r in alike if (r.kind, r.widths, r.cuts) != (new.kind, new.widths, new.cuts)]
+        replaced = [r for r in alike if r.seeds == new.seeds]
+        if gone:
+            log.info("%s: %d scores of an earlier strategy are dropped", new.label, len(gone))
+        if any(r.kind == "strategy" for r in gone):
+            saved = replace(saved, timing=None)
+        kept = [r for r in saved.rows if r not in gone and r not in replaced]
+        every = sorted([*kept, new], key=lambda r: (KINDS.index(r.kind), -(r.macs_per_image or 0)))
+        replace(saved, rows=tuple(every)).save(_path(run))
 
 
-def save_timing(run: Path, timing: dict[str, Any]) -> None:
-    """Put times that were measured side by side into metrics.json."""
-    path = run / "metrics.json"
-    write_json(path, {**read_json(path), "timing": timing})
+def save_timing(run: Path, timing: Mapping[str, Any]) -> None:
+    """Put times that were measured side by side into metrics.json.
+
+    Raises:
+        ValueError: metrics.json is damaged.
+    """
+    with RunLock(run):
+        replace(load_metrics(run), timing=Timing.from_dict(timing)).save(_path(run))

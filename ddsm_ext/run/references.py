@@ -47,7 +47,7 @@ def reference_for(
 
     if config.eval.reference is not None:
         statistics = load_statistics(config.eval.reference)
-        check_reference(statistics, extractor)
+        check_reference(statistics, extractor, f"eval.reference {config.eval.reference}")
         return statistics
     return _statistics(dataset, extractor, folder, progress)
 
@@ -106,6 +106,10 @@ def _statistics(
         file = folder / "statistics" / f"{what[:16]}.npz"
         with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged one is made again
             return load_statistics(file)
+    if len(dataset) < 2:
+        raise Refusal(
+            f"{dataset.name}: holds {len(dataset)} image; need at least 2 to compare samples with"
+        )
     told = counter(progress, f"features of {dataset.name}", "image")
 
     def batches() -> Any:

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from ddsm_ext.data.images import image_grid, save_png
 from ddsm_ext.io.checkpoint import list_checkpoints
+from ddsm_ext.io.lock import RunLock
 from ddsm_ext.report.page import build_report
-from ddsm_ext.run.compose import Progress, Sampler, choose_device, load_images, load_network
+from ddsm_ext.run.compose import (
+    Progress,
+    Sampler,
+    choose_device,
+    images_of,
+    load_images,
+    load_network,
+)
 from ddsm_ext.run.config import RunConfig, changed, with_budget
 from ddsm_ext.run.exporting import export_width
 from ddsm_ext.run.features import with_features
 from ddsm_ext.run.folder import create_run, resolve_run, root_of, run_config
+from ddsm_ext.run.sampling import Samples, write_samples
 from ddsm_ext.run.scoring import Scorer, score_strategies
 from ddsm_ext.run.searching import search_run
 from ddsm_ext.run.strategies import (
@@ -45,26 +52,11 @@ from ddsm_ext.settings import Refusal
 from ddsm_ext.training.loop import TrainResult
 
 
-@dataclass(frozen=True)
-class Samples:
-    """Images that a run made.
-
-    Args:
-        images: uint8 [N, H, W, C], one a seed.
-        folder: holds each as seed-000000.png, and all in grid.png.
-        ms_per_image: time that they took.
-        macs_per_image: MACs of one, over all steps.
-    """
-
-    images: NDArray[np.uint8]
-    folder: Path
-    ms_per_image: float
-    macs_per_image: int
-
-
 @dataclass
 class Run:
     """A run folder with what its commands need. Each method continues what was interrupted.
+
+    What writes into the folder takes its lock first, and is refused while another process has it.
 
     Args:
         folder: the run folder.
@@ -115,8 +107,7 @@ class Run:
                 another run that it starts from, are read before anything is written.
             new: make another run even if there is one.
             extend: steps to give to the run, which then has to be there; see `extend`.
-            device: as of `Run`.
-            progress: as of `Run`.
+            device, progress: as of `Run`.
 
         Raises:
             ImportError: the features need a package that is not installed.
@@ -158,8 +149,7 @@ class Run:
             root: folder of runs.
             which: folder, number or name of the run; None takes the newest.
             changes: section -> key -> value laid over its settings, e.g. {"sampler": {"steps": 9}}.
-            device: as of `Run`.
-            progress: as of `Run`.
+            device, progress: as of `Run`.
 
         Raises:
             FileNotFoundError: there is no such run.
@@ -172,8 +162,8 @@ class Run:
 
     @cached_property
     def dataset(self) -> Any:
-        """The run's images."""
-        return load_images(self.config)
+        """The run's images; says so where they are not those that it was trained on."""
+        return images_of(self.folder, self.config)
 
     @property
     def strategy(self) -> Strategy:
@@ -233,10 +223,11 @@ class Run:
             root, name, config, new=new, extend=extend, device=where, progress=self.progress
         )
         file = own_strategy(run.folder)
-        if not file.exists():
-            found = strategy_to_tune_for(strategy, self.folder, self.config)
-            found.save(file)
-            save_steps(run.folder, run.config, found)
+        with RunLock(run.folder):
+            if not file.exists():
+                found = strategy_to_tune_for(strategy, self.folder, self.config)
+                found.save(file)
+                save_steps(file.parent, run.config, found)
         return run
 
     def tune(
@@ -275,8 +266,9 @@ class Run:
                 budget_macs=0.5.
         """
         config = with_budget(self.config, settings)
-        sampler, scorer = self._search_parts(config)
-        front = search_run(self.folder, sampler, self.dataset, scorer, config.search)
+        with RunLock(self.folder):
+            sampler, scorer = self._search_parts(config)
+            front = search_run(self.folder, sampler, self.dataset, scorer, config.search)
         assert front.chosen is not None
         return front.chosen
 
@@ -311,34 +303,32 @@ class Run:
             strategy: a strategy, its file, or a width; None takes the run's.
             weights: "ema" or "model".
             batch_size: images that run together.
-            out: folder to write; None takes one of the run.
+            out: folder to write; None takes one of the run, another for other settings.
+
+        Raises:
+            ValueError: strategy, weights or seeds are refused, or `out` holds samples of other
+                settings.
         """
         seeds = list(seeds)
         if not seeds or batch_size < 1:
             raise Refusal(
                 f"sample: {len(seeds)} seeds, batch_size {batch_size}; need at least 1 of each"
             )
-        config = self.config
-        name, chosen = read_strategy(strategy, self.folder, config)
-        sampler = self._sampler(batch_size, weights)
-        images, ms = sampler.timed_images(chosen, seeds, f"sampling {name}")
-        steps = config.sampler.steps or config.diffusion.timesteps
-        label = f"{name.replace(' ', '-')}-{config.sampler.kind}-{steps}"
-        folder = Path(out) if out else self.folder / "samples" / label
-        pixels = np.asarray(images).transpose(0, 2, 3, 1)  # [N, H, W, C]
-        folder.mkdir(parents=True, exist_ok=True)
-        for seed, image in zip(seeds, pixels, strict=True):
-            save_png(folder / f"seed-{seed:06d}.png", image)
-        save_png(folder / "grid.png", image_grid(pixels))
-        return Samples(pixels, folder, ms, sampler.macs_per_image(chosen))
+        name, chosen = read_strategy(strategy, self.folder, self.config)
+        with self._writing(out):
+            return write_samples(
+                self._sampler(batch_size, weights), name, chosen, seeds,
+                weights=weights, parent=self.folder / "samples", out=out,
+            )  # fmt: skip
 
     def scorer(self) -> Scorer:
         """Return what scores this run's newest weights; made once for weights and settings."""
         key = (self.config, max(list_checkpoints(self.folder), default=None))
         if self._scorer is None or self._scorer[0] != key:
-            made = Scorer.for_run(
-                self.folder, self.config, self._device, self.dataset, self.progress
-            )
+            with RunLock(self.folder):  # a classifier and the reference are kept there
+                made = Scorer.for_run(
+                    self.folder, self.config, self._device, self.dataset, self.progress
+                )
             self._scorer = (key, made)
         return self._scorer[1]
 
@@ -371,11 +361,13 @@ class Run:
             ValueError: a strategy is refused, there is none, or there are less than two seeds.
         """
         plan = plan_scores(self.folder, self.config, strategies, seeds, ranges)
-        return score_strategies(self.folder, self.scorer(), plan, again=again)
+        with RunLock(self.folder):
+            return score_strategies(self.folder, self.scorer(), plan, again=again)
 
-    def report(self) -> Path:
-        """Write report.html of what the run has so far and return its path."""
-        return build_report(self.folder)
+    def report(self, out: str | Path | None = None) -> Path:
+        """Write report.html of what the run has so far, or the file `out`; returns its path."""
+        with self._writing(out):
+            return build_report(self.folder, out)
 
     def export(self, width: float, *, weights: str = "ema", out: str | Path | None = None) -> Path:
         """Write one width as a plain dense network; returns its folder.
@@ -386,8 +378,13 @@ class Run:
             out: folder to write; None takes one of the run.
         """
         width = self.config.model.check_width(width)
-        folder = Path(out) if out else self.folder / "export" / f"width-{width:g}"
-        return export_width(self.network(weights), self.config, width, folder)
+        folder = self.folder / "export" / f"width-{width:g}" if out is None else Path(out)
+        with self._writing(out):
+            return export_width(self.network(weights), self.config, width, folder)
+
+    def _writing(self, out: str | Path | None) -> AbstractContextManager[Any]:
+        """The run's lock, which what is written elsewhere does not need."""
+        return RunLock(self.folder) if out is None else nullcontext()
 
     def _sampler(self, batch_size: int, weights: str = "ema") -> Sampler:
         return Sampler.for_run(

@@ -17,11 +17,11 @@ from ddsm_ext.bench.timing import interleaved
 from ddsm_ext.data.config import DataConfig
 from ddsm_ext.data.images import image_grid, save_png
 from ddsm_ext.data.pixels import to_uint8
-from ddsm_ext.io.files import write_json
+from ddsm_ext.report.records import Picture, Pictures
 from ddsm_ext.run.compose import Progress, Sampler, counter, load_images, weights_digest
 from ddsm_ext.run.config import RunConfig
 from ddsm_ext.run.features import check_labelled, features_for
-from ddsm_ext.run.metrics import save_row, save_timing, saved_row, seeds_text
+from ddsm_ext.run.metrics import load_metrics, save_row, save_timing, saved_row, seeds_text
 from ddsm_ext.run.references import held_out_for, reference_for
 from ddsm_ext.run.strategies import ScorePlan
 from ddsm_ext.sampling.strategy import Strategy
@@ -81,18 +81,9 @@ class Scorer:
 
     def distances(self, images: Tensor) -> dict[str, Any]:
         """Return the scores of uint8 images [N, C, H, W]; warns once of too few of them."""
-        from ddsm_ext.eval.distances import enough_images
         from ddsm_ext.eval.metrics import evaluate, score_names
 
-        if not self._warned and not enough_images(len(images), self.extractor.dim):
-            self._warned = True
-            log.warning(
-                "the Fréchet distance of %d images with %d features is biased upwards; need %d "
-                "(eval.images), or compare kernel distances (KID)",
-                len(images),
-                self.extractor.dim,
-                2 * self.extractor.dim,
-            )
+        self._warn_of_few(len(images))
         settings = self.sampler.config.eval
         scores = evaluate(
             images,
@@ -118,6 +109,24 @@ class Scorer:
             row["images_held_out"] = self.held_out.n
         return row
 
+    def _warn_of_few(self, images: int) -> None:
+        """Warn, once, of fewer samples or real images than a Fréchet distance needs."""
+        from ddsm_ext.eval.distances import enough_images
+
+        dim, real = self.extractor.dim, self.reference.n
+        few = []
+        if not enough_images(images, dim):
+            few.append(f"of {images} images")
+        if real is not None and not enough_images(real, dim):
+            few.append(f"to {real} real images")
+        if few and not self._warned:
+            self._warned = True
+            log.warning(
+                "the Fréchet distance %s with %d features is biased upwards; need %d (eval.images, "
+                "and of real ones), or compare kernel distances (KID)",
+                " ".join(few), dim, 2 * dim,
+            )  # fmt: skip
+
     def frechet(self, images: Tensor) -> float:
         """Return the Fréchet distance alone."""
         from ddsm_ext.eval.metrics import frechet_to_reference
@@ -131,6 +140,8 @@ class Scorer:
         distance = ranking_distance(self.reference, samples)
         if distance.reason:
             log.info("the search ranks by the %s: %s", distance.name, distance.reason)
+        else:
+            self._warn_of_few(samples)
         return distance
 
     def score(self, name: str, kind: str, strategy: Strategy, seeds: list[int]) -> dict[str, Any]:
@@ -186,7 +197,11 @@ def score_strategies(
 
     Returns:
         what the scores depend on, and "rows", one a score.
+
+    Raises:
+        ValueError: metrics.json is damaged, which is found before any work.
     """
+    load_metrics(run)
     context, rows = scorer.context(), []
     length = max(plan.seeds) + 1 - min(plan.seeds)
     for number in range(plan.ranges):  # range by range: what is there when it stops compares
@@ -207,9 +222,18 @@ def score_strategies(
 
 
 def score_folder(scorer: Scorer, path: str) -> dict[str, Any]:
-    """Score the images of a folder, ZIP or archive; returns a JSON-ready result."""
-    data = DataConfig(source=path, split="all")
-    dataset = load_images(replace(scorer.sampler.config, data=data))
+    """Score the images of a folder, ZIP or archive; returns a JSON-ready result.
+
+    Raises:
+        FileNotFoundError: there is nothing of that name.
+        ValueError: what is there is refused, or has less than two images.
+    """
+    config = scorer.sampler.config
+    reading = ("background", "skip_damaged", "max_pixels")
+    how = {name: getattr(config.data, name) for name in reading}
+    dataset = load_images(replace(config, data=DataConfig(source=path, split="all", **how)))
+    if len(dataset) < 2:
+        raise Refusal(f"{path}: holds {len(dataset)} image; need at least 2 to score")
     images = torch.from_numpy(dataset.images)  # [N, C, H, W]
     context = scorer.context()
     context.pop("sampler")
@@ -285,13 +309,13 @@ def write_comparison(
     for done, (label, strategy) in enumerate(strategies.items(), 1):
         pictures[label] = to_uint8(sampler.images(strategy, seeds)).cpu().numpy()
         told(done, len(strategies))
-    rows = []
+    rows = list[Picture]()
     for number, (label, images) in enumerate(pictures.items()):
         strip = image_grid(images.transpose(0, 2, 3, 1), COLUMNS)  # [N, H, W, C] -> [h, w, C]
         file = f"row-{number}.png"
         save_png(folder / file, strip)
-        rows.append({"label": label, "file": file})
-    write_json(folder / "index.json", {"seeds": seeds_text(seeds), "rows": rows})
+        rows.append(Picture(label, file))
+    Pictures(seeds_text(seeds), tuple(rows)).save(folder / "index.json")
 
 
 def interleaved_ms(

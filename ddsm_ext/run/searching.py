@@ -17,14 +17,15 @@ from ddsm_ext.data.pixels import from_uint8, to_uint8
 from ddsm_ext.diffusion.noise import normal
 from ddsm_ext.diffusion.schedule import add_noise
 from ddsm_ext.intervals import jackknife
-from ddsm_ext.io.files import locked, read_jsonl, write_atomic, write_json
+from ddsm_ext.io.files import one_line
+from ddsm_ext.report.records import Costs, WidthCost
 from ddsm_ext.run.compose import Sampler, counter, weights_digest
 from ddsm_ext.run.costs import conditions, macs_table, measure_ms
 from ddsm_ext.run.scoring import Scorer
+from ddsm_ext.run.search_folders import search_folder, search_folders, take_place
 from ddsm_ext.run.strategies import COMPARISONS, save_steps
 from ddsm_ext.sampling.levels import evaluations, prediction_gains
 from ddsm_ext.sampling.strategy import Strategy
-from ddsm_ext.search.archive import VERSION
 from ddsm_ext.search.config import SearchConfig
 from ddsm_ext.search.cost import CostTable, StepCost, check_budget
 from ddsm_ext.search.engine import SearchProgress, search, search_identity
@@ -32,7 +33,7 @@ from ddsm_ext.search.front import BUDGET_TOLERANCE, Front, FrontPoint
 from ddsm_ext.search.genome import StrategySpace
 from ddsm_ext.search.pool import budget_genome
 from ddsm_ext.search.sensitivity import LEVELS, Sensitivity, measure_sensitivity
-from ddsm_ext.settings import Refusal, completed, plain
+from ddsm_ext.settings import Refusal, plain
 from ddsm_ext.width import find_width
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,9 @@ def measure_costs(run: Path, sampler: Sampler, widths: Sequence[float]) -> CostT
     A cost is the network's step and the sampler's own work on it, which is timed by itself, with a
     network that returns its input. Times measured before for this run, under the same conditions,
     are taken again: a search in ms continues only with the costs that it began with.
+
+    Raises:
+        ValueError: the file of these times is damaged.
     """
     config, device, batch = sampler.config, sampler.device, sampler.batch_size
     x = normal(range(batch), 0, sampler.shape, device=device).to(sampler.dtype)  # [N, C, H, W]
@@ -66,49 +70,55 @@ def measure_costs(run: Path, sampler: Sampler, widths: Sequence[float]) -> CostT
         device=device,
         network=f"ch {config.model.ch}, image {config.model.image_size}",
     )
-    path = run / "search" / "cost_table.json"
-    if path.exists():
-        with contextlib.suppress(ValueError):
+    own, *others = (folder / "cost_table.json" for folder in search_folders(run))
+    for path in (own, *others):
+        if path.exists():
             known = CostTable.load(path)
-            known.check_conditions(where)
-            if set(known.costs) >= set(widths) and known.overhead:
-                return known
+            with contextlib.suppress(ValueError):
+                known.check_conditions(where)
+                if set(known.costs) >= set(widths) and known.overhead:
+                    return known
     told = counter(sampler.progress, "timing each width", "round")
     table = measure_ms(run_step, widths, batch=batch, conditions=where, progress=told)
     overhead = sampler.overhead_ms()
     costs = {width: ms + overhead for width, ms in table.costs.items()}
-    return replace(table, costs=costs, overhead=overhead)
+    measured = replace(table, costs=costs, overhead=overhead)
+    if not own.exists():  # a budget that is refused is tried again with the same costs
+        measured.save(own)
+    return measured
 
 
-def save_costs(run: Path, in_macs: CostTable, ms: CostTable) -> None:
-    """Write search/cost_table.json (ms with its conditions) and search/costs.json (both).
+def save_costs(folder: Path, in_macs: CostTable, ms: CostTable) -> None:
+    """Write cost_table.json (ms with its conditions) and costs.json (both) of a search.
 
     A row's "realised_bound" is the most that time saved over MACs saved can be at that width: what
     it is where every step runs at it.
     """
-    ms.save(run / "search" / "cost_table.json")
+    ms.save(folder / "cost_table.json")
     full_macs, full_ms = in_macs.costs[1.0], ms.costs[1.0]
     rows = []
     for width, cost in in_macs.costs.items():
         saved = 1 - cost / full_macs
         bound = (1 - ms.costs[width] / full_ms) / saved if saved > 0 else None
-        rows.append({"width": width, "macs": cost, "ms": ms.costs[width], "realised_bound": bound})
-    shared = {
-        "batch_size": ms.conditions["batch"],
-        "threads": ms.conditions["threads"],
-        "overhead_ms": ms.overhead,
-    }
-    write_json(run / "search" / "costs.json", {**shared, "rows": rows})
+        rows.append(WidthCost(width, cost, ms.costs[width], bound))
+    where = ms.conditions
+    costs = Costs(tuple(rows), where["batch"], where["threads"], ms.overhead)
+    costs.save(folder / "costs.json")
 
 
 def sensitivity_of(
-    run: Path, sampler: Sampler, dataset: Any, weights: str, widths: Sequence[float]
+    run: Path,
+    sampler: Sampler,
+    dataset: Any,
+    weights: str,
+    widths: Sequence[float],
+    folder: Path | None = None,
 ) -> Sensitivity:
     """Return the error of each width at noise levels spread over the schedule.
 
     It depends on weights, images and schedule alone, so that one file serves every sampler, number
     of steps, budget and device. What was measured before for this run is taken again, and kept with
-    further widths in search/sensitivity.json.
+    further widths in sensitivity.json.
 
     Args:
         run: the run folder.
@@ -116,6 +126,7 @@ def sensitivity_of(
         dataset: its images, of which `eval.sensitivity_images` are drawn by seed.
         weights: digest of the network's weights.
         widths: widths to measure.
+        folder: of the search, which keeps it; None takes search/.
     """
     config, schedule = sampler.config, sampler.schedule
     last = schedule.timesteps - 1
@@ -130,13 +141,18 @@ def sensitivity_of(
         "order": "permuted",  # earlier files took the first images of the data set
         "timesteps": timesteps,
     }
-    path, known = run / "search" / "sensitivity.json", None
-    if path.exists():
-        with contextlib.suppress(ValueError):
-            found = Sensitivity.load(path)
+    path, known = (folder or run / "search") / "sensitivity.json", None
+    before = path if path.exists() else run / "search" / path.name
+    if before.exists():
+        try:
+            found = Sensitivity.load(before)
             known = found if found.conditions == basis else None
+        except ValueError as error:
+            log.warning("%s; measuring it again", one_line(error))
     missing = [w for w in widths if known is None or find_width(known.widths, w) is None]
     if not missing and known is not None:
+        if before != path:
+            known.save(path)
         return known
     order = np.random.default_rng(SEARCH_FIRST_SEED).permutation(len(dataset))
     chosen = np.sort(order[: config.eval.sensitivity_images])
@@ -222,7 +238,7 @@ def search_run(
     """Search a run's strategies, write every file of its search folder, return the front.
 
     Args:
-        run: the run folder.
+        run: the run folder, whose lock is held.
         sampler: its network.
         dataset: its images.
         scorer: what scores samples; None searches the proxy alone.
@@ -246,15 +262,17 @@ def search_run(
     table = in_macs if settings.cost == "macs" else searched
     space = StrategySpace(log_snrs, settings.widths, settings.segments)
     cost = StepCost(table.costs, space)
-    check_budget(settings, cost)  # before an earlier search makes room for this one
+    check_budget(settings, cost)
+    folder = run / "search"
     if quality is not None:
-        set_aside_other(run, search_identity(settings, table, log_snrs, identity))
-    save_costs(run, in_macs, ms)
-    measured = sensitivity_of(run, sampler, dataset, identity["weights"], settings.widths)
+        folder = search_folder(run, search_identity(settings, table, log_snrs, identity))
+    save_costs(folder, in_macs, ms)
+    weights, widths = identity["weights"], settings.widths
+    measured = sensitivity_of(run, sampler, dataset, weights, widths, folder)
     gains = prediction_gains(
         sampler.schedule, sampler.config.sampler, sampler.config.diffusion.parameterisation
     )
-    errors = measured.for_steps(log_snrs, settings.widths, gains)
+    errors = measured.for_steps(log_snrs, widths, gains)
     told = counter(sampler.progress, "search", "sample")
 
     def tell(state: SearchProgress) -> None:
@@ -267,6 +285,7 @@ def search_run(
         cost_table=table,
         log_snrs=log_snrs,
         run_dir=run,
+        folder=folder.name,
         quality=quality,
         errors=errors,
         identity=identity,
@@ -281,8 +300,9 @@ def search_run(
             "%.3g on new seeds; search.final_samples more, or a smaller limit, would show it",
             limit, front.chosen.greatest_loss,
         )  # fmt: skip
-    save_steps(run, sampler.config, front.chosen.strategy)
-    _save_comparisons(run, cost, front.chosen, space.by_level(log_snrs, errors))
+    save_steps(folder, sampler.config, front.chosen.strategy)
+    _save_comparisons(folder, cost, front.chosen, space.by_level(log_snrs, errors))
+    take_place(run, folder)
     return front
 
 
@@ -299,7 +319,7 @@ def _useful_widths(ms: CostTable, widths: Sequence[float]) -> tuple[float, ...]:
 
 
 def _save_comparisons(
-    run: Path,
+    folder: Path,
     cost: StepCost,
     chosen: FrontPoint,
     level_errors: np.ndarray,
@@ -312,7 +332,7 @@ def _save_comparisons(
     two = budget_genome(space, cost, level_errors, limit, 2)
     for name, found in (("reverse", space.reverse(genome)), ("two segments", two)):
         strategy = space.strategy(found, {"kind": name})
-        strategy.save(run / "search" / COMPARISONS[name])
+        strategy.save(folder / COMPARISONS[name])
 
 
 def _identity(
@@ -328,47 +348,3 @@ def _identity(
         "distance": quality and quality.distance.name,
         "sensitivity_images": sampler.config.eval.sensitivity_images,
     }
-
-
-def set_aside_other(run: Path, identity: dict[str, Any]) -> None:
-    """Rename search/ to search-00000/ and so on if it holds another search's evaluations.
-
-    One that was set aside before and has this identity comes back in its place. What is measured
-    and not searched, sensitivity and costs, stays in use.
-
-    Args:
-        run: the run folder.
-        identity: what the scores of the search to come depend on, from `search_identity`.
-
-    Raises:
-        ValueError: another search is using the folder.
-    """
-    current = run / "search"
-    if not read_jsonl(current / "archive.jsonl", missing_ok=True) or _holds(current, identity):
-        return
-    number = 0
-    while (run / f"search-{number:05d}").exists():
-        number += 1
-    aside = run / f"search-{number:05d}"
-    before = [folder for folder in sorted(run.glob("search-[0-9]*")) if _holds(folder, identity)]
-    try:
-        with locked(current, wait=False):
-            log.info("keeping the earlier search, which is another one, as %s", aside)
-            current.rename(aside)
-    except BlockingIOError:
-        raise Refusal(f"{current}: another search is using it; need to end first") from None
-    if before:
-        log.info("going on with the search in %s", before[0])
-        before[0].rename(current)
-    for name in ("sensitivity.json", "cost_table.json"):
-        if (aside / name).exists():
-            write_atomic(current / name, (aside / name).read_bytes())
-
-
-def _holds(folder: Path, identity: dict[str, Any]) -> bool:
-    """Whether a search folder's archive has scores of this identity."""
-    rows = read_jsonl(folder / "archive.jsonl", missing_ok=True)
-    if not rows or rows[0].get("version") != VERSION:
-        return False
-    found = completed(rows[0].get("identity", {}), identity)
-    return all(found.get(key) == value for key, value in plain(identity).items())

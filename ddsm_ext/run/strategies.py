@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from ddsm_ext.graph.count import macs
-from ddsm_ext.io.files import write_json
+from ddsm_ext.report.records import Kind, Steps
 from ddsm_ext.run.config import RunConfig
 from ddsm_ext.sampling.strategy import Strategy
-from ddsm_ext.settings import Refusal
+from ddsm_ext.settings import LARGEST_INT, Refusal
 
 # What a search writes beside the chosen strategy, to compare it with: label -> file in search/
 COMPARISONS = {"reverse": "reverse.json", "two segments": "two-segments.json"}
-# What a score is of, in the order of a report: "strategy" is the run's own, "other" all else.
-KINDS = ("full", "strategy", "width", *COMPARISONS, "other")
+KINDS: tuple[str, ...] = get_args(Kind)  # what a score is of
 
 
 def own_strategy(run: Path) -> Path:
@@ -23,22 +23,21 @@ def own_strategy(run: Path) -> Path:
     return run / "search" / "strategy.json"
 
 
-def save_steps(run: Path, config: RunConfig, strategy: Strategy) -> None:
-    """Write search/steps.json: timestep, log-SNR, width and gain of each step of the sampler."""
+def save_steps(folder: Path, config: RunConfig, strategy: Strategy) -> None:
+    """Write steps.json of a search: timestep, log-SNR, width and gain of each sampler step."""
     # imported here: they load torch, which a refusal does not need
     from ddsm_ext.diffusion.schedule import make_schedule
     from ddsm_ext.sampling.levels import evaluations, prediction_gains
 
     schedule, sampler = make_schedule(config.diffusion), config.sampler
     steps = evaluations(schedule, sampler, strategy)
-    content = {
-        "timesteps": [step.t for step in steps],
-        "log_snr": [step.log_snr for step in steps],
-        "widths": [step.width for step in steps],
-        "gains": prediction_gains(schedule, sampler, config.diffusion.parameterisation),
-        "macs": {f"{width:g}": macs(config.model, width) for width in config.model.widths},
-    }
-    write_json(run / "search" / "steps.json", content)
+    Steps(
+        timesteps=tuple(step.t for step in steps),
+        log_snr=tuple(step.log_snr for step in steps),
+        widths=tuple(step.width for step in steps),
+        gains=tuple(prediction_gains(schedule, sampler, config.diffusion.parameterisation)),
+        macs={f"{width:g}": macs(config.model, width) for width in config.model.widths},
+    ).save(folder / "steps.json")
 
 
 def read_strategy(
@@ -62,12 +61,30 @@ def read_strategy(
     try:
         width = float(what)  # type: ignore[arg-type]  # what is no number is refused here
     except (TypeError, ValueError):
-        strategy = what if isinstance(what, Strategy) else Strategy.load(Path(str(what)))
+        strategy = what if isinstance(what, Strategy) else _load(Path(str(what)))
         for used in strategy.widths:
             config.model.check_width(used)
         return "strategy" if isinstance(what, Strategy) else Path(str(what)).stem, strategy
     width = config.model.check_width(width)
     return _width_name(width), Strategy.constant(width)
+
+
+def _load(path: Path) -> Strategy:
+    """Read a strategy file; a result of the official search says how it becomes one."""
+    from ddsm_ext.compat.official_strategy import parse_official_strategy, read_text
+
+    try:
+        return Strategy.load(path)
+    except Refusal as refused:
+        reason = refused
+    try:
+        parse_official_strategy(read_text(path), index=0)
+    except Refusal:
+        raise reason from None
+    raise Refusal(
+        f"{path}: is a search result of the official code; need the strategy file that "
+        f"`ddsm convert` makes of it"
+    )
 
 
 def _width_name(width: float) -> str:
@@ -185,5 +202,8 @@ def plan_scores(
             f"evaluate: {len(named)} strategies, {len(seeds)} seeds, {count} ranges; need at "
             "least 1, 2 and 1"
         )
+    last = max(seeds) + (count - 1) * (max(seeds) + 1 - min(seeds))
+    if last > LARGEST_INT:
+        raise Refusal(f"evaluate: {count} ranges of seeds end at {last}; need seeds below 2^63")
     kinds = {name: kind_of(name, strategy, run) for name, strategy in named.items()}
     return ScorePlan(named, kinds, seeds, count)

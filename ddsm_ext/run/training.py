@@ -16,7 +16,7 @@ from ddsm_ext.data.images import image_grid
 from ddsm_ext.data.pixels import to_uint8
 from ddsm_ext.diffusion.schedule import make_schedule
 from ddsm_ext.io.checkpoint import checkpoint_path, newest_complete
-from ddsm_ext.io.files import read_json, write_json
+from ddsm_ext.io.lock import RunLock
 from ddsm_ext.run.compose import (
     Progress,
     Sampler,
@@ -26,7 +26,7 @@ from ddsm_ext.run.compose import (
     weights_digest,
 )
 from ddsm_ext.run.config import RunConfig, merge
-from ddsm_ext.run.folder import find_resumable, root_of, run_config
+from ddsm_ext.run.folder import change_config, find_resumable, root_of, run_config
 from ddsm_ext.run.strategies import own_strategy
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal, is_int, plain
@@ -66,6 +66,7 @@ def train_run(
         sample_grid=sample_grid,
         progress=tell,
         tune=config.tune,
+        settings={"model": config.model, "diffusion": config.diffusion},
         origin=origin_network(root_of(folder), config, device) if taught and tuned else None,
     )
 
@@ -146,9 +147,9 @@ def extended(folder: Path, steps: int, lr: float | None = None) -> RunConfig:
 
 def extend_run(folder: Path, steps: int, lr: float | None = None) -> TrainConfig:
     """Give a run more steps, in its config.json, and return its training settings then."""
-    train: TrainConfig = extended(folder, steps, lr).train
-    path = folder / "config.json"
-    write_json(path, {**read_json(path), "train": train.to_dict()})  # else as it was made
+    with RunLock(folder):
+        train: TrainConfig = extended(folder, steps, lr).train
+        change_config(folder, train=train.to_dict())
     return train
 
 

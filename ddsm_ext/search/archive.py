@@ -1,7 +1,8 @@
 """The archive of a search: every evaluation, on disk before the next one begins.
 
 `archive.jsonl` has a header line that says what its scores are scores of, then one line an
-evaluation: a strategy, the range of samples that was scored, the values of the score. A search
+evaluation: a strategy, the range of samples that was scored, the values of the score. A line's
+digest is that of the identity and the line, so that no line of another search is taken. A search
 replays its random choices from the seed and looks the scores up here, so a resumed search repeats
 no evaluation and ends as an uninterrupted one would.
 """
@@ -9,25 +10,20 @@ no evaluation and ends as an uninterrupted one would.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ddsm_ext.io.digest import json_digest
 from ddsm_ext.io.files import append_jsonl, locked, one_line, read_jsonl
 from ddsm_ext.search.genome import Genome, StrategySpace
+from ddsm_ext.search.history import row_digest
 from ddsm_ext.settings import Refusal, TypeRefusal, completed, plain
 
-VERSION = 2
+VERSION = 3
 Request = tuple[Genome, range]  # what is to be scored, on which of the search's samples
-
-
-def digest(value: Any) -> str:
-    """SHA-256 of a JSON value, in hexadecimal; keys in any order give the same."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Archive:
@@ -100,16 +96,19 @@ class Archive:
             "samples": [samples.start, samples.stop],
         }
         scored = {"values": None if failed else known, "failed": failed}
-        append_jsonl(self.path, {**line, **row, **scored})
+        whole = {**line, **row, **scored}
+        append_jsonl(self.path, {**whole, "digest": row_digest(self._digest, whole)})
         self._scores[genome, samples] = (math.inf,) if failed else tuple(known)
 
     def _read(self) -> None:
         rows = read_jsonl(self.path, missing_ok=True)
         if not rows:
+            self._digest = json_digest(self.identity)
             header = {"kind": "header", "version": VERSION, "identity": self.identity}
-            append_jsonl(self.path, {**header, "digest": digest(self.identity)})
+            append_jsonl(self.path, {**header, "digest": self._digest})
             return
         self._check_header(rows[0])
+        self._digest = rows[0]["digest"]  # of the identity as the file has it
         for number, row in enumerate(rows[1:], 2):
             try:
                 genome = self.space.from_row(row["genome"])
@@ -118,12 +117,27 @@ class Archive:
                 scored = row["failed"] or (values and all(map(math.isfinite, values)))
                 if not (0 <= first < end and scored):
                     raise ValueError
-                self._scores[genome, range(first, end)] = values or (math.inf,)
             except (KeyError, TypeError, ValueError):
                 raise Refusal(
                     f"{self.path}: row {number} is no evaluation of this search; need genome, "
-                    "samples and values"
+                    f"samples and values{self._to_cut(number)}"
                 ) from None
+            if row.get("digest") != row_digest(self._digest, row):
+                raise Refusal(
+                    f"{self.path}: row {number} does not match its SHA-256; need it as this search "
+                    f"wrote it{self._to_cut(number)}"
+                )
+            request = (genome, range(first, end))
+            if request in self._scores:
+                raise Refusal(
+                    f"{self.path}: row {number} is of a strategy and samples of an earlier row; "
+                    f"need each once{self._to_cut(number)}"
+                )
+            self._scores[request] = values or (math.inf,)
+
+    @staticmethod
+    def _to_cut(number: int) -> str:
+        return f" (without the rows from there on, {number - 2} evaluations are kept)"
 
     def _check_header(self, header: dict[str, Any]) -> None:
         if header.get("kind") != "header" or not isinstance(header.get("identity"), dict):
@@ -132,7 +146,7 @@ class Archive:
             raise Refusal(
                 f"{self.path}: version is {header.get('version')!r}; this program reads {VERSION}"
             )
-        if header.get("digest") != digest(header["identity"]):
+        if header.get("digest") != json_digest(header["identity"]):
             raise Refusal(f"{self.path}: the header is damaged; need an archive of a search")
         theirs = completed(header["identity"], self._given)
         for name in sorted({*theirs, *self.identity}):
@@ -146,4 +160,4 @@ class Archive:
 
 def _short(value: Any) -> str:
     text = json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:60]}... (digest {digest(value)[:12]})"
+    return text if len(text) <= 80 else f"{text[:60]}... (digest {json_digest(value)[:12]})"

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ddsm_ext.search.front import rounded_up
 from ddsm_ext.settings import Refusal
 
 # Comparisons of sums of thousands of float64 terms
@@ -121,8 +122,8 @@ def _dual(problem: _Problem, budget: float) -> tuple[BudgetSolution, float]:
     cheapest = problem.solution(problem.path(problem.costs))
     if cheapest.cost > budget:
         raise Refusal(
-            f"solve_budget: budget is {budget:g}, the cheapest strategy costs {cheapest.cost:g}; "
-            "need at least that"
+            f"solve_budget: budget is {budget:g}, the cheapest strategy costs "
+            f"{rounded_up(cheapest.cost)}; need at least that"
         )
     if over.cost <= budget:
         return over, 0.0

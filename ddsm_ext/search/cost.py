@@ -6,13 +6,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
 from ddsm_ext.io.document import Document
+from ddsm_ext.io.typed import Amount, Count, Positive, Row, Width, read
 from ddsm_ext.search.config import COSTS, SearchConfig
-from ddsm_ext.search.front import BUDGET_TOLERANCE
+from ddsm_ext.search.front import BUDGET_TOLERANCE, rounded_up
 from ddsm_ext.search.genome import Genome, StrategySpace
 from ddsm_ext.settings import Refusal
 from ddsm_ext.width import find_width
@@ -27,6 +28,23 @@ _LEAST_SAVING = 0.02
 def share_of_paper(evaluations: int) -> str:
     """Return a number of network evaluations as a share of the paper's search, e.g. "0.38 %"."""
     return f"{100 * evaluations / PAPER_EVALUATIONS:.2g} %"
+
+
+@dataclass(frozen=True)
+class _Row(Row):
+    """A row of a cost table's file: a width, its cost, and where it was measured their spread."""
+
+    width: Width
+    cost: Positive
+    min_ms: Amount | None = None
+    median_ms: Amount | None = None
+    iqr_ms: Amount | None = None
+    rounds: Count | None = None
+
+    @property
+    def spread(self) -> dict[str, float]:
+        """The measured values by name; none in a table of MACs."""
+        return {k: v for k, v in self.to_dict().items() if k not in ("width", "cost")}
 
 
 @dataclass(frozen=True)
@@ -94,17 +112,13 @@ class CostTable(Document):
         Raises:
             ValueError: a value is refused.
         """
-        rows, names = values["rows"], ("min_ms", "median_ms", "iqr_ms", "rounds")
+        rows = read(tuple[_Row, ...], values["rows"], "rows")
         return cls(
-            unit=values["unit"],
-            costs={float(row["width"]): float(row["cost"]) for row in rows},
-            conditions=dict(values["conditions"]),
-            spread={
-                float(row["width"]): {name: row[name] for name in names}
-                for row in rows
-                if names[0] in row
-            },
-            overhead=float(values["overhead"]),
+            unit=read(Literal["macs", "ms"], values["unit"], "unit"),
+            costs={row.width: row.cost for row in rows},
+            conditions=read(dict[str, Any], values["conditions"], "conditions"),
+            spread={row.width: row.spread for row in rows if row.spread},
+            overhead=read(Amount, values["overhead"], "overhead"),
         )
 
     def of_widths(self, widths: Sequence[float]) -> CostTable:
@@ -216,6 +230,6 @@ def check_budget(config: SearchConfig, cost: StepCost) -> None:
         unit = "MACs" if config.cost == "macs" else "ms"
         raise Refusal(
             f"search: the budget is {budget:.6g} {unit} an image ({budget / cost.full:.4g} of the "
-            f"full width's), the cheapest strategy costs {cheapest:.6g} "
-            f"({cheapest / cost.full:.4g}); need at least that"
+            f"full width's), the cheapest strategy costs {rounded_up(cheapest)} "
+            f"({rounded_up(cheapest / cost.full)}); need at least that"
         )

@@ -8,6 +8,9 @@ that it has from the archive, so that only missing ones are asked for.
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,14 +21,18 @@ from typing import Any
 
 import numpy as np
 
+from ddsm_ext.io.digest import json_digest
+from ddsm_ext.io.lock import RunLock
 from ddsm_ext.sampling.strategy import Strategy
-from ddsm_ext.search.archive import Archive, Request, digest
+from ddsm_ext.search.archive import Archive, Request
 from ddsm_ext.search.config import SearchConfig
 from ddsm_ext.search.cost import CostTable, StepCost, check_budget, cost_per_width
 from ddsm_ext.search.front import Front
 from ddsm_ext.search.genome import Genome, StrategySpace
 from ddsm_ext.search.stages import Stages
 from ddsm_ext.settings import Refusal, TypeRefusal, plain
+
+log = logging.getLogger(__name__)
 
 # One score, lower is better: a value a block of samples, or a single one
 Values = float | Sequence[float]
@@ -64,6 +71,7 @@ def search(
     cost_table: CostTable | Mapping[float, float],
     log_snrs: Sequence[float],
     run_dir: str | Path,
+    folder: str = "search",
     quality: Quality | None = None,
     errors: np.ndarray | None = None,
     identity: Mapping[str, Any] | None = None,
@@ -73,10 +81,12 @@ def search(
     """Search the Pareto front of quality and cost; continues an interrupted search of `run_dir`.
 
     Args:
-        config, cost_table, log_snrs, run_dir, errors, identity, quality_name: as `Search` has them.
+        config, cost_table, log_snrs, run_dir, folder, errors, identity, quality_name: as `Search`
+            has them.
         quality: (strategy, samples) -> its score on these samples, lower is better, as a value for
             each block of them or a single one; sample i is to come from the same noise for every
-            strategy. Not needed by the method "proxy".
+            strategy. What it refuses, or what is not finite, counts as failed. Not needed by the
+            method "proxy".
         progress: called after every evaluation; None for silence. What it raises ends the search,
             which the same call continues.
 
@@ -94,6 +104,7 @@ def search(
         cost_table=cost_table,
         log_snrs=log_snrs,
         run_dir=run_dir,
+        folder=folder,
         errors=errors,
         identity=identity,
         quality_name=quality_name,
@@ -102,7 +113,13 @@ def search(
             assert quality is not None
             for strategy, samples in asked:
                 start = time.perf_counter()
-                values = quality(strategy, samples)
+                try:
+                    values = quality(strategy, samples)
+                except Refusal as error:
+                    if strategy.widths == (1.0,):
+                        raise  # what all others are compared with
+                    log.warning("%s; this evaluation counts as failed", error)
+                    values = math.inf
                 run.tell([values], [time.perf_counter() - start])
                 report(run.progress)
         front = run.finish()
@@ -126,7 +143,7 @@ def search_identity(
         **identity,
         "cost": config.cost,
         "costs": [[w, c] for w, c in sorted(cost_per_width(config, cost_table).items())],
-        "log_snrs": digest(space.levels.tolist() + space.counts.tolist()),
+        "log_snrs": json_digest(space.levels.tolist() + space.counts.tolist()),
         "seed": config.seed,
         "widths": list(config.widths),
     }
@@ -135,7 +152,7 @@ def search_identity(
 class Search:
     """One search by ask and tell, from its first evaluation or from an archive to its front.
 
-    It holds the archive until it is closed: use it as a context manager.
+    It holds the run's lock and the archive until it is closed: use it as a context manager.
 
         with Search(config, cost_table=costs, log_snrs=levels, run_dir=run) as search:
             while asked := search.ask():
@@ -146,7 +163,8 @@ class Search:
         config: settings.
         cost_table: cost of one image and step by width, in MACs or ms as `config.objectives` says.
         log_snrs: [S] log-SNR of every step of the sampler.
-        run_dir: run folder; writes search/{archive.jsonl, history.json, front.json, strategy.json}.
+        run_dir: run folder.
+        folder: in it, gets archive.jsonl, history.json, front.json and strategy.json.
         errors: [S, W] error of every step and width (in the order of `config.widths`), weighted by
             what the sampler makes of it (`Sensitivity.for_steps` with gains): the proxy, from which
             the first strategies come. None for random ones; the method "proxy" needs it.
@@ -156,7 +174,7 @@ class Search:
 
     Raises:
         ValueError: errors are missing or refused, the budget is below the cheapest strategy, or the
-            archive belongs to another search or is in use.
+            archive belongs to another search or is in use, as is the run.
     """
 
     def __init__(
@@ -166,6 +184,7 @@ class Search:
         cost_table: CostTable | Mapping[float, float],
         log_snrs: Sequence[float],
         run_dir: str | Path,
+        folder: str = "search",
         errors: np.ndarray | None = None,
         identity: Mapping[str, Any] | None = None,
         quality_name: str | None = None,
@@ -179,7 +198,7 @@ class Search:
         whole = search_identity(config, cost_table, log_snrs, given)
         if errors is not None:
             errors = space.by_level(log_snrs, errors)  # [L, W]
-        self._folder = Path(run_dir) / "search"
+        self._folder = Path(run_dir) / folder
         self._stages = Stages(
             config,
             space,
@@ -193,8 +212,12 @@ class Search:
         self._wanted: deque[Request] = deque()  # of this round, not taken yet
         self._ended = False
         self._archive = None  # the proxy scores nothing, and leaves the scores of others alone
-        if config.method != "proxy":
-            self._archive = Archive(self._folder / "archive.jsonl", whole, space)
+        with contextlib.ExitStack() as held:
+            self._lock = held.enter_context(RunLock(run_dir))
+            if config.method != "proxy":
+                archive = Archive(self._folder / "archive.jsonl", whole, space)
+                self._archive = held.enter_context(archive)
+            self._held = held.pop_all()
 
     def __enter__(self) -> Search:
         return self
@@ -203,9 +226,8 @@ class Search:
         self.close()
 
     def close(self) -> None:
-        """Let another search use the archive."""
-        if self._archive is not None:
-            self._archive.close()
+        """Let another search use run and archive."""
+        self._held.close()
 
     def ask(self) -> list[tuple[Strategy, range]]:
         """Return every strategy that can be scored now, and on which samples; none at the end.
@@ -256,6 +278,7 @@ class Search:
                 f"search: told {len(values)} scores and {len(times)} times; need one a score"
             )
         assert self._archive is not None
+        self._lock.check()
         each = zip(asked, values, times or repeat(None), strict=False)
         for (genome, samples), score, taken in each:
             row = {**self._stages.row(genome, score), "seconds": taken}
@@ -274,7 +297,7 @@ class Search:
             generation=stages.generation,
             generations=config.generation_count,
             stage=stages.stage,
-            hypervolume=stages.history[-1]["hypervolume"] if stages.history else None,
+            hypervolume=stages.history[-1].hypervolume if stages.history else None,
         )
 
     def finish(self) -> Front:
@@ -282,14 +305,20 @@ class Search:
 
         Raises:
             ValueError: scores are missing, or nothing is within the limits (the front is then
-                written all the same).
+                written all the same, unless an earlier search left its own with a strategy of it);
+                or the run folder was moved.
         """
         if not self._stages.ended:  # or refused half-way
             raise Refusal("search: finish while scores are missing; need ask to return none first")
+        self._lock.check()
         front = self._stages.front()
-        self._stages.write(front)
-        chosen = front.chosen or self._stages.pick(front)
-        chosen.strategy.save(self._folder / "strategy.json")
+        try:
+            chosen = front.chosen or self._stages.pick(front)
+        except Refusal:
+            self._stages.write(front)
+            raise
+        chosen.strategy.save(self._stages.strategy_file)
+        self._stages.write(front, chosen=True)
         return front
 
     def _missing(self) -> list[Request]:

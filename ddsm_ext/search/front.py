@@ -6,20 +6,31 @@ Non-domination, spread and hypervolume are those of points (quality, cost), both
 from __future__ import annotations
 
 import dataclasses
+import decimal
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
 from ddsm_ext.io.document import Document
+from ddsm_ext.io.typed import Amount, Count, Label, Positive, read
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal
 
 Point = tuple[float, float]  # (quality, cost)
 # A budget of 0.5 takes a strategy of exactly half the cost, whatever the order of its sum
 BUDGET_TOLERANCE = 1e-9
+
+
+def rounded_up(value: float) -> str:
+    """Return a number in six digits that read as no less, so that it may be typed as a limit."""
+    text = f"{value:.6g}"
+    if float(text) >= value:
+        return text
+    six = decimal.Context(prec=6, rounding=decimal.ROUND_CEILING)
+    return f"{six.create_decimal_from_float(value):g}"
 
 
 @dataclass(frozen=True)
@@ -42,15 +53,15 @@ class FrontPoint:
     """
 
     strategy: Strategy
-    cost: float
-    cost_relative: float
+    cost: Positive
+    cost_relative: Positive
     quality: float
-    standard_error: float | None = None
-    samples: int = 0
+    standard_error: Amount | None = None
+    samples: Count = 0
     loss: float = 0.0
-    loss_half_width: float = 0.0
-    proxy: float | None = None
-    generation: int = 0
+    loss_half_width: Amount = 0.0
+    proxy: Amount | None = None
+    generation: Count = 0
     rescored: bool = False
 
     @property
@@ -145,8 +156,8 @@ class Front(Document):
         if loss is not None and best.greatest_loss > loss:
             raise Refusal(
                 f"pick: the best strategy within {text} loses {best.loss:.6g} of quality, at most "
-                f"{best.greatest_loss:.6g}, max_quality_loss is {loss:g}; need a larger budget or "
-                "loss"
+                f"{rounded_up(best.greatest_loss)}, max_quality_loss is {loss:g}; need a larger "
+                "budget or loss"
             )
         return best
 
@@ -172,8 +183,9 @@ class Front(Document):
         return value, f"{value:g} ms an image"
 
     def _cost(self, point: FrontPoint) -> str:
-        absolute = f", {point.cost:.6g} ms an image" if self.cost_unit == "ms" else ""
-        return f"{point.cost_relative:.6g} of the full width's {_NAMES[self.cost_unit]}{absolute}"
+        absolute = f", {rounded_up(point.cost)} ms an image" if self.cost_unit == "ms" else ""
+        share = rounded_up(point.cost / self.full_cost)
+        return f"{share} of the full width's {_NAMES[self.cost_unit]}{absolute}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the front as `front.json` has it."""
@@ -204,16 +216,25 @@ class Front(Document):
         """
         if not values["points"] or not values["constants"]:
             raise Refusal("holds no strategies; need points and constants")
-        full = float(values["full_quality"])
-        points = tuple(_from_row(row, full) for row in values["points"])
-        constants = tuple(_from_row(row, full) for row in values["constants"])
-        chosen = None if values["chosen"] is None else _from_row(values["chosen"], full)
-        unit, name = str(values["cost_unit"]), str(values["quality_name"])
-        evaluations = int(values["network_evaluations"])
-        return cls(points, constants, unit, name, chosen, evaluations)
+        read(Positive, values["full_cost"], "full_cost")  # that of the first of the constants
+        full, rows = read(float, values["full_quality"], "full_quality"), dict(values)
+        for name in ("points", "constants"):
+            listed = read(tuple[Any, ...], values[name], name)
+            rows[name] = tuple(_from_row(r, full, f"{name}[{i}]") for i, r in enumerate(listed))
+        chosen = values["chosen"]
+        return cls(
+            rows["points"],
+            rows["constants"],
+            read(Literal["macs", "ms"], values["cost_unit"], "cost_unit"),
+            read(Label, values["quality_name"], "quality_name"),
+            None if chosen is None else _from_row(chosen, full, "chosen"),
+            read(Count, values["network_evaluations"], "network_evaluations"),
+        )
 
 
 _NAMES = {"macs": "MACs", "ms": "time"}
+# What a row has beside a point's fields: the width of a constant, and in earlier versions a score
+_BESIDE = ("width", "full", "cheap")
 
 
 def _to_row(point: FrontPoint) -> dict[str, Any]:
@@ -222,22 +243,14 @@ def _to_row(point: FrontPoint) -> dict[str, Any]:
     return {**row, "strategy": {name: strategy[name] for name in ("widths", "cuts", "origin")}}
 
 
-def _from_row(row: Mapping[str, Any], full_quality: float) -> FrontPoint:
-    quality, error = float(row["quality"]), row.get("standard_error")
-    return FrontPoint(
-        strategy=Strategy(**row["strategy"]),
-        cost=float(row["cost"]),
-        cost_relative=float(row["cost_relative"]),
-        quality=quality,
-        # a front of an earlier version has single scores
-        standard_error=None if error is None else float(error),
-        samples=int(row.get("samples", 0)),
-        loss=float(row.get("loss", quality - full_quality)),
-        loss_half_width=float(row.get("loss_half_width", 0.0)),
-        proxy=row.get("proxy", row.get("cheap")),
-        generation=int(row["generation"]),
-        rescored=bool(row.get("rescored", False)),
-    )
+def _from_row(row: Any, full_quality: float, name: str) -> FrontPoint:
+    """The point of a row; one of an earlier version has a single score, and `cheap` for proxy."""
+    if isinstance(row, Mapping):
+        quality = read(float, row.get("quality"), f"{name}.quality")
+        own = {key: value for key, value in row.items() if key not in _BESIDE}
+        row = {"proxy": row.get("cheap"), "loss": quality - full_quality, **own}
+    point: FrontPoint = read(FrontPoint, row, name)
+    return point
 
 
 def nondominated(points: Sequence[Point]) -> list[int]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from ddsm_ext.io.document import Document
+from ddsm_ext.io.typed import Amount, Count, Width, read
 from ddsm_ext.settings import Refusal
 from ddsm_ext.width import find_width
 
@@ -116,13 +117,20 @@ class Sensitivity(Document):
         Raises:
             ValueError: a value is refused.
         """
-        columns = values["errors"]
+        log_snrs = read(tuple[float, ...], values["log_snrs"], "log_snrs")
+        columns = read(dict[Width, tuple[Amount, ...]], values["errors"], "errors")
+        for width, column in columns.items():
+            if len(column) != len(log_snrs):
+                raise Refusal(
+                    f"errors of width {width:g} has {len(column)} values; need one a noise level, "
+                    f"{len(log_snrs)}"
+                )
         return cls(
-            tuple(float(v) for v in values["log_snrs"]),
-            tuple(float(w) for w in columns),
+            log_snrs,
+            tuple(columns),
             np.array(list(columns.values()), dtype=np.float64).T,
-            int(values["images"]),
-            dict(values["conditions"]),
+            read(Count, values["images"], "images"),
+            read(dict[str, Any], values["conditions"], "conditions"),
         )
 
     @classmethod

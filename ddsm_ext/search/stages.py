@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from ddsm_ext.intervals import Interval
-from ddsm_ext.io.files import write_json
 from ddsm_ext.search.archive import Request
 from ddsm_ext.search.config import SearchConfig
 from ddsm_ext.search.cost import StepCost, budget_cost
@@ -32,6 +31,7 @@ from ddsm_ext.search.front import (
     spread_choice,
 )
 from ddsm_ext.search.genome import Genome, StrategySpace
+from ddsm_ext.search.history import Ends, Generation, History
 from ddsm_ext.search.pool import candidate_pool, level_total, proxy_front, spread_budgets
 from ddsm_ext.search.race import Race, Score, difference
 from ddsm_ext.settings import Refusal
@@ -82,7 +82,7 @@ class Stages:
         self.count = 0  # scores taken
         self.samples = 0  # samples that were made for them
         self.ended = False  # with every score that it takes
-        self.history: list[dict[str, Any]] = []
+        self.history: list[Generation] = []
         self._errors = errors
         self._folder = folder
         self._origin = dict(origin)
@@ -282,26 +282,26 @@ class Stages:
         assert self._meter is not None
         # losses, since the finalists' samples are others
         volume = self._meter([(p.loss, p.cost_relative) for p in front.points])
-        self.history.append(
-            {
-                "generation": self.generation,
-                "stage": self.stage,
-                "evaluations": self.count,
-                "network_evaluations": self.network_evaluations,
-                "hypervolume": volume,
-                "front": [[p.quality, p.cost_relative] for p in front.points],
-            }
-        )
+        counts = (self.count, self.network_evaluations)
+        places = tuple((p.quality, p.cost_relative) for p in front.points)
+        self.history.append(Generation(self.generation, volume, self.stage, *counts, places))
         if self._news:
             self.write(front)
 
-    def write(self, front: Front) -> None:
-        """Write history.json and front.json."""
+    @property
+    def strategy_file(self) -> Path:
+        """What the search chooses goes there, and front.json fits it."""
+        return self._folder / "strategy.json"
+
+    def write(self, front: Front, *, chosen: bool = False) -> None:
+        """Write history.json and front.json, once the strategy there is what this front chose."""
         meter = self._meter
-        ends = meter and {"ideal": meter.ideal.tolist(), "reference": meter.reference.tolist()}
-        history = {"hypervolume_points": ends, "generations": self.history}
-        write_json(self._folder / "history.json", history)
-        front.save(self._folder / "front.json")
+        ends = None
+        if meter is not None:
+            ends = Ends(tuple(meter.ideal.tolist()), tuple(meter.reference.tolist()))
+        History(tuple(self.history), ends).save(self._folder / "history.json")
+        if chosen or not self.strategy_file.exists():
+            front.save(self._folder / "front.json")
 
     def pick(self, front: Front) -> FrontPoint:
         """Return the strategy of a front that the configured budget chooses."""

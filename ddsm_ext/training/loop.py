@@ -8,7 +8,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -26,11 +26,12 @@ from ddsm_ext.data.pixels import from_uint8
 from ddsm_ext.diffusion.schedule import NoiseSchedule
 from ddsm_ext.io.checkpoint import checkpoint_path
 from ddsm_ext.io.files import append_jsonl
+from ddsm_ext.io.lock import RunLock
 from ddsm_ext.settings import Refusal
 from ddsm_ext.training.batches import StepBatches, step_loader
 from ddsm_ext.training.config import TrainConfig, TuneConfig
 from ddsm_ext.training.sandwich import Sandwich, StepResult, make_optimizer
-from ddsm_ext.training.state import Ema, Snapshot, TrainState, Window
+from ddsm_ext.training.state import Ema, Snapshot, TrainState, Window, process_identity
 from ddsm_ext.training.teacher import check_teacher, teacher_of
 from ddsm_ext.training.timesteps import ErrorTable
 from ddsm_ext.training.tuning import Routing
@@ -152,7 +153,8 @@ class _Run:
         state.window, self.row_started, self.row_steps = Window(), now, 0
         self.last_row = row
         if self.rank == 0:
-            append_jsonl(self.run_dir / "log.jsonl", row)
+            with RunLock(self.run_dir):  # a folder that was moved gets no row
+                append_jsonl(self.run_dir / "log.jsonl", row)
         if self.board is not None:
             for name, value in row.items():
                 if name != "step" and value is not None:
@@ -167,19 +169,27 @@ class _Run:
         return checkpoint_path(self.run_dir, self.state.step)
 
     def draw_samples(self, stop: StopRequest) -> None:
-        """One grid per width from the averaged weights; a wanted stop comes first.
+        """One grid per width from the averaged weights, unless it is there; a wanted stop is first.
 
         Every rank draws its share of the widths: one alone would keep the others waiting until
         their collective times out.
         """
-        if self.sample_grid is None:
+        state, config = self.state, self.config
+        last = state.step >= config.steps
+        if self.sample_grid is None or not (last or _due(state.step, config.sample_every)):
+            return
+        files = {
+            width: self.run_dir / "samples" / f"step-{state.step:06d}-w{width}.png"
+            for width in config.widths[self.rank :: self.sandwich.world_size]
+        }
+        missing = [width for width, file in files.items() if not file.exists()]
+        if not missing:
             return
         with self.snapshot.ema.applied_to(self.net), torch.no_grad():
-            for width in self.config.widths[self.rank :: self.sandwich.world_size]:
+            for width in missing:
                 if stop.wanted:
                     return
-                file = f"step-{self.state.step:06d}-w{width}.png"
-                save_png(self.run_dir / "samples" / file, self.sample_grid(self.net, width))
+                save_png(files[width], self.sample_grid(self.net, width))
 
 
 def _figures(result: StepResult) -> dict[str, float]:
@@ -209,6 +219,7 @@ def train(
     progress: Progress | None = None,
     tune: TuneConfig | None = None,
     origin: nn.Module | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> TrainResult:
     """Train a slimmable network by the sandwich rule until `config.steps` steps are done.
 
@@ -230,42 +241,48 @@ def train(
         tune: the strategy to tune for; None, or one without a strategy, tunes for none.
         origin: the network before it was tuned, on the same device, which the teacher "origin"
             is; it is frozen.
+        settings: of "model" and "diffusion" that the weights belong to; kept in every checkpoint,
+            which is loaded with the same ones only. None keeps no more than betas and
+            parameterisation.
 
     Returns:
         Where and why training ended.
 
     Raises:
         NonFiniteError: losses or gradients were not finite `config.max_bad_steps` times in a row.
-        ValueError: the run's checkpoint belongs to other data, settings or another network; or
-            there is no such teacher.
+        ValueError: the run's checkpoint belongs to other data, settings or another network; none
+            of its checkpoints is whole; another process writes into the run; or there is no such
+            teacher.
     """
     check_teacher(config, tune, origin)
     started = time.perf_counter()
     rank, world_size = _ranks()
     run_dir, device = Path(run_dir), torch.device(device)
-    net.to(device).train()
-    if world_size > 1:
-        for tensor in net.state_dict().values():
-            dist.broadcast(tensor, 0)
-    identity = {
-        "data": dataset.digest,
-        "betas": [float(schedule.betas[0]), float(schedule.betas[-1]), schedule.timesteps],
-        "parameterisation": parameterisation,
-        "world_size": world_size,
-        **({} if tune is None or tune.strategy is None else {"tune": tune.to_dict()}),
-    }
-    ema = Ema(net)
-    teacher = teacher_of(config, net, ema, origin)
-    sandwich = _sandwich(net, schedule, config, parameterisation, tune, teacher)
-    snapshot = Snapshot(run_dir, net, ema, sandwich.optimizer, config, identity, sandwich.errors)
-    state = snapshot.restore(on_damage, cut_log=rank == 0)
-    run = _Run(net, config, run_dir, device, sandwich, snapshot, sample_grid, rank, state)
-    batches = StepBatches(dataset, config.batch_size, config.seed, rank, world_size)
-    with StopRequest() as stop, _tensorboard(run):
-        checkpoint, interrupted = _loop(run, batches, stop, progress if rank == 0 else None)
-    finished = state.step >= config.steps
-    seconds = time.perf_counter() - started
-    return TrainResult(state.step, finished, interrupted, checkpoint, seconds, run.last_row)
+    with RunLock(run_dir) if rank == 0 else contextlib.nullcontext():
+        net.to(device).train()
+        if world_size > 1:
+            for tensor in net.state_dict().values():
+                dist.broadcast(tensor, 0)
+        identity = {
+            "data": dataset.digest,
+            **process_identity(schedule, parameterisation),
+            "world_size": world_size,
+            **(settings or {}),
+            **({} if tune is None or tune.strategy is None else {"tune": tune.to_dict()}),
+        }
+        ema = Ema(net)
+        teacher = teacher_of(config, net, ema, origin)
+        sandwich = _sandwich(net, schedule, config, parameterisation, tune, teacher)
+        kept = (net, ema, sandwich.optimizer, config, identity, sandwich.errors)
+        snapshot = Snapshot(run_dir, *kept)
+        state = snapshot.restore(on_damage, cut_log=rank == 0)
+        run = _Run(net, config, run_dir, device, sandwich, snapshot, sample_grid, rank, state)
+        batches = StepBatches(dataset, config.batch_size, config.seed, rank, world_size)
+        with StopRequest() as stop, _tensorboard(run):
+            checkpoint, interrupted = _loop(run, batches, stop, progress if rank == 0 else None)
+        finished = state.step >= config.steps
+        seconds = time.perf_counter() - started
+        return TrainResult(state.step, finished, interrupted, checkpoint, seconds, run.last_row)
 
 
 def _sandwich(
@@ -303,8 +320,10 @@ def _loop(
     config, state = run.config, run.state
     checkpoint = checkpoint_path(run.run_dir, state.step)
     run.row_started = time.perf_counter()
+    if state.step:  # killed between the checkpoint and its pictures
+        run.draw_samples(stop)
     if state.step >= config.steps:
-        return checkpoint, False
+        return checkpoint, stop.wanted
     for images in step_loader(batches, state.step, config.steps, config.workers):
         result = run.take_step(images, stop.wanted)
         last = state.step >= config.steps
@@ -316,8 +335,7 @@ def _loop(
             checkpoint = run.save()
         if result.stop_wanted:
             return checkpoint, True
-        if _due(state.step, config.sample_every) or last:
-            run.draw_samples(stop)
+        run.draw_samples(stop)
     return checkpoint, stop.wanted
 
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ddsm_ext.diffusion.schedule import NoiseSchedule
 from ddsm_ext.io.checkpoint import Checkpoint, load_checkpoint, newest_complete, save_checkpoint
-from ddsm_ext.io.files import read_jsonl, to_json, write_atomic
+from ddsm_ext.io.files import parse_jsonl, read_bytes, to_json, write_atomic
 from ddsm_ext.io.weights import copy_tensors
-from ddsm_ext.settings import Refusal, completed
+from ddsm_ext.settings import Refusal, completed, is_int, plain
 from ddsm_ext.training.config import TrainConfig
 from ddsm_ext.training.timesteps import ErrorTable
 
@@ -24,6 +28,8 @@ from ddsm_ext.training.timesteps import ErrorTable
 _FREE_SETTINGS = frozenset(
     ("workers", "log_every", "sample_every", "checkpoint_every", "keep", "max_bad_steps")
 )
+# Settings that weights belong to
+SETTINGS = ("model", "diffusion")
 # These may differ where one continues the other: `TrainConfig.continues`.
 _LENGTH_SETTINGS = frozenset(("steps", "extensions"))
 
@@ -152,6 +158,44 @@ def load_optimizer(
         optimizer.state[parameters[name]] = state
 
 
+def process_identity(schedule: NoiseSchedule, parameterisation: str) -> dict[str, Any]:
+    """Return what a checkpoint says of the diffusion process that its weights were trained for."""
+    betas = schedule.betas
+    return {
+        "betas": [float(betas[0]), float(betas[-1]), schedule.timesteps],
+        "parameterisation": parameterisation,
+    }
+
+
+def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
+    """Refuse weights of other settings than those of now.
+
+    Args:
+        saved: what the checkpoint says that its weights were made by; it may say less than is asked
+            (checkpoints of earlier versions) of the settings of model and diffusion.
+        now: name -> plain value or settings.
+        where: what errors call the checkpoint.
+
+    Raises:
+        ValueError: one of them is another.
+    """
+    saved, wanted = completed(saved, now), plain(now)
+    for name in {**wanted, **saved}:
+        if name in SETTINGS and (name not in saved or name not in wanted):
+            continue
+        found, value = saved.get(name), wanted.get(name)
+        if name == "betas" and found and np.allclose(found, wanted[name], 1e-9, 0):
+            found = value  # a cosine may end in another digit on another machine
+        if found == value:
+            continue
+        if isinstance(found, dict) and isinstance(value, dict):
+            key = next(k for k in {**found, **value} if found.get(k) != value.get(k))
+            name, found, value = f"{name}.{key}", found.get(key), value.get(key)
+        raise Refusal(
+            f"{where}: was trained with {name} {found!r}, now it is {value!r}; need the same"
+        )
+
+
 @dataclass
 class Snapshot:
     """Saves and restores one run: network, average, optimiser, running errors and figures."""
@@ -161,7 +205,7 @@ class Snapshot:
     ema: Ema
     optimizer: torch.optim.Optimizer
     config: TrainConfig
-    identity: dict[str, Any]  # data digest, timesteps, parameterisation: must agree on resume
+    identity: dict[str, Any]  # data digest, settings of the weights: must agree on resume
     errors: ErrorTable | None = None  # what `t_importance` draws by
 
     def save(self, state: TrainState) -> None:
@@ -186,7 +230,7 @@ class Snapshot:
                     )
         about = {
             "train": self.config.to_dict(),
-            "identity": self.identity,
+            "identity": plain(self.identity),
             "bad_in_row": state.bad_in_row,
             "window": asdict(state.window),
             "torch": torch.__version__,
@@ -199,16 +243,19 @@ class Snapshot:
         """Load the newest complete checkpoint, if there is one, and cut the log back to it.
 
         Args:
-            on_damage: called with one sentence for a damaged checkpoint passed over; None warns.
+            on_damage: called with one sentence for whatever damage is passed over, of a checkpoint
+                or of the log; None warns.
             cut_log: whether this process, of all ranks, rewrites the log.
 
         Raises:
-            ValueError: the checkpoint is of other data, settings or another network.
+            ValueError: the checkpoint is of other data, settings or another network, or no
+                checkpoint is whole though there are some.
+            OSError: a checkpoint or the log is there and cannot be read.
         """
         path = newest_complete(self.run_dir, on_damage=on_damage)
         if path is None:
             if cut_log:
-                _cut_log(self.run_dir / "log.jsonl", 0)
+                _cut_log(self.run_dir / "log.jsonl", 0, on_damage)
             return TrainState()
         checkpoint = load_checkpoint(path)
         self._check_same_run(checkpoint)
@@ -220,7 +267,7 @@ class Snapshot:
             totals = {"totals": self.errors.totals}
             copy_tensors(tensors["errors"], totals, "checkpoint: errors")
         if cut_log:
-            _cut_log(self.run_dir / "log.jsonl", checkpoint.step)
+            _cut_log(self.run_dir / "log.jsonl", checkpoint.step, on_damage)
         window = Window(**checkpoint.state["window"])
         return TrainState(checkpoint.step, checkpoint.state["bad_in_row"], window)
 
@@ -230,14 +277,7 @@ class Snapshot:
         for group in groups:
             if group not in checkpoint.tensors:
                 raise Refusal(f"{checkpoint.path}: holds no {group}; need a training checkpoint")
-        identity = saved.get("identity", {})
-        for name in {**self.identity, **identity}:
-            found, value = identity.get(name), self.identity.get(name)
-            if found != value:
-                raise Refusal(
-                    f"{checkpoint.path}: was trained with {name} {found!r}, now it is {value!r}; "
-                    "need the same to resume"
-                )
+        check_identity(saved.get("identity", {}), self.identity, str(checkpoint.path))
         settings = completed(saved.get("train", {}), self.config)
         for name, value in self.config.to_dict().items():
             found = settings.get(name)
@@ -259,11 +299,23 @@ class Snapshot:
         )
 
 
-def _cut_log(path: Path, step: int) -> None:
-    """Drop rows after `step`: a killed run may have logged beyond its last checkpoint."""
+def _cut_log(path: Path, step: int, on_damage: Callable[[str], None] | None) -> None:
+    """Drop rows after `step`: a killed run may have logged beyond its last checkpoint.
+
+    A log is no state: what is damaged of it stops nothing, and is kept beside it as it was found.
+    """
     if not path.exists():
         return
-    rows = read_jsonl(path)
-    kept = [row for row in rows if isinstance(row.get("step"), int) and row["step"] <= step]
-    if len(kept) != len(rows):
+    content = read_bytes(path, "log")
+    rows, damaged = parse_jsonl(content)
+    kept = [row for row in rows if is_int(row.get("step"), 0) and row["step"] <= step]
+    if damaged:
+        name = hashlib.sha256(content).hexdigest()[:8]  # found again, it is not kept twice
+        aside = write_atomic(path.with_name(f"{path.stem}.damaged-{name}{path.suffix}"), content)
+        text = (
+            f"{path}: {len(damaged)} lines are no JSON objects, the first is line {damaged[0]}; "
+            f"going on with the other {len(kept)}, all is kept as {aside.name}"
+        )
+        warnings.warn(text, stacklevel=3) if on_damage is None else on_damage(text)
+    if damaged or len(kept) != len(rows):
         write_atomic(path, "".join(to_json(row) + "\n" for row in kept).encode())

@@ -32,6 +32,17 @@ def test_why_the_cuda_library_is_missing_and_what_builds_it(
     assert lines["cuda_architectures"] == _library.native.build_info()["cuda_architectures"]
 
 
+def test_a_gap_follows_every_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(checks, "check_ops", lambda device: True)
+    assert checks.run(SimpleNamespace(device="cpu")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = (*checks.PACKAGES, *_library.native.build_info())
+    for name in names:
+        assert any(line.startswith(f"  {name} ") for line in lines), name
+
+
 @pytest.mark.parametrize(
     ("architectures", "value", "expected"),
     [

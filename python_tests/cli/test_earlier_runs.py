@@ -14,8 +14,8 @@ from cli.commands import EARLIER_RECIPE, TINY, sets
 
 from ddsm_ext.cli.main import main
 from ddsm_ext.io.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
-from ddsm_ext.run.searching import set_aside_other
-from ddsm_ext.search.archive import digest
+from ddsm_ext.io.digest import json_digest
+from ddsm_ext.run.search_folders import search_folder
 
 # Settings that came after the first runs, with the values that say what there was before.
 LATER: Mapping[str, Mapping[str, Any]] = {
@@ -45,7 +45,7 @@ def make_earlier(run: Path) -> None:
     """Take the later settings out of every file of a run."""
     config = json.loads((run / "config.json").read_text())
     config |= {section: without_later(config[section], section) for section in LATER}
-    del config["tune"]  # a section that came later
+    del config["tune"], config["digest"]  # which came later
     (run / "config.json").write_text(json.dumps(config))
 
     for path in list_checkpoints(run):
@@ -59,12 +59,23 @@ def make_earlier(run: Path) -> None:
     header = json.loads(first)
     identity = header["identity"]
     identity["sampler"] = without_later(identity["sampler"], "sampler")
-    header["digest"] = digest(identity)
-    archive.write_text("\n".join([json.dumps(header), *rows]) + "\n")
+    header["digest"] = json_digest(identity)
+    archive.write_text("\n".join([json.dumps(header), *resealed(rows, header["digest"])]) + "\n")
 
     metrics = json.loads((run / "metrics.json").read_text())
     metrics["sampler"] = without_later(metrics["sampler"], "sampler")
+    del metrics["digest"], metrics["version"]
     (run / "metrics.json").write_text(json.dumps(metrics))
+
+
+def resealed(rows: list[str], identity: str) -> list[str]:
+    """Rows as a search of the identity with this digest writes them."""
+    made = []
+    for text in rows:
+        row = json.loads(text)
+        scored = {key: row[key] for key in row if key not in ("seconds", "digest")}
+        made.append(json.dumps({**row, "digest": json_digest([identity, scored])}))
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -135,12 +146,10 @@ def test_the_default_is_another_search_than_a_value_set_before(earlier: Path) ->
     archive = earlier / "search" / "archive.jsonl"
     header, *rows = archive.read_text().splitlines()
     identity = {**json.loads(header)["identity"], "sensitivity_images": 16}
-    changed = {**json.loads(header), "identity": identity, "digest": digest(identity)}
+    changed = {**json.loads(header), "identity": identity, "digest": json_digest(identity)}
     archive.write_text("\n".join([json.dumps(changed), *rows]) + "\n")
-    set_aside_other(earlier, {"sensitivity_images": 16})
-    assert archive.exists()
-    set_aside_other(earlier, {"sensitivity_images": 256})
-    assert (earlier / "search-00000" / "archive.jsonl").exists()
+    assert search_folder(earlier, {"sensitivity_images": 16}) == archive.parent
+    assert search_folder(earlier, {"sensitivity_images": 256}) == earlier / "search-00000"
 
 
 def test_its_scores_are_kept(earlier: Path) -> None:

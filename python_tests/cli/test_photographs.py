@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -23,9 +24,17 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def train(root: Path, photos: Path) -> int:
+def train(root: Path, photos: Path, *settings: str) -> int:
     command = ["train", "--preset", "cifar10", "--data", str(photos), "--root", str(root)]
-    return main([*command, *sets([*TINY, "model.ch_mult=1,2"])])
+    return main([*command, *sets([*TINY, "model.ch_mult=1,2", *settings])])
+
+
+def label_by_number(photos: Path) -> None:
+    """Move the photographs into folders of two classes."""
+    for number, file in enumerate(sorted(photos.glob("*.png"))):
+        label = photos / ("even", "odd")[number % 2]
+        label.mkdir(exist_ok=True)
+        file.rename(label / file.name)
 
 
 @needs_features
@@ -48,14 +57,29 @@ def test_photographs_without_classes_are_trained_searched_and_scored(
     assert json.loads(capsys.readouterr().out)["frechet"] < result["rows"][0]["frechet"] / 10
 
 
+def test_grids_are_no_samples(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    label_by_number(photos)
+    assert train(tmp_path / "runs", photos, "train.sample_every=3") == 0
+    run = Path(capsys.readouterr().out.strip())
+    assert main(["sample", "--run", str(run), "--seeds", "0-4", "--strategy", "1"]) == 0
+    folder = Path(capsys.readouterr().out.strip()).parent
+    assert len(list(folder.glob("*.png"))) == 6
+    assert len(list(run.glob("samples/step-*.png"))) == 2
+    packed = shutil.make_archive(str(tmp_path / "samples"), "zip", folder)
+    for images in (folder, run / "samples", packed):
+        assert main(["eval", "--run", str(run), "--images", str(images)]) == 0
+        said = capsys.readouterr()
+        assert json.loads(said.out)["images"] == 5
+        assert "left out" not in said.err
+
+
 def test_a_run_of_automatic_features_is_extended(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Images of two classes: "auto" is the classifier, and config.json says so."""
-    for number, file in enumerate(sorted(photos.glob("*.png"))):
-        label = photos / ("even", "odd")[number % 2]
-        label.mkdir(exist_ok=True)
-        file.rename(label / file.name)
+    label_by_number(photos)
     more = ["train.lr_final=0", "train.sample_every=0", "model.image_size=8"]
     command = ["train", "--preset", "cifar10", "--data", str(photos), "--root", str(tmp_path / "r")]
     command += sets([*TINY, "model.ch_mult=1,2", *more])

@@ -11,10 +11,12 @@ from ddsm_ext.compat.official_ddsm import official_config
 from ddsm_ext.compat.official_strategy import (
     load_official_strategy,
     parse_official_flags,
+    parse_official_process,
     parse_official_strategy,
 )
 from ddsm_ext.diffusion.config import DiffusionConfig
 from ddsm_ext.diffusion.schedule import make_schedule
+from ddsm_ext.sampling.config import SamplerConfig
 
 # The published CIFAR-10 strategy of eval/search.txt between its long constant runs: t 0-265 is 1,
 # 266-428 is 0.75, 470-999 is 0.5; counts 1.0: 274, 0.75: 181, 0.5: 534, 0.25: 11.
@@ -92,6 +94,31 @@ def test_bad_files(tmp_path: Path) -> None:
         load_official_strategy(tmp_path / "large.txt")
 
 
+@pytest.mark.parametrize("name", ["[best] search.txt", "[1, 0.5]", " [1].txt", "search.txt"])
+def test_a_file_is_read_whatever_its_name_begins_with(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_text("\ufeff[1, 1, 0.25]", encoding="utf-8")  # with a byte order mark
+    schedule = DiffusionConfig(timesteps=3)
+    for source in (name, Path(name)):
+        strategy = load_official_strategy(source, diffusion=schedule)
+        assert (strategy.widths, strategy.origin["file"]) == ((0.25, 1.0), name)
+    with pytest.raises(FileNotFoundError, match="does not exist; need a text file"):
+        load_official_strategy(Path("[1, 1, 0.5]"))
+    for text in ("[1, 1, 0.5]", "\n [1, 1, 0.5]", "\ufeff[1, 1, 0.5]"):
+        assert load_official_strategy(text, diffusion=schedule).widths == (0.5, 1.0)
+
+
+@pytest.mark.parametrize("count", [100, 999])
+def test_a_number_of_widths_that_is_not_the_references_is_said(count: int) -> None:
+    text = str([1.0] * count)
+    with pytest.warns(UserWarning, match=f"has {count} widths and not the reference's 1000"):
+        assert load_official_strategy(text).origin["diffusion"]["timesteps"] == count
+    with pytest.raises(ValueError, match=f"has {count} widths, the schedule 1000 timesteps"):
+        load_official_strategy(text, diffusion=DiffusionConfig())
+
+
 def test_length_must_match_a_given_schedule() -> None:
     with pytest.raises(ValueError, match="has 3 widths, the schedule 1000 timesteps"):
         load_official_strategy("[1, 1, 0.5]", diffusion=DiffusionConfig())
@@ -107,7 +134,46 @@ def test_flags_of_the_reference() -> None:
     config = parse_official_flags(text)
     assert official_config(config) == official_config({})
     assert parse_official_flags(text + "--slimmable_g16\n")["groups"] == 16
+    assert parse_official_flags("--slimmable_g16\n--noslimmable_g16\n")["groups"] == 32
+    widths = parse_official_flags(
+        "--slimmable_g16\n--candidate_width=0.875\n--min_width=0.5\n// the end"
+    )
+    assert official_config(widths).widths == (1.0, 0.875, 0.5)
     with pytest.raises(ValueError, match="flag file:1: --ch is 'x'; need an integer"):
         parse_official_flags("--ch=x")
     with pytest.raises(ValueError, match="flag file:2: found 'hello'; need lines like --ch=128"):
         parse_official_flags("\nhello")
+
+
+def test_the_process_of_a_flag_file() -> None:
+    sampler = SamplerConfig(kind="ddpm", clip_denoised=False)
+    assert parse_official_process("") == (DiffusionConfig(), sampler)
+    # Lines of eval/flagfile_eval.txt with other values
+    text = (
+        "--T=2000\n--assigned_width=1.0\n--beta_1=0.0002\n--beta_T=0.01\n--log_dir=\n--parallel\n"
+        "--mean_type=xstart\n--var_type=fixedsmall\n--warmup=5000\n"
+    )
+    diffusion, sampler = parse_official_process(text)
+    assert diffusion == DiffusionConfig("linear", 2000, 2e-4, 0.01, "x0")
+    assert sampler.variance == "fixed_small"
+    assert parse_official_process("--beta_T=0.5\n--beta_T=0.03")[0].beta_end == 0.03  # as absl
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("--mean_type=xprev", "f:1: --mean_type is 'xprev'; need epsilon or xstart"),
+        ("\n--var_type=learned", "f:2: --var_type is 'learned'; need fixedlarge or fixedsmall"),
+        ("--beta_T=high", "f:1: --beta_T is 'high'; need a number"),
+        ("--beta_T=2", "f: DiffusionConfig: beta_end is 2.0"),
+        ("--beta_1=nan", "f: DiffusionConfig: beta_start is nan"),
+        ("--T=1", "f: DiffusionConfig: timesteps is 1"),
+        ("--T", "f:1: --T is ''; need an integer"),
+        ("--beta_T 0.01", "f:1: found '--beta_T 0.01'; need lines like --ch=128"),
+        ("-beta_T=0.01", "f:1: found '-beta_T=0.01'"),
+        ("--flagfile=other.txt", "f:1: --flagfile names another file; need its lines in this"),
+    ],
+)
+def test_flags_of_the_process_that_cannot_be_kept_are_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_official_process(text, source="f")

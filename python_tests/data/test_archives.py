@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import io
 import lzma
 import os
+import pickle
 import random
 import struct
 import tarfile
 import zipfile
+from collections import Counter
 
 import numpy as np
 import pytest
 
-from ddsm_ext.data.archives import archive_images, images_from_archive
-from ddsm_ext.data.images import ReadLimits, png_bytes
+from ddsm_ext.data.entries import ReadLimits
+from ddsm_ext.data.images import png_bytes
+from ddsm_ext.data.source import images_from_archive, list_source
 
 FILES = {f"{kind}/{index}.png": (kind, index) for kind in ("cat", "dog") for index in range(3)}
 
@@ -55,7 +59,7 @@ def found(images) -> dict[str, tuple[str | None, int]]:
 def test_zip(tmp_path, method):
     make_zip(tmp_path / "a.zip", compression=method)
     assert found(images_from_archive(tmp_path / "a.zip")) == FILES
-    assert archive_images(tmp_path / "a.zip") == sorted(FILES)
+    assert list_source(tmp_path / "a.zip").images == sorted(FILES)
     assert os.listdir(tmp_path) == ["a.zip"]
 
 
@@ -64,7 +68,7 @@ def test_zip(tmp_path, method):
 def test_tar(tmp_path, pack, kind):
     (tmp_path / "a.tar").write_bytes(pack(tar_bytes(kind=kind)))
     assert found(images_from_archive(tmp_path / "a.tar")) == FILES
-    assert archive_images(tmp_path / "a.tar") == sorted(FILES)
+    assert list_source(tmp_path / "a.tar").images == sorted(FILES)
     assert os.listdir(tmp_path) == ["a.tar"]
 
 
@@ -190,7 +194,7 @@ def test_same_name_twice_is_refused(tmp_path):
     first, second = tar_bytes({"a.png": picture(1)}), tar_bytes({"a.png": picture(2)})
     (tmp_path / "a.tar").write_bytes(first[:1024] + second)
     with pytest.raises(ValueError, match=r"'a\.png' occurs twice"):
-        archive_images(tmp_path / "a.tar")
+        list_source(tmp_path / "a.tar")
 
 
 @pytest.mark.parametrize("suffix", ["zip", "tar"])
@@ -226,3 +230,137 @@ def test_random_damage_gives_images_or_one_sentence(tmp_path):
                 refusals.append(str(error))
     assert len(refusals) > 100
     assert all(text.startswith(f"{tmp_path}/damaged.") and "\n" not in text for text in refusals)
+
+
+@pytest.mark.parametrize("pack", [None, bytes, gzip.compress, bz2.compress, lzma.compress])
+def test_other_files_are_neither_read_nor_judged(tmp_path, pack):
+    entries = {"0.png": picture(0), "log.csv": b"0,0\n" * 2_000_000, "../readme": b"x"}
+    entries |= {"/abs.txt": b"y", "1.png": picture(1), "movie.mp4": bytes(1000)}
+    limits = ReadLimits(max_entry_bytes=5000)
+    path = tmp_path / "a"
+    if pack is None:
+        make_zip(path, entries, compression=zipfile.ZIP_DEFLATED)
+    else:
+        links = [link("dog", "/etc", tarfile.SYMTYPE), link("null", "", tarfile.CHRTYPE)]
+        path.write_bytes(pack(tar_bytes(entries, links)))
+    assert list(found(images_from_archive(path, limits=limits)).values()) == [(None, 0), (None, 1)]
+    others = list_source(path, limits).others
+    assert others == Counter({".csv": 1, ".txt": 1, ".mp4": 1, "": 1 if pack is None else 3})
+
+
+def test_an_encrypted_file_that_is_no_image_is_passed_over(tmp_path):
+    make_zip(tmp_path / "a.zip", {"a.png": picture(1), "secret.txt": b"x"})
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    data[data.rfind(b"PK\1\2") + 8] |= 1
+    (tmp_path / "a.zip").write_bytes(data)
+    assert found(images_from_archive(tmp_path / "a.zip")) == {"a.png": (None, 1)}
+
+
+def test_what_is_passed_over_opens_no_way_for_a_bomb(tmp_path):
+    entries = {"log.csv": bytes(1 << 22), "a.png": bytes(1 << 26)}
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(tar_bytes(entries)))
+    with pytest.raises(ValueError, match=r"a\.tar\.gz: .* times its size; need images"):
+        list(images_from_archive(tmp_path / "a.tar.gz"))
+
+
+@pytest.mark.parametrize("name", ["photos", "photos.cbz", "photos.zip", "photos.tar", "photos.png"])
+def test_archives_are_known_by_content(tmp_path, name):
+    path = tmp_path / name
+    make_zip(path)
+    assert found(images_from_archive(path)) == FILES
+    path.write_bytes(b"#!/bin/sh\nunzip $0\n" + path.read_bytes())  # one that unpacks itself
+    assert found(images_from_archive(path)) == FILES
+    for pack in (bytes, gzip.compress, bz2.compress, lzma.compress):
+        path.write_bytes(pack(tar_bytes()))
+        assert found(images_from_archive(path)) == FILES
+    old = bytearray(tar_bytes(kind=tarfile.USTAR_FORMAT, entries={"a/1.png": picture(1)}))
+    old[257:265] = bytes(8)  # a tar of before POSIX has no magic, only its checksum
+    old[148:156] = b"%06o\0 " % (256 + sum(old[:148]) + sum(old[156:512]))
+    path.write_bytes(old)
+    assert found(images_from_archive(path)) == {"a/1.png": ("a", 1)}
+
+
+def saved_array() -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.zeros(3))
+    return file.getvalue()
+
+
+def saved_arrays() -> bytes:
+    file = io.BytesIO()
+    np.savez(file, images=np.zeros(3))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("name", ["x", "x.zip", "x.tar"])
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"7z\xbc\xaf\x27\x1c" + bytes(50), "is a 7z archive"),
+        (b"Rar!\x1a\x07\1\0" + bytes(50), "is a RAR archive"),
+        (b"\x28\xb5\x2f\xfd" + bytes(50), "is compressed by Zstandard"),
+        (saved_array(), "is a NumPy array"),
+        (saved_arrays(), r"holds no image \(1 \.npy\)"),
+        (pickle.dumps({"a": 1}), "is a Python pickle, which is never read"),
+        (picture(3), r"is one image \(PNG\)"),
+        (b"\xff\xd8\xff\xe0" + bytes(50), r"is one image \(JPEG\)"),
+        (gzip.compress(b"label,pixels\n"), r"holds no tar \("),
+        (bz2.compress(saved_array()), r"holds no tar \("),
+    ],
+)
+def test_other_files_are_refused_by_what_they_are(tmp_path, name, content, what):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name}: {what}.*; need") as error:
+        list(images_from_archive(tmp_path / name))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("separator", ["/", "\\"])
+@pytest.mark.parametrize("suffix", ["zip", "tar"])
+def test_backslashes_separate_folders(tmp_path, suffix, separator):
+    entries = {name.replace("/", separator): picture(i) for name, (_, i) in FILES.items()}
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in {f"cat{separator}": b"", **entries}.items():
+                info = zipfile.ZipInfo("x")  # which would take backslashes for slashes elsewhere
+                info.filename = name
+                archive.writestr(info, data)
+    else:
+        path.write_bytes(tar_bytes(entries))
+    assert found(images_from_archive(path)) == FILES
+    assert not list_source(path).others
+
+
+@pytest.mark.parametrize("name", ["..\\..\\e.png", "a\\..\\..\\e.png", "C:\\e.png", "\\e.png"])
+@pytest.mark.parametrize("suffix", ["zip", "tar"])
+def test_paths_of_windows_that_point_outside_are_refused(tmp_path, suffix, name):
+    path = tmp_path / f"evil.{suffix}"
+    if suffix == "zip":
+        make_zip(path, {name: picture(1)})
+    else:
+        path.write_bytes(tar_bytes({name: picture(1)}))
+    with pytest.raises(ValueError, match=rf"evil\.{suffix}: entry .* points outside the archive"):
+        list(images_from_archive(path))
+
+
+def test_one_name_by_two_separators_is_refused(tmp_path):
+    make_zip(tmp_path / "a.zip", {"a/1.png": picture(1), "a\\1.png": picture(2)})
+    with pytest.raises(ValueError, match=r"'a/1\.png' occurs twice"):
+        list_source(tmp_path / "a.zip")
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES])
+def test_an_archive_that_cannot_be_read_is_not_damaged(tmp_path, monkeypatch, code):
+    make_zip(tmp_path / "a.zip")
+    (tmp_path / "a.tar").write_bytes(tar_bytes())
+
+    def fails(*_: object) -> bytes:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", fails)
+    monkeypatch.setattr(tarfile._Stream, "read", fails)
+    for name in ("a.zip", "a.tar"):
+        with pytest.raises(OSError, match=rf"need a .* that can be read: .*a\.{name[2:]}") as error:
+            list(images_from_archive(tmp_path / name))
+        assert error.value.errno == code

@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -61,11 +62,16 @@ def expected(start: str) -> tuple[np.ndarray, list[int]]:
     return pixels.reshape(-1, 32, 32, 3), labels
 
 
-@pytest.mark.parametrize("where", ["tar", "folder", "parent"])
+@pytest.mark.parametrize("where", ["tar", "zip", "folder", "parent"])
 def test_archive_and_folders(tmp_path: Path, where: str) -> None:
     files = binary_files()
     if where == "tar":
         path = write_tar(tmp_path / "cifar.tar.gz", files)
+    elif where == "zip":
+        path = tmp_path / "cifar"
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in files.items():
+                archive.writestr(name, data)
     else:
         write_folder(tmp_path, files)
         path = tmp_path if where == "parent" else tmp_path / "cifar-10-batches-bin"

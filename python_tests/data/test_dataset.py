@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import tarfile
+import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from ddsm_ext.data.config import DataConfig
-from ddsm_ext.data.dataset import load_dataset, split_indices
+from ddsm_ext.data.dataset import ImageDataset, load_dataset, split_indices
 from ddsm_ext.data.images import save_png
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "cifar10-jpeg.tar.xz"
@@ -170,14 +175,183 @@ def test_cache_is_keyed_by_content_and_checked(tmp_path):
     )
     assert list(cache.iterdir()) == [file]
     data = bytearray(file.read_bytes())
-    for damaged in (data[:-5], data[:-1] + bytes([data[-1] ^ 1]), b""):
+    in_name = data.index(b"cat")  # the classes are in the digest as well
+    renamed = data[:in_name] + b"bat" + data[in_name + 3 :]
+    for damaged in (data[:-5], data[:-1] + bytes([data[-1] ^ 1]), b"", renamed):
         file.write_bytes(damaged)
         again = load_dataset(DataConfig(source=str(tmp_path / "moved"), cache=str(cache)))
-        assert again.digest == first.digest
+        assert (again.digest, again.class_names) == (first.digest, ("cat", "dog"))
     save_png(tmp_path / "moved" / "cat" / "0.png", np.full((4, 4, 3), 9, np.uint8))
     changed = load_dataset(DataConfig(source=str(tmp_path / "moved"), cache=str(cache)))
     assert values(changed)[0] == 9
     assert len(list(cache.iterdir())) == 2
+
+
+def quietly(**settings) -> ImageDataset:
+    """Load a set of which nothing is left out."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return load_dataset(DataConfig(**settings))
+
+
+def identity(pixels: np.ndarray, labels: list[int] | None) -> str:
+    """What runs of every version keep of their images, so that they resume."""
+    digest = hashlib.sha256(f"uint8 {list(pixels.shape)} labels {labels is not None}\n".encode())
+    digest.update(pixels.tobytes())
+    digest.update(b"" if labels is None else np.array(labels, "<i8").tobytes())
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("folders", "labels"),
+    [
+        ([""], None),
+        (["cat", "dog"], [0, 0, 1, 1]),
+        (["wrap/0", "wrap/1"], [0, 0, 1, 1]),
+        (["cat"], [0, 0]),
+        (["train/cat", "train/dog"], [0, 0, 1, 1]),
+        (["train/cat", "train/dog", "test/bird", "test/cat"], [1, 1, 2, 2]),
+        (["train", "test"], None),
+        (["train/images", "test/images"], [0, 0]),
+        (["cat/train", "cat/test", "dog/train"], None),
+    ],
+)
+def test_identities_of_ordinary_sets_are_those_of_earlier_versions(tmp_path, folders, labels):
+    pixels = []
+    for folder in folders:
+        for index in range(2):
+            image = np.random.default_rng(len(pixels)).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+            save_png(tmp_path / folder / f"{index}.png", image)
+            pixels.append(None if "test" in folder else image.transpose(2, 0, 1))
+    dataset = quietly(source=str(tmp_path))
+    expected = np.stack([image for image in pixels if image is not None])
+    assert dataset.digest == identity(expected, labels)
+
+
+def test_validation_images_are_not_trained_on(tmp_path):
+    for part in ("train", "val", "other"):
+        image_folder(tmp_path / part)
+    with pytest.warns(UserWarning, match="12 images lie in no split's folder; only 'all' has them"):
+        train = load_dataset(DataConfig(source=str(tmp_path), held_out=0.5))
+    assert len(train) == 12
+    assert train.class_names == ("cat", "dog")
+    assert train.has_held_out
+    assert len(load_dataset(DataConfig(source=str(tmp_path), split="test"))) == 12
+    assert len(quietly(source=str(tmp_path), split="all")) == 36
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
+def test_labels_of_dataset_tool(tmp_path, kind):
+    labels = {f"00000/img{index:08d}.png": 2 - index % 3 for index in range(6)}
+    for index, name in enumerate(labels):
+        save_png(tmp_path / "edm" / name, np.full((4, 4, 3), index, np.uint8))
+    table = {"labels": [list(pair) for pair in labels.items()]}
+    (tmp_path / "edm" / "dataset.json").write_text(json.dumps(table))
+    source = tmp_path / "edm"
+    if kind != "folder":
+        source = shutil.make_archive(str(tmp_path / "packed"), kind, source)
+    dataset = quietly(source=str(source))
+    assert dataset.labels.tolist() == [2, 1, 0, 2, 1, 0]
+    assert dataset.class_names == ("0", "1", "2")
+    (tmp_path / "edm" / "dataset.json").write_text('{"labels": null}')
+    if kind == "folder":
+        assert quietly(source=str(source)).labels is None
+        (tmp_path / "edm" / "dataset.json").write_text('{"labels": [')
+        with pytest.raises(
+            ValueError, match=r"dataset\.json: is not JSON .*need a table of labels"
+        ):
+            load_dataset(DataConfig(source=str(source)))
+
+
+def test_damaged_images_are_passed_over_and_the_same_ones_again(tmp_path):
+    folder = image_folder(tmp_path / "data")
+    whole = quietly(source=str(folder))
+    damaged = folder / "cat" / "3.png"
+    damaged.write_bytes(damaged.read_bytes()[:50])
+    with pytest.raises(ValueError, match=r"3\.png: .*need .*, or data\.skip_damaged above 0"):
+        load_dataset(DataConfig(source=str(folder)))
+    settings = DataConfig(source=str(folder), skip_damaged=1, cache=str(tmp_path / "cache"))
+    digests = set()
+    for config in (settings, settings, replace(settings, cache=None)):  # the second is the cache's
+        with pytest.warns(
+            UserWarning, match=r"1 damaged images are passed over: .*3\.png: "
+        ) as said:
+            dataset = load_dataset(config)
+        assert len(said) == 1
+        assert values(dataset) == [0, 1, 2, 4, 5, *range(100, 106)]
+        assert dataset.labels.tolist() == [0] * 5 + [1] * 6
+        digests.add(dataset.digest)
+    assert len(digests) == 1
+    assert digests != {whole.digest}
+    with pytest.raises(ValueError, match=r"3\.png"):
+        load_dataset(replace(settings, skip_damaged=0))
+
+
+def test_transparent_pixels_are_white_unless_said(tmp_path):
+    image = np.dstack([np.full((4, 4, 3), 71, np.uint8), np.zeros((4, 4, 1), np.uint8)])
+    (tmp_path / "data").mkdir()
+    Image.fromarray(image).save(tmp_path / "data" / "a.png")
+    where = {"source": str(tmp_path / "data"), "cache": str(tmp_path / "cache")}
+    assert (quietly(**where).images == 255).all()
+    for background in (0, 90):
+        dataset = quietly(**where, background=background)
+        assert (dataset.images == background).all()
+    with pytest.raises(ValueError, match="background is 256; need"):
+        DataConfig(background=256)
+
+
+def test_the_largest_image_is_a_setting(tmp_path):
+    save_png(tmp_path / "data" / "a.png", np.zeros((8, 8, 3), np.uint8))
+    for cache in (None, str(tmp_path / "cache")):
+        assert len(quietly(source=str(tmp_path / "data"), max_pixels=64, cache=cache)) == 1
+        with pytest.raises(ValueError, match=r"a\.png: 8x8 pixels; need at most 63"):
+            load_dataset(DataConfig(source=str(tmp_path / "data"), max_pixels=63, cache=cache))
+    DataConfig(max_pixels=2 * Image.MAX_IMAGE_PIXELS)  # beyond, Pillow refuses
+    with pytest.raises(ValueError, match="max_pixels is"):
+        DataConfig(max_pixels=2 * Image.MAX_IMAGE_PIXELS + 1)
+
+
+def test_what_is_left_out_is_said_once(tmp_path):
+    image_folder(tmp_path)
+    for name in ("a.avif", "cat/b.heic", "cat/c.HEIC"):
+        (tmp_path / name).write_bytes(b"x")
+    message = r"3 of 15 files are of other kinds and left out: 2 \.heic, 1 \.avif"
+    with pytest.warns(UserWarning, match=message) as said:
+        assert len(load_dataset(DataConfig(source=str(tmp_path)))) == 12
+    assert len(said) == 1
+
+
+def test_formats_are_read_together(tmp_path):
+    kinds = {"a.png": "PNG", "b.bmp": "BMP", "c.tif": "TIFF", "d.gif": "GIF", "e.ppm": "PPM"}
+    for level, (name, kind) in enumerate(kinds.items()):
+        Image.fromarray(np.full((4, 4), level, np.uint8)).save(tmp_path / name, kind)
+    assert values(quietly(source=str(tmp_path), channels=1)) == [0, 1, 2, 3, 4]
+
+
+def test_names_that_are_no_utf8(tmp_path):
+    folder, other = b"\xff\xe9", "cafe"
+    for root in (os.fsencode(tmp_path / "data"), os.fsencode(tmp_path) + b"/\xe4"):
+        for kind in (folder, os.fsencode(other)):
+            path = Path(os.fsdecode(root + b"/" + kind + b"/\xfc.png"))
+            save_png(path, np.full((4, 4, 3), len(kind), np.uint8))
+        source = os.fsdecode(root)
+        for _ in range(2):
+            dataset = quietly(source=source, cache=str(tmp_path / "cache"))
+            assert values(dataset) == [4, 2]
+            assert dataset.class_names == ("cafe", "\\udcff\\udce9")
+            "".join((*dataset.class_names, dataset.name)).encode()
+
+
+def test_the_cache_sees_linked_folders_and_tables(tmp_path):
+    image_folder(tmp_path / "else")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "else")
+    settings = {"source": str(tmp_path / "data"), "cache": str(tmp_path / "cache")}
+    assert values(quietly(**settings))[0] == 0
+    save_png(tmp_path / "else" / "cat" / "0.png", np.full((4, 4, 3), 9, np.uint8))
+    assert values(quietly(**settings))[0] == 9
+    (tmp_path / "data" / "dataset.json").write_text('{"labels": null}')
+    assert quietly(**settings).labels is None
 
 
 @pytest.mark.slow

@@ -11,14 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddsm_ext.data.images import (
-    ReadLimits,
-    decode_image,
-    image_grid,
-    images_from_folder,
-    read_image,
-    save_png,
-)
+from ddsm_ext.data.entries import ReadLimits
+from ddsm_ext.data.images import decode_image, image_grid, read_image, save_png
+from ddsm_ext.data.source import images_from_folder
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 
@@ -33,10 +28,13 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
 def huge_png(width: int, height: int) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return (
-        b"\x89PNG\r\n\x1a\n"
+        PNG
         + png_chunk(b"IHDR", header)
         + png_chunk(b"IDAT", zlib.compress(bytes(1000)))
         + png_chunk(b"IEND", b"")
@@ -68,17 +66,201 @@ def test_channels_and_modes():
     luma = PIXELS @ np.array([0.299, 0.587, 0.114])
     found = decode_image(encoded(PIXELS, "PNG"), "x", channels=1)[:, :, 0]
     assert np.abs(found - luma).max() <= 1.0
-    alpha = np.dstack([PIXELS, np.full((5, 7), 9, np.uint8)])
-    assert np.array_equal(decode_image(encoded(alpha, "PNG"), "x"), PIXELS)
+    opaque = np.dstack([PIXELS, np.full((5, 7), 255, np.uint8)])
+    assert np.array_equal(decode_image(encoded(opaque, "PNG"), "x"), PIXELS)
     deep = (PIXELS[:, :, 0].astype(np.uint16) << 8) | 0x55
     assert np.array_equal(decode_image(encoded(deep, "PNG"), "x")[:, :, 0], PIXELS[:, :, 0])
 
 
-def test_exif_orientation_is_applied():
+def laid_on(colours, alpha, background: int) -> np.ndarray:
+    """colour * a + background * (1 - a), rounded; alpha [H, W] of 0 to 255."""
+    alpha = alpha[:, :, None].astype(int)
+    return np.rint((colours * alpha + background * (255 - alpha)) / 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("background", [255, 0, 100])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_transparency_is_laid_on_the_background(kind, background):
+    alpha = np.random.default_rng(1).integers(0, 256, (5, 7), dtype=np.uint8)
+    alpha[0] = (0, 1, 2, 127, 128, 254, 255)
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    data = encoded(np.dstack([PIXELS, alpha]), kind, **options)
+    expected = laid_on(PIXELS, alpha, background)
+    assert np.array_equal(decode_image(data, "x.tiff", background=background), expected)
+    if kind != "WEBP":
+        grey = np.dstack([PIXELS[:, :, 0], alpha])
+        found = decode_image(encoded(grey, kind), "x.tiff", background=background)
+        assert np.array_equal(found, laid_on(grey[:, :, :1], alpha, background))
+
+
+def test_transparency_by_default_is_white_and_hides_its_colour():
+    data = encoded(np.dstack([PIXELS, np.zeros((5, 7), np.uint8)]), "PNG")
+    for channels in (1, 3):
+        assert (decode_image(data, "x", channels=channels) == 255).all()
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_a_transparent_grey_level_of_a_png(depth):
+    """PNG specification 11.3.2.1: pixels of exactly that sample value are transparent."""
+    levels = np.arange(4) if depth > 1 else np.array([0, 1, 0, 1])
+    if depth == 16:
+        levels = np.array([0x1234, 0x1235, 0x5600, 0xFFFF])
+    row = int("".join(f"{level:0{depth}b}" for level in levels).ljust(8, "0"), 2)
+    row = row.to_bytes(max(1, 4 * depth // 8), "big")
+    header = struct.pack(">IIBBBBB", 4, 1, depth, 0, 0, 0, 0)
+    for key in levels:
+        chunks = [(b"IHDR", header), (b"tRNS", struct.pack(">H", key))]
+        chunks += [(b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b"")]
+        data = PNG + b"".join(png_chunk(*chunk) for chunk in chunks)
+        full = 2 ** min(depth, 8) - 1
+        expected = [(v >> max(0, depth - 8)) * 255 // full if v != key else 100 for v in levels]
+        assert decode_image(data, "x", background=100)[0, :, 0].tolist() == expected
+
+
+def test_a_transparent_colour_of_a_palette():
+    image = Image.fromarray(PIXELS).quantize(4)
+    index = np.asarray(image)
+    colours = np.asarray(image.convert("RGB"))
+    for kind, name in (("PNG", "x.png"), ("GIF", "x.gif")):
+        file = io.BytesIO()
+        image.save(file, kind, transparency=int(index[0, 0]))
+        alpha = np.where((colours == colours[0, 0]).all(-1), 0, 255)
+        assert np.array_equal(decode_image(file.getvalue(), name), laid_on(colours, alpha, 255))
+
+
+@pytest.mark.parametrize(("kind", "name"), [("PNG", "x"), ("WEBP", "x"), ("TIFF", "x.tif")])
+@pytest.mark.parametrize("orientation", range(10))
+def test_exif_orientation_is_applied(kind, name, orientation):
     exif = Image.Exif()
-    exif[0x0112] = 6  # rotate by 90 degrees clockwise to see it upright
-    data = encoded(PIXELS, "PNG", exif=exif)
-    assert np.array_equal(decode_image(data, "x"), np.rot90(PIXELS, -1))
+    exif[0x0112] = orientation
+    data = encoded(PIXELS, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+    expected = {  # EXIF 2.3, tag 274: where row 0 and column 0 of the file are in the picture
+        2: PIXELS[:, ::-1],
+        3: PIXELS[::-1, ::-1],
+        4: PIXELS[::-1],
+        5: PIXELS.transpose(1, 0, 2),
+        6: np.rot90(PIXELS, -1),
+        7: PIXELS[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(PIXELS),
+    }.get(orientation, PIXELS)
+    assert np.array_equal(decode_image(data, name), expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("BMP", "a.bmp"),
+        ("GIF", "a.gif"),
+        ("TIFF", "a.tif"),
+        ("TIFF", "a.TIFF"),
+        ("PPM", "a.ppm"),
+        ("PPM", "a.pnm"),
+        ("JPEG", "a.jfif"),
+        ("PNG", "a.bmp"),
+        ("WEBP", "a.gif"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
+def test_other_formats_are_read_as_pillow_reads_them(kind, name, mode):
+    picture = Image.fromarray(PIXELS).convert(mode)
+    if (kind, mode) in (("JPEG", "P"), ("PPM", "P"), ("WEBP", "1")):
+        picture = picture.convert("RGB")
+    file = io.BytesIO()
+    picture.save(file, kind)
+    with Image.open(file) as image:
+        expected = np.asarray(image.convert("RGB"))
+    assert np.array_equal(decode_image(file.getvalue(), name, channels=3), expected)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "PNG", "WEBP"])
+def test_the_first_of_several_pictures_is_taken(kind):
+    pictures = [Image.fromarray(np.full((4, 4), level, np.uint8)) for level in (80, 160)]
+    file = io.BytesIO()
+    options = {"lossless": True} if kind == "WEBP" else {}
+    pictures[0].save(file, kind, save_all=True, append_images=pictures[1:], **options)
+    assert (decode_image(file.getvalue(), f"x.{kind.lower()}") == 80).all()
+
+
+def test_deep_grey_levels_keep_their_upper_bits():
+    deep = np.array([[0, 255, 256, 0x1234, 0xFFFF]], np.uint16)
+    for kind, name in (("PNG", "x"), ("TIFF", "x.tif"), ("PPM", "x.pgm")):
+        assert decode_image(encoded(deep, kind), name)[0, :, 0].tolist() == (deep[0] >> 8).tolist()
+    for array in (deep.astype(np.int32), deep.astype(np.float32)):
+        with pytest.raises(ValueError, match=r"x\.tif: has grey levels .*; need"):
+            decode_image(encoded(array, "TIFF"), "x.tif")
+
+
+def with_chunk(kind: bytes, content: bytes, *, whole: bool = True) -> bytes:
+    """A PNG of PIXELS with one more chunk, whose checksum is right or wrong."""
+    chunk = png_chunk(kind, content)
+    chunk = chunk if whole else chunk[:-1] + bytes([chunk[-1] ^ 1])
+    plain = encoded(PIXELS, "PNG")
+    at = plain.index(b"IDAT") - 4
+    return plain[:at] + chunk + plain[at:]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("content", [b"", b"\0", b"garbage", bytes(range(64))])
+@pytest.mark.parametrize(
+    "kind",
+    b"eXIf gAMA pHYs cHRM iCCP sRGB sBIT bKGD tIME tEXt zTXt iTXt hIST sPLT cICP acTL fcTL".split(),
+)
+def test_damaged_metadata_of_a_png_is_passed_over(kind, content, whole):
+    assert np.array_equal(decode_image(with_chunk(kind, content, whole=whole), "x"), PIXELS)
+
+
+def test_metadata_beyond_pillows_limits_is_passed_over():
+    content = b"k\0\0" + zlib.compress(bytes(1 << 26))
+    assert np.array_equal(decode_image(with_chunk(b"zTXt", content), "x"), PIXELS)
+
+
+def test_an_orientation_beside_damaged_metadata_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    data = with_chunk(b"gAMA", b"", whole=False)
+    at = data.index(b"IDAT") - 4
+    data = data[:at] + png_chunk(b"eXIf", exif.tobytes()[6:]) + data[at:]
+    assert np.array_equal(decode_image(data, "x"), PIXELS[::-1, ::-1])
+
+
+def test_what_decides_pixels_is_no_metadata():
+    image = Image.fromarray(PIXELS).quantize(4)
+    file = io.BytesIO()
+    image.save(file, "PNG", transparency=0)
+    data = file.getvalue()
+    for kind in (b"PLTE", b"tRNS", b"IDAT"):
+        at = data.index(kind)
+        for damaged in (kind.swapcase(), kind.lower(), b"\0" + kind[1:]):
+            with pytest.raises(ValueError, match=r"x: .*need a whole PNG"):
+                decode_image(data[:at] + damaged + data[at + 4 :], "x")
+        if kind != b"IDAT":
+            flipped = bytes([data[at + 4] ^ 1])
+            with pytest.raises(ValueError, match=r"x: .*need a whole PNG"):
+                decode_image(data[:at] + kind + flipped + data[at + 5 :], "x")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_damaged_exif_is_passed_over(kind):
+    plain = encoded(PIXELS, kind)
+    for content in (b"Exif\0\0garbage", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff"):
+        data = encoded(PIXELS, kind, exif=content)
+        assert np.array_equal(decode_image(data, "x"), decode_image(plain, "x"))
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate"])
+def test_damaged_metadata_of_a_tiff_is_passed_over(compression):
+    options = {"software": "x" * 40, "description": "y" * 40, "dpi": (72, 72)}
+    data = encoded(PIXELS, "TIFF", compression=compression, **options)
+    (start,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, start)
+    damaged = 0
+    for at in range(start + 2, start + 2 + 12 * count, 12):
+        if struct.unpack_from("<H", data, at)[0] in (0x10E, 0x11A, 0x11B, 0x128, 0x131):
+            damaged += 1
+            for value in (b"\xff" * 10, b"\0" * 10, b"\2\0" + b"\xff" * 8):
+                changed = data[: at + 2] + value + data[at + 12 :]
+                assert np.array_equal(decode_image(changed, "x.tif"), PIXELS)
+    assert damaged == 5
 
 
 EVIL = {
@@ -97,10 +279,36 @@ EVIL = {
     "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) (w) file\n",
     "svg": b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>",
     "flipped": encoded(PIXELS, "PNG")[:40] + b"\xff" + encoded(PIXELS, "PNG")[41:],
-    "text bomb": b"\x89PNG\r\n\x1a\n"
+    "text bomb": PNG
     + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))
     + png_chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(1 << 26))),
 }
+
+
+EVIL_OTHERS = {
+    "huge.bmp": b"BM"
+    + struct.pack("<IIIIiiHHIIiiII", 99, 0, 54, 40, 60_000, 60_000, 1, 24, *[0] * 6),
+    "huge.gif": b"GIF89a" + struct.pack("<HHBBB", 60_000, 60_000, 0x80, 0, 0) + bytes(50),
+    "huge.pgm": b"P5 60000 60000 255\n" + bytes(50),
+    "cut.bmp": encoded(PIXELS, "BMP")[:-30],
+    "cut.gif": encoded(np.random.default_rng(0).integers(0, 256, (40, 40), np.uint8), "GIF")[:900],
+    "cut.tif": encoded(PIXELS, "TIFF")[:90],
+    "cut.ppm": encoded(PIXELS, "PPM")[:-30],
+    **{f"empty.{kind}": b"" for kind in ("bmp", "gif", "tif", "ppm", "jfif")},
+    **{f"text.{kind}": b"#!/bin/sh\ntouch evil\n" for kind in ("bmp", "gif", "tif", "ppm")},
+    **{f"postscript.{kind}": EVIL["postscript"] for kind in ("bmp", "gif", "tif", "ppm")},
+    "bmp.gif": encoded(PIXELS, "BMP"),
+    "gif.tif": encoded(PIXELS, "GIF"),
+}
+
+
+@pytest.mark.parametrize("name", EVIL_OTHERS)
+def test_evil_images_of_other_formats_are_refused_by_name(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_bytes(EVIL_OTHERS[name])
+    with pytest.raises(ValueError, match=rf"{name}: .*need"):
+        read_image(tmp_path / name)
+    assert os.listdir(tmp_path) == [name]
 
 
 @pytest.mark.parametrize("name", EVIL)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -52,3 +54,44 @@ def test_configs_and_strategies_import_no_torch() -> None:
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def last_log_snr(betas: list[float]) -> float:
+    """log(alpha-bar / (1 - alpha-bar)) after all steps (Ho et al. 2020, eq. 4)."""
+    alpha_bar = math.prod(1 - beta for beta in betas)
+    return math.log(alpha_bar / (1 - alpha_bar))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"timesteps": 2},
+        {"timesteps": 100},
+        {"timesteps": 450},
+        {"beta_end": 0.005},
+        {"timesteps": 2000, "beta_end": 1e-3},
+    ],
+)
+def test_a_schedule_that_does_not_end_in_noise_is_warned_about(settings: dict) -> None:
+    full = {**DiffusionConfig().to_dict(), **settings}
+    first, last, steps = full["beta_start"], full["beta_end"], full["timesteps"]
+    expected = last_log_snr([first + (last - first) * t / (steps - 1) for t in range(steps)])
+    with pytest.warns(UserWarning, match=f"{steps} timesteps ends at log-SNR {expected:.2f}, "):
+        DiffusionConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"timesteps": 600},
+        {"timesteps": 100, "beta_start": 1e-3, "beta_end": 0.2},
+        {"timesteps": 10**12},
+        {"timesteps": 2, "schedule": "cosine"},
+        {"timesteps": 100, "schedule": "cosine"},
+    ],
+)
+def test_a_schedule_that_ends_in_noise_is_not(settings: dict) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DiffusionConfig(**settings)

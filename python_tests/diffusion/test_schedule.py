@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -80,6 +81,15 @@ def test_t_out_of_range(t: float) -> None:
 def test_bad_betas(betas: list) -> None:
     with pytest.raises(ValueError, match="NoiseSchedule: betas"):
         NoiseSchedule(torch.tensor(betas))
+
+
+def test_betas_that_do_not_reach_noise_are_warned_about() -> None:
+    with pytest.warns(UserWarning, match="of 10 timesteps ends at log-SNR -0.54"):
+        NoiseSchedule(torch.full((10,), 0.095))  # 0.905^10 = 0.3686; log(0.3686 / 0.6314)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for timesteps in (2, 10, 100):
+            make_schedule(DiffusionConfig(schedule="cosine", timesteps=timesteps))
 
 
 @BOTH

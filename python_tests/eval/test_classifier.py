@@ -161,6 +161,8 @@ def test_wrong_files_are_named(tmp_path) -> None:
         {"head.bias": torch.full((10,), torch.nan)},
         {"extra": torch.zeros(1)},
         {"head.bias": torch.zeros(10).to(torch.float8_e4m3fn)},
+        {"head.bias": torch.zeros(10, dtype=torch.int32)},
+        {"head.bias": torch.zeros(10, dtype=torch.float64)},
     ):
         save_file(tensors | change, path, metadata={"ddsm_classifier": good})
         with pytest.raises(ValueError, match="do not fit"):
@@ -182,10 +184,29 @@ def test_wrong_files_are_named(tmp_path) -> None:
             load_classifier(path)
 
 
+@pytest.mark.parametrize("kind", ["F4", "F8_E8M0", "F6_E2M3", "R4", "C64", "", "U8"])
+def test_types_of_numbers_that_torch_has_not_are_refused(kind: str, tmp_path) -> None:
+    """The header says the type; the bytes below it are as many as that type needs."""
+    data = DIGITS_CLASSIFIER_FILE.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header, path = json.loads(data[8 : 8 + size]), tmp_path / "c.safetensors"
+    bits = {"F4": 4, "F6_E2M3": 6, "F8_E8M0": 8, "U8": 8, "C64": 64}.get(kind, 32)
+    first, last = header["head.weight"]["data_offsets"]
+    header["head.weight"] |= {"dtype": kind, "shape": [(last - first) * 8 // bits]}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+    with pytest.raises(ValueError, match=r"not a safetensors file|do not fit"):
+        load_classifier(path)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"image_channels": 2}, "1 or 3"),
+        ({"image_channels": True}, "1 or 3"),
+        ({"image_size": 10**9}, "<= 16384"),
+        ({"epochs": 10**30}, "<= 100000"),
+        ({"lr": 10**400}, "number"),
         ({"image_size": 3}, ">= 4"),
         ({"classes": 1}, ">= 2"),
         ({"epochs": 0}, ">= 1"),

@@ -74,3 +74,32 @@ def test_singular_covariances_need_no_added_diagonal() -> None:
 def test_wrong_moments_are_refused(mu, sigma, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         frechet_distance(mu, sigma, np.zeros(3), np.eye(3))
+
+
+@pytest.mark.parametrize(
+    ("mu", "sigma", "message"),
+    [
+        (np.zeros(3), -np.eye(3), "an eigenvalue of -1; need none below 0"),
+        (np.zeros(3), np.diag([1.0, 1.0, -1e-3]), r"an eigenvalue of -0\.001"),
+        (np.zeros(3), np.ones((3, 3)) - 0.1 * np.eye(3), r"an eigenvalue of -0\.1"),
+        (np.zeros(3), -1e-200 * np.eye(3), "an eigenvalue of -1e-200"),
+        (np.full(3, 1e200), np.eye(3), r"mean has a value of 1e\+200; need at most"),
+        (np.zeros(3), 1e300 * np.eye(3), r"covariance has a value of 1e\+300"),
+    ],
+)
+def test_moments_of_no_rows_are_refused(mu, sigma, message: str) -> None:
+    for other in (np.eye(3), np.zeros((3, 3))):
+        with pytest.raises(ValueError, match=message):
+            frechet_distance(mu, sigma, np.zeros(3), other)
+        with pytest.raises(ValueError, match=message):
+            frechet_distance(np.zeros(3), other, mu, sigma)
+
+
+def test_rounding_of_a_singular_covariance_is_no_negative_variance() -> None:
+    """Rank 10 of 40: numpy finds eigenvalues below 0, in float32 of some 1e-7."""
+    mu, exact = gaussian(40, 5, rank=10)
+    rounded = exact.astype(np.float32).astype(np.float64)
+    assert np.linalg.eigvalsh(rounded)[0] < -1e-9
+    for scale in (1e-90, 1.0, 1e90):
+        got = frechet_distance(mu, scale * rounded, mu, np.zeros_like(rounded))
+        assert got == pytest.approx(scale * np.trace(exact), rel=1e-6)

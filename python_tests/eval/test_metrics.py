@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from eval.digits import digits_arrays
 from ddsm_ext.eval.distances import enough_images, frechet_distance, squared_mmd
 from ddsm_ext.eval.features import make_extractor
 from ddsm_ext.eval.metrics import (
+    check_reference,
     evaluate,
     frechet_to_reference,
     reference_statistics,
@@ -186,3 +189,31 @@ def test_a_reference_of_other_features_is_refused(digits: np.ndarray) -> None:
         evaluate(digits[:1], pixels, Pixels())
     with pytest.raises(ValueError, match="at least 2"):
         evaluate(iter([]), pixels, Pixels())
+
+
+def test_a_reference_that_names_other_features_is_refused_without_a_digest() -> None:
+    reference = ReferenceStatistics(np.zeros(64), np.eye(64), features="classifier-cats-01234567")
+    with pytest.raises(ValueError, match="made with classifier-cats-01234567, the extractor is p"):
+        check_reference(reference, Pixels())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_reference(replace(reference, features="pixels"), Pixels())
+
+
+def test_a_reference_of_unknown_features_is_warned_about(digits: np.ndarray) -> None:
+    """pytorch-fid's files hold mu and sigma alone, also of its 64 features."""
+    bare = ReferenceStatistics(np.zeros(64), np.eye(64))
+    for score in (evaluate, frechet_to_reference):
+        with pytest.warns(UserWarning, match="do not say what computed their 64 features"):
+            score(digits[:300], bare, Pixels())
+    inception = Pixels()
+    inception.name = "inception-v3"  # files without a word are its
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        frechet_to_reference(digits[:300], bare, inception)
+
+
+def test_one_image_has_no_statistics(digits: np.ndarray) -> None:
+    for count in (0, 1):
+        with pytest.raises(ValueError, match=f"reference: the number of images is {count}; need"):
+            reference_statistics(digits[:count], Pixels())

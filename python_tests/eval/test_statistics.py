@@ -191,6 +191,13 @@ def test_an_archive_that_unpacks_too_large_is_refused_unread(tmp_path) -> None:
         ({"mu": np.zeros(3, int), "sigma": np.eye(3)}, "int64"),
         ({"mu": np.array(["a"]), "sigma": np.eye(1)}, "floats"),
         ({"mu": np.full(3, np.nan), "sigma": np.eye(3)}, "finite"),
+        (
+            {"mu": np.full(3, 1e200), "sigma": np.eye(3)},
+            r"ref\.npz: the mean has a value of 1e\+200",
+        ),
+        ({"mu": np.zeros(3), "sigma": -np.eye(3)}, r"ref\.npz: .* an eigenvalue of -1; need none"),
+        ({"mu": np.zeros(3), "sigma": np.tri(3)}, r"ref\.npz: .* differs from its transpose by 1"),
+        ({"mu": np.zeros(1), "sigma": np.eye(1), "rows": np.array([[1e39]])}, "finite in float32"),
         ({"mu": np.zeros(3), "sigma": np.eye(3), "n": np.zeros(2, int)}, "n is int64"),
         ({"mu": np.zeros(3), "sigma": np.eye(3), "features": np.zeros(())}, "features is float64"),
         ({"mu": np.zeros(3), "sigma": np.eye(3), "rows": np.zeros((4, 2))}, r"\[M, 3\]"),

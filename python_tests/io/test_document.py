@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -48,10 +50,15 @@ class Menu(Document):
 def test_round_trip_and_layout(tmp_path: Path) -> None:
     path = tmp_path / "new" / "recipe.json"
     Recipe("bread", (500.0, 7.5)).save(path)
-    assert json.loads(path.read_text()) == {"version": 1, "name": "bread", "grams": [500.0, 7.5]}
+    content = json.loads(path.read_text())
+    text = '{"grams":[500.0,7.5],"name":"bread","version":1}'  # keys sorted, no spaces
+    assert content.pop("digest") == hashlib.sha256(text.encode()).hexdigest()
+    assert content == {"version": 1, "name": "bread", "grams": [500.0, 7.5]}
     assert Recipe.load(path) == Recipe("bread", (500.0, 7.5))
     Menu({"soup": 4.0}).save(path)
-    assert json.loads(path.read_text()) == {"version": 3, "rows": [{"dish": "soup", "price": 4.0}]}
+    content = json.loads(path.read_text())
+    assert content.pop("digest")
+    assert content == {"version": 3, "rows": [{"dish": "soup", "price": 4.0}]}
     assert Menu.load(path) == Menu({"soup": 4.0})
     assert [p.name for p in path.parent.iterdir()] == ["recipe.json"]
 
@@ -118,3 +125,45 @@ def test_values_without_json_form_are_refused_and_nothing_is_written(tmp_path: P
     with pytest.raises(Refusal, match="need finite numbers"):
         Menu({"soup": float("nan")}).save(tmp_path / "menu.json")
     assert not list(tmp_path.iterdir())
+
+
+def test_every_change_of_a_saved_file_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.json"
+    Recipe("bread", (500.0, 7.5)).save(path)
+    text = path.read_text()
+    for place, letter in enumerate(text):
+        for other in "17x":
+            changed = text[:place] + other + text[place + 1 :]
+            path.write_text(changed)
+            if letter.isspace() or letter == other:
+                continue
+            with pytest.raises(Refusal, match=r"recipe\.json: "):
+                Recipe.load(path)
+
+
+def test_a_file_may_be_laid_out_anew_or_written_by_hand(tmp_path: Path) -> None:
+    path, bread = tmp_path / "recipe.json", Recipe("bread", (500.0, 7.5))
+    bread.save(path)
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(reversed(content.items()))))
+    assert Recipe.load(path) == bread
+    content["name"] = "cake"
+    path.write_text(json.dumps(content))
+    with pytest.raises(Refusal, match=r"does not match its own SHA-256.* without its 'digest'"):
+        Recipe.load(path)
+    del content["digest"]
+    path.write_text(json.dumps(content))
+    assert Recipe.load(path).name == "cake"
+
+
+def test_a_file_that_cannot_be_read_is_no_damaged_one(tmp_path: Path, monkeypatch: Any) -> None:
+    path = tmp_path / "recipe.json"
+    Recipe("bread").save(path)
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("builtins.open", broken)
+    with pytest.raises(OSError, match="need a recipe that can be read") as caught:
+        Recipe.load(path)
+    assert (caught.value.errno, caught.value.filename) == (errno.EIO, str(path))

@@ -118,3 +118,27 @@ def test_presets_survive_json(name: str) -> None:
 def test_unknown_preset_gets_a_suggestion() -> None:
     with pytest.raises(ValueError, match="unknown preset 'cifar'; did you mean cifar10"):
         preset("cifar")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ch": 10**9}, "weights; need at most"),
+        ({"ch": 32 * 10**30}, "need an int <="),
+        ({"ch_mult": (1, 10**9)}, "weights; need at most"),
+        ({"ch_mult": (1, 10**30)}, "weights; need at most"),
+        ({"ch_mult": (1,) * 10**5}, "of at most 15"),
+        ({"attn": (0,) * 10**5}, "as many as ch_mult has"),
+        ({"num_res_blocks": 10**5}, "need an int <= 32"),
+        ({"num_res_blocks": 10**400}, "need an int <= 32"),
+        ({"image_size": 10**9}, "need an int <= 16384"),
+        ({"image_channels": 10**9}, "need an int <= 4096"),
+        ({"groups": 10**400}, "need an int <="),
+        ({"time_table_rows": 10**9}, "need an int <= 1000000"),
+    ],
+)
+def test_what_no_machine_holds_is_refused_by_arithmetic(
+    changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**changes)

@@ -12,6 +12,7 @@ from PIL import Image
 
 WIDTHS = (1.0, 0.75, 0.5, 0.25)
 MACS = {1.0: 6_100_000, 0.75: 3_500_000, 0.5: 1_600_000, 0.25: 430_000}
+FULL_COST = MACS[1.0] * 50
 MS = {1.0: 0.21, 0.75: 0.14, 0.5: 0.081, 0.25: 0.044}
 
 
@@ -74,6 +75,24 @@ def _write_log(run: Path) -> None:
     _jsonl(run / "log.jsonl", rows)
 
 
+def _point(widths: list[float], cost: float, quality: float, generation: int) -> dict:
+    """A point of front.json."""
+    cuts = [float(i) for i in range(len(widths) - 1)]
+    return {
+        "cost": cost,
+        "cost_relative": cost / FULL_COST,
+        "quality": quality,
+        "standard_error": 0.01,
+        "samples": 256,
+        "loss": quality - 0.5,
+        "loss_half_width": 0.02,
+        "proxy": 0.001,
+        "generation": generation,
+        "rescored": False,
+        "strategy": {"widths": widths, "cuts": cuts, "origin": {}},
+    }
+
+
 def _write_search(run: Path) -> None:
     rng = np.random.default_rng(1)
     log_snrs = np.linspace(-8, 8, 21).tolist()
@@ -81,9 +100,12 @@ def _write_search(run: Path) -> None:
         str(w): [1e-6 if w == 1 else (1 - w) * 0.02 * math.exp(0.25 * s) + 1e-5 for s in log_snrs]
         for w in WIDTHS
     }
-    _json(run / "search/sensitivity.json", {"log_snrs": log_snrs, "errors": errors})
+    _json(
+        run / "search/sensitivity.json",
+        {"version": 1, "images": 256, "log_snrs": log_snrs, "errors": errors, "conditions": {}},
+    )
     full = {"genome": {"boundaries": [], "widths": [1.0]}, "samples": [0, 256]}
-    archive = [{**full, "generation": 0, "stage": "race", "cost": 3.05e8, "quality": 0.5}]
+    archive = [{**full, "generation": 0, "stage": "race", "cost": FULL_COST, "quality": 0.5}]
     history = []
     for generation in range(10):
         for number in range(24):
@@ -109,16 +131,20 @@ def _write_search(run: Path) -> None:
     for row in sorted(archive, key=lambda r: r["cost"]):
         if row["quality"] < best:
             best = row["quality"]
-            points.append({"cost": row["cost"], "quality": row["quality"]})
-    constants = [{"width": w, "cost": MACS[w] * 50, "quality": 0.5 + (1 - w) ** 2} for w in WIDTHS]
+            points.append(_point(row["genome"]["widths"], row["cost"], best, row["generation"]))
+    constants = [{"width": w, **_point([w], MACS[w] * 50, 0.5 + (1 - w) ** 2, 0)} for w in WIDTHS]
     _json(
         run / "search/front.json",
         {
-            "points": points,
-            "chosen": points[len(points) // 2],
-            "constants": constants,
+            "version": 1,
             "cost_unit": "macs",
             "quality_name": "Fréchet distance",
+            "full_cost": FULL_COST,
+            "full_quality": 0.5,
+            "network_evaluations": 0,
+            "chosen": points[len(points) // 2],
+            "constants": constants,
+            "points": points,
         },
     )
     timesteps = list(range(999, -1, -20))

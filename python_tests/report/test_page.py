@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -151,31 +153,15 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         build_report(tmp_path / "missing")
 
 
-def test_a_damaged_file_is_named(tmp_path: Path) -> None:
-    run = make_run(tmp_path)
-    (run / "metrics.json").write_text('{"rows": [')
-    with pytest.raises(ValueError, match=r"metrics\.json"):
-        build_report(run)
-
-
-@pytest.mark.parametrize(
-    ("file", "text", "message"),
-    [
-        ("metrics.json", "[]", "metrics.json: holds a list; need an object"),
-        ("search/front.json", '{"points": []}', "a file has another form"),
-        ("search/steps.json", '{"timesteps": [1]}', "a file has another form"),
-        ("search/steps.json", '{"timesteps": [1], "log_snr": [1], "widths": 0}', "(IndexError: "),
-        ("metrics.json", '{"sampler": [1]}', "(UndefinedError: "),
-    ],
-)
-def test_a_file_of_another_form_is_refused(
-    tmp_path: Path, file: str, text: str, message: str
-) -> None:
-    run = make_run(tmp_path)
-    (run / file).write_text(text)
-    with pytest.raises(ValueError, match=re.escape(message)):
-        build_report(run)
-    assert not (run / "report.html").exists()
+def test_a_run_of_an_earlier_version_is_reported(tmp_path: Path) -> None:
+    """The one of `cli/test_stored_run.py`: its search scored by stages, nothing had a digest."""
+    stored = Path(__file__).parents[1] / "cli" / "earlier" / "00000-old"
+    run = shutil.copytree(stored, tmp_path / stored.name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        page = Page(build_report(run).read_text(encoding="utf-8"))
+    assert len(page.images) == 6  # width 0.5 is compared with nothing, and no samples were drawn
+    assert "4 scores of 4 strategies, 3 of them on the front." in " ".join(page.text.split())
 
 
 def tuned_run(tmp_path: Path, widths: list[float], cuts: list[float], **tune: object) -> Path:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
-from ddsm_ext.run.config import RunConfig, coerce, configure, parse_value, with_budget
+from ddsm_ext.run.config import (
+    RunConfig,
+    coerce,
+    configure,
+    parse_setting,
+    parse_value,
+    with_budget,
+)
 from ddsm_ext.run.presets import QUICKSTART_FAST, RUN_PRESETS
+from ddsm_ext.settings import shown
 
 
 @pytest.mark.parametrize("name", RUN_PRESETS)
@@ -53,6 +62,27 @@ def test_values_of_set(text: str, value: object) -> None:
 
 
 @pytest.mark.parametrize(
+    "name",
+    ["data.source", "data.cache", "train.start_from", "eval.reference", "eval.features",
+     "sampler.kind", "tune.origin"],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1.10", "1.10"), ("007", "007"), ("null", "null"), ("true", "true"), ("NaN", "NaN"),
+     ("[1]", "[1]"), ("None", "None"), ('"1.10"', "1.10"), ('"', '"'), ("a=b,c", "a=b,c")],
+)  # fmt: skip
+def test_names_and_paths_stand_as_they_are(name: str, text: str, value: str) -> None:
+    assert parse_setting(*name.split("."), text) == value
+
+
+def test_no_text_takes_back_a_path() -> None:
+    assert parse_setting("eval", "reference", "") is None
+    assert parse_setting("data", "source", "") == ""  # which is refused: there is no default
+    assert parse_setting("train", "steps", "7") == 7
+    assert parse_setting("train", "unknown", "7") == 7  # which is refused by its name
+
+
+@pytest.mark.parametrize(
     ("value", "hint", "expected"),
     [
         ("1,2,2", tuple[int, ...], (1, 2, 2)),
@@ -73,11 +103,21 @@ def test_values_take_their_fields_type(value: object, hint: object, expected: ob
 
 @pytest.mark.parametrize(
     ("value", "hint"),
-    [("x", int), (1.5, int), (True, int), ("x", float), (1, bool), (None, str), ({}, tuple[int])],
-)
+    [("x", int), (1.5, int), (True, int), ("x", float), (1, bool), (None, str), ({}, tuple[int]),
+     (math.nan, int), (math.inf, int), (2**63, int), (-(2**63), int), (1e300, int),
+     (10**400, float), (math.nan, float), (-math.inf, float), ([1, math.nan], tuple[float, ...]),
+     (1.1, str), (True, str), ("a\0b", str), ([[[[[1]]]]], int), (10**5000, int),
+     ("9" * 9999, int)],
+    ids=shown,
+)  # fmt: skip
 def test_values_of_another_type_are_refused(value: object, hint: object) -> None:
-    with pytest.raises(TypeError, match=r"^x is .*; need"):
+    with pytest.raises(TypeError, match=r"^x is .{1,130}; need"):
         coerce(value, hint, "x")
+
+
+def test_lists_without_end_are_refused() -> None:
+    with pytest.raises(ValueError, match="nested too deeply"):
+        parse_value("[" * 100_000)
 
 
 @pytest.mark.parametrize(
@@ -118,3 +158,15 @@ def test_another_method_of_search_has_its_own_sizes() -> None:
 def test_a_sampler_without_eta_takes_it_back() -> None:
     assert configure("digits").sampler.eta == 1.0
     assert configure("digits", sampler={"kind": "ddpm"}).sampler.eta == 0.0
+
+
+def test_images_of_another_size_than_the_networks_are_refused() -> None:
+    for settings in (
+        {"data": {"image_size": 16}},
+        {"data": {"channels": 3}},
+        {"data": {"image_size": 8}, "model": {"image_size": 16}},
+    ):
+        with pytest.raises(ValueError, match=r"data\.\w+ is \d+ with model\.\w+ \d+; need \d+"):
+            configure("digits", **settings)
+    same = {"image_size": 8, "channels": 1}
+    assert configure("digits", data=same).data.image_size == 8

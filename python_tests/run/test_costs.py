@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from ddsm_ext.models.unet import preset
+from ddsm_ext.run import costs
 from ddsm_ext.run.config import configure
-from ddsm_ext.run.costs import conditions, estimate_scores, macs_table, measure_ms
+from ddsm_ext.run.costs import (
+    check_memory,
+    conditions,
+    estimate_scores,
+    estimate_training,
+    macs_table,
+    measure_ms,
+)
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.search.cost import CostTable
 
@@ -96,3 +105,26 @@ def test_macs_of_the_cifar10_network():
     assert table.unit == "macs"
     published = (6221.9, 3532.6, 1599.2, 421.7)
     assert [cost / 1e6 for cost in table.costs.values()] == pytest.approx(published, abs=0.05)
+
+
+def test_more_than_the_memory_is_refused(monkeypatch):
+    network = preset("cifar10")
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(costs, "memory_bytes", lambda: 10**9)
+    # 35.7 million float32 and 4.7 MB an image; in training 5 copies and 38 MB
+    check_memory(network, 300, cpu, "x")
+    check_memory(network, 30, cpu, "x", training=True)
+    check_memory(network, 10**6, gpu, "x", training=True)  # which is the GPU's to say
+    for batch, training in ((500, False), (60, True)):
+        with pytest.raises(ValueError, match=f"^x is {batch}, .* there are 1; need a smaller"):
+            check_memory(network, batch, cpu, "x", training=training)
+    monkeypatch.setattr(costs, "memory_bytes", lambda: 10**7)
+    with pytest.raises(ValueError, match="35,746,307 parameters"):
+        check_memory(network, 1, gpu, "x")
+
+
+def test_an_estimate_builds_no_network_that_is_too_large():
+    huge = configure("digits", model={"ch": 20_000, "groups": 8})  # a thousand GB
+    takes = estimate_training(huge)
+    assert takes.n_bytes > 1e12
+    assert takes.seconds > 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,14 +11,22 @@ from pathlib import Path
 import pytest
 
 from ddsm_ext.io.files import read_json
-from ddsm_ext.run.folder import create_run, find_resumable, list_runs, resolve_run, root_of
+from ddsm_ext.run.folder import (
+    change_config,
+    create_run,
+    find_resumable,
+    list_runs,
+    resolve_run,
+    root_of,
+    run_config,
+)
 
 
 def test_runs_are_numbered_and_hold_config_and_environment(tmp_path):
     first = create_run(tmp_path / "runs", "digits", {"a": 1})
     second = create_run(tmp_path / "runs", "other", {"a": 2})
     assert [first.name, second.name] == ["00000-digits", "00001-other"]
-    assert read_json(first / "config.json") == {"a": 1}
+    assert run_config(first) == {"a": 1}
     assert read_json(first / "env.json")["versions"]["torch"]
     assert list_runs(tmp_path / "runs") == [first, second]
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [first.name, second.name]
@@ -53,10 +63,55 @@ def test_find_resumable_compares_whole_configs(tmp_path):
     assert find_resumable(tmp_path / "none", config) is None
 
 
-def test_find_resumable_passes_over_damaged_configs(tmp_path):
+def test_find_resumable_passes_over_damaged_configs_with_a_word(tmp_path):
     run = create_run(tmp_path, "a", {"x": 1})
     (create_run(tmp_path, "a", {"x": 1}) / "config.json").write_text("{")
-    assert find_resumable(tmp_path, {"x": 1}) == run
+    with pytest.warns(UserWarning, match=r"00001-a.config\.json: is not JSON .* passed over"):
+        assert find_resumable(tmp_path, {"x": 1}) == run
+    (tmp_path / "00001-a" / "config.json").unlink()
+    with pytest.warns(UserWarning, match=r"00001-a.config\.json: no such file.* passed over"):
+        assert find_resumable(tmp_path, {"x": 1}) == run
+
+
+def test_every_digit_of_a_config_that_changes_is_seen(tmp_path):
+    run = create_run(tmp_path, "a", {"diffusion": {"timesteps": 1000}, "train": {"lr": 2e-4}})
+    path, config = run / "config.json", run_config(run)
+    text = path.read_text()
+    for place in (i for i, letter in enumerate(text) if letter.isdigit()):
+        path.write_text(text[:place] + str((int(text[place]) + 1) % 10) + text[place + 1 :])
+        with pytest.raises(ValueError, match=r"config\.json: "):
+            run_config(run)
+        with pytest.warns(UserWarning, match="passed over"):
+            assert find_resumable(tmp_path, config) is None
+    path.write_text(text)
+    assert run_config(run) == config
+    change_config(run, train={"lr": 1.0})
+    assert run_config(run) == {**config, "train": {"lr": 1.0}}
+    # made by an earlier version, or by hand
+    path.write_text('{"diffusion": {"timesteps": 100}}')
+    assert run_config(run) == {"diffusion": {"timesteps": 100}}
+
+
+def test_a_config_that_cannot_be_read_is_no_other_run(tmp_path, monkeypatch):
+    run = create_run(tmp_path, "a", {"x": 1})
+
+    def unreadable(path, *args, **more):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr("builtins.open", unreadable)
+    with pytest.raises(PermissionError, match=str(run / "config.json")):
+        find_resumable(tmp_path, {"x": 1})
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o002])
+def test_a_run_folder_has_the_rights_of_any_new_folder(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        run = create_run(tmp_path, "a", {})
+        (tmp_path / "other").mkdir()
+    finally:
+        os.umask(before)
+    assert run.stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_resolve_run(tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +17,7 @@ from ddsm_ext.report.comparison import compare, lines_of
 from ddsm_ext.report.headline import headline
 from ddsm_ext.run import configure
 from ddsm_ext.run.metrics import save_row, save_timing, saved_row
-from ddsm_ext.run.scoring import Scorer
+from ddsm_ext.run.scoring import Scorer, score_strategies
 from ddsm_ext.sampling.strategy import Strategy
 
 CONTEXT = {"reference": {"name": "r", "images": 9, "digest": "d"}, "weights": "w"}
@@ -100,7 +102,7 @@ def test_a_named_strategy_is_no_headline(scored: Path) -> None:
 def test_scores_of_an_earlier_version_are_kept_and_named_anew(scored: Path) -> None:
     """It knew a reference by its name, and every named strategy was of the kind "strategy"."""
     metrics = read(scored)
-    del metrics["reference"]["digest"]
+    del metrics["reference"]["digest"], metrics["digest"], metrics["version"]
     metrics["rows"].append(row("mine", "strategy", SEEDS[0], 1.1, macs_per_image=80))
     (scored / "metrics.json").write_text(json.dumps(metrics))
     found = saved_row(scored, CONTEXT, "strategy", "strategy", FIRST, range(1024))
@@ -135,3 +137,51 @@ def test_a_reference_made_again_under_its_name_is_another(tmp_path: Path) -> Non
 
     assert found(0.0) is not None
     assert found(9.0) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda text: text.replace("1.2", "1.3", 1), "does not match its own SHA-256"),
+        (lambda text: text[: len(text) // 2], "is not JSON"),
+        (lambda text: "[]", "holds a JSON list"),
+    ],
+)
+def test_damaged_scores_are_refused_by_name_and_stay(
+    scored: Path, change: Callable[[str], str], what: str
+) -> None:
+    path = scored / "metrics.json"
+    path.write_text(change(path.read_text()))
+    before = path.read_bytes()
+    refused = pytest.raises(ValueError, match=f"{re.escape(str(path))}: {what}")
+    with refused:
+        saved_row(scored, CONTEXT, "strategy", "strategy", FIRST, range(1024))
+    with refused:
+        save_row(scored, CONTEXT, row("full width", "full", "0-1", 1.0))
+    with refused:
+        save_timing(scored, {"ms_per_image": {"full": 2.0, "strategy": 1.0}})
+    assert path.read_bytes() == before
+
+
+def test_damaged_scores_are_refused_before_any_work(scored: Path) -> None:
+    (scored / "metrics.json").write_text("{")
+    nothing: Any = None
+    with pytest.raises(ValueError, match=r"metrics\.json: is not JSON"):
+        score_strategies(scored, nothing, nothing, again=True)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"frechet": float("nan")}, "frechet is nan; need a number"),
+        ({"frechet": "0.5"}, "frechet is '0.5'; need a number"),
+        ({"kind": "widht"}, "kind is 'widht'; need one of 'full', 'strategy', 'width'"),
+        ({"seeds": "all"}, "seeds is 'all'; need numbers and ranges"),
+        ({"kdi": 0.5}, "has an unknown key 'kdi'; did you mean kid?"),
+    ],
+)
+def test_a_row_that_is_none_is_refused(scored: Path, wrong: dict[str, Any], sentence: str) -> None:
+    before = (scored / "metrics.json").read_bytes()
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        save_row(scored, CONTEXT, {**row("width 0.5", "width", "0-1", 1.0), **wrong})
+    assert (scored / "metrics.json").read_bytes() == before

@@ -13,13 +13,14 @@ import pytest
 import torch
 
 from ddsm_ext.data.dataset import ImageDataset
+from ddsm_ext.data.images import save_png
 from ddsm_ext.eval.distances import frechet_distance, squared_mmd
 from ddsm_ext.eval.metrics import reference_statistics
 from ddsm_ext.eval.statistics import save_statistics
 from ddsm_ext.run import RunConfig, configure
 from ddsm_ext.run.compose import load_images
 from ddsm_ext.run.references import LEAST_IMAGES, held_out_for, reference_for
-from ddsm_ext.run.scoring import Scorer
+from ddsm_ext.run.scoring import Scorer, score_folder
 
 
 class Means:
@@ -133,8 +134,23 @@ def test_a_reference_of_other_features_is_refused_before_a_score(
     file = save_statistics(tmp_path / "ref.npz", reference_statistics(dataset.images, other))
     scored = replace(config, eval=replace(config.eval, reference=str(file)))
     assert reference_for(scored, other, dataset).n == 50
-    with pytest.raises(ValueError, match="need statistics of the same extractor"):
+    with pytest.raises(ValueError, match=r"ref\.npz: .*need statistics of the same extractor"):
         reference_for(scored, Means(), dataset)
+
+
+def test_a_data_set_of_one_image_is_named(cifar: Path) -> None:
+    config = config_of(cifar, limit=1)
+    dataset = load_images(config)
+    with pytest.raises(ValueError, match=f"{dataset.name}: holds 1 image; need at least 2"):
+        reference_for(config, Means(), dataset)
+
+
+def test_a_folder_of_one_image_is_named(cifar: Path, tmp_path: Path) -> None:
+    config = config_of(cifar, limit=400)
+    scorer = scorer_of(config, load_images(config))
+    save_png(tmp_path / "one" / "a.png", np.zeros((32, 32, 3), np.uint8))
+    with pytest.raises(ValueError, match="one: holds 1 image; need at least 2 to score"):
+        score_folder(scorer, str(tmp_path / "one"))
 
 
 def scorer_of(config: RunConfig, dataset: ImageDataset) -> Scorer:
@@ -191,3 +207,16 @@ def test_too_few_images_for_a_frechet_distance_are_warned_about_once(
     other = replace(scorer, folder=None)
     other.distances(torch.from_numpy(dataset.images[:5]))
     assert len(caplog.records) == 2
+
+
+def test_too_few_real_images_are_warned_about_once(cifar: Path, caplog: Any) -> None:
+    config = config_of(cifar, limit=5)
+    scorer = scorer_of(config, load_images(config))
+    images = torch.from_numpy(load_images(config_of(cifar, limit=20)).images)
+    for _ in range(2):
+        scorer.distances(images)
+    (text,) = caplog.messages
+    assert text.startswith("the Fréchet distance to 5 real images with 3 features is biased")
+    caplog.clear()
+    assert replace(scorer).ranking_distance(100).name == "Fréchet distance"  # as a search asks
+    assert len(caplog.messages) == 1

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +18,9 @@ from ddsm_ext.data.config import DataConfig
 from ddsm_ext.data.dataset import load_dataset
 from ddsm_ext.data.images import save_png
 from ddsm_ext.io.checkpoint import load_checkpoint, newest_complete
+from ddsm_ext.io.lock import RunLock
 from ddsm_ext.run import Run, RunConfig, configure
+from ddsm_ext.run.config import changed
 from ddsm_ext.run.run import read_strategy
 from ddsm_ext.run.scoring import make_classifier
 
@@ -156,3 +164,92 @@ def test_torchs_default_dtype_changes_no_result(tmp_path: Path) -> None:
     for name, tensor in weights.items():
         assert tensor.dtype == same_weights[name].dtype == torch.float32
         assert torch.equal(tensor, same_weights[name])
+
+
+def copied(run: Run, root: Path) -> Run:
+    shutil.copytree(run.folder, root / run.folder.name)
+    return Run.open(root)
+
+
+def edited(run: Run, old: str, new: str) -> None:
+    """Change config.json as a person might, without the digest that shows it."""
+    path = run.folder / "config.json"
+    config = {**json.loads(path.read_text())}
+    del config["digest"]
+    text = json.dumps(config)
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"timesteps": 1000', '"timesteps": 1001', r"with betas \[.*, 1000\], now it is .* 1001\]"),
+        ('"schedule": "cosine"', '"schedule": "linear"', r"with betas \["),
+        ('"beta_end": 0.02', '"beta_end": 0.03', r"with diffusion.beta_end 0.02, now it is 0.03"),
+        ('"parameterisation": "v"', '"parameterisation": "x0"', "parameterisation 'v', now"),
+        ('"groups": 4', '"groups": 2', r"with model.groups 4, now it is 2; need the same"),
+        ('"num_res_blocks": ', '"num_res_blocks": 1', r"with model.num_res_blocks \d, now it is 1"),
+    ],
+)
+def test_weights_are_loaded_with_the_settings_they_were_trained_with(
+    trained: Run, tmp_path: Path, old: str, new: str, said: str
+) -> None:
+    copied(trained, tmp_path)
+    edited(Run.open(tmp_path), old, new)
+    run = Run.open(tmp_path)
+    for load in (run.network, run.train, lambda: run.sample([0]), lambda: run.export(0.5)):
+        with pytest.raises(ValueError, match=rf"step-000002: was trained .*{said}"):
+            load()
+
+
+def test_images_that_changed_since_training_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "photos"
+    for number in range(6):
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 1), dtype=np.uint8)
+        save_png(folder / f"{number}.png", pixels)
+    config = changed(tiny(), {"data": {"source": str(folder)}, "eval": {"features": "none"}})
+    run = Run.create(tmp_path, "x", config)
+    run.train()
+    assert len(Run.open(tmp_path).dataset) == 6
+    assert "not those that it was trained on" not in caplog.text
+    (folder / "0.png").unlink()
+    assert len(Run.open(tmp_path).dataset) == 5
+    assert "the images of photos are not those that it was trained on" in caplog.text
+    caplog.clear()
+    assert len(Run.open(tmp_path, changes={"data": {"limit": 2}}).dataset) == 2
+    assert not caplog.text  # the user's own choice
+
+
+def test_what_writes_into_a_run_waits_for_nobody(trained: Run, tmp_path: Path) -> None:
+    run = copied(trained, tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in run.folder.rglob("*") if p.name != ".lock"}
+    said = []
+
+    def second() -> None:
+        calls: dict[str, Callable[[], object]] = {
+            "train": run.train,
+            "extend": lambda: run.extend(9),
+            "search": run.search,
+            "sample": lambda: run.sample([0]),
+            "evaluate": lambda: run.evaluate([1.0]),
+            "scorer": run.scorer,
+            "report": run.report,
+            "export": lambda: run.export(0.5),
+        }
+        for name, call in calls.items():
+            with pytest.raises(ValueError, match=f"process {os.getpid()} .* is writing into it"):
+                call()
+            said.append(name)
+        # what is written elsewhere disturbs nobody
+        run.sample([0], out=tmp_path / "out")
+        run.export(0.5, out=tmp_path / "dense")
+        run.tune(0.5, train={"steps": 1})
+
+    with RunLock(run.folder), ThreadPoolExecutor(1) as pool:
+        pool.submit(second).result()
+    assert len(said) == 8
+    after = {p: p.stat().st_mtime_ns for p in run.folder.rglob("*") if p.name != ".lock"}
+    assert after == before

@@ -10,11 +10,9 @@ import pytest
 import torch
 
 from ddsm_ext.cli.search import search_lines
-from ddsm_ext.io.files import locked
 from ddsm_ext.run import Run, configure
-from ddsm_ext.run.searching import SampledQuality, set_aside_other
+from ddsm_ext.run.searching import SampledQuality
 from ddsm_ext.sampling.strategy import Strategy
-from ddsm_ext.search.archive import VERSION
 
 
 def small_run(folder: Path, search: dict[str, Any], batch_size: int) -> Run:
@@ -33,41 +31,6 @@ def small_run(folder: Path, search: dict[str, Any], batch_size: int) -> Run:
 
 
 SMALLEST = {"pool": 2, "generations": 1, "finalists": 0, "samples": 8, "most_samples": 8}
-
-
-def test_another_search_is_kept_aside(tmp_path: Path) -> None:
-    archive = tmp_path / "search" / "archive.jsonl"
-    archive.parent.mkdir()
-    header = {"version": VERSION, "identity": {"weights": "a", "seed": 0}}
-    archive.write_text(json.dumps(header) + "\n")
-    set_aside_other(tmp_path, {"weights": "a", "seed": 0})
-    assert archive.exists()
-    set_aside_other(tmp_path, {"weights": "b", "seed": 0})
-    assert not archive.exists()
-    assert (tmp_path / "search-00000" / "archive.jsonl").exists()
-
-
-def test_a_search_that_was_set_aside_comes_back(tmp_path: Path) -> None:
-    archive = tmp_path / "search" / "archive.jsonl"
-    for name in "ab":
-        set_aside_other(tmp_path, {"weights": name})
-        archive.parent.mkdir(exist_ok=True)
-        archive.write_text(json.dumps({"version": VERSION, "identity": {"weights": name}}) + "\n")
-        (archive.parent / "cost_table.json").write_text(f'"measured for {name}"')
-    set_aside_other(tmp_path, {"weights": "a"})
-    assert json.loads(archive.read_text())["identity"] == {"weights": "a"}
-    assert (archive.parent / "cost_table.json").read_text() == '"measured for b"'
-    assert [path.name for path in tmp_path.iterdir() if path != archive.parent] == ["search-00001"]
-
-
-def test_a_search_that_runs_is_not_set_aside(tmp_path: Path) -> None:
-    folder = tmp_path / "search"
-    folder.mkdir()
-    row = {"version": VERSION, "identity": {"weights": "a"}}
-    (folder / "archive.jsonl").write_text(json.dumps(row) + "\n")
-    with locked(folder), pytest.raises(ValueError, match="another search is using it"):
-        set_aside_other(tmp_path, {"weights": "b"})
-    assert (folder / "archive.jsonl").exists()
 
 
 def test_search_samples_and_scores_leave_torchs_own_generator_alone(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ddsm_ext.run import RunConfig, configure
-from ddsm_ext.run.strategies import plan_scores
+from ddsm_ext.run.strategies import plan_scores, read_strategy
 from ddsm_ext.sampling.strategy import Strategy
 
 OWN, OTHER = Strategy((0.5, 1.0), (0.0,)), Strategy((0.5, 1.0), (1.0,))
@@ -63,3 +63,14 @@ def test_a_file_of_a_reports_name_is_none_of_it(name: str, run: Path, config: Ru
 def test_before_a_search_a_strategy_is_nobodys(tmp_path: Path, config: RunConfig) -> None:
     assert plan_scores(tmp_path, config, [OWN]).kinds == {"strategy": "other"}
     assert plan_scores(tmp_path, config, [None]).kinds == {"full width": "full"}
+
+
+def test_a_search_result_of_the_official_code_says_how_it_becomes_a_strategy(
+    tmp_path: Path, config: RunConfig
+) -> None:
+    (tmp_path / "search.txt").write_text("[1, 0.5][0.5, 0.5]")
+    with pytest.raises(ValueError, match=r"search\.txt: is a search result .*`ddsm convert` makes"):
+        read_strategy(tmp_path / "search.txt", tmp_path, config)
+    (tmp_path / "cut.json").write_text('{"version": 1, "widths": [0.5, 1.0]')
+    with pytest.raises(ValueError, match=r"cut\.json: is not JSON"):
+        read_strategy(tmp_path / "cut.json", tmp_path, config)

@@ -171,7 +171,7 @@ def test_tuning_begins_with_the_averaged_weights(origin: Run) -> None:
 
 
 @pytest.mark.parametrize("how", ["tune", "start_from"])
-def test_a_run_whose_checkpoints_are_damaged_begins_with_its_origin_again(
+def test_a_run_without_checkpoints_begins_with_its_origin_again(
     origin: Run, tmp_path: Path, how: str
 ) -> None:
     """A learning rate that moves nothing leaves what it begins with."""
@@ -182,9 +182,15 @@ def test_a_run_whose_checkpoints_are_damaged_begins_with_its_origin_again(
         start = tiny(start_from=str(origin.folder), **train)
         run = Run.create(tmp_path, "from", start)
         run.train()
-    (run.folder / "checkpoints" / "step-000002" / "model.safetensors").write_bytes(b"damaged")
-    with pytest.warns(UserWarning, match="taking the next older one"):
-        assert run.train().step == 2
+    checkpoint = run.folder / "checkpoints" / "step-000002"
+    (checkpoint / "model.safetensors").write_bytes(b"damaged")
+    log = (run.folder / "log.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=r"none of its 1 checkpoints is whole .* \(--new\)"):
+        run.train()
+    assert checkpoint.exists()
+    assert (run.folder / "log.jsonl").read_bytes() == log
+    shutil.rmtree(checkpoint)
+    assert run.train().step == 2
     wanted = tensors(origin)["ema"]
     for group in ("model", "ema"):
         assert all(torch.equal(t, wanted[name]) for name, t in tensors(run)[group].items())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -122,12 +123,15 @@ def test_json_round_trip_is_exact(strategy: Strategy) -> None:
 
 
 def test_json_layout() -> None:
-    assert json.loads(THREE.to_json()) == {
+    content = {
         "version": 1,
         "widths": [0.25, 0.5, 1.0],
         "cuts": [-2.0, 3.0],
         "origin": {"kind": "test"},
     }
+    text = '{"cuts":[-2.0,3.0],"origin":{"kind":"test"},"version":1,"widths":[0.25,0.5,1.0]}'
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    assert json.loads(THREE.to_json()) == {**content, "digest": digest}
 
 
 def test_save_and_load(tmp_path: Path) -> None:
@@ -148,7 +152,8 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
 
 
 def changed(**values: object) -> str:
-    content = {**json.loads(THREE.to_json()), **values}
+    """The file's text with other values, as one would write it by hand: without its digest."""
+    content = {**json.loads(THREE.to_json()), "digest": "drop", **values}
     return json.dumps({k: v for k, v in content.items() if v != "drop"})
 
 

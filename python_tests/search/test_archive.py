@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 
 import pytest
 from search.synthetic import WIDTHS, log_snrs
 
+from ddsm_ext.io.digest import json_digest
 from ddsm_ext.io.files import read_jsonl
-from ddsm_ext.search.archive import Archive, digest
+from ddsm_ext.search.archive import Archive
 from ddsm_ext.search.genome import Genome, StrategySpace
 
 SPACE = StrategySpace(log_snrs(20), WIDTHS, 3)
@@ -37,6 +39,9 @@ def test_scores_come_back_bit_for_bit(tmp_path):
         assert archive.get(A, range(1, 8)) is None
     header, first, failed, _ = read_jsonl(path)
     assert header["identity"] == IDENTITY
+    digest = first.pop("digest")
+    text = json.dumps([header["digest"], first], sort_keys=True, separators=(",", ":"))
+    assert digest == hashlib.sha256(text.encode()).hexdigest()
     assert first == {
         "kind": "evaluation",
         "genome": {"boundaries": [4], "widths": [0.5, 1.0]},
@@ -62,7 +67,7 @@ def test_identity_is_compared_by_content(tmp_path):
         with pytest.raises(ValueError, match=sentence):
             Archive(path, {**IDENTITY, **change}, SPACE)
     assert path.read_bytes() == before
-    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    assert json_digest({"a": 1, "b": 2}) == json_digest({"b": 2, "a": 1})
 
 
 def test_torn_anywhere_in_the_last_line(tmp_path):
@@ -90,12 +95,15 @@ def test_damage_is_named(tmp_path):
     path = tmp_path / "archive.jsonl"
     fill(path)
     lines = path.read_text().splitlines()
+    with Archive(tmp_path / "other.jsonl", {**IDENTITY, "seed": 1}, SPACE) as archive:
+        archive.add(B, range(32), [2.0], {"generation": 1})
+    other = (tmp_path / "other.jsonl").read_text().splitlines()[1]  # of another search
     cases = [
         (["{}", *lines[1:]], "has no header line"),
         ([lines[0].replace('"abc"', '"abd"'), *lines[1:]], "the header is damaged"),
-        ([lines[0].replace('"version": 2', '"version": 9')], "version is 9"),
+        ([lines[0].replace('"version": 3', '"version": 9')], "version is 9"),
         # an archive of the search by cheap and full stages
-        ([lines[0].replace('"version": 2', '"version": 1')], "version is 1; this program reads 2"),
+        ([lines[0].replace('"version": 3', '"version": 1')], "version is 1; this program reads 3"),
         ([lines[0], json.dumps({"genome": 1}), *lines[2:]], "row 2 is no evaluation"),
         ([lines[0], lines[1].replace("0.5", "0.6"), *lines[2:]], "row 2 is no evaluation"),
         ([lines[0], lines[1].replace("[4]", "[99]"), *lines[2:]], "row 2 is no evaluation"),
@@ -106,6 +114,11 @@ def test_damage_is_named(tmp_path):
         ([lines[0], lines[1].replace(", 1.0]", ", null]"), *lines[2:]], "row 2 is no evaluation"),
         ([lines[0], lines[1].replace(", 1.0]", ", NaN]"), *lines[2:]], "line 2 is no JSON"),
         ([lines[0], lines[1][:20], *lines[2:]], "line 2"),
+        ([lines[0], lines[1].replace("[0, 8]", "[0, 9]"), *lines[2:]], "row 2 does not match its"),
+        ([lines[0], lines[1].replace("0.30000", "0.40000"), *lines[2:]], "row 2 does not match"),
+        ([lines[0], lines[1].replace('"digest"', '"dig"'), *lines[2:]], "row 2 does not match its"),
+        ([*lines, lines[2]], r"row 5 is of .* an earlier row.* 3 evaluations are kept"),
+        ([*lines, other], "row 5 does not match its SHA-256"),
     ]
     for changed, sentence in cases:
         path.write_text("\n".join(changed) + "\n")

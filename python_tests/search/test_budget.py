@@ -91,6 +91,9 @@ def test_refusals():
     errors = np.ones((3, 2))
     with pytest.raises(ValueError, match=r"budget is 2\.9, the cheapest strategy costs 3;"):
         solve_budget(errors, [2.0, 1.0], 2.9, 3)
+    with pytest.raises(ValueError, match=r"cheapest strategy costs 1\.00001;"):  # 3 x 1.0000011 / 3
+        solve_budget(errors, [2.0, 1.0000011 / 3], 0.5, 3)
+    assert solve_budget(errors, [2.0, 1.0000011 / 3], 1.00001, 3).choice == (1, 1, 1)
     with pytest.raises(ValueError, match=r"shape \[3, 2\], costs \[3\]"):
         solve_budget(errors, [2.0, 1.0, 1.0], 5.0, 3)
     with pytest.raises(ValueError, match="positive"):

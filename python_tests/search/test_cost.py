@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pytest
 from search.synthetic import COSTS, WIDTHS, genome_of, log_snrs
@@ -65,6 +66,24 @@ def test_budget_is_a_fraction_or_ms():
 
 
 @pytest.mark.parametrize(
+    ("settings", "group"),
+    [
+        ({"budget_macs": 0.01}, 2),
+        ({"budget_time": 0.01, "objectives": ("quality", "ms")}, 2),
+        ({"budget_ms": 0.01, "objectives": ("quality", "ms")}, 1),
+    ],
+)
+@pytest.mark.parametrize("narrow", [0.259123456789, 1 / 3, 2 / 3, 0.9999999])
+def test_the_least_budget_that_is_named_is_accepted(settings, group, narrow):
+    cost = StepCost({1.0: 7.7, 0.5: 7.7 * narrow}, StrategySpace(log_snrs(10), (1.0, 0.5), 4))
+    with pytest.raises(ValueError, match="need at least that") as refused:
+        check_budget(SearchConfig(**settings), cost)
+    least = re.search(r"strategy costs (\S+) \((\S+)\);", str(refused.value))[group]
+    name, *_ = settings
+    check_budget(SearchConfig(**{**settings, name: float(least)}), cost)
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
         ("machine", "other"),
@@ -97,7 +116,8 @@ def test_damaged_files_are_refused_by_name(tmp_path):
         {"rows": []},
         {"rows": [{"width": 1.0}]},
         {"rows": [{"width": 1.0, "cost": -1}]},
-        {"rows": [{"width": 1.0, "cost": "x"}]},
+        {"rows": [{"width": 1.0, "cost": "2.0"}]},
+        {"rows": [{"width": 1.0, "cost": 2.0, "rounds": "9"}]},
         {"rows": None},
     ):
         path.write_text(json.dumps({**good, **change}))

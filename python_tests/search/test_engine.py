@@ -247,9 +247,15 @@ def test_budget_in_ms_and_loss_that_cannot_be_met(tmp_path):
     assert front.full_cost == 80.0
     assert front.chosen.cost <= 50.0
     strict = replace(config, max_quality_loss=1e-9)
+    search = tmp_path / "search"
+    kept = {file: (search / file).read_bytes() for file in FILES if file != "history.json"}
     with pytest.raises(ValueError, match="need a larger budget or loss"):
         run_search(tmp_path, strict, 20, cost_table=ms)
-    assert Front.load(tmp_path / "search" / "front.json").chosen is None
+    for file, content in kept.items():  # the earlier choice stays, and its front with it
+        assert (search / file).read_bytes() == content
+    with pytest.raises(ValueError, match="need a larger budget or loss"):
+        run_search(tmp_path / "first", strict, 20, cost_table=ms)
+    assert Front.load(tmp_path / "first" / "search" / "front.json").chosen is None
 
 
 @pytest.mark.parametrize("method", ["evolution", "paper", "proxy"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from ddsm_ext.search.front import (
     FrontPoint,
     HypervolumeMeter,
     nondominated,
+    rounded_up,
     spread_choice,
 )
 
@@ -137,7 +139,13 @@ def test_saved_and_loaded(tmp_path):
     assert content["points"][0]["samples"] == 512
     assert content["points"][0]["loss"] == 5.0
     assert content["points"][0]["loss_half_width"] == 0.0
-    for change in ({"version": 2}, {"points": []}, {"points": 3}, {"constants": [{}]}):
+    path.write_text(json.dumps({**content, "network_evaluations": 1}))
+    with pytest.raises(ValueError, match=r"front\.json: does not match its own SHA-256"):
+        Front.load(path)
+    del content["digest"]
+    text = {**content["points"][0], "cost": "50"}
+    wrong = ({"points": [text]}, {"cost_unit": "s"}, {"network_evaluations": 1.5})
+    for change in ({"version": 2}, {"points": []}, {"points": 3}, {"constants": [{}]}, *wrong):
         path.write_text(json.dumps({**content, **change}))
         with pytest.raises(ValueError, match=r"front\.json: "):
             Front.load(path)
@@ -221,3 +229,30 @@ def test_hypervolume_is_a_share_of_a_fixed_box():
 def test_hypervolume_of_equal_constants():
     meter = HypervolumeMeter([(3.0, 1.0)])
     assert 0 < meter([(3.0, 1.0)]) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("value", [0.1, 382.5 / 6070.0, 1 / 3, 2 / 3, 1.0, 1e-9 / 3, 1e9 / 7, 3825])
+def test_what_is_rounded_up_reads_as_no_less_and_hardly_more(value):
+    text = rounded_up(value)
+    assert value <= float(text) < value * (1 + 1e-5)
+    assert len(text.split("e")[0].replace(".", "").lstrip("0")) <= 6
+
+
+@pytest.mark.parametrize(("unit", "name"), [("macs", "max_cost"), ("ms", "max_cost"),
+                                            ("ms", "budget_ms")])  # fmt: skip
+def test_the_least_budget_that_is_named_is_accepted(unit, name):
+    points = (point(100 / 7, 9.0, 0.25), point(50, 4.2))
+    some = Front(points, (point(300 / 7, FULL, 1.0),), unit, "score")
+    with pytest.raises(ValueError, match="need at least that") as refused:
+        some.pick(**{name: 0.01})
+    found = re.search(r"costs (\S+) of the full width's \w+(?:, (\S+) ms)?", str(refused.value))
+    least = found[2 if name == "budget_ms" else 1]
+    assert some.pick(**{name: float(least)}) == points[0]
+
+
+def test_the_least_loss_that_is_named_is_accepted():
+    some = Front((point(10, FULL + 2 / 3),), (point(100, FULL, 1.0),), "macs", "score")
+    with pytest.raises(ValueError, match="need a larger budget or loss") as refused:
+        some.pick(max_cost=0.5, max_quality_loss=0.1)
+    least = re.search(r"at most (\S+), max_quality_loss", str(refused.value))[1]
+    assert some.pick(max_cost=0.5, max_quality_loss=float(least)) == some.points[0]

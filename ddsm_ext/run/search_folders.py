@@ -1,0 +1,101 @@
+"""The folders of a run's searches: search/ is the one in use, search-00000/ and so on are others.
+
+A search whose scores are of other things than those of search/ works in a folder of its own and
+takes the place of search/ when it has chosen: one that is refused or interrupted leaves the earlier
+strategy in use.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ddsm_ext.io.files import parse_jsonl, read_bytes
+from ddsm_ext.search.archive import VERSION
+from ddsm_ext.settings import completed, plain
+
+log = logging.getLogger(__name__)
+
+ARCHIVE = "archive.jsonl"
+
+
+def search_folders(run: Path) -> list[Path]:
+    """Return the folder of the search in use, there or not, and those of all others."""
+    return [run / "search", *_others(run)]
+
+
+def search_folder(run: Path, identity: Mapping[str, Any]) -> Path:
+    """Return the folder in which a search goes on, or begins; makes none.
+
+    Args:
+        run: the run folder, whose lock is held.
+        identity: what the scores of the search depend on, from `search_identity`.
+    """
+    current = run / "search"
+    header = _header(current)
+    if header is not None and _is_of(header, identity):
+        return current
+    for folder in _others(run):
+        if _is_of(_header(folder) or {}, identity):
+            log.info("going on with the search in %s", folder)
+            if current.exists():
+                return folder
+            return folder.rename(current)  # killed while it took its place
+    if header is None:
+        return current
+    number = max((int(folder.name.partition("-")[2]) for folder in _others(run)), default=-1) + 1
+    folder = run / f"search-{number:05d}"
+    log.info("another search than that of %s: it takes its place when it has chosen", current)
+    return folder
+
+
+def take_place(run: Path, folder: Path) -> None:
+    """Make the folder of a search that has chosen the run's own; the other one gets its name.
+
+    Args:
+        run: the run folder, whose lock is held.
+        folder: of the search.
+    """
+    current = run / "search"
+    if folder == current:
+        return
+    aside = folder.with_name(f".{folder.name}")
+    current.rename(aside)
+    folder.rename(current)
+    aside.rename(folder)
+    log.info("the earlier search, which is another one, is kept as %s", folder)
+
+
+def _others(run: Path) -> list[Path]:
+    """Folders of searches that are not in use; one with a dot was left by a kill."""
+    for hidden in run.glob(".search-[0-9]*"):
+        hidden.rename(hidden.with_name(_free_name(run, hidden.name[1:])))
+    return sorted(run.glob("search-[0-9]*"))
+
+
+def _free_name(run: Path, name: str) -> str:
+    number = int(name.partition("-")[2])
+    while (run / f"search-{number:05d}").exists():
+        number += 1
+    return f"search-{number:05d}"
+
+
+def _header(folder: Path) -> dict[str, Any] | None:
+    """First row of a search's archive; None where there is no row."""
+    path = folder / ARCHIVE
+    if not path.exists():
+        return None
+    rows, damaged = parse_jsonl(read_bytes(path, "archive of a search"))
+    if damaged[:1] == [1]:
+        return {}  # somebody's scores, but nobody knows whose
+    return rows[0] if rows else None
+
+
+def _is_of(header: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
+    """Whether an archive's header is that of an identity."""
+    if header.get("version") != VERSION:
+        return False
+    found = completed(header.get("identity", {}), identity)
+    return all(found.get(key) == value for key, value in plain(identity).items())

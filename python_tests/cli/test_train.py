@@ -1,0 +1,82 @@
+"""`ddsm train` on images of one's own: how the run is called, and what size it has."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli.commands import TINY, sets
+
+from ddsm_ext.cli.main import main
+from ddsm_ext.cli.train import run_name
+from ddsm_ext.data.images import save_png
+
+
+def images(folder: Path, size: int = 8) -> Path:
+    folder.mkdir()
+    for number in range(8):
+        pixels = np.random.default_rng(number).integers(0, 256, (size, size, 1), np.uint8)
+        save_png(folder / f"{number}.png", pixels)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("photos", "photos"),
+        ("a/photos.zip", "photos"),
+        ("my photos", "my-photos"),
+        ("Bilder für alle (2)", "Bilder-f-r-alle-2"),
+        ("写真", "run"),
+        (".hidden", "hidden"),
+        ("..", "run"),
+        ("-n", "n"),
+        ("a\nb\x1b[31m", "a-b-31m"),
+        ("caf\udce9", "caf"),
+        ("x" * 300, "x" * 60),
+    ],
+)
+def test_names_from_the_data_are_names_of_runs(source: str, name: str) -> None:
+    assert run_name(source) == name
+
+
+@pytest.mark.parametrize("folder", ["my photos", "1.10", "null", "true", "NaN", "1e400", "[1]"])
+def test_any_folder_is_trained_on_by_its_own_name(
+    folder: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    images(Path(folder))
+    config = {"model": {"image_size": 8, "image_channels": 1, "attn": [], "ch_mult": [1]},
+              "train": {"sample_every": 0}, "eval": {"features": "none"}}  # fmt: skip
+    Path("c.json").write_text(json.dumps(config))
+    line = ["train", "--config", "c.json", "--data", folder, *sets([*TINY, "train.steps=1"])]
+    assert main(line) == 0, capsys.readouterr().err
+    run = Path(capsys.readouterr().out.strip())
+    assert json.loads((run / "config.json").read_text())["data"]["source"] == folder
+
+
+@pytest.mark.parametrize("given", [["--data", "big"], ["--set", "data.source=big"]])
+def test_images_without_a_size_are_refused(
+    given: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The preset of no option at all is the digits': photographs would become 8x8 and grey."""
+    monkeypatch.chdir(tmp_path)
+    images(Path("big"), 64)
+    assert main(["train", *given]) == 2
+    said = capsys.readouterr().err
+    assert "'big'" in said
+    assert "--preset (digits 8x8, cifar10 32x32" in said
+    assert main(["quickstart", "--set", "data.source=big"]) == 2
+    assert "'big'" in capsys.readouterr().err
+    assert not Path("runs").exists()
+    for more in (["--preset", "digits"], ["--set", "model.image_size=16"]):
+        assert main(["train", *given, *more, "-n"]) == 0
+    assert main(["train", "--data", "digits", "-n"]) == 0
