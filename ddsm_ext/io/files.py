@@ -100,13 +100,13 @@ def write_atomic(path: str | Path, data: bytes) -> Path:
         path: target; missing parent folders are made.
 
     Raises:
-        ValueError: the path is that of a folder, a device or the like.
+        ValueError: the path is that of a device or a pipe.
         OSError: it cannot be written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not path.is_file():
-        raise Refusal(f"{path}: is there and no regular file; need another name")
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise Refusal(f"{path}: is a device or a pipe; need the name of a file")
     temp = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
     try:
         write_synced(temp, data, path)
