@@ -14,7 +14,6 @@ from pathlib import Path
 
 from ddsm_ext.cli import options
 from ddsm_ext.cli.console import say, told
-from ddsm_ext.settings import Refusal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,9 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run `ddsm classifier`."""
     out = Path(args.out)
-    if out.suffix != ".safetensors":
-        raise Refusal(f"--out is {args.out}; need a name that ends in .safetensors")
-    options.check_output("--out", args.out)
+    options.check_output("--out", args.out, suffix=".safetensors")
 
     from ddsm_ext.data.config import DataConfig
     from ddsm_ext.data.dataset import load_dataset

@@ -14,16 +14,15 @@ from pathlib import Path
 from ddsm_ext.cli import options
 from ddsm_ext.cli.console import say, told
 from ddsm_ext.io.weights import INDEX_ENDING
-from ddsm_ext.settings import Refusal, did_you_mean
+from ddsm_ext.settings import Refusal
 
 STRATEGY_ENDINGS = (".txt", ".json")
 # What is converted, and the options that it takes
 OPTIONS = {
     "a search result": ("out", "flags", "index"),
     "a checkpoint": ("flags", "groups", "group", "root", "name", "set"),
-    "an index of weights": ("root", "name", "set"),
+    "an index of weights": ("group", "root", "name", "set"),
 }
-GROUPS = ("ema_model", "net_model")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--flags", metavar="FILE", help="flag file that the checkpoint or search came with"
     )
     parser.add_argument("--groups", type=int, help="groups of its GroupNorm: 32 (default) or 16")
-    parser.add_argument("--group", help="ema_model (default) or net_model")
+    parser.add_argument(
+        "--group", metavar="NAME",
+        help="which of several networks there: ema_model (default), net_model, or as it is called",
+    )  # fmt: skip
     parser.add_argument("--root", metavar="FOLDER", help="where its run goes (default: runs)")
     parser.add_argument("--name", help="name of the run (default: official, or that of the index)")
     options.add_set_argument(parser, "a setting of the run, e.g. data.source=cifar.zip")
@@ -51,11 +53,9 @@ def run(args: argparse.Namespace) -> int:
     source = Path(args.source)
     if not source.is_file():
         raise FileNotFoundError(f"{source}: no such file; need an official .pt or search.txt")
-    if args.group not in (None, *GROUPS):
-        raise Refusal(f"--group is {args.group!r}{did_you_mean(args.group, GROUPS)}")
     if source.name.endswith(INDEX_ENDING):
         kind = "an index of weights"
-    elif source.suffix.lower() in STRATEGY_ENDINGS:
+    elif source.suffix.lower() in STRATEGY_ENDINGS or _is_list(source):
         kind = "a search result"
     else:
         kind = "a checkpoint"
@@ -67,19 +67,24 @@ def run(args: argparse.Namespace) -> int:
     if kind == "a search result":
         return _convert_search(source, args)
 
+    from ddsm_ext.cli.train import run_name
     from ddsm_ext.run.importing import import_official, import_shards
 
     changes, root = options.parse_settings(args.set), args.root or "runs"
     with told():
         if kind == "an index of weights":
-            folder = import_shards(source, root, name=args.name, changes=changes)
+            # as a run on images is named by theirs: of one file of weights
+            name = args.name or run_name(f"{source.name.removesuffix(INDEX_ENDING)}.safetensors")
+            folder = import_shards(
+                source, root, group=args.group or "", name=name, changes=changes
+            )
         else:
             folder = import_official(
                 source,
                 root,
                 flags_file=args.flags,
                 groups=args.groups,
-                group=args.group or GROUPS[0],
+                group=args.group or "ema_model",
                 name=args.name or "official",
                 changes=changes,
                 where="--set",
@@ -87,6 +92,13 @@ def run(args: argparse.Namespace) -> int:
     options.note_command(folder)
     print(folder)
     return 0
+
+
+def _is_list(source: Path) -> bool:
+    """Whether a file is text that begins with a list, whatever it is called."""
+    with source.open("rb") as file:
+        start = file.read(64)
+    return start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[") and b"\0" not in start
 
 
 def _convert_search(source: Path, args: argparse.Namespace) -> int:

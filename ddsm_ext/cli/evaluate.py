@@ -53,10 +53,8 @@ def run(args: argparse.Namespace) -> int:
     """Run `ddsm eval`."""
     seeds = None if args.seeds is None else options.parse_seeds(args.seeds)
     options.check_count("--ranges", args.ranges, LIMITS["eval"]["ranges"])
-    options.check_output("--save-statistics", args.save_statistics)
+    options.check_output("--save-statistics", args.save_statistics, suffix=".npz")
     folder = options.find_run(args)
-    if args.features:
-        args.set = [*args.set, f"eval.features={args.features}"]
     config = options.run_settings(folder, args)
     if seeds is not None and len(seeds) < 2:
         raise Refusal(f"--seeds names {len(seeds)} image; need at least 2")

@@ -56,8 +56,16 @@ def check_count(option: str, value: int | None, most: int) -> None:
         raise Refusal(f"{option} is {shown(value)}; need a whole number from 1 to {most}")
 
 
-def check_output(option: str, path: str | None, *, folder: bool = False) -> None:
+def check_output(
+    option: str, path: str | None, *, folder: bool = False, suffix: str | None = None
+) -> None:
     """Refuse, before any work, a path at which no file, or folder, can be written.
+
+    Args:
+        option: for the error.
+        path: what is to be written; None is not.
+        folder: whether that is a folder.
+        suffix: what the name has to end in; None for anything.
 
     Raises:
         ValueError: naming the option, the path and what is in the way.
@@ -65,6 +73,8 @@ def check_output(option: str, path: str | None, *, folder: bool = False) -> None
     if path is None:
         return
     target, kind = Path(path), "folder" if folder else "file"
+    if suffix is not None and target.suffix != suffix:
+        raise Refusal(f"{option} is {path}; need a name that ends in {suffix}")
     if target.exists() and not (target.is_dir() if folder else target.is_file()):
         raise Refusal(f"{option} is {path}, which is there and no {kind}; need another name")
     start = target if folder else target.parent
@@ -119,34 +129,40 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
             raise Refusal(
                 f"--set {setting}: unknown section {section!r}{did_you_mean(section, SECTIONS)}"
             )
-        values.setdefault(section, {})[key] = parse_setting(section, key, text.strip())
+        values.setdefault(section, {})[key] = parse_setting(section, key, text)
     return values
 
 
-def check_size(command: str, changes: dict[str, Any]) -> None:
-    """Refuse images of one's own for the network of the digits, unless their size is given too.
+def preset_for(command: str, changes: dict[str, Any]) -> str | None:
+    """Return the preset to start from where none is named: the digits', for the digits alone.
 
     Args:
         command: for the error.
-        changes: what `--set` and `--data` lay over the preset of the digits.
+        changes: what `--set` and `--data` lay over it.
+
+    Returns:
+        "digits"; None, the defaults of the sections, for other images.
 
     Raises:
-        ValueError: they would be brought to 8x8 grey pixels without a word.
+        ValueError: nothing says to what size and colours the other images are brought.
     """
     from ddsm_ext.models.unet import PRESETS
 
     source = changes.get("data", {}).get("source", "digits")
-    if source != "digits" and "image_size" not in changes.get("model", {}):
+    if source == "digits":
+        return "digits"
+    if not {"image_size", "image_channels"} <= set(changes.get("model", {})):
         sizes = ", ".join(f"{n} {c.image_size}x{c.image_size}" for n, c in PRESETS.items())
         raise Refusal(
-            f"{command}: got the images {shown(source)}, and nothing says to what size they are "
-            f"brought; need ddsm train with a --preset ({sizes}; digits are grey) or --config, or "
-            "--set model.image_size=N"
+            f"{command}: got the images {shown(source)}, and nothing says to what size and colours "
+            f"they are brought; need ddsm train with a --preset ({sizes}; digits are grey) or "
+            "--config, or --set model.image_size=32 --set model.image_channels=3 (1: grey)"
         )
+    return None
 
 
 def run_settings(run: Path, args: argparse.Namespace) -> RunConfig:
-    """Return a run's configuration with `--set`, `--sampler` and `--steps` laid over it.
+    """Return a run's configuration with `--set` and the options of single settings laid over it.
 
     Raises:
         ValueError: the options change the network or the diffusion process, which belong to the
@@ -160,6 +176,8 @@ def run_settings(run: Path, args: argparse.Namespace) -> RunConfig:
         sampler["kind"] = args.sampler
     if getattr(args, "steps", None) is not None:
         sampler["steps"] = args.steps
+    if getattr(args, "features", None):
+        changes.setdefault("eval", {})["features"] = args.features
     before = RunConfig.from_dict(run_config(run), str(run / "config.json"))
     return changed(before, changes, "--set")
 

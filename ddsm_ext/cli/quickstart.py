@@ -42,11 +42,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def settings(args: argparse.Namespace) -> RunConfig:
-    """Return the configuration of the quickstart: the digits preset, smaller with `--fast`."""
+    """Return the configuration of the quickstart: the digits preset, smaller with `--fast`.
+
+    Raises:
+        ValueError: a setting is refused, or other images have no size.
+    """
     values: dict[str, Any] = QUICKSTART_FAST if args.fast else {}
     changes = options.parse_settings(args.set)
-    options.check_size("ddsm quickstart", changes)
-    config = configure("digits", where="--set", **merge(values, changes))
+    preset = options.preset_for("ddsm quickstart", changes)
+    config = configure(preset, where="--set", **merge(values, changes))
     if config.eval.features == "none":
         raise Refusal("--set: eval.features is none; need features, the quickstart ends in scores")
     return config

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import argparse
 import re
+import warnings
 from pathlib import Path
 
 from ddsm_ext.cli import options
 from ddsm_ext.cli.console import say, told
-from ddsm_ext.run.config import LIMITS, RunConfig, configure
+from ddsm_ext.run.config import LIMITS, RunConfig, configure, merge
 from ddsm_ext.run.presets import RUN_PRESETS
+from ddsm_ext.settings import shown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,13 +44,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def settings(args: argparse.Namespace) -> RunConfig:
     """Return the configuration that the options of `ddsm train` describe."""
-    preset = args.preset
-    extra = [] if args.data is None else [f"data.source={args.data}"]
-    changes = options.parse_settings([*extra, *args.set])
+    preset, changes = args.preset, options.parse_settings(args.set)
+    if args.data is not None:  # as it stands, but for a --set
+        changes = merge({"data": {"source": args.data}}, changes)
     if preset is None and args.config is None:
-        preset = "digits"
-        options.check_size("ddsm train", changes)
-    return configure(preset, args.config, where="--set", **changes)
+        preset = options.preset_for("ddsm train", changes)
+    config = configure(preset, args.config, where="--set", **changes)
+    if args.preset == "digits" and config.data.source != "digits":
+        model, colours = config.model, "grey" if config.model.image_channels == 1 else "colour"
+        split = f"those of data.split={config.data.split}"
+        warnings.warn(
+            f"--preset digits with the images {shown(config.data.source)}: they are brought to "
+            f"{model.image_size}x{model.image_size} {colours} pixels, {split} are trained on, and "
+            f"eval.features is {config.eval.features}",
+            stacklevel=2,
+        )
+    return config
 
 
 def run_name(source: str) -> str:

@@ -240,14 +240,19 @@ def guided_diffusion_state_dict_shapes(config: Mapping[str, Any]) -> dict[str, t
 
 
 def load_guided_diffusion(
-    path_or_state_dict: str | os.PathLike[str] | Mapping[str, Any], config: Mapping[str, Any]
+    path_or_state_dict: str | os.PathLike[str] | Mapping[str, Any],
+    config: Mapping[str, Any],
+    *,
+    group: str = "",
 ) -> SlimmableNetwork:
     """Return a network equal to a `UNetModel` of guided-diffusion at full width.
 
     Args:
-        path_or_state_dict: a .pt or .safetensors file of a state dict, or the state dict.
+        path_or_state_dict: a .pt or .safetensors file or its content: a state dict, or a checkpoint
+            that holds one.
         config: as for `guided_diffusion_config`; `use_new_attention_order` says how the rows of
             q, k and v lie.
+        group: which network of a checkpoint with several to take.
 
     Returns:
         The network in evaluation mode on the CPU, in the dtype of the weights.
@@ -261,6 +266,7 @@ def load_guided_diffusion(
         "guided-diffusion state dict",
         path_or_state_dict,
         guided_diffusion_state_dict_shapes(config),
+        wanted=group,
     )
     ours: dict[str, Tensor] = {}
     for entry in _entries(adm, config.get("use_new_attention_order", False)):

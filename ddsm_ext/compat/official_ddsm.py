@@ -87,7 +87,8 @@ def official_config(config: Mapping[str, Any]) -> UNetConfig:
     candidates = values.pop("candidate_width")
     if not isinstance(candidates, (list, tuple)):
         raise TypeRefusal(f"official DDSM config: candidate_width is {candidates!r}; need a list")
-    trained = {check_width(width) for width in (1.0, *candidates, values.pop("min_width"))}
+    given = {"candidate_width": candidates, "min_width": [values.pop("min_width")]}
+    trained = {1.0, *(_width(key, width) for key, each in given.items() for width in each)}
     widths = sorted(trained, reverse=True)
     full = UNetConfig(
         **values,
@@ -97,6 +98,13 @@ def official_config(config: Mapping[str, Any]) -> UNetConfig:
         time_table_rows=steps,
     )
     return dataclasses.replace(full, widths=tuple(filter(full.runs_at, widths)))
+
+
+def _width(key: str, width: Any) -> float:
+    try:
+        return check_width(width)
+    except Refusal as error:
+        raise type(error)(f"{error}, as each {key}") from None
 
 
 def official_names(config: UNetConfig) -> dict[str, str]:
@@ -140,9 +148,10 @@ def load_official_ddsm(
 
     Args:
         path_or_state_dict: a .pt or .safetensors file or its content: a state dict, or a checkpoint
-            with `ema_model` and `net_model`.
+            that holds one, as `ema_model` and `net_model` or by other names or prefixes.
         config: as for `official_config`.
-        group: which network of a checkpoint to take; the reference evaluates "ema_model".
+        group: which network of a checkpoint with several to take; the reference evaluates
+            "ema_model".
 
     Returns:
         The network in evaluation mode on the CPU, in the dtype of the weights.
@@ -152,8 +161,6 @@ def load_official_ddsm(
         TypeError, ValueError: one sentence with the file or name, what it is and what is needed.
     """
     unet = official_config(config)
-    if group not in CHECKPOINT_GROUPS:
-        raise Refusal(f"group is {group!r}; need {' or '.join(map(repr, CHECKPOINT_GROUPS))}")
     state = read_state_dict(
         "official DDSM state dict",
         path_or_state_dict,

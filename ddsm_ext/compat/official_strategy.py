@@ -1,7 +1,7 @@
 """Strategies (`search.txt`) and flag files of the reference DDSM code, parsed as data.
 
 The reference appends `str(list_of_widths)` to search.txt and reads it back with `eval`; here only
-number literals in a list are accepted.
+number literals in a list are accepted, as they are or as NumPy 2 shows its numbers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from ddsm_ext.settings import Refusal
 # 1000 widths take 6 kB; a file far larger is something else.
 _MAX_BYTES = 2**22
 _LIST = re.compile(r"\[[^\[\]]*\]")
-_FLAG = re.compile(r"--(?P<name>[\w.-]+)(=(?P<value>.*))?")
+_BETWEEN = re.compile(r"[\s,]*|\[[\s,]*\][\s,]*")  # lists, or those of one list
+_NUMPY_NUMBER = re.compile(r"\b(?:np|numpy)\.(?:float|int)\d+\(([^()]*)\)")
+_FLAG = re.compile(r"--?(?P<name>\w[\w.-]*)(=(?P<value>.*))?")
 
 # Flags of numbers by what they describe: their kind, one of several if in a list, and their name
 # here. main.py has their defaults, which are those of `official_config` and `DiffusionConfig`.
@@ -46,6 +48,14 @@ _PROCESS_FLAGS: dict[str, tuple[Any, str]] = {
 _MEAN_TYPES = {"epsilon": "epsilon", "xstart": "x0"}
 _VAR_TYPES = {"fixedlarge": "fixed_large", "fixedsmall": "fixed_small"}
 _TRUE, _FALSE = ("", "true", "t", "1"), ("false", "f", "0")
+_WITH_VALUE = (*_NETWORK_FLAGS, *_PROCESS_FLAGS, "mean_type", "var_type", "flagfile")
+
+
+def _letters(flag: str) -> str:
+    return flag.lower().replace("-", "").replace("_", "")
+
+
+_BY_LETTERS = {_letters(f): f for f in (*_WITH_VALUE, "slimmable_g16", "noslimmable_g16")}
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
@@ -73,7 +83,8 @@ def parse_official_strategy(
     """Parse the text of a search.txt into one width for each timestep.
 
     Args:
-        text: one or more lists of numbers; the reference appends one for each search.
+        text: one or more lists of numbers, perhaps with commas between them or in one list; the
+            reference appends one for each search.
         index: which list to take, counted from 0, negative from the end; None needs exactly one.
         source: what the errors call the text.
 
@@ -86,7 +97,7 @@ def parse_official_strategy(
     text = text.removeprefix("\ufeff")  # a byte order mark
     lists = _LIST.findall(text)
     rest = _LIST.sub("", text).strip()
-    if not lists or rest:
+    if not lists or not _BETWEEN.fullmatch(rest):
         near = repr(rest[:30] if rest else text.strip()[:30])
         raise Refusal(f"{source}: found {near}; need lists of widths like [1, 0.75, 0.5]")
     if index is None and len(lists) > 1:
@@ -101,7 +112,7 @@ def parse_official_strategy(
             f"{source} holds {len(lists)} strategies, index is {index}; need one of them"
         ) from None
     try:
-        values = ast.literal_eval(chosen)
+        values = ast.literal_eval(_NUMPY_NUMBER.sub(r"\1", chosen))
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         raise Refusal(
             f"{source}: {chosen[:30]!r} is no list of numbers; need widths like [1, 0.75, 0.5]"
@@ -165,7 +176,8 @@ def parse_official_flags(text: str, *, source: str = "flag file") -> dict[str, A
     """Read the network from a flag file of the reference (`--ch=128` lines).
 
     Args:
-        text: one flag a line; flags that do not describe the network are passed over.
+        text: one flag a line, or its value on the next; flags that do not describe the network are
+            passed over.
         source: what the errors call the text.
 
     Returns:
@@ -173,7 +185,7 @@ def parse_official_flags(text: str, *, source: str = "flag file") -> dict[str, A
         `--slimmable_g16`, else 32).
 
     Raises:
-        ValueError: a line is no flag, or a value is no number.
+        ValueError: a line is no flag, or almost one of these, or a value is no number.
     """
     flags = _read_flags(text, source)
     config = _numbers(flags, _NETWORK_FLAGS, source)
@@ -200,7 +212,8 @@ def parse_official_process(
         computes a clipped image and does not use it, so that published scores were made without.
 
     Raises:
-        ValueError: a line is no flag, or a value is no number or cannot work here.
+        ValueError: a line is no flag, or almost one of these, or a value is no number or cannot
+            work here.
     """
     flags = _read_flags(text, source)
     values = _numbers(flags, _PROCESS_FLAGS, source)
@@ -218,22 +231,32 @@ _Flags = dict[str, list[tuple[int, str]]]
 
 
 def _read_flags(text: str, source: str) -> _Flags:
+    """The flags as absl reads them: with one dash or two, the value behind `=` or a line on."""
+    lines = ((number, raw.strip()) for number, raw in enumerate(text.splitlines(), start=1))
+    left = [each for each in lines if each[1] and not each[1].startswith(("#", "//"))]
     flags: _Flags = {}
-    for number, raw in enumerate(text.splitlines(), start=1):
-        line = raw.strip()
-        if not line or line.startswith(("#", "//")):
-            continue
+    while left:
+        number, line = left.pop(0)
         found = _FLAG.fullmatch(line)
         if found is None:
             raise Refusal(f"{source}:{number}: found {line[:40]!r}; need lines like --ch=128")
-        name, value = found["name"], found["value"] or ""
+        name, value = found["name"], found["value"]
+        known = _BY_LETTERS.get(_letters(name), name)
+        if name != known:
+            raise Refusal(f"{source}:{number}: --{name} is no flag there is; need --{known}")
         if name == "flagfile":
             raise Refusal(
                 f"{source}:{number}: --flagfile names another file; need its lines in this one"
             )
+        # Of flags that are passed over it is not known whether they take a value.
+        if value is None and left and (
+            name in _WITH_VALUE
+            or not (left[0][1].startswith("-") or name.endswith("slimmable_g16"))
+        ):
+            value = left.pop(0)[1]
         if name == "noslimmable_g16":  # absl's way to turn a flag off
             name, value = "slimmable_g16", "false"
-        flags.setdefault(name, []).append((number, value))
+        flags.setdefault(name, []).append((number, value or ""))
     return flags
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,13 @@ from ddsm_ext.io.weights import check_tensors, load_file
 from ddsm_ext.models.network import SlimmableNetwork
 from ddsm_ext.settings import Refusal, TypeRefusal
 
-# What torch puts into names where it wraps a module: anywhere, as any module may be wrapped
+# What torch puts into names where it wraps a module: anywhere, as any module may be wrapped. A
+# `module.` that names begin with tells networks apart and is left to `_parts`.
 _WRAPPERS = re.compile(
     r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+    r"|(?<=\.)module\."
 )
+_DEPTH = 3  # of mappings within a checkpoint that are looked through
 
 
 class NumPyValue:
@@ -30,6 +33,9 @@ class NumPyValue:
     def __init__(self, *args: object) -> None: ...
 
     def __setstate__(self, state: object) -> None: ...
+
+    def __repr__(self) -> str:
+        return "of NumPy"
 
 
 _NUMPY_NAMES = ["numpy.dtype", "numpy.ndarray", *(
@@ -52,13 +58,14 @@ def read_state_dict(
     Args:
         kind: what errors call a `source` that is no file.
         source: a .safetensors file, any other name of a torch file of tensors and plain values, or
-            what it holds: a state dict, or a checkpoint of several. Its names may all begin with
-            what a wrapper put there: `module.`, `_orig_mod.`, `model.`, one in another.
+            what it holds: the names and tensors of the network, in a mapping of their own (of
+            whatever name) or under a prefix, with anything beside them. Wrappers of torch may have
+            put their names into the network's.
         shapes: name -> shape.
         optional: names that may be missing.
-        groups: keys of a checkpoint that hold state dicts.
-        wanted: the group to take from a checkpoint; another one is used only if it is the only
-            one there.
+        groups: usual names of a network within a checkpoint.
+        wanted: the name of the one to take, where there are several: a key, a prefix, or both
+            joined by dots. One of `groups` that is missing gives way to the only one there.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -71,13 +78,14 @@ def read_state_dict(
             name, content = os.fspath(source), load_file(Path(source))
     else:
         raise TypeRefusal(f"{kind}: got {type(source).__name__}; need a path or a state dict")
-    state = _unwrapped(_pick(name, content, groups, wanted), shapes)
+    required = frozenset(shapes) - set(optional)
+    state = _tensors(name, _pick(name, content, required, groups, wanted), shapes, groups)
     check_tensors(name, state, shapes, optional=optional)
-    check_finite(name, state)
+    _check_finite(name, state)
     return state
 
 
-def check_finite(what: str, tensors: Mapping[str, Tensor]) -> None:
+def _check_finite(what: str, tensors: Mapping[str, Tensor]) -> None:
     """Refuse weights that a float32 network cannot compute with.
 
     Args:
@@ -110,40 +118,94 @@ def network_of(config: NetworkConfig, tensors: Mapping[str, Tensor]) -> Slimmabl
 
 
 def _pick(
-    source: str, content: Mapping[str, Any], groups: tuple[str, ...], wanted: str
+    source: str,
+    content: Mapping[str, Any],
+    required: frozenset[str],
+    groups: tuple[str, ...],
+    wanted: str,
+) -> Mapping[str, Any]:
+    """Entries of one network by its own names, or what comes next to them for errors to name."""
+    place = ""
+    if isinstance(content.get(wanted), Mapping):
+        content, place = content[wanted], f"{wanted}."
+    parts = list(_parts(content, required, place))
+    whole = {where: entries for where, entries, count in parts if count == len(required)}
+    asked = [where for where in whole if where == wanted]
+    asked = asked or [where for where in whole if wanted and wanted in where.split(".")]
+    if len(asked) == 1:
+        return whole[asked[0]]
+    if len(whole) > 1:
+        names = " and ".join(map(repr, whole))
+        raise Refusal(
+            f"{source} holds {len(whole)} sets of the network's weights, {names}; need the name of "
+            "one as group (--group)"
+        )
+    if whole:
+        (where,) = whole
+        if wanted and wanted not in groups:
+            there = f", {where!r}" if where else ""
+            raise Refusal(
+                f"{source}: group is {wanted!r}; need none, as there is one network alone{there}"
+            )
+        return whole[where]
+    if parts:
+        return max(parts, key=lambda part: part[2])[1]
+    named = [group for group in groups if isinstance(content.get(group), Mapping)]
+    return content[named[0]] if named else content
+
+
+def _parts(
+    content: Mapping[str, Any], required: frozenset[str], place: str, depth: int = _DEPTH
+) -> Iterator[tuple[str, dict[str, Any], int]]:
+    """Places with most of a network's names, their entries by these, and how many they are.
+
+    A place is the keys on the way and the prefix of the names; entries without it are left out.
+    """
+    plain = _plain(content)
+    found: Counter[str] = Counter()
+    for name, value in plain.items():
+        if isinstance(value, Tensor | NumPyValue):  # names of sizes or moments are no weights
+            starts = [0, *(dot.end() for dot in re.finditer(r"\.", name))]
+            found.update(name[:start] for start in starts if name[start:] in required)
+    for prefix, count in found.items():
+        if 2 * count > len(required):
+            under = {n.removeprefix(prefix): v for n, v in plain.items() if n.startswith(prefix)}
+            yield f"{place}{prefix}".rstrip("."), under, count
+    for key, value in content.items():
+        if depth and isinstance(key, str) and isinstance(value, Mapping):
+            yield from _parts(value, required, f"{place}{key}.", depth - 1)
+
+
+def _plain(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries by the names that they had before parts of their network were wrapped."""
+    named = {name: value for name, value in content.items() if isinstance(name, str)}
+    plain = {_WRAPPERS.sub("", name): value for name, value in named.items()}
+    return plain if len(plain) == len(named) else named  # of two of one name neither is chosen
+
+
+def _tensors(
+    source: str,
+    entries: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    groups: tuple[str, ...],
 ) -> dict[str, Tensor]:
-    """Names and tensors of one network, as they are there."""
-    present = [group for group in groups if isinstance(content.get(group), Mapping)]
-    if present:
-        content = content[wanted if wanted in present or len(present) > 1 else present[0]]
-    if not content:
+    """The entries, each a tensor that a network can take as its weight."""
+    if not entries:
         raise Refusal(f"{source} is empty; need a state dict of names and tensors")
     state = {}
-    for name, value in content.items():
+    for name, value in entries.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            what = f"entry {name!r} is a {type(value).__name__}"
+            kind = "NumPy value" if isinstance(value, NumPyValue) else type(value).__name__
             other = f", or a checkpoint with {' or '.join(groups)}" if groups else ""
-            raise Refusal(f"{source}: {what}; need a state dict of names and tensors{other}")
+            raise Refusal(
+                f"{source}: entry {name!r} is a {kind}; need a state dict of names and tensors"
+                f"{other}"
+            )
+        if value.is_meta or value.is_nested or value.layout != torch.strided:
+            kind = "meta" if value.is_meta else "nested" if value.is_nested else str(value.layout)
+            raise Refusal(f"{source}: {name} is a {kind} tensor; need a dense one with values")
         if value.is_floating_point():
             state[name] = value
-        elif value.ndim:  # a single one counts, such as n_averaged of torch's AveragedModel
+        elif value.ndim or name in shapes:  # a single one counts, such as torch's n_averaged
             raise Refusal(f"{source}: {name} is {value.dtype}; need floating-point weights")
     return state
-
-
-def _unwrapped(
-    state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, Tensor]:
-    """The tensors by the names that they had before their network was wrapped.
-
-    What all names begin with is a wrapper's if the network has a name without it.
-    """
-    plain = {_WRAPPERS.sub("", name): tensor for name, tensor in state.items()}
-    if len(plain) < len(state):  # two of one name, of which neither is chosen
-        return dict(state)
-    parts = zip(*(name.split(".") for name in plain), strict=False)
-    shared = itertools.takewhile(lambda each: len(set(each)) == 1, parts)
-    prefix = "".join(f"{part}." for part, *_ in shared)
-    if not any(name.removeprefix(prefix) in shapes for name in plain):
-        return plain
-    return {name.removeprefix(prefix): tensor for name, tensor in plain.items()}

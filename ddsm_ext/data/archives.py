@@ -7,6 +7,7 @@ import contextlib
 import errno
 import io
 import lzma
+import stat
 import tarfile
 import zipfile
 import zlib
@@ -24,6 +25,11 @@ _XZ_MEMORY_BYTES = 1 << 28  # a .xz header may ask for gigabytes; -9 needs 65 Mi
 _FREE_SKIPPED_BYTES = 1 << 30  # seconds of unpacking
 _GZIP, _BZIP2, _XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0"
 _ZIP = (b"PK\3\4", b"PK\5\6", b"PK\7\x08")
+_ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+_OTHER_ZIP_METHODS = {  # APPNOTE 4.4.5
+    **{1: "Shrink", 6: "Implode", 9: "Deflate64", 93: "Zstandard", 94: "MP3", 95: "XZ", 96: "JPEG"},
+    **{97: "WavPack", 98: "PPMd", 99: "AES encryption"},
+}
 _NEED = "a whole tar (plain, .gz, .bz2 or .xz), a ZIP, or a folder of images"
 # Files that people take for archives of images: first bytes, where they are, what it is.
 _OTHERS = (
@@ -134,6 +140,7 @@ class _Budget:
         self.entries = 0
         self.total_bytes = 0
         self.skipped_bytes = 0  # of those, what a tar had to unpack to pass over it
+        self.plain_bytes = 0  # of images without compression
         self.packed_bytes = max(1, archive.stat().st_size)
 
     def add_entry(self) -> None:
@@ -150,7 +157,8 @@ class _Budget:
             raise ArchiveError(
                 f"{self.archive}: unpacks to more than {limits.max_total_bytes} bytes; need less"
             )
-        used = self.total_bytes - min(self.skipped_bytes, _FREE_SKIPPED_BYTES)
+        used = self.total_bytes - self.plain_bytes
+        used -= min(self.skipped_bytes, _FREE_SKIPPED_BYTES)
         if used > limits.free_bytes and used / self.packed_bytes > limits.max_ratio:
             raise ArchiveError(
                 f"{self.archive}: unpacks to over {limits.max_ratio} times its size; need images"
@@ -199,11 +207,20 @@ def _zip_entry(
     """One entry, read up to the size that its header states."""
     path = budget.archive
     _check_name(path, name)
+    if stat.S_ISLNK(info.external_attr >> 16):
+        raise ArchiveError(f"{path}: entry {name!r} is a link; need regular files")
     if info.flag_bits & 0x1:
         raise ArchiveError(f"{path}: entry {name!r} is encrypted; need plain entries")
+    if info.compress_type not in _ZIP_METHODS:
+        kind = _OTHER_ZIP_METHODS.get(info.compress_type, f"method {info.compress_type}")
+        raise ArchiveError(
+            f"{path}: entry {name!r} is packed by {kind}; need Deflate, bzip2, LZMA or no packing"
+        )
     budget.check_entry(name, info.file_size)
     small = info.file_size <= budget.limits.free_bytes
-    if not small and info.file_size > budget.limits.max_ratio * max(1, info.compress_size):
+    if budget.limits.is_plain(name, info.file_size):
+        budget.plain_bytes += info.file_size
+    elif not small and info.file_size > budget.limits.max_ratio * max(1, info.compress_size):
         raise ArchiveError(
             f"{path}: entry {name!r} unpacks {info.compress_size} bytes to {info.file_size}; "
             f"need at most {budget.limits.max_ratio} times"
@@ -314,6 +331,8 @@ def _tar_member(
     budget.check_entry(name, member.size)
     if packed:  # the stream counts what it unpacks
         budget.skipped_bytes -= member.size
+        if budget.limits.is_plain(name, member.size):
+            budget.plain_bytes += member.size
     else:
         budget.add_bytes(member.size)
     with _in_one_sentence(budget.archive, "tar archive", ArchiveError):

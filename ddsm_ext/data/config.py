@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from ddsm_ext.settings import LARGEST_IMAGE, Settings, is_number
@@ -27,6 +28,9 @@ class DataConfig(Settings):
     max_pixels: int = 1 << 26  # width x height of an image in a file; a larger one is refused
 
     def __post_init__(self) -> None:
+        for name in ("source", "cache"):  # a Path is kept as text, which JSON has
+            if isinstance(value := getattr(self, name), os.PathLike):
+                object.__setattr__(self, name, os.fspath(value))
         self._check("source", isinstance(self.source, str) and bool(self.source), "a name or path")
         self._check_int("image_size", 4, LARGEST_IMAGE, optional=True)
         self._check("channels", self.channels in (None, 1, 3), "None, 1 or 3")

@@ -12,7 +12,7 @@ import os
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +25,10 @@ from ddsm_ext.data.entries import ReadLimits, folder_entries
 from ddsm_ext.data.images import is_image_name
 from ddsm_ext.data.layout import TABLE, Layout
 from ddsm_ext.data.source import PassedOver, list_source, read_images
-from ddsm_ext.io.files import parse_json, write_atomic
+from ddsm_ext.io.files import naming, open_regular, parse_json, write_atomic
 from ddsm_ext.settings import Refusal
 
-_CACHE_VERSION = 2  # change when the same settings give other pixels
+_CACHE_VERSION = 3  # change when the same settings give other pixels, classes or splits
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,11 @@ class ImageDataset:
     images: NDArray[np.uint8]  # [N, C, H, W]
     labels: NDArray[np.int64] | None  # [N]; None when the source has no classes
     class_names: tuple[str, ...]
-    name: str  # "digits", or the name of the source file
+    name: str  # "digits", or the name of the source's file or folder, which may be the same
     digest: str  # SHA-256 of shape, pixels and labels: the identity of the set
     flips: bool = False  # whether training mirrors images at random
     has_held_out: bool = False  # a "train" split, whose source has images for "test" as well
+    built_in: bool = False  # the digits of scikit-learn, and no source of that name
 
     def __len__(self) -> int:
         return len(self.images)
@@ -98,10 +99,10 @@ def load_dataset(config: DataConfig) -> ImageDataset:
     for RGB. The digits of scikit-learn (0..16) are scaled to 0..255. A limited set is a random
     sub-set drawn with `split_seed`, in the source's order.
 
-    Classes are those of `Layout`. Folders named train or training, val, valid or validation, and
-    test or testing divide a source: "train" has the first, "test" the last, or those for validation
-    where there are none for tests; "all" has every image. What is left out, and why, is said in a
-    warning.
+    Classes are those of `Layout`. Folders named for training, validation and tests, such as train,
+    val2017 or test_set, divide a source: "train" has the first, "test" the last, or those for
+    validation where there are none for tests; "all" has every image. What is left out, and why, is
+    said in a warning.
 
     Args:
         config: source, size, channels, split, cache, and what becomes of odd images.
@@ -128,14 +129,23 @@ def load_dataset(config: DataConfig) -> ImageDataset:
     images = np.ascontiguousarray(images)
     digest = _digest(images, labels)
     divided = config.split == "train" and (raw.has_test_part or config.held_out > 0)
-    return ImageDataset(images, labels, raw.class_names, name, digest, config.flips, divided)
+    return ImageDataset(
+        images,
+        labels,
+        raw.class_names,
+        name,
+        digest,
+        config.flips,
+        divided,
+        built_in=config.source == "digits",
+    )
 
 
 def _read_or_cached(config: DataConfig) -> tuple[_RawImages, str]:
     if config.source == "digits":
         return _read_digits(config), "digits"
     path = Path(config.source)
-    name = path.name
+    name = path.name if path.name not in ("", "..") else path.resolve().name or str(path)
     if not path.is_dir():
         name = name.split(".tar")[0] if ".tar" in name else (path.stem or name)
     name = name.encode("utf-8", "backslashreplace").decode("utf-8")
@@ -220,8 +230,9 @@ def _source_digest(config: DataConfig) -> str:
         entries = folder_entries(path, ReadLimits())
         files = {entry.name: Path(entry.where) for entry in entries if _decides(entry.name)}
     for name, file in files.items():
-        with open(file, "rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        need = "need a file that can be read"
+        with naming(file, need), open_regular(file, "image or archive") as stream:
+            content = hashlib.file_digest(cast(Any, stream), "sha256").hexdigest()
         digest.update(os.fsencode(name) + f"\0{content}\n".encode())
     return digest.hexdigest()
 
@@ -310,7 +321,11 @@ def _read_digits(config: DataConfig) -> _RawImages:
     for index, image in enumerate(grey):
         stack.add(image[:, :, None], f"digit {index}")
     labels = digits.target.astype(np.int64)
-    return _RawImages(stack.array(), labels, tuple("0123456789"), has_test_part=False)
+    notes = []
+    if os.path.exists("digits"):
+        notes.append("taken as the built-in digits; need ./digits for what lies here by that name")
+    array = stack.array()
+    return _RawImages(array, labels, tuple("0123456789"), has_test_part=False, notes=tuple(notes))
 
 
 def _read_path(config: DataConfig) -> _RawImages:

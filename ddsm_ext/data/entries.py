@@ -12,6 +12,8 @@ from typing import NamedTuple
 from ddsm_ext.io.files import naming, open_regular
 from ddsm_ext.settings import Refusal
 
+_PLAIN = (".bmp", ".tif", ".tiff", ".pbm", ".pgm", ".pnm", ".ppm")
+
 
 @dataclass(frozen=True)
 class ReadLimits:
@@ -20,9 +22,16 @@ class ReadLimits:
     max_pixels: int = 1 << 26  # of one image
     max_entry_bytes: int = 1 << 28  # of one file, unpacked
     max_total_bytes: int = 1 << 34  # of all files of an archive, unpacked
-    max_ratio: int = 200  # unpacked to packed, once past `free_bytes`
+    max_ratio: int = 200  # unpacked to packed, once past `free_bytes`; not of `is_plain` images
     free_bytes: int = 1 << 22  # unpacked size below which the ratio does not matter
     max_entries: int = 2_000_000
+
+    def is_plain(self, name: str, size: int) -> bool:
+        """Whether a file is an image of a format without compression, which may be of one colour.
+
+        Such a file packs by any ratio; it is judged by 8 bytes a pixel of the largest image.
+        """
+        return name.lower().endswith(_PLAIN) and size <= 8 * self.max_pixels
 
 
 class DamagedImage(Refusal):

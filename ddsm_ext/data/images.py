@@ -107,6 +107,8 @@ def _pixels(image: Image.Image, data: bytes, channels: int | None, background: i
     image = _eight_bits(image, data)
     if turn is not None:
         image = image.transpose(turn)
+    if image.mode == "La":  # which converts to no other mode
+        image = image.convert("LA")
     if channels is None:
         channels = 1 if image.mode in ("1", "L", "LA") else 3
     if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:

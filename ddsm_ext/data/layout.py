@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ddsm_ext.data.entries import plain_name
 from ddsm_ext.settings import Refusal, is_int
 
 TABLE = "dataset.json"  # labels as dataset_tool.py of StyleGAN and EDM writes them
+# Words as in SPLIT_KEYWORDS of Hugging Face's datasets (data_files.py), and that of PASCAL VOC.
 SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("train", "training", "trainval"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 _MOST_CLASSES = 100_000
-# Folders of so many images each, by number, are no classes: those of dataset_tool.py and of FFHQ.
-_SHARD = re.compile(r"(?:.*/)?(?:\d{5}/img\d{8}|(\d\d)000/\1\d{3})\.\w+", re.DOTALL)
+# Folders of images by number are no classes: those of dataset_tool.py, of FFHQ, of img2dataset
+# (the shard's number begins the name) and of Danbooru (the image's number modulo 1000).
+_SHARD = re.compile(
+    r"(?:.*/)?(?:\d{5}/img\d{8}|(\d\d)000/\1\d{3}|(\d{5})/\2\d{4}"
+    r"|0(?=\d{3}/)(0*(\d+))/(?:[1-9]\d*\3|\4))\.\w+",
+    re.DOTALL,
+)
+_WORD = re.compile(r"[^\W\d_]+")
+_SAID = 5  # class names that a sentence lists
 
 Label = str | int | None  # a folder, or what dataset.json says; None: no class
 _Folders = tuple[str, ...]
@@ -47,20 +56,33 @@ class Layout:
         tables: folder inside the source -> value of the dataset.json in it.
 
     Raises:
-        ValueError: a dataset.json lacks an image, or has a label that is none.
+        ValueError: a dataset.json of these images lacks one, or has a label that is none.
     """
 
     def __init__(self, source: str, names: Sequence[str], tables: Mapping[str, Any]) -> None:
         self.source, self.names = source, list(names)
         self.has_vectors = False  # labels that are no classes, such as camera positions
+        self._foreign: list[str] = []  # tables that name none of the images
         folders = [tuple(name.split("/")[:-1]) for name in names]
-        splits, below = _splits(folders)
+        splits, above, below = _splits(folders)
         self.divided = len({*splits} - {None}) > 1
         self.splits = splits if self.divided else [None] * len(folders)
         labels = _top_folders(below if self.divided else folders)
-        is_split = all(label is not None and label.lower() in SPLITS for label in labels)
+        pairs = {*zip(_top_folders(above), splits, strict=True)}
+        tops = {top for top, _ in pairs}
+        self._above = (  # cat/train, cat/test, dog/train, dog/test
+            self.divided
+            and not any(labels)
+            and None not in tops
+            and len(tops) > 1
+            and len(pairs) == len(tops) * len({*splits})
+        )
+        named = {label: _split_of(label) for label in {*labels} - {None} if label is not None}
+        # a folder of one split alone
+        is_split = None not in labels and all(part and not rest for part, rest in named.values())
         if is_split or all(map(_SHARD.fullmatch, names)):
             labels = [None] * len(labels)
+        self._like_splits = [] if self.divided else sorted(k for k, v in named.items() if v[0])
         self.labels: list[Label] = [*labels]
         left = set(range(len(names)))
         for folder in sorted(tables, reverse=True):  # that in a folder before that above it
@@ -77,8 +99,10 @@ class Layout:
             return set()  # a file of the same name, of something else
         start = f"{folder}/" if folder else ""
         below = {i for i in left if self.names[i].startswith(start)}
-        labels = {name.replace("\\", "/"): label for name, label in (given or {}).items()}
+        labels = {plain_name(name): label for name, label in (given or {}).items()}
+        labels = _of_other_suffix(labels, [self.names[i][len(start) :] for i in below])
         if labels and not any(self.names[i][len(start) :] in labels for i in below):
+            self._foreign.append(f"{start}{TABLE}")
             return set()
         for index in below:
             name = self.names[index][len(start) :]
@@ -122,8 +146,34 @@ class Layout:
         outside = self.splits.count(None) if self.divided and split != "all" else 0
         if outside:
             yield f"{outside} images lie in no split's folder; only 'all' has them"
+        for table in self._foreign:
+            yield f"{table} names none of the images, and is passed over"
+        unknown = [label for label in self._like_splits if label in self._ids]
+        if unknown:
+            said = ", ".join([*map(_text, unknown[:_SAID]), *["..."][: len(unknown) > _SAID]])
+            yield (
+                f"folders named like a split are classes here: {said}; need two such, as train and "
+                "test, to divide the images"
+            )
+        for part in dict.fromkeys((split, "train")):
+            labels = [label for _, label, known in self._chosen(part) if known or not self.divided]
+            if (count := labels.count(None)) and count < len(labels) and not self.has_vectors:
+                yield f"{count} images lie in no class folder, so there are no classes"
+                break
+        if self._above and not self._ids:
+            yield "folders above those of the splits are no classes; need them below, as train/cat"
         if self.has_vectors:
             yield f"labels in {TABLE} are vectors, which are no classes"
+
+    def _chosen(self, split: str) -> list[tuple[str, Label, str | None]]:
+        """Name, label, and split by its folders, of each image of a split."""
+        held_out = "test" if "test" in self.splits else "val"
+        wanted = {"train": "train", "test": held_out}.get(split)
+        return [
+            (name, label, part)
+            for name, label, part in zip(self.names, self.labels, self.splits, strict=True)
+            if not self.divided or wanted in (None, part)
+        ]
 
     def part(self, split: str) -> Part:
         """Images of one split: "train", "test" or "all".
@@ -133,26 +183,20 @@ class Layout:
         Raises:
             ValueError: there are folders of splits, but none of this one.
         """
-        held_out = "test" if "test" in self.splits else "val"
-        wanted = {"train": "train", "test": held_out}.get(split)
-        chosen = [
-            (name, label)
-            for name, label, part in zip(self.names, self.labels, self.splits, strict=True)
-            if not self.divided or wanted in (None, part)
-        ]
+        chosen = self._chosen(split)
         if self.names and not chosen:
             found = sorted({part for part in self.splits if part is not None})
             raise Refusal(
                 f"{self.source}: has folders of {' and '.join(found)}, none of {split}; need one, "
                 "or split 'all'"
             )
-        names, ids = [name for name, _ in chosen], self._ids
-        if not ids or any(label not in ids for _, label in chosen):
+        names, ids = [name for name, *_ in chosen], self._ids
+        if not ids or any(label not in ids for _, label, _ in chosen):
             return Part(names, None, ())
         class_names = [str(index) for index in range(max(ids.values()) + 1)]
         for label, index in ids.items():
             class_names[index] = _text(label)
-        return Part(names, {name: ids[label] for name, label in chosen}, tuple(class_names))
+        return Part(names, {name: ids[label] for name, label, _ in chosen}, tuple(class_names))
 
 
 def _text(label: Label) -> str:
@@ -168,19 +212,88 @@ def _shared(folders: list[_Folders]) -> _Folders:
     return tuple(a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def _splits(folders: list[_Folders]) -> tuple[list[str | None], list[_Folders]]:
-    """Split of each folder, by the outermost that has a split's name, and the folders below that.
+def _split_of(name: str) -> tuple[str | None, tuple[str, ...]]:
+    """Split that a folder's name says, None where none or several; and its other words.
+
+    Words are letters between other characters, or before a capital: "val2017", "testA".
+    """
+    words = _WORD.findall(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))
+    words = [word.lower() for word in words]
+    said = {SPLITS[word] for word in words if word in SPLITS}
+    rest = tuple(word for word in words if word not in SPLITS)
+    if said == {"train", "val"}:
+        said = {"train"}
+    return (said.pop() if len(said) == 1 else None), rest
+
+
+def _split_folders(names: Iterable[str]) -> dict[str, str]:
+    """Those of the folders in one folder that are splits, and which.
+
+    A name of one word of a split is. One with other words is where all folders here say splits, or
+    where another split's has the same words: "bullet_train" beside "test_tube" are classes, as long
+    as there are others.
+    """
+    words = {name: _split_of(name) for name in names}
+    found: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
+    for name, (split, rest) in words.items():
+        if split is not None:
+            found[rest][name] = split
+    plain = found.get((), {})
+    if len({*plain.values()}) > 1:
+        return plain
+    every = {name: split for group in found.values() for name, split in group.items()}
+    if len(every) == len(words) and len({*every.values()}) > 1:
+        return every
+    groups = [group for group in found.values() if len({*group.values()}) > 1]
+    return {name: split for group in (plain, *groups) for name, split in group.items()}
+
+
+def _splits(
+    folders: list[_Folders],
+) -> tuple[list[str | None], list[_Folders], list[_Folders]]:
+    """Split of each folder, by the outermost that is a split's, the folders above that and below.
 
     Folders that all share say nothing.
     """
     shared = len(_shared(folders))
-    splits, below = [], []
-    for folder in folders:
-        parts = [SPLITS.get(name.lower()) for name in folder[shared:]]
-        at = next((i for i, part in enumerate(parts) if part), None)
-        splits.append(None if at is None else parts[at])
-        below.append(folder[shared:] if at is None else folder[shared + at + 1 :])
-    return splits, below
+    different = {folder[shared:] for folder in folders}
+    inside: dict[_Folders, set[str]] = defaultdict(set)
+    for folder in different:
+        for depth, name in enumerate(folder):
+            inside[folder[:depth]].add(name)
+    parts = {parent: _split_folders(names) for parent, names in inside.items()}
+    found: dict[_Folders, tuple[str | None, _Folders, _Folders]] = {}
+    for folder in different:
+        for depth, name in enumerate(folder):
+            if split := parts[folder[:depth]].get(name):
+                below, again = folder[depth + 1 :], inside[folder[: depth + 1]]
+                if len(again) == 1 and _split_of(*again)[0] == split:  # train/train/cat
+                    below = below[1:]
+                found[folder] = split, folder[:depth], below
+                break
+        else:
+            found[folder] = None, (), folder
+    each = [found[folder[shared:]] for folder in folders]
+    return [e[0] for e in each], [e[1] for e in each], [e[2] for e in each]
+
+
+def _of_other_suffix(labels: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Labels by the names of the images, where a table has them by another suffix."""
+    if all(name in labels for name in names):
+        return labels
+    of_table = Counter(map(_stem, labels))
+    of_images = Counter(map(_stem, names))
+    by_stem = {_stem(name): label for name, label in labels.items()}
+    others = {
+        name: by_stem[stem]
+        for name, stem in zip(names, map(_stem, names), strict=True)
+        if of_images[stem] == of_table[stem] == 1
+    }
+    return others | labels
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _top_folders(folders: list[_Folders]) -> list[str | None]:

@@ -6,12 +6,7 @@ import struct
 import zlib
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-# Chunks of PNG that decide no pixel of the first picture. One of another name may be a palette or
-# transparency whose name is damaged.
-_PNG_METADATA = frozenset(
-    b"bKGD cHRM cICP cLLI eXIf gAMA hIST iCCP iTXt mDCV pHYs sBIT sPLT sRGB tEXt tIME zTXt "
-    b"acTL fcTL fdAT".split()
-)
+_PNG_PIXELS = b"IHDR PLTE IDAT IEND tRNS".split()  # chunks that decide the first picture
 _ORIENTATION = 274
 # TIFF's tags that say where the pixels are and how they are written.
 _TIFF_PIXELS = frozenset(
@@ -40,10 +35,22 @@ def _bare_png(data: bytes) -> bytes:
         size, kind = struct.unpack_from(">I4s", data, start)
         end = start + 12 + size
         whole = data[end - 4 : end] == struct.pack(">I", zlib.crc32(data[start + 4 : end - 4]))
-        if kind not in _PNG_METADATA or (kind == b"eXIf" and whole):
+        if not _is_metadata(kind) or (kind == b"eXIf" and whole):
             kept.append(data[start:end])
         start = end
     return b"".join((*kept, data[start:]))
+
+
+def _is_metadata(kind: bytes) -> bool:
+    """Whether a chunk of PNG is one that readers may leave out, by the case of its first letter.
+
+    One that differs from a chunk of pixels by one letter, or in case alone, may be that, with its
+    name damaged.
+    """
+    if not kind.isalpha() or kind[:1].isupper():
+        return False
+    differing = [sum(a != b for a, b in zip(kind, known, strict=True)) for known in _PNG_PIXELS]
+    return min(differing) > 1 and kind.lower() not in [known.lower() for known in _PNG_PIXELS]
 
 
 def _bare_tiff(data: bytes, order: str) -> bytes:

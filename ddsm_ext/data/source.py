@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterator, Sequence
@@ -15,6 +16,7 @@ from ddsm_ext.data.entries import DamagedImage, Entry, ReadLimits, folder_entrie
 from ddsm_ext.data.images import SUFFIXES, Pixels, decode_image, is_image_name
 from ddsm_ext.data.layout import TABLE, Layout
 from ddsm_ext.io.files import open_regular, parse_json
+from ddsm_ext.settings import Refusal
 
 _SAID = 5  # kinds of files, or damaged images, that a sentence names
 # Files of `ddsm` that are no images of a set, such as pictures of several: names, and what lies
@@ -46,6 +48,7 @@ class Listing:
     images: list[str]  # sorted paths
     tables: dict[str, Any]  # folder -> value of the dataset.json in it
     others: Counter[str]  # files that are no images, by suffix; hidden ones do not count
+    unread: tuple[str, ...] = ()  # what is wrong with each dataset.json that is no JSON
 
     def kinds(self) -> str:
         """What is no image, such as "3 .avif, 1 .txt"; "" where all are."""
@@ -54,6 +57,8 @@ class Listing:
 
     def notes(self) -> Iterator[str]:
         """What to say of the files that are left out."""
+        for reason in self.unread:
+            yield f"{reason}; it is passed over"
         if count := self.others.total():
             total = count + len(self.images)
             yield f"{count} of {total} files are of other kinds and left out: {self.kinds()}"
@@ -99,12 +104,18 @@ def list_source(path: str | Path, limits: ReadLimits | None = None) -> Listing:
         ValueError: a damaged archive or table, an archive without images, or one name twice.
     """
     path = Path(path)
-    names, tables = [], {}
+    names, tables, unread = [], {}, []
     for entry in source_entries(path, limits or ReadLimits()):
         names.append(entry.name)
         parent, _, file = entry.name.rpartition("/")
         if file == TABLE and not is_hidden(entry.name):
-            tables[parent] = parse_json(entry.read(), entry.where, "table of labels")
+            content = entry.read()
+            try:
+                tables[parent] = parse_json(content, entry.name, "table of labels")
+            except Refusal as error:
+                if _is_damaged_table(content):
+                    raise Refusal(f"{path}: {error}") from None
+                unread.append(str(error))
     own = _own_files(names)
     names = [name for name in names if name not in own and not is_hidden(name)]
     images = sorted(name for name in names if is_image_name(name))
@@ -116,7 +127,7 @@ def list_source(path: str | Path, limits: ReadLimits | None = None) -> Listing:
         for name in names
         if not is_image_name(name) and name.rpartition("/")[2] != TABLE
     )
-    listing = Listing(images, tables, others)
+    listing = Listing(images, tables, others, tuple(unread))
     if not images:
         text = f"{path}: holds no image"
         if others:
@@ -125,6 +136,15 @@ def list_source(path: str | Path, limits: ReadLimits | None = None) -> Listing:
         text += f"; need {', '.join(kinds[:-1])} or {kinds[-1]} files"
         raise FileNotFoundError(text) if path.is_dir() else ArchiveError(text)
     return listing
+
+
+def _is_damaged_table(content: bytes) -> bool:
+    """Whether a dataset.json has labels, but is no JSON at all."""
+    try:
+        json.loads(content)
+    except (ValueError, RecursionError):
+        return b'"labels"' in content
+    return False
 
 
 def _own_files(names: Sequence[str]) -> set[str]:

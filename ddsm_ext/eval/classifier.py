@@ -35,6 +35,7 @@ from ddsm_ext.settings import (
 
 _METADATA_KEY = "ddsm_classifier"
 _HELD_OUT_FRACTION = 0.2  # share of images, chosen by the seed, that training never sees
+LEAST_IMAGES = round(1 / _HELD_OUT_FRACTION)  # of which one is held out
 
 
 @dataclass(frozen=True)
@@ -205,10 +206,10 @@ def train_classifier(
         )
     order = np.random.default_rng(config.seed).permutation(len(images))
     held_out = int(len(images) * _HELD_OUT_FRACTION)
-    if held_out < 1:
+    if len(images) < LEAST_IMAGES:
         raise Refusal(
             f"train_classifier: {len(images)} images leave none to be held out; "
-            f"need at least {round(1 / _HELD_OUT_FRACTION)}"
+            f"need at least {LEAST_IMAGES}"
         )
     x, y = torch.from_numpy(images[order]), torch.from_numpy(labels[order].astype(np.int64))
     with _one_thread():

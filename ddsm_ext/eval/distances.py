@@ -139,14 +139,14 @@ def frechet_distance(mu1: Any, sigma1: Any, mu2: Any, sigma2: Any) -> float:
     which only rounding makes, count as zero. The result is at least 0.
 
     Args:
-        mu1, mu2: means [D].
-        sigma1, sigma2: covariances [D, D], symmetric and positive semi-definite.
+        mu1, mu2: means [D]: tensors (any device), arrays or lists of numbers.
+        sigma1, sigma2: covariances [D, D] of these kinds, symmetric and positive semi-definite.
 
     Returns:
         The squared distance, the figure called FID when the features are Inception's.
 
     Raises:
-        ValueError: what `check_moments` refuses, or different numbers of features.
+        TypeError, ValueError: what `check_moments` refuses, or different numbers of features.
 
     Source: Dowson and Landau, "The Fréchet distance between multivariate normal distributions",
     1982; Heusel et al., arXiv 1706.08500, eq. 6.
@@ -188,11 +188,12 @@ def check_moments(what: str, mu: Any, sigma: Any) -> tuple[np.ndarray, np.ndarra
         sigma: covariance [D, D].
 
     Raises:
+        TypeError: one of them holds no real numbers.
         ValueError: shapes that do not fit, values that are not finite or beyond 1e100, or a matrix
             that no rows have as their covariance: not symmetric, or with a negative eigenvalue.
     """
-    mean = np.asarray(mu, dtype=np.float64)
-    cov = np.asarray(sigma, dtype=np.float64)
+    mean = _as_numbers(mu, f"{what}: the mean")  # [D]
+    cov = _as_numbers(sigma, f"{what}: the covariance")  # [D, D]
     if mean.ndim != 1 or mean.size == 0 or cov.shape != (mean.size, mean.size):
         raise Refusal(
             f"{what}: the mean has shape {mean.shape}, the covariance {cov.shape}; need [D] and "
@@ -228,6 +229,27 @@ def check_moments(what: str, mu: Any, sigma: Any) -> tuple[np.ndarray, np.ndarra
             "none below 0, as they are variances"
         ) from None
     return mean, cov
+
+
+def _as_numbers(values: Any, what: str) -> np.ndarray:
+    """Return a tensor, an array or nested lists of real numbers in fp64."""
+    try:
+        array = np.asarray(_as_array(values))
+    except (RuntimeError, TypeError, ValueError):  # of other layouts, or lists of several lengths
+        raise Refusal(
+            f"{what} is a {type(values).__name__} that is no array; need rows of one length"
+        ) from None
+    if array.dtype.kind not in "fiu":
+        raise TypeRefusal(f"{what} is {array.dtype}; need real numbers")
+    return array.astype(np.float64, copy=False)
+
+
+def _as_array(values: Any) -> Any:
+    """Return a tensor of floats as an fp64 array, anything else as it is."""
+    if isinstance(values, torch.Tensor) and values.is_floating_point():
+        # bf16 has no numpy dtype, hence the cast before .numpy()
+        return values.detach().cpu().double().numpy()
+    return values
 
 
 @dataclass(frozen=True)
@@ -360,9 +382,7 @@ def _as_rows(features: Any, caller: str) -> np.ndarray:
         TypeError: not a tensor or array of floats.
         ValueError: not two axes, or a value that is not finite.
     """
-    if hasattr(features, "detach") and features.is_floating_point():
-        # bf16 has no numpy dtype, hence the cast before .numpy()
-        features = features.detach().cpu().double().numpy()
+    features = _as_array(features)
     if not isinstance(features, np.ndarray) or features.dtype.kind != "f":
         kind = getattr(features, "dtype", type(features).__name__)
         raise TypeRefusal(f"{caller}: features are {kind}; need a float tensor or array [N, D]")

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 # a small archive from unpacking into all of the memory.
 _MAX_FEATURES = 16384
 _MAX_ENTRY_BYTES = 8 * _MAX_FEATURES**2 + 4096
+_MAX_SCALAR_BYTES = 4096  # of n and features, by whose names others may keep arrays
 _ORDER_SEED = 0  # of rows in an unknown order
 _DTYPES = {  # what a file may hold, and as what it is written
     "mu": np.float64,
@@ -105,7 +106,8 @@ def load_statistics(path: str | Path) -> ReferenceStatistics:
 
     Args:
         path: a .npz with `mu` [D] and `sigma` [D, D], and optionally n, features, digest, rows,
-            rows_drawn.
+            rows_drawn. An n or features of another kind, as others may keep by these names, is
+            passed over with a note.
 
     Raises:
         FileNotFoundError: no such file.
@@ -117,7 +119,7 @@ def load_statistics(path: str | Path) -> ReferenceStatistics:
     arrays = _read_arrays(path)
     missing = [key for key in ("mu", "sigma") if key not in arrays]
     if missing:
-        held = ", ".join(sorted(arrays)[:8])
+        held = ", ".join(sorted(arrays)[:8]) or "nothing"
         raise Refusal(
             f"statistics {path}: it holds {held}, not {' and '.join(missing)}; "
             "need the keys mu and sigma"
@@ -129,7 +131,7 @@ def load_statistics(path: str | Path) -> ReferenceStatistics:
         raise Refusal(
             f"statistics {path}: rows are {rows.dtype} {rows.shape}; need floats [M, {dim}]"
         )
-    n, drawn = _scalar(path, arrays, "n", "iu"), _scalar(path, arrays, "rows_drawn", "U")
+    n, drawn = _noted(path, arrays, "n", "iu"), _scalar(path, arrays, "rows_drawn", "U")
     if rows is not None:
         if not (np.abs(rows) <= np.finfo(np.float32).max).all():
             raise Refusal(
@@ -142,7 +144,7 @@ def load_statistics(path: str | Path) -> ReferenceStatistics:
         mu=arrays["mu"].astype(np.float64),
         sigma=arrays["sigma"].astype(np.float64),
         n=n,
-        features=_scalar(path, arrays, "features", "U"),
+        features=_noted(path, arrays, "features", "U"),
         digest=_scalar(path, arrays, "digest", "U"),
         rows=rows,
         rows_drawn=drawn,
@@ -164,22 +166,28 @@ def _shuffled(path: Path, rows: np.ndarray, n: int | None) -> np.ndarray:
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
-            largest = max(archive.infolist(), key=lambda entry: entry.file_size)
-        if largest.file_size <= _MAX_ENTRY_BYTES:
+            sizes = {e.filename.removesuffix(".npy"): e.file_size for e in archive.infolist()}
+        foreign = [k for k in ("n", "features") if sizes.get(k, 0) > _MAX_SCALAR_BYTES]
+        read = [key for key in sizes if key in _DTYPES and key not in foreign]
+        largest = max(read, key=sizes.__getitem__, default=None)
+        if largest is None or sizes[largest] <= _MAX_ENTRY_BYTES:
             with np.load(path, allow_pickle=False) as archive:
-                # Other keys (ADM adds mu_s, sigma_s) are listed but never read.
-                arrays = {k: archive[k] if k in _DTYPES else np.empty(0) for k in archive.files}
+                # Other keys (ADM adds its images, mu_s and sigma_s) are listed but never read.
+                arrays = {k: archive[k] if k in read else np.empty(0) for k in archive.files}
     except Exception as error:
         # Foreign bytes make zipfile, zlib and numpy's header parser raise a dozen types.
         raise Refusal(
             f"statistics {path}: not a readable .npz of plain numbers; "
             "need a .npz with mu and sigma, without Python objects"
         ) from error
-    if largest.file_size > _MAX_ENTRY_BYTES:
+    if largest is not None and sizes[largest] > _MAX_ENTRY_BYTES:
         raise Refusal(
-            f"statistics {path}: entry {largest.filename!r} unpacks to {largest.file_size} bytes; "
+            f"statistics {path}: entry '{largest}.npy' unpacks to {sizes[largest]} bytes; "
             f"need at most {_MAX_ENTRY_BYTES}"
         )
+    for key in foreign:
+        log.warning("statistics %s: %s has %d bytes; passed over", path, key, sizes[key])
+        arrays.pop(key, None)
     for key, value in arrays.items():
         # numpy hands out an entry that is no array as its bytes
         if not isinstance(value, np.ndarray):
@@ -196,6 +204,15 @@ def _check_moments(path: Path, mu: np.ndarray, sigma: np.ndarray) -> None:
             f"need [D] and [D, D] with 1 <= D <= {_MAX_FEATURES}"
         )
     check_moments(f"statistics {path}", mu, sigma)
+
+
+def _noted(path: Path, arrays: dict[str, np.ndarray], key: str, kinds: str) -> Any:
+    """As `_scalar`, but None with a note where the key holds what others may call so."""
+    try:
+        return _scalar(path, arrays, key, kinds)
+    except Refusal as error:
+        log.warning("%s: passed over", error)
+        return None
 
 
 def _scalar(path: Path, arrays: dict[str, np.ndarray], key: str, kinds: str) -> Any:

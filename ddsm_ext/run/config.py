@@ -226,8 +226,9 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
         each = args[:1] * len(items) if args[-1] is ... else args
         if len(each) != len(items):
             raise TypeRefusal(f"{where} is {shown(value)}; need {len(each)} values")
+        one = f"{where} is {shown(value)}, an item of which"
         return tuple(
-            coerce(parse_value(i) if isinstance(i, str) and kind is not str else i, kind, where)
+            coerce(parse_value(i) if isinstance(i, str) and kind is not str else i, kind, one)
             for i, kind in zip(items, each, strict=True)
         )
     if isinstance(value, os.PathLike):
@@ -265,10 +266,14 @@ def parse_value(text: str) -> Any:
 def parse_setting(section: str, key: str, text: str) -> Any:
     """Read a setting given as text: by `parse_value`, but a name or path as it stands.
 
-    A folder may be called 1.10 or null. JSON's quotes around a text are taken off, and no text is
-    None where the setting may be that.
+    A folder may be called 1.10 or null. Blanks around a text, and JSON's quotes, are taken off
+    unless there is a file or folder of just that name, and no text is None where the setting may be
+    that.
     """
     hint = _hints(section).get(key)
+    if hint in (str, str | None) and os.path.exists(text):
+        return text
+    text = text.strip()
     if hint not in (str, str | None):
         return parse_value(text)
     if not text and hint is not str:

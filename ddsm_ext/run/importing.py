@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ddsm_ext.io.weights import INDEX_ENDING
-from ddsm_ext.run.config import RunConfig, merge, preset_values
+from ddsm_ext.run.config import LIMITS, RunConfig, merge, preset_values
 from ddsm_ext.run.folder import create_run
-from ddsm_ext.settings import Refusal
+from ddsm_ext.settings import Refusal, TypeRefusal, is_int, shown
 
 # sections that an official checkpoint and its flags decide
 FIXED_SECTIONS = ("model", "diffusion")
@@ -36,7 +36,8 @@ def import_official(
         flags_file: flag file that the checkpoint came with: network, process and variance of the
             sampler; None takes the official defaults.
         groups: of its GroupNorm; None takes the flags', else 32.
-        group: weights to take: "ema_model" or "net_model".
+        group: weights to take of a checkpoint with several: "ema_model" or "net_model", or as they
+            are called there.
         name: of the run.
         changes: section -> key -> value of the run's configuration.
         where: what errors call the changes.
@@ -79,6 +80,7 @@ def import_shards(
     source: str | Path,
     root: str | Path,
     *,
+    group: str = "",
     name: str | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -87,24 +89,38 @@ def import_shards(
     Args:
         source: index (.safetensors.index.json) whose metadata hold the run's configuration.
         root: folder of runs; made when missing.
+        group: prefix of the weights to take where several networks are there.
         name: of the run; None takes the index's.
         changes: section -> key -> value laid over the configuration.
 
     Raises:
         FileNotFoundError: the index or a file that it names is missing.
-        ValueError: the index holds no configuration, or the changes are refused.
+        ValueError: the index holds no configuration, the weights are not those of its network, or
+            the changes are refused.
     """
-    from ddsm_ext.compat.weights_file import check_finite
+    from ddsm_ext.compat.weights_file import read_state_dict
     from ddsm_ext.io.weights import load_shards
+    from ddsm_ext.models.network import SlimmableNetwork
 
     tensors, about = load_shards(source)
     if "config" not in about:
         raise Refusal(f"{source}: its metadata hold no config; need one of a run of ddsm")
-    config = RunConfig.from_dict(merge(about["config"], changes or {}), str(source))
-    check_finite(str(source), tensors)
-    floats = {key: tensor.float() for key, tensor in tensors.items()}
+    settings, step, most = about["config"], about.get("step", 0), LIMITS["train"]["steps"]
+    if not isinstance(settings, dict) or not all(isinstance(v, dict) for v in settings.values()):
+        raise TypeRefusal(
+            f"{source}: config in its metadata is {shown(settings)}; need an object of sections"
+        )
+    if not is_int(step, 0) or step > most:
+        raise Refusal(
+            f"{source}: step in its metadata is {shown(step)}; need a whole number of 0 ... {most}"
+        )
+    config = RunConfig.from_dict(merge(settings, changes or {}), str(source))
+    network = SlimmableNetwork(config.model, device="meta")
+    shapes = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+    state = read_state_dict(str(source), tensors, shapes, wanted=group)
+    floats = {key: tensor.float() for key, tensor in state.items()}
     name = name or Path(source).name.removesuffix(INDEX_ENDING)
-    return _new_run(root, name, config, floats, int(about.get("step", 0)), source)
+    return _new_run(root, name, config, floats, step, source)
 
 
 def _new_run(

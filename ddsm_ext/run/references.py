@@ -13,6 +13,7 @@ import torch
 
 from ddsm_ext.run.compose import Progress, counter, load_images
 from ddsm_ext.run.config import RunConfig
+from ddsm_ext.run.features import check_comparable
 from ddsm_ext.settings import Refusal
 
 BATCH = 512  # images whose features are computed together
@@ -106,10 +107,7 @@ def _statistics(
         file = folder / "statistics" / f"{what[:16]}.npz"
         with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged one is made again
             return load_statistics(file)
-    if len(dataset) < 2:
-        raise Refusal(
-            f"{dataset.name}: holds {len(dataset)} image; need at least 2 to compare samples with"
-        )
+    check_comparable(dataset)
     told = counter(progress, f"features of {dataset.name}", "image")
 
     def batches() -> Any:

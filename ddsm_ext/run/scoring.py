@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -231,7 +232,9 @@ def score_folder(scorer: Scorer, path: str) -> dict[str, Any]:
     config = scorer.sampler.config
     reading = ("background", "skip_damaged", "max_pixels")
     how = {name: getattr(config.data, name) for name in reading}
-    dataset = load_images(replace(config, data=DataConfig(source=path, split="all", **how)))
+    # of the full path, as a folder called digits is not the digits of scikit-learn
+    source = os.path.abspath(path)
+    dataset = load_images(replace(config, data=DataConfig(source=source, split="all", **how)))
     if len(dataset) < 2:
         raise Refusal(f"{path}: holds {len(dataset)} image; need at least 2 to score")
     images = torch.from_numpy(dataset.images)  # [N, C, H, W]

@@ -167,6 +167,7 @@ LINES = [
     ["eval", "--features", "\x1b[31m"],
     ["eval", "--images", "no\x1b[31mwhere"],
     ["eval", "--set", "eval.kid_subsets=1000000000"],
+    ["eval", "--save-statistics", "x"],
     ["tune", "--strategy", "0.5", "--steps", "9" * 30],
     ["tune", "--strategy", "0.5", "--extend", "9" * 30],
     ["tune", "--strategy", "nan"],

@@ -99,6 +99,12 @@ def test_outputs_in_the_way_of_others_are_refused(
         options.check_output("--out", str(tmp_path / name), folder=is_folder)
 
 
+def test_names_of_another_ending_are_refused(tmp_path: Path) -> None:
+    options.check_output("--out", str(tmp_path / "a.npz"), suffix=".npz")
+    with pytest.raises(ValueError, match=r"--out is .*; need a name that ends in \.npz"):
+        options.check_output("--out", str(tmp_path / "a"), suffix=".npz")
+
+
 @pytest.mark.parametrize("value", [0, -1, 9, 10**5000], ids=shown)
 def test_counts_have_an_end(value: int) -> None:
     options.check_count("--batch", 8, 8)

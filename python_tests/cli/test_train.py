@@ -42,7 +42,10 @@ def test_names_from_the_data_are_names_of_runs(source: str, name: str) -> None:
     assert run_name(source) == name
 
 
-@pytest.mark.parametrize("folder", ["my photos", "1.10", "null", "true", "NaN", "1e400", "[1]"])
+@pytest.mark.parametrize(
+    "folder",
+    ["my photos", "1.10", "null", "true", "NaN", "1e400", "[1]", "sp ", " sp", '"q"', "'q'", "a=b"],
+)
 def test_any_folder_is_trained_on_by_its_own_name(
     folder: str,
     tmp_path: Path,
@@ -77,6 +80,30 @@ def test_images_without_a_size_are_refused(
     assert main(["quickstart", "--set", "data.source=big"]) == 2
     assert "'big'" in capsys.readouterr().err
     assert not Path("runs").exists()
-    for more in (["--preset", "digits"], ["--set", "model.image_size=16"]):
-        assert main(["train", *given, *more, "-n"]) == 0
+    size, channels = said.split("or --set ")[1].split(" (")[0].split(" --set ")
+    for one in (size, channels):
+        assert main(["train", *given, "--set", one]) == 2
+    capsys.readouterr()
+    assert main(["train", *given, *sets([size, channels]), "-n"]) == 0
+    data = json.JSONDecoder().raw_decode(capsys.readouterr().out)[0]["data"]
+    assert (data["source"], data["split"]) == ("big", "train")
+    assert main(["train", *given, "--preset", "digits", "-n"]) == 0
+    said = capsys.readouterr().err
+    assert "warning: --preset digits with the images 'big': they are brought to 8x8 grey" in said
     assert main(["train", "--data", "digits", "-n"]) == 0
+
+
+def test_the_command_that_the_refusal_names_trains_on_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In colour, on the part for training alone, and nothing else of the digits."""
+    monkeypatch.chdir(tmp_path)
+    Path("big").mkdir()
+    images(Path("big/train"), 32)
+    images(Path("big/test"), 32)
+    own = ["model.image_size=32", "model.image_channels=3", "model.ch_mult=1,1", "train.steps=1",
+           "eval.features=none", "train.sample_every=0"]  # fmt: skip
+    assert main(["train", "--data", "big", *sets([*TINY, *own])]) == 0
+    run = Path(capsys.readouterr().out.strip())
+    config = json.loads((run / "config.json").read_text())
+    assert (config["model"]["image_channels"], config["data"]["split"]) == (3, "train")

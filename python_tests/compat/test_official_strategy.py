@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ddsm_ext.compat.official_ddsm import official_config
@@ -74,6 +75,11 @@ def test_several_searches_in_one_file() -> None:
         ("[__import__('os').mkdir('x')]", "is no list of numbers"),
         ("[" + "-" * 100_000 + "1]", "need widths like"),
         ("[1e999]", "the width at t=0 is inf"),
+        ("[np.float64(1.5)]", "the width at t=0 is 1.5"),
+        ("[np.float64(np.float64(1))]", "is no list of numbers"),
+        ("[np.load(1)]", "is no list of numbers"),
+        ("[[1, 0.5]", "found '\\['"),
+        ("[1]; [1]", "found ';'"),
     ],
 )
 def test_bad_text(text: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,10 +176,79 @@ def test_the_process_of_a_flag_file() -> None:
         ("--T=1", "f: DiffusionConfig: timesteps is 1"),
         ("--T", "f:1: --T is ''; need an integer"),
         ("--beta_T 0.01", "f:1: found '--beta_T 0.01'; need lines like --ch=128"),
-        ("-beta_T=0.01", "f:1: found '-beta_T=0.01'"),
+        ("--", "f:1: found '--'"),
+        ("--T\n--beta_1=0.1", "f:1: --T is '--beta_1=0.1'; need an integer"),
         ("--flagfile=other.txt", "f:1: --flagfile names another file; need its lines in this"),
     ],
 )
 def test_flags_of_the_process_that_cannot_be_kept_are_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_official_process(text, source="f")
+
+
+@pytest.mark.parametrize("join", [", ", ",\n", ",", "][", "]\n["])
+def test_lists_joined_otherwise_than_the_reference_does(join: str) -> None:
+    text = f"[1, 0.5]{join}[0.25, 1]" if "," in join else f"[1, 0.5{join}0.25, 1]"
+    forms = [text, f"[{text}]", f"[{text},]", f"[\n{text}\n]\n"] if "," in join else [text]
+    for form in forms:
+        assert parse_official_strategy(form, index=0) == [1.0, 0.5]
+        assert parse_official_strategy(form, index=-1) == [0.25, 1.0]
+        with pytest.raises(ValueError, match="holds 2 strategies"):
+            parse_official_strategy(form)
+
+
+@pytest.mark.parametrize("kind", ["float64", "float32", "float16"])
+def test_numbers_as_numpy_shows_them(kind: str) -> None:
+    values = [1.0, 0.5, 0.25]
+    text = str([getattr(np, kind)(value) for value in values])  # np.float64(1.0) since NumPy 2
+    assert parse_official_strategy(text) == values
+    assert parse_official_strategy(f"[np.{kind}(1.0), numpy.{kind}(0.5), np.int64(1)]") == [
+        1,
+        0.5,
+        1,
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "--T=12\n--ch=64\n--ch_mult=1\n--ch_mult=2\n--beta_T=0.01\n",
+        "-T=12\n-ch=64\n-ch_mult=1\n-ch_mult=2\n-beta_T=0.01\n",
+        "--T\n12\n-ch\n\n# channels\n 64\n--ch_mult\n1\n--ch_mult\n2\n--parallel\n--beta_T\n0.01",
+        "--log_dir\nlogs/a\n--noeval\n--T=12\n--slimmable_g16=false\n--ch=64\n--ch_mult=1\n"
+        "--ch_mult=2\n--parallel\n--beta_T=0.01",
+    ],
+)
+def test_flags_in_the_forms_that_absl_reads(text: str) -> None:
+    expected = {"T": 12, "ch": 64, "ch_mult": [1, 2], "groups": 32}
+    assert parse_official_flags(text) == expected
+    assert parse_official_process(text)[0] == DiffusionConfig(timesteps=12, beta_end=0.01)
+
+
+@pytest.mark.parametrize(
+    ("line", "known"),
+    [
+        ("--beta_t=0.01", "beta_T"),
+        ("--beta-T=0.01", "beta_T"),
+        ("-betaT=0.01", "beta_T"),
+        ("--Beta_T\n0.01", "beta_T"),
+        ("--Ch=64", "ch"),
+        ("--t=100", "T"),
+        ("--meantype=xstart", "mean_type"),
+        ("--var-type=fixedsmall", "var_type"),
+        ("--chmult=1", "ch_mult"),
+        ("--slimmable-g16", "slimmable_g16"),
+        ("--no_slimmable_g16", "noslimmable_g16"),
+    ],
+)
+def test_a_flag_that_is_almost_a_known_one_is_refused(line: str, known: str) -> None:
+    for parse in (parse_official_flags, parse_official_process):
+        with pytest.raises(ValueError, match=rf"f:2: --\S+ is no flag .*; need --{known}$"):
+            parse(f"--lr=0.1\n{line}", source="f")
+
+
+@pytest.mark.parametrize("flag", ["min_width", "candidate_width"])
+@pytest.mark.parametrize("value", ["nan", "0", "1.5"])
+def test_a_width_that_cannot_be_is_refused_by_its_flag(flag: str, value: str) -> None:
+    with pytest.raises(ValueError, match=f"width is {value}; need .* as each {flag}"):
+        official_config(parse_official_flags(f"--{flag}={value}"))

@@ -12,6 +12,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ddsm_ext.compat.guided_diffusion import (
+    guided_diffusion_state_dict_shapes,
+    load_guided_diffusion,
+)
 from ddsm_ext.compat.weights_file import read_state_dict
 
 
@@ -96,7 +100,7 @@ def test_numbers_and_arrays_of_numpy_beside_weights(tmp_path: Path, zipped: bool
         (tmp_path / "old.pt").write_bytes(old)
         assert same(read(tmp_path / "old.pt", groups=("ema",)), weights())
     torch.save({**weights(), "loss": np.float64(0.1)}, path)
-    with pytest.raises(ValueError, match=r"entry 'loss' is a NumPyValue; need a state dict"):
+    with pytest.raises(ValueError, match=r"entry 'loss' is a NumPy value; need a state dict"):
         read(path)
     assert torch.serialization.get_safe_globals() == allowed
 
@@ -111,3 +115,103 @@ def test_weights_that_are_not_finite_are_refused(value: float, dtype: torch.dtyp
     with pytest.raises(ValueError, match=r"net: body\.model\.bias has values that are not finite"):
         read(state)
     assert read({"ema": state, "last": weights()}, groups=("ema", "last"), wanted="last")
+
+
+def other(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor + 1 for name, tensor in state.items()}
+
+
+def under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: {"state_dict": s},
+        lambda s: {"epoch": 1, "state_dict": under("model.", s), "loops": {}},  # of Lightning
+        lambda s: {"state_dict": {**under("net.", s), "loss.weight": torch.ones(3)}},
+        lambda s: {"model": s, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}, "step": 4},
+        lambda s: {"module": under("module.", s), "ds_version": "1"},  # of DeepSpeed
+        lambda s: {"module": s, "param_shapes": {n: t.shape for n, t in s.items()}},
+        lambda s: {"betas": torch.ones(9), "steps": torch.tensor([3]), **under("model.", s)},
+        lambda s: {"a": {"b": {"c": under("d.e.", s)}}},
+        lambda s: {n.replace("body.model.", "body.module.model."): t for n, t in s.items()},
+        lambda s: under("module.", {n.replace("model.", "model.module."): t for n, t in s.items()}),
+    ],
+)
+def test_the_network_is_found_wherever_a_trainer_puts_it(wrap: Any, tmp_path: Path) -> None:
+    torch.save(wrap(weights()), tmp_path / "ckpt.pt")
+    for source in (wrap(weights()), tmp_path / "ckpt.pt"):
+        assert same(read(source), weights())
+        assert same(read(source, groups=("ema_model",), wanted="ema_model"), weights())
+        with pytest.raises(ValueError, match="group is 'emma'; need"):
+            read(source, groups=("ema_model",), wanted="emma")
+
+
+@pytest.mark.parametrize(
+    ("wrap", "names"),
+    [
+        (lambda a, b: {"model": a, "ema": b, "opt": {}}, ("model", "ema")),
+        (
+            lambda a, b: {"state_dict": {**under("net.", a), **under("ema.net.", b)}},
+            ("state_dict.net", "state_dict.ema.net"),
+        ),
+        (  # ema_pytorch's EMA
+            lambda a, b: {"initted": torch.tensor(True), "step": torch.tensor([9]),
+                          **under("online_model.", a), **under("ema_model.", b)},
+            ("online_model", "ema_model"),
+        ),
+    ],
+)  # fmt: skip
+def test_one_of_several_networks_is_chosen_by_name(wrap: Any, names: tuple[str, str]) -> None:
+    content = wrap(weights(), other(weights()))
+    with pytest.raises(ValueError, match=f"2 sets .*'{names[0]}' and '{names[1]}'; need the name"):
+        read(content)
+    assert same(read(content, wanted=names[0]), weights())
+    assert same(read(content, wanted=names[1]), other(weights()))
+    with pytest.raises(ValueError, match="2 sets"):
+        read(content, wanted="nothing")
+    part = next(part for part in names[1].split(".") if part.startswith("ema"))
+    assert same(read(content, wanted=part), other(weights()))
+
+
+def test_the_name_that_a_wrapped_network_lacks_is_said() -> None:
+    state = under("model.", weights())
+    del state["model.head.bias"]
+    with pytest.raises(ValueError, match=r"net lacks 'head\.bias'; need exactly the 4 names"):
+        read({"epoch": 3, "state_dict": state})
+    # nothing of another network is taken for one that is named and damaged
+    with pytest.raises(ValueError, match="net is empty"):
+        read({"a": {}, "b": weights()}, groups=("a", "b"), wanted="a")
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda t: t.to("meta"), "meta"),
+        (lambda t: t.to_sparse(), "torch.sparse_coo"),
+        (lambda t: t.to_sparse_csr(), "torch.sparse_csr"),
+        (lambda t: torch.nested.nested_tensor([t]), "nested"),
+        (lambda t: torch.nested.nested_tensor([t], layout=torch.jagged), "nested"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_that_are_not_dense_are_refused(change: Any, kind: str) -> None:
+    state = weights()
+    state["head.weight"] = change(state["head.weight"])
+    with pytest.raises(ValueError, match=rf"net: head\.weight is a {kind} tensor; need a dense"):
+        read(state)
+
+
+def test_a_network_of_guided_diffusion_is_chosen_by_name() -> None:
+    config = {"image_size": 8, "in_channels": 3, "model_channels": 32, "out_channels": 3,
+              "num_res_blocks": 1, "attention_resolutions": (), "channel_mult": (1,)}  # fmt: skip
+    shapes = guided_diffusion_state_dict_shapes(config)
+    state = {name: torch.ones(shape) for name, shape in shapes.items()}
+    content = {"model": state, "ema": other(state)}
+    with pytest.raises(ValueError, match="'model' and 'ema'; need the name of one as group"):
+        load_guided_diffusion(content, config)
+    for group, value in (("model", 1.0), ("ema", 2.0)):
+        net = load_guided_diffusion(content, config, group=group)
+        assert (net.get_parameter("head.bias") == value).all()

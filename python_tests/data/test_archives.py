@@ -17,8 +17,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from ddsm_ext.data.entries import ReadLimits
+from ddsm_ext.data.entries import DamagedImage, ReadLimits
 from ddsm_ext.data.images import png_bytes
 from ddsm_ext.data.source import images_from_archive, list_source
 
@@ -155,6 +156,10 @@ def evil_zip(path, name: str) -> None:
         data = bytearray(path.read_bytes())
         data[data.find(b"IDAT") + 5] ^= 1
         path.write_bytes(data)
+    elif name == "link":
+        info = zipfile.ZipInfo("a.png")
+        info.create_system, info.external_attr = 3, 0o120777 << 16
+        make_zip(path, {info: b"/etc/passwd"})
     elif name == "no image":
         make_zip(path, {"notes.txt": b"hello"})
     else:
@@ -165,7 +170,7 @@ def evil_zip(path, name: str) -> None:
     "name",
     [
         *("climbs", "absolute", "backslash", "bomb", "many bombs", "lying size", "encrypted"),
-        *("cut", "wrong checksum", "no image", "text"),
+        *("cut", "wrong checksum", "link", "no image", "text"),
     ],
 )
 def test_evil_zips_are_refused_by_name(tmp_path, monkeypatch, name):
@@ -304,7 +309,7 @@ def saved_arrays() -> bytes:
         (pickle.dumps({"a": 1}), "is a Python pickle, which is never read"),
         (picture(3), r"is one image \(PNG\)"),
         (b"\xff\xd8\xff\xe0" + bytes(50), r"is one image \(JPEG\)"),
-        (gzip.compress(b"label,pixels\n"), r"holds no tar \("),
+        (gzip.compress(b"label,pixels\n", mtime=0), r"holds no tar \("),
         (bz2.compress(saved_array()), r"holds no tar \("),
     ],
 )
@@ -364,3 +369,32 @@ def test_an_archive_that_cannot_be_read_is_not_damaged(tmp_path, monkeypatch, co
         with pytest.raises(OSError, match=rf"need a .* that can be read: .*a\.{name[2:]}") as error:
             list(images_from_archive(tmp_path / name))
         assert error.value.errno == code
+
+
+@pytest.mark.parametrize("method", [9, 93, 99])
+def test_other_methods_of_zip_are_named(tmp_path, method):
+    make_zip(tmp_path / "a.zip", {"a.png": picture(1)})
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    struct.pack_into("<H", data, data.find(b"PK\3\4") + 8, method)
+    struct.pack_into("<H", data, data.find(b"PK\1\2") + 10, method)
+    (tmp_path / "a.zip").write_bytes(data)
+    kind = {9: "Deflate64", 93: "Zstandard", 99: "AES"}[method]
+    with pytest.raises(ValueError, match=f"'a.png' is packed by {kind}.*; need") as error:
+        list(images_from_archive(tmp_path / "a.zip"))
+    assert not isinstance(error.value, DamagedImage)  # which skip_damaged would drop
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar"])
+def test_flat_images_without_compression_pack_by_any_ratio(tmp_path, suffix):
+    file = io.BytesIO()
+    Image.new("L", (2400, 2400), 7).save(file, "BMP")
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "zip":
+        make_zip(path, {"a.bmp": file.getvalue()}, compression=zipfile.ZIP_DEFLATED)
+    else:
+        path.write_bytes(lzma.compress(tar_bytes({"a.bmp": file.getvalue()})))
+    assert len(file.getvalue()) > 200 * path.stat().st_size
+    (image,) = images_from_archive(path)
+    assert (image.pixels == 7).all()
+    with pytest.raises(ValueError, match=r"times|need at most"):  # beyond 8 bytes a pixel
+        list(images_from_archive(path, limits=ReadLimits(max_pixels=1000)))

@@ -365,3 +365,27 @@ def test_real_photographs():
     # Channel means of CIFAR-10's test set, published with many models: 0.494, 0.485, 0.450.
     means = dataset.images.mean(axis=(0, 2, 3)) / 255
     assert np.abs(means - [0.494, 0.485, 0.450]).max() < 0.03
+
+
+def test_a_folder_named_digits_is_not_the_built_in_set(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert quietly(source="digits").built_in
+    image_folder(tmp_path / "digits")
+    own = quietly(source="./digits")
+    assert (own.name, own.built_in) == ("digits", False)
+    with pytest.warns(UserWarning, match=r"built-in digits; need \./digits"):
+        assert load_dataset(DataConfig(source="digits")).built_in
+
+
+def test_the_name_of_the_folder_one_is_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(image_folder(tmp_path / "pets"))
+    assert quietly(source=".").name == "pets"
+    config = DataConfig(source=Path("x") / "y")
+    assert config.source == os.path.join("x", "y")
+    assert json.loads(json.dumps(config.to_dict()))["source"] == config.source
+
+
+def test_a_pipe_named_like_an_image_does_not_hang_the_cache(tmp_path):
+    os.mkfifo(image_folder(tmp_path / "d") / "f.png")
+    with pytest.raises(ValueError, match=r"f\.png: not a regular file; need"):
+        load_dataset(DataConfig(source=str(tmp_path / "d"), cache=str(tmp_path / "c")))

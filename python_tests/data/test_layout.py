@@ -174,3 +174,107 @@ def test_dataset_json_of_names_and_of_each_split() -> None:
 def test_wrong_labels_are_refused(labels: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Layout("x", SHARDS, {"": {"labels": labels}})
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out"),
+    [
+        ("train2017", "val2017"),  # COCO
+        ("training_set", "test_set"),  # Kaggle
+        ("train_images", "test_images"),
+        ("train", "test1"),
+        ("train", "dev"),
+        ("train", "eval"),
+        ("train", "evaluation"),
+        ("seg_train", "seg_test"),
+        ("DIV2K_train_HR", "DIV2K_valid_HR"),
+        ("train-set", "val-set"),
+        ("trainA", "testA"),  # CycleGAN
+        ("asl_train", "asl_test"),
+        ("train ", "test "),
+        ("train_images", "test"),
+        ("trainval", "test"),
+    ],
+)
+@pytest.mark.parametrize("again", [False, True])  # as Kaggle packs
+def test_splits_with_words_around_them(train: str, held_out: str, again: bool) -> None:
+    """Words of SPLIT_KEYWORDS between what are no letters, as Hugging Face's datasets has them."""
+    kept, out = (
+        files(*(f"{name}/{name}/{kind}" if again else f"{name}/{kind}" for kind in ("cat", "dog")))
+        for name in (train, held_out)
+    )
+    layout = Layout("x", [*kept, *out], {})
+    assert layout.part("train").names == kept
+    assert layout.part("test").names == out
+    for split in ("train", "test"):
+        assert layout.part(split).class_names == ("cat", "dog")
+        assert not list(layout.notes(split))
+
+
+def test_splits_of_several_folders() -> None:
+    names = files("trainA", "trainB", "testA", "testB")
+    assert Layout("x", names, {}).part("train").names == files("trainA", "trainB")
+    layout = Layout("x", files("seg_train/sea", "seg_test/sea", "seg_pred"), {})
+    assert layout.part("train").names == files("seg_train/sea")
+    assert list(layout.notes("train")) == ["2 images lie in no split's folder; only 'all' has them"]
+    layout = Layout("x", [*files("train/train/cat", "train/train/dog"), "test/x.png"], {})
+    assert layout.part("train").class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("folders", "said"),
+    [
+        (("bus", "car", "train"), "train"),
+        (("bullet_train", "cat", "test_tube"), "bullet_train, test_tube"),
+        (("extra", "train"), "train"),
+    ],
+)
+def test_classes_that_may_be_splits_are_said(folders: tuple[str, ...], said: str) -> None:
+    layout = Layout("x", files(*folders), {})
+    assert not layout.divided
+    assert layout.part("train").class_names == folders
+    (note,) = layout.notes("train")
+    assert f"are classes here: {said};" in note
+
+
+@pytest.mark.parametrize("classes_", [("constrain", "latest"), ("develop", "evaluated")])
+def test_words_within_words_are_no_splits(classes_: tuple[str, ...]) -> None:
+    layout = Layout("x", files(*classes_), {})
+    assert layout.part("train").class_names == classes_
+    assert not list(layout.notes("train"))
+
+
+def test_lost_classes_are_said() -> None:
+    names = [*files("cat", "dog"), "preview.png"]
+    assert list(Layout("x", names, {}).notes("train")) == [
+        "1 images lie in no class folder, so there are no classes"
+    ]
+    (note,) = Layout("x", files("a/train", "a/test", "b/train", "b/test"), {}).notes("train")
+    assert note.startswith("folders above those of the splits are no classes")
+
+
+def test_numbered_shards_are_no_classes_and_numbered_classes_are() -> None:
+    for names in (
+        ["00000/000000012.jpg", "00001/000010000.jpg"],  # img2dataset
+        ["0001/2001.jpg", "0001/3001.jpg", "0012/12.jpg"],  # Danbooru
+    ):
+        assert classes(names) == ()
+    digits = [f"{digit}/{number}.png" for digit in range(10) for number in (0, 10, 21)]
+    assert classes(digits) == tuple("0123456789")
+    assert classes(["0001/1.jpg", "0001/2.jpg", "0002/1.jpg"]) == ("0001", "0002")
+
+
+@pytest.mark.parametrize("form", ["./{}.png", "{}.jpg", ".\\{}.png"])
+def test_names_of_a_table_in_other_forms(form: str) -> None:
+    names = files("cat", "dog")
+    labels = {form.format(name[:-4]): index for index, name in enumerate(names)}
+    part = Layout("x", names, {"": {"labels": labels}}).part("train")
+    assert part.labels == {name: index for index, name in enumerate(names)}
+
+
+def test_a_table_of_other_images_is_said() -> None:
+    layout = Layout("x", files("cat", "dog"), {"": {"labels": {"bird/7.png": 1}}})
+    assert layout.part("train").class_names == ("cat", "dog")
+    assert list(layout.notes("train")) == [
+        "dataset.json names none of the images, and is passed over"
+    ]

@@ -169,3 +169,17 @@ def test_a_file_that_cannot_be_read_is_not_damaged(tmp_path: Path) -> None:
     (tmp_path / "1.png").symlink_to(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"1\.png: no such file"):
         list(read_images(tmp_path, {"0.png", "1.png"}, passed_over=PassedOver(5)))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'{"a":1}\n{"a":2}\n', b"", '{"labels":1}'.encode("utf-16"), b'{"a":1,"a":2}', b'{"a":NaN}'],
+)
+def test_a_dataset_json_of_something_else_is_said(tmp_path: Path, content: bytes) -> None:
+    write(tmp_path, "cat/0.png")
+    (tmp_path / "dataset.json").write_bytes(content)
+    listing = list_source(tmp_path)
+    assert listing.images == ["cat/0.png"]
+    (note,) = listing.notes()
+    assert note.startswith("dataset.json: ")
+    assert note.endswith("; it is passed over")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 
 from ddsm_ext.eval.distances import frechet_distance
 
@@ -103,3 +106,40 @@ def test_rounding_of_a_singular_covariance_is_no_negative_variance() -> None:
     for scale in (1e-90, 1.0, 1e90):
         got = frechet_distance(mu, scale * rounded, mu, np.zeros_like(rounded))
         assert got == pytest.approx(scale * np.trace(exact), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda a: torch.tensor(a, requires_grad=True),
+        lambda a: torch.tensor(a, dtype=torch.bfloat16),
+        lambda a: torch.tensor(a, dtype=torch.float16),
+        lambda a: np.asarray(a, dtype=np.float32),
+        lambda a: np.asarray(a, dtype=int),
+        list,
+    ],
+)
+def test_moments_of_any_kind_of_numbers(kind: Any) -> None:
+    mu, sigma = kind([1.0, 2.0]), kind([[4.0, 0.0], [0.0, 9.0]])
+    # |mu|^2 + (2 - 1)^2 + (3 - 1)^2
+    assert frechet_distance(mu, sigma, np.zeros(2), np.eye(2)) == pytest.approx(10.0, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("mu", "sigma", "error", "message"),
+    [
+        ([0, [1]], np.eye(2), ValueError, "the mean is a list that is no array"),
+        ([0, 1], [[1, 0], [0]], ValueError, "the covariance is a list that is no array"),
+        ([0, 1], np.eye(2) + 1e-3j, TypeError, "the covariance is complex128; need real numbers"),
+        ([0, 1], torch.eye(2) + 1e-3j, TypeError, "the covariance is complex64; need real"),
+        (None, None, TypeError, "the mean is object; need real numbers"),
+        ("x", np.eye(2), TypeError, "the mean is <U1; need real numbers"),
+        (torch.zeros(2).to_sparse(), np.eye(2), ValueError, "the mean is a Tensor that is no"),
+        (torch.zeros(2, device="meta"), np.eye(2), ValueError, "the mean is a Tensor that is no"),
+    ],
+)
+def test_moments_that_are_no_numbers_are_refused(
+    mu: Any, sigma: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=f"frechet_distance, mu1 and sigma1: {message}"):
+        frechet_distance(mu, sigma, np.zeros(2), np.eye(2))

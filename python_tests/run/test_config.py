@@ -115,6 +115,24 @@ def test_values_of_another_type_are_refused(value: object, hint: object) -> None
         coerce(value, hint, "x")
 
 
+@pytest.mark.parametrize(("value", "item"), [("1,0.5,", "''"), ("1,,2", "''"), ("1,x", "'x'")])
+def test_the_item_of_a_list_that_is_wrong_is_named(value: str, item: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        coerce(value, tuple[float, ...], "train.widths")
+    expected = f"train.widths is '{value}', an item of which is {item}; need a number"
+    assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize("name", ["sp ", " sp", '"q"', "'q'", " "])
+def test_what_is_there_is_named_with_its_blanks_and_quotes(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).mkdir()
+    assert parse_setting("data", "source", name) == name
+    assert parse_setting("data", "source", " photos ") == "photos"
+
+
 def test_lists_without_end_are_refused() -> None:
     with pytest.raises(ValueError, match="nested too deeply"):
         parse_value("[" * 100_000)

@@ -11,9 +11,14 @@ import pytest
 import torch
 from compat.official_weights import formula_weights
 from safetensors.torch import save_file
+from torch import Tensor
 
 from ddsm_ext.compat.official_ddsm import official_state_dict_shapes
+from ddsm_ext.models.network import SlimmableNetwork
 from ddsm_ext.run import configure
+from ddsm_ext.run.compose import load_network
+from ddsm_ext.run.config import RunConfig
+from ddsm_ext.run.folder import run_config
 from ddsm_ext.run.importing import import_official, import_shards
 
 NETWORK = {"T": 12, "ch": 32, "ch_mult": [1, 1], "attn": [1], "num_res_blocks": 1, "groups": 16,
@@ -73,11 +78,81 @@ def test_flags_that_cannot_be_kept_are_refused(line: str, message: str, checkpoi
     assert not checkpoint.with_name("runs").exists()
 
 
-def test_weights_in_files_that_are_not_finite_are_refused(tmp_path: Path) -> None:
-    save_file({"head.bias": torch.tensor([1.0, math.nan])}, tmp_path / "a.safetensors")
-    about = {"config": configure("digits").to_dict()}
-    index = tmp_path / "w.safetensors.index.json"
-    index.write_text(json.dumps({"metadata": about, "weight_map": {"head.bias": "a.safetensors"}}))
-    with pytest.raises(ValueError, match=r"w\.safetensors\.index\.json: head\.bias has values"):
+CONFIG = configure("digits").to_dict()
+
+
+def network_weights() -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    shapes = SlimmableNetwork(configure("digits").model).state_dict()
+    return {name: torch.rand(tensor.shape) for name, tensor in shapes.items()}
+
+
+def written(folder: Path, state: dict[str, Tensor], **about: Any) -> Path:
+    """An index of two files."""
+    files = {name: f"{i % 2}.safetensors" for i, name in enumerate(state)}
+    for file in set(files.values()):
+        save_file({name: state[name] for name in state if files[name] == file}, folder / file)
+    index = folder / "w.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"config": CONFIG, **about}, "weight_map": files}))
+    return index
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.module.", "ema_model."])
+def test_weights_in_files_become_a_run_that_loads(prefix: str, tmp_path: Path) -> None:
+    expected = network_weights()
+    state = {f"{prefix}{name}": tensor.half() for name, tensor in expected.items()}
+    if prefix == "ema_model.":
+        state |= {f"online_model.{name}": tensor for name, tensor in expected.items()}
+        with pytest.raises(ValueError, match="holds 2 sets of the network's weights"):
+            import_shards(written(tmp_path, state), tmp_path / "runs")
+    run = import_shards(written(tmp_path, state, step=7), tmp_path / "runs", group="ema_model"
+                        if prefix == "ema_model." else "")  # fmt: skip
+    assert [path.name for path in run.glob("checkpoints/step-*")] == ["step-000007"]
+    loaded = load_network(run, RunConfig.from_dict(run_config(run)), torch.device("cpu"))
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, expected[name].half().float()), name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.update({"head.bias": s["head.bias"] * math.nan}), "head.bias has values that"),
+        (lambda s: s.pop("head.bias"), "lacks 'head.bias'; need exactly"),
+        (lambda s: s.update(extra=torch.zeros(2)), "has an unknown 'extra'"),
+        (lambda s: s.update({"head.bias": torch.zeros(3)}), r"head.bias has shape \[3\]"),
+        (
+            lambda s: s.update({"head.bias": s["head.bias"].to(torch.complex64)}),
+            "head.bias is torch.complex64; need floating-point",
+        ),
+        (lambda s: s.update({"head.bias": s["head.bias"].int()}), "head.bias is torch.int32"),
+        (lambda s: s.clear(), "is empty; need a state dict"),
+    ],
+)
+def test_weights_that_are_not_the_networks_are_refused(
+    change: Any, message: str, tmp_path: Path
+) -> None:
+    state = network_weights()
+    change(state)
+    with pytest.raises(ValueError, match=rf"w\.safetensors\.index\.json:? {message}"):
+        import_shards(written(tmp_path, state), tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        *(({"step": step}, "step in its metadata is") for step in
+          (None, "abc", "7", [1], -1, 1.5, True, 1e300, 10**30)),
+        *(({"config": config}, "config in its metadata is") for config in
+          (None, "x", json.dumps(CONFIG), [1], {"model": None}, {**CONFIG, "train": "x"})),
+        ({"config": {}}, "model.image_size is missing"),
+        ({"config": {**CONFIG, "modell": {}}}, "unknown section 'modell'"),
+    ],
+)  # fmt: skip
+def test_metadata_of_another_kind_are_refused(
+    about: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    index = written(tmp_path, network_weights(), **about)
+    with pytest.raises((ValueError, TypeError), match=rf"index\.json: {message}"):
         import_shards(index, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()

@@ -153,6 +153,20 @@ def test_a_folder_of_one_image_is_named(cifar: Path, tmp_path: Path) -> None:
         score_folder(scorer, str(tmp_path / "one"))
 
 
+def test_a_folder_called_digits_is_scored_itself(
+    cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = config_of(cifar, limit=400)
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
+        save_png(Path("digits") / f"{number}.png", pixels)
+    scorer = scorer_of(config, load_images(config))
+    monkeypatch.setattr(scorer, "context", lambda: {"sampler": None})
+    assert score_folder(scorer, "digits")["images"] == 4
+
+
 def scorer_of(config: RunConfig, dataset: ImageDataset) -> Scorer:
     sampler: Any = SimpleNamespace(config=config, progress=None)
     reference = reference_for(config, Means(), dataset)
