@@ -87,7 +87,7 @@ class Bars:
         self, title: str, done: int, total: int | None, unit: str, remark: str = ""
     ) -> None:
         """Move the bar of `title`; another title, or the end, closes it."""
-        if not sys.stderr.isatty():
+        if sys.stderr is None or not sys.stderr.isatty():
             return
         if title != self._title:
             self.close()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ddsm_ext.diffusion.config import DiffusionConfig
+from ddsm_ext.io.files import read_bytes
 from ddsm_ext.sampling.config import SamplerConfig
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal
@@ -72,7 +73,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
     if path.stat().st_size > _MAX_BYTES:
         raise Refusal(f"{path} has {path.stat().st_size} bytes; need at most {_MAX_BYTES}")
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_bytes(path, "text file of the reference code").decode("utf-8-sig")
     except UnicodeDecodeError:
         raise Refusal(f"{path} is no UTF-8 text; need a text file of the reference") from None
 

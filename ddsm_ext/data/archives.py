@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ddsm_ext.data.entries import DamagedImage, Entry, ReadLimits, plain_name
-from ddsm_ext.io.files import one_line, open_regular
+from ddsm_ext.io.files import naming, one_line, open_regular
 from ddsm_ext.settings import Refusal
 
 _CHUNK = 1 << 16
@@ -95,7 +95,8 @@ def archive_entries(path: Path, limits: ReadLimits) -> Iterator[Entry]:
             outside, is encrypted, or no regular file.
         ValueError: neither a ZIP nor a tar.
     """
-    with open_regular(path, "ZIP or tar archive") as file:
+    need = "need a ZIP or tar archive that can be read"
+    with naming(path, need), open_regular(path, "ZIP or tar archive") as file:
         is_zip = _is_zip(path, file)
     return zip_entries(path, limits) if is_zip else tar_entries(path, limits)
 

@@ -175,6 +175,8 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
                 # Other keys (ADM adds its images, mu_s and sigma_s) are listed but never read.
                 arrays = {k: archive[k] if k in read else np.empty(0) for k in archive.files}
     except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # a file that cannot be read is no damaged one
         # Foreign bytes make zipfile, zlib and numpy's header parser raise a dozen types.
         raise Refusal(
             f"statistics {path}: not a readable .npz of plain numbers; "

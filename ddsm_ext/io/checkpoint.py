@@ -54,7 +54,7 @@ def checkpoint_path(run: str | Path, step: int) -> Path:
 def list_checkpoints(run: str | Path) -> list[Path]:
     """Checkpoint folders of a run by rising step, whole or not."""
     folder = checkpoint_path(run, 0).parent
-    if not folder.is_dir():
+    if not os.path.lexists(folder):  # a link to what is not there, or a file, is an error
         return []
     steps = [(int(m[1]), p) for p in folder.iterdir() if (m := _STEP.fullmatch(p.name))]
     return [path for _, path in sorted(steps)]
@@ -288,6 +288,8 @@ def newest_complete(
         try:
             _verify(path)
         except CheckpointError as error:
+            if not path.exists():  # a training beside this removed it: there are newer ones
+                return newest_complete(run, on_damage=on_damage)
             damage = error
         else:
             return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import math
@@ -12,12 +13,15 @@ import reprlib
 import secrets
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ddsm_ext.settings import Refusal, TypeRefusal
 
+# What a file system without locks answers
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
 
 
@@ -56,11 +60,17 @@ def sync_folder(folder: Path) -> None:
 def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold the lock of a folder, which ends with the context or the process; no file is made.
 
+    A file system without locks has none, as `io.lock.RunLock` says.
+
     Raises:
         BlockingIOError: another process holds it, and `wait` is False.
     """
     with _descriptor(folder) as descriptor:
-        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
         yield
 
 
@@ -172,8 +182,8 @@ def _finite(text: str) -> float:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated = next(key for key in keys if keys.count(key) > 1)
+        count = Counter(key for key, _ in pairs)
+        repeated = next(key for key in count if count[key] > 1)
         raise Refusal(f"key {reprlib.repr(repeated)} is given twice")
     return result
 

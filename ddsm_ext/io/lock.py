@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
 import socket
+import stat
 import sys
 import threading
 import warnings
@@ -17,11 +17,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
-from ddsm_ext.io.files import is_temporary, naming
+from ddsm_ext.io.files import NO_LOCKS, is_temporary, naming
 from ddsm_ext.settings import Refusal
 
 LOCK_FILE = ".lock"
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @dataclass(eq=False)
@@ -104,6 +103,13 @@ class RunLock:
         traceback: TracebackType | None,
     ) -> None:
         held = self._held
+        try:
+            if error is None:
+                held.check()  # what was written went to a folder that is there
+        finally:
+            self._release(held)
+
+    def _release(self, held: _Held) -> None:
         held.count -= 1
         if not held.count and held in _every:  # not in a forked child
             _every.discard(held)
@@ -111,12 +117,13 @@ class RunLock:
             os.close(held.descriptor)
 
     def _taken(self, folder: str) -> _Held:
-        path = os.path.join(folder, LOCK_FILE)
         with naming(folder, "need to write into the run folder"):
             os.makedirs(folder, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor, writable = _opened(os.path.join(folder, LOCK_FILE))
         try:
             status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise Refusal(f"{folder}/{LOCK_FILE}: not a regular file; need to remove it")
             inode = (status.st_dev, status.st_ino)
             # by another path
             mine = next((held for held in _thread.held if held.inode == inode), None)
@@ -125,6 +132,9 @@ class RunLock:
                 mine.count += 1
                 return mine
             self._lock(descriptor)
+            if writable:
+                with naming(folder, "need to write into the run folder"):
+                    _note_holder(descriptor)
         except BaseException:
             os.close(descriptor)
             raise
@@ -142,21 +152,33 @@ class RunLock:
                 f"{self.run}: {_holder(descriptor)} is writing into it; need it to end first"
             ) from None
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in NO_LOCKS:
                 raise
             warnings.warn(
                 f"{self.run}: its file system has no locks; no other process may write into it",
                 stacklevel=4,
             )
-        about = {
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "command": os.path.basename(sys.argv[0] or "python"),
-            "arguments": sys.argv[1:3],
-            "since": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(about).encode(), 0)
+
+
+def _opened(path: str) -> tuple[int, bool]:
+    """Descriptor of a lock file, and whether it can be written; a link to elsewhere is refused."""
+    flags = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        return os.open(path, os.O_RDWR | flags, 0o666), True
+    except PermissionError:  # another user's, in a folder of both
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), False
+
+
+def _note_holder(descriptor: int) -> None:
+    about = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "command": os.path.basename(sys.argv[0] or "python"),
+        "arguments": sys.argv[1:3],
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps(about).encode(), 0)
 
 
 def _remove_leftovers(run: Path) -> None:
@@ -181,5 +203,5 @@ def _holder(descriptor: int) -> str:
         about = json.loads(os.pread(descriptor, 1 << 16, 0))
         words = " ".join([str(about["command"]), *map(str, about["arguments"])])
         return f"process {int(about['pid'])} on {about['host']} ({words}, since {about['since']})"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ArithmeticError, ValueError, LookupError, TypeError, RecursionError):
         return "another process"

@@ -132,18 +132,20 @@ def load_images(config: RunConfig) -> Any:
 
 def images_of(run: Path, config: RunConfig) -> Any:
     """Return a run's images as `load_images` does; says so where they changed since training."""
-    from ddsm_ext.io.checkpoint import list_checkpoints, load_checkpoint
+    from ddsm_ext.io.checkpoint import load_checkpoint, newest_complete
 
     dataset = load_images(config)
     if config.data != RunConfig.from_dict(run_config(run)).data:
         return dataset  # the user's own choice
-    for path in list_checkpoints(run)[-1:]:
-        trained = load_checkpoint(path, ()).state.get("identity", {}).get("data")
-        if trained is not None and trained != dataset.digest:
-            log.warning(
-                "%s: the images of %s are not those that it was trained on (SHA-256 %.12s, then "
-                "%.12s)", run, dataset.name, dataset.digest, trained,
-            )  # fmt: skip
+    newest = newest_complete(run, on_damage=lambda _: None)
+    if newest is None:
+        return dataset
+    trained = load_checkpoint(newest, ()).state.get("identity", {}).get("data")
+    if trained is not None and trained != dataset.digest:
+        log.warning(
+            "%s: the images of %s are not those that it was trained on (SHA-256 %.12s, then %.12s)",
+            run, dataset.name, dataset.digest, trained,
+        )  # fmt: skip
     return dataset
 
 

@@ -328,9 +328,10 @@ def configure(
     """
     values = {} if preset is None else preset_values(preset)
     if file is not None:
+        from ddsm_ext.io.digest import unsealed
         from ddsm_ext.io.files import read_json
 
-        more = read_json(os.fspath(file))
+        more = unsealed(read_json(os.fspath(file)), str(file))
         if not isinstance(more, dict):
             raise TypeRefusal(f"{file}: holds a {type(more).__name__}; need an object of sections")
         values = _laid_over(values, more)

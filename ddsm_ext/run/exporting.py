@@ -7,7 +7,7 @@ from typing import Any
 
 from ddsm_ext.io.files import write_atomic, write_json
 from ddsm_ext.run.config import RunConfig
-from ddsm_ext.settings import plain
+from ddsm_ext.settings import Refusal, plain
 
 
 def export_width(network: Any, config: RunConfig, width: float, folder: Path) -> Path:
@@ -20,9 +20,12 @@ def export_width(network: Any, config: RunConfig, width: float, folder: Path) ->
         folder: made when missing.
 
     Raises:
-        ValueError: the network has no such width.
+        ValueError: the network has no such width, or the folder is a run's.
     """
     from safetensors.torch import save
+
+    if (folder / "checkpoints").exists() or (folder / "env.json").exists():
+        raise Refusal(f"export: {folder} is a run folder; need another one")
 
     dense = network.export_subnet(width).cpu()
     tensors = {name: t.detach().contiguous() for name, t in dense.state_dict().items()}

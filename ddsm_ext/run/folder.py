@@ -34,6 +34,7 @@ _RETIRED: dict[str, tuple[str, ...]] = {
                "refine_population", "full_per_generation", "full_final", "seed_budgets"),
     "eval": ("search_images", "sensitivity_images"),
 }  # fmt: skip
+_NEW = re.compile(r"\.new-\d+-run")  # until it has its number
 _RUN = re.compile(r"(\d{5,})-([A-Za-z0-9][A-Za-z0-9._-]*)")
 
 
@@ -66,9 +67,10 @@ def create_run(root: str | Path, name: str, config: Mapping[str, Any]) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     about = Environment.from_dict(machine_info())
     with locked(root):  # two processes never take the same number
-        for left in root.glob(".new-*"):  # by a process that was killed here
-            shutil.rmtree(left, ignore_errors=True)
-        temp = root / f".new-{os.getpid()}"
+        for left in root.iterdir():  # by a process that was killed here
+            if _NEW.fullmatch(left.name):
+                shutil.rmtree(left, ignore_errors=True)
+        temp = root / f".new-{os.getpid()}-run"
         temp.mkdir()  # with the rights that the user gives to folders
         try:
             write_json(temp / "config.json", sealed(config))

@@ -10,7 +10,7 @@ from typing import Any
 from ddsm_ext.io.weights import INDEX_ENDING
 from ddsm_ext.run.config import LIMITS, RunConfig, merge, preset_values
 from ddsm_ext.run.folder import create_run
-from ddsm_ext.settings import Refusal, TypeRefusal, is_int, shown
+from ddsm_ext.settings import Refusal, TypeRefusal, is_int, plain, shown
 
 # sections that an official checkpoint and its flags decide
 FIXED_SECTIONS = ("model", "diffusion")
@@ -134,7 +134,9 @@ def _new_run(
     from ddsm_ext.io.checkpoint import save_checkpoint
 
     folder = create_run(root, name, config.to_dict())
-    about = {"source": Path(source).name}
+    from ddsm_ext.run.compose import weights_identity
+
+    about = {"source": Path(source).name, "identity": plain(weights_identity(config))}
     save_checkpoint(folder, step, {"model": tensors, "ema": tensors}, about)
     count, widths = sum(t.numel() for t in tensors.values()), config.model.widths
     log.info("%s parameters, widths %s", f"{count:,}", widths)

@@ -384,7 +384,9 @@ class Run:
 
     def _writing(self, out: str | Path | None) -> AbstractContextManager[Any]:
         """The run's lock, which what is written elsewhere does not need."""
-        return RunLock(self.folder) if out is None else nullcontext()
+        run = self.folder.resolve()
+        inside = out is None or run in (Path(out).resolve(), *Path(out).resolve().parents)
+        return RunLock(self.folder) if inside else nullcontext()
 
     def _sampler(self, batch_size: int, weights: str = "ema") -> Sampler:
         return Sampler.for_run(

@@ -131,14 +131,13 @@ def write_samples(
     if out is None:
         steps = config.sampler.steps or config.diffusion.timesteps
         plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name)  # a file of any name may hold a strategy
-        label = f"{plain}-{config.sampler.kind}-{steps}"
+        label = f"{plain[:60]}-{config.sampler.kind}-{steps}"
         out = parent / f"{label}-{json_digest(settings.to_dict())[:8]}"
     out = Path(out)
     settings.check_folder(out)
-    out.mkdir(parents=True, exist_ok=True)
+    settings.save(out / SETTINGS_FILE)  # first: another process with others hears of it
     images, ms = sampler.timed_images(strategy, list(seeds), f"sampling {name}")
     pixels = np.asarray(images).transpose(0, 2, 3, 1)  # [N, H, W, C]
-    settings.save(out / SETTINGS_FILE)
     for seed, image in zip(seeds, pixels, strict=True):
         save_png(out / f"seed-{seed:06d}.png", image)
     save_png(out / "grid.png", image_grid(pixels))

@@ -313,6 +313,7 @@ def write_comparison(
         pictures[label] = to_uint8(sampler.images(strategy, seeds)).cpu().numpy()
         told(done, len(strategies))
     rows = list[Picture]()
+    (folder / "index.json").unlink(missing_ok=True)  # it names no picture that is another's
     for number, (label, images) in enumerate(pictures.items()):
         strip = image_grid(images.transpose(0, 2, 3, 1), COLUMNS)  # [N, H, W, C] -> [h, w, C]
         file = f"row-{number}.png"

@@ -8,6 +8,7 @@ strategy in use.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ddsm_ext.settings import completed, plain
 log = logging.getLogger(__name__)
 
 ARCHIVE = "archive.jsonl"
+_NAME = re.compile(r"search-\d{5,}")
 
 
 def search_folders(run: Path) -> list[Path]:
@@ -45,7 +47,7 @@ def search_folder(run: Path, identity: Mapping[str, Any]) -> Path:
             return folder.rename(current)  # killed while it took its place
     if header is None:
         return current
-    number = max((int(folder.name.partition("-")[2]) for folder in _others(run)), default=-1) + 1
+    number = max((int(folder.name[7:]) for folder in _others(run)), default=-1) + 1
     folder = run / f"search-{number:05d}"
     log.info("another search than that of %s: it takes its place when it has chosen", current)
     return folder
@@ -70,13 +72,13 @@ def take_place(run: Path, folder: Path) -> None:
 
 def _others(run: Path) -> list[Path]:
     """Folders of searches that are not in use; one with a dot was left by a kill."""
-    for hidden in run.glob(".search-[0-9]*"):
-        hidden.rename(hidden.with_name(_free_name(run, hidden.name[1:])))
-    return sorted(run.glob("search-[0-9]*"))
+    for hidden in sorted(run.glob(".search-*")):
+        if _NAME.fullmatch(hidden.name[1:]):
+            hidden.rename(hidden.with_name(_free_name(run, int(hidden.name[8:]))))
+    return [path for path in sorted(run.glob("search-*")) if _NAME.fullmatch(path.name)]
 
 
-def _free_name(run: Path, name: str) -> str:
-    number = int(name.partition("-")[2])
+def _free_name(run: Path, number: int) -> str:
     while (run / f"search-{number:05d}").exists():
         number += 1
     return f"search-{number:05d}"

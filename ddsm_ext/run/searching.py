@@ -72,12 +72,19 @@ def measure_costs(run: Path, sampler: Sampler, widths: Sequence[float]) -> CostT
     )
     own, *others = (folder / "cost_table.json" for folder in search_folders(run))
     for path in (own, *others):
-        if path.exists():
+        if not path.exists():
+            continue
+        try:
             known = CostTable.load(path)
-            with contextlib.suppress(ValueError):
-                known.check_conditions(where)
-                if set(known.costs) >= set(widths) and known.overhead:
-                    return known
+        except ValueError as error:
+            if path == own:  # that of the search in use, which goes on with its own costs alone
+                raise
+            log.warning("%s; passed over", one_line(error))
+            continue
+        with contextlib.suppress(ValueError):
+            known.check_conditions(where)
+            if set(known.costs) >= set(widths) and known.overhead:
+                return known
     told = counter(sampler.progress, "timing each width", "round")
     table = measure_ms(run_step, widths, batch=batch, conditions=where, progress=told)
     overhead = sampler.overhead_ms()
@@ -134,7 +141,7 @@ def sensitivity_of(
     basis = {
         "weights": weights,
         "model": plain(config.model),
-        "data": plain(config.data),
+        "data": {**plain(config.data), "digest": dataset.digest},
         "diffusion": plain(config.diffusion),
         "images": config.eval.sensitivity_images,
         "first_seed": SEARCH_FIRST_SEED,

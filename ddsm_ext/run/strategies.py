@@ -58,6 +58,11 @@ def read_strategy(
     chosen = own_strategy(run)
     if what is None:
         what = chosen if chosen.exists() else 1.0
+        if what == 1.0 and not chosen.parent.exists() and any(run.glob(".search-[0-9]*")):
+            raise Refusal(
+                f"{run}: a search was killed while it took the place of another; need the same "
+                "ddsm search once more"
+            )
     try:
         width = float(what)  # type: ignore[arg-type]  # what is no number is refused here
     except (TypeError, ValueError):
@@ -79,7 +84,7 @@ def _load(path: Path) -> Strategy:
         reason = refused
     try:
         parse_official_strategy(read_text(path), index=0)
-    except Refusal:
+    except (Refusal, OSError):
         raise reason from None
     raise Refusal(
         f"{path}: is a search result of the official code; need the strategy file that "

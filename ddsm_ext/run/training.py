@@ -155,8 +155,8 @@ def extend_run(folder: Path, steps: int, lr: float | None = None) -> TrainConfig
 
 def as_extended(folder: Path, config: RunConfig) -> RunConfig:
     """Return a configuration with the steps that its run has been given since it was made."""
-    saved = run_config(folder)["train"]
-    longer = {"steps": saved["steps"], "extensions": tuple(saved.get("extensions", ()))}
+    saved = RunConfig.from_dict(run_config(folder), str(folder / "config.json")).train
+    longer = {"steps": saved.steps, "extensions": saved.extensions}
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **longer))
 
 

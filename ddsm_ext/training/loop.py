@@ -265,6 +265,7 @@ def train(
                 dist.broadcast(tensor, 0)
         identity = {
             "data": dataset.digest,
+            "flips": dataset.flips,
             **process_identity(schedule, parameterisation),
             "world_size": world_size,
             **(settings or {}),

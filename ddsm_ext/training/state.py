@@ -28,8 +28,8 @@ from ddsm_ext.training.timesteps import ErrorTable
 _FREE_SETTINGS = frozenset(
     ("workers", "log_every", "sample_every", "checkpoint_every", "keep", "max_bad_steps")
 )
-# Settings that weights belong to
-SETTINGS = ("model", "diffusion")
+# Settings that weights belong to, which checkpoints of earlier versions do not name
+SETTINGS = ("model", "diffusion", "flips")
 # These may differ where one continues the other: `TrainConfig.continues`.
 _LENGTH_SETTINGS = frozenset(("steps", "extensions"))
 

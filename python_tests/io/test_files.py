@@ -50,6 +50,13 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path, value):
     assert not (tmp_path / "a.json").exists()
 
 
+def test_a_key_given_twice_among_many_is_found_at_once(tmp_path):
+    keys = ", ".join(f'"k{n}": 0' for n in range(200_000))
+    (tmp_path / "a.json").write_text(f'{{{keys}, "k199999": 1}}')
+    with pytest.raises(ValueError, match="key 'k199999' is given twice"):
+        read_json(tmp_path / "a.json")
+
+
 def test_values_without_json_form_are_refused(tmp_path):
     with pytest.raises(TypeError, match="set is not JSON serializable"):
         write_json(tmp_path / "a.json", {"x": {1}})

@@ -135,23 +135,56 @@ def test_one_thread_may_end_what_another_began(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", ["moved", "removed", "replaced"])
 def test_a_folder_that_is_not_there_any_more_is_noticed(tmp_path: Path, how: str) -> None:
     run = tmp_path / "run"
-    with RunLock(run) as lock:
+    lock = RunLock(run).__enter__()
+    lock.check()
+    if how == "removed":
+        (run / LOCK_FILE).unlink()
+        run.rmdir()
+    else:
+        run.rename(tmp_path / "elsewhere")
+    if how == "replaced":
+        run.mkdir()
+        (run / LOCK_FILE).touch()
+    with pytest.raises(Refusal, match="was moved or removed while this process wrote"):
         lock.check()
-        if how == "removed":
-            (run / LOCK_FILE).unlink()
-            run.rmdir()
-        else:
-            run.rename(tmp_path / "elsewhere")
-        if how == "replaced":
-            run.mkdir()
-            (run / LOCK_FILE).touch()
-        with pytest.raises(Refusal, match="was moved or removed while this process wrote"):
-            lock.check()
-        with pytest.raises(Refusal, match="was moved or removed"), RunLock(run):
-            pass
+    with pytest.raises(Refusal, match="was moved or removed"), RunLock(run):
+        pass
+    with pytest.raises(Refusal, match="was moved or removed"):
+        lock.__exit__(None, None, None)
     assert run.exists() == (how == "replaced")
     with RunLock(run):
         pass
+
+
+@pytest.mark.parametrize("what", ["link", "broken link", "pipe", "null"])
+def test_a_lock_file_of_another_kind_is_neither_followed_nor_written(
+    tmp_path: Path, what: str
+) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    run.mkdir()
+    if what == "pipe":
+        os.mkfifo(run / LOCK_FILE)
+    else:
+        target = {"link": other, "broken link": tmp_path / "none", "null": "/dev/null"}[what]
+        (run / LOCK_FILE).symlink_to(target)
+    other.write_text("mine")
+    with pytest.raises((Refusal, OSError), match="run"), RunLock(run):
+        pass
+    assert other.read_text() == "mine"
+    assert not (tmp_path / "none").exists()
+
+
+def test_nonsense_in_a_lock_file_names_nobody(tmp_path: Path) -> None:
+    with RunLock(tmp_path) as lock:
+        for text in ('{"pid": 1e999}', "[" * 9999, "", '{"pid": 1}', "\x00"):
+            (tmp_path / LOCK_FILE).write_text(text)
+            result = subprocess.run(
+                [sys.executable, "-c", HOLDER, str(tmp_path), "alone"],
+                capture_output=True,
+                text=True,
+            )
+            assert "another process is writing into it; need it to end first" in result.stderr
+        lock.check()
 
 
 def test_threads_that_race_for_it_get_it_one_at_a_time(tmp_path: Path) -> None:

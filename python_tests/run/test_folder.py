@@ -32,6 +32,15 @@ def test_runs_are_numbered_and_hold_config_and_environment(tmp_path):
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [first.name, second.name]
 
 
+def test_what_the_user_keeps_beside_the_runs_stays(tmp_path):
+    for name in (".new-ideas", ".new-", "new-1"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".new-123-run").mkdir()  # of a process that was killed
+    create_run(tmp_path, "x", {})
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {".new-ideas", ".new-", "new-1", "00000-x"}
+
+
 def test_numbers_go_on_after_the_highest(tmp_path):
     (tmp_path / "00041-x").mkdir()
     (tmp_path / "notes").mkdir()

@@ -203,6 +203,25 @@ def test_weights_are_loaded_with_the_settings_they_were_trained_with(
             load()
 
 
+def test_an_export_does_not_write_over_a_run(trained: Run, tmp_path: Path) -> None:
+    run = copied(trained, tmp_path)
+    config = (run.folder / "config.json").read_bytes()
+    with pytest.raises(ValueError, match=r"00000-tiny is a run folder; need another one"):
+        run.export(0.5, out=run.folder)
+    assert (run.folder / "config.json").read_bytes() == config
+
+
+def test_a_runs_own_config_makes_another_run(trained: Run, tmp_path: Path) -> None:
+    path = trained.folder / "config.json"
+    assert configure(file=path) == trained.config
+    path = tmp_path / "config.json"
+    path.write_text(
+        (trained.folder / "config.json").read_text().replace('"steps": 2', '"steps": 3')
+    )
+    with pytest.raises(ValueError, match="does not match its own SHA-256"):
+        configure(file=path)
+
+
 def test_images_that_changed_since_training_are_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

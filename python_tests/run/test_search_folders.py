@@ -69,6 +69,14 @@ def test_killed_while_they_change_places(tmp_path: Path, renames: int, monkeypat
     assert list(found.values()) == ["b"]
 
 
+def test_folders_of_the_users_own_are_left_alone(tmp_path: Path) -> None:
+    begun(tmp_path / "search", A)
+    for name in ("search-00000-best", "search-best", ".search-0.txt", "research-00001"):
+        begun(tmp_path / name, B)
+    assert search_folder(tmp_path, B) == tmp_path / "search-00000"
+    assert len(folders(tmp_path)) == 5
+
+
 def test_damaged_archives_are_nobodys(tmp_path: Path) -> None:
     begun(tmp_path / "search", A)
     (tmp_path / "search" / "archive.jsonl").write_text("{]\n{}\n")

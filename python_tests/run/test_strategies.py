@@ -74,3 +74,13 @@ def test_a_search_result_of_the_official_code_says_how_it_becomes_a_strategy(
     (tmp_path / "cut.json").write_text('{"version": 1, "widths": [0.5, 1.0]')
     with pytest.raises(ValueError, match=r"cut\.json: is not JSON"):
         read_strategy(tmp_path / "cut.json", tmp_path, config)
+
+
+def test_a_search_killed_while_it_took_its_place_is_not_the_full_width(tmp_path: Path) -> None:
+    """Between two renames there is no search/, though the run has a strategy."""
+    (tmp_path / ".search-00000").mkdir()
+    with pytest.raises(ValueError, match="need the same ddsm search once more"):
+        read_strategy(None, tmp_path, configure("digits"))
+    assert read_strategy(1.0, tmp_path, configure("digits"))[0] == "full width"
+    (tmp_path / ".search-00000").rename(tmp_path / "search")
+    assert read_strategy(None, tmp_path, configure("digits"))[0] == "full width"

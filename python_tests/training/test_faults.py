@@ -99,6 +99,19 @@ def test_nothing_begins_anew_over_damaged_checkpoints(stopped: Path) -> None:
     assert contents(stopped) == before
 
 
+@pytest.mark.parametrize("what", ["broken link", "file"])
+def test_checkpoints_that_are_no_folder_are_not_absent(stopped: Path, what: str) -> None:
+    checkpoints, log = stopped / "checkpoints", (stopped / "log.jsonl").read_bytes()
+    checkpoints.rename(stopped / "elsewhere")
+    if what == "file":
+        checkpoints.touch()
+    else:
+        checkpoints.symlink_to(stopped / "unmounted")
+    with pytest.raises(OSError, match="checkpoints"):
+        run_train(stopped, CONFIG)
+    assert (stopped / "log.jsonl").read_bytes() == log
+
+
 def test_the_second_training_of_a_run_is_refused(stopped: Path) -> None:
     said: list[str] = []
 
