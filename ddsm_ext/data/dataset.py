@@ -42,7 +42,6 @@ class ImageDataset:
     digest: str  # SHA-256 of shape, pixels and labels: the identity of the set
     flips: bool = False  # whether training mirrors images at random
     has_held_out: bool = False  # a "train" split, whose source has images for "test" as well
-    built_in: bool = False  # the digits of scikit-learn, and no source of that name
 
     def __len__(self) -> int:
         return len(self.images)
@@ -137,7 +136,6 @@ def load_dataset(config: DataConfig) -> ImageDataset:
         digest,
         config.flips,
         divided,
-        built_in=config.source == "digits",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +157,14 @@ def test_metadata_of_another_kind_are_refused(
     with pytest.raises((ValueError, TypeError), match=rf"index\.json: {message}"):
         import_shards(index, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+def test_imported_weights_are_loaded_with_their_own_process_alone(checkpoint: Path) -> None:
+    file = checkpoint.with_name("flagfile.txt")
+    file.write_text(FLAGS)
+    run = import_official(checkpoint, checkpoint.parent / "runs", flags_file=file)
+    config = RunConfig.from_dict(run_config(run))
+    load_network(run, config, torch.device("cpu"))
+    other = replace(config, diffusion=replace(config.diffusion, beta_end=0.5))
+    with pytest.raises(ValueError, match=r"trained with betas \[.*need the same"):
+        load_network(run, other, torch.device("cpu"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -13,11 +14,12 @@ from typing import Any
 import pytest
 import torch
 from training.same_run import assert_same_run
-from training.toy_net import StopAt, ToyNet, config, run_train
+from training.toy_net import SCHEDULE, StopAt, ToyNet, config, run_train, toy_data
 
 from ddsm_ext.io.checkpoint import list_checkpoints
 from ddsm_ext.io.files import read_jsonl
 from ddsm_ext.io.lock import RunLock
+from ddsm_ext.training.loop import train
 
 CONFIG = config(steps=12, checkpoint_every=4, log_every=1)
 
@@ -181,6 +183,13 @@ def test_pictures_that_a_kill_left_out_are_drawn(tmp_path: Path, step: int) -> N
     found, wanted = contents(run / "samples"), contents(whole / "samples")
     assert found == wanted
     assert len(wanted) == 8
+
+
+def test_a_training_with_flips_is_not_resumed_without(tmp_path: Path) -> None:
+    run_train(tmp_path, config(steps=2))
+    still = dataclasses.replace(toy_data(), flips=False)
+    with pytest.raises(ValueError, match=r"was trained with flips True, now it is False"):
+        train(ToyNet(), still, SCHEDULE, config(steps=2), tmp_path)
 
 
 def test_weights_of_other_settings_are_not_resumed(tmp_path: Path) -> None:
