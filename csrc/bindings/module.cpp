@@ -70,8 +70,8 @@ PYBIND11_MODULE(_native, m) {
         "Name of the instruction set that the CPU kernels use.");
   m.def("available_isas", &available_isas, "Instruction sets that this build and CPU both have.");
   m.def("advise_huge_pages", &advise_huge_pages, py::arg("address"), py::arg("bytes"),
-        "Ask for huge pages where memory that starts on one is not touched yet. Unsafe: the address "
-        "is trusted.");
+        "Ask for huge pages where memory that starts on one is not touched yet. Unsafe: the "
+        "address is trusted.");
   m.def("set_isa", &set_isa, py::arg("isa"),
         "Force an instruction set for the whole process (for tests and comparisons).");
 }

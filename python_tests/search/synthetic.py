@@ -15,7 +15,7 @@ import numpy as np
 
 from ddsm_ext.io.files import read_jsonl
 from ddsm_ext.search.config import SearchConfig
-from ddsm_ext.search.engine import search
+from ddsm_ext.search.engine import Search, search
 from ddsm_ext.search.front import Front
 from ddsm_ext.search.genome import Genome, StrategySpace
 
@@ -150,3 +150,9 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+def started(run_dir, config=SMALL, steps=12, **more) -> Search:
+    """A search that is asked and told."""
+    arguments = {"cost_table": COSTS, "log_snrs": log_snrs(steps), "run_dir": run_dir}
+    return Search(config, **arguments, identity={"checkpoint": "synthetic"}, **more)
