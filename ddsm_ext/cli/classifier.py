@@ -10,6 +10,7 @@ Deterministic: the same images give the same file on the same machine. Score wit
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from ddsm_ext.cli import options
@@ -40,8 +41,9 @@ def run(args: argparse.Namespace) -> int:
     from ddsm_ext.data.dataset import load_dataset
     from ddsm_ext.run.scoring import make_classifier
 
-    dataset = load_dataset(DataConfig(source=args.data, split="all"))
     with told() as bars:
+        read = partial(bars, "reading images", unit="image")
+        dataset = load_dataset(DataConfig(source=args.data, split="all"), read)
         trained = make_classifier(dataset, out, epochs=args.epochs, progress=bars)
     say(
         f"{trained.held_out_accuracy:.2%} of {trained.held_out_images} held-out images recognised "

@@ -6,6 +6,7 @@ between all that is printed and the terminal.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -25,16 +26,24 @@ def printable(text: str) -> str:
     return "".join(shown)
 
 
+def silence(stream: TextIO) -> None:
+    """Let a stream whose reader has gone write to nowhere, whatever it still holds included."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
+
+
 class Harmless:
     """A stream that writes `printable` texts, and fails for no text.
 
     Args:
         stream: where they go.
         escape: False leaves the texts as they are, for programs.
+        needed: whether the work ends where nobody reads them any more; else it goes on unheard.
     """
 
-    def __init__(self, stream: TextIO, *, escape: bool) -> None:
-        self.stream, self.escape = stream, escape
+    def __init__(self, stream: TextIO, *, escape: bool, needed: bool = True) -> None:
+        self.stream, self.escape, self.needed = stream, escape, needed
 
     def write(self, text: str) -> int:
         """Write a text; what the stream's encoding lacks goes out as the bytes of a file name."""
@@ -44,6 +53,20 @@ class Harmless:
         except UnicodeEncodeError:
             self.stream.flush()
             return self.stream.buffer.write(text.encode("utf-8", "surrogateescape"))
+        except BrokenPipeError:
+            if self.needed:
+                raise
+            silence(self.stream)
+            return len(text)
+
+    def flush(self) -> None:
+        """Write what is held back."""
+        try:
+            self.stream.flush()
+        except BrokenPipeError:
+            if self.needed:
+                raise
+            silence(self.stream)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
@@ -56,7 +79,7 @@ def harmless_output() -> Iterator[None]:
     if sys.stdout is not None:
         sys.stdout = Harmless(sys.stdout, escape=sys.stdout.isatty())
     if sys.stderr is not None:
-        sys.stderr = Harmless(sys.stderr, escape=True)
+        sys.stderr = Harmless(sys.stderr, escape=True, needed=False)
     try:
         yield
     finally:

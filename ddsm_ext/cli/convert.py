@@ -67,16 +67,13 @@ def run(args: argparse.Namespace) -> int:
     if kind == "a search result":
         return _convert_search(source, args)
 
-    from ddsm_ext.cli.train import run_name
     from ddsm_ext.run.importing import import_official, import_shards
 
     changes, root = options.parse_settings(args.set), args.root or "runs"
     with told():
         if kind == "an index of weights":
-            # as a run on images is named by theirs: of one file of weights
-            name = args.name or run_name(f"{source.name.removesuffix(INDEX_ENDING)}.safetensors")
             folder = import_shards(
-                source, root, group=args.group or "", name=name, changes=changes
+                source, root, group=args.group or "", name=args.name, changes=changes
             )
         else:
             folder = import_official(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import re
 import signal
 import sys
@@ -19,7 +18,7 @@ from functools import partial
 from typing import NoReturn
 
 from ddsm_ext import __version__
-from ddsm_ext.cli.console import harmless_output
+from ddsm_ext.cli.console import harmless_output, silence
 from ddsm_ext.settings import Refusal, did_you_mean, shown
 
 Command = Callable[[argparse.Namespace], int]
@@ -186,8 +185,7 @@ def _exit_code(command: Callable[[], int]) -> int:
         print("ddsm: stopped; the same command continues where it was saved", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # the reader of our output has gone (`ddsm ... | head`): nothing is left to say
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)  # its reader has gone (`ddsm ... | head`): nothing is left to say
         return 0
     except Exception as error:
         text = _sentence(error)

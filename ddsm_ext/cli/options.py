@@ -168,7 +168,7 @@ def run_settings(run: Path, args: argparse.Namespace) -> RunConfig:
         ValueError: the options change the network or the diffusion process, which belong to the
             weights, or are refused by a section.
     """
-    from ddsm_ext.run.folder import run_config
+    from ddsm_ext.run.folder import config_of
 
     changes = parse_settings(getattr(args, "set", []))
     sampler = changes.setdefault("sampler", {})
@@ -178,8 +178,7 @@ def run_settings(run: Path, args: argparse.Namespace) -> RunConfig:
         sampler["steps"] = args.steps
     if getattr(args, "features", None):
         changes.setdefault("eval", {})["features"] = args.features
-    before = RunConfig.from_dict(run_config(run), str(run / "config.json"))
-    return changed(before, changes, "--set")
+    return changed(config_of(run), changes, "--set")
 
 
 def parse_seeds(text: str) -> list[int]:

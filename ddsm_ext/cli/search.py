@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from ddsm_ext.run.compose import choose_device
     from ddsm_ext.run.costs import check_memory
     from ddsm_ext.run.run import Run
+    from ddsm_ext.run.strategies import own_strategy
 
     device = choose_device(args.device, "--device")
     check_memory(config.model, config.eval.batch_size, device, "eval.batch_size")
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         run.search()
     for line in search_lines(folder):
         say(line)
-    print(folder / "search" / "strategy.json")
+    print(own_strategy(folder))
     return 0
 
 

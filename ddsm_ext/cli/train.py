@@ -11,9 +11,7 @@ Ctrl-C saves and stops; the same command continues.
 from __future__ import annotations
 
 import argparse
-import re
 import warnings
-from pathlib import Path
 
 from ddsm_ext.cli import options
 from ddsm_ext.cli.console import say, told
@@ -62,16 +60,13 @@ def settings(args: argparse.Namespace) -> RunConfig:
     return config
 
 
-def run_name(source: str) -> str:
-    """Return a name for a run on these images, of characters that a run's name may have."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(source).stem).strip("._-")[:60] or "run"
-
-
 def run(args: argparse.Namespace) -> int:
     """Run `ddsm train`."""
     options.check_count("--extend", args.extend, LIMITS["train"]["steps"])
     options.check_output("--root", args.root, folder=True)
     config = settings(args)
+    from ddsm_ext.run.folder import run_name
+
     name = args.name or args.preset or run_name(config.data.source)
     if args.dry_run:
         from ddsm_ext.cli.dry_run import training_text

@@ -181,10 +181,12 @@ def _in_one_sentence(path: Path, what: str, kind: type[ArchiveError]) -> Iterato
     except Refusal:
         raise
     except _DAMAGE as error:
-        # seeking to where a damaged entry says that it begins is an invalid argument
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            text = f"{error.strerror}; need a {what} that can be read"
-            raise OSError(error.errno, text, str(path)) from None
+        # zipfile says "not a zip file" of one whose end cannot be read; seeking to where a damaged
+        # entry says that it begins is an invalid argument
+        for cause in (error, error.__context__):
+            if isinstance(cause, OSError) and cause.errno not in (None, errno.EINVAL):
+                text = f"{cause.strerror}; need a {what} that can be read"
+                raise OSError(cause.errno, text, str(path)) from None
         raise kind(f"{path}: {one_line(error)}; need a whole {what} of images") from None
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +18,6 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
 from ddsm_ext.data.cifar import is_cifar10, is_cifar10_name, read_cifar10
 from ddsm_ext.data.config import DataConfig
@@ -90,7 +90,9 @@ def _digest(images: NDArray[np.uint8], labels: NDArray[np.int64] | None) -> str:
     return digest.hexdigest()
 
 
-def load_dataset(config: DataConfig) -> ImageDataset:
+def load_dataset(
+    config: DataConfig, progress: Callable[[int, int], None] | None = None
+) -> ImageDataset:
     """Read the images that `config` names.
 
     Images of other sizes are cropped to their central square, then resized with Pillow: Lanczos
@@ -105,12 +107,13 @@ def load_dataset(config: DataConfig) -> ImageDataset:
 
     Args:
         config: source, size, channels, split, cache, and what becomes of odd images.
+        progress: called with the images of a folder or archive that are read, and all of them.
 
     Raises:
         FileNotFoundError: no such file or folder.
         ValueError: a damaged or hostile file, images of unequal size, or an empty split.
     """
-    raw, name = _read_or_cached(config)
+    raw, name = _read_or_cached(config, progress)
     for note in raw.notes:
         warnings.warn(f"{config.source}: {note}", stacklevel=2)
     images, labels = raw.images, raw.labels
@@ -139,7 +142,9 @@ def load_dataset(config: DataConfig) -> ImageDataset:
     )
 
 
-def _read_or_cached(config: DataConfig) -> tuple[_RawImages, str]:
+def _read_or_cached(
+    config: DataConfig, progress: Callable[[int, int], None] | None
+) -> tuple[_RawImages, str]:
     if config.source == "digits":
         return _read_digits(config), "digits"
     path = Path(config.source)
@@ -148,11 +153,11 @@ def _read_or_cached(config: DataConfig) -> tuple[_RawImages, str]:
         name = name.split(".tar")[0] if ".tar" in name else (path.stem or name)
     name = name.encode("utf-8", "backslashreplace").decode("utf-8")
     if config.cache is None:
-        return _read_path(config), name
+        return _read_path(config, progress), name
     file = Path(config.cache) / f"{_source_digest(config)}.safetensors"
     raw = _RawImages.load(file)
     if raw is None:
-        raw = _read_path(config)
+        raw = _read_path(config, progress)
         raw.save(file)
     return raw, name
 
@@ -229,7 +234,7 @@ def _source_digest(config: DataConfig) -> str:
         files = {entry.name: Path(entry.where) for entry in entries if _decides(entry.name)}
     for name, file in files.items():
         need = "need a file that can be read"
-        with naming(file, need), open_regular(file, "image or archive") as stream:
+        with naming(file, need), open_regular(file, "file of images") as stream:
             content = hashlib.file_digest(cast(Any, stream), "sha256").hexdigest()
         digest.update(os.fsencode(name) + f"\0{content}\n".encode())
     return digest.hexdigest()
@@ -326,7 +331,9 @@ def _read_digits(config: DataConfig) -> _RawImages:
     return _RawImages(array, labels, tuple("0123456789"), has_test_part=False, notes=tuple(notes))
 
 
-def _read_path(config: DataConfig) -> _RawImages:
+def _read_path(
+    config: DataConfig, progress: Callable[[int, int], None] | None
+) -> _RawImages:
     """Images of a folder, ZIP, tar or CIFAR-10 archive, in the order of their sorted names.
 
     Raises:
@@ -350,11 +357,11 @@ def _read_path(config: DataConfig) -> _RawImages:
         limits=limits,
         passed_over=passed_over,
     )
-    for name, pixels in tqdm(
-        images, f"reading {path.name}", len(part.names), disable=None, delay=2
-    ):
+    for name, pixels in images:
         stack.add(pixels, name)
         found.append(name)
+        if progress is not None:
+            progress(len(found), len(part.names))
     array = stack.array()
     order = sorted(range(len(found)), key=found.__getitem__)
     if order != list(range(len(order))):  # indexing copies

@@ -62,7 +62,7 @@ def is_hidden(name: str) -> bool:
     return any((p.startswith(".") and p != "..") or p == "__MACOSX" for p in parts)
 
 
-def read_file(path: Path, limits: ReadLimits, what: str = "image") -> bytes:
+def read_file(path: Path, limits: ReadLimits, what: str = "file of an image") -> bytes:
     """Content of a regular file of at most `limits.max_entry_bytes`.
 
     Raises:

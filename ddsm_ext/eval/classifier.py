@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddsm_ext.data.pixels import from_uint8
+from ddsm_ext.io.digest import KEY, json_digest
 from ddsm_ext.io.document import Document
 from ddsm_ext.io.files import parse_json, read_bytes, write_atomic
 from ddsm_ext.io.weights import parse_safetensors
@@ -305,9 +306,10 @@ def _one_thread() -> Iterator[None]:
 def save_classifier(trained: TrainedClassifier, path: str | Path) -> str:
     """Write weights and metadata as one safetensors file, atomically; return its SHA-256."""
     tensors = {name: t.contiguous() for name, t in trained.network.state_dict().items()}
-    data = safetensors.torch.save(
-        tensors, metadata={_METADATA_KEY: json.dumps(trained.metadata(), sort_keys=True)}
-    )
+    record = trained.metadata()
+    record[KEY] = _content_digest(record, safetensors.torch.save(tensors))
+    text = json.dumps(record, sort_keys=True)
+    data = safetensors.torch.save(tensors, metadata={_METADATA_KEY: text})
     write_atomic(Path(path), data)
     return hashlib.sha256(data).hexdigest()
 
@@ -320,12 +322,18 @@ def load_classifier(path: str | Path) -> tuple[TrainedClassifier, str]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a safetensors file, no classifier in it, or weights that do not fit.
+        ValueError: not a safetensors file, no classifier in it, weights that do not fit, or not as
+            it was written.
     """
     data = read_bytes(path, ".safetensors classifier")
     metadata, tensors = _read_safetensors(path, data)
     where = f"classifier {path}: metadata"
-    record = _Record.from_content(parse_json(metadata.get(_METADATA_KEY, "{}"), where), where)
+    content = parse_json(metadata.get(_METADATA_KEY, "{}"), where)
+    # the file of the package, from before there was one, has no digest
+    stated = content.pop(KEY, None) if isinstance(content, dict) else None
+    if stated is not None and stated != _content_digest(content, data):
+        raise Refusal(f"classifier {path}: does not match its SHA-256; need an intact file")
+    record = _Record.from_content(content, where)
     try:
         with torch.device("meta"):  # takes no memory, whatever sizes the file states
             network = SmallClassifier(record.values["config"])
@@ -342,6 +350,12 @@ def load_classifier(path: str | Path) -> tuple[TrainedClassifier, str]:
     network.eval().requires_grad_(False)
     trained = TrainedClassifier(network=network, **record.values)
     return trained, hashlib.sha256(data).hexdigest()
+
+
+def _content_digest(record: Mapping[str, Any], data: bytes) -> str:
+    """SHA-256 of a classifier's record and of the weights that a safetensors file holds."""
+    weights = data[8 + int.from_bytes(data[:8], "little") :]
+    return json_digest([record, hashlib.sha256(weights).hexdigest()])
 
 
 def _read_safetensors(path: str | Path, data: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -51,6 +51,11 @@ def checkpoint_path(run: str | Path, step: int) -> Path:
     return Path(run) / "checkpoints" / f"step-{step:06d}"
 
 
+def step_of(checkpoint: Path) -> int:
+    """Steps done at a checkpoint folder, by its name."""
+    return int(checkpoint.name.partition("-")[2])
+
+
 def list_checkpoints(run: str | Path) -> list[Path]:
     """Checkpoint folders of a run by rising step, whole or not."""
     folder = checkpoint_path(run, 0).parent
@@ -182,7 +187,7 @@ def _remove_leftovers(parent: Path) -> None:
 
 def _rotate(run: str | Path, step: int, keep: int) -> None:
     """Remove old checkpoints; each is renamed first, so that a half-removed one is never seen."""
-    done = [path for path in list_checkpoints(run) if int(path.name.partition("-")[2]) <= step]
+    done = [path for path in list_checkpoints(run) if step_of(path) <= step]
     for path in done[:-keep]:
         hidden = path.with_name(f".old-{path.name}-{secrets.token_hex(4)}")
         with contextlib.suppress(OSError):
@@ -263,6 +268,35 @@ def load_checkpoint(path: str | Path, groups: Iterable[str] | None = None) -> Ch
         except ValueError as error:
             raise CheckpointError(str(error)) from None
     return Checkpoint(state["step"], tensors, state, path)
+
+
+def load_newest(
+    run: str | Path,
+    groups: Iterable[str] | None = None,
+    *,
+    on_damage: Callable[[str], None] | None = None,
+) -> Checkpoint | None:
+    """Read the newest whole checkpoint of a run, which a training may save further ones to.
+
+    Args:
+        run: run folder.
+        groups: as of `load_checkpoint`.
+        on_damage: as of `newest_complete`.
+
+    Returns:
+        the checkpoint; None where there are none.
+
+    Raises:
+        CheckpointError: all are damaged, or it lacks a wanted group.
+        OSError: one is there and cannot be read.
+    """
+    while (path := newest_complete(run, on_damage=on_damage)) is not None:
+        try:
+            return load_checkpoint(path, groups)
+        except (CheckpointError, FileNotFoundError):
+            if path.exists():
+                raise  # else the training removed it: there are newer ones
+    return None
 
 
 def _warn(message: str) -> None:

@@ -23,9 +23,9 @@ class Document(Settings):
     """Base of the frozen dataclasses that are files: a version, and exactly the keys they have.
 
     A file holds `{"version": version, **to_dict()}` and the SHA-256 of that; one that is written by
-    hand may lack it. A subclass whose file differs from its fields
-    overrides `file_keys`, `to_dict` and `from_dict`; whatever `from_dict` finds wrong (a key that a
-    row lacks, text where a number belongs) becomes one sentence that names the file.
+    hand may lack it. A subclass whose file differs from its fields overrides `file_keys`, `to_dict`
+    and `from_dict`; whatever `from_dict` finds wrong (a key that a row lacks, text where a number
+    belongs) becomes one sentence that names the file.
 
     Attributes:
         version: format of the file; another one is refused.

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ddsm_ext.io.files import one_line, read_bytes, read_json
+from ddsm_ext.io.files import naming, one_line, read_bytes, read_json
 from ddsm_ext.settings import Refusal
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ def parse_safetensors(data: bytes, name: str) -> dict[str, Tensor]:
     try:
         return load(data)
     except SafetensorError as error:
-        raise Refusal(f"{name}: {error}; need a whole safetensors file") from None
+        text = f"{name} is no whole safetensors file ({one_line(error)}); need tensors by name"
+        raise Refusal(text) from None
     except KeyError as error:
         raise Refusal(f"{name}: holds numbers of type {error}; need ones that torch has") from None
 
@@ -42,19 +43,13 @@ def load_file(path: Path) -> Mapping[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged or foreign, or holds Python objects.
     """
-    import safetensors.torch
-
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise FileNotFoundError(f"{path} {what}; need a .pt or .safetensors file")
-    if path.suffix == ".safetensors":
-        try:
-            return safetensors.torch.load_file(path)
-        except (safetensors.SafetensorError, KeyError) as error:  # a type that torch lacks
-            raise Refusal(
-                f"{path} is no whole safetensors file ({one_line(error)}); need a state dict"
-            ) from None
-    return load_torch(path, str(path))
+    if path.suffix == ".safetensors":  # read, as a disk error in a mapped file ends the process
+        return parse_safetensors(read_bytes(path, "safetensors file"), str(path))
+    with naming(path, "need a torch file that can be read"):
+        return load_torch(path, str(path))
 
 
 def load_torch(source: Path | BinaryIO, name: str) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from ddsm_ext.io.typed import (
     LARGEST,
@@ -28,6 +28,7 @@ from ddsm_ext.settings import Refusal, shown
 
 # What a score is of, in the order of a report: "strategy" is the run's own, "other" all else.
 Kind = Literal["full", "strategy", "width", "reverse", "two segments", "other"]
+KINDS: tuple[str, ...] = get_args(Kind)
 _SEEDS = re.compile(r"(\d{1,19}(-\d{1,19})?(,(?=\d)|$))*")
 
 

@@ -17,12 +17,12 @@ from ddsm_ext.data.pixels import to_uint8
 from ddsm_ext.diffusion.schedule import NoiseSchedule, make_schedule
 from ddsm_ext.graph.count import macs
 from ddsm_ext.run.config import RunConfig
-from ddsm_ext.run.folder import run_config
+from ddsm_ext.run.folder import config_of
 from ddsm_ext.sampling.config import SamplerConfig
 from ddsm_ext.sampling.images import sample
 from ddsm_ext.sampling.levels import evaluations
 from ddsm_ext.sampling.strategy import Strategy
-from ddsm_ext.settings import Refusal, check_choice, did_you_mean, shown
+from ddsm_ext.settings import Refusal, check_choice, shown
 
 log = logging.getLogger(__name__)
 
@@ -101,46 +101,47 @@ def load_network(
         ValueError: the checkpoint lacks these weights, or holds those of another network or another
             diffusion process.
     """
-    from ddsm_ext.io.checkpoint import checkpoint_path, load_checkpoint, newest_complete
+    from ddsm_ext.io.checkpoint import checkpoint_path, load_checkpoint, load_newest
     from ddsm_ext.io.weights import copy_tensors
     from ddsm_ext.training.state import check_identity
 
     check_choice("weights", weights, WEIGHTS)
-    newest = newest_complete(run) if step is None else checkpoint_path(run, step)
-    if newest is None:
+    if step is None:
+        checkpoint = load_newest(run, (weights,))
+    else:
+        checkpoint = load_checkpoint(checkpoint_path(run, step), (weights,))
+    if checkpoint is None:
         raise FileNotFoundError(f"{run}: has no whole checkpoint; need ddsm train first")
-    checkpoint = load_checkpoint(newest)
-    groups = checkpoint.tensors
-    if weights not in groups:
-        raise Refusal(f"{newest}: has no {weights} weights{did_you_mean(weights, groups)}")
     made = checkpoint.state.get("identity", {})
     wanted = {name: value for name, value in weights_identity(config).items() if name in made}
-    check_identity({name: made[name] for name in wanted}, wanted, str(newest))
+    where = str(checkpoint.path)
+    check_identity({name: made[name] for name in wanted}, wanted, where)
     network = build_network(config, torch.device("cpu"))
-    copy_tensors(groups[weights], network.state_dict(), f"{newest}: {weights}")
+    copy_tensors(checkpoint.tensors[weights], network.state_dict(), f"{where}: {weights}")
     return network.to(device, dtype).eval()
 
 
-def load_images(config: RunConfig) -> Any:
+def load_images(config: RunConfig, progress: Progress | None = None) -> Any:
     """Return the run's data set at the model's image size and channels."""
     from ddsm_ext.data.dataset import load_dataset
 
     model = config.model
     size = {"image_size": model.image_size, "channels": model.image_channels}
-    return load_dataset(replace(config.data, **size))
+    told = counter(progress, "reading images", "image")
+    return load_dataset(replace(config.data, **size), told)
 
 
-def images_of(run: Path, config: RunConfig) -> Any:
+def images_of(run: Path, config: RunConfig, progress: Progress | None = None) -> Any:
     """Return a run's images as `load_images` does; says so where they changed since training."""
-    from ddsm_ext.io.checkpoint import load_checkpoint, newest_complete
+    from ddsm_ext.io.checkpoint import load_newest
 
-    dataset = load_images(config)
-    if config.data != RunConfig.from_dict(run_config(run)).data:
+    dataset = load_images(config, progress)
+    if config.data != config_of(run).data:
         return dataset  # the user's own choice
-    newest = newest_complete(run, on_damage=lambda _: None)
+    newest = load_newest(run, (), on_damage=lambda _: None)
     if newest is None:
         return dataset
-    trained = load_checkpoint(newest, ()).state.get("identity", {}).get("data")
+    trained = newest.state.get("identity", {}).get("data")
     if trained is not None and trained != dataset.digest:
         log.warning(
             "%s: the images of %s are not those that it was trained on (SHA-256 %.12s, then %.12s)",

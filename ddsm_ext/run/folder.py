@@ -24,6 +24,7 @@ from ddsm_ext.io.files import (
 from ddsm_ext.io.lock import RunLock
 from ddsm_ext.machine import machine_info
 from ddsm_ext.report.records import Environment
+from ddsm_ext.run.config import RunConfig
 from ddsm_ext.settings import Refusal, Settings, completed, plain
 from ddsm_ext.training.config import TrainConfig
 
@@ -34,8 +35,14 @@ _RETIRED: dict[str, tuple[str, ...]] = {
                "refine_population", "full_per_generation", "full_final", "seed_budgets"),
     "eval": ("search_images", "sensitivity_images"),
 }  # fmt: skip
+CONFIG_FILE = "config.json"
 _NEW = re.compile(r"\.new-\d+-run")  # until it has its number
 _RUN = re.compile(r"(\d{5,})-([A-Za-z0-9][A-Za-z0-9._-]*)")
+
+
+def run_name(source: str | Path) -> str:
+    """Return a name for a run of these images or weights, of characters that it may have."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(source).stem).strip("._-")[:60] or "run"
 
 
 def list_runs(root: str | Path) -> list[Path]:
@@ -73,7 +80,7 @@ def create_run(root: str | Path, name: str, config: Mapping[str, Any]) -> Path:
         temp = root / f".new-{os.getpid()}-run"
         temp.mkdir()  # with the rights that the user gives to folders
         try:
-            write_json(temp / "config.json", sealed(config))
+            write_json(temp / CONFIG_FILE, sealed(config))
             about.save(temp / "env.json")
             runs = list_runs(root)
             number = int(runs[-1].name.partition("-")[0]) + 1 if runs else 0
@@ -93,16 +100,26 @@ def run_config(run: str | Path) -> dict[str, Any]:
         FileNotFoundError: the folder holds no config.json.
         ValueError: it is no JSON object, or not as it was written.
     """
-    path = Path(run) / "config.json"
+    path = Path(run) / CONFIG_FILE
     config = unsealed(read_json(path), str(path))
     if not isinstance(config, dict):
         raise Refusal(f"{path}: not a JSON object; need a run's config")
     return _without_retired(config)
 
 
+def config_of(run: str | Path) -> RunConfig:
+    """Return the configuration of a run.
+
+    Raises:
+        FileNotFoundError: the folder holds no config.json.
+        ValueError: it is not as it was written, or a setting is refused.
+    """
+    return RunConfig.from_dict(run_config(run), str(Path(run) / CONFIG_FILE))
+
+
 def change_config(run: Path, **sections: Any) -> None:
     """Put sections into a run's config.json, which stays else as it was made."""
-    path = run / "config.json"
+    path = run / CONFIG_FILE
     with RunLock(run):
         config = unsealed(read_json(path), str(path))
         write_json(path, sealed({**config, **sections}))
@@ -216,7 +233,7 @@ def resolve_run(root: str | Path, selector: str | Path | int | None = None) -> P
             raise FileNotFoundError(f"{root}: holds no run; need a run folder such as 00000-name")
         return runs[-1]
     text = str(selector)
-    if (Path(text) / "config.json").is_file():
+    if (Path(text) / CONFIG_FILE).is_file():
         return Path(text)
     for run in reversed(runs):
         number, _, name = run.name.partition("-")

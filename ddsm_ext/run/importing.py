@@ -9,7 +9,7 @@ from typing import Any
 
 from ddsm_ext.io.weights import INDEX_ENDING
 from ddsm_ext.run.config import LIMITS, RunConfig, merge, preset_values
-from ddsm_ext.run.folder import create_run
+from ddsm_ext.run.folder import create_run, run_name
 from ddsm_ext.settings import Refusal, TypeRefusal, is_int, plain, shown
 
 # sections that an official checkpoint and its flags decide
@@ -119,7 +119,7 @@ def import_shards(
     shapes = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
     state = read_state_dict(str(source), tensors, shapes, wanted=group)
     floats = {key: tensor.float() for key, tensor in state.items()}
-    name = name or Path(source).name.removesuffix(INDEX_ENDING)
+    name = name or run_name(str(source).removesuffix(INDEX_ENDING) + ".safetensors")
     return _new_run(root, name, config, floats, step, source)
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ddsm_ext.io.lock import RunLock
-from ddsm_ext.report.records import Metrics, Score, Timing
-from ddsm_ext.run.strategies import KINDS
+from ddsm_ext.report.records import KINDS, Metrics, Score, Timing
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import completed, plain
 

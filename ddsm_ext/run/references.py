@@ -80,7 +80,8 @@ def held_out_for(
     if not dataset.has_held_out or len(dataset) < LEAST_IMAGES:
         return None
     try:
-        other = load_images(replace(config, data=replace(config.data, split="test")))
+        test = replace(config, data=replace(config.data, split="test"))
+        other = load_images(test, progress)
     except Refusal as error:  # such as CIFAR-10 without its test batch
         log.info("no distance to held-out images: %s", error)
         return None

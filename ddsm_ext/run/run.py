@@ -25,15 +25,15 @@ from ddsm_ext.run.compose import (
 from ddsm_ext.run.config import RunConfig, changed, with_budget
 from ddsm_ext.run.exporting import export_width
 from ddsm_ext.run.features import with_features
-from ddsm_ext.run.folder import create_run, resolve_run, root_of, run_config
+from ddsm_ext.run.folder import config_of, create_run, resolve_run, root_of
+from ddsm_ext.run.metrics import load_metrics
 from ddsm_ext.run.sampling import Samples, write_samples
 from ddsm_ext.run.scoring import Scorer, score_strategies
 from ddsm_ext.run.searching import search_run
 from ddsm_ext.run.strategies import (
-    own_strategy,
+    keep_strategy,
     plan_scores,
     read_strategy,
-    save_steps,
     strategy_to_tune_for,
 )
 from ddsm_ext.run.training import (
@@ -115,13 +115,13 @@ class Run:
                 features or weights cannot be used.
             FileNotFoundError: the images, the features' file or the weights are missing.
         """
-        device, dataset = choose_device(device), load_images(config)
+        device, dataset = choose_device(device), load_images(config, progress)
         config = with_features(config, dataset)
         if extend is None:
-            folder = None if new else find_run(root, name, config)
+            folder = None if new else find_run(root, name, config, dataset)
         else:
             folder = run_to_extend(root, name, config)
-            extend_run(folder, extend)
+            extend_run(folder, dataset, extend)
         resumed = folder is not None
         if folder is None:
             if config.train.start_from is not None or config.tune.strategy is not None:
@@ -157,13 +157,13 @@ class Run:
                 or this machine has no such device.
         """
         folder = resolve_run(root, which)
-        config = RunConfig.from_dict(run_config(folder), str(folder / "config.json"))
+        config = config_of(folder)
         return cls(folder, changed(config, changes or {}), device, progress)
 
     @cached_property
     def dataset(self) -> Any:
         """The run's images; says so where they are not those that it was trained on."""
-        return images_of(self.folder, self.config)
+        return images_of(self.folder, self.config, self.progress)
 
     @property
     def strategy(self) -> Strategy:
@@ -195,9 +195,10 @@ class Run:
 
         Raises:
             FileNotFoundError: the run has no whole checkpoint.
-            ValueError: the run has as many steps already, or lr is refused.
+            ValueError: the run has as many steps already, its images are others, or lr is refused.
         """
-        self.config = replace(self.config, train=extend_run(self.folder, steps, lr))
+        train = extend_run(self.folder, self.dataset, steps, lr)
+        self.config = replace(self.config, train=train)
 
     def tuned(
         self,
@@ -222,12 +223,9 @@ class Run:
         run = Run.create(
             root, name, config, new=new, extend=extend, device=where, progress=self.progress
         )
-        file = own_strategy(run.folder)
+        chosen = strategy_to_tune_for(strategy, self.folder, self.config)
         with RunLock(run.folder):
-            if not file.exists():
-                found = strategy_to_tune_for(strategy, self.folder, self.config)
-                found.save(file)
-                save_steps(file.parent, run.config, found)
+            keep_strategy(run.folder, run.config, chosen)
         return run
 
     def tune(
@@ -362,6 +360,7 @@ class Run:
         """
         plan = plan_scores(self.folder, self.config, strategies, seeds, ranges)
         with RunLock(self.folder):
+            load_metrics(self.folder)  # where it is damaged, it is refused before any work
             return score_strategies(self.folder, self.scorer(), plan, again=again)
 
     def report(self, out: str | Path | None = None) -> Path:

@@ -22,7 +22,7 @@ from ddsm_ext.report.records import Picture, Pictures
 from ddsm_ext.run.compose import Progress, Sampler, counter, load_images, weights_digest
 from ddsm_ext.run.config import RunConfig
 from ddsm_ext.run.features import check_labelled, features_for
-from ddsm_ext.run.metrics import load_metrics, save_row, save_timing, saved_row, seeds_text
+from ddsm_ext.run.metrics import save_row, save_timing, saved_row, seeds_text
 from ddsm_ext.run.references import held_out_for, reference_for
 from ddsm_ext.run.strategies import ScorePlan
 from ddsm_ext.sampling.strategy import Strategy
@@ -200,9 +200,8 @@ def score_strategies(
         what the scores depend on, and "rows", one a score.
 
     Raises:
-        ValueError: metrics.json is damaged, which is found before any work.
+        ValueError: metrics.json is damaged.
     """
-    load_metrics(run)
     context, rows = scorer.context(), []
     length = max(plan.seeds) + 1 - min(plan.seeds)
     for number in range(plan.ranges):  # range by range: what is there when it stops compares
@@ -234,7 +233,8 @@ def score_folder(scorer: Scorer, path: str) -> dict[str, Any]:
     how = {name: getattr(config.data, name) for name in reading}
     # of the full path, as a folder called digits is not the digits of scikit-learn
     source = os.path.abspath(path)
-    dataset = load_images(replace(config, data=DataConfig(source=source, split="all", **how)))
+    data = DataConfig(source=source, split="all", **how)
+    dataset = load_images(replace(config, data=data), scorer.sampler.progress)
     if len(dataset) < 2:
         raise Refusal(f"{path}: holds {len(dataset)} image; need at least 2 to score")
     images = torch.from_numpy(dataset.images)  # [N, C, H, W]

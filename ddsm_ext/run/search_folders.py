@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ddsm_ext.io.files import parse_jsonl, read_bytes
-from ddsm_ext.search.archive import VERSION
+from ddsm_ext.search.archive import ARCHIVE_FILE, VERSION
 from ddsm_ext.settings import completed, plain
 
 log = logging.getLogger(__name__)
 
-ARCHIVE = "archive.jsonl"
 _NAME = re.compile(r"search-\d{5,}")
 
 
@@ -86,10 +85,10 @@ def _free_name(run: Path, number: int) -> str:
 
 def _header(folder: Path) -> dict[str, Any] | None:
     """First row of a search's archive; None where there is no row."""
-    path = folder / ARCHIVE
+    path = folder / ARCHIVE_FILE
     if not path.exists():
         return None
-    rows, damaged = parse_jsonl(read_bytes(path, "archive of a search"))
+    rows, damaged = parse_jsonl(read_bytes(path, "search archive"))
     if damaged[:1] == [1]:
         return {}  # somebody's scores, but nobody knows whose
     return rows[0] if rows else None

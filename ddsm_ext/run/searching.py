@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 SENSITIVITY_STREAM = 2  # sampling itself draws from the streams 0 and 1
 # Seeds of a search's samples begin here: a strategy is chosen on other noise than it is scored on.
 SEARCH_FIRST_SEED = 1_000_000
+COST_TABLE_FILE = "cost_table.json"
 BLOCKS = 16  # of samples, from whose differences a score's error is known
 
 
@@ -70,7 +71,7 @@ def measure_costs(run: Path, sampler: Sampler, widths: Sequence[float]) -> CostT
         device=device,
         network=f"ch {config.model.ch}, image {config.model.image_size}",
     )
-    own, *others = (folder / "cost_table.json" for folder in search_folders(run))
+    own, *others = (folder / COST_TABLE_FILE for folder in search_folders(run))
     for path in (own, *others):
         if not path.exists():
             continue
@@ -101,7 +102,7 @@ def save_costs(folder: Path, in_macs: CostTable, ms: CostTable) -> None:
     A row's "realised_bound" is the most that time saved over MACs saved can be at that width: what
     it is where every step runs at it.
     """
-    ms.save(folder / "cost_table.json")
+    ms.save(folder / COST_TABLE_FILE)
     full_macs, full_ms = in_macs.costs[1.0], ms.costs[1.0]
     rows = []
     for width, cost in in_macs.costs.items():

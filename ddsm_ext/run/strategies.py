@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 from ddsm_ext.graph.count import macs
-from ddsm_ext.report.records import Kind, Steps
+from ddsm_ext.report.records import Steps
 from ddsm_ext.run.config import RunConfig
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import LARGEST_INT, Refusal
 
+STEPS_FILE = "steps.json"
 # What a search writes beside the chosen strategy, to compare it with: label -> file in search/
 COMPARISONS = {"reverse": "reverse.json", "two segments": "two-segments.json"}
-KINDS: tuple[str, ...] = get_args(Kind)  # what a score is of
 
 
 def own_strategy(run: Path) -> Path:
@@ -37,7 +36,16 @@ def save_steps(folder: Path, config: RunConfig, strategy: Strategy) -> None:
         widths=tuple(step.width for step in steps),
         gains=tuple(prediction_gains(schedule, sampler, config.diffusion.parameterisation)),
         macs={f"{width:g}": macs(config.model, width) for width in config.model.widths},
-    ).save(folder / "steps.json")
+    ).save(folder / STEPS_FILE)
+
+
+def keep_strategy(run: Path, config: RunConfig, strategy: Strategy) -> None:
+    """Write the strategy that a run is tuned for, and its steps, unless it has one of its own."""
+    file = own_strategy(run)
+    if not file.exists():
+        strategy.save(file)
+    if not (file.parent / STEPS_FILE).exists():  # it was killed between the two
+        save_steps(file.parent, config, Strategy.load(file))
 
 
 def read_strategy(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ddsm_ext.data.images import image_grid
 from ddsm_ext.data.pixels import to_uint8
 from ddsm_ext.diffusion.schedule import make_schedule
-from ddsm_ext.io.checkpoint import checkpoint_path, newest_complete
+from ddsm_ext.io.checkpoint import checkpoint_path, load_checkpoint, newest_complete, step_of
 from ddsm_ext.io.lock import RunLock
 from ddsm_ext.run.compose import (
     Progress,
@@ -26,12 +26,13 @@ from ddsm_ext.run.compose import (
     weights_digest,
 )
 from ddsm_ext.run.config import RunConfig, merge
-from ddsm_ext.run.folder import change_config, find_resumable, root_of, run_config
+from ddsm_ext.run.folder import change_config, config_of, find_resumable, root_of
 from ddsm_ext.run.strategies import own_strategy
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal, is_int, plain
 from ddsm_ext.training.config import TrainConfig, TuneConfig
 from ddsm_ext.training.loop import TrainResult, train
+from ddsm_ext.training.state import check_identity
 
 log = logging.getLogger(__name__)
 
@@ -134,34 +135,44 @@ def extended(folder: Path, steps: int, lr: float | None = None) -> RunConfig:
         FileNotFoundError: the run has no whole checkpoint.
         ValueError: the run has as many steps already, or lr is refused.
     """
-    config = RunConfig.from_dict(run_config(folder), str(folder / "config.json"))
+    config = config_of(folder)
     train: TrainConfig = config.train
     if train.extensions and steps == train.steps and lr in (None, train.extensions[-1][2]):
         return config  # the same command again
     newest = newest_complete(folder)
     if newest is None:
         raise FileNotFoundError(f"{folder}: has no whole checkpoint; need a trained run to extend")
-    longer = train.extended(int(newest.name.partition("-")[2]), steps, lr)
+    longer = train.extended(step_of(newest), steps, lr)
     return dataclasses.replace(config, train=longer)
 
 
-def extend_run(folder: Path, steps: int, lr: float | None = None) -> TrainConfig:
-    """Give a run more steps, in its config.json, and return its training settings then."""
+def extend_run(folder: Path, dataset: Any, steps: int, lr: float | None = None) -> TrainConfig:
+    """Give a run more steps, in its config.json, and return its training settings then.
+
+    Raises:
+        FileNotFoundError: the run has no whole checkpoint.
+        ValueError: as of `extended`, or the images are not those that it was trained on.
+    """
     with RunLock(folder):
         train: TrainConfig = extended(folder, steps, lr).train
+        newest = newest_complete(folder)
+        assert newest is not None
+        saved = load_checkpoint(newest, ()).state.get("identity", {})
+        data = {name: saved[name] for name in ("data",) if name in saved}
+        check_identity(data, dict.fromkeys(data, dataset.digest), str(newest))
         change_config(folder, train=train.to_dict())
     return train
 
 
 def as_extended(folder: Path, config: RunConfig) -> RunConfig:
     """Return a configuration with the steps that its run has been given since it was made."""
-    saved = RunConfig.from_dict(run_config(folder), str(folder / "config.json")).train
+    saved = config_of(folder).train
     longer = {"steps": saved.steps, "extensions": saved.extensions}
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **longer))
 
 
-def find_run(root: str | Path, name: str, config: RunConfig) -> Path | None:
-    """Return the newest run that a configuration continues, or None.
+def find_run(root: str | Path, name: str, config: RunConfig, dataset: Any) -> Path | None:
+    """Return the newest run that a configuration and its images continue, or None.
 
     One with fewer steps is given those of `config` where no learning rate depends on them.
     """
@@ -173,7 +184,7 @@ def find_run(root: str | Path, name: str, config: RunConfig) -> Path | None:
         return None
     steps = config.train.steps
     if not config.train.falls and _is_begun(shorter):
-        extend_run(shorter, steps)
+        extend_run(shorter, dataset, steps)
         return shorter
     log.info(
         "%s differs in train.steps alone; --extend %d of ddsm train or tune, beside the options "
@@ -210,7 +221,7 @@ def run_to_tune(newest: Path) -> Path:
     Once it has begun, a tuned run is the newest itself, and the same command has to continue it. A
     strategy of its own, from a search after the tuning, begins a second round.
     """
-    tune: TuneConfig = RunConfig.from_dict(run_config(newest), str(newest / "config.json")).tune
+    tune: TuneConfig = config_of(newest).tune
     file = own_strategy(newest)
     if tune.strategy is None or (file.exists() and Strategy.load(file) != tune.strategy):
         return newest
@@ -257,7 +268,7 @@ def tuned_config(
     newest = newest_complete(origin)
     if newest is None:
         raise FileNotFoundError(f"{origin}: has no whole checkpoint; need ddsm train first")
-    step = int(newest.name.partition("-")[2])
+    step = step_of(newest)
     weights = weights_digest(load_network(origin, config, torch.device("cpu"), step=step))
     values = plain(config)
     values["train"] = _tuning(config, _keys(changes, "train").get("steps"))

@@ -22,6 +22,7 @@ from ddsm_ext.search.genome import Genome, StrategySpace
 from ddsm_ext.search.history import row_digest
 from ddsm_ext.settings import Refusal, TypeRefusal, completed, plain
 
+ARCHIVE_FILE = "archive.jsonl"
 VERSION = 3
 Request = tuple[Genome, range]  # what is to be scored, on which of the search's samples
 

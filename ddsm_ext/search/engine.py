@@ -24,7 +24,7 @@ import numpy as np
 from ddsm_ext.io.digest import json_digest
 from ddsm_ext.io.lock import RunLock
 from ddsm_ext.sampling.strategy import Strategy
-from ddsm_ext.search.archive import Archive, Request
+from ddsm_ext.search.archive import ARCHIVE_FILE, Archive, Request
 from ddsm_ext.search.config import SearchConfig
 from ddsm_ext.search.cost import CostTable, StepCost, check_budget, cost_per_width
 from ddsm_ext.search.front import Front
@@ -215,7 +215,7 @@ class Search:
         with contextlib.ExitStack() as held:
             self._lock = held.enter_context(RunLock(run_dir))
             if config.method != "proxy":
-                archive = Archive(self._folder / "archive.jsonl", whole, space)
+                archive = Archive(self._folder / ARCHIVE_FILE, whole, space)
                 self._archive = held.enter_context(archive)
             self._held = held.pop_all()
 

@@ -295,12 +295,13 @@ class Stages:
 
     def write(self, front: Front, *, chosen: bool = False) -> None:
         """Write history.json and front.json, once the strategy there is what this front chose."""
+        settled = self.strategy_file.exists() and not chosen
+        if settled and self.config.method == "proxy":
+            return  # what is there may be of a search that scored samples
         meter = self._meter
-        ends = None
-        if meter is not None:
-            ends = Ends(tuple(meter.ideal.tolist()), tuple(meter.reference.tolist()))
+        ends = Ends(tuple(meter.ideal.tolist()), tuple(meter.reference.tolist())) if meter else None
         History(tuple(self.history), ends).save(self._folder / "history.json")
-        if chosen or not self.strategy_file.exists():
+        if not settled:
             front.save(self._folder / "front.json")
 
     def pick(self, front: Front) -> FrontPoint:

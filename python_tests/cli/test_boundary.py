@@ -7,9 +7,12 @@ import errno
 import io
 import logging
 import os
+import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -131,3 +134,28 @@ def test_no_encoding_of_stdout_fails(encoding: str) -> None:
 def test_no_output_at_all_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdout", None)
     assert cli.exit_code(lambda: print("x") or 0) == 0
+
+
+def test_work_goes_on_where_nobody_hears_of_it_any_more() -> None:
+    """As in `ddsm search 2>&1 | head -1`: the lines go nowhere, the result is there."""
+    code = """
+import subprocess
+import sys
+import tempfile
+from ddsm_ext.cli.main import exit_code
+def work():
+    for number in range(10000):
+        print("a line of what is going on", file=sys.stderr)
+    open(sys.argv[1], "w").close()
+    return 7
+sys.exit(exit_code(work))
+"""
+    reader, writer = os.pipe()
+    with tempfile.TemporaryDirectory() as folder:
+        done = Path(folder) / "done"
+        command = [sys.executable, "-c", code, str(done)]
+        with subprocess.Popen(command, stderr=writer) as process:
+            os.close(writer)
+            os.read(reader, 1)
+            os.close(reader)
+        assert (process.returncode, done.exists()) == (7, True)

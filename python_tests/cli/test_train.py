@@ -10,7 +10,6 @@ import pytest
 from cli.commands import TINY, sets
 
 from ddsm_ext.cli.main import main
-from ddsm_ext.cli.train import run_name
 from ddsm_ext.data.images import save_png
 
 
@@ -20,26 +19,6 @@ def images(folder: Path, size: int = 8) -> Path:
         pixels = np.random.default_rng(number).integers(0, 256, (size, size, 1), np.uint8)
         save_png(folder / f"{number}.png", pixels)
     return folder
-
-
-@pytest.mark.parametrize(
-    ("source", "name"),
-    [
-        ("photos", "photos"),
-        ("a/photos.zip", "photos"),
-        ("my photos", "my-photos"),
-        ("Bilder für alle (2)", "Bilder-f-r-alle-2"),
-        ("写真", "run"),
-        (".hidden", "hidden"),
-        ("..", "run"),
-        ("-n", "n"),
-        ("a\nb\x1b[31m", "a-b-31m"),
-        ("caf\udce9", "caf"),
-        ("x" * 300, "x" * 60),
-    ],
-)
-def test_names_from_the_data_are_names_of_runs(source: str, name: str) -> None:
-    assert run_name(source) == name
 
 
 @pytest.mark.parametrize(

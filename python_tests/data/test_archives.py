@@ -369,6 +369,10 @@ def test_an_archive_that_cannot_be_read_is_not_damaged(tmp_path, monkeypatch, co
         with pytest.raises(OSError, match=rf"need a .* that can be read: .*a\.{name[2:]}") as error:
             list(images_from_archive(tmp_path / name))
         assert error.value.errno == code
+    monkeypatch.setattr(zipfile, "_EndRecData", fails)  # with which zipfile begins
+    with pytest.raises(OSError, match=r"need a ZIP archive that can be read: .*a\.zip") as error:
+        list(images_from_archive(tmp_path / "a.zip"))
+    assert error.value.errno == code
 
 
 @pytest.mark.parametrize("method", [9, 93, 99])

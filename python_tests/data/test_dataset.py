@@ -388,3 +388,11 @@ def test_a_pipe_named_like_an_image_does_not_hang_the_cache(tmp_path):
     os.mkfifo(image_folder(tmp_path / "d") / "f.png")
     with pytest.raises(ValueError, match=r"f\.png: not a regular file; need"):
         load_dataset(DataConfig(source=str(tmp_path / "d"), cache=str(tmp_path / "c")))
+
+
+def test_reading_tells_how_far_it_is(tmp_path):
+    for number in range(3):
+        save_png(tmp_path / f"{number}.png", np.zeros((4, 4, 1), np.uint8))
+    told = []
+    load_dataset(DataConfig(source=str(tmp_path)), lambda *count: told.append(count))
+    assert told == [(1, 3), (2, 3), (3, 3)]

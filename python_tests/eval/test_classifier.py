@@ -184,6 +184,26 @@ def test_wrong_files_are_named(tmp_path) -> None:
             load_classifier(path)
 
 
+def test_a_changed_file_is_refused(tmp_path) -> None:
+    """Any bit of what `save_classifier` wrote, but for where zeros have two signs."""
+    path = tmp_path / "c.safetensors"
+    images = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), np.uint8)
+    trained = train_classifier(
+        images, np.arange(40) % 2, data_name="x", config=ClassifierConfig(8, 1, 2, 2, 4, epochs=1)
+    )
+    save_classifier(trained, path)
+    whole = path.read_bytes()
+    stream = np.random.default_rng(1)
+    for place in stream.choice(len(whole), 300, replace=False):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << int(stream.integers(8))
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match="classifier"):
+            load_classifier(path)
+    path.write_bytes(whole)
+    load_classifier(path)
+
+
 @pytest.mark.parametrize("kind", ["F4", "F8_E8M0", "F6_E2M3", "R4", "C64", "", "U8"])
 def test_types_of_numbers_that_torch_has_not_are_refused(kind: str, tmp_path) -> None:
     """The header says the type; the bytes below it are as many as that type needs."""

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -20,6 +21,7 @@ from ddsm_ext.io.checkpoint import (
     CheckpointError,
     list_checkpoints,
     load_checkpoint,
+    load_newest,
     newest_complete,
     save_checkpoint,
 )
@@ -154,6 +156,28 @@ def test_none_without_checkpoints(tmp_path):
     assert newest_complete(tmp_path) is None
     with pytest.raises(FileNotFoundError, match="no such folder"):
         load_checkpoint(tmp_path / "checkpoints" / "step-000001")
+
+
+def test_a_reader_meets_a_whole_one_while_a_training_rotates(tmp_path):
+    """With a single one kept, what a reader found is gone before it is read, again and again."""
+    save_checkpoint(tmp_path, 0, groups(0), {}, keep=1)
+    ended = threading.Event()
+
+    def train():
+        for step in range(1, 60):
+            save_checkpoint(tmp_path, step, groups(step), {}, keep=1)
+        ended.set()
+
+    training = threading.Thread(target=train)
+    training.start()
+    steps = []
+    while not ended.is_set():
+        checkpoint = load_newest(tmp_path, ("model",))
+        assert int(checkpoint.tensors["model"]["b"]) == checkpoint.step
+        steps.append(checkpoint.step)
+    training.join()
+    assert steps == sorted(steps)
+    assert len(set(steps)) > 5
 
 
 def test_a_damaged_one_of_the_same_step_is_replaced(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -211,7 +212,6 @@ def test_threads_that_race_for_it_get_it_one_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch: Any) -> None:
-    import errno
     import fcntl
 
     def unsupported(*_: Any) -> None:
@@ -230,3 +230,33 @@ def test_a_folder_that_is_not_writable_names_itself(tmp_path: Path, monkeypatch:
     with pytest.raises(PermissionError, match="need to write into the run folder") as caught:
         RunLock(tmp_path).__enter__()
     assert caught.value.filename == str(tmp_path)
+
+
+def test_the_lock_file_of_another_user_serves_though_it_cannot_be_written(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    with RunLock(tmp_path):
+        about = (tmp_path / LOCK_FILE).read_bytes()
+    opened = os.open
+
+    def of_another_user(path: Any, flags: int, *mode: int) -> int:
+        if flags & os.O_RDWR:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return opened(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", of_another_user)
+    with RunLock(tmp_path):
+        monkeypatch.undo()
+        refused: list[str] = []
+
+        def second() -> None:
+            try:
+                RunLock(tmp_path).__enter__()
+            except Refusal as error:
+                refused.append(str(error))
+
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+    assert "is writing into it; need it to end first" in refused[0]
+    assert (tmp_path / LOCK_FILE).read_bytes() == about  # says who held it before

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from ddsm_ext.io.weights import copy_tensors, load_shards
+from ddsm_ext.io.weights import copy_tensors, load_file, load_shards
 
 
 def test_an_index_of_another_library_is_joined(tmp_path: Path) -> None:
@@ -68,3 +72,24 @@ def test_copy_is_all_or_nothing() -> None:
         assert target["a"].tolist() == [0, 0]
     copy_tensors({"b": torch.ones(3), "a": torch.ones(2)}, target, "x")
     assert target["a"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("name", ["net.pt", "net.safetensors"])
+def test_a_file_on_a_failing_disk_names_itself(name: str, tmp_path: Path, monkeypatch: Any) -> None:
+    tensors = {"a": torch.zeros(4)}
+    torch.save(tensors, tmp_path / "net.pt")
+    save_file(tensors, tmp_path / "net.safetensors")
+
+    class Failing(io.FileIO):
+        def readinto(self, buffer: Any) -> int:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        def read(self, size: int = -1) -> bytes:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        readall = read
+
+    monkeypatch.setattr("builtins.open", lambda path, *how, **more: Failing(path))
+    with pytest.raises(OSError, match=r"Input/output error; need a .* file that can be read") as no:
+        load_file(tmp_path / name)
+    assert (no.value.errno, no.value.filename) == (errno.EIO, str(tmp_path / name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from ddsm_ext.run.folder import (
     resolve_run,
     root_of,
     run_config,
+    run_name,
 )
 
 
@@ -52,6 +54,34 @@ def test_bad_names_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match="create_run: name is"):
         create_run(tmp_path / "runs", name, {})
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("photos", "photos"),
+        ("a/photos.zip", "photos"),
+        ("my photos", "my-photos"),
+        ("Bilder für alle (2)", "Bilder-f-r-alle-2"),
+        ("写真", "run"),
+        (".hidden", "hidden"),
+        ("..", "run"),
+        ("-n", "n"),
+        ("a\nb\x1b[31m", "a-b-31m"),
+        ("caf\udce9", "caf"),
+        ("x" * 300, "x" * 60),
+    ],
+)
+def test_names_from_the_data_are_names_of_runs(source: str, name: str) -> None:
+    assert run_name(source) == name
+
+
+def test_a_file_system_without_locks_takes_runs(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    assert [create_run(tmp_path, "x", {}).name for _ in range(2)] == ["00000-x", "00001-x"]
 
 
 def test_config_without_json_form_leaves_nothing(tmp_path):

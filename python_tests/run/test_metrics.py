@@ -17,7 +17,7 @@ from ddsm_ext.report.comparison import compare, lines_of
 from ddsm_ext.report.headline import headline
 from ddsm_ext.run import configure
 from ddsm_ext.run.metrics import save_row, save_timing, saved_row
-from ddsm_ext.run.scoring import Scorer, score_strategies
+from ddsm_ext.run.scoring import Scorer
 from ddsm_ext.sampling.strategy import Strategy
 
 CONTEXT = {"reference": {"name": "r", "images": 9, "digest": "d"}, "weights": "w"}
@@ -161,13 +161,6 @@ def test_damaged_scores_are_refused_by_name_and_stay(
     with refused:
         save_timing(scored, {"ms_per_image": {"full": 2.0, "strategy": 1.0}})
     assert path.read_bytes() == before
-
-
-def test_damaged_scores_are_refused_before_any_work(scored: Path) -> None:
-    (scored / "metrics.json").write_text("{")
-    nothing: Any = None
-    with pytest.raises(ValueError, match=r"metrics\.json: is not JSON"):
-        score_strategies(scored, nothing, nothing, again=True)
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,13 @@ def test_a_device_that_is_not_there_leaves_no_run(device: str, tmp_path: Path) -
     assert not list(tmp_path.iterdir())
 
 
+def test_damaged_scores_are_refused_before_any_work(untrained: Run, tmp_path: Path) -> None:
+    run = Run.open(tmp_path, shutil.copytree(untrained.folder, tmp_path / "00000-x"))
+    (run.folder / "metrics.json").write_text("{")
+    with pytest.raises(ValueError, match=r"metrics\.json: is not JSON"):
+        run.evaluate()  # which also lacks weights
+
+
 def test_weights_to_start_from_that_are_missing_leave_no_run(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nothing: has no whole checkpoint"):
         Run.create(tmp_path, "x", tiny(start_from=str(tmp_path / "nothing")))
@@ -75,6 +82,15 @@ def test_changes_of_a_run_are_refused_in_a_sentence(
 ) -> None:
     with pytest.raises(ValueError, match=expected):
         Run.open(untrained.folder.parent, changes=changes)
+
+
+def test_a_refused_search_of_the_proxy_leaves_that_of_samples(trained: Run, tmp_path: Path) -> None:
+    run = Run.open(tmp_path, shutil.copytree(trained.folder, tmp_path / "00000-x"))
+    run.search(budget_macs=0.6)
+    files = {path: path.read_bytes() for path in (run.folder / "search").iterdir()}
+    with pytest.raises(ValueError, match="need a larger budget or loss"):
+        run.search(method="proxy", budget_macs=0.6, max_quality_loss=1e-12)
+    assert {path: path.read_bytes() for path in (run.folder / "search").iterdir()} == files
 
 
 @pytest.mark.parametrize(

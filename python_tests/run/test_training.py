@@ -8,9 +8,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from ddsm_ext.data.images import save_png
 from ddsm_ext.graph.count import macs
 from ddsm_ext.io.checkpoint import list_checkpoints, load_checkpoint, newest_complete
 from ddsm_ext.run import Run, RunConfig, configure
@@ -19,9 +21,10 @@ from ddsm_ext.run.costs import estimate_training
 from ddsm_ext.sampling.strategy import Strategy
 
 
-def tiny(**train: Any) -> RunConfig:
+def tiny(data: dict[str, Any] | None = None, **train: Any) -> RunConfig:
     return configure(
         "digits",
+        data=data or {},
         model={"ch": 8, "groups": 4, "widths": (1, 0.5)},
         train={"steps": 4, "batch_size": 8, "log_every": 1, "warmup_steps": 0, **train},
         sampler={"steps": 3},
@@ -105,6 +108,27 @@ def test_refusals_of_an_extension(origin: Run, tmp_path: Path) -> None:
     longer = Run.open(tmp_path, origin.folder, {"train": {"steps": 8}})
     with pytest.raises(ValueError, match=r"`--extend 8` \(Run\.extend\)"):
         longer.train()
+
+
+def test_more_steps_on_other_images_are_refused_and_written_nowhere(
+    tmp_path: Path,
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), np.uint8)
+    for number, image in enumerate(images):
+        save_png(tmp_path / "images" / f"class{number % 2}" / f"{number}.png", image)
+    data = {"source": str(tmp_path / "images")}
+    short, longer = tiny(data, lr_final=1.0), tiny(data, lr_final=1.0, steps=6)
+    run = Run.create(tmp_path / "runs", "x", short)
+    run.train()
+    before = (run.folder / "config.json").read_bytes()
+    (tmp_path / "images" / "class0" / "0.png").unlink()
+    with pytest.raises(ValueError, match="was trained with data"):
+        Run.create(tmp_path / "runs", "x", longer)
+    with pytest.raises(ValueError, match="was trained with data"):
+        Run.create(tmp_path / "runs", "x", short, extend=6)
+    with pytest.raises(ValueError, match="was trained with data"):
+        Run.open(tmp_path / "runs").extend(6)
+    assert (run.folder / "config.json").read_bytes() == before
 
 
 def test_more_steps_at_a_constant_rate_go_on_in_the_same_folder(tmp_path: Path) -> None:
@@ -206,6 +230,14 @@ def test_settings_of_a_tuned_run(origin: Run) -> None:
     origin.extend(8)
     assert origin.tuned(0.5).train.steps == 4
     assert origin.tuned(0.5).train.extensions == ()
+
+
+def test_tuning_after_a_kill_between_strategy_and_steps_writes_the_steps(origin: Run) -> None:
+    steps = origin.tuning(STRATEGY, train={"steps": 2}).folder / "search" / "steps.json"
+    written = steps.read_bytes()
+    steps.unlink()
+    origin.tuning(STRATEGY, train={"steps": 2})
+    assert steps.read_bytes() == written
 
 
 def test_the_same_tuning_resumes_and_another_is_another_run(origin: Run) -> None:
