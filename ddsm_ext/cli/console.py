@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TextIO
 
 
@@ -53,7 +53,7 @@ class Harmless:
         except UnicodeEncodeError:
             self.stream.flush()
             return self.stream.buffer.write(text.encode("utf-8", "surrogateescape"))
-        except BrokenPipeError:
+        except OSError:
             if self.needed:
                 raise
             silence(self.stream)
@@ -63,7 +63,7 @@ class Harmless:
         """Write what is held back."""
         try:
             self.stream.flush()
-        except BrokenPipeError:
+        except OSError:
             if self.needed:
                 raise
             silence(self.stream)
@@ -78,12 +78,14 @@ def harmless_output() -> Iterator[None]:
     before = sys.stdout, sys.stderr
     if sys.stdout is not None:
         sys.stdout = Harmless(sys.stdout, escape=sys.stdout.isatty())
-    if sys.stderr is not None:
-        sys.stderr = Harmless(sys.stderr, escape=True, needed=False)
-    try:
-        yield
-    finally:
-        sys.stdout, sys.stderr = before
+    with ExitStack() as opened:
+        # print(file=None) is print to stdout
+        stderr = sys.stderr or opened.enter_context(open(os.devnull, "w"))
+        sys.stderr = Harmless(stderr, escape=True, needed=False)
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = before
 
 
 def say(text: str = "") -> None:

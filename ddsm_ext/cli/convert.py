@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
                 root,
                 flags_file=args.flags,
                 groups=args.groups,
-                group=args.group or "ema_model",
+                group=args.group or "",
                 name=args.name or "official",
                 changes=changes,
                 where="--set",

@@ -6,7 +6,6 @@ A file that is damaged is named in the place of what it would have shown; the re
 from __future__ import annotations
 
 import argparse
-from contextlib import nullcontext
 
 from ddsm_ext.cli import options
 
@@ -19,12 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run `ddsm report`."""
-    options.check_output("--out", args.out)
+    options.check_output("--out", args.out, suffix=".html")
     folder = options.find_run(args)
 
-    from ddsm_ext.io.lock import RunLock
+    from ddsm_ext.io.lock import output_lock
     from ddsm_ext.report.page import build_report
 
-    with RunLock(folder) if args.out is None else nullcontext():
+    with output_lock(folder, args.out):
         print(build_report(folder, args.out))
     return 0

@@ -61,19 +61,19 @@ def run(args: argparse.Namespace) -> int:
         folder = run_to_tune(folder)
     with told() as progress:
         origin = Run.open(args.root, folder, device=device, progress=progress)
+        config = origin.tuned(args.strategy, **changes)
         if args.dry_run:
             from ddsm_ext.cli.dry_run import training_text
 
-            config = origin.tuned(args.strategy, **changes)
             if args.extend is not None:
                 longer = run_to_extend(root_of(folder), tuned_name(folder), config)
                 config = extended(longer, args.extend)
             print(training_text(config))
             return 0
+        batch = config.train.batch_size
+        check_memory(config.model, batch, device, "train.batch_size", training=True)
         tuned = origin.tuning(args.strategy, new=args.new, extend=args.extend, **changes)
         say(f"{'continuing' if tuned.resumed else 'tuning'} {tuned.folder}")
-        model, batch = tuned.config.model, tuned.config.train.batch_size
-        check_memory(model, batch, device, "train.batch_size", training=True)
         with RunLock(tuned.folder):
             options.note_command(tuned.folder)
             result = tuned.train()

@@ -142,7 +142,7 @@ def load_official_ddsm(
     path_or_state_dict: str | os.PathLike[str] | Mapping[str, Any],
     config: Mapping[str, Any],
     *,
-    group: str = "ema_model",
+    group: str = "",
 ) -> SlimmableNetwork:
     """Return a network equal to the reference's at every width that the reference can run.
 
@@ -150,8 +150,8 @@ def load_official_ddsm(
         path_or_state_dict: a .pt or .safetensors file or its content: a state dict, or a checkpoint
             that holds one, as `ema_model` and `net_model` or by other names or prefixes.
         config: as for `official_config`.
-        group: which network of a checkpoint with several to take; the reference evaluates
-            "ema_model".
+        group: which network of a checkpoint with several to take; "" takes "ema_model", which the
+            reference evaluates, or else "net_model".
 
     Returns:
         The network in evaluation mode on the CPU, in the dtype of the weights.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import Counter
@@ -24,6 +25,7 @@ _WRAPPERS = re.compile(
     r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
     r"|(?<=\.)module\."
 )
+log = logging.getLogger(__name__)
 _DEPTH = 3  # of mappings within a checkpoint that are looked through
 
 
@@ -63,9 +65,10 @@ def read_state_dict(
             put their names into the network's.
         shapes: name -> shape.
         optional: names that may be missing.
-        groups: usual names of a network within a checkpoint.
+        groups: usual names of a network within a checkpoint, of which the first is taken.
         wanted: the name of the one to take, where there are several: a key, a prefix, or both
-            joined by dots. One of `groups` that is missing gives way to the only one there.
+            joined by dots. One of `groups` that is missing gives way to a network without such a
+            name.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -130,10 +133,16 @@ def _pick(
         content, place = content[wanted], f"{wanted}."
     parts = list(_parts(content, required, place))
     whole = {where: entries for where, entries, count in parts if count == len(required)}
-    asked = [where for where in whole if where == wanted]
-    asked = asked or [where for where in whole if wanted and wanted in where.split(".")]
-    if len(asked) == 1:
-        return whole[asked[0]]
+    for name in [wanted] if wanted else groups:
+        asked = [where for where in whole if where == name]
+        asked = asked or [where for where in whole if name in where.split(".")]
+        if len(asked) == 1:
+            if not wanted and name != groups[0]:
+                log.info("%s: has no %s weights, those of %s are taken", source, groups[0], name)
+            return whole[asked[0]]
+        lacking = [part for part in parts if name in part[0].split(".")]
+        if lacking and not asked:  # errors name what it lacks, rather than another takes its place
+            return max(lacking, key=lambda part: part[2])[1]
     if len(whole) > 1:
         names = " and ".join(map(repr, whole))
         raise Refusal(
@@ -142,7 +151,7 @@ def _pick(
         )
     if whole:
         (where,) = whole
-        if wanted and wanted not in groups:
+        if wanted and (wanted not in groups or {*groups}.intersection(where.split("."))):
             there = f", {where!r}" if where else ""
             raise Refusal(
                 f"{source}: group is {wanted!r}; need none, as there is one network alone{there}"

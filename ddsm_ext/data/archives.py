@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import bz2
 import contextlib
-import errno
 import io
 import lzma
+import os
 import stat
 import tarfile
 import zipfile
@@ -14,10 +14,10 @@ import zlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 from ddsm_ext.data.entries import DamagedImage, Entry, ReadLimits, plain_name
-from ddsm_ext.io.files import naming, one_line, open_regular
+from ddsm_ext.io.files import naming, one_line, open_regular, system_error
 from ddsm_ext.settings import Refusal
 
 _CHUNK = 1 << 16
@@ -72,6 +72,21 @@ _DAMAGE = (
     RuntimeError,
     LookupError,
 )
+
+
+class _WholeTarInfo(tarfile.TarInfo):
+    """An entry of a tar that is read to its end blocks: tarfile ends in silence at a header that is
+    damaged, or where the file is cut off."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.HeaderError as error:
+            ended = isinstance(error, tarfile.EOFHeaderError)  # type: ignore[attr-defined]
+            if ended or archive.offset == 0:
+                raise
+            raise tarfile.ReadError(f"{error} at byte {archive.offset}, no end blocks") from None
 
 
 class ArchiveError(Refusal):
@@ -181,12 +196,9 @@ def _in_one_sentence(path: Path, what: str, kind: type[ArchiveError]) -> Iterato
     except Refusal:
         raise
     except _DAMAGE as error:
-        # zipfile says "not a zip file" of one whose end cannot be read; seeking to where a damaged
-        # entry says that it begins is an invalid argument
-        for cause in (error, error.__context__):
-            if isinstance(cause, OSError) and cause.errno not in (None, errno.EINVAL):
-                text = f"{cause.strerror}; need a {what} that can be read"
-                raise OSError(cause.errno, text, str(path)) from None
+        if cause := system_error(error):
+            with naming(path, f"need a {what} that can be read"):
+                raise cause from None
         raise kind(f"{path}: {one_line(error)}; need a whole {what} of images") from None
 
 
@@ -196,12 +208,33 @@ def zip_entries(path: Path, limits: ReadLimits) -> Iterator[Entry]:
     with open_regular(path, what) as file, _in_one_sentence(path, what, ArchiveError):
         budget = _Budget(path, limits)
         with zipfile.ZipFile(file) as archive:
-            named = [(plain_name(info.filename), info) for info in archive.infolist()]
+            _check_count(path, file, len(archive.infolist()))
+            named = [(plain_name(_zip_name(info)), info) for info in archive.infolist()]
             for name, info in sorted(named, key=lambda pair: pair[0]):
                 budget.add_entry()
                 if not info.filename.endswith(("/", "\\")):
                     read = partial(_zip_entry, archive, info, name, budget)
                     yield Entry(name, f"{path}: {name}", read)
+
+
+def _check_count(path: Path, file: BinaryIO, found: int) -> None:
+    """Refuse a ZIP that says at its end that it has more entries than were found, or less."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - (22 + 0xFFFF)))  # before the longest comment
+    tail = file.read()
+    stated = int.from_bytes(tail[(at := tail.rfind(b"PK\5\6") + 10) : at + 2], "little")
+    if stated not in (found, 0xFFFF):  # of more, the record of ZIP64 has the number
+        raise ArchiveError(
+            f"{path}: has {found} entries and says {stated}; need a whole ZIP archive of images"
+        )
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """An entry's name; one without the flag of UTF-8 may be UTF-8 all the same."""
+    if not info.flag_bits & 0x800:
+        with contextlib.suppress(UnicodeError):
+            return info.filename.encode("cp437").decode("utf-8")
+    return info.filename
 
 
 def _zip_entry(
@@ -315,7 +348,7 @@ def tar_entries(path: Path, limits: ReadLimits) -> Iterator[Entry]:
 
 def _tar_stream(path: Path, stream: BinaryIO) -> tarfile.TarFile:
     try:
-        return tarfile.open(fileobj=stream, mode="r|")
+        return tarfile.open(fileobj=stream, mode="r|", tarinfo=_WholeTarInfo)
     except tarfile.ReadError as error:
         raise ArchiveError(
             f"{path}: holds no tar ({one_line(error)}); need a whole tar archive of images"
@@ -328,8 +361,10 @@ def _tar_member(
     """One member, which the archive must stand at."""
     _check_name(budget.archive, name)
     if not member.isreg() or member.issparse():
+        to = f" (to {member.linkname!r})" if member.linkname else ""
         raise ArchiveError(
-            f"{budget.archive}: entry {name!r} is a link, device or sparse file; need regular files"
+            f"{budget.archive}: entry {name!r} is a link{to}, device or sparse file; need regular "
+            "files"
         )
     budget.check_entry(name, member.size)
     if packed:  # the stream counts what it unpacks

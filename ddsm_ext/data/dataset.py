@@ -196,7 +196,11 @@ class _RawImages:
 
         if not file.is_file():
             return None
-        with contextlib.suppress(SafetensorError, OSError, ValueError, KeyError, TypeError):
+        need = "need a file of the cache that can be read, or data.cache elsewhere"
+        with (
+            naming(file, need),
+            contextlib.suppress(SafetensorError, ValueError, KeyError, TypeError),
+        ):
             with safe_open(file, framework="np") as stored:
                 arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
                 metadata = stored.metadata()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,7 @@ class ReadLimits:
     max_ratio: int = 200  # unpacked to packed, once past `free_bytes`; not of `is_plain` images
     free_bytes: int = 1 << 22  # unpacked size below which the ratio does not matter
     max_entries: int = 2_000_000
+    max_links: int = 100  # ways to one folder; links among folders are ways without number
 
     def is_plain(self, name: str, size: int) -> bool:
         """Whether a file is an image of a format without compression, which may be of one colour.
@@ -82,17 +84,25 @@ def folder_entries(folder: Path, limits: ReadLimits) -> Iterator[Entry]:
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: more files than `limits.max_entries`.
+        ValueError: more files than `limits.max_entries`, or more links to one folder than
+            `limits.max_links`.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; need a folder of images")
     names: list[str] = []
+    ways: Counter[tuple[int, int]] = Counter()
     pending: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
     while pending:
         parent, above = pending.pop()
         status = os.stat(folder / parent)
         if (identity := (status.st_dev, status.st_ino)) in above:
             continue
+        ways[identity] += 1
+        if ways[identity] > limits.max_links:
+            raise Refusal(
+                f"{folder / parent}: links lead to it in more than {limits.max_links} ways; need "
+                "fewer"
+            )
         with os.scandir(folder / parent) as items:
             for item in items:
                 # a link to nowhere is a file that cannot be read

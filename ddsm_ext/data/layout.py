@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ TABLE = "dataset.json"  # labels as dataset_tool.py of StyleGAN and EDM writes t
 # Words as in SPLIT_KEYWORDS of Hugging Face's datasets (data_files.py), and that of PASCAL VOC.
 SPLITS = {
     **dict.fromkeys(("train", "training", "trainval"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+    **dict.fromkeys(("val", "valid", "validate", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "tests", "testing", "eval", "evaluation", "holdout"), "test"),
 }
+_SPLIT_ENDING = re.compile(r"(?<=.)(?:set|data|images)$")  # as of "trainset", "testdata"
 _MOST_CLASSES = 100_000
 # Folders of images by number are no classes: those of dataset_tool.py, of FFHQ, of img2dataset
 # (the shard's number begins the name) and of Danbooru (the image's number modulo 1000).
@@ -62,21 +64,15 @@ class Layout:
     def __init__(self, source: str, names: Sequence[str], tables: Mapping[str, Any]) -> None:
         self.source, self.names = source, list(names)
         self.has_vectors = False  # labels that are no classes, such as camera positions
-        self._foreign: list[str] = []  # tables that name none of the images
+        self._passed_over: list[str] = []  # tables that decide nothing, and why
         folders = [tuple(name.split("/")[:-1]) for name in names]
         splits, above, below = _splits(folders)
         self.divided = len({*splits} - {None}) > 1
         self.splits = splits if self.divided else [None] * len(folders)
         labels = _top_folders(below if self.divided else folders)
-        pairs = {*zip(_top_folders(above), splits, strict=True)}
-        tops = {top for top, _ in pairs}
-        self._above = (  # cat/train, cat/test, dog/train, dog/test
-            self.divided
-            and not any(labels)
-            and None not in tops
-            and len(tops) > 1
-            and len(pairs) == len(tops) * len({*splits})
-        )
+        tops = {*_top_folders(above)}
+        # cat/train, cat/test, dog/train
+        self._above = self.divided and len(tops - {None}) > 1
         named = {label: _split_of(label) for label in {*labels} - {None} if label is not None}
         # a folder of one split alone
         is_split = None not in labels and all(part and not rest for part, rest in named.values())
@@ -87,29 +83,34 @@ class Layout:
         left = set(range(len(names)))
         for folder in sorted(tables, reverse=True):  # that in a folder before that above it
             left -= self._take_labels(folder, tables[folder], left)
+        self._above = self._above and bool(left)
         self._ids = self._class_ids()
         self._label_of = dict(zip(self.names, self.labels, strict=True))
 
     def _take_labels(self, folder: str, table: Any, left: set[int]) -> set[int]:
         """Labels from one dataset.json; returns which images it decides for."""
-        given = table.get("labels", "") if isinstance(table, dict) else ""
-        if isinstance(given, list) and all(isinstance(i, list) and len(i) == 2 for i in given):
-            given = dict(map(tuple, given)) if all(isinstance(i[0], str) for i in given) else ""
-        if given is not None and not isinstance(given, dict):
+        if not isinstance(table, dict) or "labels" not in table:
             return set()  # a file of the same name, of something else
         start = f"{folder}/" if folder else ""
-        below = {i for i in left if self.names[i].startswith(start)}
-        labels = {plain_name(name): label for name, label in (given or {}).items()}
-        labels = _of_other_suffix(labels, [self.names[i][len(start) :] for i in below])
-        if labels and not any(self.names[i][len(start) :] in labels for i in below):
-            self._foreign.append(f"{start}{TABLE}")
+        pairs = _pairs(table["labels"])
+        if pairs is None:
+            self._passed_over.append(f"{start}{TABLE} has no pairs of a name and a label")
             return set()
-        for index in below:
-            name = self.names[index][len(start) :]
+        below = {i: _table_name(name[len(start) :]) for i, name in enumerate(self.names)
+                 if i in left and name.startswith(start)}  # fmt: skip
+        labels: dict[str, Any] = {}
+        for name, label in pairs:
+            if labels.setdefault(_table_name(name), label) != label:
+                raise Refusal(f"{self.source}: {start}{TABLE} has two labels of {name!r}; need one")
+        labels = _of_other_suffix(labels, [*below.values()])
+        if labels and not any(name in labels for name in below.values()):
+            self._passed_over.append(f"{start}{TABLE} names none of the images")
+            return set()
+        for index, name in below.items():
             if labels and name not in labels:
                 raise Refusal(f"{self.source}: {start}{TABLE} has no label of {name!r}; need all")
             self.labels[index] = self._label(labels.get(name), f"{start}{TABLE}: label of {name!r}")
-        return below
+        return {*below}
 
     def _label(self, value: Any, what: str) -> Label:
         if isinstance(value, float) and value.is_integer():
@@ -146,8 +147,8 @@ class Layout:
         outside = self.splits.count(None) if self.divided and split != "all" else 0
         if outside:
             yield f"{outside} images lie in no split's folder; only 'all' has them"
-        for table in self._foreign:
-            yield f"{table} names none of the images, and is passed over"
+        for reason in self._passed_over:
+            yield f"{reason}, and is passed over"
         unknown = [label for label in self._like_splits if label in self._ids]
         if unknown:
             said = ", ".join([*map(_text, unknown[:_SAID]), *["..."][: len(unknown) > _SAID]])
@@ -155,12 +156,16 @@ class Layout:
                 f"folders named like a split are classes here: {said}; need two such, as train and "
                 "test, to divide the images"
             )
+        others = sum(label not in self._ids for label in self.labels)
+        if split == "all" and self.divided and self._ids and others:
+            yield f"{others} images are of none of the classes, so 'all' has no classes"
+            return
         for part in dict.fromkeys((split, "train")):
             labels = [label for _, label, known in self._chosen(part) if known or not self.divided]
             if (count := labels.count(None)) and count < len(labels) and not self.has_vectors:
                 yield f"{count} images lie in no class folder, so there are no classes"
                 break
-        if self._above and not self._ids:
+        if self._above:
             yield "folders above those of the splits are no classes; need them below, as train/cat"
         if self.has_vectors:
             yield f"labels in {TABLE} are vectors, which are no classes"
@@ -219,6 +224,7 @@ def _split_of(name: str) -> tuple[str | None, tuple[str, ...]]:
     """
     words = _WORD.findall(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))
     words = [word.lower() for word in words]
+    words = [short if (short := _SPLIT_ENDING.sub("", word)) in SPLITS else word for word in words]
     said = {SPLITS[word] for word in words if word in SPLITS}
     rest = tuple(word for word in words if word not in SPLITS)
     if said == {"train", "val"}:
@@ -266,6 +272,10 @@ def _splits(
     for folder in different:
         for depth, name in enumerate(folder):
             if split := parts[folder[:depth]].get(name):
+                here = folder[: depth + 1]
+                divided = parts.get(here, {})
+                if len({*divided.values()}) > 1 and len(divided) == len(inside[here]):
+                    continue  # train/train, train/val: those below divide it
                 below, again = folder[depth + 1 :], inside[folder[: depth + 1]]
                 if len(again) == 1 and _split_of(*again)[0] == split:  # train/train/cat
                     below = below[1:]
@@ -275,6 +285,22 @@ def _splits(
             found[folder] = None, (), folder
     each = [found[folder[shared:]] for folder in folders]
     return [e[0] for e in each], [e[1] for e in each], [e[2] for e in each]
+
+
+def _pairs(labels: Any) -> list[tuple[str, Any]] | None:
+    """Names and labels of a dataset.json: none for null; None where it holds something else."""
+    if isinstance(labels, dict):
+        return [*labels.items()]
+    if labels is None or not isinstance(labels, list):
+        return [] if labels is None else None
+    if any(not isinstance(i, list) or len(i) != 2 or not isinstance(i[0], str) for i in labels):
+        return None
+    return [(name, label) for name, label in labels]
+
+
+def _table_name(name: str) -> str:
+    """A name in a table, or that of a file, which a Mac writes with its accents apart."""
+    return unicodedata.normalize("NFC", plain_name(name))
 
 
 def _of_other_suffix(labels: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -298,8 +324,9 @@ def _stem(name: str) -> str:
 
 def _top_folders(folders: list[_Folders]) -> list[str | None]:
     """The top folder of each, below those that wrap all; None for what lies beside such folders."""
-    shared = _shared(folders)
-    if shared in folders:  # images lie in it: that one does not wrap
+    with_folders = [folder for folder in folders if folder]
+    shared = _shared(with_folders)
+    if all(folder == shared for folder in with_folders):  # it holds images alone, and wraps none
         shared = shared[:-1]
     depth = len(shared)
     return [folder[depth] if len(folder) > depth else None for folder in folders]

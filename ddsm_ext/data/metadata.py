@@ -10,7 +10,8 @@ _PNG_PIXELS = b"IHDR PLTE IDAT IEND tRNS".split()  # chunks that decide the firs
 _ORIENTATION = 274
 # TIFF's tags that say where the pixels are and how they are written.
 _TIFF_PIXELS = frozenset(
-    (256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 338, 339,
+    (256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293,
+     317, 320, 322, 323, 324, 325, 338, 339,
      347, 512, 513, 514, 519, 520, 521, 529, 530, 532)
 )  # fmt: skip
 
@@ -54,7 +55,10 @@ def _is_metadata(kind: bytes) -> bool:
 
 
 def _bare_tiff(data: bytes, order: str) -> bytes:
-    """The file with a directory of the first picture's own at its end."""
+    """The file with a directory of the first picture's own in place of the old one.
+
+    It is no longer than that, and the file stays as long as it was: what is cut off is missed.
+    """
     try:
         (start,) = struct.unpack_from(f"{order}I", data, 4)
         (count,) = struct.unpack_from(f"{order}H", data, start)
@@ -67,6 +71,5 @@ def _bare_tiff(data: bytes, order: str) -> bytes:
         for entry, (tag, kind, values) in zip(entries, heads, strict=True)
         if tag in _TIFF_PIXELS or (tag, kind, values) == (_ORIENTATION, 3, 1)
     ]
-    body = data + b"\0" * (len(data) % 2)  # a directory begins at an even byte
     directory = struct.pack(f"{order}H", len(kept)) + b"".join(kept) + b"\0" * 4
-    return data[:4] + struct.pack(f"{order}I", len(body)) + body[8:] + directory
+    return data[:start] + directory + data[start + len(directory) :]

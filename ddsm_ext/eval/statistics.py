@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ddsm_ext.eval.distances import check_moments
-from ddsm_ext.io.files import write_atomic
+from ddsm_ext.io.files import naming, system_error, write_atomic
 from ddsm_ext.settings import Refusal
 
 log = logging.getLogger(__name__)
@@ -175,8 +175,9 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
                 # Other keys (ADM adds its images, mu_s and sigma_s) are listed but never read.
                 arrays = {k: archive[k] if k in read else np.empty(0) for k in archive.files}
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # a file that cannot be read is no damaged one
+        if cause := system_error(error):
+            with naming(path, "need a file of statistics that can be read"):
+                raise cause from None
         # Foreign bytes make zipfile, zlib and numpy's header parser raise a dozen types.
         raise Refusal(
             f"statistics {path}: not a readable .npz of plain numbers; "

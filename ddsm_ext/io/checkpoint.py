@@ -61,7 +61,8 @@ def list_checkpoints(run: str | Path) -> list[Path]:
     folder = checkpoint_path(run, 0).parent
     if not os.path.lexists(folder):  # a link to what is not there, or a file, is an error
         return []
-    steps = [(int(m[1]), p) for p in folder.iterdir() if (m := _STEP.fullmatch(p.name))]
+    with naming(folder, "need a folder of checkpoints"):
+        steps = [(int(m[1]), p) for p in folder.iterdir() if (m := _STEP.fullmatch(p.name))]
     return [path for _, path in sorted(steps)]
 
 
@@ -294,7 +295,7 @@ def load_newest(
         try:
             return load_checkpoint(path, groups)
         except (CheckpointError, FileNotFoundError):
-            if path.exists():
+            if os.path.lexists(path):
                 raise  # else the training removed it: there are newer ones
     return None
 
@@ -322,7 +323,7 @@ def newest_complete(
         try:
             _verify(path)
         except CheckpointError as error:
-            if not path.exists():  # a training beside this removed it: there are newer ones
+            if not os.path.lexists(path):  # a training beside this removed it: there are newer ones
                 return newest_complete(run, on_damage=on_damage)
             damage = error
         else:

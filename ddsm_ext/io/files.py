@@ -41,6 +41,17 @@ def naming(path: str | Path, need: str) -> Iterator[None]:
         raise OSError(error.errno, f"{error.strerror}; {need}", os.fspath(path)) from None
 
 
+def system_error(error: BaseException) -> OSError | None:
+    """The system's error behind that of a library, as zipfile's "not a zip file"; None: damage.
+
+    To seek to where a damaged file says that something begins is an invalid argument.
+    """
+    for cause in (error, error.__context__):
+        if isinstance(cause, OSError) and cause.errno not in (None, errno.EINVAL):
+            return cause
+    return None
+
+
 @contextlib.contextmanager
 def _descriptor(folder: Path) -> Iterator[int]:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -234,7 +245,8 @@ def open_regular(path: str | Path, what: str) -> BinaryIO:
     """Open a file, a `what` in errors; pipes and devices, which may never end, are refused."""
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file; need a {what}")
+        where = " where the link leads" if path.is_symlink() else ""
+        raise FileNotFoundError(f"{path}: no such file{where}; need a {what}")
     if not path.is_file():
         folder = "is a folder, " if path.is_dir() else ""
         raise Refusal(f"{path}: {folder}not a regular file; need a {what}")

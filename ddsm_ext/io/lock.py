@@ -12,10 +12,12 @@ import sys
 import threading
 import warnings
 import weakref
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from ddsm_ext.io.files import NO_LOCKS, is_temporary, naming
 from ddsm_ext.settings import Refusal
@@ -135,10 +137,10 @@ class RunLock:
             if writable:
                 with naming(folder, "need to write into the run folder"):
                     _note_holder(descriptor)
+            _remove_leftovers(Path(folder))
         except BaseException:
             os.close(descriptor)
             raise
-        _remove_leftovers(Path(folder))
         held = _Held(folder, descriptor, inode, _thread.held)
         _thread.held.append(held)
         _every.add(held)
@@ -153,11 +155,24 @@ class RunLock:
             ) from None
         except OSError as error:
             if error.errno not in NO_LOCKS:
-                raise
+                with naming(self.run, "need its lock"):
+                    raise
             warnings.warn(
                 f"{self.run}: its file system has no locks; no other process may write into it",
                 stacklevel=4,
             )
+
+
+def output_lock(run: Path, out: str | Path | None) -> AbstractContextManager[Any]:
+    """Return the run's lock for what is written into the run; none for what goes elsewhere.
+
+    Args:
+        run: the run folder.
+        out: what is written; None is a place in the run.
+    """
+    place = run.resolve() if out is None else Path(out).resolve()
+    inside = run.resolve() in (place, *place.parents)
+    return RunLock(run) if inside else contextlib.nullcontext()
 
 
 def _opened(path: str) -> tuple[int, bool]:
@@ -165,8 +180,11 @@ def _opened(path: str) -> tuple[int, bool]:
     flags = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         return os.open(path, os.O_RDWR | flags, 0o666), True
-    except PermissionError:  # another user's, in a folder of both
-        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), False
+    except PermissionError as error:  # another user's, in a folder of both
+        try:
+            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), False
+        except FileNotFoundError:
+            raise error from None
 
 
 def _note_holder(descriptor: int) -> None:

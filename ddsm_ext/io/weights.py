@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ddsm_ext.io.files import naming, one_line, read_bytes, read_json
+from ddsm_ext.io.files import naming, one_line, open_regular, read_bytes, read_json
 from ddsm_ext.settings import Refusal
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def parse_safetensors(data: bytes, name: str) -> dict[str, Tensor]:
 
 
 def load_file(path: Path) -> Mapping[str, Any]:
-    """Content of a .safetensors file or, by any other name, of a torch file of plain values.
+    """Content of a safetensors file or of a torch file of plain values.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -46,17 +46,22 @@ def load_file(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise FileNotFoundError(f"{path} {what}; need a .pt or .safetensors file")
-    if path.suffix == ".safetensors":  # read, as a disk error in a mapped file ends the process
-        return parse_safetensors(read_bytes(path, "safetensors file"), str(path))
-    with naming(path, "need a torch file that can be read"):
-        return load_torch(path, str(path))
+    what = "file of weights"
+    with naming(path, f"need a {what} that can be read"), open_regular(path, what) as file:
+        head = file.read(9)  # known by content: its name may end in anything
+        file.seek(0)
+        named = path.suffix.lower() == ".safetensors"
+        if head[8:] == b"{" or (named and not head.startswith((b"PK\3\4", b"\x80\2"))):
+            # read, as an error of the disk ends a process that has mapped it
+            return parse_safetensors(file.read(), str(path))
+        return load_torch(file, str(path))
 
 
-def load_torch(source: Path | BinaryIO, name: str) -> Mapping[str, Any]:
+def load_torch(source: BinaryIO, name: str) -> Mapping[str, Any]:
     """Content of a torch file of plain values, on the CPU.
 
     Args:
-        source: the file, or its content.
+        source: the file.
         name: says in errors where it came from.
 
     Raises:
@@ -112,7 +117,7 @@ def load_shards(index: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not isinstance(digests, dict):
         raise Refusal(f"{index}: metadata or its sha256 is no JSON object; need names and values")
     for file in weight_map.values():
-        if Path(str(file)).name != file:
+        if file in ("", "..") or Path(str(file)).name != file:
             raise Refusal(f"{index}: names the file {file!r}; need names without a folder")
     tensors: dict[str, Tensor] = {}
     for file in dict.fromkeys(weight_map.values()):
@@ -120,10 +125,13 @@ def load_shards(index: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         data = read_bytes(path, "file that the index names")
         if file in digests and hashlib.sha256(data).hexdigest() != digests[file]:
             raise Refusal(f"{path}: does not match its SHA-256 in the index; need the same save's")
-        tensors |= parse_safetensors(data, str(path))
-    if tensors.keys() != weight_map.keys():
-        name = min(tensors.keys() ^ weight_map.keys())
-        raise Refusal(f"{index}: {name} is in the index or in the files alone; need both")
+        held = parse_safetensors(data, str(path))
+        wanted = {name for name, where in weight_map.items() if where == file}
+        if odd := held.keys() ^ wanted:
+            raise Refusal(
+                f"{index}: {min(odd)} is in the index or in the files alone; need both, for {file}"
+            )
+        tensors |= held
     return {name: tensors[name] for name in weight_map}, metadata
 
 

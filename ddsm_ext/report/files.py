@@ -29,7 +29,7 @@ from ddsm_ext.report.records import (
     Steps,
 )
 from ddsm_ext.search.front import Front
-from ddsm_ext.search.history import Evaluation, History, evaluation
+from ddsm_ext.search.history import Evaluation, History, evaluation, killed_between
 from ddsm_ext.search.sensitivity import Sensitivity
 from ddsm_ext.settings import Refusal
 
@@ -151,6 +151,8 @@ def load_run(run: Path) -> RunFiles:
             f"{ARCHIVE}: holds {len(evaluations)} evaluations; need the {scored} that {HISTORY} "
             "counts",
         )
+    if killed := killed_between(run):
+        files.faults.setdefault("front", f"search: {killed}")
     return RunFiles(
         folder=run,
         config=config,

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +54,19 @@ def list_runs(root: str | Path) -> list[Path]:
     return [path for _, path in sorted(runs)]
 
 
-def create_run(root: str | Path, name: str, config: Mapping[str, Any]) -> Path:
+def create_run(
+    root: str | Path,
+    name: str,
+    config: Mapping[str, Any],
+    fill: Callable[[Path], object] = lambda folder: None,
+) -> Path:
     """Make the next run folder `root/00000-name` holding config.json and env.json.
 
     Args:
         root: folder of runs; made when missing.
         name: letters, digits, `.`, `_`, `-`.
         config: JSON object saved as config.json.
+        fill: writes what else the folder is to hold, before it has its name.
 
     Returns:
         The new folder.
@@ -82,6 +88,7 @@ def create_run(root: str | Path, name: str, config: Mapping[str, Any]) -> Path:
         try:
             write_json(temp / CONFIG_FILE, sealed(config))
             about.save(temp / "env.json")
+            fill(temp)
             runs = list_runs(root)
             number = int(runs[-1].name.partition("-")[0]) + 1 if runs else 0
             run = root / f"{number:05d}-{name}"

@@ -23,7 +23,7 @@ def import_official(
     *,
     flags_file: str | Path | None = None,
     groups: int | None = None,
-    group: str = "ema_model",
+    group: str = "",
     name: str = "official",
     changes: Mapping[str, Any] | None = None,
     where: str = "changes",
@@ -37,7 +37,7 @@ def import_official(
             sampler; None takes the official defaults.
         groups: of its GroupNorm; None takes the flags', else 32.
         group: weights to take of a checkpoint with several: "ema_model" or "net_model", or as they
-            are called there.
+            are called there; "" takes the first of these two that is there.
         name: of the run.
         changes: section -> key -> value of the run's configuration.
         where: what errors call the changes.
@@ -65,9 +65,7 @@ def import_official(
     except Refusal as error:
         raise Refusal(f"{said_by}: {error}") from None
     network = load_official_ddsm(source, flags, group=group)
-    for section in FIXED_SECTIONS:
-        if section in changes:
-            raise Refusal(f"{where}: {section} is what the checkpoint decides; need its flag file")
+    _check_changes(changes, where, "checkpoint")
     values = preset_values("cifar10")
     values["model"] = network.config.to_dict()
     values["diffusion"], values["sampler"] = diffusion.to_dict(), sampler.to_dict()
@@ -102,6 +100,7 @@ def import_shards(
     from ddsm_ext.io.weights import load_shards
     from ddsm_ext.models.network import SlimmableNetwork
 
+    _check_changes(changes or {}, "changes", "index")
     tensors, about = load_shards(source)
     if "config" not in about:
         raise Refusal(f"{source}: its metadata hold no config; need one of a run of ddsm")
@@ -123,6 +122,13 @@ def import_shards(
     return _new_run(root, name, config, floats, step, source)
 
 
+def _check_changes(changes: Mapping[str, Any], where: str, what: str) -> None:
+    for section in FIXED_SECTIONS:
+        if section in changes:
+            how = "its flag file" if what == "checkpoint" else "none"
+            raise Refusal(f"{where}: {section} is what the {what} decides; need {how}")
+
+
 def _new_run(
     root: str | Path,
     name: str,
@@ -132,12 +138,14 @@ def _new_run(
     source: str | Path,
 ) -> Path:
     from ddsm_ext.io.checkpoint import save_checkpoint
-
-    folder = create_run(root, name, config.to_dict())
     from ddsm_ext.run.compose import weights_identity
 
     about = {"source": Path(source).name, "identity": plain(weights_identity(config))}
-    save_checkpoint(folder, step, {"model": tensors, "ema": tensors}, about)
+
+    def fill(folder: Path) -> None:
+        save_checkpoint(folder, step, {"model": tensors, "ema": tensors}, about)
+
+    folder = create_run(root, name, config.to_dict(), fill)
     count, widths = sum(t.numel() for t in tensors.values()), config.model.widths
     log.info("%s parameters, widths %s", f"{count:,}", widths)
     return folder

@@ -98,6 +98,8 @@ def save_row(run: Path, context: Mapping[str, Any], row: Mapping[str, Any]) -> N
     """
     with RunLock(run):
         saved, new = _saved(run, context), Score.from_dict(row)
+        if not saved.rows and (dropped := len(load_metrics(run).rows)):
+            log.warning("%s: %d scores of other settings are dropped", _path(run), dropped)
         alike = [r for r in saved.rows if r.label == new.label]
         gone = [r for r in alike if (r.kind, r.widths, r.cuts) != (new.kind, new.widths, new.cuts)]
         replaced = [r for r in alike if r.seeds == new.seeds]

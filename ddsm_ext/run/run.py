@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, Self
 import torch
 
 from ddsm_ext.io.checkpoint import list_checkpoints
-from ddsm_ext.io.lock import RunLock
+from ddsm_ext.io.lock import RunLock, output_lock
 from ddsm_ext.report.page import build_report
 from ddsm_ext.run.compose import (
     Progress,
@@ -313,7 +312,7 @@ class Run:
                 f"sample: {len(seeds)} seeds, batch_size {batch_size}; need at least 1 of each"
             )
         name, chosen = read_strategy(strategy, self.folder, self.config)
-        with self._writing(out):
+        with output_lock(self.folder, out):
             return write_samples(
                 self._sampler(batch_size, weights), name, chosen, seeds,
                 weights=weights, parent=self.folder / "samples", out=out,
@@ -321,7 +320,7 @@ class Run:
 
     def scorer(self) -> Scorer:
         """Return what scores this run's newest weights; made once for weights and settings."""
-        key = (self.config, max(list_checkpoints(self.folder), default=None))
+        key = (self.config, next(reversed(list_checkpoints(self.folder)), None))
         if self._scorer is None or self._scorer[0] != key:
             with RunLock(self.folder):  # a classifier and the reference are kept there
                 made = Scorer.for_run(
@@ -365,7 +364,7 @@ class Run:
 
     def report(self, out: str | Path | None = None) -> Path:
         """Write report.html of what the run has so far, or the file `out`; returns its path."""
-        with self._writing(out):
+        with output_lock(self.folder, out):
             return build_report(self.folder, out)
 
     def export(self, width: float, *, weights: str = "ema", out: str | Path | None = None) -> Path:
@@ -378,14 +377,8 @@ class Run:
         """
         width = self.config.model.check_width(width)
         folder = self.folder / "export" / f"width-{width:g}" if out is None else Path(out)
-        with self._writing(out):
+        with output_lock(self.folder, out):
             return export_width(self.network(weights), self.config, width, folder)
-
-    def _writing(self, out: str | Path | None) -> AbstractContextManager[Any]:
-        """The run's lock, which what is written elsewhere does not need."""
-        run = self.folder.resolve()
-        inside = out is None or run in (Path(out).resolve(), *Path(out).resolve().parents)
-        return RunLock(self.folder) if inside else nullcontext()
 
     def _sampler(self, batch_size: int, weights: str = "ema") -> Sampler:
         return Sampler.for_run(

@@ -34,20 +34,20 @@ def search_folder(run: Path, identity: Mapping[str, Any]) -> Path:
         run: the run folder, whose lock is held.
         identity: what the scores of the search depend on, from `search_identity`.
     """
-    current = run / "search"
+    current, others = run / "search", _others(run)
     header = _header(current)
     if header is not None and _is_of(header, identity):
         return current
-    for folder in _others(run):
+    for folder in others:
         if _is_of(_header(folder) or {}, identity):
             log.info("going on with the search in %s", folder)
-            if current.exists():
-                return folder
-            return folder.rename(current)  # killed while it took its place
+            return folder if current.exists() else folder.rename(current)
     if header is None:
         return current
-    number = max((int(folder.name[7:]) for folder in _others(run)), default=-1) + 1
-    folder = run / f"search-{number:05d}"
+    # one without an archive was killed before it scored anything
+    unused = next((folder for folder in others if _header(folder) is None), None)
+    number = max((int(folder.name[7:]) for folder in others), default=-1) + 1
+    folder = unused or run / f"search-{number:05d}"
     log.info("another search than that of %s: it takes its place when it has chosen", current)
     return folder
 
@@ -70,10 +70,15 @@ def take_place(run: Path, folder: Path) -> None:
 
 
 def _others(run: Path) -> list[Path]:
-    """Folders of searches that are not in use; one with a dot was left by a kill."""
+    """Folders of searches that are not in use.
+
+    One with a dot was in use when a search was killed that took its place: it is put back where the
+    other one is not there yet.
+    """
     for hidden in sorted(run.glob(".search-*")):
         if _NAME.fullmatch(hidden.name[1:]):
-            hidden.rename(hidden.with_name(_free_name(run, int(hidden.name[8:]))))
+            name = _free_name(run, int(hidden.name[8:]))
+            hidden.rename(run / (name if (run / "search").exists() else "search"))
     return [path for path in sorted(run.glob("search-*")) if _NAME.fullmatch(path.name)]
 
 

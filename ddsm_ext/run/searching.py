@@ -23,7 +23,7 @@ from ddsm_ext.run.compose import Sampler, counter, weights_digest
 from ddsm_ext.run.costs import conditions, macs_table, measure_ms
 from ddsm_ext.run.scoring import Scorer
 from ddsm_ext.run.search_folders import search_folder, search_folders, take_place
-from ddsm_ext.run.strategies import COMPARISONS, save_steps
+from ddsm_ext.run.strategies import save_steps
 from ddsm_ext.sampling.levels import evaluations, prediction_gains
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.search.config import SearchConfig
@@ -31,6 +31,7 @@ from ddsm_ext.search.cost import CostTable, StepCost, check_budget
 from ddsm_ext.search.engine import SearchProgress, search, search_identity
 from ddsm_ext.search.front import BUDGET_TOLERANCE, Front, FrontPoint
 from ddsm_ext.search.genome import StrategySpace
+from ddsm_ext.search.history import COMPARISONS
 from ddsm_ext.search.pool import budget_genome
 from ddsm_ext.search.sensitivity import LEVELS, Sensitivity, measure_sensitivity
 from ddsm_ext.settings import Refusal, plain
@@ -97,12 +98,11 @@ def measure_costs(run: Path, sampler: Sampler, widths: Sequence[float]) -> CostT
 
 
 def save_costs(folder: Path, in_macs: CostTable, ms: CostTable) -> None:
-    """Write cost_table.json (ms with its conditions) and costs.json (both) of a search.
+    """Write costs.json of a search: MACs and ms by width.
 
     A row's "realised_bound" is the most that time saved over MACs saved can be at that width: what
     it is where every step runs at it.
     """
-    ms.save(folder / COST_TABLE_FILE)
     full_macs, full_ms = in_macs.costs[1.0], ms.costs[1.0]
     rows = []
     for width, cost in in_macs.costs.items():
@@ -274,7 +274,9 @@ def search_run(
     folder = run / "search"
     if quality is not None:
         folder = search_folder(run, search_identity(settings, table, log_snrs, identity))
-    save_costs(folder, in_macs, ms)
+    table_file = folder / COST_TABLE_FILE
+    if not table_file.exists():  # else a search in ms there goes on with the times that it has
+        ms.save(table_file)
     weights, widths = identity["weights"], settings.widths
     measured = sensitivity_of(run, sampler, dataset, weights, widths, folder)
     gains = prediction_gains(
@@ -308,6 +310,7 @@ def search_run(
             "%.3g on new seeds; search.final_samples more, or a smaller limit, would show it",
             limit, front.chosen.greatest_loss,
         )  # fmt: skip
+    save_costs(folder, in_macs, ms)
     save_steps(folder, sampler.config, front.chosen.strategy)
     _save_comparisons(folder, cost, front.chosen, space.by_level(log_snrs, errors))
     take_place(run, folder)

@@ -10,11 +10,8 @@ from ddsm_ext.graph.count import macs
 from ddsm_ext.report.records import Steps
 from ddsm_ext.run.config import RunConfig
 from ddsm_ext.sampling.strategy import Strategy
+from ddsm_ext.search.history import COMPARISONS, STEPS_FILE, killed_between
 from ddsm_ext.settings import LARGEST_INT, Refusal
-
-STEPS_FILE = "steps.json"
-# What a search writes beside the chosen strategy, to compare it with: label -> file in search/
-COMPARISONS = {"reverse": "reverse.json", "two segments": "two-segments.json"}
 
 
 def own_strategy(run: Path) -> Path:
@@ -66,11 +63,8 @@ def read_strategy(
     chosen = own_strategy(run)
     if what is None:
         what = chosen if chosen.exists() else 1.0
-        if what == 1.0 and not chosen.parent.exists() and any(run.glob(".search-[0-9]*")):
-            raise Refusal(
-                f"{run}: a search was killed while it took the place of another; need the same "
-                "ddsm search once more"
-            )
+        if killed := killed_between(run):
+            raise Refusal(f"{run}: {killed}")
     try:
         width = float(what)  # type: ignore[arg-type]  # what is no number is refused here
     except (TypeError, ValueError):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ddsm_ext.data.images import image_grid
 from ddsm_ext.data.pixels import to_uint8
 from ddsm_ext.diffusion.schedule import make_schedule
-from ddsm_ext.io.checkpoint import checkpoint_path, load_checkpoint, newest_complete, step_of
+from ddsm_ext.io.checkpoint import checkpoint_path, load_newest, newest_complete, step_of
 from ddsm_ext.io.lock import RunLock
 from ddsm_ext.run.compose import (
     Progress,
@@ -137,11 +137,11 @@ def extended(folder: Path, steps: int, lr: float | None = None) -> RunConfig:
     """
     config = config_of(folder)
     train: TrainConfig = config.train
-    if train.extensions and steps == train.steps and lr in (None, train.extensions[-1][2]):
-        return config  # the same command again
     newest = newest_complete(folder)
     if newest is None:
         raise FileNotFoundError(f"{folder}: has no whole checkpoint; need a trained run to extend")
+    if train.extensions and steps == train.steps and lr in (None, train.extensions[-1][2]):
+        return config  # the same command again
     longer = train.extended(step_of(newest), steps, lr)
     return dataclasses.replace(config, train=longer)
 
@@ -155,11 +155,11 @@ def extend_run(folder: Path, dataset: Any, steps: int, lr: float | None = None) 
     """
     with RunLock(folder):
         train: TrainConfig = extended(folder, steps, lr).train
-        newest = newest_complete(folder)
+        newest = load_newest(folder, ())
         assert newest is not None
-        saved = load_checkpoint(newest, ()).state.get("identity", {})
+        saved = newest.state.get("identity", {})
         data = {name: saved[name] for name in ("data",) if name in saved}
-        check_identity(data, dict.fromkeys(data, dataset.digest), str(newest))
+        check_identity(data, dict.fromkeys(data, dataset.digest), str(newest.path))
         change_config(folder, train=train.to_dict())
     return train
 

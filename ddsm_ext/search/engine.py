@@ -29,6 +29,7 @@ from ddsm_ext.search.config import SearchConfig
 from ddsm_ext.search.cost import CostTable, StepCost, check_budget, cost_per_width
 from ddsm_ext.search.front import Front
 from ddsm_ext.search.genome import Genome, StrategySpace
+from ddsm_ext.search.history import COMPARISONS, STEPS_FILE
 from ddsm_ext.search.stages import Stages
 from ddsm_ext.settings import Refusal, TypeRefusal, plain
 
@@ -317,7 +318,11 @@ class Search:
         except Refusal:
             self._stages.write(front)
             raise
-        chosen.strategy.save(self._stages.strategy_file)
+        file = self._stages.strategy_file
+        if file.exists() and file.read_bytes() != chosen.strategy.to_json().encode():
+            for name in (STEPS_FILE, *COMPARISONS.values()):  # which are of that one
+                (self._folder / name).unlink(missing_ok=True)
+        chosen.strategy.save(file)
         self._stages.write(front, chosen=True)
         return front
 

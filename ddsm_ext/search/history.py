@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from ddsm_ext.io.digest import KEY, json_digest
 from ddsm_ext.io.typed import Amount, Count, Label, Positive, Row, TypedDocument, Width
 from ddsm_ext.settings import Refusal
 
+STEPS_FILE = "steps.json"
+# What is written beside the chosen strategy, to compare it with: label -> file
+COMPARISONS = {"reverse": "reverse.json", "two segments": "two-segments.json"}
 Place = tuple[float, float]  # (quality, cost), both lower the better
 
 
@@ -73,6 +77,14 @@ def _as_of_now(row: Any) -> Any:
         return row
     known = {field.name for field in fields(Generation)} - {"evaluations", "front"}
     return {key: value for key, value in row.items() if key in known}
+
+
+def killed_between(run: Path) -> str | None:
+    """What to say of a run without search/, as one took the place of another; None: it has it."""
+    if (run / "search").exists() or not any(run.glob(".search-[0-9]*")):
+        return None
+    what = "a search was killed while it took the place of another"
+    return f"{what}; need the same ddsm search once more"
 
 
 @dataclass(frozen=True)

@@ -188,6 +188,11 @@ def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], where: str)
             found = value  # a cosine may end in another digit on another machine
         if found == value:
             continue
+        if name == "data":
+            raise Refusal(
+                f"{where}: was trained on other images (SHA-256 {str(found)[:12]}..., now "
+                f"{str(value)[:12]}...); need the same ones, or a new run (--new)"
+            )
         if isinstance(found, dict) and isinstance(value, dict):
             key = next(k for k in {**found, **value} if found.get(k) != value.get(k))
             name, found, value = f"{name}.{key}", found.get(key), value.get(key)

@@ -159,3 +159,14 @@ sys.exit(exit_code(work))
             os.read(reader, 1)
             os.close(reader)
         assert (process.returncode, done.exists()) == (7, True)
+
+
+@pytest.mark.parametrize("stderr", ["2>/dev/full", "2>&-"])
+def test_messages_that_go_nowhere_stop_no_work(stderr: str) -> None:
+    code = (
+        "import sys; from ddsm_ext.cli.main import exit_code; from ddsm_ext.cli.console import say;"
+        "sys.exit(exit_code(lambda: say('a message') or print('a result') or 7))"
+    )
+    command = ["sh", "-c", f'"$0" -c "$1" {stderr}', sys.executable, code]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stdout) == (7, "a result\n")

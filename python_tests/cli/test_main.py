@@ -110,6 +110,7 @@ def test_near_misses_are_named(arguments: list[str], expected: str, tmp_path: Pa
         (["search"], "holds no run"),
         (["eval", "--run", "7"], "not found"),
         (["report", "--run", "nothing"], "not found"),
+        (["report", "--out", "runs/00000-x/config.json"], "need a name that ends in .html"),
         (["export"], "--width"),
         (["convert", "missing.pt"], "missing.pt: no such file"),
         (["quickstart", "--set", "model.ch=33"], "ch is 33"),

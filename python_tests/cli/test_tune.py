@@ -170,6 +170,7 @@ def test_a_dry_run_of_tuning_writes_nothing(
         (["tune", "--strategy", "nothing.json"], "nothing.json"),
         (["tune", "--strategy", "0.5", "--steps", "0"], "steps is 0"),
         (["tune", "--strategy", "0.5", "--set", "model.ch=16"], "model belongs to the weights"),
+        (["tune", "--strategy", "0.5", "--set", "train.batch_size=1000000"], "train.batch_size"),
         (["tune", "0", "--run", "0"], "need one"),
         (["train", "--extend", "9"], "holds no run 'digits' of these settings"),
         (["train", "--extend", "2", *sets(TINY)], "steps is 2, the run has 3; need more"),

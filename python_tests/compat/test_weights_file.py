@@ -91,7 +91,7 @@ def test_names_of_which_only_some_are_wrapped(change: Any, message: str) -> None
 def test_numbers_and_arrays_of_numpy_beside_weights(tmp_path: Path, zipped: bool) -> None:
     beside = {"loss": np.float64(0.1), "step": np.int64(3), "lr": np.float32(1e-4),
               "history": np.arange(5.0), "names": np.array(["a"])}  # fmt: skip
-    path, allowed = tmp_path / "ckpt.pt", torch.serialization.get_safe_globals()
+    path, allowed = tmp_path / "ckpt.pt", {*torch.serialization.get_safe_globals()}
     torch.save({"ema": weights(), **beside}, path, _use_new_zipfile_serialization=zipped)
     assert same(read(path, groups=("ema",)), weights())
     # as numpy 1 wrote them
@@ -102,7 +102,7 @@ def test_numbers_and_arrays_of_numpy_beside_weights(tmp_path: Path, zipped: bool
     torch.save({**weights(), "loss": np.float64(0.1)}, path)
     with pytest.raises(ValueError, match=r"entry 'loss' is a NumPy value; need a state dict"):
         read(path)
-    assert torch.serialization.get_safe_globals() == allowed
+    assert {*torch.serialization.get_safe_globals()} == allowed
 
 
 @pytest.mark.parametrize(
@@ -184,6 +184,15 @@ def test_the_name_that_a_wrapped_network_lacks_is_said() -> None:
     # nothing of another network is taken for one that is named and damaged
     with pytest.raises(ValueError, match="net is empty"):
         read({"a": {}, "b": weights()}, groups=("a", "b"), wanted="a")
+    damaged = weights()
+    del damaged["head.bias"]
+    for content in (
+        {"state": {"a": damaged, "b": weights()}},
+        {**under("a.", damaged), **under("b.", weights())},
+        {"state": {"a": {**damaged, "head.bias": 3}, "b": weights()}},
+    ):
+        with pytest.raises((ValueError, TypeError), match=r"head\.bias"):
+            read(content, groups=("a", "b"), wanted="a")
 
 
 @pytest.mark.parametrize(
@@ -215,3 +224,18 @@ def test_a_network_of_guided_diffusion_is_chosen_by_name() -> None:
     for group, value in (("model", 1.0), ("ema", 2.0)):
         net = load_guided_diffusion(content, config, group=group)
         assert (net.get_parameter("head.bias") == value).all()
+
+
+def test_the_usual_name_is_taken_and_what_is_asked_for_never_replaced(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    groups = ("ema_model", "net_model")
+    both = {"ema_model": weights(), "net_model": other(weights())}
+    assert same(read(both, groups=groups), weights())
+    alone = {"net_model": weights()}
+    with caplog.at_level("INFO"):
+        assert same(read(alone, groups=groups), weights())
+    assert "has no ema_model weights, those of net_model are taken" in caplog.text
+    for content, wanted in ((alone, "ema_model"), ({"ema_model": weights()}, "net_model")):
+        with pytest.raises(ValueError, match=f"group is '{wanted}'; need none"):
+            read(content, groups=groups, wanted=wanted)

@@ -402,3 +402,44 @@ def test_flat_images_without_compression_pack_by_any_ratio(tmp_path, suffix):
     assert (image.pixels == 7).all()
     with pytest.raises(ValueError, match=r"times|need at most"):  # beyond 8 bytes a pixel
         list(images_from_archive(path, limits=ReadLimits(max_pixels=1000)))
+
+
+def test_a_tar_is_whole_or_refused(tmp_path):
+    """tarfile itself ends in silence at a damaged header, and at the end of a file that was cut."""
+    whole, path = tar_bytes(kind=tarfile.USTAR_FORMAT), tmp_path / "a.tar"
+    headers = [index * 1024 for index in range(len(FILES))]  # each before a block of pixels
+    damaged = [bytearray(whole) for _ in headers]
+    for data, start in zip(damaged, headers, strict=True):
+        data[start + 148] ^= 1  # of the checksum
+    cuts = [whole[:start] for start in headers[1:]] + [whole[: headers[-1] + 1024]]
+    for data in (*damaged, *cuts, *(cut + bytes(100) for cut in cuts)):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=r"a\.tar: "):
+            list_source(path)
+    path.write_bytes(whole)
+    assert len(list_source(path).images) == len(FILES)
+
+
+def test_a_zip_has_the_entries_that_it_says(tmp_path):
+    """A comment's length, changed, may cover the entry that follows."""
+    make_zip(tmp_path / "a.zip", {f"{index}.png": picture(index) for index in range(4)})
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    second = data.index(b"PK\1\2", data.index(b"PK\1\2") + 1)
+    struct.pack_into("<H", data, second + 32, 46 + len("2.png"))
+    (tmp_path / "a.zip").write_bytes(data)
+    with pytest.raises(ValueError, match=r"a\.zip: has 3 entries and says 4; need a whole ZIP"):
+        list_source(tmp_path / "a.zip")
+    for count in (1, 65535, 65536):  # the last two need the record of ZIP64
+        make_zip(
+            tmp_path / "b.zip", {f"{index}.txt": b"" for index in range(count)} | {"a.png": b""}
+        )
+        assert list_source(tmp_path / "b.zip").images == ["a.png"]
+
+
+def test_names_of_a_zip_that_are_utf8_without_saying_so(tmp_path):
+    make_zip(tmp_path / "a.zip", {"caf\u00e9/1.png": picture(1)})
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    for start, flags in ((data.index(b"PK\3\4"), 6), (data.index(b"PK\1\2"), 8)):
+        struct.pack_into("<H", data, start + flags, 0)
+    (tmp_path / "a.zip").write_bytes(data)
+    assert found(images_from_archive(tmp_path / "a.zip")) == {"caf\u00e9/1.png": ("caf\u00e9", 1)}

@@ -213,7 +213,6 @@ def identity(pixels: np.ndarray, labels: list[int] | None) -> str:
         (["train/cat", "train/dog", "test/bird", "test/cat"], [1, 1, 2, 2]),
         (["train", "test"], None),
         (["train/images", "test/images"], [0, 0]),
-        (["cat/train", "cat/test", "dog/train"], None),
     ],
 )
 def test_identities_of_ordinary_sets_are_those_of_earlier_versions(tmp_path, folders, labels):
@@ -237,7 +236,8 @@ def test_validation_images_are_not_trained_on(tmp_path):
     assert train.class_names == ("cat", "dog")
     assert train.has_held_out
     assert len(load_dataset(DataConfig(source=str(tmp_path), split="test"))) == 12
-    assert len(quietly(source=str(tmp_path), split="all")) == 36
+    with pytest.warns(UserWarning, match="12 images are of none of the classes, so 'all' has no"):
+        assert len(load_dataset(DataConfig(source=str(tmp_path), split="all"))) == 36
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar"])

@@ -249,8 +249,44 @@ def test_lost_classes_are_said() -> None:
     assert list(Layout("x", names, {}).notes("train")) == [
         "1 images lie in no class folder, so there are no classes"
     ]
-    (note,) = Layout("x", files("a/train", "a/test", "b/train", "b/test"), {}).notes("train")
-    assert note.startswith("folders above those of the splits are no classes")
+    for above in (
+        files("a/train", "a/test", "b/train", "b/test"),
+        files("a/train", "a/test", "b/train"),
+        files("a/train/c", "a/test/c", "b/train/c"),
+    ):
+        (note,) = Layout("x", above, {}).notes("train")
+        assert note.startswith("folders above those of the splits are no classes")
+    stray = Layout("x", files("train/cat", "train/dog", "test/cat", "unlabelled"), {})
+    assert list(stray.notes("all")) == [
+        "2 images are of none of the classes, so 'all' has no classes"
+    ]
+    assert stray.part("all").labels is None
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        files("train/images/cat", "train/images/dog", "test/images"),  # GTSRB
+        files("train/images/cat", "train/images/dog", "test"),
+        files("w/images/cat", "w/images/dog"),
+        files("trainset/cat", "trainset/dog", "testset/cat"),
+        files("traindata/cat", "traindata/dog", "testdata"),
+        files("train/cat", "train/dog", "holdout/cat"),
+        files("train/train/cat", "train/train/dog", "train/val/cat", "test/cat"),
+    ],
+)
+def test_wrappers_and_splits_of_public_sets(names: list[str]) -> None:
+    layout = Layout("x", names, {})
+    train = [name for name in names if not any(w in name for w in ("test", "hold", "val"))]
+    assert layout.part("train").names == train
+    assert layout.part("train").class_names == ("cat", "dog")
+
+
+def test_an_image_beside_folders_of_classes_is_said() -> None:
+    layout = Layout("x", [*files("images/cat", "images/dog"), "images/cover.png"], {})
+    assert layout.part("train").labels is None
+    (note,) = layout.notes("train")
+    assert note == "1 images lie in no class folder, so there are no classes"
 
 
 def test_numbered_shards_are_no_classes_and_numbered_classes_are() -> None:
@@ -262,6 +298,25 @@ def test_numbered_shards_are_no_classes_and_numbered_classes_are() -> None:
     digits = [f"{digit}/{number}.png" for digit in range(10) for number in (0, 10, 21)]
     assert classes(digits) == tuple("0123456789")
     assert classes(["0001/1.jpg", "0001/2.jpg", "0002/1.jpg"]) == ("0001", "0002")
+
+
+def test_a_table_of_another_form_is_said_and_one_with_two_labels_refused() -> None:
+    names = files("cat", "dog")
+    for odd in ([[name, 1, 2] for name in names], "ab", [{"name": name} for name in names]):
+        layout = Layout("x", names, {"": {"labels": odd}})
+        assert layout.part("train").class_names == ("cat", "dog")
+        (note,) = layout.notes("train")
+        assert note == "dataset.json has no pairs of a name and a label, and is passed over"
+    twice = [*([name, 0] for name in names), [f"./{names[0]}", 1]]
+    with pytest.raises(ValueError, match=r"two labels of '\./cat/0\.png'; need one"):
+        Layout("x", names, {"": {"labels": twice}})
+
+
+def test_accents_in_one_letter_or_two_are_the_same_name() -> None:
+    composed, apart = "caf\u00e9/0.png", "cafe\u0301/0.png"
+    for name, other in ((composed, apart), (apart, composed)):
+        part = Layout("x", [name], {"": {"labels": {other: 3}}}).part("train")
+        assert part.labels == {name: 3}
 
 
 @pytest.mark.parametrize("form", ["./{}.png", "{}.jpg", ".\\{}.png"])

@@ -108,3 +108,20 @@ def test_grey_tiff_with_associated_alpha() -> None:
     found = decode_image(data, "x.tif", background=0)
     assert found.shape == (1, 2, 1)
     assert np.abs(found[0, :, 0].astype(int) - (50, 200)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "compression", [None, "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"]
+)
+def test_no_cut_of_a_tiff_gives_other_pixels(compression: str | None) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "TIFF", compression=compression)
+    whole = file.getvalue()
+    pixels = decode_image(whole, "x.tif")
+    for end in range(8, len(whole)):
+        try:
+            found = decode_image(whole[:end], "x.tif")
+        except ValueError:
+            continue
+        assert np.array_equal(found, pixels), end

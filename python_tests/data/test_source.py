@@ -183,3 +183,15 @@ def test_a_dataset_json_of_something_else_is_said(tmp_path: Path, content: bytes
     (note,) = listing.notes()
     assert note.startswith("dataset.json: ")
     assert note.endswith("; it is passed over")
+
+
+def test_a_maze_of_links_is_refused_in_time(tmp_path: Path) -> None:
+    folders = [tmp_path / f"d{index}" for index in range(12)]
+    for folder in folders:
+        folder.mkdir()
+        save_png(folder / "0.png", np.zeros((4, 4, 1), np.uint8))
+    for folder in folders:
+        for other in folders:
+            (folder / f"to-{other.name}").symlink_to(other)
+    with pytest.raises(ValueError, match="links lead to it in more than 100 ways; need fewer"):
+        list_source(tmp_path)

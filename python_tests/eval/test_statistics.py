@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import io
+import os
 import pickle
 import zipfile
 
@@ -256,3 +258,16 @@ def test_only_entries_that_are_read_count_as_too_large(tmp_path) -> None:
     with zipfile.ZipFile(path) as archive:
         assert archive.getinfo("arr_0.npy").file_size == 0xFFFFFFF0
     assert load_statistics(path).dim == 2
+
+
+def test_a_file_that_cannot_be_read_is_not_damaged(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "ref.npz"
+    save_statistics(path, ReferenceStatistics(np.zeros(3), np.eye(3), 9))
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(zipfile, "_EndRecData", fails)
+    with pytest.raises(OSError, match="need a file of statistics that can be read") as error:
+        load_statistics(path)
+    assert (error.value.errno, error.value.filename) == (errno.EIO, str(path))

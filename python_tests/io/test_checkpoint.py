@@ -406,3 +406,14 @@ def test_144_megabytes_cost_little_beyond_the_raw_write(tmp_path):
         file.flush()
         os.fsync(file.fileno())
     assert cpu - (time.process_time() - start) <= 1.5  # encode, hash and read back, no disk
+
+
+def test_a_link_to_a_disk_that_is_not_there_is_a_damaged_one(tmp_path):
+    save_checkpoint(tmp_path, 1, groups(1), {})
+    (tmp_path / "checkpoints" / "step-000009").symlink_to(tmp_path / "nowhere")
+    with pytest.warns(UserWarning, match="step-000009: has no MANIFEST"):
+        assert load_newest(tmp_path, ()).step == 1
+    shutil.rmtree(tmp_path / "checkpoints")
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="need a folder of checkpoints"):
+        load_newest(tmp_path)

@@ -260,3 +260,30 @@ def test_the_lock_file_of_another_user_serves_though_it_cannot_be_written(
         thread.join()
     assert "is writing into it; need it to end first" in refused[0]
     assert (tmp_path / LOCK_FILE).read_bytes() == about  # says who held it before
+
+
+def test_a_missing_lock_file_in_a_folder_of_another_user_is_not_permitted(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    opened = os.open
+
+    def of_another_user(path: Any, flags: int, *mode: int) -> int:
+        if flags & os.O_CREAT:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return opened(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", of_another_user)
+    with pytest.raises(PermissionError, match="need to write into the run folder"):
+        RunLock(tmp_path).__enter__()
+
+
+def test_a_lock_that_was_not_taken_whole_is_given_back(tmp_path: Path, monkeypatch: Any) -> None:
+    def fails(*_: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rglob", fails)
+        with pytest.raises(OSError, match="Input/output error"):
+            RunLock(tmp_path).__enter__()
+    with RunLock(tmp_path):
+        pass

@@ -90,6 +90,28 @@ def test_a_file_on_a_failing_disk_names_itself(name: str, tmp_path: Path, monkey
         readall = read
 
     monkeypatch.setattr("builtins.open", lambda path, *how, **more: Failing(path))
-    with pytest.raises(OSError, match=r"Input/output error; need a .* file that can be read") as no:
+    with pytest.raises(OSError, match=r"Input/output error; need a .* that can be read") as no:
         load_file(tmp_path / name)
     assert (no.value.errno, no.value.filename) == (errno.EIO, str(tmp_path / name))
+
+
+def test_tensors_come_from_the_file_that_the_index_names(tmp_path: Path) -> None:
+    for name, value in (("a", 0.0), ("b", 1.0)):
+        save_file(
+            {"w": torch.full((2,), value), name: torch.zeros(1)}, tmp_path / f"{name}.safetensors"
+        )
+    index = tmp_path / "x.safetensors.index.json"
+    files = {"w": "a.safetensors", "a": "a.safetensors", "b": "b.safetensors"}
+    index.write_text(json.dumps({"weight_map": files}))
+    with pytest.raises(ValueError, match=r"w is in .* the files alone; need both, for b\.saf"):
+        load_shards(index)
+
+
+@pytest.mark.parametrize("name", ["net.pt", "net.bin", "net.safetensors", "net.SAFETENSORS"])
+def test_files_of_weights_are_known_by_content(name: str, tmp_path: Path) -> None:
+    tensors = {"a": torch.arange(4.0)}
+    save_file(tensors, tmp_path / name)
+    assert load_file(tmp_path / name)["a"].equal(tensors["a"])
+    for zipped in (True, False):
+        torch.save(tensors, tmp_path / name, _use_new_zipfile_serialization=zipped)
+        assert load_file(tmp_path / name)["a"].equal(tensors["a"])

@@ -329,3 +329,10 @@ def test_the_command_warns_and_is_done(run: Path, capsys: pytest.CaptureFixture[
         f"ddsm: warning: {run}: metrics.json:",
         f"ddsm: warning: {run}: search/steps.json:",
     ]
+
+
+def test_a_search_that_was_killed_in_its_last_moment_is_said(run: Path) -> None:
+    (run / "search").rename(run / ".search-00000")
+    after, told = built(run)
+    assert "killed while it took the place of another" in told[0]
+    assert '<p class="fault">search: ' in after["pareto"]

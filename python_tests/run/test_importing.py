@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -159,6 +161,12 @@ def test_metadata_of_another_kind_are_refused(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("section", ["model", "diffusion"])
+def test_an_index_decides_network_and_process(section: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"{section} is what the index decides; need none"):
+        import_shards(tmp_path / "x.safetensors.index.json", tmp_path, changes={section: {}})
+
+
 def test_imported_weights_are_loaded_with_their_own_process_alone(checkpoint: Path) -> None:
     file = checkpoint.with_name("flagfile.txt")
     file.write_text(FLAGS)
@@ -168,3 +176,18 @@ def test_imported_weights_are_loaded_with_their_own_process_alone(checkpoint: Pa
     other = replace(config, diffusion=replace(config.diffusion, beta_end=0.5))
     with pytest.raises(ValueError, match=r"trained with betas \[.*need the same"):
         load_network(run, other, torch.device("cpu"))
+
+
+def test_an_import_that_fails_leaves_no_run(checkpoint: Path, monkeypatch: Any) -> None:
+    root = checkpoint.parent / "runs"
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ddsm_ext.io.checkpoint.write_synced", full)
+        with pytest.raises(OSError, match="No space left"):
+            imported(checkpoint, FLAGS)
+    assert list(root.iterdir()) == []
+    imported(checkpoint, FLAGS)
+    assert [path.name for path in root.iterdir()] == ["00000-official"]

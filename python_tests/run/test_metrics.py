@@ -128,7 +128,9 @@ def context_of(mu: float) -> dict[str, Any]:
     return Scorer(sampler, Means(), reference, None, "ref.npz").context()
 
 
-def test_a_reference_made_again_under_its_name_is_another(tmp_path: Path) -> None:
+def test_a_reference_made_again_under_its_name_is_another(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     constant = Strategy.constant(1.0)
     save_row(tmp_path, context_of(0.0), row("full width", "full", "0-1", 1.0))
 
@@ -137,6 +139,8 @@ def test_a_reference_made_again_under_its_name_is_another(tmp_path: Path) -> Non
 
     assert found(0.0) is not None
     assert found(9.0) is None
+    save_row(tmp_path, context_of(9.0), row("full width", "full", "0-1", 1.0))
+    assert "1 scores of other settings are dropped" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -83,3 +83,32 @@ def test_damaged_archives_are_nobodys(tmp_path: Path) -> None:
     begun(tmp_path / "search-00000", B)
     (tmp_path / "search-00000" / "archive.jsonl").write_text("]\n\n")
     assert search_folder(tmp_path, B) == tmp_path / "search-00001"
+
+
+def test_a_search_that_is_refused_after_a_kill_leaves_the_earlier_one_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun(tmp_path / "search", A)
+    begun(search_folder(tmp_path, B), B)
+    rename = Path.rename
+
+    def once(path: Path, target: Path) -> Path:
+        monkeypatch.undo()
+        rename(path, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", once)
+    with pytest.raises(KeyboardInterrupt):
+        take_place(tmp_path, tmp_path / "search-00000")
+    assert not (tmp_path / "search").exists()
+    search_folder(tmp_path, {"weights": "c"})  # whose budget is refused then
+    assert folders(tmp_path) == {"search": "a", "search-00000": "b"}
+
+
+def test_a_search_that_was_killed_before_its_first_score_leaves_one_folder(tmp_path: Path) -> None:
+    begun(tmp_path / "search", A)
+    for _ in range(3):
+        folder = search_folder(tmp_path, B)
+        folder.mkdir(exist_ok=True)
+        (folder / "cost_table.json").write_text("{}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["search", "search-00000"]

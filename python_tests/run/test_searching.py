@@ -138,3 +138,24 @@ def test_a_loss_that_new_seeds_do_not_show_is_said(
     caplog.clear()
     assert run.search(max_quality_loss=0.6) == chosen
     assert "kept within a loss" not in caplog.text
+
+
+def test_a_kill_after_the_choice_leaves_nothing_of_the_earlier_strategy_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = small_run(tmp_path, SMALLEST, batch_size=8)
+    run.search(budget_macs=0.6)
+    Strategy.constant(1.0).save(run.folder / "search" / "strategy.json")  # of another budget
+    beside = [run.folder / "search" / name for name in ("steps.json", "reverse.json")]
+    before = [path.read_bytes() for path in beside]
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ddsm_ext.run.searching.save_steps", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run.search(budget_macs=0.6)
+    assert not any(path.exists() for path in beside)
+    run.search(budget_macs=0.6)
+    assert [path.read_bytes() for path in beside] == before

@@ -110,6 +110,13 @@ def test_refusals_of_an_extension(origin: Run, tmp_path: Path) -> None:
         longer.train()
 
 
+def test_an_extension_of_a_run_without_checkpoints_is_refused_again(origin: Run) -> None:
+    origin.extend(8)
+    shutil.rmtree(origin.folder / "checkpoints")
+    with pytest.raises(FileNotFoundError, match="need a trained run to extend"):
+        origin.extend(8)
+
+
 def test_more_steps_on_other_images_are_refused_and_written_nowhere(
     tmp_path: Path,
 ) -> None:
@@ -122,11 +129,11 @@ def test_more_steps_on_other_images_are_refused_and_written_nowhere(
     run.train()
     before = (run.folder / "config.json").read_bytes()
     (tmp_path / "images" / "class0" / "0.png").unlink()
-    with pytest.raises(ValueError, match="was trained with data"):
+    with pytest.raises(ValueError, match="was trained on other images"):
         Run.create(tmp_path / "runs", "x", longer)
-    with pytest.raises(ValueError, match="was trained with data"):
+    with pytest.raises(ValueError, match="was trained on other images"):
         Run.create(tmp_path / "runs", "x", short, extend=6)
-    with pytest.raises(ValueError, match="was trained with data"):
+    with pytest.raises(ValueError, match="was trained on other images"):
         Run.open(tmp_path / "runs").extend(6)
     assert (run.folder / "config.json").read_bytes() == before
 

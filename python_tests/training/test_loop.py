@@ -333,7 +333,7 @@ def test_other_settings_do_not_resume(tmp_path, changes, message):
 
 def test_other_data_or_network_does_not_resume(tmp_path):
     run_train(tmp_path, config(steps=6))
-    with pytest.raises(ValueError, match="was trained with data"):
+    with pytest.raises(ValueError, match="was trained on other images"):
         train(ToyNet(), toy_data(38), SCHEDULE, config(), tmp_path)
     other = ToyNet()
     other.extra = torch.nn.Parameter(torch.zeros(2))
