@@ -36,7 +36,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "diffusion": (),
     "sampling": ("_fixed_weights", "diffusion", "io.document", "io.files"),
     "data": ("io.files",),
-    "eval": ("data.pixels", "io.document", "io.files", "io.weights"),
+    "eval": ("data.pixels", "io.digest", "io.document", "io.files", "io.weights"),
     # sampling.strategy: which width a noise level has, in a run that is tuned for a strategy
     "training": ("data", "diffusion", "io", "sampling.strategy"),
     "search": ("io.digest", "io.document", "io.files", "io.lock", "io.typed", "sampling"),
