@@ -90,7 +90,9 @@ def test_a_file_on_a_failing_disk_names_itself(name: str, tmp_path: Path, monkey
         readall = read
 
     monkeypatch.setattr("builtins.open", lambda path, *how, **more: Failing(path))
-    with pytest.raises(OSError, match=r"Input/output error; need a file of weights that can be read") as no:
+    with pytest.raises(
+        OSError, match=r"Input/output error; need a file of weights that can be read"
+    ) as no:
         load_file(tmp_path / name)
     assert (no.value.errno, no.value.filename) == (errno.EIO, str(tmp_path / name))
 
