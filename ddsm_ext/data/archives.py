@@ -223,7 +223,7 @@ def _check_count(path: Path, file: BinaryIO, found: int) -> None:
     file.seek(max(0, size - (22 + 0xFFFF)))  # before the longest comment
     tail = file.read()
     stated = int.from_bytes(tail[(at := tail.rfind(b"PK\5\6") + 10) : at + 2], "little")
-    if stated not in (found, 0xFFFF):  # of more, the record of ZIP64 has the number
+    if stated not in (found & 0xFFFF, 0xFFFF):  # of more, the record of ZIP64 has the number
         raise ArchiveError(
             f"{path}: has {found} entries and says {stated}; need a whole ZIP archive of images"
         )

@@ -26,6 +26,7 @@ from ddsm_ext.run.search_folders import search_folder, search_folders, take_plac
 from ddsm_ext.run.strategies import save_steps
 from ddsm_ext.sampling.levels import evaluations, prediction_gains
 from ddsm_ext.sampling.strategy import Strategy
+from ddsm_ext.search.archive import ARCHIVE_FILE
 from ddsm_ext.search.config import SearchConfig
 from ddsm_ext.search.cost import CostTable, StepCost, check_budget
 from ddsm_ext.search.engine import SearchProgress, search, search_identity
@@ -274,9 +275,9 @@ def search_run(
     folder = run / "search"
     if quality is not None:
         folder = search_folder(run, search_identity(settings, table, log_snrs, identity))
-    table_file = folder / COST_TABLE_FILE
-    if not table_file.exists():  # else a search in ms there goes on with the times that it has
-        ms.save(table_file)
+    kept = (ARCHIVE_FILE, COST_TABLE_FILE)
+    if not all((folder / name).exists() for name in kept):
+        ms.save(folder / COST_TABLE_FILE)  # else a search in ms there goes on with its own
     weights, widths = identity["weights"], settings.widths
     measured = sensitivity_of(run, sampler, dataset, weights, widths, folder)
     gains = prediction_gains(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,18 @@ def test_a_search_in_ms_under_other_conditions_is_another_one(tmp_path: Path) ->
     assert archive.read_bytes() == first
     Run.open(tmp_path, run.folder, {"eval": {"batch_size": 4}}).search(budget_time=1.0)
     assert (run.folder / "search-00000" / "archive.jsonl").read_bytes() == first
-    assert archive.read_bytes() != first
+    second = archive.read_bytes()
+    assert second != first
+    # a folder that a killed search left with times of yet other conditions
+    left = run.folder / "search-00001"
+    left.mkdir()
+    shutil.copy(run.folder / "search" / "cost_table.json", left)
+    third = Run.open(tmp_path, run.folder, {"eval": {"batch_size": 2}})
+    third.search(budget_time=1.0)
+    began = archive.read_bytes()
+    assert began not in (first, second)
+    third.search(budget_time=1.0)
+    assert archive.read_bytes() == began
 
 
 def test_the_proxy_alone_leaves_the_scores_of_a_search_in_place(tmp_path: Path) -> None:
