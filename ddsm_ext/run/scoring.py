@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -312,14 +313,16 @@ def write_comparison(
     for done, (label, strategy) in enumerate(strategies.items(), 1):
         pictures[label] = to_uint8(sampler.images(strategy, seeds)).cpu().numpy()
         told(done, len(strategies))
-    rows = list[Picture]()
-    (folder / "index.json").unlink(missing_ok=True)  # it names no picture that is another's
-    for number, (label, images) in enumerate(pictures.items()):
+    earlier = {path.name for path in folder.glob("row-*.png")}
+    free = (name for number in count() if (name := f"row-{number}.png") not in earlier)
+    rows = [Picture(label, file) for label, file in zip(pictures, free, strict=False)]
+    for row, images in zip(rows, pictures.values(), strict=True):
         strip = image_grid(images.transpose(0, 2, 3, 1), COLUMNS)  # [N, H, W, C] -> [h, w, C]
-        file = f"row-{number}.png"
-        save_png(folder / file, strip)
-        rows.append(Picture(label, file))
+        save_png(folder / row.file, strip)
+    # until then it names the earlier ones
     Pictures(seeds_text(seeds), tuple(rows)).save(folder / "index.json")
+    for name in earlier:
+        (folder / name).unlink()
 
 
 def interleaved_ms(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -82,6 +83,36 @@ def test_changes_of_a_run_are_refused_in_a_sentence(
 ) -> None:
     with pytest.raises(ValueError, match=expected):
         Run.open(untrained.folder.parent, changes=changes)
+
+
+def test_pictures_side_by_side_are_the_earlier_ones_until_all_are_there(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run.open(tmp_path, shutil.copytree(trained.folder, tmp_path / "00000-x"))
+    folder = run.folder / "samples" / "compare"
+
+    def shown() -> dict[str, bytes]:
+        rows = json.loads((folder / "index.json").read_text())["rows"]
+        return {row["label"]: (folder / row["file"]).read_bytes() for row in rows}
+
+    run.evaluate([1.0, 0.5])
+    before = shown()
+    saved = []
+
+    def full(path: Path, pixels: Any) -> None:
+        saved.append(path)
+        if len(saved) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save_png(path, pixels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ddsm_ext.run.scoring.save_png", full)
+        with pytest.raises(OSError, match="No space left"):
+            run.evaluate([0.5])
+    assert shown() == before
+    run.evaluate([0.5])
+    assert shown() == {label: before[label] for label in ("real images", "width 0.5")}
+    assert len(list(folder.iterdir())) == 3
 
 
 def test_a_refused_search_of_the_proxy_leaves_that_of_samples(trained: Run, tmp_path: Path) -> None:
