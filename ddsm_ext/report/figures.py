@@ -50,7 +50,7 @@ def _name(text: str) -> str:
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6.8, height), layout="constrained")
+    figure = Figure(figsize=(6.8, height), layout="tight")
     return figure, figure.subplots()
 
 
@@ -219,7 +219,7 @@ def strategy_figure(
         log_snrs: noise level of each step.
         widths: width of each step.
     """
-    figure = Figure(figsize=(6.8, 4.4), layout="constrained")
+    figure = Figure(figsize=(6.8, 4.4), layout="tight")
     axes = figure.subplots(2)
     for panel, xs in zip(axes, (timesteps, log_snrs), strict=True):
         order = np.argsort(xs)
