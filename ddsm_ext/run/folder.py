@@ -26,7 +26,6 @@ from ddsm_ext.machine import machine_info
 from ddsm_ext.report.records import Environment
 from ddsm_ext.run.config import RunConfig
 from ddsm_ext.settings import Refusal, Settings, completed, plain
-from ddsm_ext.training.config import TrainConfig
 
 # Settings of runs whose search had stages. Some names are in use again for other numbers: a
 # population of cheap scores then would be days of samples now.
@@ -156,6 +155,8 @@ def _readings(config: Any) -> Iterator[Any]:
     A run that was given more steps answers to the command that made it and, where no rate depends
     on their number, so that an extension restarts nothing, to one for all the steps.
     """
+    from ddsm_ext.training.config import TrainConfig  # which commands that read do not need
+
     yield config
     train = config.get("train") if isinstance(config, dict) else None
     if isinstance(train, dict) and train.get("extensions"):
