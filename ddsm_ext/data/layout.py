@@ -289,13 +289,13 @@ def _splits(
 
 def _pairs(labels: Any) -> list[tuple[str, Any]] | None:
     """Names and labels of a dataset.json: none for null; None where it holds something else."""
-    if isinstance(labels, dict):
-        return [*labels.items()]
-    if labels is None or not isinstance(labels, list):
-        return [] if labels is None else None
-    if any(not isinstance(i, list) or len(i) != 2 or not isinstance(i[0], str) for i in labels):
+    pairs = [*labels.items()] if isinstance(labels, dict) else [] if labels is None else labels
+    if not isinstance(pairs, list) or not all(
+        isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str)
+        for pair in pairs
+    ):
         return None
-    return [(name, label) for name, label in labels]
+    return [(name, label) for name, label in pairs]
 
 
 def _table_name(name: str) -> str:

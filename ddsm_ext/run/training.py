@@ -158,8 +158,9 @@ def extend_run(folder: Path, dataset: Any, steps: int, lr: float | None = None) 
         newest = load_newest(folder, ())
         assert newest is not None
         saved = newest.state.get("identity", {})
-        data = {name: saved[name] for name in ("data",) if name in saved}
-        check_identity(data, dict.fromkeys(data, dataset.digest), str(newest.path))
+        if "data" in saved:  # else of weights from elsewhere
+            now = {"data": dataset.digest}
+            check_identity({"data": saved["data"]}, now, str(newest.path))
         change_config(folder, train=train.to_dict())
     return train
 

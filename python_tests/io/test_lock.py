@@ -232,19 +232,24 @@ def test_a_folder_that_is_not_writable_names_itself(tmp_path: Path, monkeypatch:
     assert caught.value.filename == str(tmp_path)
 
 
+def refusing(refused: int) -> Any:
+    """`os.open` of files and folders of another user, who permits no such flag."""
+    opened = os.open
+
+    def of_another_user(path: Any, flags: int, *mode: int) -> int:
+        if flags & refused:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return opened(path, flags, *mode)
+
+    return of_another_user
+
+
 def test_the_lock_file_of_another_user_serves_though_it_cannot_be_written(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
     with RunLock(tmp_path):
         about = (tmp_path / LOCK_FILE).read_bytes()
-    opened = os.open
-
-    def of_another_user(path: Any, flags: int, *mode: int) -> int:
-        if flags & os.O_RDWR:
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
-        return opened(path, flags, *mode)
-
-    monkeypatch.setattr(os, "open", of_another_user)
+    monkeypatch.setattr(os, "open", refusing(os.O_RDWR))
     with RunLock(tmp_path):
         monkeypatch.undo()
         refused: list[str] = []
@@ -265,14 +270,7 @@ def test_the_lock_file_of_another_user_serves_though_it_cannot_be_written(
 def test_a_missing_lock_file_in_a_folder_of_another_user_is_not_permitted(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
-    opened = os.open
-
-    def of_another_user(path: Any, flags: int, *mode: int) -> int:
-        if flags & os.O_CREAT:
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
-        return opened(path, flags, *mode)
-
-    monkeypatch.setattr(os, "open", of_another_user)
+    monkeypatch.setattr(os, "open", refusing(os.O_CREAT))
     with pytest.raises(PermissionError, match="need to write into the run folder"):
         RunLock(tmp_path).__enter__()
 
