@@ -73,6 +73,6 @@ def preserving(log_snr: float) -> Level:
     return Level(0, log_snr, -0.5 * math.log1p(math.exp(-log_snr)), 1 / (1 + math.exp(log_snr)))
 
 
-def close(found: Tensor, expected: NDArray[np.float64], tolerance: float = 1e-10) -> None:
+def close(found: Tensor, expected: Tensor | NDArray[np.float64], tolerance: float = 1e-10) -> None:
     wanted = torch.as_tensor(expected)
     torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)

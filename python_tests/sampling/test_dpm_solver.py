@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from golden import golden
-from sampling.mixture import Recorder, preserving
+from sampling.mixture import Recorder, close, preserving
 
 from ddsm_ext.diffusion import DiffusionConfig, make_schedule
 from ddsm_ext.sampling import SamplerConfig, dpm_multistep, dpm_singlestep, noise_levels
@@ -43,22 +43,21 @@ def test_trajectories(schedule: str, steps: int, algorithm: str, run: str) -> No
     log_snrs = [*stored[f"{key}/call_log_snr"].tolist(), last_log_snr(schedule)]
     levels, denoise = [preserving(v) for v in log_snrs], Recorder()
     options = {"order": int(run.split("/")[0][-1]), "form": FORMS[algorithm]}
-    z = torch.from_numpy(stored["z"])
+    z, expected = torch.from_numpy(stored["z"]), torch.from_numpy(stored[f"{key}/x"])
     if run.startswith("multistep"):
         x = dpm_multistep(denoise, z, levels, None, few_steps=10, **options)
-        points = torch.stack([*denoise.seen, x])
+        found = torch.stack([*denoise.seen, x])
     else:
         x = dpm_singlestep(denoise, z, levels, None, **options)
-        expected = torch.from_numpy(stored[f"{key}/x"])
-        ends = torch.stack([*denoise.seen, x])
-        # Its x are those between steps, which lie among those that the network saw.
-        points = torch.stack([ends[(ends - one).abs().amax(1).argmin()] for one in expected])
-    exact = (schedule == "discrete" and not run.startswith("multistep")) or "logSNR" in run
-    tolerance = 3e-5 if schedule == "linear" else (2e-9 if exact else 5e-8)
-    expected = torch.from_numpy(stored[f"{key}/x"])
-    torch.testing.assert_close(points, expected, rtol=tolerance, atol=tolerance)
-    if schedule == "discrete" and exact:
-        torch.testing.assert_close(points[:-1], expected[:-1], rtol=1e-10, atol=1e-10)
+        seen = torch.stack([*denoise.seen, x])
+        # The stored ones are those between steps, among what the network saw.
+        found = torch.stack([seen[(seen - one).abs().amax(1).argmin()] for one in expected])
+    if schedule == "linear":
+        close(found, expected, 3e-5)
+    else:
+        close(found, expected, 5e-8)
+        if run != "multistep1/time_uniform" and run != "multistep2/time_uniform":
+            close(found[:-1], expected[:-1])  # the last level is known to float32 only
     assert denoise.levels == levels[:-1]
 
 
