@@ -27,6 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", default="ema", help="ema (default) or model")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N")
     parser.add_argument("--out", metavar="FOLDER", help="where to write (default: in the run)")
+    parser.add_argument(
+        "--npz", metavar="FILE",
+        help="also write all in one .npz: arr_0 images, arr_1 labels, as ADM's evaluator reads it",
+    )  # fmt: skip
     options.add_device_argument(parser)
     parser.add_argument("-n", "--dry-run", action="store_true", help="say what would be done, stop")
 
@@ -36,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     seeds = options.parse_seeds(args.seeds)
     options.check_count("--batch-size", args.batch_size, LIMITS["eval"]["batch_size"])
     options.check_output("--out", args.out, folder=True)
+    options.check_output("--npz", args.npz, suffix=".npz")
     folder = options.find_run(args)
     config = options.run_settings(folder, args)
 
@@ -57,6 +62,10 @@ def run(args: argparse.Namespace) -> int:
     with told() as progress:
         run = Run(folder, config, device, progress)
         made = run.sample(seeds, args.strategy, **how)
+    if args.npz is not None:
+        from ddsm_ext.data.sample_archive import write_sample_archive
+
+        write_sample_archive(args.npz, made.images, made.labels)
     options.note_command(folder)
     macs = made.macs_per_image / 1e6
     say(f"{len(seeds)} images, {made.ms_per_image:.3g} ms and {macs:.4g} million MACs an image")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +16,7 @@ from torch import Tensor
 from ddsm_ext.data.pixels import to_uint8
 from ddsm_ext.diffusion.schedule import NoiseSchedule, make_schedule
 from ddsm_ext.graph.count import macs
+from ddsm_ext.run.classes import labels_of
 from ddsm_ext.run.config import RunConfig
 from ddsm_ext.run.folder import config_of
 from ddsm_ext.sampling.config import SamplerConfig
@@ -164,7 +165,8 @@ class Sampler:
     """A network with everything that sampling from it needs.
 
     Args:
-        network: called as network(x, t, width), computes in the dtype of its weights.
+        network: called as network(x, t, width), with labels as network(x, t, width, y); computes
+            in the dtype of its weights.
         config: the run's configuration; its sampler section decides kind and steps.
         device: where the network is.
         batch_size: images that run together.
@@ -207,6 +209,11 @@ class Sampler:
         """Dtype of the network's weights, in which it computes."""
         return next(self.network.parameters()).dtype
 
+    def labels(self, seeds: Sequence[int]) -> list[int] | None:
+        """Return the class of each seed's image; None: the network takes no labels."""
+        count = self.config.model.label_count
+        return labels_of(seeds, self.config.sampler.classes, count) if count else None
+
     def images(
         self,
         strategy: Strategy | float,
@@ -231,6 +238,7 @@ class Sampler:
             seeds,
             self.shape,
             settings,
+            labels=self.labels(seeds),
             parameterisation=self.config.diffusion.parameterisation,
             batch_size=self.batch_size,
             device=self.device,
@@ -259,7 +267,7 @@ class Sampler:
         times = []
         for _ in range(rounds + 1):  # the first one warms up
             started = time.perf_counter()
-            self._sample(lambda x, t, width: x, settings, 1.0, seeds)
+            self._sample(lambda x, t, width, *labels: x, settings, 1.0, seeds)
             self.finish()
             times.append(time.perf_counter() - started)
         return 1e3 * min(times[1:]) / (steps * len(seeds))

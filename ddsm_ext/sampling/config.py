@@ -32,6 +32,8 @@ class SamplerConfig(Settings):
             T - 1; "quadratic": both ends, spaced as i² (Song et al. 2021, appendix D.2).
         dtype: "float32" or "bfloat16", in which the network and its weights compute; the image
             itself stays in float32.
+        classes: labels of the images, in turn by their seeds, for a network that takes labels; ():
+            all that it knows.
 
     Raises:
         TypeError: a setting has the wrong type.
@@ -45,6 +47,7 @@ class SamplerConfig(Settings):
     clip_denoised: bool = True
     spacing: str = "linspace"
     dtype: str = "float32"
+    classes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         self._check_choice("kind", SAMPLERS)
@@ -63,4 +66,7 @@ class SamplerConfig(Settings):
                 f"SamplerConfig: eta is {self.eta} with kind {self.kind!r}; eta belongs to kind "
                 f"{' or '.join(map(repr, owners))}"
             )
+        labels = isinstance(self.classes, tuple | list) and all(is_int(v, 0) for v in self.classes)
+        self._check("classes", labels, "labels of classes, each 0 or more")
+        object.__setattr__(self, "classes", tuple(self.classes))
         self._check_type("clip_denoised", isinstance(self.clip_denoised, bool), "True or False")

@@ -33,6 +33,8 @@ class TrainConfig(Settings):
     t_importance: float = 0.0  # share of a narrow width's t drawn by its error to the teacher
     loss_weighting: str = "uniform"  # "uniform", or "min_snr" (arXiv 2303.09556)
     min_snr_gamma: float = 5.0  # clip of the signal-to-noise ratio in "min_snr"
+    # Share of the images that a network with a null class sees as of that (arXiv 2207.12598)
+    label_dropout: float = 0.1
 
     optimizer: str = "adam"  # "adam" or "adamw"
     lr: float = 4e-4  # after warm-up
@@ -75,6 +77,7 @@ class TrainConfig(Settings):
         self._check("lr_final", is_number(self.lr_final, 0, 1), "a number from 0 to 1")
         self._check("weight_decay", is_number(self.weight_decay, 0), "a number >= 0")
         self._check("distill_weight", is_number(self.distill_weight, 0), "a number >= 0")
+        self._check("label_dropout", is_number(self.label_dropout, 0, 1), "a number from 0 to 1")
         self._check("min_snr_gamma", is_number(self.min_snr_gamma, 1e-3), "a number > 0")
         self._check("ema_decay", is_number(self.ema_decay, 0, 1), "a number from 0 to 1")
         clip_ok = self.grad_clip is None or (is_number(self.grad_clip, 0) and self.grad_clip > 0)
