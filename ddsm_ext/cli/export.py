@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to", metavar="CODE", help="guided-diffusion: its state dict (ADM networks, full width)"
     )
-    parser.add_argument("--weights", default="ema", help="ema (default) or model")
+    options.add_weights_argument(parser)
     parser.add_argument(
         "--out", metavar="PATH", help="folder, or with --to file, to write (default: in the run)"
     )
@@ -40,10 +40,10 @@ def run(args: argparse.Namespace) -> int:
     config = options.run_settings(folder, args)
 
     from ddsm_ext.graph.count import parameter_count
-    from ddsm_ext.run.compose import WEIGHTS
+    from ddsm_ext.run.compose import weights_of
     from ddsm_ext.run.run import Run
 
-    check_choice("--weights", args.weights, WEIGHTS)
+    check_choice("--weights", args.weights, weights_of(config))
     run, how = Run(folder, config, "cpu"), {"weights": args.weights, "out": args.out}
     width = 1.0 if args.width is None else args.width
     out = run.export(width, **how) if args.to is None else run.export_to(args.to, **how)

@@ -38,6 +38,14 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_weights_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--weights`."""
+    parser.add_argument(
+        "--weights", default="ema", metavar="NAME",
+        help="ema (default), model, or ema-LENGTH of one of train.ema_lengths",
+    )  # fmt: skip
+
+
 def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--sampler` and `--steps`, which override the run's sampler."""
     parser.add_argument("--sampler", metavar="KIND", help="ddpm or ddim (default: the run's)")

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     options.add_sampler_arguments(parser)
     options.add_set_argument(parser, "another setting of the run, e.g. sampler.eta=0.5")
-    parser.add_argument("--weights", default="ema", help="ema (default) or model")
+    options.add_weights_argument(parser)
     parser.add_argument("--batch-size", type=int, default=64, metavar="N")
     parser.add_argument("--out", metavar="FOLDER", help="where to write (default: in the run)")
     parser.add_argument(
@@ -44,13 +44,13 @@ def run(args: argparse.Namespace) -> int:
     folder = options.find_run(args)
     config = options.run_settings(folder, args)
 
-    from ddsm_ext.run.compose import WEIGHTS, choose_device
+    from ddsm_ext.run.compose import choose_device, weights_of
     from ddsm_ext.run.costs import check_memory
     from ddsm_ext.run.run import Run
     from ddsm_ext.run.strategies import read_strategy
 
     _, strategy = read_strategy(args.strategy, folder, config)
-    check_choice("--weights", args.weights, WEIGHTS)
+    check_choice("--weights", args.weights, weights_of(config))
     if args.dry_run:
         from ddsm_ext.cli.dry_run import sampling_text
 

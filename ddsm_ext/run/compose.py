@@ -27,7 +27,6 @@ from ddsm_ext.settings import Refusal, check_choice, shown
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = ("ema", "model")
 OVERHEAD_STEPS = 20  # of the sampler whose own work is timed
 # (what is being done, units done, units in all or None where unknown, name of a unit, remark)
 Progress = Callable[[str, int, int | None, str, str], None]
@@ -75,6 +74,14 @@ def build_network(config: RunConfig, device: torch.device) -> Any:
         return SlimmableNetwork(config.model, device="cpu", dtype=torch.float32).to(device)
 
 
+def weights_of(config: RunConfig) -> tuple[str, ...]:
+    """Return which weights a run has: "ema" (averaged over training), "model" (the last step's),
+    and an average for each of `train.ema_lengths`."""
+    from ddsm_ext.training.ema import average_name
+
+    return ("ema", "model", *map(average_name, config.train.ema_lengths))
+
+
 def weights_identity(config: RunConfig) -> dict[str, Any]:
     """Return the settings that the weights of a run belong to, as a checkpoint keeps them."""
     from ddsm_ext.training.state import process_identity
@@ -94,7 +101,7 @@ def load_network(
     """Return the network of a run's newest whole checkpoint, in eval mode.
 
     Args:
-        weights: "ema" (averaged over training) or "model" (the last step's).
+        weights: one of `weights_of(config)`.
         step: of another checkpoint; None takes the newest whole one.
 
     Raises:
@@ -106,7 +113,7 @@ def load_network(
     from ddsm_ext.io.weights import copy_tensors
     from ddsm_ext.training.state import check_identity
 
-    check_choice("weights", weights, WEIGHTS)
+    check_choice("weights", weights, weights_of(config))
     if step is None:
         checkpoint = load_newest(run, (weights,))
     else:

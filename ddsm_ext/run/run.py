@@ -175,7 +175,7 @@ class Run:
         """Return the trained network, called as `net(x, t, width)`, from the newest checkpoint.
 
         Args:
-            weights: "ema" (averaged over training) or "model" (the last step's).
+            weights: one of `compose.weights_of(config)`, as "ema".
 
         Raises:
             FileNotFoundError: the run has no whole checkpoint yet.
@@ -300,7 +300,7 @@ class Run:
         Args:
             seeds: a seed is an image, in any batch.
             strategy: a strategy, its file, or a width; None takes the run's.
-            weights: "ema" or "model".
+            weights: one of `weights_of(config)`.
             batch_size: images that run together.
             out: folder to write; None takes one of the run, another for other settings.
 
@@ -374,7 +374,7 @@ class Run:
 
         Args:
             width: the width.
-            weights: "ema" or "model".
+            weights: one of `weights_of(config)`.
             out: folder to write; None takes one of the run.
         """
         width = self.config.model.check_width(width)

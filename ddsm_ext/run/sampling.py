@@ -47,7 +47,7 @@ class SampleSettings(Document):
     """What an image depends on beside its seed.
 
     Args:
-        weights: "ema" or "model".
+        weights: one of `weights_of(config)`.
         weights_digest: SHA-256 of the weights themselves.
         widths: of the strategy, from noisy to clean.
         cuts: of the strategy.
@@ -118,7 +118,7 @@ def write_samples(
         name: of the strategy.
         strategy: width by noise level.
         seeds: of the images.
-        weights: which ones the sampler has, "ema" or "model".
+        weights: which ones the sampler has, one of `weights_of(config)`.
         parent: gets a folder for these settings.
         out: the folder itself in its place.
 

@@ -30,8 +30,9 @@ from ddsm_ext.io.lock import RunLock
 from ddsm_ext.settings import Refusal
 from ddsm_ext.training.batches import Batch, StepBatches, step_loader
 from ddsm_ext.training.config import TrainConfig, TuneConfig
+from ddsm_ext.training.ema import Averages
 from ddsm_ext.training.sandwich import Sandwich, StepResult, make_optimizer
-from ddsm_ext.training.state import Ema, Snapshot, TrainState, Window, process_identity
+from ddsm_ext.training.state import Snapshot, TrainState, Window, process_identity
 from ddsm_ext.training.teacher import check_teacher, teacher_of
 from ddsm_ext.training.timesteps import ErrorTable
 from ddsm_ext.training.tuning import Routing
@@ -108,13 +109,12 @@ class _Run:
     def take_step(self, batch: Batch, stop_wanted: bool) -> StepResult:
         """One step on a batch; raises after too many non-finite ones."""
         state, step = self.state, self.state.step
-        decay = self.config.ema_decay_at(step)
         result = self.sandwich.step(
             from_uint8(batch.images, self.device),
             step,
             None if batch.labels is None else batch.labels.to(self.device),
             stop_wanted=stop_wanted,
-            on_applied=lambda: self.snapshot.ema.update(self.net, decay),
+            on_applied=lambda: self.snapshot.averages.update(self.net, step),
         )
         state.step += 1
         if result.applied:
@@ -186,7 +186,7 @@ class _Run:
         missing = [width for width, file in files.items() if not file.exists()]
         if not missing:
             return
-        with self.snapshot.ema.applied_to(self.net), torch.no_grad():
+        with self.snapshot.averages.ema.applied_to(self.net), torch.no_grad():
             for width in missing:
                 if stop.wanted:
                     return
@@ -278,10 +278,10 @@ def train(
             **(settings or {}),
             **({} if tune is None or tune.strategy is None else {"tune": tune.to_dict()}),
         }
-        ema = Ema(net)
-        teacher = teacher_of(config, net, ema, origin)
+        averages = Averages(net, config)
+        teacher = teacher_of(config, net, averages.ema, origin)
         sandwich = _sandwich(net, schedule, config, parameterisation, tune, teacher, null_label)
-        kept = (net, ema, sandwich.optimizer, config, identity, sandwich.errors)
+        kept = (net, averages, sandwich.optimizer, config, identity, sandwich.errors)
         snapshot = Snapshot(run_dir, *kept)
         state = snapshot.restore(on_damage, cut_log=rank == 0)
         run = _Run(net, config, run_dir, device, sandwich, snapshot, sample_grid, rank, state)
