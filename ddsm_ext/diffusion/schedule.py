@@ -1,4 +1,4 @@
-"""Noise levels and schedules in float64, and how noise is added to images.
+"""Noise schedules in float64, and how noise is added to images.
 
 A noisy image is x = alpha x0 + sigma epsilon. log-SNR, the natural logarithm of alpha² / sigma², is
 the noise level shared by all samplers; it falls as t grows. Between integer timesteps it is
@@ -7,53 +7,23 @@ interpolated linearly, so every noise level has exactly one timestep.
 
 from __future__ import annotations
 
+import bisect
 import math
-from dataclasses import dataclass
-from typing import overload
+from abc import ABC, abstractmethod
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from ddsm_ext.diffusion.config import DiffusionConfig, warn_unless_noise
+from ddsm_ext.diffusion.level import Level
 from ddsm_ext.settings import Refusal
 
 # Offset s and upper bound of beta that Nichol & Dhariwal 2021 (section 3.2) choose.
 COSINE_OFFSET = 0.008
 COSINE_MAX_BETA = 0.999
-
-
-@dataclass(frozen=True)
-class Level:
-    """A noise level, as plain numbers: x = alpha x0 + sigma epsilon.
-
-    log alpha and sigma² are kept, and not alpha and sigma: alpha_t / alpha_s and sigma_t² are then
-    exact to the last bits where squares of roots are not.
-
-    Args:
-        t: timestep that the network is given; an int, or a float between two timesteps.
-        log_snr: log(alpha² / sigma²), by which a strategy chooses the width; inf for `CLEAN`.
-        log_alpha: log of the image's scale; 0 throughout where noise is added without scaling.
-        variance: sigma² of the noise.
-    """
-
-    t: float
-    log_snr: float
-    log_alpha: float
-    variance: float
-
-    @property
-    def alpha(self) -> float:
-        """Scale of the image."""
-        return math.exp(self.log_alpha)
-
-    @property
-    def sigma(self) -> float:
-        """Standard deviation of the noise; 0 for the clean image."""
-        return math.sqrt(self.variance)
-
-
-# The image itself, where every sampler ends: one step below t = 0, the least noisy timestep.
-CLEAN = Level(t=-1, log_snr=math.inf, log_alpha=0.0, variance=0.0)
+# Least and greatest log-SNR are found again, by other formulas, with an error of a few ulp.
+_ROUNDING = 1e-9
 
 
 def linear_betas(timesteps: int, beta_start: float, beta_end: float) -> Tensor:
@@ -62,6 +32,14 @@ def linear_betas(timesteps: int, beta_start: float, beta_end: float) -> Tensor:
     Source: Ho et al. 2020, section 4.
     """
     return torch.linspace(beta_start, beta_end, timesteps, dtype=torch.float64, device="cpu")  # [T]
+
+
+def scaled_linear_betas(timesteps: int, beta_start: float, beta_end: float) -> Tensor:
+    """Return betas whose square roots are evenly spaced, [T] float64.
+
+    Source: latent-diffusion, `make_beta_schedule("linear", ...)`; diffusers' "scaled_linear".
+    """
+    return linear_betas(timesteps, math.sqrt(beta_start), math.sqrt(beta_end)).square()  # [T]
 
 
 def cosine_betas(timesteps: int) -> Tensor:
@@ -78,49 +56,49 @@ def cosine_betas(timesteps: int) -> Tensor:
     return (1.0 - f[1:] / f[:-1]).clamp(max=COSINE_MAX_BETA)  # [T]
 
 
-class NoiseSchedule:
-    """Tables of one diffusion process, [T] float64 on the CPU, and its continuous-time view.
+class NoiseSchedule(ABC):
+    """Noise levels over the timesteps 0 to T - 1, and between them; base of the two kinds.
 
     A schedule that does not end in noise is warned about.
 
     Args:
-        betas: [T] variance added at each step, T >= 2, each in (0, 1).
-
-    Raises:
-        ValueError: `betas` has the wrong shape or a value outside (0, 1).
-
-    Source: Ho et al. 2020, eq. 2 and 4; log-SNR as in Kingma et al. 2021, section 3.1.
+        log_snrs: [T] float64 on the CPU, strictly falling.
     """
 
-    def __init__(self, betas: Tensor) -> None:
-        betas = torch.as_tensor(betas, dtype=torch.float64, device="cpu").detach()
-        if betas.ndim != 1 or betas.numel() < 2:
-            raise Refusal(f"NoiseSchedule: betas has shape {tuple(betas.shape)}; need [T], T >= 2")
-        if not bool(((betas > 0) & (betas < 1)).all()):
-            raise Refusal(
-                f"NoiseSchedule: betas span {betas.min().item():.3g} to {betas.max().item():.3g}; "
-                "need every one inside (0, 1)"
-            )
-        log_alphas_bar = torch.cumsum(torch.log1p(-betas), dim=0)  # [T]
-        self.betas = betas  # [T]
-        self.log_alphas_bar = log_alphas_bar  # [T]
-        # log(1 - alpha-bar) by expm1: 1 - alpha-bar is 1e-4 at t = 0 and would lose 4 digits.
-        self.log_snrs = log_alphas_bar - torch.log(-torch.expm1(log_alphas_bar))  # [T]
-        warn_unless_noise(self.timesteps, self.log_snrs[-1].item())
+    def __init__(self, log_snrs: Tensor) -> None:
+        self.log_snrs = log_snrs  # [T]
+        warn_unless_noise(self.timesteps, log_snrs[-1].item())
         self._levels: dict[int, Level] = {}
-        self._log_snrs_by_device = {torch.device("cpu"): self.log_snrs}
+        self._falling = log_snrs.neg().tolist()  # ascending, as bisect wants it
+        self._log_snrs_by_device = {torch.device("cpu"): log_snrs}
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """Return the numbers that tell this schedule from another, as checkpoints keep them."""
+
+    @abstractmethod
+    def _between(self, t: float, log_snr: float) -> Level:
+        """The level of a log-SNR that may lie between two timesteps."""
+
+    @abstractmethod
+    def _scales(self, log_snr: Tensor) -> tuple[Tensor, Tensor]:
+        """Alpha and sigma of log-SNRs, of their shape."""
+
+    def _at_timestep(self, t: int) -> Level:
+        """The level of a timestep, to the table's last bits."""
+        return self._between(t, self.log_snrs[t].item())
 
     @property
     def timesteps(self) -> int:
         """T, the number of discrete steps."""
-        return self.betas.numel()
+        return self.log_snrs.numel()
 
     @overload
     def log_snr(self, t: float) -> float: ...
     @overload
     def log_snr(self, t: Tensor) -> Tensor: ...
     def log_snr(self, t: float | Tensor) -> float | Tensor:
-        """Return log(alpha-bar / (1 - alpha-bar)) at `t`, linear between integer timesteps.
+        """Return log(alpha² / sigma²) at `t`, linear between integer timesteps.
 
         Args:
             t: timestep(s), integer or continuous, 0 <= t <= T - 1; a tensor of any shape. The
@@ -145,12 +123,12 @@ class NoiseSchedule:
         return value if isinstance(t, Tensor) else value.item()
 
     def signal_and_noise(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (alpha, sigma) = (sqrt(alpha-bar), sqrt(1 - alpha-bar)) at `t`, float64 like `t`.
+        """Return (alpha, sigma) at `t`, float64 like `t`.
 
         Source: Ho et al. 2020, eq. 4, written through log-SNR (Kingma et al. 2021, eq. 4).
         """
-        log_snr = self.log_snr(t if isinstance(t, Tensor) else torch.as_tensor(t, device="cpu"))
-        return torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
+        t = t if isinstance(t, Tensor) else torch.as_tensor(t, device="cpu")
+        return self._scales(self.log_snr(t))
 
     def level(self, t: float) -> Level:
         """Return the noise level at `t`, integer or between two integers.
@@ -161,14 +139,35 @@ class NoiseSchedule:
         if float(t).is_integer() and 0 <= t < self.timesteps:
             index = int(t)
             if index not in self._levels:  # a sampler asks for the same ones in every call
-                log_alpha_bar = self.log_alphas_bar[index].item()
-                log_snr, variance = self.log_snrs[index].item(), -math.expm1(log_alpha_bar)
-                self._levels[index] = Level(index, log_snr, 0.5 * log_alpha_bar, variance)
+                self._levels[index] = self._at_timestep(index)
             return self._levels[index]
-        log_snr = self.log_snr(float(t))
-        # alpha² = 1 / (1 + exp(-log-SNR)), sigma² = 1 / (1 + exp(log-SNR))
-        log_alpha = -0.5 * math.log1p(math.exp(-log_snr))
-        return Level(float(t), log_snr, log_alpha, 1.0 / (1.0 + math.exp(log_snr)))
+        return self._between(float(t), self.log_snr(float(t)))
+
+    def level_at(self, log_snr: float, *, clamp: bool = False) -> Level:
+        """Return the noise level of a log-SNR; its timestep lies where `log_snr` has that value.
+
+        Args:
+            log_snr: from that of t = T - 1 to that of t = 0.
+            clamp: beyond them the level is the wanted one still, and the network is told the
+                nearest timestep, as diffusers' schedulers do; False refuses it.
+
+        Raises:
+            ValueError: `log_snr` is beyond the schedule's.
+        """
+        least, greatest = -self._falling[-1], -self._falling[0]
+        slack = _ROUNDING * max(1.0, abs(least), abs(greatest))
+        inside = least - slack <= log_snr <= greatest + slack
+        if not (inside or (clamp and math.isfinite(log_snr))):
+            raise Refusal(
+                f"level_at: log_snr is {log_snr:.6g}; need {least:.6g} <= log_snr <= "
+                f"{greatest:.6g}, the schedule's"
+            )
+        index = bisect.bisect_left(self._falling, -log_snr)  # the first t of log_snr or less
+        if index in (0, self.timesteps) or self._falling[index] == -log_snr:
+            index = min(index, self.timesteps - 1)
+            return self.level(index) if inside else self._between(index, log_snr)
+        above, below = -self._falling[index - 1], -self._falling[index]
+        return self._between(index - 1 + (above - log_snr) / (above - below), log_snr)
 
     def _table_on(self, device: torch.device) -> Tensor:
         table = self._log_snrs_by_device.get(device)
@@ -177,11 +176,85 @@ class NoiseSchedule:
         return table
 
 
+class PreservingSchedule(NoiseSchedule):
+    """alpha² + sigma² = 1, from betas: alpha² is alpha-bar, the product of 1 - beta up to t.
+
+    Args:
+        betas: [T] variance added at each step, T >= 2, each in (0, 1).
+
+    Raises:
+        ValueError: `betas` has the wrong shape or a value outside (0, 1).
+
+    Source: Ho et al. 2020, eq. 2 and 4; log-SNR as in Kingma et al. 2021, section 3.1.
+    """
+
+    def __init__(self, betas: Tensor) -> None:
+        betas = torch.as_tensor(betas, dtype=torch.float64, device="cpu").detach()
+        if betas.ndim != 1 or betas.numel() < 2:
+            raise Refusal(f"NoiseSchedule: betas has shape {tuple(betas.shape)}; need [T], T >= 2")
+        if not bool(((betas > 0) & (betas < 1)).all()):
+            raise Refusal(
+                f"NoiseSchedule: betas span {betas.min().item():.3g} to {betas.max().item():.3g}; "
+                "need every one inside (0, 1)"
+            )
+        self.betas = betas  # [T]
+        self.log_alphas_bar = torch.cumsum(torch.log1p(-betas), dim=0)  # [T]
+        # log(1 - alpha-bar) by expm1: 1 - alpha-bar is 1e-4 at t = 0 and would lose 4 digits.
+        super().__init__(self.log_alphas_bar - torch.log(-torch.expm1(self.log_alphas_bar)))
+
+    def identity(self) -> dict[str, Any]:
+        """As `NoiseSchedule.identity`."""
+        return {"betas": [float(self.betas[0]), float(self.betas[-1]), self.timesteps]}
+
+    def _between(self, t: float, log_snr: float) -> Level:
+        # alpha² = 1 / (1 + exp(-log-SNR)), sigma² = 1 / (1 + exp(log-SNR))
+        log_alpha = -0.5 * math.log1p(math.exp(-log_snr))
+        return Level(t, log_snr, log_alpha, 1.0 / (1.0 + math.exp(log_snr)))
+
+    def _scales(self, log_snr: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
+
+    def _at_timestep(self, t: int) -> Level:
+        log_alpha_bar = self.log_alphas_bar[t].item()
+        variance = -math.expm1(log_alpha_bar)
+        return Level(t, self.log_snrs[t].item(), 0.5 * log_alpha_bar, variance)
+
+
+class ExplodingSchedule(NoiseSchedule):
+    """alpha = 1 and sigma from `sigma_min` at t = 0 to `sigma_max` at t = T - 1, even in log sigma.
+
+    Args:
+        sigma_min: least noise, above 0.
+        sigma_max: most noise, above `sigma_min`.
+        timesteps: T >= 2, how many levels training and measurements take of the range.
+
+    Source: Song et al. 2021 (SDE), section 3.4; the range is that of Karras et al. 2022, table 1.
+    """
+
+    def __init__(self, sigma_min: float, sigma_max: float, timesteps: int) -> None:
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+        ends = -2.0 * math.log(sigma_min), -2.0 * math.log(sigma_max)
+        super().__init__(torch.linspace(*ends, timesteps, dtype=torch.float64, device="cpu"))
+
+    def identity(self) -> dict[str, Any]:
+        """As `NoiseSchedule.identity`."""
+        return {"sigmas": [self.sigma_min, self.sigma_max, self.timesteps]}
+
+    def _between(self, t: float, log_snr: float) -> Level:
+        return Level(t, log_snr, 0.0, math.exp(-log_snr))
+
+    def _scales(self, log_snr: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(log_snr), torch.exp(-0.5 * log_snr)
+
+
 def make_schedule(config: DiffusionConfig) -> NoiseSchedule:
     """Return the `NoiseSchedule` that `config` names."""
+    if config.schedule == "edm":
+        return ExplodingSchedule(config.sigma_min, config.sigma_max, config.timesteps)
     if config.schedule == "cosine":
-        return NoiseSchedule(cosine_betas(config.timesteps))
-    return NoiseSchedule(linear_betas(config.timesteps, config.beta_start, config.beta_end))
+        return PreservingSchedule(cosine_betas(config.timesteps))
+    betas = scaled_linear_betas if config.schedule == "scaled_linear" else linear_betas
+    return PreservingSchedule(betas(config.timesteps, config.beta_start, config.beta_end))
 
 
 def per_image(coefficient: Tensor, x: Tensor) -> Tensor:
@@ -203,7 +276,7 @@ def check_batch(what: str, x: Tensor, noise: Tensor, t: Tensor) -> None:
 
 
 def add_noise(x0: Tensor, noise: Tensor, t: Tensor, schedule: NoiseSchedule) -> Tensor:
-    """x_t = sqrt(alpha-bar_t) x_0 + sqrt(1 - alpha-bar_t) noise.
+    """x_t = alpha_t x_0 + sigma_t noise.
 
     Args:
         x0: clean images [N, C, H, W], floating point.

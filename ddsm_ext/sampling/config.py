@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ddsm_ext.sampling.samplers import SAMPLERS
 from ddsm_ext.settings import Refusal, Settings, is_int
 
-VARIANCES = ("fixed_large", "fixed_small")
+VARIANCES = ("fixed_large", "fixed_small", "learned")
 SPACINGS = ("linspace", "leading", "trailing", "quadratic")
 DTYPES = ("float32", "bfloat16")
 
@@ -22,7 +22,8 @@ class SamplerConfig(Settings):
         steps: noise levels visited, 1 <= steps <= T; None takes all T. Fewer steps stride the
             chain (Nichol & Dhariwal 2021, section 4).
         eta: DDIM only, 0 <= eta <= 1: 0 is deterministic, 1 equals "ddpm" with "fixed_small".
-        variance: DDPM only: "fixed_large" (beta_t) or "fixed_small" (posterior variance).
+        variance: DDPM only: "fixed_large" (beta_t), "fixed_small" (posterior variance) or
+            "learned", between the two by what the network says (Nichol & Dhariwal 2021, eq. 15).
         clip_denoised: clip each predicted x0 to [-1, 1]. False clips nothing at all, as latents
             need and as the published DDSM results were made (their code computes the clipped image
             but does not use it); pixels are clipped where they become uint8.

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ddsm_ext.diffusion.level import Level
 from ddsm_ext.diffusion.prediction import Prediction, prediction_named
-from ddsm_ext.diffusion.schedule import Level
 from ddsm_ext.sampling.strategy import Strategy, as_strategy
 from ddsm_ext.settings import Refusal, TypeRefusal
 
@@ -41,7 +41,7 @@ class Evaluation:
 
     @property
     def t(self) -> float:
-        """Timestep that the network is given; an int where it is whole."""
+        """Timestep of the level; an int where it is whole."""
         return self.level.t
 
     @property
@@ -62,15 +62,18 @@ class Denoiser:
     they pass through.
 
     Args:
-        net: called as `net(x, t, width)`, with labels as `net(x, t, width, y)`: t [n] int64, or
-            float32 between two timesteps; returns the shape of x.
+        net: called as `net(x, t, width)`, with labels as `net(x, t, width, y)`: t [n] int64 where
+            it is whole, else float32 (float64 for images of float64); returns the shape of x, or
+            twice its channels, of which the second half is a learned variance.
         strategy: width per noise level, or one width for all.
-        parameterisation: what the network predicts: "epsilon", "x0" or "v".
+        parameterisation: what the network predicts and is given: a name in
+            `diffusion.PREDICTIONS`, or a row such as `diffusion.prediction_of(config)`.
         labels: [n] int64 class of each image, for a network that takes them.
         clip: clip each x0 to [-1, 1].
         dtype: floating dtype of the network's input; None takes x's. x0 has the dtype of x.
         callback: called with (evaluation, x, x0) before x0 is used. A returned tensor replaces x0
             (guidance); None leaves it.
+        progress: called after every evaluation.
 
     Raises:
         ValueError: an argument does not fit; the network's output or the callback's image has
@@ -79,14 +82,16 @@ class Denoiser:
 
     net: Network
     strategy: Strategy | float = 1.0
-    parameterisation: str = "epsilon"
+    parameterisation: str | Prediction = "epsilon"
     labels: Tensor | None = None
     clip: bool = False
     dtype: torch.dtype | None = None
     callback: Callback | None = None
+    progress: Callable[[], None] | None = None
     _widths: Strategy = field(init=False, repr=False)
     _row: Prediction = field(init=False, repr=False)
     _count: int = field(init=False, repr=False, default=0)
+    _variance: Tensor | None = field(init=False, repr=False, default=None)
     _unread: list[tuple[str, Evaluation, Tensor]] = field(
         init=False, repr=False, default_factory=list
     )
@@ -96,7 +101,7 @@ class Denoiser:
         self._row = prediction_named("Denoiser: parameterisation", self.parameterisation)
 
     def __call__(self, x: Tensor, level: Level) -> Tensor:
-        evaluation = Evaluation(self._count, level, self._widths.width_at(level.log_snr))
+        evaluation = Evaluation(self._count, level, self.width_at(level))
         self._count += 1
         prediction = self._predict(x, evaluation)  # [n, C, H, W]
         from_x, from_prediction = self._row.x0_map(level)
@@ -105,7 +110,28 @@ class Denoiser:
             x0.clamp_(-1.0, 1.0)
         if self.callback is not None:
             x0 = self._called_back(self.callback, evaluation, x, x0)
+        if self.progress is not None:
+            self.progress()
         return x0
+
+    def width_at(self, level: Level) -> float:
+        """Return the width that the strategy gives a level."""
+        return self._widths.width_at(level.log_snr)
+
+    def variance_fraction(self) -> Tensor:
+        """Return (1 + second half of the last output) / 2, [n, C, H, W]: learned variances.
+
+        Raises:
+            ValueError: the network's output has no second half.
+
+        Source: Nichol & Dhariwal 2021, eq. 15, as guided-diffusion scales it.
+        """
+        if self._variance is None:
+            raise Refusal(
+                "sample: variance is 'learned', the network returned as many channels as the "
+                "image has; need twice as many, or variance 'fixed_large' or 'fixed_small'"
+            )
+        return self._variance.add(1.0).mul_(0.5)
 
     def check(self) -> None:
         """Refuse what was not finite so far; on a GPU this waits for it.
@@ -121,21 +147,27 @@ class Denoiser:
                     raise _not_finite(name, evaluation)
 
     def _predict(self, x: Tensor, evaluation: Evaluation) -> Tensor:
-        dtype = torch.int64 if float(evaluation.t).is_integer() else torch.float32
+        time, scale = self._row.time(evaluation.level), self._row.input_scale(evaluation.level)
+        dtype = torch.promote_types(x.dtype, torch.float32)
         # One number for the batch, as its stride 0 tells: embedded once.
-        t = torch.full((1,), evaluation.t, dtype=dtype, device=x.device).expand(x.shape[0])  # [n]
+        t = torch.full(
+            (1,), time, dtype=torch.int64 if float(time).is_integer() else dtype, device=x.device
+        ).expand(x.shape[0])  # [n]
         labels = () if self.labels is None else (self.labels,)
-        images = x if self.dtype in (None, x.dtype) else x.to(self.dtype)
-        prediction = self.net(images, t, evaluation.width, *labels)
-        if not isinstance(prediction, Tensor) or prediction.shape != x.shape:
-            shape = getattr(prediction, "shape", None)
-            got = type(prediction).__name__ if shape is None else f"shape {tuple(shape)}"
+        images = x if scale == 1.0 else scale * x
+        images = images if self.dtype in (None, x.dtype) else images.to(self.dtype)
+        output = self.net(images, t, evaluation.width, *labels)
+        shape, channels = getattr(output, "shape", None), x.shape[1]
+        twice = (x.shape[0], 2 * channels, *x.shape[2:])
+        if not isinstance(output, Tensor) or shape not in (x.shape, twice):
+            got = type(output).__name__ if shape is None else f"shape {tuple(shape)}"
             raise Refusal(
                 f"sample: the network returned {got} at width {evaluation.width}; need a tensor "
-                f"{tuple(x.shape)}"
+                f"{tuple(x.shape)}, or {twice} with a learned variance"
             )
-        self._note("the network's output", prediction, evaluation)
-        return prediction
+        self._note("the network's output", output, evaluation)
+        self._variance = output[:, channels:].to(x.dtype) if shape == twice else None
+        return output[:, :channels] if shape == twice else output
 
     def _called_back(
         self, callback: Callback, evaluation: Evaluation, x: Tensor, x0: Tensor

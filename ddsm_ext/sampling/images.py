@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from ddsm_ext._fixed_weights import fixed_weights
+from ddsm_ext.diffusion.level import Level
 from ddsm_ext.diffusion.noise import as_seeds, normal
-from ddsm_ext.diffusion.schedule import Level, NoiseSchedule
+from ddsm_ext.diffusion.prediction import Prediction
+from ddsm_ext.diffusion.schedule import NoiseSchedule
 from ddsm_ext.sampling.config import SamplerConfig
 from ddsm_ext.sampling.denoiser import Callback, Denoiser, Network
 from ddsm_ext.sampling.levels import check_levels, configured, dry_run, noise_levels
-from ddsm_ext.sampling.samplers import Denoise, Method
+from ddsm_ext.sampling.samplers import Method
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal, TypeRefusal, is_int
 
@@ -40,7 +42,7 @@ def sample(
     shape: Sequence[int],
     sampler: SamplerConfig | None = None,
     *,
-    parameterisation: str = "epsilon",
+    parameterisation: str | Prediction = "epsilon",
     labels: Tensor | Sequence[int] | None = None,
     method: Method | None = None,
     levels: Sequence[Level] | None = None,
@@ -55,14 +57,16 @@ def sample(
     Args:
         net: called as `net(x, t, width)`, with labels as `net(x, t, width, y)`: x [n, C, H, W]
             channels_last, t [n] int64 (float32 at levels between timesteps), width float, y [n]
-            int64; returning [n, C, H, W]. A module runs in eval mode, in which a
-            `SlimmableNetwork` runs its compiled steps (its `run_modules` never does).
+            int64; returning [n, C, H, W], or [n, 2C, H, W] with a learned variance. A module runs
+            in eval mode, in which a `SlimmableNetwork` runs its compiled steps (its `run_modules`
+            never does).
         schedule: the noise schedule that the network was trained with.
         strategy: width per noise level, or one width in (0, 1] for all.
         seeds: [N] integers, one per image.
         shape: (C, H, W) of an image.
         sampler: kind and step count; None takes `SamplerConfig()`: DDPM with all timesteps.
-        parameterisation: what the network predicts: "epsilon", "x0" or "v".
+        parameterisation: what the network predicts and is given: a name in
+            `diffusion.PREDICTIONS`, or a row such as `diffusion.prediction_of(config)`.
         labels: [N] integers, the class of each image; None for a network without classes.
         method: a sampler function of your own, `(denoise, x, levels, noise) -> x`, in place of the
             one that `sampler.kind` names (see docs/adding-a-sampler.md). It may turn gradients on
@@ -102,9 +106,10 @@ def sample(
     method = method or configured(sampler)
     levels = noise_levels(schedule, sampler) if levels is None else check_levels(levels)
     batches = range(0, len(seeds), batch_size)
-    done, total = itertools.count(1), 0
+    told = None
     if progress is not None:
         total = len(batches) * len(dry_run(method, levels, strategy))
+        told = _telling(progress, total)
     # Made outside inference mode, so that the caller may use the images under autograd.
     images = torch.empty((len(seeds), *shape), dtype=torch.float32, device=device)  # [N, C, H, W]
     with mode, _eval_mode(net), fixed_weights():
@@ -118,13 +123,15 @@ def sample(
                 clip=sampler.clip_denoised,
                 dtype=dtype,
                 callback=callback,
+                progress=told,
             )
-            denoise = denoiser if progress is None else _telling(denoiser, progress, done, total)
             own_seeds = seeds[rows].to(device)
             x = _normal(own_seeds, 0, shape, INITIAL_STREAM, image_dtype)
+            if not levels[0].preserves_variance:
+                x.mul_(levels[0].sigma)
             # Samplers draw at every step but the last, if at all.
             noise = _noise(own_seeds, shape, image_dtype, len(levels) - 2)
-            x = method(denoise, x, levels, noise.__next__)
+            x = method(denoiser, x, levels, noise.__next__)
             denoiser.check()
             images[rows] = _check_result(x, images[rows])
     return images
@@ -173,15 +180,10 @@ def _check_result(x: Tensor, images: Tensor) -> Tensor:
     return x
 
 
-def _telling(denoise: Denoise, progress: Progress, done: Iterator[int], total: int) -> Denoise:
-    """The denoiser that also tells how many evaluations are done."""
-
-    def told(x: Tensor, level: Level) -> Tensor:
-        x0 = denoise(x, level)
-        progress(next(done), total)
-        return x0
-
-    return told
+def _telling(progress: Progress, total: int) -> Callable[[], None]:
+    """What tells how many evaluations are done, one more at every call."""
+    done = itertools.count(1)
+    return lambda: progress(next(done), total)
 
 
 @contextlib.contextmanager

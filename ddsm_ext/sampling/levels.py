@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ddsm_ext.diffusion.prediction import prediction_named
-from ddsm_ext.diffusion.schedule import CLEAN, Level, NoiseSchedule
+from ddsm_ext.diffusion.level import CLEAN, Level
+from ddsm_ext.diffusion.prediction import Prediction, prediction_named
+from ddsm_ext.diffusion.schedule import NoiseSchedule
 from ddsm_ext.sampling.config import SamplerConfig
 from ddsm_ext.sampling.denoiser import Evaluation
 from ddsm_ext.sampling.samplers import SAMPLERS, Method
@@ -102,17 +104,38 @@ def dry_run(
     method: Method, levels: Sequence[Level], strategy: Strategy | float = 1.0
 ) -> list[Evaluation]:
     """Run a sampler on a single number: what it evaluates."""
-    strategy = as_strategy(strategy)
-    found: list[Evaluation] = []
     zero = torch.zeros((), dtype=torch.float64, device="cpu")
-
-    def denoise(x: Tensor, level: Level) -> Tensor:
-        found.append(Evaluation(len(found), level, strategy.width_at(level.log_snr)))
-        return 0.0 * x  # of x: a sampler may ask for its gradient
-
+    denoise = _DryDenoiser(as_strategy(strategy), zero)
     with torch.no_grad():
         method(denoise, zero.clone(), levels, lambda: zero)
-    return found
+    return denoise.found
+
+
+@dataclass
+class _DryDenoiser:
+    """Notes the evaluations that a sampler asks for.
+
+    Args:
+        strategy: width per noise level.
+        like: the learned variance is of its shape, halfway.
+        image: (x, level) -> x0; None for 0 times x, of which a sampler may ask for the gradient.
+    """
+
+    strategy: Strategy
+    like: Tensor
+    image: Callable[[Tensor, Level], Tensor] | None = None
+    found: list[Evaluation] = field(default_factory=list)
+
+    def __call__(self, x: Tensor, level: Level) -> Tensor:
+        x0 = 0.0 * x if self.image is None else self.image(x, level)
+        self.found.append(Evaluation(len(self.found), level, self.width_at(level)))
+        return x0
+
+    def width_at(self, level: Level) -> float:
+        return self.strategy.width_at(level.log_snr)
+
+    def variance_fraction(self) -> Tensor:
+        return torch.full_like(self.like, 0.5)
 
 
 def evaluations(
@@ -142,7 +165,7 @@ def evaluations(
 def prediction_gains(
     schedule: NoiseSchedule,
     sampler: SamplerConfig,
-    parameterisation: str,
+    parameterisation: str | Prediction,
     *,
     method: Method | None = None,
     levels: Sequence[Level] | None = None,
@@ -157,7 +180,7 @@ def prediction_gains(
     Args:
         schedule: the noise schedule that the network was trained with.
         sampler: kind, step count and spacing.
-        parameterisation: what the network predicts: "epsilon", "x0" or "v".
+        parameterisation: what the network predicts, as in `sample`.
         method: a sampler function of your own, in place of the one that `sampler.kind` names.
         levels: noise levels of your own, in place of the sampler's steps and spacing.
 
@@ -181,12 +204,13 @@ def prediction_gains(
         pixel = float(x[len(gains) - 1])
         gains.append(pixel / (_SMALL * math.hypot(level.alpha, level.sigma)))
 
-    def denoise(x: Tensor, level: Level) -> Tensor:
+    def image(x: Tensor, level: Level) -> Tensor:
         output = outputs[len(gains)]
         note(x, level)
         from_x, from_prediction = row.x0_map(level)
         return from_x * x + from_prediction * output
 
+    denoise = _DryDenoiser(Strategy.constant(1.0), zero, image)
     with torch.no_grad():
         note(method(denoise, zero.clone(), levels, lambda: zero), levels[-1])
     return gains[1:]

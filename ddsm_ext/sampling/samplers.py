@@ -11,16 +11,29 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ddsm_ext.settings import Refusal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ddsm_ext.diffusion.schedule import Level
+    from ddsm_ext.diffusion.level import Level
 
-Denoise = Callable[["Tensor", "Level"], "Tensor"]
+
+class Denoise(Protocol):
+    """The denoiser of one batch, as samplers see it."""
+
+    def __call__(self, x: Tensor, level: Level) -> Tensor:
+        """Return the predicted image x0 in x."""
+
+    def width_at(self, level: Level) -> float:
+        """Return the width at which the network runs there."""
+
+    def variance_fraction(self) -> Tensor:
+        """Return v of the last evaluation's learned variance: 1 is beta, 0 the posterior's."""
+
+
 Noise = Callable[[], "Tensor"]
 Method = Callable[..., "Tensor"]  # (denoise, x, levels, noise, **options) -> x
 
@@ -37,9 +50,11 @@ def ddpm(
 
     x_s = sqrt(a_t / a_s) (1 - a_s) / (1 - a_t) x_t + sqrt(a_s) beta / (1 - a_t) x0 + noise, where
     a = alpha² and beta = 1 - a_t / a_s; the noise has variance beta ("fixed_large") or
-    beta (1 - a_s) / (1 - a_t) ("fixed_small").
+    beta (1 - a_s) / (1 - a_t) ("fixed_small"), or one between the two by log, as the network says
+    ("learned").
 
-    Source: Ho et al. 2020, eq. 7 and section 3.2; strided: Nichol & Dhariwal 2021, eq. 19.
+    Source: Ho et al. 2020, eq. 7 and section 3.2; learned: Nichol & Dhariwal 2021, eq. 15; strided:
+    eq. 19.
     """
     _check_preserves_variance("ddpm", levels[0])
     for here, there in itertools.pairwise(levels):
@@ -48,8 +63,11 @@ def ddpm(
         x0 = denoise(x, here)
         x = (coef_x * x).add_(x0, alpha=there.alpha * beta / here.variance)
         if there.variance > 0.0:
-            small = beta * there.variance / here.variance
-            x.add_(noise(), alpha=math.sqrt(small if variance == "fixed_small" else beta))
+            z, small = noise(), beta * there.variance / here.variance
+            if variance == "learned":
+                # sigma = small^(1/2) (beta / small)^(v / 2)
+                z = (denoise.variance_fraction() * (0.5 * math.log(beta / small))).exp_().mul_(z)
+            x.add_(z, alpha=math.sqrt(beta if variance == "fixed_large" else small))
     return x
 
 

@@ -99,11 +99,7 @@ def load_optimizer(
 
 def process_identity(schedule: NoiseSchedule, parameterisation: str) -> dict[str, Any]:
     """Return what a checkpoint says of the diffusion process that its weights were trained for."""
-    betas = schedule.betas
-    return {
-        "betas": [float(betas[0]), float(betas[-1]), schedule.timesteps],
-        "parameterisation": parameterisation,
-    }
+    return {**schedule.identity(), "parameterisation": parameterisation}
 
 
 def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:

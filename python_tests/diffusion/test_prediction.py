@@ -5,26 +5,36 @@ import math
 import numpy as np
 import pytest
 import torch
+from golden import golden
+from sampling.mixture import mixture
 
 from ddsm_ext.diffusion import (
     PREDICTIONS,
     DiffusionConfig,
+    Level,
+    NoiseSchedule,
     add_noise,
+    edm_prediction,
     make_schedule,
     mse_per_image,
+    network_input,
+    prediction_of,
     training_target,
 )
 from ddsm_ext.diffusion.config import PARAMETERISATIONS
 
-SCHEDULE = make_schedule(DiffusionConfig(schedule="cosine"))
+SCHEDULES = {name: make_schedule(DiffusionConfig(schedule=name)) for name in ("cosine", "edm")}
+SCHEDULE = SCHEDULES["cosine"]
 T = torch.tensor([0.0, 1.0, 333.3, 700.0, 998.0], dtype=torch.float64)
 
 
-def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def batch(
+    schedule: NoiseSchedule = SCHEDULE,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     x0 = torch.randn(5, 2, 3, 3, generator=generator, dtype=torch.float64)
     noise = torch.randn(5, 2, 3, 3, generator=generator, dtype=torch.float64)
-    return x0, noise, add_noise(x0, noise, T, SCHEDULE)
+    return x0, noise, add_noise(x0, noise, T, schedule)
 
 
 def test_the_names_that_a_configuration_takes() -> None:
@@ -32,12 +42,132 @@ def test_the_names_that_a_configuration_takes() -> None:
 
 
 @pytest.mark.parametrize("name", PREDICTIONS)
-def test_the_map_to_x0_undoes_noise_and_target(name: str) -> None:
-    x0, noise, x_t = batch()
-    target = training_target(x0, noise, T, SCHEDULE, name)
+@pytest.mark.parametrize("schedule", ["cosine", "edm"])
+def test_the_map_to_x0_undoes_noise_and_target(name: str, schedule: str) -> None:
+    levels = SCHEDULES[schedule]
+    x0, noise, x_t = batch(levels)
+    target = training_target(x0, noise, T, levels, name)
     for i, t in enumerate(T.tolist()):
-        a, b = PREDICTIONS[name].x0_map(SCHEDULE.level(t))
+        a, b = PREDICTIONS[name].x0_map(levels.level(t))
         torch.testing.assert_close(a * x_t[i] + b * target[i], x0[i], rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", PREDICTIONS)
+def test_a_batch_is_given_what_each_level_says(name: str) -> None:
+    for levels in SCHEDULES.values():
+        x_t = batch(levels)[2]
+        images, times = network_input(x_t, T, levels, name)
+        row = PREDICTIONS[name]
+        for i, t in enumerate(T.tolist()):
+            level = levels.level(t)
+            torch.testing.assert_close(images[i], row.input_scale(level) * x_t[i])
+            assert times[i].item() == pytest.approx(row.time(level), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["epsilon", "x0", "v"])
+def test_nothing_is_scaled_where_levels_preserve_the_variance(name: str) -> None:
+    x_t, t = batch()[2], T.long()
+    images, times = network_input(x_t, t, SCHEDULE, name)
+    assert images is x_t
+    assert times is t
+    exploding = network_input(x_t, t, SCHEDULES["edm"], name)[0]
+    sigma = torch.tensor([SCHEDULES["edm"].level(int(i)).sigma for i in t], dtype=torch.float64)
+    expected = x_t / (1 + sigma.square()).sqrt().view(-1, 1, 1, 1)
+    torch.testing.assert_close(exploding, expected)
+
+
+def exploding_level(sigma: float) -> Level:
+    return Level(math.nan, -2 * math.log(sigma), 0.0, sigma**2)
+
+
+def preserving_level(sigma: float) -> Level:
+    """The same noise, of an image that is scaled by alpha = 1 / sqrt(1 + sigma²)."""
+    total = 1 + sigma**2
+    return Level(math.nan, -2 * math.log(sigma), -0.5 * math.log(total), sigma**2 / total)
+
+
+@pytest.mark.parametrize("sigma", [0.002, 0.3, 1.0, 80.0])
+def test_preconditioning_is_that_of_the_paper(sigma: float) -> None:
+    """Karras et al. 2022, table 1: c_skip, c_out, c_in, c_noise."""
+    data = 0.7
+    total = sigma**2 + data**2
+    expected = {
+        "edm": (data**2 / total, sigma * data / math.sqrt(total), 1 / math.sqrt(total),
+                math.log(sigma) / 4),
+        "ve": (1, sigma, 1, math.log(sigma / 2)),
+        "vp": (1, -sigma, 1 / math.sqrt(sigma**2 + 1), None),
+        "iddpm": (1, -sigma, 1 / math.sqrt(sigma**2 + 1), None),
+    }  # fmt: skip
+    for name, (skip, out, scale, noise) in expected.items():
+        row = edm_prediction(data) if name == "edm" else PREDICTIONS[name]
+        level = exploding_level(sigma)
+        found = (*row.x0_map(level), row.input_scale(level))
+        assert found == pytest.approx((skip, out, scale), rel=1e-12)
+        assert noise is None or row.time(level) == pytest.approx(noise, rel=1e-12)
+        # An image scaled by alpha is taken to the scale of the paper: x / alpha.
+        level = preserving_level(sigma)
+        found = (*row.x0_map(level), row.input_scale(level))
+        expected_scaled = (skip / level.alpha, out, scale / level.alpha)
+        assert found == pytest.approx(expected_scaled, rel=1e-12)
+        assert row.time(level) == pytest.approx(row.time(exploding_level(sigma)), rel=1e-9)
+
+
+def test_flow_is_the_velocity_of_the_straight_line() -> None:
+    """x = (1 - s) x0 + s epsilon, d x / d s = epsilon - x0; the network's time is 1000 s."""
+    s, x0, epsilon = 0.3, 0.4, -1.1
+    level = Level(300, 2 * math.log((1 - s) / s), math.log(1 - s), s**2)
+    a, b = PREDICTIONS["flow"].x0_map(level)
+    assert a * ((1 - s) * x0 + s * epsilon) + b * (epsilon - x0) == pytest.approx(x0, rel=1e-12)
+    assert PREDICTIONS["flow"].input_scale(level) == 1.0
+    assert PREDICTIONS["flow"].time(level) == pytest.approx(300, rel=1e-12)
+
+
+def test_times_equal_those_of_the_reference() -> None:
+    data = golden("edm_samplers")
+    for key in ("vp", "iddpm"):
+        row = PREDICTIONS[key]
+        found = [row.time(exploding_level(float(sigma))) for sigma in data["iddpm/sigma"]]
+        np.testing.assert_allclose(found, data[f"{key}/c_noise"], rtol=1e-12)
+        t, schedule = torch.arange(0, 1000, 99), SCHEDULES["edm"]
+        x = torch.zeros(len(t), 1, 1, 1)
+        expected = [row.time(schedule.level(int(i))) for i in t]
+        np.testing.assert_allclose(network_input(x, t, schedule, row)[1], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["edm", "vp", "ve"])
+def test_losses_equal_those_of_the_reference(name: str) -> None:
+    """The reference weights the image's error as the output's plain error does by itself."""
+    data = golden("edm_samplers")
+    u = data["loss/rnd_uniform"]
+    sigmas = {
+        "edm": np.exp(1.2 * data["loss/rnd_normal"] - 1.2),
+        "vp": np.sqrt(np.exp(9.95 * (1 + u * (1e-5 - 1)) ** 2 + 0.1 * (1 + u * (1e-5 - 1))) - 1),
+        "ve": 0.02 * 5000.0**u,
+    }[name]
+    row, losses = PREDICTIONS[name], []
+    for y, n, sigma in zip(data["loss/y"], data["loss/n"], sigmas, strict=True):
+        level = exploding_level(float(sigma))
+        x = y + sigma * n
+        a, b = row.x0_map(level)
+        output = (float(mixture(torch.tensor(x), level)) - a * x) / b
+        of_image, of_noise = row.mixture(level.alpha, level.sigma)
+        losses.append((output - of_image * y - of_noise * n) ** 2)
+    np.testing.assert_allclose(losses, data[f"loss/{name}"], rtol=1e-9)
+
+
+def test_the_row_of_a_configuration() -> None:
+    config = DiffusionConfig(schedule="edm", parameterisation="edm", sigma_data=0.7)
+    level = exploding_level(0.3)
+    assert prediction_of(config).x0_map(level) == edm_prediction(0.7).x0_map(level)
+    assert prediction_of(DiffusionConfig(parameterisation="v")) is PREDICTIONS["v"]
+
+
+def test_a_level_without_signal() -> None:
+    noise_alone = Level(999, -math.inf, -math.inf, 1.0)
+    for name in ("x0", "v", "flow"):
+        assert all(map(math.isfinite, PREDICTIONS[name].x0_map(noise_alone)))
+    with pytest.raises(ValueError, match=r"'epsilon': alpha is 0 at t = 999; need alpha > 0"):
+        PREDICTIONS["epsilon"].x0_map(noise_alone)
 
 
 @pytest.mark.parametrize("name", PREDICTIONS)

@@ -6,12 +6,15 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from golden import golden
 
 from ddsm_ext.diffusion.config import DiffusionConfig
-from ddsm_ext.diffusion.schedule import CLEAN, NoiseSchedule, add_noise, make_schedule
+from ddsm_ext.diffusion.level import CLEAN
+from ddsm_ext.diffusion.schedule import NoiseSchedule, PreservingSchedule, add_noise, make_schedule
 
 LINEAR = make_schedule(DiffusionConfig())
 COSINE = make_schedule(DiffusionConfig(schedule="cosine"))
+EDM = make_schedule(DiffusionConfig(schedule="edm"))
 BOTH = pytest.mark.parametrize("schedule", [LINEAR, COSINE], ids=["linear", "cosine"])
 
 
@@ -80,12 +83,12 @@ def test_t_out_of_range(t: float) -> None:
 )
 def test_bad_betas(betas: list) -> None:
     with pytest.raises(ValueError, match="NoiseSchedule: betas"):
-        NoiseSchedule(torch.tensor(betas))
+        PreservingSchedule(torch.tensor(betas))
 
 
 def test_betas_that_do_not_reach_noise_are_warned_about() -> None:
     with pytest.warns(UserWarning, match="of 10 timesteps ends at log-SNR -0.54"):
-        NoiseSchedule(torch.full((10,), 0.095))  # 0.905^10 = 0.3686; log(0.3686 / 0.6314)
+        PreservingSchedule(torch.full((10,), 0.095))  # 0.905^10 = 0.3686; log(0.3686 / 0.6314)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for timesteps in (2, 10, 100):
@@ -159,3 +162,78 @@ def test_bad_arguments_of_add_noise() -> None:
         add_noise(x0, x0[:1], torch.zeros(5), schedule)
     with pytest.raises(ValueError, match="t is 0 to 1000; need 0 <= t <= 999"):
         add_noise(x0, x0, torch.tensor([0, 1, 2, 3, 1000]), schedule)
+
+
+def test_scaled_linear_betas_equal_the_reference() -> None:
+    data = golden("ldm_schedule")
+    ends = {"lsun_beds": (0.0015, 0.0195), "churches": (0.0015, 0.0155), "sd": (0.00085, 0.012)}
+    for name, (first, last) in ends.items():
+        config = DiffusionConfig(schedule="scaled_linear", beta_start=first, beta_end=last)
+        schedule = make_schedule(config)
+        index = torch.from_numpy(data["index"])
+        np.testing.assert_allclose(schedule.betas[index], data[f"{name}/betas"], rtol=1e-12)
+        alphas_bar = schedule.log_alphas_bar[index].exp()
+        np.testing.assert_allclose(alphas_bar, data[f"{name}/alphas_cumprod"], rtol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_betas_equal_the_reference(name: str) -> None:
+    data = golden("gd_process")
+    schedule, t = make_schedule(DiffusionConfig(schedule=name)), data["schedule_t"]
+    np.testing.assert_allclose(schedule.betas[t], data[f"{name}/betas"], rtol=1e-10)
+    alphas_bar = schedule.log_alphas_bar[t].exp()
+    np.testing.assert_allclose(alphas_bar, data[f"{name}/alphas_cumprod"], rtol=1e-10)
+
+
+def test_the_exploding_schedule_is_geometric_in_sigma() -> None:
+    sigmas = np.geomspace(0.002, 80.0, 1000)
+    for t in (0, 1, 500, 999):
+        level = EDM.level(t)
+        assert (level.t, level.alpha) == (t, 1.0)
+        assert level.sigma == pytest.approx(sigmas[t], rel=1e-12)
+        assert level.log_snr == pytest.approx(-2 * math.log(sigmas[t]), rel=1e-12)
+    between = EDM.level(499.5)
+    assert between.sigma == pytest.approx(math.sqrt(sigmas[499] * sigmas[500]), rel=1e-12)
+    assert not between.preserves_variance
+    alpha, sigma = EDM.signal_and_noise(torch.tensor([0, 499.5, 999]))
+    assert alpha.tolist() == [1.0, 1.0, 1.0]
+    assert sigma.tolist() == pytest.approx([0.002, between.sigma, 80.0], rel=1e-12)
+    x0, noise = images(0, 1), images(1, 1)
+    x_t = add_noise(x0, noise, torch.tensor([999]), EDM)
+    torch.testing.assert_close(x_t, x0 + 80 * noise, rtol=1e-12, atol=0)
+
+
+def test_schedules_say_by_which_numbers_they_differ() -> None:
+    assert LINEAR.identity() == {"betas": [1e-4, 0.02, 1000]}
+    assert EDM.identity() == {"sigmas": [0.002, 80.0, 1000]}
+
+
+@pytest.mark.parametrize("schedule", [LINEAR, COSINE, EDM], ids=["linear", "cosine", "edm"])
+def test_the_level_of_a_log_snr(schedule: NoiseSchedule) -> None:
+    for t in (0, 1, 0.3, 429.25, 998.75, 999):
+        level = schedule.level(t)
+        found = schedule.level_at(level.log_snr)
+        assert found.t == pytest.approx(t, abs=1e-9)
+        assert found.log_snr == level.log_snr
+        assert found.alpha == pytest.approx(level.alpha, rel=1e-12)
+        assert found.variance == pytest.approx(level.variance, rel=1e-12)
+    assert schedule.level_at(schedule.log_snr(7)) is schedule.level(7)
+    ends = schedule.log_snr(999), schedule.log_snr(0)
+    assert schedule.level_at(ends[0] - 1e-12).t == 999  # rounding is no noise of its own
+    assert schedule.level_at(ends[1] + 1e-12).t == 0
+    for beyond, t in ((ends[0] - 1, 999), (ends[1] + 1, 0)):
+        with pytest.raises(ValueError, match=rf"log_snr is {beyond:.6g}; need {ends[0]:.6g} <="):
+            schedule.level_at(beyond)
+        clamped = schedule.level_at(beyond, clamp=True)
+        assert (clamped.t, clamped.log_snr) == (t, beyond)
+        assert math.log(clamped.alpha**2 / clamped.variance) == pytest.approx(beyond, rel=1e-9)
+    with pytest.raises(ValueError, match="log_snr is nan"):
+        schedule.level_at(math.nan, clamp=True)
+
+
+def test_timesteps_between_two_are_those_of_diffusers() -> None:
+    """Its schedulers interpolate t linearly in log sigma, as in log-SNR."""
+    data = golden("diffusers_schedulers")
+    for key in ("euler_karras/10", "euler_karras/20"):
+        found = [LINEAR.level_at(float(v)).t for v in data[f"{key}/call_log_snr"]]
+        np.testing.assert_allclose(found, data[f"{key}/timesteps"], rtol=1e-9, atol=1e-9)

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ddsm_ext.compat.official_ddsm import official_state_dict_shapes
+from ddsm_ext.diffusion.config import DiffusionConfig
 from ddsm_ext.models.network import SlimmableNetwork
 from ddsm_ext.run import configure
 from ddsm_ext.run.compose import load_network
@@ -57,10 +58,11 @@ def imported(checkpoint: Path, flags: str, **more: Any) -> dict[str, Any]:
 def test_flags_of_network_process_and_sampler_are_kept(checkpoint: Path) -> None:
     more = "--mean_type=xstart\n--var_type=fixedsmall\n--candidate_width=0.5\n--min_width=0.5\n"
     config = imported(checkpoint, FLAGS + more)
-    assert config["diffusion"] == {
+    said = {
         "schedule": "linear", "timesteps": 12, "beta_start": 0.01, "beta_end": 0.9,
         "parameterisation": "x0",
     }  # fmt: skip
+    assert config["diffusion"] == DiffusionConfig(**said).to_dict()
     assert (config["sampler"]["kind"], config["sampler"]["variance"]) == ("ddpm", "fixed_small")
     assert config["model"]["widths"] == [1.0, 0.5]
     assert imported(checkpoint, FLAGS)["diffusion"]["parameterisation"] == "epsilon"

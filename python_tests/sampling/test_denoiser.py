@@ -17,7 +17,7 @@ from sampling.toys import (
 )
 from torch import Tensor
 
-from ddsm_ext.diffusion.schedule import Level
+from ddsm_ext.diffusion.level import Level
 from ddsm_ext.sampling.config import SamplerConfig
 from ddsm_ext.sampling.denoiser import Denoiser, Evaluation
 from ddsm_ext.sampling.images import sample

@@ -20,8 +20,8 @@ from sampling.toys import (
 from torch import Tensor, nn
 
 from ddsm_ext.data.pixels import to_uint8
+from ddsm_ext.diffusion.level import CLEAN, Level
 from ddsm_ext.diffusion.noise import normal
-from ddsm_ext.diffusion.schedule import CLEAN, Level
 from ddsm_ext.models import SlimmableNetwork, UNetConfig
 from ddsm_ext.sampling.config import SamplerConfig
 from ddsm_ext.sampling.denoiser import Evaluation

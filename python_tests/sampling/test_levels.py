@@ -13,7 +13,7 @@ from sampling.toys import heun
 from torch import Tensor
 
 from ddsm_ext.diffusion import CLEAN, DiffusionConfig, make_schedule
-from ddsm_ext.diffusion.schedule import Level
+from ddsm_ext.diffusion.level import Level
 from ddsm_ext.sampling import SAMPLERS, SamplerConfig, Strategy, ddim, evaluations, noise_levels
 from ddsm_ext.sampling.config import SPACINGS
 from ddsm_ext.sampling.levels import prediction_gains

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ddsm_ext.diffusion.config import DiffusionConfig
-from ddsm_ext.diffusion.schedule import Level, NoiseSchedule, make_schedule
+from ddsm_ext.diffusion.level import Level
+from ddsm_ext.diffusion.schedule import NoiseSchedule, make_schedule
 from ddsm_ext.sampling.config import SamplerConfig
 from ddsm_ext.sampling.denoiser import Evaluation
 
