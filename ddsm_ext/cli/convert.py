@@ -1,5 +1,8 @@
-"""Import what the official DDSM code wrote, or weights in several files, as a run or a strategy.
+"""Import weights or search results of other code as a run or a strategy.
 
+ddsm convert 64x64.pt --from guided-diffusion --flags flags.txt
+                                              a checkpoint of guided-diffusion (ADM) or of
+                                              improved-diffusion, with its MODEL_FLAGS
 ddsm convert ckpt.pt --flags flagfile.txt     an official checkpoint, into a new run folder
 ddsm convert search.txt --out s.json          widths of the timesteps, into a strategy file; with
                                               --flags of the process that they were searched for
@@ -14,22 +17,30 @@ from pathlib import Path
 from ddsm_ext.cli import options
 from ddsm_ext.cli.console import say, told
 from ddsm_ext.io.weights import INDEX_ENDING
-from ddsm_ext.settings import Refusal
+from ddsm_ext.settings import Refusal, check_choice
 
 STRATEGY_ENDINGS = (".txt", ".json")
 # What is converted, and the options that it takes
 OPTIONS = {
     "a search result": ("out", "flags", "index"),
-    "a checkpoint": ("flags", "groups", "group", "root", "name", "set"),
+    "a checkpoint": ("source_code", "flags", "groups", "group", "root", "name", "set"),
+    "a checkpoint of guided-diffusion": ("source_code", "flags", "group", "root", "name", "set"),
     "an index of weights": ("group", "root", "name", "set"),
 }
+CODES = {"ddsm": "a checkpoint", "guided-diffusion": "a checkpoint of guided-diffusion"}
+
+_SHOWN = {"source_code": "from"}  # options by another name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `ddsm convert`."""
     parser.add_argument(
-        "source", help="official checkpoint (.pt) or search result (.txt), or an index of weights"
+        "source", help="checkpoint (.pt) or search result (.txt), or an index of weights"
     )
+    parser.add_argument(
+        "--from", dest="source_code", metavar="CODE",
+        help="what wrote the checkpoint: ddsm (default) or guided-diffusion",
+    )  # fmt: skip
     parser.add_argument("--out", metavar="FILE", help="strategy file to write (search results)")
     parser.add_argument(
         "--index", type=int, metavar="N",
@@ -44,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="which of several networks there: ema_model (default), net_model, or as it is called",
     )  # fmt: skip
     parser.add_argument("--root", metavar="FOLDER", help="where its run goes (default: runs)")
-    parser.add_argument("--name", help="name of the run (default: official, or that of the index)")
+    parser.add_argument("--name", help="name of the run (default: official, or the file's)")
     options.add_set_argument(parser, "a setting of the run, e.g. data.source=cifar.zip")
 
 
@@ -58,34 +69,30 @@ def run(args: argparse.Namespace) -> int:
     elif source.suffix.lower() in STRATEGY_ENDINGS or _is_list(source):
         kind = "a search result"
     else:
-        kind = "a checkpoint"
+        kind = CODES[check_choice("--from", args.source_code or "ddsm", CODES)]
     for name in dict.fromkeys(name for each in OPTIONS.values() for name in each):
         if name not in OPTIONS[kind] and getattr(args, name) not in (None, []):
-            known = ", ".join(f"--{option}" for option in OPTIONS[kind])
-            raise Refusal(f"--{name} is of no use for {source}, {kind}; need {known} alone")
+            known = ", ".join(f"--{_SHOWN.get(option, option)}" for option in OPTIONS[kind])
+            shown = _SHOWN.get(name, name)
+            raise Refusal(f"--{shown} is of no use for {source}, {kind}; need {known} alone")
     options.check_output("--out", args.out)
     if kind == "a search result":
         return _convert_search(source, args)
 
-    from ddsm_ext.run.importing import import_official, import_shards
+    from ddsm_ext.run.importing import import_guided_diffusion, import_official, import_shards
 
-    changes, root = options.parse_settings(args.set), args.root or "runs"
+    root, how = args.root or "runs", {"group": args.group or "", "name": args.name}
+    how["changes"] = options.parse_settings(args.set)
     with told():
         if kind == "an index of weights":
-            folder = import_shards(
-                source, root, group=args.group or "", name=args.name, changes=changes
-            )
+            folder = import_shards(source, root, **how)
+        elif kind == "a checkpoint of guided-diffusion":
+            flags = {"flags_file": args.flags, "where": "--set"}
+            folder = import_guided_diffusion(source, root, **flags, **how)
         else:
-            folder = import_official(
-                source,
-                root,
-                flags_file=args.flags,
-                groups=args.groups,
-                group=args.group or "",
-                name=args.name or "official",
-                changes=changes,
-                where="--set",
-            )
+            how["name"] = args.name or "official"
+            flags = {"flags_file": args.flags, "groups": args.groups, "where": "--set"}
+            folder = import_official(source, root, **flags, **how)
     options.note_command(folder)
     print(folder)
     return 0

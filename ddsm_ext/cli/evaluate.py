@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ranges of so many seeds (default: eval.ranges; 1 with --seeds)",
     )
     parser.add_argument("--features", metavar="NAME", help="feature extractor (default: the run's)")
-    parser.add_argument("--images", metavar="PATH", help="score the images of a folder or ZIP")
+    parser.add_argument("--images", metavar="PATH", help="score a folder, ZIP or .npz of images")
     parser.add_argument("--save-statistics", metavar="FILE", help="also write the data's mu, sigma")
     options.add_sampler_arguments(parser)
     options.add_set_argument(parser, "another setting of the run, e.g. eval.images=5000")

@@ -35,7 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "classifier": ("classifier", "train the classifier whose features score samples"),
     "report": ("report", "write report.html of a run folder"),
     "bench": ("bench", "time the ops, and the whole network at each width, on this machine"),
-    "convert": ("convert", "import an official DDSM checkpoint or search result"),
+    "convert": ("convert", "import checkpoints of DDSM or guided-diffusion, or a search result"),
     "export": ("export", "write one width as a plain dense network"),
 }
 

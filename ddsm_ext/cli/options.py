@@ -38,9 +38,21 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_weights_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--weights`."""
+    parser.add_argument(
+        "--weights", default="ema", metavar="NAME",
+        help="ema (default), model, or ema-LENGTH of one of train.ema_lengths",
+    )  # fmt: skip
+
+
 def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--sampler` and `--steps`, which override the run's sampler."""
     parser.add_argument("--sampler", metavar="KIND", help="ddpm or ddim (default: the run's)")
+    parser.add_argument(
+        "--class", dest="classes", metavar="NAMES",
+        help="classes of the images, by name or label, e.g. cat,dog (default: all in turn)",
+    )  # fmt: skip
     parser.add_argument(
         "--steps", type=int, metavar="N", help="denoising steps an image (default: the run's)"
     )
@@ -146,7 +158,7 @@ def preset_for(command: str, changes: dict[str, Any]) -> str | None:
     Raises:
         ValueError: nothing says to what size and colours the other images are brought.
     """
-    from ddsm_ext.models.unet import PRESETS
+    from ddsm_ext.models.families import PRESETS
 
     source = changes.get("data", {}).get("source", "digits")
     if source == "digits":
@@ -159,6 +171,17 @@ def preset_for(command: str, changes: dict[str, Any]) -> str | None:
             "--config, or --set model.image_size=32 --set model.image_channels=3 (1: grey)"
         )
     return None
+
+
+def _classes(run: Path, text: str) -> list[int]:
+    """The labels that `--class` names."""
+    from ddsm_ext.run.classes import class_names, labels_named
+    from ddsm_ext.run.folder import config_of
+
+    count = config_of(run).model.label_count
+    if count == 0:
+        raise Refusal(f"--class is {text}, the run's network takes no labels; need one that does")
+    return list(labels_named(text, class_names(run, count), "--class"))
 
 
 def run_settings(run: Path, args: argparse.Namespace) -> RunConfig:
@@ -176,6 +199,8 @@ def run_settings(run: Path, args: argparse.Namespace) -> RunConfig:
         sampler["kind"] = args.sampler
     if getattr(args, "steps", None) is not None:
         sampler["steps"] = args.steps
+    if getattr(args, "classes", None) is not None:
+        sampler["classes"] = _classes(run, args.classes)
     if getattr(args, "features", None):
         changes.setdefault("eval", {})["features"] = args.features
     return changed(config_of(run), changes, "--set")

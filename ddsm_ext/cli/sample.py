@@ -24,9 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     options.add_sampler_arguments(parser)
     options.add_set_argument(parser, "another setting of the run, e.g. sampler.eta=0.5")
-    parser.add_argument("--weights", default="ema", help="ema (default) or model")
+    options.add_weights_argument(parser)
     parser.add_argument("--batch-size", type=int, default=64, metavar="N")
     parser.add_argument("--out", metavar="FOLDER", help="where to write (default: in the run)")
+    parser.add_argument(
+        "--npz", metavar="FILE",
+        help="also write all in one .npz: arr_0 images, arr_1 labels, as ADM's evaluator reads it",
+    )  # fmt: skip
     options.add_device_argument(parser)
     parser.add_argument("-n", "--dry-run", action="store_true", help="say what would be done, stop")
 
@@ -36,16 +40,17 @@ def run(args: argparse.Namespace) -> int:
     seeds = options.parse_seeds(args.seeds)
     options.check_count("--batch-size", args.batch_size, LIMITS["eval"]["batch_size"])
     options.check_output("--out", args.out, folder=True)
+    options.check_output("--npz", args.npz, suffix=".npz")
     folder = options.find_run(args)
     config = options.run_settings(folder, args)
 
-    from ddsm_ext.run.compose import WEIGHTS, choose_device
+    from ddsm_ext.run.compose import choose_device, weights_of
     from ddsm_ext.run.costs import check_memory
     from ddsm_ext.run.run import Run
     from ddsm_ext.run.strategies import read_strategy
 
     _, strategy = read_strategy(args.strategy, folder, config)
-    check_choice("--weights", args.weights, WEIGHTS)
+    check_choice("--weights", args.weights, weights_of(config))
     if args.dry_run:
         from ddsm_ext.cli.dry_run import sampling_text
 
@@ -57,6 +62,10 @@ def run(args: argparse.Namespace) -> int:
     with told() as progress:
         run = Run(folder, config, device, progress)
         made = run.sample(seeds, args.strategy, **how)
+    if args.npz is not None:
+        from ddsm_ext.data.sample_archive import write_sample_archive
+
+        write_sample_archive(args.npz, made.images, made.labels)
     options.note_command(folder)
     macs = made.macs_per_image / 1e6
     say(f"{len(seeds)} images, {made.ms_per_image:.3g} ms and {macs:.4g} million MACs an image")

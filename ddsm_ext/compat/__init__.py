@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = attach(
         "official_config": "official_ddsm",
         "official_names": "official_ddsm",
         "official_state_dict_shapes": "official_ddsm",
+        "parse_guided_diffusion_flags": "guided_diffusion_flags",
         "parse_official_flags": "official_strategy",
         "parse_official_process": "official_strategy",
         "parse_official_strategy": "official_strategy",

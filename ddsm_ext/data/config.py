@@ -14,7 +14,8 @@ _MOST_PIXELS = 178_956_970  # Pillow decodes no larger image
 class DataConfig(Settings):
     """Which images, and how they become [C, image_size, image_size] uint8."""
 
-    source: str = "digits"  # "digits", or a path: folder, ZIP or tar of images, binary CIFAR-10
+    # "digits", or a path: folder, ZIP or tar of images, binary CIFAR-10, .npz of samples
+    source: str = "digits"
     image_size: int | None = None  # pixels a side; None: as in the source (all must agree)
     channels: int | None = None  # 1 or 3; None: as in the source
     split: str = "train"  # "train", "test" or "all"

@@ -24,6 +24,7 @@ from ddsm_ext.data.config import DataConfig
 from ddsm_ext.data.entries import ReadLimits, folder_entries
 from ddsm_ext.data.images import is_image_name
 from ddsm_ext.data.layout import TABLE, Layout
+from ddsm_ext.data.sample_archive import is_sample_archive, read_sample_archive
 from ddsm_ext.data.source import PassedOver, list_source, read_images
 from ddsm_ext.io.files import naming, open_regular, parse_json, write_atomic
 from ddsm_ext.settings import Refusal
@@ -255,7 +256,7 @@ def _existing(source: str) -> Path:
     if not path.exists():
         raise FileNotFoundError(
             f"data source {source!r}: no such file or folder; need 'digits', an image folder, a "
-            "ZIP, a tar, or a binary CIFAR-10 archive"
+            "ZIP, a tar, a binary CIFAR-10 archive, or a .npz of samples"
         )
     return path
 
@@ -338,16 +339,18 @@ def _read_digits(config: DataConfig) -> _RawImages:
 def _read_path(
     config: DataConfig, progress: Callable[[int, int], None] | None
 ) -> _RawImages:
-    """Images of a folder, ZIP, tar or CIFAR-10 archive, in the order of their sorted names.
+    """Images of a folder, ZIP, tar or archive of arrays; of files in the order of sorted names.
 
     Raises:
         FileNotFoundError: no such file or folder.
         ValueError: damaged, hostile, unequal or no images.
     """
     path = _existing(config.source)
+    limits = replace(ReadLimits(), max_pixels=config.max_pixels)
+    if is_sample_archive(path):
+        return _read_samples(path, config, limits)
     if is_cifar10(path):
         return _read_cifar(path, config)
-    limits = replace(ReadLimits(), max_pixels=config.max_pixels)
     listing = list_source(path, limits)
     layout = Layout(str(path), listing.images, listing.tables)
     part = layout.part(config.split)
@@ -374,6 +377,17 @@ def _read_path(
     labels = None if ids is None else np.array(ids, dtype=np.int64)
     notes = [*listing.notes(), *layout.notes(config.split), *passed_over.notes()]
     return _RawImages(array, labels, part.class_names, layout.divided, tuple(notes))
+
+
+def _read_samples(path: Path, config: DataConfig, limits: ReadLimits) -> _RawImages:
+    samples = read_sample_archive(path, limits)
+    stack = _Stack(str(path), config)
+    for index, pixels in enumerate(samples.images):
+        stack.add(pixels, f"image {index}")
+    labels = samples.labels
+    count = 0 if labels is None else int(labels.max(initial=-1)) + 1
+    names = tuple(map(str, range(count)))
+    return _RawImages(stack.array(), labels, names, has_test_part=False)
 
 
 def _read_cifar(path: Path, config: DataConfig) -> _RawImages:

@@ -57,6 +57,21 @@ class NetworkConfig(Settings):
         """
         return _graph(self)
 
+    @property
+    def label_count(self) -> int:
+        """Classes 0 .. label_count - 1 of its labels; 0: it takes none."""
+        return 0
+
+    @property
+    def null_label(self) -> int | None:
+        """The label that stands for none, after those of the classes; None: there is none."""
+        return None
+
+    @property
+    def predicts_variance(self) -> bool:
+        """Whether its output has as many channels again as the image, for the variance."""
+        return False
+
     def counts(self, width: float) -> Counts:
         """Active channels of every node at `width`; see `Graph.counts`."""
         return _counts(self, width)

@@ -41,7 +41,8 @@ Width = Annotated[float, Within(1 / LARGEST, 1.0)]
 Share = Annotated[float, Within(0.0, 1.0)]
 Count = Annotated[int, Within(0)]
 Label = Annotated[str, Within(0, 5000)]  # a name, or a path
-Facts = dict[str, str | float | bool | None]  # whatever a part of the program says of itself
+# Whatever a part of the program says of itself
+Facts = dict[str, str | float | bool | tuple[float, ...] | None]
 
 _SCALARS: dict[Any, str] = {
     float: "a number",

@@ -5,12 +5,13 @@ from ddsm_ext._lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
-        "PRESETS": "unet",
+        "FAMILIES": "families",
+        "PRESETS": "families",
         "ADMConfig": "adm",
         "DenseNetwork": "dense",
         "SlimmableNetwork": "network",
         "SlimmableUNet": "network",
         "UNetConfig": "unet",
-        "preset": "unet",
+        "preset": "families",
     },
 )

@@ -36,8 +36,11 @@ class ADMConfig(UShapeConfig):
             added before that norm.
         resample_blocks: residual blocks change the resolution; False: single convolutions do.
         num_classes: labels of a class-conditional network; None: unconditional.
+        null_class: one label more, `num_classes`, stands for no class, as classifier-free guidance
+            needs it.
         learned_sigma: predict a second set of channels, for the variance.
         widths: widths to train and search, descending; any other in (0, 1] runs too.
+        family: "adm", by which a file of settings tells it from other families.
 
     Raises:
         TypeError, ValueError: a field has the wrong type or cannot work, in one sentence.
@@ -56,8 +59,10 @@ class ADMConfig(UShapeConfig):
     scale_shift: bool = True
     resample_blocks: bool = True
     num_classes: int | None = None
+    null_class: bool = False
     learned_sigma: bool = True
     widths: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
+    family: str = "adm"
 
     def __post_init__(self) -> None:
         self._check_u_shape()
@@ -65,8 +70,11 @@ class ADMConfig(UShapeConfig):
             self._check_int(name, 1, 10**6, optional=True)
         time = f"a divisor of {4 * self.ch}, the channels of the time embedding"
         self._check("groups", 4 * self.ch % self.groups == 0, time)
-        for name in ("scale_shift", "resample_blocks", "learned_sigma"):
+        for name in ("scale_shift", "resample_blocks", "null_class", "learned_sigma"):
             self._check_type(name, isinstance(getattr(self, name), bool), "True or False")
+        without = self.null_class and self.num_classes is None
+        self._check("null_class", not without, "False, as num_classes is None")
+        self._check_choice("family", ("adm",))
         if (self.heads is None) == (self.head_channels is None):
             raise Refusal(
                 f"ADMConfig: heads is {self.heads}, head_channels is {self.head_channels}; "
@@ -76,13 +84,29 @@ class ADMConfig(UShapeConfig):
             self._check("heads", c % (self.heads or 1) == 0, f"a divisor of {c} channels")
         super().__post_init__()
 
+    @property
+    def label_count(self) -> int:
+        """See `NetworkConfig.label_count`."""
+        return self.num_classes or 0
+
+    @property
+    def null_label(self) -> int | None:
+        """See `NetworkConfig.null_label`."""
+        return self.num_classes if self.null_class else None
+
+    @property
+    def predicts_variance(self) -> bool:
+        """See `NetworkConfig.predicts_variance`."""
+        return self.learned_sigma
+
     def describe(self) -> Graph:
         """Return the network."""
         g = Graph(self.image_size)
         x, t = g.input("x", self.image_channels, image=True), g.input("t")
         c, label = 4 * self.ch, None
         if self.num_classes is not None:
-            label = g.embed("label_embedding", g.input("y"), self.num_classes, c)
+            rows = self.num_classes + self.null_class
+            label = g.embed("label_embedding", g.input("y"), rows, c)
         time = g.sinusoid("time_embedding.table", t, self.ch, halves=True)
         time = g.linear("time_embedding.linear1", time, c, silu=True)
         # Each block's projection starts with SiLU: applied here once instead of in every block.
@@ -144,3 +168,25 @@ class ADMConfig(UShapeConfig):
                 head = c_out // self.heads
             h = self_attention(g, f"{name}.attention", h, head, gain=ZERO)
         return h
+
+
+PRESETS: dict[str, ADMConfig] = {
+    # 8x8 grey digits of scikit-learn by class: small enough to train in minutes on two cores.
+    "adm-digits": ADMConfig(
+        image_size=8, image_channels=1, ch=32, ch_mult=(1, 2), attn=(), num_res_blocks=1,
+        dropout=0.0, groups=8, head_channels=16, num_classes=10, null_class=True,
+        learned_sigma=False,
+    ),
+    # A small network for the classes of CIFAR-10, of a size that two cores train in hours.
+    "adm-cifar10": ADMConfig(
+        image_size=32, ch=64, ch_mult=(1, 2, 2), attn=(1, 2), num_res_blocks=1, dropout=0.1,
+        groups=16, head_channels=32, num_classes=10, null_class=True, learned_sigma=False,
+    ),
+    # Nichol and Dhariwal's CIFAR-10 network (L_hybrid), unconditional: 52.55 M parameters.
+    "iddpm-cifar10": ADMConfig(
+        image_size=32, ch=128, ch_mult=(1, 2, 2, 2), attn=(1, 2), num_res_blocks=3, dropout=0.3,
+        head_channels=None, heads=4, resample_blocks=False,
+    ),
+    # Dhariwal and Nichol's class-conditional ImageNet at 64x64: 295.90 M parameters, 109.68 G MACs.
+    "adm-imagenet64": ADMConfig(image_size=64, num_classes=1000),
+}  # fmt: skip

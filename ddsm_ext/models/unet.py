@@ -13,7 +13,7 @@ from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.graph.graph import Graph
 from ddsm_ext.graph.node import Node, Resampling
 from ddsm_ext.graph.slicing import CONCAT_SLICINGS, NORMS, Slicing
-from ddsm_ext.settings import LARGEST_IMAGE, Refusal, did_you_mean, is_int
+from ddsm_ext.settings import LARGEST_IMAGE, is_int
 
 # DDPM starts the last layer of every residual branch and of the network almost at zero.
 LAST_LAYER_GAIN = 1e-5
@@ -98,6 +98,7 @@ class UNetConfig(UShapeConfig):
         head_channels: channels of an attention head; None means one head over all channels.
         time_table_rows: rows of a frozen time-embedding table, kept for bitwise agreement with a
             checkpoint that has one; 0 computes the embedding from t.
+        family: "unet", by which a file of settings tells it from other families.
 
     Raises:
         TypeError, ValueError: a field has the wrong type or cannot work, in one sentence.
@@ -118,12 +119,14 @@ class UNetConfig(UShapeConfig):
     widths: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
     head_channels: int | None = None
     time_table_rows: int = 0
+    family: str = "unet"
 
     def __post_init__(self) -> None:
         self._check_u_shape()
         self._check_int("time_table_rows", 0, 10**6)
         self._check_choice("norm", NORMS)
         self._check_choice("concat_slicing", CONCAT_SLICINGS)
+        self._check_choice("family", ("unet",))
         self._check("ch", self.ch % self.groups == 0, f"a multiple of groups, {self.groups}")
         super().__post_init__()
 
@@ -248,14 +251,3 @@ PRESETS: dict[str, UNetConfig] = {
     "celeba64": UNetConfig(image_size=64, ch_mult=(1, 2, 2, 2, 4)),
     "imagenet64": UNetConfig(image_size=64, ch_mult=(1, 2, 2, 2, 4), num_res_blocks=4),
 }  # fmt: skip
-
-
-def preset(name: str) -> UNetConfig:
-    """Return the config of a preset.
-
-    Raises:
-        ValueError: the name is unknown, with the nearest known one.
-    """
-    if name not in PRESETS:
-        raise Refusal(f"unknown preset {name!r}{did_you_mean(name, PRESETS)}")
-    return PRESETS[name]

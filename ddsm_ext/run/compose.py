@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +16,7 @@ from torch import Tensor
 from ddsm_ext.data.pixels import to_uint8
 from ddsm_ext.diffusion.schedule import NoiseSchedule, make_schedule
 from ddsm_ext.graph.count import macs
+from ddsm_ext.run.classes import labels_of
 from ddsm_ext.run.config import RunConfig
 from ddsm_ext.run.folder import config_of
 from ddsm_ext.sampling.config import SamplerConfig
@@ -26,7 +27,6 @@ from ddsm_ext.settings import Refusal, check_choice, shown
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = ("ema", "model")
 OVERHEAD_STEPS = 20  # of the sampler whose own work is timed
 # (what is being done, units done, units in all or None where unknown, name of a unit, remark)
 Progress = Callable[[str, int, int | None, str, str], None]
@@ -74,6 +74,14 @@ def build_network(config: RunConfig, device: torch.device) -> Any:
         return SlimmableNetwork(config.model, device="cpu", dtype=torch.float32).to(device)
 
 
+def weights_of(config: RunConfig) -> tuple[str, ...]:
+    """Return which weights a run has: "ema" (averaged over training), "model" (the last step's),
+    and an average for each of `train.ema_lengths`."""
+    from ddsm_ext.training.ema import average_name
+
+    return ("ema", "model", *map(average_name, config.train.ema_lengths))
+
+
 def weights_identity(config: RunConfig) -> dict[str, Any]:
     """Return the settings that the weights of a run belong to, as a checkpoint keeps them."""
     from ddsm_ext.training.state import process_identity
@@ -93,7 +101,7 @@ def load_network(
     """Return the network of a run's newest whole checkpoint, in eval mode.
 
     Args:
-        weights: "ema" (averaged over training) or "model" (the last step's).
+        weights: one of `weights_of(config)`.
         step: of another checkpoint; None takes the newest whole one.
 
     Raises:
@@ -105,7 +113,7 @@ def load_network(
     from ddsm_ext.io.weights import copy_tensors
     from ddsm_ext.training.state import check_identity
 
-    check_choice("weights", weights, WEIGHTS)
+    check_choice("weights", weights, weights_of(config))
     if step is None:
         checkpoint = load_newest(run, (weights,))
     else:
@@ -164,7 +172,8 @@ class Sampler:
     """A network with everything that sampling from it needs.
 
     Args:
-        network: called as network(x, t, width), computes in the dtype of its weights.
+        network: called as network(x, t, width), with labels as network(x, t, width, y); computes
+            in the dtype of its weights.
         config: the run's configuration; its sampler section decides kind and steps.
         device: where the network is.
         batch_size: images that run together.
@@ -207,6 +216,11 @@ class Sampler:
         """Dtype of the network's weights, in which it computes."""
         return next(self.network.parameters()).dtype
 
+    def labels(self, seeds: Sequence[int]) -> list[int] | None:
+        """Return the class of each seed's image; None: the network takes no labels."""
+        count = self.config.model.label_count
+        return labels_of(seeds, self.config.sampler.classes, count) if count else None
+
     def images(
         self,
         strategy: Strategy | float,
@@ -231,6 +245,7 @@ class Sampler:
             seeds,
             self.shape,
             settings,
+            labels=self.labels(seeds),
             parameterisation=self.config.diffusion.parameterisation,
             batch_size=self.batch_size,
             device=self.device,
@@ -259,7 +274,7 @@ class Sampler:
         times = []
         for _ in range(rounds + 1):  # the first one warms up
             started = time.perf_counter()
-            self._sample(lambda x, t, width: x, settings, 1.0, seeds)
+            self._sample(lambda x, t, width, *labels: x, settings, 1.0, seeds)
             self.finish()
             times.append(time.perf_counter() - started)
         return 1e3 * min(times[1:]) / (steps * len(seeds))

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import os
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,13 +12,14 @@ from importlib import import_module
 from typing import Any, Self
 
 from ddsm_ext.run.presets import RUN_PRESETS
+from ddsm_ext.run.values import coerce, parse_value
 from ddsm_ext.settings import (
     LARGEST_INT,
     Refusal,
     Settings,
     TypeRefusal,
+    check_choice,
     did_you_mean,
-    is_number,
     shown,
 )
 
@@ -29,7 +27,7 @@ METHOD_SIZES = ("population", "generations", "samples")  # None: the method's ow
 BUDGETS = ("budget_macs", "budget_ms", "budget_time", "max_quality_loss")
 # section -> (module, class); read when a run is resolved, so that `--help` stays quick
 SECTIONS: dict[str, tuple[str, str]] = {
-    "model": ("ddsm_ext.models.unet", "UNetConfig"),
+    "model": ("ddsm_ext.models.families", "FAMILIES"),  # by the setting "family"
     "diffusion": ("ddsm_ext.diffusion.config", "DiffusionConfig"),
     "data": ("ddsm_ext.data.config", "DataConfig"),
     "train": ("ddsm_ext.training.config", "TrainConfig"),
@@ -113,7 +111,8 @@ class RunConfig(Settings):
     """The configuration of a run; each section is the frozen dataclass of the part that it sets.
 
     Raises:
-        ValueError: the images are brought to another size or other channels than the network's.
+        ValueError: the images are brought to another size or other channels than the network's, or
+            sampled in classes that it does not know.
     """
 
     model: Any
@@ -132,6 +131,10 @@ class RunConfig(Settings):
                 raise Refusal(
                     f"data.{key} is {given} with model.{of_model} {need}; need {need}, or none"
                 )
+        chosen, known = self.sampler.classes, self.model.label_count
+        if chosen and max(chosen) >= known:
+            need = f"labels below {known}" if known else "none, as the network takes no labels"
+            raise Refusal(f"sampler.classes is {list(chosen)}; need {need}")
 
     @property
     def scores_searched(self) -> bool:
@@ -176,11 +179,10 @@ class RunConfig(Settings):
 
 def _section(section: str, values: dict[str, Any], where: str) -> Any:
     """Build one section's dataclass from JSON values, each brought to its field's type."""
-    module, class_name = SECTIONS[section]
-    cls = getattr(import_module(module), class_name)
     if section == "model" and "image_size" not in values:
         raise Refusal(f"{where}: model.image_size is missing; need it, or a --preset")
-    hints = _hints(section)
+    cls = _section_class(section, values, where)
+    hints = _hints(cls)
     names = [field.name for field in dataclasses.fields(cls) if field.init]
     for name in values:
         if name not in names:
@@ -195,72 +197,28 @@ def _section(section: str, values: dict[str, Any], where: str) -> Any:
     return cls(**fields)
 
 
+def _section_class(section: str, values: Mapping[str, Any], where: str) -> Any:
+    """The dataclass of a section; of the model's, the one of its family."""
+    module, name = SECTIONS[section]
+    found = getattr(import_module(module), name)
+    if section != "model":
+        return found
+    family = values.get("family", next(iter(found)))
+    return found[check_choice(f"{where}: model.family", family, found)]
+
+
 @lru_cache
-def _hints(section: str) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     """Types of a section's settings."""
-    module, class_name = SECTIONS[section]
-    return typing.get_type_hints(getattr(import_module(module), class_name))
+    return typing.get_type_hints(cls)
 
 
-def coerce(value: Any, hint: Any, where: str) -> Any:
-    """Bring a JSON value to the type of a dataclass field.
-
-    Args:
-        value: a JSON value; a string with commas serves as a list.
-        hint: the field's type.
-        where: what to call the value in an error.
-
-    Raises:
-        TypeError: the value has no reading as that type, as numbers that are not finite, and whole
-            ones of more than 64 bits, have none.
-    """
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:
-        return None if value is None else coerce(value, args[0], where)
-    if origin is tuple:
-        items = value.split(",") if isinstance(value, str) else value
-        items = [items] if isinstance(items, int | float) else items
-        if not isinstance(items, list | tuple):
-            raise TypeRefusal(f"{where} is {shown(value)}; need a list such as 1,2,2")
-        # tuple[int, ...] has one type for all, tuple[int, float] one for each
-        each = args[:1] * len(items) if args[-1] is ... else args
-        if len(each) != len(items):
-            raise TypeRefusal(f"{where} is {shown(value)}; need {len(each)} values")
-        one = f"{where} is {shown(value)}, an item of which"
-        return tuple(
-            coerce(parse_value(i) if isinstance(i, str) and kind is not str else i, kind, one)
-            for i, kind in zip(items, each, strict=True)
-        )
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    number = is_number(value, -math.inf)
-    whole = number and value == int(value) and abs(value) <= LARGEST_INT
-    fits, needs = {
-        bool: (isinstance(value, bool), "true or false"),
-        int: (whole, "a whole number below 2^63"),
-        float: (number, "a number"),
-        # of other numbers JSON keeps no text: 1.10 is 1.1
-        str: (isinstance(value, str) or (whole and isinstance(value, int)), "a text"),
-    }[hint]
-    if isinstance(value, str) and "\0" in value:  # which no path has
-        fits, needs = False, "a text without NUL"
-    if not fits:
-        raise TypeRefusal(f"{where} is {shown(value)}; need {needs}")
-    return hint(value)
-
-
-def parse_value(text: str) -> Any:
-    """Read a value given as text: JSON where it is JSON (`0.5`, `[1,2]`), else the text.
-
-    Raises:
-        ValueError: lists in lists without end.
-    """
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise Refusal(f"{shown(text)} is nested too deeply; need a value or a list") from None
-    except ValueError:
-        return {"True": True, "False": False, "None": None}.get(text, text)
+def _setting_hint(section: str, key: str) -> Any:
+    """Type of a setting; of a network's, in whichever family has it. None: no such setting."""
+    module, name = SECTIONS[section]
+    found = getattr(import_module(module), name)
+    classes = found.values() if section == "model" else (found,)
+    return next((hints[key] for cls in classes if key in (hints := _hints(cls))), None)
 
 
 def parse_setting(section: str, key: str, text: str) -> Any:
@@ -270,7 +228,7 @@ def parse_setting(section: str, key: str, text: str) -> Any:
     unless there is a file or folder of just that name, and no text is None where the setting may be
     that.
     """
-    hint = _hints(section).get(key)
+    hint = _setting_hint(section, key)
     if hint in (str, str | None) and os.path.exists(text):
         return text
     text = text.strip()
@@ -290,7 +248,7 @@ def preset_values(name: str) -> dict[str, Any]:
     """
     if name not in RUN_PRESETS:
         raise Refusal(f"preset: unknown preset {name!r}{did_you_mean(name, RUN_PRESETS)}")
-    from ddsm_ext.models.unet import preset
+    from ddsm_ext.models.families import preset
 
     return merge({"model": preset(name).to_dict()}, RUN_PRESETS[name])
 

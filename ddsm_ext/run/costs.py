@@ -22,7 +22,7 @@ from ddsm_ext.diffusion.schedule import make_schedule
 from ddsm_ext.graph import count
 from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.machine import machine_info, memory_bytes
-from ddsm_ext.models.unet import preset
+from ddsm_ext.models.families import preset
 from ddsm_ext.run.compose import build_network
 from ddsm_ext.run.config import RunConfig
 from ddsm_ext.sampling.levels import evaluations
@@ -167,7 +167,8 @@ def ms_per_gmac(config: RunConfig) -> float:
     shape = (batch, model.image_channels, model.image_size, model.image_size)
     x = torch.zeros(shape, dtype=torch.float32, device="cpu")
     t = torch.zeros(batch, dtype=torch.int64, device="cpu")
-    calls = {"step": lambda: network(x, t, 1.0)}
+    labels = (t,) if model.label_count else ()
+    calls = {"step": lambda: network(x, t, 1.0, *labels)}
     with torch.inference_mode():
         times = interleaved(calls, rounds=3, warmup_rounds=0)
     return times["step"].min_ms / (macs * batch / 1e9)

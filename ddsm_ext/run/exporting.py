@@ -1,4 +1,4 @@
-"""Writes one width of a run as a plain dense network."""
+"""Writes a run's network: one width as a plain dense network, or as other code names it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,30 @@ from typing import Any
 
 from ddsm_ext.io.files import write_atomic, write_json
 from ddsm_ext.run.config import RunConfig
-from ddsm_ext.settings import Refusal, plain
+from ddsm_ext.settings import Refusal, check_choice, plain
+
+CODES = ("guided-diffusion",)  # whose names weights can have
+
+
+def export_to(network: Any, code: str, file: Path) -> Path:
+    """Write the full width's weights as the code of others loads them; returns the file.
+
+    Args:
+        network: the slimmable network.
+        code: one of CODES.
+        file: .safetensors to write; q, k and v lie as in guided-diffusion's legacy order.
+
+    Raises:
+        ValueError: that code has no such network.
+    """
+    from safetensors.torch import save
+
+    from ddsm_ext.compat.guided_diffusion import to_guided_diffusion_state_dict
+
+    check_choice("export: code", code, CODES)
+    state = to_guided_diffusion_state_dict(network)
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
+    return write_atomic(file, save(tensors, metadata={"format": "pt"}))
 
 
 def export_width(network: Any, config: RunConfig, width: float, folder: Path) -> Path:

@@ -74,6 +74,55 @@ def import_official(
     return _new_run(root, name, config, tensors, 0, source)
 
 
+def import_guided_diffusion(
+    source: str | Path,
+    root: str | Path,
+    *,
+    flags_file: str | Path | None = None,
+    group: str = "",
+    name: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+    where: str = "changes",
+) -> Path:
+    """Make a run of a checkpoint of guided-diffusion or improved-diffusion and return its folder.
+
+    Its full width is the network of the checkpoint; narrower ones want a training.
+
+    Args:
+        source: the checkpoint (.pt or .safetensors).
+        root: folder of runs; made when missing.
+        flags_file: text with the flags that the checkpoint came with (MODEL_FLAGS of its page, and
+            those of process and sampler); None takes the defaults of the scripts.
+        group: weights to take of a file with several networks.
+        name: of the run; None takes the file's.
+        changes: section -> key -> value of the run's configuration.
+        where: what errors call the changes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: checkpoint, flags or changes are refused.
+    """
+    from ddsm_ext.compat.guided_diffusion import load_guided_diffusion
+    from ddsm_ext.compat.guided_diffusion_flags import parse_guided_diffusion_flags
+    from ddsm_ext.compat.official_strategy import read_text
+
+    changes = changes or {}
+    said_by = "flags" if flags_file is None else str(flags_file)
+    text = "" if flags_file is None else read_text(flags_file)
+    flags = parse_guided_diffusion_flags(text, source=said_by)
+    network = load_guided_diffusion(source, flags.unet, group=group)
+    _check_changes(changes, where, "checkpoint")
+    values = {
+        "model": network.config.to_dict(),
+        "diffusion": flags.diffusion.to_dict(),
+        "sampler": flags.sampler.to_dict(),
+        "data": {"source": "images"},
+    }
+    config = RunConfig.from_dict(merge(values, changes), where)
+    tensors = {key: tensor.float().contiguous() for key, tensor in network.state_dict().items()}
+    return _new_run(root, name or run_name(source), config, tensors, 0, source)
+
+
 def import_shards(
     source: str | Path,
     root: str | Path,

@@ -74,7 +74,29 @@ RUN_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "data": {"source": "imagenet64"},
         "train": {**_PAPER_TRAIN, "steps": 1_000_000, "lr": 1e-4},
     },
+    "adm-cifar10": {
+        **_PAPER_RUN,
+        "diffusion": {"schedule": "cosine"},
+        "data": {"source": "cifar10"},
+        "train": {**_PAPER_TRAIN, "batch_size": 128},
+    },
+    # Nichol and Dhariwal 2021 (arXiv 2102.09672, appendix A) train it for 500,000 steps of 128.
+    "iddpm-cifar10": {
+        **_PAPER_RUN,
+        "diffusion": {"schedule": "cosine", "timesteps": 4000},
+        "data": {"source": "cifar10"},
+        "train": {**_PAPER_TRAIN, "steps": 500_000, "batch_size": 128, "lr": 1e-4},
+    },
+    # Dhariwal and Nichol 2021 (arXiv 2105.05233, table 11): 540,000 steps of 2048, lr 3e-4.
+    "adm-imagenet64": {
+        **_PAPER_RUN,
+        "diffusion": {"schedule": "cosine"},
+        "data": {"source": "imagenet64"},
+        "train": {**_PAPER_TRAIN, "steps": 540_000, "batch_size": 2048, "lr": 3e-4},
+    },
 }
+# The digits by class, trained as those without.
+RUN_PRESETS["adm-digits"] = {**RUN_PRESETS["digits"], "model": {}}
 
 # What `ddsm quickstart --fast` changes in the preset "digits".
 QUICKSTART_FAST: dict[str, dict[str, Any]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +13,7 @@ import torch
 from ddsm_ext.io.checkpoint import list_checkpoints
 from ddsm_ext.io.lock import RunLock, output_lock
 from ddsm_ext.report.page import build_report
+from ddsm_ext.run.classes import save_classes
 from ddsm_ext.run.compose import (
     Progress,
     Sampler,
@@ -22,7 +23,7 @@ from ddsm_ext.run.compose import (
     load_network,
 )
 from ddsm_ext.run.config import RunConfig, changed, with_budget
-from ddsm_ext.run.exporting import export_width
+from ddsm_ext.run.exporting import export_to, export_width
 from ddsm_ext.run.features import with_features
 from ddsm_ext.run.folder import config_of, create_run, resolve_run, root_of
 from ddsm_ext.run.metrics import load_metrics
@@ -48,7 +49,7 @@ from ddsm_ext.run.training import (
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.search.front import FrontPoint
 from ddsm_ext.settings import Refusal
-from ddsm_ext.training.loop import TrainResult
+from ddsm_ext.training.loop import TrainResult, check_labels
 
 
 @dataclass
@@ -115,6 +116,7 @@ class Run:
             FileNotFoundError: the images, the features' file or the weights are missing.
         """
         device, dataset = choose_device(device), load_images(config, progress)
+        check_labels(dataset, config.model.label_count)
         config = with_features(config, dataset)
         if extend is None:
             folder = None if new else find_run(root, name, config, dataset)
@@ -125,7 +127,7 @@ class Run:
         if folder is None:
             if config.train.start_from is not None or config.tune.strategy is not None:
                 network_to_begin_with(Path(root), config, torch.device("cpu"))
-            folder = create_run(root, name, config.to_dict())
+            folder = create_run(root, name, config.to_dict(), partial(save_classes, dataset))
         else:
             config = as_extended(folder, config)
         run = cls(folder, config, device, progress, resumed)
@@ -173,7 +175,7 @@ class Run:
         """Return the trained network, called as `net(x, t, width)`, from the newest checkpoint.
 
         Args:
-            weights: "ema" (averaged over training) or "model" (the last step's).
+            weights: one of `compose.weights_of(config)`, as "ema".
 
         Raises:
             FileNotFoundError: the run has no whole checkpoint yet.
@@ -298,7 +300,7 @@ class Run:
         Args:
             seeds: a seed is an image, in any batch.
             strategy: a strategy, its file, or a width; None takes the run's.
-            weights: "ema" or "model".
+            weights: one of `weights_of(config)`.
             batch_size: images that run together.
             out: folder to write; None takes one of the run, another for other settings.
 
@@ -372,13 +374,19 @@ class Run:
 
         Args:
             width: the width.
-            weights: "ema" or "model".
+            weights: one of `weights_of(config)`.
             out: folder to write; None takes one of the run.
         """
         width = self.config.model.check_width(width)
         folder = self.folder / "export" / f"width-{width:g}" if out is None else Path(out)
         with output_lock(self.folder, out):
             return export_width(self.network(weights), self.config, width, folder)
+
+    def export_to(self, code: str, *, weights: str = "ema", out: str | Path | None = None) -> Path:
+        """Write the weights as other code names them, see `exporting.CODES`; returns the file."""
+        file = self.folder / "export" / f"{code}.safetensors" if out is None else Path(out)
+        with output_lock(self.folder, out):
+            return export_to(self.network(weights), code, file)
 
     def _sampler(self, batch_size: int, weights: str = "ema") -> Sampler:
         return Sampler.for_run(

@@ -29,12 +29,14 @@ class Samples:
 
     Args:
         images: uint8 [N, H, W, C], one a seed.
+        labels: class of each [N]; None: the network takes no labels.
         folder: holds each as seed-000000.png, and all in grid.png.
         ms_per_image: time that they took.
         macs_per_image: MACs of one, over all steps.
     """
 
     images: NDArray[np.uint8]
+    labels: NDArray[np.int64] | None
     folder: Path
     ms_per_image: float
     macs_per_image: int
@@ -45,7 +47,7 @@ class SampleSettings(Document):
     """What an image depends on beside its seed.
 
     Args:
-        weights: "ema" or "model".
+        weights: one of `weights_of(config)`.
         weights_digest: SHA-256 of the weights themselves.
         widths: of the strategy, from noisy to clean.
         cuts: of the strategy.
@@ -116,7 +118,7 @@ def write_samples(
         name: of the strategy.
         strategy: width by noise level.
         seeds: of the images.
-        weights: which ones the sampler has, "ema" or "model".
+        weights: which ones the sampler has, one of `weights_of(config)`.
         parent: gets a folder for these settings.
         out: the folder itself in its place.
 
@@ -140,5 +142,17 @@ def write_samples(
     pixels = np.asarray(images).transpose(0, 2, 3, 1)  # [N, H, W, C]
     for seed, image in zip(seeds, pixels, strict=True):
         save_png(out / f"seed-{seed:06d}.png", image)
-    save_png(out / "grid.png", image_grid(pixels))
-    return Samples(pixels, out, ms, sampler.macs_per_image(strategy))
+    of_seeds = sampler.labels(seeds)
+    labels = None if of_seeds is None else np.array(of_seeds, dtype=np.int64)  # [N]
+    save_png(out / "grid.png", _grid(pixels, labels))
+    return Samples(pixels, labels, out, ms, sampler.macs_per_image(strategy))
+
+
+def _grid(pixels: NDArray[np.uint8], labels: NDArray[np.int64] | None) -> NDArray[np.uint8]:
+    """All images [N, H, W, C] in a picture: a row a class, where all have as many of several."""
+    if labels is None:
+        return image_grid(pixels)
+    classes, counts = np.unique(labels, return_counts=True)
+    if len(classes) < 2 or counts.min() < counts.max():
+        return image_grid(pixels)
+    return image_grid(pixels[np.argsort(labels, kind="stable")], int(counts[0]))

@@ -20,6 +20,7 @@ from ddsm_ext.data.config import DataConfig
 from ddsm_ext.data.images import image_grid, save_png
 from ddsm_ext.data.pixels import to_uint8
 from ddsm_ext.report.records import Picture, Pictures
+from ddsm_ext.run.classes import class_names
 from ddsm_ext.run.compose import Progress, Sampler, counter, load_images, weights_digest
 from ddsm_ext.run.config import RunConfig
 from ddsm_ext.run.features import check_labelled, features_for
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 CLASSIFIER_FILE = "classifier.safetensors"
 COLUMNS = 16  # images of a strategy in samples/compare
+CLASS_ROWS = 12  # classes that have a row of their own there
 TURNS = 7  # of each strategy when they are timed side by side
 log = logging.getLogger(__name__)
 
@@ -309,10 +311,15 @@ def write_comparison(
     seeds = list(range(COLUMNS))
     real = np.random.default_rng(0).choice(len(dataset), COLUMNS, replace=len(dataset) < COLUMNS)
     pictures = {"real images": dataset.images[np.sort(real)]}
+    rows_of_classes = _class_rows(run, sampler, strategies)
     told = counter(sampler.progress, "samples side by side", "row")
-    for done, (label, strategy) in enumerate(strategies.items(), 1):
+    total = len(strategies) + len(rows_of_classes)
+    for label, strategy in strategies.items():
         pictures[label] = to_uint8(sampler.images(strategy, seeds)).cpu().numpy()
-        told(done, len(strategies))
+        told(len(pictures) - 1, total)
+    for label, (strategy, of_class) in rows_of_classes.items():
+        pictures[label] = to_uint8(sampler.images(strategy, of_class)).cpu().numpy()
+        told(len(pictures) - 1, total)
     earlier = {path.name for path in folder.glob("row-*.png")}
     free = (name for number in count() if (name := f"row-{number}.png") not in earlier)
     rows = [Picture(label, file) for label, file in zip(pictures, free, strict=False)]
@@ -323,6 +330,23 @@ def write_comparison(
     Pictures(seeds_text(seeds), tuple(rows)).save(folder / "index.json")
     for name in earlier:
         (folder / name).unlink()
+
+
+def _class_rows(
+    run: Path, sampler: Sampler, strategies: Mapping[str, Strategy]
+) -> dict[str, tuple[Strategy, list[int]]]:
+    """A row for each of the first classes, of one strategy: its label, strategy and seeds."""
+    count = sampler.config.model.label_count
+    chosen = sampler.config.sampler.classes or tuple(range(count))
+    if len(chosen) < 2:
+        return {}
+    names = class_names(run, count)
+    label, strategy = max(strategies.items(), key=lambda item: len(item[1].widths))
+    turns = [turn * len(chosen) for turn in range(COLUMNS)]
+    return {
+        f"{label}, class {names[known]}": (strategy, [start + at for start in turns])
+        for at, known in enumerate(chosen[:CLASS_ROWS])
+    }
 
 
 def interleaved_ms(

@@ -61,10 +61,11 @@ def measure_costs(run: Path, sampler: Sampler, widths: Sequence[float]) -> CostT
     x = normal(range(batch), 0, sampler.shape, device=device).to(sampler.dtype)  # [N, C, H, W]
     x = x.contiguous(memory_format=torch.channels_last)
     t = torch.zeros(batch, dtype=torch.int64, device=device)  # [N]
+    labels = (t,) if config.model.label_count else ()
 
     @torch.inference_mode()
     def run_step(width: float) -> None:
-        sampler.network(x, t, width)
+        sampler.network(x, t, width, *labels)
         sampler.finish()
 
     where = conditions(
@@ -166,19 +167,23 @@ def sensitivity_of(
     order = np.random.default_rng(SEARCH_FIRST_SEED).permutation(len(dataset))
     chosen = np.sort(order[: config.eval.sensitivity_images])
     images = from_uint8(torch.from_numpy(dataset.images[chosen]), sampler.device)  # [N, C, H, W]
+    labels = None
+    if config.model.label_count:
+        labels = torch.from_numpy(dataset.labels[chosen]).to(sampler.device)  # [N]
     seeds = range(SEARCH_FIRST_SEED, SEARCH_FIRST_SEED + len(images))
 
     def noise(level: int) -> Tensor:
         return normal(seeds, level, sampler.shape, stream=SENSITIVITY_STREAM, device=sampler.device)
 
     measured = measure_sensitivity(
-        lambda x, t, width: sampler.network(x.to(sampler.dtype), t, width),
+        lambda x, t, width, *y: sampler.network(x.to(sampler.dtype), t, width, *y),
         images,
         add_noise=lambda x0, noise, t: add_noise(x0, noise, t, schedule),
         timesteps=timesteps,
         log_snrs=[float(schedule.log_snr(t)) for t in timesteps],
         widths=missing,
         noise=noise,
+        labels=labels,
         conditions=basis,
         progress=counter(sampler.progress, "sensitivity", "level"),
     )

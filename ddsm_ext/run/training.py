@@ -68,6 +68,8 @@ def train_run(
         progress=tell,
         tune=config.tune,
         settings={"model": config.model, "diffusion": config.diffusion},
+        label_count=config.model.label_count,
+        null_label=config.model.null_label,
         origin=origin_network(root_of(folder), config, device) if taught and tuned else None,
     )
 

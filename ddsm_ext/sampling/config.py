@@ -85,6 +85,8 @@ class SamplerConfig(Settings):
             evenly in log sigma (k-diffusion's exponential, dpm-solver's "logSNR").
         dtype: "float32" or "bfloat16", in which the network and its weights compute; the image
             itself stays in float32.
+        classes: labels of the images, in turn by their seeds, for a network that takes labels; ():
+            all that it knows.
         final: where the last step leads: "zero", the clean image, or "sigma_min", the cleanest
             level, of which the image keeps the noise: of the K + 1 levels of a spacing with both
             ends the last one then is not evaluated, other spacings are continued to t = 0.
@@ -117,6 +119,7 @@ class SamplerConfig(Settings):
     clip_denoised: bool = True
     spacing: str = "linspace"
     dtype: str = "float32"
+    classes: tuple[int, ...] = ()
     final: str = "zero"
     steps_offset: int = 0
     sigma_min: float | None = None
@@ -173,6 +176,9 @@ class SamplerConfig(Settings):
                 self._check(name, is_number(value, low, high), f"{low:g} <= {name} <= {high:g}")
         if self.form is not None:
             self._check_choice("form", FORMS)
+        labels = isinstance(self.classes, tuple | list) and all(is_int(v, 0) for v in self.classes)
+        self._check("classes", labels, "labels of classes, each 0 or more")
+        object.__setattr__(self, "classes", tuple(self.classes))
         for name in ("clip_denoised", "restart_on_width_change"):
             self._check_type(name, isinstance(getattr(self, name), bool), "True or False")
 

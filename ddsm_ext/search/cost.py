@@ -159,24 +159,30 @@ class CostTable(Document):
 
 
 class StepCost:
-    """Cost of a strategy over all steps of a sampler: sum over steps of the cost of its width.
+    """Cost of a strategy over all steps of a sampler: sum over runs of the cost of their width.
 
     Args:
         table: width -> cost of one image and step, in MACs or ms; positive, finite.
         space: the strategies and steps.
+        fixed: cost of an image that no strategy changes, as of a weak model that guides.
 
     Raises:
         ValueError: the table lacks a width or holds a cost that is not positive and finite.
     """
 
-    def __init__(self, table: Mapping[float, float], space: StrategySpace) -> None:
+    def __init__(
+        self, table: Mapping[float, float], space: StrategySpace, fixed: float = 0.0
+    ) -> None:
         self.per_width = np.array([_lookup(table, w) for w in space.widths], dtype=np.float64)
-        self.full = _lookup(table, 1.0) * space.steps  # an image, the full width at every step
+        # an image, the full width at every step
+        self.full = _lookup(table, 1.0) * space.runs + fixed
+        self.cheapest = float(self.per_width.min()) * space.runs + fixed
+        self.fixed = fixed
         self.space = space
 
     def __call__(self, genome: Genome) -> float:
         """Return the cost of an image, in the table's unit."""
-        return float(self.space.width_counts(genome) @ self.per_width)
+        return float(self.space.width_counts(genome) @ self.per_width) + self.fixed
 
     def relative(self, genome: Genome) -> float:
         """Return the cost as a fraction of the full width's."""
@@ -225,7 +231,7 @@ def check_budget(config: SearchConfig, cost: StepCost) -> None:
         ValueError: the budget is below the cheapest strategy.
     """
     budget = budget_cost(config, cost)
-    cheapest = float(cost.per_width.min()) * cost.space.steps
+    cheapest = cost.cheapest
     if budget is not None and budget < cheapest * (1 - BUDGET_TOLERANCE):
         unit = "MACs" if config.cost == "macs" else "ms"
         raise Refusal(

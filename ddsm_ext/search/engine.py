@@ -77,13 +77,15 @@ def search(
     errors: np.ndarray | None = None,
     identity: Mapping[str, Any] | None = None,
     quality_name: str | None = None,
+    runs: Sequence[int] | None = None,
+    fixed_cost: float = 0.0,
     progress: ProgressCallback | None = None,
 ) -> Front:
     """Search the Pareto front of quality and cost; continues an interrupted search of `run_dir`.
 
     Args:
-        config, cost_table, log_snrs, run_dir, folder, errors, identity, quality_name: as `Search`
-            has them.
+        config, cost_table, log_snrs, run_dir, folder, errors, identity, quality_name, runs,
+            fixed_cost: as `Search` has them.
         quality: (strategy, samples) -> its score on these samples, lower is better, as a value for
             each block of them or a single one; sample i is to come from the same noise for every
             strategy. What it refuses, or what is not finite, counts as failed. Not needed by the
@@ -109,6 +111,8 @@ def search(
         errors=errors,
         identity=identity,
         quality_name=quality_name,
+        runs=runs,
+        fixed_cost=fixed_cost,
     ) as run:
         while asked := run.ask():
             assert quality is not None
@@ -133,14 +137,17 @@ def search_identity(
     cost_table: CostTable | Mapping[float, float],
     log_snrs: Sequence[float],
     identity: Mapping[str, Any],
+    runs: Sequence[int] | None = None,
+    fixed_cost: float = 0.0,
 ) -> dict[str, Any]:
     """Return what the scores in a search's archive depend on; with another one they are others'.
 
     Args:
-        config, cost_table, log_snrs, identity: as `Search` has them.
+        config, cost_table, log_snrs, identity, runs, fixed_cost: as `Search` has them.
     """
-    space = StrategySpace(log_snrs, config.widths, config.segments)
+    space = StrategySpace(log_snrs, config.widths, config.segments, runs)
     return {
+        **({"fixed_cost": fixed_cost} if fixed_cost else {}),
         **identity,
         "cost": config.cost,
         "costs": [[w, c] for w, c in sorted(cost_per_width(config, cost_table).items())],
@@ -172,6 +179,9 @@ class Search:
         identity: what the scores depend on beside the arguments here: checkpoint digest, sampler,
             names of the qualities; plain JSON and settings. None for nothing.
         quality_name: what to call the front's quality in front.json; None for "quality".
+        runs: [S] how often the network runs at the width of each step, as two halves of a guided
+            one do; None: once.
+        fixed_cost: of an image, in the costs' unit, that no strategy changes.
 
     Raises:
         ValueError: errors are missing or refused, the budget is below the cheapest strategy, or the
@@ -189,14 +199,16 @@ class Search:
         errors: np.ndarray | None = None,
         identity: Mapping[str, Any] | None = None,
         quality_name: str | None = None,
+        runs: Sequence[int] | None = None,
+        fixed_cost: float = 0.0,
     ) -> None:
-        space = StrategySpace(log_snrs, config.widths, config.segments)
-        cost = StepCost(cost_per_width(config, cost_table), space)
+        space = StrategySpace(log_snrs, config.widths, config.segments, runs)
+        cost = StepCost(cost_per_width(config, cost_table), space, fixed_cost)
         check_budget(config, cost)
         if errors is None and config.method == "proxy":
             raise Refusal("search: method is 'proxy' without errors; need the weighted errors")
         given = dict(identity or {})
-        whole = search_identity(config, cost_table, log_snrs, given)
+        whole = search_identity(config, cost_table, log_snrs, given, runs, fixed_cost)
         if errors is not None:
             errors = space.by_level(log_snrs, errors)  # [L, W]
         self._folder = Path(run_dir) / folder

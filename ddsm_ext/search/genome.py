@@ -42,12 +42,19 @@ class StrategySpace:
         log_snrs: log-SNR of every step of the sampler, in any order; equal ones count each time.
         widths: widths to choose from; indices in genomes refer to this order.
         segments: most segments of a strategy, >= 1.
+        runs: [S] how often the network runs at the width of each step; None: once.
 
     Raises:
-        ValueError: no steps, a log-SNR that is not finite, or no segment.
+        ValueError: no steps, a log-SNR that is not finite, no segment, or a step without a run.
     """
 
-    def __init__(self, log_snrs: Sequence[float], widths: Sequence[float], segments: int) -> None:
+    def __init__(
+        self,
+        log_snrs: Sequence[float],
+        widths: Sequence[float],
+        segments: int,
+        runs: Sequence[int] | None = None,
+    ) -> None:
         values = np.asarray([float(v) for v in log_snrs], dtype=np.float64)  # [S]
         if values.size == 0 or not np.isfinite(values).all():
             raise Refusal(
@@ -56,16 +63,25 @@ class StrategySpace:
             )
         if segments < 1:
             raise Refusal(f"search: segments is {segments}; need 1 or more")
-        levels, counts = np.unique(values, return_counts=True)
+        weights = np.ones(values.size, np.int64) if runs is None else np.asarray(runs)  # [S]
+        if weights.shape != values.shape or (weights < 1).any():
+            raise Refusal(
+                f"search: runs has shape {list(weights.shape)}; need 1 or more of each of "
+                f"{values.size} steps"
+            )
+        levels, level_of = np.unique(values, return_inverse=True)
+        counts = np.zeros(len(levels), dtype=np.int64)
+        np.add.at(counts, level_of, weights)
         self.levels = levels  # [L], ascending
-        self.counts = counts  # [L], steps at each level
+        self.counts = counts  # [L], runs of the network at each level
         self.widths = tuple(float(w) for w in widths)
         self.segments = min(int(segments), len(levels))
         self.steps = values.size
         self.n_cuts = self.segments - 1
         self.n_genes = self.n_cuts + self.segments  # of a vector: cuts, then widths
-        # steps below each boundary, [L + 1]
-        self._steps_below = np.concatenate(([0], np.cumsum(counts)))
+        self.runs = int(counts.sum())  # of the network, an image
+        # runs below each boundary, [L + 1]
+        self._runs_below = np.concatenate(([0], np.cumsum(counts)))
 
     def canonical(self, boundaries: Sequence[int], widths: Sequence[int]) -> Genome:
         """Return the genome of segments given by any non-decreasing boundaries in [0, L]."""
@@ -179,11 +195,11 @@ class StrategySpace:
         return Strategy(cuts=tuple(cuts), widths=tuple(widths), origin=dict(origin or {}))
 
     def width_counts(self, genome: Genome) -> np.ndarray:
-        """Return [W] int64, how many steps of the sampler run at each width."""
+        """Return [W] int64, how often the network runs at each width."""
         edges = [0, *genome.boundaries, len(self.levels)]
         counts = np.zeros(len(self.widths), dtype=np.int64)
         for start, end, width in zip(edges[:-1], edges[1:], genome.widths, strict=True):
-            counts[width] += self._steps_below[end] - self._steps_below[start]
+            counts[width] += self._runs_below[end] - self._runs_below[start]
         return counts
 
     def to_row(self, genome: Genome) -> dict[str, Any]:

@@ -40,15 +40,14 @@ def budget_genome(
     Raises:
         ValueError: the limit is below the cheapest strategy.
     """
-    cheapest = cost.per_width.min() * space.steps
-    if limit >= cheapest * (1 - BUDGET_TOLERANCE):
-        limit = max(limit, cheapest)
+    if limit >= cost.cheapest * (1 - BUDGET_TOLERANCE):
+        limit = max(limit, cost.cheapest)
     level_costs = space.counts[:, None] * cost.per_width  # [L, W]
     starts = group_starts(len(space.levels), _MOST_LEVELS)
     solution = solve_budget(
         np.add.reduceat(level_errors, starts),
         np.add.reduceat(level_costs, starts),
-        limit,
+        limit - cost.fixed,
         min(segments, space.segments),
     )
     lengths = np.diff([*starts, len(space.levels)])
@@ -79,8 +78,7 @@ def proxy_front(
         budgets: costs of an image in the unit of `cost`; those that nothing meets give nothing.
         segments: most segments of a strategy.
     """
-    cheapest = cost.per_width.min() * space.steps
-    limits = [budget for budget in budgets if budget >= cheapest * (1 - BUDGET_TOLERANCE)]
+    limits = [budget for budget in budgets if budget >= cost.cheapest * (1 - BUDGET_TOLERANCE)]
     found = [budget_genome(space, cost, level_errors, b, segments) for b in limits]
     genomes = list(dict.fromkeys(found))
     points = [(level_total(space, level_errors, genome), cost(genome)) for genome in genomes]
@@ -96,8 +94,7 @@ def level_total(space: StrategySpace, level_errors: np.ndarray, genome: Genome) 
 
 def spread_budgets(cost: StepCost, count: int) -> list[float]:
     """Return `count` costs of an image, evenly from the cheapest strategy's to the full width's."""
-    cheapest = float(cost.per_width.min()) * cost.space.steps
-    return np.linspace(cheapest, cost.full, count).tolist()
+    return np.linspace(cost.cheapest, cost.full, count).tolist()
 
 
 def candidate_pool(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LEVELS = 32  # noise levels that a run measures, spread over its schedule
-Network = Callable[["Tensor", "Tensor", float], "Tensor"]
+Network = Callable[..., "Tensor"]  # (x, t, width), or (x, t, width, y) with labels
 AddNoise = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
 
 
@@ -157,6 +157,7 @@ def measure_sensitivity(
     log_snrs: Sequence[float],
     widths: Sequence[float],
     noise: Callable[[int], Tensor],
+    labels: Tensor | None = None,
     batch_size: int = 64,
     conditions: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -164,13 +165,15 @@ def measure_sensitivity(
     """e[b, w] = mean over images and pixels of (net(x_t, t, w) - net(x_t, t, 1))^2 at t = t_b.
 
     Args:
-        net: the network, (x [N, C, H, W], t [N], width) -> prediction [N, C, H, W].
+        net: the network, (x [N, C, H, W], t [N], width) -> prediction [N, C, H, W]; with labels
+            (x, t, width, y [N]).
         images: [N, C, H, W] floating point, on the network's device.
         add_noise: (x0, noise, t) -> x_t.
         timesteps: [B] one timestep a noise level, in any order; whole numbers are passed as int64.
         log_snrs: [B] log-SNR of each.
         widths: widths to measure; the full width's error is 0 by definition.
         noise: index of a level -> its noise [N, C, H, W].
+        labels: [N] class of each image, of a network that takes them; None: it does not.
         batch_size: images run at once.
         conditions: what the errors depend on, stored with them; None stores nothing.
         progress: called with (levels done, levels in all); None for silence.
@@ -192,10 +195,12 @@ def measure_sensitivity(
             level_noise = noise(level)
             total = np.zeros(len(widths))
             for start in range(0, len(images), batch_size):
-                x0 = images[start : start + batch_size]  # [n, C, H, W]
+                rows_of_batch = slice(start, start + batch_size)
+                x0 = images[rows_of_batch]  # [n, C, H, W]
                 t = torch.full((len(x0),), timestep, dtype=torch.int64, device=x0.device)
-                x_t = add_noise(x0, level_noise[start : start + batch_size], t)
-                total += _squared_differences(net, x_t, t, widths)
+                x_t = add_noise(x0, level_noise[rows_of_batch], t)
+                classes = () if labels is None else (labels[rows_of_batch],)
+                total += _squared_differences(net, x_t, t, widths, *classes)
             rows.append(total / images.numel())
             if not np.isfinite(rows[-1]).all():
                 raise Refusal(
@@ -214,8 +219,11 @@ def measure_sensitivity(
     )
 
 
-def _squared_differences(net: Network, x: Tensor, t: Tensor, widths: Sequence[float]) -> np.ndarray:
+def _squared_differences(
+    net: Network, x: Tensor, t: Tensor, widths: Sequence[float], *labels: Tensor
+) -> np.ndarray:
     """Sums over images and pixels of the squared difference to the full width, [W]."""
-    full = net(x, t, 1.0).double()
-    sums = [0.0 if w == 1.0 else (net(x, t, w).double() - full).square().sum() for w in widths]
+    full = net(x, t, 1.0, *labels).double()
+    others = (None if w == 1.0 else net(x, t, w, *labels).double() for w in widths)
+    sums = [0.0 if other is None else (other - full).square().sum() for other in others]
     return np.array([float(s) for s in sums])

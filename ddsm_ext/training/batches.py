@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ class Stream(IntEnum):
     WIDTH = 4  # (step): middle widths, the same on every rank
     MODULE = 5  # (rank, step): dropout and whatever else the network draws
     ROUTE = 6  # (step): width of a step that a strategy decides, the same on every rank
+    LABEL = 7  # (rank, step): which images the network sees without their class
 
 
 @functools.lru_cache(maxsize=4)
@@ -63,8 +65,15 @@ def batch_indices(
     return torch.cat(pieces)
 
 
+class Batch(NamedTuple):
+    """Images of a step, and the class of each."""
+
+    images: Tensor  # uint8 [B, C, H, W]
+    labels: Tensor | None = None  # int64 [B]; None: the network takes none
+
+
 @dataclass(frozen=True)
-class StepBatches(Dataset[Tensor]):
+class StepBatches(Dataset[Batch]):
     """Batch of a step by its number, so that any loader process makes the same one."""
 
     dataset: ImageDataset
@@ -72,9 +81,10 @@ class StepBatches(Dataset[Tensor]):
     seed: int
     rank: int = 0
     world_size: int = 1
+    labelled: bool = False  # whether the network takes labels
 
-    def __getitem__(self, step: int) -> Tensor:
-        """Images of `step`, mirrored at random where the data set allows, uint8 [B, C, H, W]."""
+    def __getitem__(self, step: int) -> Batch:
+        """Images of `step`, mirrored at random where the data set allows, and their labels."""
         indices = batch_indices(
             len(self.dataset),
             self.batch_size,
@@ -89,7 +99,8 @@ class StepBatches(Dataset[Tensor]):
             draws = torch.rand(len(images), generator=stream, dtype=torch.float32, device="cpu")
             mirrored = draws < 0.5  # [B]
             images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-        return images
+        known = self.dataset.labels if self.labelled else None
+        return Batch(images, None if known is None else torch.from_numpy(known)[indices])
 
 
 def _leave_signals_to_main(_worker: int) -> None:
@@ -97,7 +108,7 @@ def _leave_signals_to_main(_worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def step_loader(batches: StepBatches, first: int, last: int, workers: int) -> Iterator[Tensor]:
+def step_loader(batches: StepBatches, first: int, last: int, workers: int) -> Iterator[Batch]:
     """Batches of the steps `first` to `last - 1`, made here or by loader processes.
 
     Args:

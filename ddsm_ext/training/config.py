@@ -10,6 +10,9 @@ from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal, Settings, is_int, is_number
 from ddsm_ext.width import sorted_widths
 
+# The profile of the present time alone weighs nothing, and that of equal weights deviates by 0.289.
+GREATEST_EMA_LENGTH = 0.28
+
 
 @dataclass(frozen=True)
 class TrainConfig(Settings):
@@ -17,6 +20,7 @@ class TrainConfig(Settings):
 
     steps: int = 2000  # optimiser steps
     batch_size: int = 128  # images a step and rank
+    micro_batches: int = 1  # parts of a batch that run one after the other, for less memory
     seed: int = 0  # every random number derives from (seed, rank, step)
     start_from: str | None = None  # run whose averaged weights training begins with; None: random
 
@@ -33,6 +37,8 @@ class TrainConfig(Settings):
     t_importance: float = 0.0  # share of a narrow width's t drawn by its error to the teacher
     loss_weighting: str = "uniform"  # "uniform", or "min_snr" (arXiv 2303.09556)
     min_snr_gamma: float = 5.0  # clip of the signal-to-noise ratio in "min_snr"
+    # Share of the images that a network with a null class sees as of that (arXiv 2207.12598)
+    label_dropout: float = 0.1
 
     optimizer: str = "adam"  # "adam" or "adamw"
     lr: float = 4e-4  # after warm-up
@@ -43,6 +49,8 @@ class TrainConfig(Settings):
     grad_clip: float | None = 1.0  # largest norm of the summed gradients; None: no clip
     ema_decay: float = 0.9999  # of the averaged weights
     ema_ramp: bool = True  # decay at step n is at most (1 + n) / (10 + n), for short runs
+    # More averages, by the deviation of each one's profile over the training (arXiv 2312.02696)
+    ema_lengths: tuple[float, ...] = ()
 
     autocast: str = "none"  # "none" or "bf16"
     accumulate_grad: bool = False  # let the network add into the prefix of p.grad itself
@@ -60,6 +68,7 @@ class TrainConfig(Settings):
         for name in (
             "steps",
             "batch_size",
+            "micro_batches",
             "checkpoint_every",
             "keep",
             "log_every",
@@ -70,13 +79,21 @@ class TrainConfig(Settings):
             self._check_int(name, 0)
         start = self.start_from
         self._check("start_from", start is None or isinstance(start, str), "None or a run folder")
+        self._check("micro_batches", self.micro_batches <= self.batch_size, "at most batch_size")
         self._check_widths()
         self._check("lr", is_number(self.lr, 0) and self.lr > 0, "a number > 0")
         self._check("lr_final", is_number(self.lr_final, 0, 1), "a number from 0 to 1")
         self._check("weight_decay", is_number(self.weight_decay, 0), "a number >= 0")
         self._check("distill_weight", is_number(self.distill_weight, 0), "a number >= 0")
+        self._check("label_dropout", is_number(self.label_dropout, 0, 1), "a number from 0 to 1")
         self._check("min_snr_gamma", is_number(self.min_snr_gamma, 1e-3), "a number > 0")
         self._check("ema_decay", is_number(self.ema_decay, 0, 1), "a number from 0 to 1")
+        lengths = self.ema_lengths
+        lengths_ok = isinstance(lengths, tuple) and all(
+            is_number(length, 0) and 0 < length <= GREATEST_EMA_LENGTH for length in lengths
+        )
+        need = f"different numbers above 0 and at most {GREATEST_EMA_LENGTH}"
+        self._check("ema_lengths", lengths_ok and len({*lengths}) == len(lengths), need)
         clip_ok = self.grad_clip is None or (is_number(self.grad_clip, 0) and self.grad_clip > 0)
         self._check("grad_clip", clip_ok, "None or a number > 0")
         pair = isinstance(self.betas, tuple) and len(self.betas) == 2

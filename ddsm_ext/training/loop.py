@@ -28,10 +28,11 @@ from ddsm_ext.io.checkpoint import checkpoint_path
 from ddsm_ext.io.files import append_jsonl
 from ddsm_ext.io.lock import RunLock
 from ddsm_ext.settings import Refusal
-from ddsm_ext.training.batches import StepBatches, step_loader
+from ddsm_ext.training.batches import Batch, StepBatches, step_loader
 from ddsm_ext.training.config import TrainConfig, TuneConfig
+from ddsm_ext.training.ema import Averages
 from ddsm_ext.training.sandwich import Sandwich, StepResult, make_optimizer
-from ddsm_ext.training.state import Ema, Snapshot, TrainState, Window, process_identity
+from ddsm_ext.training.state import Snapshot, TrainState, Window, process_identity
 from ddsm_ext.training.teacher import check_teacher, teacher_of
 from ddsm_ext.training.timesteps import ErrorTable
 from ddsm_ext.training.tuning import Routing
@@ -105,15 +106,15 @@ class _Run:
     row_started: float = 0.0
     row_steps: int = 0
 
-    def take_step(self, images: torch.Tensor, stop_wanted: bool) -> StepResult:
-        """One step on uint8 images [B, C, H, W]; raises after too many non-finite ones."""
+    def take_step(self, batch: Batch, stop_wanted: bool) -> StepResult:
+        """One step on a batch; raises after too many non-finite ones."""
         state, step = self.state, self.state.step
-        decay = self.config.ema_decay_at(step)
         result = self.sandwich.step(
-            from_uint8(images, self.device),
+            from_uint8(batch.images, self.device),
             step,
+            None if batch.labels is None else batch.labels.to(self.device),
             stop_wanted=stop_wanted,
-            on_applied=lambda: self.snapshot.ema.update(self.net, decay),
+            on_applied=lambda: self.snapshot.averages.update(self.net, step),
         )
         state.step += 1
         if result.applied:
@@ -185,7 +186,7 @@ class _Run:
         missing = [width for width, file in files.items() if not file.exists()]
         if not missing:
             return
-        with self.snapshot.ema.applied_to(self.net), torch.no_grad():
+        with self.snapshot.averages.ema.applied_to(self.net), torch.no_grad():
             for width in missing:
                 if stop.wanted:
                     return
@@ -220,6 +221,8 @@ def train(
     tune: TuneConfig | None = None,
     origin: nn.Module | None = None,
     settings: Mapping[str, Any] | None = None,
+    label_count: int = 0,
+    null_label: int | None = None,
 ) -> TrainResult:
     """Train a slimmable network by the sandwich rule until `config.steps` steps are done.
 
@@ -230,8 +233,9 @@ def train(
     initialised process group. The global random generator of torch is reseeded every step.
 
     Args:
-        net: called as (x [N, C, H, W], t [N], width) -> [N, C, H, W]; moved to `device`.
-        dataset: images uint8 [N, C, H, W].
+        net: called as (x [N, C, H, W], t [N], width) -> [N, C, H, W], with labels as
+            (x, t, width, y [N] int64); moved to `device`.
+        dataset: images uint8 [N, C, H, W], and their classes where the network takes labels.
         run_dir: run folder; gets log.jsonl, checkpoints/ and samples/.
         parameterisation: what the network predicts: "epsilon", "x0" or "v".
         device: where to train.
@@ -244,6 +248,8 @@ def train(
         settings: of "model" and "diffusion" that the weights belong to; kept in every checkpoint,
             which is loaded with the same ones only. None keeps no more than betas and
             parameterisation.
+        label_count: classes that the network knows; 0: it takes no labels.
+        null_label: see `Sandwich`.
 
     Returns:
         Where and why training ended.
@@ -251,10 +257,11 @@ def train(
     Raises:
         NonFiniteError: losses or gradients were not finite `config.max_bad_steps` times in a row.
         ValueError: the run's checkpoint belongs to other data, settings or another network; none
-            of its checkpoints is whole; another process writes into the run; or there is no such
-            teacher.
+            of its checkpoints is whole; another process writes into the run; there is no such
+            teacher; or the data have not the classes that the network takes.
     """
     check_teacher(config, tune, origin)
+    check_labels(dataset, label_count)
     started = time.perf_counter()
     rank, world_size = _ranks()
     run_dir, device = Path(run_dir), torch.device(device)
@@ -271,14 +278,15 @@ def train(
             **(settings or {}),
             **({} if tune is None or tune.strategy is None else {"tune": tune.to_dict()}),
         }
-        ema = Ema(net)
-        teacher = teacher_of(config, net, ema, origin)
-        sandwich = _sandwich(net, schedule, config, parameterisation, tune, teacher)
-        kept = (net, ema, sandwich.optimizer, config, identity, sandwich.errors)
+        averages = Averages(net, config)
+        teacher = teacher_of(config, net, averages.ema, origin)
+        sandwich = _sandwich(net, schedule, config, parameterisation, tune, teacher, null_label)
+        kept = (net, averages, sandwich.optimizer, config, identity, sandwich.errors)
         snapshot = Snapshot(run_dir, *kept)
         state = snapshot.restore(on_damage, cut_log=rank == 0)
         run = _Run(net, config, run_dir, device, sandwich, snapshot, sample_grid, rank, state)
-        batches = StepBatches(dataset, config.batch_size, config.seed, rank, world_size)
+        ranks, labelled = (rank, world_size), label_count > 0
+        batches = StepBatches(dataset, config.batch_size, config.seed, *ranks, labelled)
         with StopRequest() as stop, _tensorboard(run):
             checkpoint, interrupted = _loop(run, batches, stop, progress if rank == 0 else None)
         finished = state.step >= config.steps
@@ -293,6 +301,7 @@ def _sandwich(
     parameterisation: str,
     tune: TuneConfig | None,
     teacher: nn.Module | None,
+    null_label: int | None,
 ) -> Sandwich:
     """What takes the steps, with all that these need."""
     rank, world_size = _ranks()
@@ -311,7 +320,33 @@ def _sandwich(
         teacher=teacher,
         errors=ErrorTable(config.widths[1:], schedule.timesteps) if config.t_importance else None,
         routing=routing,
+        null_label=null_label,
     )
+
+
+def check_labels(dataset: ImageDataset, label_count: int) -> None:
+    """Refuse a data set whose classes are not those of a network of `label_count` classes.
+
+    Args:
+        dataset: images to train on.
+        label_count: 0: the network takes no labels, and any data set serves.
+
+    Raises:
+        ValueError: there are no classes, or another number of them.
+    """
+    if label_count == 0:
+        return
+    if dataset.labels is None:
+        raise Refusal(
+            f"train: {dataset.name} has no classes, the network takes labels of {label_count}; "
+            "need images in a folder a class or a dataset.json, or a network without num_classes"
+        )
+    most = len(dataset.class_names)
+    if most != label_count:
+        raise Refusal(
+            f"train: {dataset.name} has {most} classes, the network takes labels of {label_count}; "
+            f"need num_classes {most}"
+        )
 
 
 def _loop(
@@ -325,8 +360,8 @@ def _loop(
         run.draw_samples(stop)
     if state.step >= config.steps:
         return checkpoint, stop.wanted
-    for images in step_loader(batches, state.step, config.steps, config.workers):
-        result = run.take_step(images, stop.wanted)
+    for batch in step_loader(batches, state.step, config.steps, config.workers):
+        result = run.take_step(batch, stop.wanted)
         last = state.step >= config.steps
         if _due(state.step, config.log_every) or last:
             run.write_row()

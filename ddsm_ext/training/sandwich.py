@@ -124,6 +124,7 @@ class NoisyBatch:
         target: what the network should predict, [N, C, H, W].
         weights: of each image's squared error, [N].
         factors: what keeps the mean that of uniform t, [N]; None: 1.
+        labels: the classes [N], which the network is given last; (): it takes none.
         teacher: the full width's prediction [N, C, H, W]; None: not asked for yet.
     """
 
@@ -133,6 +134,7 @@ class NoisyBatch:
     target: Tensor
     weights: Tensor
     factors: Tensor | None
+    labels: tuple[Tensor, ...] = ()
     teacher: Tensor | None = None
 
     def mean(self, errors: Tensor) -> Tensor:
@@ -146,8 +148,9 @@ class Sandwich:
     """A network with its optimiser, ready to take steps.
 
     Args:
-        net: called as (x [N, C, H, W], t [N], width) -> [N, C, H, W]; with
-            `config.accumulate_grad` also by the keyword `accumulate_grad=True`.
+        net: called as (x [N, C, H, W], t [N], width) -> [N, C, H, W], with labels as
+            (x, t, width, y [N]); with `config.accumulate_grad` also by the keyword
+            `accumulate_grad=True`.
         optimizer: over the network's parameters.
         parameterisation: what the network predicts: "epsilon", "x0" or "v".
         rank: this process.
@@ -158,6 +161,8 @@ class Sandwich:
             to; None: the network's own full width in the same step.
         errors: running errors that `config.t_importance` draws by; None: t is uniform.
         routing: which steps train one width on its own noise levels; None: none does.
+        null_label: label that stands for none, which `config.label_dropout` of the images get in
+            place of their own; None: there is none, and all keep theirs.
     """
 
     net: nn.Module
@@ -171,11 +176,13 @@ class Sandwich:
     teacher: nn.Module | None = None
     errors: ErrorTable | None = None
     routing: Routing | None = None
+    null_label: int | None = None
 
     def step(
         self,
         x0: Tensor,
         step: int,
+        labels: Tensor | None = None,
         *,
         stop_wanted: bool = False,
         on_applied: Callable[[], None] | None = None,
@@ -188,6 +195,7 @@ class Sandwich:
         Args:
             x0: images in [-1, 1], [N, C, H, W].
             step: 0-based step; decides widths, timesteps and noise.
+            labels: class of each image [N] int64, for a network that takes them; None: it does not.
             stop_wanted: whether this process was asked to stop.
             on_applied: called after the optimiser changed the weights.
         """
@@ -196,7 +204,7 @@ class Sandwich:
         torch.manual_seed(seed)
         self._clear_gradients()
         seen = None if self.errors is None else self.errors.none_seen()  # [2, W, B]
-        losses = self._backward(x0, step, seen)
+        losses = self._backward(x0, self._kept(labels, step), step, seen)
         values = torch.stack([*losses.values()]).double()  # [widths]
         gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
         values, stop_wanted, seen = self._average(values, gradients, stop_wanted, seen)
@@ -237,7 +245,18 @@ class Sandwich:
                 passes.append(Pass(width, index, own))
         return passes
 
-    def _backward(self, x0: Tensor, step: int, seen: Tensor | None) -> dict[float, Tensor]:
+    def _kept(self, labels: Tensor | None, step: int) -> Tensor | None:
+        """The labels [N] as all widths of a step see them: some are dropped."""
+        if labels is None or self.null_label is None:
+            return labels
+        stream = generator(self.config.seed, Stream.LABEL, self.rank, step)
+        draws = torch.rand(len(labels), generator=stream, dtype=torch.float64, device="cpu")  # [N]
+        dropped = (draws < self.config.label_dropout).to(labels.device)
+        return labels.masked_fill(dropped, self.null_label)
+
+    def _backward(
+        self, x0: Tensor, labels: Tensor | None, step: int, seen: Tensor | None
+    ) -> dict[float, Tensor]:
         """Loss of each width, detached; gradients are left summed in the parameters.
 
         What the narrow widths' errors were is added to `seen` [2, W, B], unless that is None.
@@ -247,8 +266,8 @@ class Sandwich:
         batch: NoisyBatch | None = None
         for each in self.passes(step):
             if batch is None or each.draw != batch.draw:
-                batch = self._noisy(x0, step, each)
-            prediction = self._predict(batch.x_t, batch.t, each.width)  # [N, C, H, W]
+                batch = self._noisy(x0, labels, step, each)
+            prediction = self._predict(batch, each.width)  # [N, C, H, W]
             loss = batch.mean(mse_per_image(prediction, batch.target))
             total, weight = loss, config.distill_weight
             if each.width == full:
@@ -264,7 +283,7 @@ class Sandwich:
             losses[each.width] = loss.detach()
         return losses
 
-    def _noisy(self, x0: Tensor, step: int, each: Pass) -> NoisyBatch:
+    def _noisy(self, x0: Tensor, labels: Tensor | None, step: int, each: Pass) -> NoisyBatch:
         config, schedule, source = self.config, self.schedule, each.timesteps
         t, noise = draw(x0, config, source, step, self.rank, each.draw)
         return NoisyBatch(
@@ -274,6 +293,7 @@ class Sandwich:
             target=training_target(x0, noise, t, schedule, self.parameterisation),
             weights=loss_weights(t, schedule, config, self.parameterisation),
             factors=source.factors(t),
+            labels=() if labels is None else (labels,),
         )
 
     def _taught(self, batch: NoisyBatch) -> Tensor:
@@ -283,14 +303,14 @@ class Sandwich:
             with self._autocast(batch.x_t):
                 # No weight of it wants a gradient, so none is recorded. Under no_grad the network
                 # would compile its step for weights that an average changes in every step.
-                batch.teacher = self.teacher(batch.x_t, batch.t, self.config.widths[0]).detach()
+                full = self.config.widths[0]
+                batch.teacher = self.teacher(batch.x_t, batch.t, full, *batch.labels).detach()
         return batch.teacher
 
-    def _predict(self, x_t: Tensor, t: Tensor, width: float) -> Tensor:
-        with self._autocast(x_t):
-            if self.config.accumulate_grad:
-                return self.net(x_t, t, width, accumulate_grad=True)
-            return self.net(x_t, t, width)
+    def _predict(self, batch: NoisyBatch, width: float) -> Tensor:
+        more = {"accumulate_grad": True} if self.config.accumulate_grad else {}
+        with self._autocast(batch.x_t):
+            return self.net(batch.x_t, batch.t, width, *batch.labels, **more)
 
     def _autocast(self, x_t: Tensor) -> torch.autocast:
         bf16 = self.config.autocast == "bf16"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from ddsm_ext.io.files import parse_jsonl, read_bytes, to_json, write_atomic
 from ddsm_ext.io.weights import copy_tensors
 from ddsm_ext.settings import Refusal, completed, is_int, plain
 from ddsm_ext.training.config import TrainConfig
+from ddsm_ext.training.ema import Averages
 from ddsm_ext.training.timesteps import ErrorTable
 
 # Settings that may differ between the parts of one run: they change no weight of a given step.
@@ -32,66 +31,6 @@ _FREE_SETTINGS = frozenset(
 SETTINGS = ("model", "diffusion", "flips")
 # These may differ where one continues the other: `TrainConfig.continues`.
 _LENGTH_SETTINGS = frozenset(("steps", "extensions"))
-
-
-class Ema:
-    """Exponential moving average of a network's parameters; buffers are copied.
-
-    theta_ema <- decay * theta_ema + (1 - decay) * theta after every step.
-
-    Args:
-        net: network whose present weights start the average.
-    """
-
-    def __init__(self, net: nn.Module) -> None:
-        self.tensors = {name: t.detach().clone() for name, t in net.state_dict().items()}
-        self._names = [name for name, p in net.named_parameters() if p.is_floating_point()]
-
-    @torch.no_grad()
-    def update(self, net: nn.Module, decay: float) -> None:
-        """Move the average towards the network's weights.
-
-        Args:
-            net: the network that this average was made of.
-            decay: weight of the old average, 0 to 1.
-        """
-        parameters = dict(net.named_parameters())
-        averages = [self.tensors[name] for name in self._names]
-        torch._foreach_lerp_(averages, [parameters[name] for name in self._names], 1.0 - decay)
-        averaged = set(self._names)
-        for name, tensor in net.state_dict().items():
-            if name not in averaged:
-                self.tensors[name].copy_(tensor)
-
-    def as_network(self, net: nn.Module) -> nn.Module:
-        """Return a copy of the network that holds the average itself, and so moves along with it.
-
-        In eval mode, and no weight of it wants a gradient.
-
-        Args:
-            net: the network that this average was made of.
-        """
-        held = copy.deepcopy(net).eval().requires_grad_(False)
-        tensors = held.state_dict()  # its own memory
-        copy_tensors(self.tensors, tensors, "ema")
-        self.tensors = dict(tensors)
-        return held
-
-    @contextlib.contextmanager
-    def applied_to(self, net: nn.Module) -> Iterator[nn.Module]:
-        """Put the average into the network, in eval mode; weights and mode return on leaving.
-
-        Weights are copied in place, so that what is keyed by their storage stays valid.
-        """
-        own = {name: t.detach().clone() for name, t in net.state_dict().items()}
-        was_training = net.training
-        copy_tensors(self.tensors, net.state_dict(), "ema")
-        net.eval()
-        try:
-            yield net
-        finally:
-            copy_tensors(own, net.state_dict(), "model")
-            net.train(was_training)
 
 
 @dataclass
@@ -199,11 +138,11 @@ def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], where: str)
 
 @dataclass
 class Snapshot:
-    """Saves and restores one run: network, average, optimiser, running errors and figures."""
+    """Saves and restores one run: network, averages, optimiser, running errors and figures."""
 
     run_dir: Path
     net: nn.Module
-    ema: Ema
+    averages: Averages
     optimizer: torch.optim.Optimizer
     config: TrainConfig
     identity: dict[str, Any]  # data digest, settings of the weights: must agree on resume
@@ -217,7 +156,7 @@ class Snapshot:
         """
         groups = {
             "model": self.net.state_dict(),
-            "ema": self.ema.tensors,
+            **self.averages.tensors,
             "optim": optimizer_tensors(self.net, self.optimizer),
         }
         if self.errors is not None:
@@ -262,7 +201,8 @@ class Snapshot:
         self._check_same_run(checkpoint)
         tensors = checkpoint.tensors
         copy_tensors(tensors["model"], self.net.state_dict(), "checkpoint: model")
-        copy_tensors(tensors["ema"], self.ema.tensors, "checkpoint: ema")
+        for name, average in self.averages.tensors.items():
+            copy_tensors(tensors[name], average, f"checkpoint: {name}")
         load_optimizer(self.net, self.optimizer, tensors["optim"])
         if self.errors is not None:
             totals = {"totals": self.errors.totals}
@@ -274,8 +214,8 @@ class Snapshot:
 
     def _check_same_run(self, checkpoint: Checkpoint) -> None:
         saved = checkpoint.state
-        groups = ("model", "ema", "optim", *(() if self.errors is None else ("errors",)))
-        for group in groups:
+        errors = () if self.errors is None else ("errors",)
+        for group in ("model", *self.averages.tensors, "optim", *errors):
             if group not in checkpoint.tensors:
                 raise Refusal(f"{checkpoint.path}: holds no {group}; need a training checkpoint")
         check_identity(saved.get("identity", {}), self.identity, str(checkpoint.path))

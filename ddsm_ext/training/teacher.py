@@ -12,7 +12,7 @@ from torch import nn
 
 from ddsm_ext.settings import Refusal
 from ddsm_ext.training.config import TrainConfig, TuneConfig
-from ddsm_ext.training.state import Ema
+from ddsm_ext.training.ema import Ema
 
 
 def check_teacher(config: TrainConfig, tune: TuneConfig | None, origin: nn.Module | None) -> None:

@@ -21,8 +21,8 @@ from ddsm_ext.compat.official_ddsm import (
     official_state_dict_shapes,
     to_official_state_dict,
 )
+from ddsm_ext.models.families import preset
 from ddsm_ext.models.network import SlimmableNetwork
-from ddsm_ext.models.unet import preset
 from ddsm_ext.runtime import StepRunner
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from ddsm_ext.graph.count import layer_macs, parameter_count
 from ddsm_ext.graph.count import macs as network_macs
 from ddsm_ext.models.dense import DenseNetwork
-from ddsm_ext.models.unet import UNetConfig, preset
+from ddsm_ext.models.families import preset
+from ddsm_ext.models.unet import UNetConfig
 
 CIFAR10 = preset("cifar10")
 REFERENCE = dataclasses.replace(CIFAR10, norm="fixed_groups", concat_slicing="prefix")

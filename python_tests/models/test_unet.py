@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddsm_ext.models.unet import PRESETS, UNetConfig, preset
+from ddsm_ext.models.unet import UNetConfig
 
 REFERENCE = {"norm": "fixed_groups", "concat_slicing": "prefix"}
 
@@ -106,18 +104,6 @@ def test_image_size_is_required() -> None:
         UNetConfig.from_dict({})
     with pytest.raises(TypeError, match="got list; need a mapping"):
         UNetConfig.from_dict([])  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("name", sorted(PRESETS))
-def test_presets_survive_json(name: str) -> None:
-    config = preset(name)
-    assert UNetConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    assert config.widths == (1.0, 0.75, 0.5, 0.25)
-
-
-def test_unknown_preset_gets_a_suggestion() -> None:
-    with pytest.raises(ValueError, match="unknown preset 'cifar'; did you mean cifar10"):
-        preset("cifar")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ddsm_ext.ops._packed import WINOGRAD_4X4, packed_bytes, packed_weight
 from ddsm_ext.ops.conv2d import sliced_conv2d
-from ddsm_ext.training.state import Ema
+from ddsm_ext.training.ema import Ema
 
 
 def layer() -> nn.Conv2d:

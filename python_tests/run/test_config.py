@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import pytest
 
 from ddsm_ext.run.config import (
     RunConfig,
-    coerce,
     configure,
     parse_setting,
-    parse_value,
     with_budget,
 )
 from ddsm_ext.run.presets import QUICKSTART_FAST, RUN_PRESETS
-from ddsm_ext.settings import shown
 
 
 @pytest.mark.parametrize("name", RUN_PRESETS)
@@ -54,14 +50,6 @@ def test_the_quickstart_changes_only_known_settings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "value"),
-    [("1", 1), ("0.5", 0.5), ("true", True), ("None", None), ("[1, 2]", [1, 2]), ("a b", "a b")],
-)
-def test_values_of_set(text: str, value: object) -> None:
-    assert parse_value(text) == value
-
-
-@pytest.mark.parametrize(
     "name",
     ["data.source", "data.cache", "train.start_from", "eval.reference", "eval.features",
      "sampler.kind", "tune.origin"],
@@ -82,47 +70,6 @@ def test_no_text_takes_back_a_path() -> None:
     assert parse_setting("train", "unknown", "7") == 7  # which is refused by its name
 
 
-@pytest.mark.parametrize(
-    ("value", "hint", "expected"),
-    [
-        ("1,2,2", tuple[int, ...], (1, 2, 2)),
-        ([1, 2], tuple[int, ...], (1, 2)),
-        (0.5, tuple[float, ...], (0.5,)),
-        (3.0, int, 3),
-        (3, float, 3.0),
-        (None, int | None, None),
-        (4, int | None, 4),
-        (7, str, "7"),
-    ],
-)
-def test_values_take_their_fields_type(value: object, hint: object, expected: object) -> None:
-    result = coerce(value, hint, "x")
-    assert result == expected
-    assert type(result) is type(expected)
-
-
-@pytest.mark.parametrize(
-    ("value", "hint"),
-    [("x", int), (1.5, int), (True, int), ("x", float), (1, bool), (None, str), ({}, tuple[int]),
-     (math.nan, int), (math.inf, int), (2**63, int), (-(2**63), int), (1e300, int),
-     (10**400, float), (math.nan, float), (-math.inf, float), ([1, math.nan], tuple[float, ...]),
-     (1.1, str), (True, str), ("a\0b", str), ([[[[[1]]]]], int), (10**5000, int),
-     ("9" * 9999, int)],
-    ids=shown,
-)  # fmt: skip
-def test_values_of_another_type_are_refused(value: object, hint: object) -> None:
-    with pytest.raises(TypeError, match=r"^x is .{1,130}; need"):
-        coerce(value, hint, "x")
-
-
-@pytest.mark.parametrize(("value", "item"), [("1,0.5,", "''"), ("1,,2", "''"), ("1,x", "'x'")])
-def test_the_item_of_a_list_that_is_wrong_is_named(value: str, item: str) -> None:
-    with pytest.raises(TypeError) as caught:
-        coerce(value, tuple[float, ...], "train.widths")
-    expected = f"train.widths is '{value}', an item of which is {item}; need a number"
-    assert str(caught.value) == expected
-
-
 @pytest.mark.parametrize("name", ["sp ", " sp", '"q"', "'q'", " "])
 def test_what_is_there_is_named_with_its_blanks_and_quotes(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -131,11 +78,6 @@ def test_what_is_there_is_named_with_its_blanks_and_quotes(
     Path(name).mkdir()
     assert parse_setting("data", "source", name) == name
     assert parse_setting("data", "source", " photos ") == "photos"
-
-
-def test_lists_without_end_are_refused() -> None:
-    with pytest.raises(ValueError, match="nested too deeply"):
-        parse_value("[" * 100_000)
 
 
 @pytest.mark.parametrize(

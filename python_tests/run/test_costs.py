@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddsm_ext.models.unet import preset
+from ddsm_ext.models.families import preset
 from ddsm_ext.run import costs
 from ddsm_ext.run.config import configure
 from ddsm_ext.run.costs import (

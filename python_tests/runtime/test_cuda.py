@@ -20,7 +20,7 @@ from ddsm_ext.runtime import StepRunner
 from ddsm_ext.runtime.backend import StepError, StepKey
 from ddsm_ext.runtime.cuda import GraphSteps
 from ddsm_ext.sampling import SamplerConfig, sample
-from ddsm_ext.training.state import Ema
+from ddsm_ext.training.ema import Ema
 
 CPU = torch.device("cpu")
 

@@ -25,7 +25,7 @@ from ddsm_ext.models.network import SlimmableNetwork
 from ddsm_ext.ops import weights_changed
 from ddsm_ext.runtime import StepRunner
 from ddsm_ext.sampling import Evaluation, SamplerConfig, sample
-from ddsm_ext.training.state import Ema
+from ddsm_ext.training.ema import Ema
 
 COMPILED = sorted(CONFIGS)
 

@@ -39,6 +39,20 @@ def test_cost_is_the_sum_over_steps():
     assert cost.relative(SPACE.constants()[3]) == pytest.approx(382.5 / 6070.0)
 
 
+def test_steps_that_run_twice_and_a_cost_that_stays():
+    """Two halves of a guided step in one width, and a weak model of a width of its own."""
+    runs = [2] * 4 + [1] * 6  # noisy steps first
+    space = StrategySpace(log_snrs(10), WIDTHS, 4, runs)
+    cost = StepCost(COSTS, space, fixed=100.0)
+    genome = genome_of(space, (4, 2), (3, 1), (3, 0))
+    assert cost(genome) == 8 * 1520.0 + 3 * 3420.0 + 3 * 6070.0 + 100.0
+    assert (cost.full, cost.cheapest) == (14 * 6070.0 + 100.0, 14 * 382.5 + 100.0)
+    with pytest.raises(ValueError, match=r"runs has shape \[2\]; need 1 or more of each of 10"):
+        StrategySpace(log_snrs(10), WIDTHS, 4, [1, 2])
+    with pytest.raises(ValueError, match="need 1 or more"):
+        StrategySpace(log_snrs(10), WIDTHS, 4, [0] * 10)
+
+
 def test_cost_of_widths_without_the_full_one():
     # the table must know the full width even if the space does not use it
     space = StrategySpace(log_snrs(10), (0.5, 0.25), 2)

@@ -45,11 +45,13 @@ def test_budget_genomes_are_the_best_at_every_budget(steps, widths, segments, se
     random = np.random.default_rng(seed)
     # some steps share a level
     levels = sorted(random.integers(0, steps, steps + 2).astype(float).tolist())
-    space = StrategySpace(levels, WIDTHS[:widths], segments)
-    cost = StepCost(COSTS, space)
+    runs = random.integers(1, 3, steps + 2)
+    space = StrategySpace(levels, WIDTHS[:widths], segments, runs)
+    cost = StepCost(COSTS, space, fixed := 1234.5 * (seed % 2))
     by_level = space.by_level(levels, random.random((steps + 2, widths)))
-    level_costs = space.counts[:, None] * np.array([COSTS[w] for w in WIDTHS[:widths]])
-    points = list(brute_points(by_level, level_costs, segments))
+    runs_by_level = np.array([runs[np.equal(levels, level)].sum() for level in sorted({*levels})])
+    level_costs = runs_by_level[:, None] * np.array([COSTS[w] for w in WIDTHS[:widths]])
+    points = [(c + fixed, e) for c, e in brute_points(by_level, level_costs, segments)]
     for budget in sorted({c for c, _ in points}):  # every budget at which the best may change
         found = budget_genome(space, cost, by_level, budget, segments)
         assert cost(found) <= budget * (1 + 1e-9)

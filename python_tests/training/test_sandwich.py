@@ -396,3 +396,49 @@ def test_gradients_are_averaged_whatever_the_buckets():
         command = [sys.executable, "-c", _AVERAGING_RANK, tests]
         jobs.append(subprocess.Popen(command, env={**os.environ, **world, "MASTER_PORT": port}))
     assert [job.wait(timeout=120) for job in jobs] == [0, 0]
+
+
+class LabelledNet(nn.Module):
+    """Predicts a weight a label, and notes what it was called with."""
+
+    def __init__(self, labels):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(labels))
+        self.seen = []
+
+    def forward(self, x, t, width, y):
+        self.seen.append((width, y))
+        return self.weight[y][:, None, None, None] + 0.0 * x
+
+
+def test_every_width_sees_the_same_labels():
+    net, config = LabelledNet(4), TrainConfig(middle_widths=2, shared_noise=False)
+    labels = torch.tensor([0, 3, 1, 1, 2, 0])
+    Sandwich(net, make_optimizer(net, config), SCHEDULE, config).step(X0, 3, labels)
+    assert [width for width, _ in net.seen] == widths_of_step(config, 3)
+    assert all(torch.equal(y, labels) for _, y in net.seen)
+
+
+def test_a_share_of_the_labels_is_dropped():
+    """The null label alone stands in their place, for all widths of a step alike."""
+    config = TrainConfig(label_dropout=0.3, lr=1e-6)
+    x0, labels, dropped = X0[:1].expand(500, 1, 5, 5), torch.arange(500) % 4, []
+    for step in range(4):
+        net = LabelledNet(5)
+        sandwich = Sandwich(net, make_optimizer(net, config), SCHEDULE, config, null_label=4)
+        sandwich.step(x0, step, labels)
+        (_, first), *others = net.seen
+        assert all(torch.equal(y, first) for _, y in others)
+        dropped.append(first == 4)
+        assert torch.equal(first[~dropped[-1]], labels[~dropped[-1]])
+    count = int(torch.stack(dropped).sum())
+    assert abs(count - 600) < 5 * math.sqrt(2000 * 0.3 * 0.7)
+    assert not torch.equal(dropped[0], dropped[1])
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.0, 6), (1.0, 0)])
+def test_no_or_all_labels_are_dropped(share, kept):
+    net, config = LabelledNet(3), TrainConfig(label_dropout=share)
+    sandwich = Sandwich(net, make_optimizer(net, config), SCHEDULE, config, null_label=2)
+    sandwich.step(X0, 0, torch.zeros(6, dtype=torch.int64))
+    assert int((net.seen[0][1] == 0).sum()) == kept
