@@ -48,7 +48,7 @@ def add_weights_argument(parser: argparse.ArgumentParser) -> None:
 
 def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--sampler` and `--steps`, which override the run's sampler."""
-    parser.add_argument("--sampler", metavar="KIND", help="ddpm, ddim, heun ... (default: the run's)")
+    parser.add_argument("--sampler", metavar="KIND", help="such as ddim (default: the run's)")
     parser.add_argument(
         "--class", dest="classes", metavar="NAMES",
         help="classes of the images, by name or label, e.g. cat,dog (default: all in turn)",

@@ -266,18 +266,23 @@ class Sampler:
         return to_uint8(images).cpu(), 1e3 * seconds / len(seeds)
 
     def overhead_ms(self, rounds: int = 3) -> float:
-        """Return the ms of an image and step that the sampler takes itself: the least of some
+        """Return the ms of an image and evaluation that the sampler takes itself: the least of some
         rounds with a network that returns its input."""
         settings = self.config.sampler
         steps = min(settings.steps or self.schedule.timesteps, OVERHEAD_STEPS)
         settings, seeds = replace(settings, steps=steps), list(range(self.batch_size))
+        count, learned = len(evaluations(self.schedule, settings)), settings.variance == "learned"
+
+        def network(x: Tensor, t: Tensor, width: float, *labels: Tensor) -> Tensor:
+            return torch.cat([x, x], dim=1) if learned else x
+
         times = []
         for _ in range(rounds + 1):  # the first one warms up
             started = time.perf_counter()
-            self._sample(lambda x, t, width, *labels: x, settings, 1.0, seeds)
+            self._sample(network, settings, 1.0, seeds)
             self.finish()
             times.append(time.perf_counter() - started)
-        return 1e3 * min(times[1:]) / (steps * len(seeds))
+        return 1e3 * min(times[1:]) / (count * len(seeds))
 
     def finish(self) -> None:
         """Return when the device has finished what it was given."""
