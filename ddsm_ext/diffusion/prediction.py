@@ -242,9 +242,12 @@ def network_input(
     """
     row = prediction_named("network_input: parameterisation", row)
     check_batch("network_input", x_t, x_t, t)
-    alpha, sigma = schedule.signal_and_noise(t)  # [N], [N]
     ends = (schedule.level(0), schedule.level(schedule.timesteps - 1))
-    if any(row.input_scale(level) != 1.0 for level in ends):
+    scaled = any(row.input_scale(level) != 1.0 for level in ends)
+    if row.input_time is _timestep and not scaled:
+        return x_t, t
+    alpha, sigma = schedule.signal_and_noise(t)  # [N], [N]
+    if scaled:
         x_t = (x_t / per_image(row.input_norm(alpha, sigma), x_t)).to(x_t.dtype)
     time = row.input_time(t, alpha, sigma)  # [N]
     return x_t, time.float() if time.dtype == torch.float64 else time

@@ -209,4 +209,6 @@ def unsaid(changes: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, A
         old = before.get(choice, defaults[choice])
         if changes.get(choice, old) != old:
             reset.update(names)
+            if choice == "kind" and before.get("variance") == "learned":
+                reset["variance"] = defaults["variance"]
     return reset

@@ -119,3 +119,5 @@ def test_what_another_kind_or_spacing_takes_along() -> None:
         assert config.s_churn == (4.0 if "spacing" in changes else None)
         assert config.rho == (None if "spacing" in changes else 5.0)
     assert "eta" in unsaid({"kind": "ddim"}, {})  # of the default, "ddpm"
+    learned = SamplerConfig("ddpm", variance="learned").to_dict()
+    assert unsaid({"kind": "ddim"}, learned)["variance"] == "fixed_large"

@@ -17,6 +17,7 @@ from sampling.toys import (
 )
 from torch import Tensor
 
+from ddsm_ext.diffusion import DiffusionConfig, edm_prediction, make_schedule
 from ddsm_ext.diffusion.level import Level
 from ddsm_ext.sampling.config import SamplerConfig
 from ddsm_ext.sampling.denoiser import Denoiser, Evaluation
@@ -35,6 +36,45 @@ def test_labels_reach_the_network_with_their_images() -> None:
         )
         expected = torch.tensor(labels).div(10).view(-1, 1, 1, 1).expand(5, *SHAPE)
         torch.testing.assert_close(images, expected)
+
+
+def test_the_second_half_of_twice_the_channels_is_a_variance() -> None:
+    x = torch.rand(2, *SHAPE)
+
+    def net(x: Tensor, t: Tensor, width: float) -> Tensor:
+        return torch.cat([x / 2, x.tanh()], dim=1)
+
+    denoise, level = Denoiser(net, parameterisation="x0"), SCHEDULE.level(300)
+    assert torch.equal(denoise(x, level), x / 2)
+    torch.testing.assert_close(denoise.variance_fraction(), (x.tanh() + 1) / 2)
+    half = Denoiser(lambda x, t, width: x / 2, parameterisation="x0")
+    half(x, level)
+    with pytest.raises(ValueError, match="variance is 'learned', the network returned as many"):
+        half.variance_fraction()
+    settings = full(2, variance="learned", steps=4)
+    sample(net, SCHEDULE, 1.0, *settings, parameterisation="x0")
+    with pytest.raises(ValueError, match=r"returned shape \(2, 9, 8, 8\).*need a tensor \(2, 3,"):
+        sample(lambda x, t, width: x.repeat(1, 3, 1, 1), SCHEDULE, 1.0, *settings)
+
+
+def test_the_network_is_given_what_its_preconditioning_says() -> None:
+    """Karras et al. 2022, table 1: x / sqrt(sigma² + sigma_data²), at ln(sigma) / 4."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def net(x: Tensor, t: Tensor, width: float) -> Tensor:
+        seen.append((x, t))
+        return torch.zeros_like(x)
+
+    schedule = make_schedule(DiffusionConfig(schedule="edm"))
+    for dtype in (torch.float32, torch.float64):
+        x = 80 * torch.randn(2, *SHAPE, dtype=dtype)
+        denoise, level = Denoiser(net, parameterisation=edm_prediction(0.7)), schedule.level(999)
+        x0 = denoise(x, level)
+        torch.testing.assert_close(seen[-1][0], x / math.sqrt(80**2 + 0.7**2))
+        expected = torch.full((2,), math.log(80) / 4, dtype=dtype)
+        torch.testing.assert_close(seen[-1][1], expected)
+        torch.testing.assert_close(x0, x * 0.7**2 / (80**2 + 0.7**2))
+    assert denoise.width_at(level) == 1.0
 
 
 def test_a_callback_guides_by_a_gradient() -> None:
