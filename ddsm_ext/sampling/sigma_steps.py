@@ -24,6 +24,7 @@ from ddsm_ext.sampling.method import (
     is_flow,
     noise_ratio,
 )
+from ddsm_ext.settings import Refusal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +49,20 @@ class Churn:
     s_min: float = 0.0
     s_max: float = math.inf
     s_noise: float = 1.0
+
+    def check(self, name: str, levels: Sequence[Level]) -> None:
+        """Refuse levels that noise cannot be added to.
+
+        Raises:
+            ValueError: some of it is, and they begin without signal or are those of flow matching.
+        """
+        if self.s_churn > 0.0:
+            check_signal(name, levels[0])
+            if is_flow(levels):
+                raise Refusal(
+                    f"{name}: s_churn is {self.s_churn:g} on the straight paths of flow matching; "
+                    "need 0"
+                )
 
     def more(
         self, x: Tensor, here: Level, steps: int, noise: Noise, level_at: LevelAt
@@ -76,6 +91,7 @@ def euler(
     Source: Karras et al. 2022, algorithm 2 without its correction.
     """
     churned, steps = Churn(**churn), len(levels) - 1
+    churned.check("euler", levels)
     for visited, there in itertools.pairwise(levels):
         x, here = churned.more(x, visited, steps, noise, level_at)
         p, q = first_order(here, there)
@@ -100,6 +116,7 @@ def heun(
     Source: Karras et al. 2022, algorithms 1 and 2.
     """
     churned, steps, flow = Churn(**churn), len(levels) - 1, is_flow(levels)
+    churned.check("heun", levels)
     if not flow:
         check_signal("heun", levels[0])
     for visited, there in itertools.pairwise(levels):
@@ -134,6 +151,7 @@ def dpm_2(
     Source: k-diffusion, `sample_dpm_2`; Karras et al. 2022, after DPM-Solver-2 (Lu et al. 2022a).
     """
     churned, steps = Churn(**churn), len(levels) - 1
+    churned.check("dpm_2", levels)
     check_signal("dpm_2", levels[0])
     for visited, there in itertools.pairwise(levels):
         x, here = churned.more(x, visited, steps, noise, level_at)

@@ -10,8 +10,8 @@ import torch
 from golden import golden
 from sampling.mixture import Recorder, close, exploding, gauss, mixture
 
-from ddsm_ext.diffusion import CLEAN, DiffusionConfig, make_schedule
-from ddsm_ext.sampling import SamplerConfig, euler, heun, noise_levels
+from ddsm_ext.diffusion import CLEAN, DiffusionConfig, Level, make_schedule
+from ddsm_ext.sampling import SamplerConfig, dpm_2, euler, heun, noise_levels
 from ddsm_ext.sampling.levels import configured
 
 EDM = make_schedule(DiffusionConfig(schedule="edm"))
@@ -69,3 +69,11 @@ def test_churn_beyond_the_noise_of_the_schedule_tells_the_last_timestep() -> Non
     assert denoise.levels[0].t == 999
     grown = [here.sigma / there.sigma for here, there in zip(denoise.levels, levels, strict=False)]
     np.testing.assert_allclose(grown, [math.sqrt(2)] * 4)  # min(4 / 4, sqrt(2) - 1)
+
+
+@pytest.mark.parametrize("method", [euler, heun, dpm_2])
+def test_noise_is_not_added_to_the_straight_paths_of_flow_matching(method) -> None:
+    levels = [Level(0, 0.0, math.log(0.5), 0.25), CLEAN]
+    x = torch.zeros(2, dtype=torch.float64)
+    with pytest.raises(ValueError, match="s_churn is 4 on the straight paths of flow matching"):
+        method(Recorder(), x, levels, lambda: x, level_at=exploding, s_churn=4.0)
