@@ -322,17 +322,15 @@ def changed(config: RunConfig, changes: Mapping[str, Any], where: str = "changes
 def _laid_over(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Merge changes, where a choice takes along what belonged to the one before it.
 
-    A sampler without eta, such as "ddpm", takes it back to 0; another method of search has sizes
-    of its own.
+    Another kind of sampler, or spacing, has settings of its own, such as eta; another method of
+    search has sizes of its own.
     """
-    from ddsm_ext.sampling.samplers import SAMPLERS
+    from ddsm_ext.sampling.config import unsaid as unsaid_of_sampler
 
     given = {n: c for n, c in changes.items() if isinstance(c, Mapping)}
     unsaid: dict[str, Any] = {}
-    kind = given.get("sampler", {}).get("kind")
-    row = SAMPLERS.get(kind) if isinstance(kind, str) else None
-    if row is not None and "eta" not in row.options:
-        unsaid["sampler"] = {"eta": 0.0}
+    if sampler := unsaid_of_sampler(given.get("sampler", {}), before.get("sampler", {})):
+        unsaid["sampler"] = sampler
     method = given.get("search", {}).get("method")
     if method is not None and method != before.get("search", {}).get("method", "evolution"):
         unsaid["search"] = dict.fromkeys(METHOD_SIZES)

@@ -19,7 +19,7 @@ from ddsm_ext.diffusion.schedule import NoiseSchedule
 from ddsm_ext.sampling.config import SamplerConfig
 from ddsm_ext.sampling.denoiser import Callback, Denoiser, Network
 from ddsm_ext.sampling.levels import check_levels, configured, dry_run, noise_levels
-from ddsm_ext.sampling.samplers import Method
+from ddsm_ext.sampling.method import Method
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal, TypeRefusal, is_int
 
@@ -103,7 +103,7 @@ def sample(
     # Tensors of inference mode can never take part in autograd, as a caller's function may want.
     foreign = method is not None or callback is not None
     mode = torch.no_grad() if foreign else torch.inference_mode()
-    method = method or configured(sampler)
+    method = method or configured(sampler, schedule)
     levels = noise_levels(schedule, sampler) if levels is None else check_levels(levels)
     batches = range(0, len(seeds), batch_size)
     told = None

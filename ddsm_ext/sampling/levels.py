@@ -16,7 +16,8 @@ from ddsm_ext.diffusion.prediction import Prediction, prediction_named
 from ddsm_ext.diffusion.schedule import NoiseSchedule
 from ddsm_ext.sampling.config import SamplerConfig
 from ddsm_ext.sampling.denoiser import Evaluation
-from ddsm_ext.sampling.samplers import SAMPLERS, Method
+from ddsm_ext.sampling.method import Method
+from ddsm_ext.sampling.samplers import SAMPLERS
 from ddsm_ext.sampling.strategy import Strategy, as_strategy
 from ddsm_ext.settings import Refusal, TypeRefusal
 
@@ -24,29 +25,60 @@ from ddsm_ext.settings import Refusal, TypeRefusal
 _SMALL = 2.0**-20
 
 
-def visited_timesteps(timesteps: int, sampler: SamplerConfig) -> list[int]:
-    """Return the timesteps a sampler visits, from noisy to clean.
-
-    Args:
-        timesteps: T of the schedule.
-        sampler: its `steps` and `spacing` choose among 0 .. T - 1.
+def noise_levels(schedule: NoiseSchedule, sampler: SamplerConfig) -> list[Level]:
+    """Return the levels a sampler visits, from noisy to clean, and where it ends: `CLEAN`, or with
+    `final` "sigma_min" the cleanest level.
 
     Raises:
-        ValueError: more steps than T.
+        ValueError: the sampler's steps, offset or sigmas do not fit the schedule.
     """
-    count = timesteps if sampler.steps is None else sampler.steps
-    if count > timesteps:
+    steps = schedule.timesteps if sampler.steps is None else sampler.steps
+    if steps > schedule.timesteps:
         raise Refusal(
-            f"sample: steps is {count}, the schedule has {timesteps} timesteps; "
-            f"need steps <= {timesteps}"
+            f"sample: steps is {steps}, the schedule has {schedule.timesteps} timesteps; "
+            f"need steps <= {schedule.timesteps}"
         )
+    ends_noisy = sampler.final == "sigma_min"
+    # Of a spacing with both ends the last level takes the place of the clean image.
+    to_the_end = sampler.spacing not in ("leading", "trailing")
+    count = steps + (ends_noisy and to_the_end)
+    if sampler.spacing in ("karras", "exponential", "log_snr"):
+        levels = [schedule.level_at(log_snr) for log_snr in _log_snrs(schedule, sampler, count)]
+    else:
+        levels = [schedule.level(t) for t in _timesteps(schedule.timesteps, sampler, count)]
+    if not ends_noisy:
+        return [*levels, CLEAN]
+    if to_the_end:
+        return levels
+    if levels[-1].t == 0:
+        raise Refusal(
+            f"sample: spacing {sampler.spacing!r} with {steps} steps visits t = 0, where final "
+            "'sigma_min' ends; need fewer steps, a steps_offset, or final 'zero'"
+        )
+    return [*levels, schedule.level(0)]
+
+
+def _timesteps(timesteps: int, sampler: SamplerConfig, count: int) -> list[float]:
+    """`count` of the timesteps 0 to T - 1, or between them, from noisy to clean."""
     last = timesteps - 1
+    if count > timesteps and sampler.spacing != "uniform":
+        raise Refusal(
+            f"sample: final is 'sigma_min' with {count - 1} steps and one level more to end at, "
+            f"the schedule has {timesteps} timesteps; need steps < {timesteps}"
+        )
     if sampler.spacing == "leading":
-        chosen = [i * timesteps // count for i in range(count)]
+        chosen = [i * timesteps // count + sampler.steps_offset for i in range(count)]
+        if chosen[-1] > last:
+            raise Refusal(
+                f"sample: steps_offset is {sampler.steps_offset} with {count} steps, the first at "
+                f"t = {chosen[-1]}; need t <= {last}"
+            )
     elif sampler.spacing == "trailing":
         chosen = [-(-(i + 1) * timesteps // count) - 1 for i in range(count)]
     elif count == 1:
         chosen = [last]
+    elif sampler.spacing == "uniform":
+        return [last * i / (count - 1) for i in reversed(range(count))]
     elif sampler.spacing == "linspace":
         # Integer rounding half up: spacing >= 1, so that no two of them coincide.
         chosen = [(2 * i * last + count - 1) // (2 * (count - 1)) for i in range(count)]
@@ -57,16 +89,41 @@ def visited_timesteps(timesteps: int, sampler: SamplerConfig) -> list[int]:
         # Squares are convex, so that the last one stays T - 1.
         for i in range(1, count):
             chosen[i] = max(chosen[i], chosen[i - 1] + 1)
-    return chosen[::-1]
+    return [*reversed(chosen)]
 
 
-def noise_levels(schedule: NoiseSchedule, sampler: SamplerConfig) -> list[Level]:
-    """Return the levels a sampler visits, from noisy to clean, `CLEAN` at the end.
+def _log_snrs(schedule: NoiseSchedule, sampler: SamplerConfig, count: int) -> list[float]:
+    """`count` log-SNRs from that of `sigma_max` to that of `sigma_min`, or of the schedule's ends.
 
-    Raises:
-        ValueError: the sampler's steps do not fit the schedule.
+    Source: Karras et al. 2022, eq. 5; evenly in log sigma, it is the limit of an infinite rho.
     """
-    return [*map(schedule.level, visited_timesteps(schedule.timesteps, sampler)), CLEAN]
+    noisy, clean = (schedule.level(t).log_snr for t in (schedule.timesteps - 1, 0))
+    least, greatest = math.exp(-0.5 * clean), math.exp(-0.5 * noisy)
+    for name in ("sigma_min", "sigma_max"):
+        value = getattr(sampler, name)
+        if value is not None and not least * (1 - 1e-9) <= value <= greatest * (1 + 1e-9):
+            raise Refusal(
+                f"sample: {name} is {value:g}; need {least:.4g} <= {name} <= {greatest:.4g}, the "
+                "schedule's"
+            )
+    if sampler.sigma_max is not None:
+        noisy, greatest = -2.0 * math.log(sampler.sigma_max), sampler.sigma_max
+    if sampler.sigma_min is not None:
+        clean, least = -2.0 * math.log(sampler.sigma_min), sampler.sigma_min
+    if least >= greatest:
+        raise Refusal(
+            f"sample: sigma_min is {least:.4g}, sigma_max is {greatest:.4g}; need sigma_min < "
+            "sigma_max"
+        )
+    if count == 1:
+        return [noisy]
+    shares = [i / (count - 1) for i in range(1, count - 1)]  # the ends stay exact
+    if sampler.spacing != "karras":
+        return [noisy, *(noisy + share * (clean - noisy) for share in shares), clean]
+    rho = 7.0 if sampler.rho is None else float(sampler.rho)
+    start, end = greatest ** (1.0 / rho), least ** (1.0 / rho)
+    sigmas = [(start + share * (end - start)) ** rho for share in shares]
+    return [noisy, *(-2.0 * math.log(sigma) for sigma in sigmas), clean]
 
 
 def check_levels(levels: Sequence[Level]) -> list[Level]:
@@ -93,11 +150,18 @@ def check_levels(levels: Sequence[Level]) -> list[Level]:
     return levels
 
 
-def configured(sampler: SamplerConfig) -> Method:
-    """Return the function that `sampler.kind` names, with its options set."""
+def configured(sampler: SamplerConfig, schedule: NoiseSchedule) -> Method:
+    """Return the function that `sampler.kind` names, with its options set.
+
+    What it evaluates between levels, or with noise added at the first one, is a level of the
+    schedule; beyond the schedule's noise the network is told the last timestep.
+    """
     row = SAMPLERS[sampler.kind]
     options = {name: getattr(sampler, name) for name in row.options}
-    return functools.partial(row.method, **options)
+    said = {name: value for name, value in options.items() if value is not None}
+    if row.between:
+        said["level_at"] = functools.partial(schedule.level_at, clamp=True)
+    return functools.partial(row.method, **said)
 
 
 def dry_run(
@@ -159,7 +223,7 @@ def evaluations(
         ValueError: the sampler's steps do not fit the schedule, or the levels do not end clean.
     """
     levels = noise_levels(schedule, sampler) if levels is None else check_levels(levels)
-    return dry_run(method or configured(sampler), levels, strategy)
+    return dry_run(method or configured(sampler, schedule), levels, strategy)
 
 
 def prediction_gains(
@@ -191,7 +255,7 @@ def prediction_gains(
         ValueError: the sampler's steps do not fit the schedule, or the levels do not end clean.
     """
     levels = noise_levels(schedule, sampler) if levels is None else check_levels(levels)
-    method = method or configured(sampler)
+    method = method or configured(sampler, schedule)
     row = prediction_named("prediction_gains: parameterisation", parameterisation)
     count = len(dry_run(method, levels))
     # Pixel i's output is other than 0 at evaluation i alone, and too small to be clipped: what the

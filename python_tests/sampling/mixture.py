@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,3 +61,18 @@ class Recorder:
 def draws(values: NDArray[np.float64] | Sequence[Any]) -> Callable[[], Tensor]:
     """Stored numbers, in order, as a sampler draws noise."""
     return iter(torch.as_tensor(values, dtype=torch.float64)).__next__
+
+
+def exploding(log_snr: float) -> Level:
+    """x = x0 + sigma epsilon, as EDM and k-diffusion have it."""
+    return Level(0, log_snr, 0.0, math.exp(-log_snr))
+
+
+def preserving(log_snr: float) -> Level:
+    """x = alpha x0 + sigma epsilon with alpha² + sigma² = 1."""
+    return Level(0, log_snr, -0.5 * math.log1p(math.exp(-log_snr)), 1 / (1 + math.exp(log_snr)))
+
+
+def close(found: Tensor, expected: Tensor | NDArray[np.float64], tolerance: float = 1e-10) -> None:
+    wanted = torch.as_tensor(expected)
+    torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)

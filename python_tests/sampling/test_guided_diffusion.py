@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddsm_ext.diffusion import CLEAN, DiffusionConfig, Level, NoiseSchedule, make_schedule
 from ddsm_ext.sampling import Denoiser, SamplerConfig, ddim, ddpm, noise_levels
-from ddsm_ext.sampling.samplers import Method
+from ddsm_ext.sampling.method import Method
 
 SCHEDULES = {name: make_schedule(DiffusionConfig(schedule=name)) for name in ("linear", "cosine")}
 KINDS: dict[str, tuple[Method, dict[str, Any]]] = {

@@ -23,10 +23,11 @@ from ddsm_ext.data.pixels import to_uint8
 from ddsm_ext.diffusion.level import CLEAN, Level
 from ddsm_ext.diffusion.noise import normal
 from ddsm_ext.models import SlimmableNetwork, UNetConfig
+from ddsm_ext.sampling.ancestral import ddim
 from ddsm_ext.sampling.config import SamplerConfig
 from ddsm_ext.sampling.denoiser import Evaluation
 from ddsm_ext.sampling.images import sample
-from ddsm_ext.sampling.samplers import Method, ddim
+from ddsm_ext.sampling.method import Method
 from ddsm_ext.sampling.strategy import Strategy
 
 

@@ -9,16 +9,18 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from golden import golden
 from sampling.toys import heun
 from torch import Tensor
 
-from ddsm_ext.diffusion import CLEAN, DiffusionConfig, make_schedule
+from ddsm_ext.diffusion import CLEAN, DiffusionConfig, NoiseSchedule, make_schedule
 from ddsm_ext.diffusion.level import Level
 from ddsm_ext.sampling import SAMPLERS, SamplerConfig, Strategy, ddim, evaluations, noise_levels
-from ddsm_ext.sampling.config import SPACINGS
-from ddsm_ext.sampling.levels import prediction_gains
+from ddsm_ext.sampling.config import FINALS
+from ddsm_ext.sampling.levels import check_levels, prediction_gains
 
 LINEAR = make_schedule(DiffusionConfig())
+EDM = make_schedule(DiffusionConfig(schedule="edm"))
 
 
 def visited(timesteps: int, sampler: SamplerConfig) -> list[float]:
@@ -41,7 +43,7 @@ def test_five_of_a_thousand(spacing: str, expected: list[int]) -> None:
     assert visited(1000, SamplerConfig("ddim", 5, spacing=spacing)) == expected
 
 
-@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing", "quadratic"])
 @pytest.mark.parametrize("timesteps", [2, 3, 7, 50, 1000])
 def test_every_count_visits_that_many_different_timesteps(spacing: str, timesteps: int) -> None:
     for steps in {1, 2, 3, timesteps // 3 + 1, timesteps - 1, timesteps}:
@@ -58,14 +60,92 @@ def test_every_count_visits_that_many_different_timesteps(spacing: str, timestep
             assert plan == list(range(timesteps - 1, -1, -1))
 
 
+@pytest.mark.parametrize("spacing", ["uniform", "karras", "exponential", "log_snr"])
+@pytest.mark.parametrize("schedule", [LINEAR, EDM], ids=["linear", "edm"])
+def test_spacings_between_timesteps_have_both_ends(spacing: str, schedule: NoiseSchedule) -> None:
+    for steps in (1, 2, 3, 10, 1000):
+        for final in FINALS:
+            sampler = SamplerConfig("ddim", steps, spacing=spacing, final=final)
+            levels = noise_levels(schedule, sampler)
+            assert len(levels) == steps + 1
+            assert check_levels([*levels, CLEAN] if final == "sigma_min" else levels)
+            assert levels[0] is schedule.level(999)
+            if final == "sigma_min":
+                assert levels[-1] is schedule.level(0)
+            elif steps > 1:
+                assert levels[-2] is schedule.level(0)
+
+
+def test_spacings_are_even_in_what_they_say() -> None:
+    """In t, in sigma^(1 / rho) and in log sigma, sigma in units of alpha."""
+    settings = {"sigma_min": 0.05, "sigma_max": 90.0}
+    evenly = {
+        ("uniform",): lambda level: level.t,
+        ("karras", 7.0): lambda level: (level.sigma / level.alpha) ** (1 / 7),
+        ("karras", 2.0): lambda level: (level.sigma / level.alpha) ** (1 / 2),
+        ("log_snr",): lambda level: level.log_snr,
+        ("exponential",): lambda level: math.log(level.sigma / level.alpha),
+    }
+    for (spacing, *rho), measure in evenly.items():
+        more = {} if spacing == "uniform" else {**settings, **dict(zip(["rho"], rho, strict=False))}
+        levels = noise_levels(LINEAR, SamplerConfig("ddim", 9, spacing=spacing, **more))
+        found = [measure(level) for level in levels[:-1]]
+        assert found == pytest.approx(np.linspace(found[0], found[-1], 9), rel=1e-9)
+        if more:
+            ends = [levels[i].sigma / levels[i].alpha for i in (0, -2)]
+            assert ends == pytest.approx([90.0, 0.05], rel=1e-9)
+
+
+def test_latent_diffusion_visits_from_timestep_one() -> None:
+    stored, one = golden("ldm_schedule"), torch.ones((), dtype=torch.float64)
+    schedule = make_schedule(
+        DiffusionConfig(schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195)
+    )
+    for steps in (10, 50, 200):
+        sampler = SamplerConfig(
+            "ddim", steps, eta=1.0, spacing="leading", steps_offset=1, final="sigma_min"
+        )
+        levels, key = noise_levels(schedule, sampler), f"ddim{steps}"
+        assert [v.t for v in levels[-2::-1]] == stored[f"{key}/timesteps"].tolist()
+        variances = [v.alpha**2 for v in levels[::-1]]
+        assert variances[1:] == pytest.approx(stored[f"{key}/alphas"].tolist(), rel=1e-10)
+        assert variances[:-1] == pytest.approx(stored[f"{key}/alphas_prev"].tolist(), rel=1e-10)
+        added = [
+            float(ddim(lambda x, level: 0 * x, 0 * one, list(pair), lambda: one, eta=1.0))
+            for pair in itertools.pairwise(levels)
+        ]
+        assert added[::-1] == pytest.approx(stored[f"{key}/sigmas_eta1"].tolist(), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"spacing": "leading", "final": "sigma_min"}, "10 steps visits t = 0, where final"),
+        ({"spacing": "leading", "steps_offset": 100}, "first at t = 1000; need t <= 999"),
+        ({"spacing": "karras", "sigma_max": 200.0}, r"sigma_max is 200; need 0.01 <= .* <= 157.4"),
+        ({"spacing": "log_snr", "sigma_min": 0.001}, r"sigma_min is 0.001; need 0.01 <= sigma_min"),
+        ({"steps": None, "final": "sigma_min"}, "1000 steps and one level more to end at"),
+    ],
+)
+def test_levels_that_do_not_fit_the_schedule(settings: dict, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        noise_levels(LINEAR, SamplerConfig("ddim", **{"steps": 10, **settings}))
+
+
 @pytest.mark.parametrize("kind", SAMPLERS)
-def test_every_level_is_evaluated_once_at_the_strategys_width(kind: str) -> None:
+def test_every_level_is_evaluated_at_the_strategys_width(kind: str) -> None:
     strategy = Strategy((0.5, 1.0), (LINEAR.log_snr(300.5),))
     found = evaluations(LINEAR, SamplerConfig(kind, 50), strategy)
-    assert [e.index for e in found] == list(range(50))
-    assert [e.level for e in found] == noise_levels(LINEAR, SamplerConfig(kind, 50))[:-1]
-    assert [e.width for e in found] == [0.5 if e.t > 300 else 1.0 for e in found]
-    assert [e.log_snr for e in found] == [LINEAR.log_snrs[e.t].item() for e in found]
+    twice = kind in ("heun", "dpm_2", "dpmpp_2s_ancestral")
+    assert [e.index for e in found] == list(range(99 if twice else 50))
+    visited = noise_levels(LINEAR, SamplerConfig(kind, 50))[:-1]
+    if not twice:
+        assert [e.level for e in found] == visited
+    else:
+        assert [e.level for e in found[::2]] == visited
+    assert [e.width for e in found] == [0.5 if e.t > 300.5 else 1.0 for e in found]
+    for e in found:
+        assert e.log_snr == pytest.approx(LINEAR.log_snr(e.t), abs=1e-9)
     assert {e.width for e in evaluations(LINEAR, SamplerConfig(kind), 0.75)} == {0.75}
 
 

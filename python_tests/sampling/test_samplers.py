@@ -10,7 +10,7 @@ import torch
 
 from ddsm_ext.diffusion import CLEAN, DiffusionConfig, Level, make_schedule
 from ddsm_ext.sampling import SamplerConfig, ddim, ddpm, noise_levels
-from ddsm_ext.sampling.samplers import Method
+from ddsm_ext.sampling.method import Method
 
 SCHEDULES = {name: make_schedule(DiffusionConfig(schedule=name)) for name in ("linear", "cosine")}
 LINEAR = SCHEDULES["linear"]
