@@ -49,9 +49,12 @@ STABLE_TORCH_LIBRARY(ddsm_ext, m) {
   m.def(
       "sinusoidal_embedding(Tensor t, int dim, bool halves, Tensor? table, Tensor like) "
       "-> Tensor");
-  // Nearest-neighbour enlargement by 2, or the means of 2x2 pixels, times gain. overlaps: the
+  // Enlarged or halved by 2 with a filter of 2 taps (nearest neighbours, means of 2x2 pixels) or 4,
+  // plus residual, times gain. ring: the larger image has a pixel more on each side. overlaps: the
   // kernel before it in the stream may still run (CUDA).
-  m.def("resample(Tensor x, bool up, float gain=1.0, bool overlaps=False) -> Tensor");
+  m.def(
+      "resample(Tensor x, bool up, float gain=1.0, bool overlaps=False, int taps=2, "
+      "bool ring=False, Tensor? residual=None) -> Tensor");
   // scale and shift [N, c of all sources]: y = act(affine * (1 + scale) + shift); both or neither.
   m.def(
       "sliced_group_norm(Tensor x, Tensor? x2, Tensor weight, Tensor bias, SymInt groups, "

@@ -193,13 +193,20 @@ void bind_resample(py::module_& m) {
   py::class_<ResampleArgs>(m, "ResampleArgs")
       .def(py::init([](Pointer x, Dtype dtype, int64_t images, int64_t height, int64_t width,
                        int64_t channels, int64_t n_stride, int64_t h_stride, int64_t w_stride,
-                       bool up, double gain, Pointer y) {
-             return ResampleArgs{pointer(x), dtype_of(dtype), images,   height, width, channels,
-                                 n_stride,   h_stride,        w_stride, up,     gain,  pointer(y)};
+                       bool up, double gain, int32_t taps, bool ring, Pointer residual,
+                       Pointer y) {
+             ResampleArgs args{pointer(x), dtype_of(dtype), images,   height, width, channels,
+                               n_stride,   h_stride,        w_stride, up,     gain,  taps,
+                               ring,       pointer(residual)};
+             args.residual_w_stride = channels;
+             args.residual_h_stride = args.out_side(width) * channels;
+             args.residual_n_stride = args.out_side(height) * args.residual_h_stride;
+             args.y = pointer(y);
+             return args;
            }),
            py::kw_only(), arg("x"), arg("dtype"), arg("images"), arg("height"), arg("width"),
            arg("channels"), arg("n_stride"), arg("h_stride"), arg("w_stride"), arg("up"),
-           arg("gain"), arg("y"));
+           arg("gain"), arg("taps"), arg("ring"), arg("residual"), arg("y"));
 }
 
 void bind_attention(py::module_& m) {

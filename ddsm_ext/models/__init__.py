@@ -5,11 +5,14 @@ from ddsm_ext._lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
+        "EDM_PRESETS": "edm",
         "PRESETS": "unet",
         "ADMConfig": "adm",
         "DenseNetwork": "dense",
+        "DhariwalUNetConfig": "edm",
         "SlimmableNetwork": "network",
         "SlimmableUNet": "network",
+        "SongUNetConfig": "edm",
         "UNetConfig": "unet",
         "preset": "unet",
     },

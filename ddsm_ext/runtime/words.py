@@ -164,7 +164,7 @@ class StepWords:
 
     def resample(self, node: Node, value: Values) -> Any:
         """An image enlarged or halved; what only adds an enlarged one enlarges it on the way."""
-        if node.resample == "up" and self._graph.is_only_residual(node):
+        if self._graph.is_enlarged_residual(node):
             return value[node.reads[0].index]
         return self._layers.resample(value[node.reads[0].index], up=node.resample == "up")
 
