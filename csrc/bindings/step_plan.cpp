@@ -62,7 +62,8 @@ void bind_conv2d(py::module_& m) {
                        Dtype weight_dtype, int32_t kernel, int32_t algo, Pointer panels,
                        int64_t c_out_max, int64_t c_in_max, Pointer bias, Pointer norm,
                        bool norm_silu, Pointer shift, Pointer residual, int64_t residual_scale,
-                       Pointer y, Dtype y_dtype, int64_t c_out, int64_t parts, Pointer moments) {
+                       double gain, Pointer y, Dtype y_dtype, int64_t c_out, int64_t parts,
+                       Pointer moments) {
              Conv2dForwardArgs args{};
              args.shape = shape;
              Conv2dImage images[2] = {};
@@ -79,6 +80,7 @@ void bind_conv2d(py::module_& m) {
              args.shift = pointer<float>(shift);
              args.residual = pointer(residual);
              args.residual_scale = residual_scale;
+             args.gain = gain;
              args.y = pointer(y);
              args.y_dtype = dtype_of(y_dtype);
              args.c_out = c_out;
@@ -88,8 +90,8 @@ void bind_conv2d(py::module_& m) {
            }),
            py::kw_only(), arg("shape"), arg("sources"), arg("weight_dtype"), arg("kernel"),
            arg("algo"), arg("panels"), arg("c_out_max"), arg("c_in_max"), arg("bias"), arg("norm"),
-           arg("norm_silu"), arg("shift"), arg("residual"), arg("residual_scale"), arg("y"),
-           arg("y_dtype"), arg("c_out"), arg("parts"), arg("moments"));
+           arg("norm_silu"), arg("shift"), arg("residual"), arg("residual_scale"), arg("gain"),
+           arg("y"), arg("y_dtype"), arg("c_out"), arg("parts"), arg("moments"));
 }
 
 void bind_linear(py::module_& m) {

@@ -66,6 +66,8 @@ def _check_kind(node: Node) -> None:
         raise _wrong(node, f"resample is {node.resample!r}", "None, 'up' or 'down'")
     if node.taps not in (2, 4):
         raise _wrong(node, f"its filter has {node.taps} taps", "2 or 4")
+    if node.op == "conv" and node.ring and (node.stride, node.resample) != (1, None):
+        raise _wrong(node, "has a ring", "stride 1 and no resample beside it")
     if node.op == "resample" and node.ring and (node.resample, node.taps) != ("down", 4):
         raise _wrong(node, "reads a ring around the image", "a filter of 4 taps that halves")
     if node.stride not in (1, 2):
