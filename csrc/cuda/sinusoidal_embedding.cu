@@ -104,9 +104,9 @@ sinusoidal_kernel(const SinusoidalParams p) {
     value = table_pair(p, static_cast<int64_t>(t), i);
   } else {
     // The operations and their order are those of ops/embedding.py.
-    const float f = p.frequencies
-                        ? kTwoPi * ptx::load_global(p.frequencies + i)
-                        : expf(-(static_cast<float>(2 * i) / p.exponents * kLogBase));
+    const float exponent = static_cast<float>(2 * i) / p.exponents * kLogBase;
+    const float f =
+        p.frequencies ? kTwoPi * ptx::load_global(p.frequencies + i) : expf(-exponent);
     value = sin_cos(static_cast<float>(t) * f);
   }
   Pack<T, 2> rounded;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -135,6 +136,8 @@ def _check_reads(node: Node) -> None:
 
 def _check_added(node: Node) -> None:
     """`shift`, `residual` and `modulate`."""
+    if node.scale != 1.0 and (node.parts or not math.isfinite(node.scale)):
+        raise _wrong(node, f"its scale is {node.scale}", "a finite number, and one part beside it")
     added = {"shift": node.shift, "residual": node.residual}
     for role, operand in {**added, "modulate": node.modulate}.items():
         if operand is None:
