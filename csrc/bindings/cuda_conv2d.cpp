@@ -183,8 +183,8 @@ std::tuple<Tensor, Tensor> sliced_conv2d_fused(
     const std::vector<Tensor>& biases, int64_t c_out, int64_t c_in2_offset, int64_t stride,
     int64_t padding, bool upsample, const std::optional<Tensor>& shift,
     const std::optional<Tensor>& residual, const std::vector<Tensor>& shortcut,
-    int64_t shortcut_c_in2_offset, bool with_moments, const std::optional<Tensor>& tickets,
-    bool overlaps, bool tf32) {
+    int64_t shortcut_c_in2_offset, double gain, bool with_moments,
+    const std::optional<Tensor>& tickets, bool overlaps, bool tf32) {
   const char* op = "sliced_conv2d_fused";
   check_parts(op, weights, biases);
   const DeviceGuard guard(x.get_device_index());
@@ -201,6 +201,7 @@ std::tuple<Tensor, Tensor> sliced_conv2d_fused(
   std::vector<Tensor> shortcut_rows = add_shortcut(op, shortcut, shortcut_c_in2_offset, y, args);
   add_tickets(op, tickets, x, args);
   args.options.overlaps = overlaps;
+  args.gain = static_cast<float>(gain);
   const Tensor residual_rows = residual.has_value() ? add_residual(op, *residual, x, y, args) : y;
   Tensor moments = empty_moments(with_moments, y, args);
   if (with_moments) args.moments = moments.mutable_data_ptr();

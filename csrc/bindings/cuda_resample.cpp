@@ -10,10 +10,11 @@ namespace {
 using namespace ddsm::binding;
 using DeviceGuard = torch::stable::accelerator::DeviceGuard;
 
-Tensor resample(const Tensor& x, bool up, double gain, bool overlaps) {
+Tensor resample(const Tensor& x, bool up, double gain, bool overlaps, int64_t taps, bool ring,
+                const std::optional<Tensor>& residual) {
   const char* op = "resample";
   const DeviceGuard guard(x.get_device_index());
-  const Resampling call(op, x, up, gain);
+  const Resampling call(op, x, up, gain, taps, ring, residual);
   STD_TORCH_CHECK(call.args.dtype != ddsm::DType::kFloat64, op,
                   ": x is float64; the CUDA kernel needs float32, bfloat16 or float16");
   check_launch(op, ddsm::resample_cuda(call.args, overlaps, stream_of(x)));

@@ -27,7 +27,8 @@ TimeType time_type_of(const Tensor& t) {
 }
 
 Tensor sinusoidal_embedding(const Tensor& t, int64_t dim, bool halves,
-                            const std::optional<Tensor>& table, const Tensor& like) {
+                            const std::optional<Tensor>& table, const Tensor& like, bool swapped,
+                            double freq_shift, const std::optional<Tensor>& frequencies) {
   check_same_device(kOp, like, t);
   STD_TORCH_CHECK(t.dim() == 1, kOp, ": t has ", t.dim(), " dimensions, need 1");
   STD_TORCH_CHECK(dim >= 2 && dim % 2 == 0 && dim <= 1 << 20, kOp, ": dim is ", dim,
@@ -42,6 +43,12 @@ Tensor sinusoidal_embedding(const Tensor& t, int64_t dim, bool halves,
                   ": float64 is not supported; need float32, bfloat16 or float16");
   args.t_type = time_type_of(t);
   args.halves = halves;
+  args.swapped = swapped;
+  args.freq_shift = freq_shift;
+  STD_TORCH_CHECK(halves || !(swapped || freq_shift != 0 || frequencies.has_value()), kOp,
+                  ": sines and cosines are in turn; need halves beside the other settings");
+  STD_TORCH_CHECK(2 * freq_shift < static_cast<double>(dim), kOp, ": freq_shift is ", freq_shift,
+                  ", need less than half of dim, ", dim);
   args.t = t.const_data_ptr();
   args.t_stride = t.stride(0);
   args.n = n;
@@ -56,6 +63,14 @@ Tensor sinusoidal_embedding(const Tensor& t, int64_t dim, bool halves,
                     kOp, ": the table is not [rows, ", dim,
                     "] float32, bfloat16 or float16, contiguous at a multiple of 8 bytes");
     args.rows = table->size(0);
+  }
+  if (frequencies.has_value()) {
+    check_same_device(kOp, like, *frequencies);
+    STD_TORCH_CHECK(frequencies->dim() == 1 && frequencies->size(0) == dim / 2 &&
+                        frequencies->scalar_type() == ScalarType::Float &&
+                        frequencies->is_contiguous(),
+                    kOp, ": frequencies are not [", dim / 2, "] float32, contiguous");
+    args.frequencies = static_cast<const float*>(frequencies->const_data_ptr());
   }
   args.y = y.mutable_data_ptr();
   check_launch(kOp, ddsm::sinusoidal_embedding_cuda(args, stream_of(like)));

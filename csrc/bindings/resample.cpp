@@ -9,9 +9,10 @@ namespace {
 
 using namespace ddsm::binding;
 
-Tensor resample(const Tensor& x, bool up, double gain, bool /*overlaps*/) {
+Tensor resample(const Tensor& x, bool up, double gain, bool /*overlaps*/, int64_t taps, bool ring,
+                const std::optional<Tensor>& residual) {
   const char* op = "resample";
-  const Resampling call(op, x, up, gain);
+  const Resampling call(op, x, up, gain, taps, ring, residual);
   STD_TORCH_CHECK(call.args.dtype != ddsm::DType::kFloat16, op,
                   ": x is float16; the CPU kernel needs float32, bfloat16 or float64");
   ddsm::resample(call.args);

@@ -19,14 +19,14 @@ STABLE_TORCH_LIBRARY(ddsm_ext, m) {
       "sliced_conv2d_grad_weight(Tensor grad_y, Tensor x, Tensor? x2, SymInt c_in2_offset, "
       "SymInt stride, SymInt padding, bool upsample, Tensor(a!) grad_weight, "
       "Tensor(b!)? grad_bias, int algo=0, bool tf32=False) -> ()");
-  // Bias, time shift, residual, a 1x1 shortcut (none, or weight, bias, x and perhaps x2) and the
-  // moments of y in one launch; weights of one shape side by side. tickets: zeros that no other
-  // launch uses at the same time. overlaps: the kernel before writes no weights. CUDA only, without
+  // Bias, time shift, residual, a 1x1 shortcut (none, or weight, bias, x and perhaps x2), all times
+  // gain, and the moments of y in one launch; weights of one shape side by side. tickets: zeros that
+  // no other launch uses at the same time. overlaps: the kernel before writes no weights. CUDA only, without
   // autograd: for steps of a network.
   m.def(
       "sliced_conv2d_fused(Tensor x, Tensor? x2, Tensor[] weights, Tensor[] biases, int c_out, "
       "int c_in2_offset, int stride, int padding, bool upsample, Tensor? shift, "
-      "Tensor? residual, Tensor[] shortcut, int shortcut_c_in2_offset, bool moments, "
+      "Tensor? residual, Tensor[] shortcut, int shortcut_c_in2_offset, float gain, bool moments, "
       "Tensor? tickets, bool overlaps, bool tf32) -> (Tensor, Tensor)");
   m.def(
       "sliced_linear(Tensor x, Tensor weight, Tensor? bias, SymInt c_out, bool tf32=False) "
@@ -43,15 +43,19 @@ STABLE_TORCH_LIBRARY(ddsm_ext, m) {
   m.def(
       "sliced_linear_fused(Tensor x, Tensor[] weights, Tensor[] biases, int[] c_out, "
       "Tensor? shift, bool silu, bool overlaps, bool tf32) -> Tensor");
-  // Sines and cosines in turn, or in halves: all cosines, then all sines. Of like's dtype, with
+  // Sines and cosines in turn, or in halves: all cosines, then all sines (swapped: the sines first)
+  // of t 10000^(-i / (dim / 2 - freq_shift)), or of 2 pi t frequencies[i]. Of like's dtype, with
   // rows of the table where t is one of its steps; CUDA only, without autograd. Never overlaps: it
   // begins when all kernels before it have ended.
   m.def(
-      "sinusoidal_embedding(Tensor t, int dim, bool halves, Tensor? table, Tensor like) "
-      "-> Tensor");
-  // Nearest-neighbour enlargement by 2, or the means of 2x2 pixels, times gain. overlaps: the
+      "sinusoidal_embedding(Tensor t, int dim, bool halves, Tensor? table, Tensor like, "
+      "bool swapped=False, float freq_shift=0.0, Tensor? frequencies=None) -> Tensor");
+  // Enlarged or halved by 2 with a filter of 2 taps (nearest neighbours, means of 2x2 pixels) or 4,
+  // plus residual, times gain. ring: the larger image has a pixel more on each side. overlaps: the
   // kernel before it in the stream may still run (CUDA).
-  m.def("resample(Tensor x, bool up, float gain=1.0, bool overlaps=False) -> Tensor");
+  m.def(
+      "resample(Tensor x, bool up, float gain=1.0, bool overlaps=False, int taps=2, "
+      "bool ring=False, Tensor? residual=None) -> Tensor");
   // scale and shift [N, c of all sources]: y = act(affine * (1 + scale) + shift); both or neither.
   m.def(
       "sliced_group_norm(Tensor x, Tensor? x2, Tensor weight, Tensor bias, SymInt groups, "

@@ -62,7 +62,8 @@ void bind_conv2d(py::module_& m) {
                        Dtype weight_dtype, int32_t kernel, int32_t algo, Pointer panels,
                        int64_t c_out_max, int64_t c_in_max, Pointer bias, Pointer norm,
                        bool norm_silu, Pointer shift, Pointer residual, int64_t residual_scale,
-                       Pointer y, Dtype y_dtype, int64_t c_out, int64_t parts, Pointer moments) {
+                       double gain, Pointer y, Dtype y_dtype, int64_t c_out, int64_t parts,
+                       Pointer moments) {
              Conv2dForwardArgs args{};
              args.shape = shape;
              Conv2dImage images[2] = {};
@@ -79,6 +80,7 @@ void bind_conv2d(py::module_& m) {
              args.shift = pointer<float>(shift);
              args.residual = pointer(residual);
              args.residual_scale = residual_scale;
+             args.gain = gain;
              args.y = pointer(y);
              args.y_dtype = dtype_of(y_dtype);
              args.c_out = c_out;
@@ -88,8 +90,8 @@ void bind_conv2d(py::module_& m) {
            }),
            py::kw_only(), arg("shape"), arg("sources"), arg("weight_dtype"), arg("kernel"),
            arg("algo"), arg("panels"), arg("c_out_max"), arg("c_in_max"), arg("bias"), arg("norm"),
-           arg("norm_silu"), arg("shift"), arg("residual"), arg("residual_scale"), arg("y"),
-           arg("y_dtype"), arg("c_out"), arg("parts"), arg("moments"));
+           arg("norm_silu"), arg("shift"), arg("residual"), arg("residual_scale"), arg("gain"),
+           arg("y"), arg("y_dtype"), arg("c_out"), arg("parts"), arg("moments"));
 }
 
 void bind_linear(py::module_& m) {
@@ -193,13 +195,20 @@ void bind_resample(py::module_& m) {
   py::class_<ResampleArgs>(m, "ResampleArgs")
       .def(py::init([](Pointer x, Dtype dtype, int64_t images, int64_t height, int64_t width,
                        int64_t channels, int64_t n_stride, int64_t h_stride, int64_t w_stride,
-                       bool up, double gain, Pointer y) {
-             return ResampleArgs{pointer(x), dtype_of(dtype), images,   height, width, channels,
-                                 n_stride,   h_stride,        w_stride, up,     gain,  pointer(y)};
+                       bool up, double gain, int32_t taps, bool ring, Pointer residual,
+                       Pointer y) {
+             ResampleArgs args{pointer(x), dtype_of(dtype), images,   height, width, channels,
+                               n_stride,   h_stride,        w_stride, up,     gain,  taps,
+                               ring,       pointer(residual)};
+             args.residual_w_stride = channels;
+             args.residual_h_stride = args.out_side(width) * channels;
+             args.residual_n_stride = args.out_side(height) * args.residual_h_stride;
+             args.y = pointer(y);
+             return args;
            }),
            py::kw_only(), arg("x"), arg("dtype"), arg("images"), arg("height"), arg("width"),
            arg("channels"), arg("n_stride"), arg("h_stride"), arg("w_stride"), arg("up"),
-           arg("gain"), arg("y"));
+           arg("gain"), arg("taps"), arg("ring"), arg("residual"), arg("y"));
 }
 
 void bind_attention(py::module_& m) {

@@ -102,6 +102,7 @@ bool winograd_forward(const Conv2dForwardArgs& args) {
   problem.shift = args.shift;
   problem.residual = args.residual;
   problem.residual_scale = args.residual_scale;
+  problem.gain = static_cast<float>(args.gain);
   problem.y = args.y;
   problem.moments = args.moments;
   return winograd_multiply(problem);
@@ -215,6 +216,7 @@ bool conv2d_forward(const Conv2dForwardArgs& args) {
   problem.bias = args.bias;
   problem.shift = args.shift;
   problem.residual = args.residual;
+  problem.gain = args.gain;
   const int64_t columns = args.parts * args.c_out;
   problem.y_n_stride = shape.out_height * shape.out_width * columns;
   const float* panels = static_cast<const float*>(args.panels.data);

@@ -67,6 +67,7 @@ struct GemmArgs {
   const void* bias;              // [parts][lanes_max] of weight_dtype, null: zero
   const float* shift;            // [images][lanes], added like a bias; null: zero
   const void* residual;          // like y, added to it; null: zero
+  double gain = 1;               // y is this times the sum of all
   int64_t longest_sum;  // products added one after another before a new sum begins; 0: what is fast
 };
 

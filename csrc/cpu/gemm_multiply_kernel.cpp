@@ -109,6 +109,7 @@ struct TileCall {
   TY* const* y;          // [rows]
   int64_t column, lanes;  // of y
   const TY* residual;     // like y_begin; null: none
+  Compute<T> gain;
   const TY* y_begin;
 };
 
@@ -118,12 +119,12 @@ struct TileCall {
 #define DDSM_STORE_LANES __attribute__((noinline))
 #endif
 
-// The first `valid` of a vector, plus as many of the residual (null: none). Inlined only where
-// masks make it short: each unrolled row of a tile holds a copy.
+// The first `valid` of a vector, plus as many of the residual (null: none), times gain. Inlined only
+// where masks make it short: each unrolled row of a tile holds a copy.
 template <class C, class TY>
-DDSM_STORE_LANES void store_lanes(Vec<C> sum, int64_t valid, const TY* residual, TY* to) {
+DDSM_STORE_LANES void store_lanes(Vec<C> sum, int64_t valid, const TY* residual, C gain, TY* to) {
   if (residual) sum += load_first(residual, valid);
-  store_first(to, sum, valid);
+  store_first(to, sum * gain, valid);
 }
 
 template <class T, class TY, int kRows, class Shape>
@@ -164,16 +165,16 @@ __attribute__((noinline)) void multiply_tile(const TileCall<T, TY>& call) {
       if ((v + 1) * kVector <= call.lanes) {
         Vec<C> value = sum[i].whole[v];
         if (residual) value += load(residual + v * kVector);
-        store(to + v * kVector, value);
+        store(to + v * kVector, value * call.gain);
         continue;
       }
       store_lanes<C>(sum[i].whole[v], smaller(kVector, call.lanes - v * kVector),
-                     residual ? residual + v * kVector : nullptr, to + v * kVector);
+                     residual ? residual + v * kVector : nullptr, call.gain, to + v * kVector);
     }
     if constexpr (Shape::kHasHalf) {
       constexpr int kFirst = Shape::kVectors * kVector;
       store_lanes<C>(widened(sum[i].half), call.lanes - kFirst,
-                     residual ? residual + kFirst : nullptr, to + kFirst);
+                     residual ? residual + kFirst : nullptr, call.gain, to + kFirst);
     }
   }
 }
@@ -337,6 +338,7 @@ void multiply_panel(const GemmArgs& problem, const Scratch<T, TY>& scratch, cons
     call.column = place.part * problem.lanes + place.lane;
     call.lanes = place.lanes;
     call.residual = static_cast<const TY*>(problem.residual);
+    call.gain = static_cast<Compute<T>>(problem.gain);
     call.y_begin = static_cast<const TY*>(problem.y);
     with_panel_shape<T>(place.lanes, [&](auto shape) {
       multiply_rows<T, TY, decltype(shape)>(call, count);

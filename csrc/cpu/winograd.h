@@ -34,6 +34,7 @@ struct WinogradProblem {
   const float* shift;    // [images][lanes]; null: zero
   const void* residual;  // like y; null: zero
   int64_t residual_scale = 1;  // its sides are those of y / this, enlarged (nearest neighbour)
+  float gain = 1;              // y is this times the sum of all
   // outputs
   void* y;  // [images, height, width, lanes] contiguous
   int64_t height, width;

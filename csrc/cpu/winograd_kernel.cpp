@@ -340,12 +340,13 @@ struct Convolution {
         FloatVec value = widened(y[i * kTile + j]) + shift;
         if (kWhole) {
           if (residual) value += load(residual + more);
-          store(to, value);
+          store(to, value * problem.gain);
         } else if (tile.begin == 0) {
           if (residual) value += load_first(residual + more, tile.end);
-          store_first(to, value, tile.end);
+          store_first(to, value * problem.gain, tile.end);
         } else {
           if (residual) value += load_window(residual + more, tile.begin, tile.end);
+          value *= problem.gain;
           for (int64_t q = tile.begin; q < tile.end; ++q) from_compute(value[q], to + q);
         }
       }
@@ -378,7 +379,7 @@ struct Convolution {
             const int64_t across = problem.residual_scale == 1 ? x : x / problem.residual_scale;
             value += load_few(residual + (more + across) * lanes, lanes);
           }
-          store_few(to, value, lanes);
+          store_few(to, value * problem.gain, lanes);
         }
       }
     });

@@ -406,6 +406,7 @@ const char* conv2d_forward_cuda(const Conv2dCudaForwardArgs& args, void* stream)
   e.pixel_class.width = static_cast<int32_t>(shape.out_width);
   e.shift_stride = args.shift_stride;
   e.residual_stride = args.residual_stride;
+  e.gain = args.gain;
   e.moments = static_cast<Moments*>(args.moments);
   e.pixels = shape.out_height * shape.out_width;
   e.bias_wide = args.weight.dtype != args.options.dtype;

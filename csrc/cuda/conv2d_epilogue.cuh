@@ -170,7 +170,7 @@ DDSM_DEVICE void finish_tile(const ConvParams& p, int32_t m0, int32_t n0) {
     }
     Pack<T, V> out;
 #pragma unroll
-    for (int i = 0; i < V; ++i) from_float(value[i], &out.lane[i]);
+    for (int i = 0; i < V; ++i) from_float(value[i] * e.gain, &out.lane[i]);
     const int64_t pixel = pixel_of(p, static_cast<int32_t>(m));
     store_pack(static_cast<T*>(e.y) + pixel * p.n + n, out, p.n - n, e.vector);
     if (e.moments) {

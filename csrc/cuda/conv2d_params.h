@@ -72,6 +72,7 @@ struct EpilogueParams {
   PixelClass pixel_class;
   bool bias_wide;    // bias is float32 beside a 16-bit y
   bool vector;       // rows of y and residual are multiples of 16 bytes
+  float gain = 1;
 };
 
 // Sources of a window, and behind them those of a shortcut.

@@ -173,9 +173,10 @@ struct HopperEpilogue {
     return true;
   }
 
-  // The sums with all terms, rounded, over the residual's place.
+  // The sums with all terms, times gain, rounded, over the residual's place.
   DDSM_DEVICE void round(const Tile& tile) const {
     const bool adds = p.copies_residual || adds_rows();
+    const float gain = p.conv.epilogue.gain;
     // Hidden, as else the addresses of all outputs would be kept through the products.
     const int own = ptx::hidden(thread), lane = own % 32;
     // Of the thread's first row. All its others lie whole repeats of the permutation further.
@@ -219,7 +220,7 @@ struct HopperEpilogue {
                                 to_float(residual[i][rows].lane[0]);
             const float second = tile.sums[half][at + 1] + term[i].lane[1] +
                                  to_float(residual[i][rows].lane[1]);
-            ptx::store_shared(address(i, rows), pair_of(first, second, T{}));
+            ptx::store_shared(address(i, rows), pair_of(first * gain, second * gain, T{}));
           }
         }
       }

@@ -10,15 +10,18 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr float kLogBase = 9.210340371976184f;  // log(10000)
+constexpr float kTwoPi = 6.283185307179586f;
 
 struct SinusoidalParams {
   const void *t, *table;
+  const float* frequencies;
   void* y;
   int64_t t_stride, pairs;  // pairs: n * half
   Divider half;             // pairs of a row
   int32_t dim;
   double last_row;  // of the table; negative: there is none
-  bool halves;
+  float exponents;  // 2 i / this is the power of 10000
+  bool halves, swapped;
   TimeType t_type;
   DType table_dtype;
 };
@@ -68,7 +71,8 @@ DDSM_DEVICE Pack<float, 2> load_pair(const SinusoidalParams& p, int64_t row, int
   const T* data = static_cast<const T*>(p.table) + row * p.dim;
   if (p.halves) {
     const auto half = static_cast<int32_t>(p.half.divisor);
-    return {to_float(ptx::load_global(data + half + i)), to_float(ptx::load_global(data + i))};
+    const int32_t sine = p.swapped ? i : half + i, cosine = p.swapped ? half + i : i;
+    return {to_float(ptx::load_global(data + sine)), to_float(ptx::load_global(data + cosine))};
   }
   const auto two = ptx::load_global(reinterpret_cast<const Pack<T, 2>*>(data) + i);
   return {to_float(two.lane[0]), to_float(two.lane[1])};
@@ -99,17 +103,20 @@ sinusoidal_kernel(const SinusoidalParams p) {
   if (t >= 0 && t <= p.last_row && t == floor(t)) {
     value = table_pair(p, static_cast<int64_t>(t), i);
   } else {
-    // The operations and their order are those of nn/sinusoidal.py.
-    const float exponent = static_cast<float>(2 * i) / static_cast<float>(p.dim) * kLogBase;
-    value = sin_cos(static_cast<float>(t) * expf(-exponent));
+    // The operations and their order are those of ops/embedding.py.
+    const float exponent = static_cast<float>(2 * i) / p.exponents * kLogBase;
+    const float f =
+        p.frequencies ? kTwoPi * ptx::load_global(p.frequencies + i) : expf(-exponent);
+    value = sin_cos(static_cast<float>(t) * f);
   }
   Pack<T, 2> rounded;
   from_float(value.lane[0], &rounded.lane[0]);
   from_float(value.lane[1], &rounded.lane[1]);
   if (p.halves) {
     T* y = static_cast<T*>(p.y) + int64_t(row) * p.dim + i;
-    ptx::store_global(y, rounded.lane[1]);
-    ptx::store_global(y + p.half.divisor, rounded.lane[0]);
+    const T sine = rounded.lane[0], cosine = rounded.lane[1];
+    ptx::store_global(y, p.swapped ? sine : cosine);
+    ptx::store_global(y + p.half.divisor, p.swapped ? cosine : sine);
     return;
   }
   ptx::store_global(static_cast<Pack<T, 2>*>(p.y) + pair, rounded);
@@ -123,13 +130,16 @@ const char* sinusoidal_embedding_cuda(const SinusoidalCudaArgs& args, void* stre
   if (pairs > kMostRows) return "more than 2^32 numbers";
   const SinusoidalParams p{args.t,
                            args.table,
+                           args.frequencies,
                            args.y,
                            args.t_stride,
                            pairs,
                            Divider(args.dim / 2),
                            static_cast<int32_t>(args.dim),
                            args.table ? static_cast<double>(args.rows - 1) : -1.0,
+                           static_cast<float>(static_cast<double>(args.dim) - 2 * args.freq_shift),
                            args.halves,
+                           args.swapped,
                            args.t_type,
                            args.table_dtype};
   const char* name = "sinusoidal_embedding";

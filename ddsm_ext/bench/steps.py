@@ -23,7 +23,7 @@ from ddsm_ext.graph.graph import Counts
 from ddsm_ext.graph.node import Node, Values, run
 from ddsm_ext.models.dense import DenseNetwork, PlainWords
 from ddsm_ext.models.network import SlimmableNetwork
-from ddsm_ext.ops.embedding import embed_time
+from ddsm_ext.runtime.inputs import embed_node
 from ddsm_ext.settings import Refusal
 
 STEP_CANDIDATES = ("slicing", "dense", "dense_cl", "compiled", "ours", "ours_module")
@@ -131,7 +131,7 @@ class SlicingNetwork:
         """
         if width not in self._calls:
             self._calls[width] = self._calls_at(width)
-        given = {"x": x, "t": t, "y": y}
+        given = {"x": x, "t": t, "y": y, "augment": None}
         value: Values = {node.index: given[name] for name, node in self._graph.inputs.items()}
         run(self._graph.walk, _SlicingWords(self._calls[width].__getitem__), value)
         return value[self._graph.output.index]
@@ -152,17 +152,18 @@ class SlicingNetwork:
         weight = self._tensors[f"{layer.name}.weight"]
         if node.op == "embed":
             return lambda y: F.embedding(y, weight[:, :c_out])
-        bias = self._tensors[f"{layer.name}.bias"]
+        bias = self._tensors.get(f"{layer.name}.bias")  # of every layer but an input's
         prefixes = columns(node, counts, self._config.slicing)
         if node.op == "norm":
-            groups = self._config.slicing.group_count(node.out.c_max, c_out)
+            groups = self._config.slicing.group_count(node.out.c_max, c_out, node.groups)
             return lambda x: F.group_norm(
                 x, groups, _sliced(weight, prefixes, 0), _sliced(bias, prefixes, 0), node.eps
             )
         parts = [(slice(c_out), part) for part in prefixes]
         if node.op == "linear":
-            return lambda x: F.linear(x, _sliced(weight, parts, 1), bias[:c_out])
-        stride, padding = node.stride, node.kernel // 2
+            row = None if bias is None else bias[:c_out]
+            return lambda x: F.linear(x, _sliced(weight, parts, 1), row)
+        stride, padding = node.stride, node.kernel // 2 + node.ring
         return lambda x: F.conv2d(x, _sliced(weight, parts, 1), bias[:c_out], stride, padding)
 
     def _embedding(self, node: Node) -> Function:
@@ -170,7 +171,8 @@ class SlicingNetwork:
             table = self._tensors[node.name]
             return lambda t: F.embedding(t, table)
         dtype = self._tensors[layers(self._graph)[0].name + ".weight"].dtype
-        return lambda t: embed_time(t, node.out.c_max, None, dtype, halves=node.halves)
+        frozen = self._tensors[node.name] if node.fourier else None
+        return lambda t: embed_node(node, t, frozen, dtype)
 
 
 def _sliced(tensor: Tensor, parts: Sequence[Any], dim: int) -> Tensor:

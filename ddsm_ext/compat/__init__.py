@@ -5,8 +5,11 @@ from ddsm_ext._lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
+        "edm_config": "edm",
+        "edm_state_dict_shapes": "edm",
         "guided_diffusion_config": "guided_diffusion",
         "guided_diffusion_state_dict_shapes": "guided_diffusion",
+        "load_edm": "edm",
         "load_guided_diffusion": "guided_diffusion",
         "load_official_ddsm": "official_ddsm",
         "load_official_strategy": "official_strategy",
@@ -17,6 +20,7 @@ __getattr__, __dir__, __all__ = attach(
         "parse_official_flags": "official_strategy",
         "parse_official_process": "official_strategy",
         "parse_official_strategy": "official_strategy",
+        "to_edm_state_dict": "edm",
         "to_guided_diffusion_state_dict": "guided_diffusion",
         "to_official_state_dict": "official_ddsm",
     },

@@ -169,6 +169,18 @@ class NoiseSchedule(ABC):
         above, below = -self._falling[index - 1], -self._falling[index]
         return self._between(index - 1 + (above - log_snr) / (above - below), log_snr)
 
+    def timesteps_at(self, log_snrs: Tensor) -> Tensor:
+        """Return where log-SNRs lie, [N] float64 on the CPU; beyond the schedule's its ends.
+
+        Args:
+            log_snrs: [N] float64 on the CPU.
+        """
+        falling = -self.log_snrs  # [T], ascending
+        wanted = (-log_snrs).clamp(falling[0], falling[-1])
+        lower = torch.searchsorted(falling, wanted, right=True).clamp(1, self.timesteps - 1) - 1
+        fraction = (wanted - falling[lower]) / (falling[lower + 1] - falling[lower])
+        return lower + fraction
+
     def _table_on(self, device: torch.device) -> Tensor:
         table = self._log_snrs_by_device.get(device)
         if table is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -55,26 +56,44 @@ def _check_name(node: Node) -> None:
 
 def _check_kind(node: Node) -> None:
     """A node's own settings."""
-    if node.op == "input" and node.name not in ("x", "t", "y"):
-        raise _wrong(node, "is an input", "x, t or y")
+    if node.op == "input" and node.name not in ("x", "t", "y", "augment"):
+        raise _wrong(node, "is an input", "x, t, y or augment")
     if node.op == "input" and (node.name == "x") != (node.size is not None):
         kind = "one number an image" if node.size is None else "images"
         raise _wrong(node, f"is {kind}", "x to be images, t and y numbers")
-    if node.name == "x" and node.op == "input" and node.out.c_max < 1:
+    if node.op == "input" and node.name in ("x", "augment") and node.out.c_max < 1:
         raise _wrong(node, "has 0 channels", "at least 1")
     if node.resample not in (None, "up", "down"):
         raise _wrong(node, f"resample is {node.resample!r}", "None, 'up' or 'down'")
+    if node.taps not in (2, 4):
+        raise _wrong(node, f"its filter has {node.taps} taps", "2 or 4")
+    if node.op == "conv" and node.ring and (node.stride, node.resample) != (1, None):
+        raise _wrong(node, "has a ring", "stride 1 and no resample beside it")
+    if node.op == "resample" and node.ring and (node.resample, node.taps) != ("down", 4):
+        raise _wrong(node, "reads a ring around the image", "a filter of 4 taps that halves")
     if node.stride not in (1, 2):
         raise _wrong(node, f"stride is {node.stride}", "1 or 2")
     if node.kernel < 1 or node.kernel % 2 == 0:
         raise _wrong(node, f"kernel is {node.kernel}", "an odd number")
-    if node.op == "sinusoid" and node.out.c_max % 2:
-        raise _wrong(node, f"has {node.out.c_max} channels", "an even number")
+    if node.op == "sinusoid":
+        _check_sinusoid(node)
     if node.op == "embed" and node.rows < 1:
         raise _wrong(node, f"has {node.rows} rows", "at least 1")
     head = node.out.head
     if head is not None and (head < 1 or node.out.c_max % head):
         raise _wrong(node, f"has heads of {head} channels", f"a divisor of {node.out.c_max}")
+
+
+def _check_sinusoid(node: Node) -> None:
+    if node.out.c_max % 2:
+        raise _wrong(node, f"has {node.out.c_max} channels", "an even number")
+    if (node.swapped or node.freq_shift or node.fourier) and not node.halves:
+        raise _wrong(node, "has sines and cosines in turn", "halves beside its other settings")
+    if node.fourier < 0 or (node.fourier and (node.rows or node.freq_shift)):
+        raise _wrong(node, f"fourier is {node.fourier}", "0, or more and no frequencies by formula")
+    if node.freq_shift >= node.out.c_max / 2:
+        half = node.out.c_max // 2
+        raise _wrong(node, f"freq_shift is {node.freq_shift}", f"less than {half}, half of it")
 
 
 def _check_reads(node: Node) -> None:
@@ -93,6 +112,10 @@ def _check_reads(node: Node) -> None:
             kind, need = ("one row an image", "an image") if read.size is None else (
                 "an image", "one row an image")  # fmt: skip
             raise _wrong(node, f"reads {read}, {kind}", need)
+        ring = node.op == "resample" and node.ring
+        if (read.op == "conv" and read.ring) != ring:
+            have, need = ("with", "without") if read.ring else ("without", "with")
+            raise _wrong(node, f"reads {read}, {have} a ring", f"a convolution {need} one")
         if read.size != node.reads[0].size:
             have = f"{node.reads[0].size} and {read.size} pixels a side"
             raise _wrong(node, f"reads images of {have}", "one size")
@@ -100,7 +123,10 @@ def _check_reads(node: Node) -> None:
     first = node.reads[0]
     if source and (first.op, first.name) != ("input", source):
         raise _wrong(node, f"reads {first}", f"the input {source}")
-    if source is None and first.op == "input" and first.size is None:
+    augments = (first.op, first.name) == ("input", "augment")
+    if augments and (node.op != "linear" or node.shift is None or node.bias or node.parts):
+        raise _wrong(node, f"reads {first}", "a linear layer without bias that has a shift")
+    if source is None and first.op == "input" and first.size is None and not augments:
         raise _wrong(node, f"reads {first}", "an embedding of it")
     if node.op == "norm" and any(read.out.head for read in node.reads):
         raise _wrong(node, "reads an input slimmed by heads", "a convolution of it")
@@ -110,12 +136,16 @@ def _check_reads(node: Node) -> None:
 
 def _check_added(node: Node) -> None:
     """`shift`, `residual` and `modulate`."""
+    if node.scale != 1.0 and (node.parts or not math.isfinite(node.scale)):
+        raise _wrong(node, f"its scale is {node.scale}", "a finite number, and one part beside it")
     added = {"shift": node.shift, "residual": node.residual}
     for role, operand in {**added, "modulate": node.modulate}.items():
         if operand is None:
             continue
         if role != "modulate" and (node.parts or operand.parts):
             raise _wrong(node, f"has a {role} and parts", "one part beside it")
+        if node.op == "embed" and operand.op not in ("sinusoid", "embed"):
+            raise _wrong(node, f"its {role} is {operand}", "an embedding")
         size = node.size if role == "residual" else None
         if operand.size != size or (operand.op == "input" and operand.size is None):
             need = "one row an image" if size is None else f"an image of {size} pixels a side"

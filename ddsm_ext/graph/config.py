@@ -27,7 +27,8 @@ class NetworkConfig(Settings):
     Attributes:
         image_size: side of the square images in pixels.
         image_channels: channels of the images.
-        groups: group count of every norm at full width.
+        groups: slices of which a width keeps some; the group count of every norm at full width
+            that has no own one.
         widths: widths to train and search, descending; any other usable width runs too.
     """
 
@@ -111,6 +112,14 @@ class NetworkConfig(Settings):
                     source.out.c_max % self.groups == 0,
                     f"a divisor of the {source.out.c_max} channels of {source.name}",
                 )
+            if node.groups:
+                fits = node.groups % self.groups == 0
+                self._check("groups", fits, f"a divisor of the {node.groups} of {node.name}")
+                if node.out.c_max % node.groups:
+                    raise Refusal(
+                        f"{node.name}: has {node.groups} groups; need a divisor of its "
+                        f"{node.out.c_max} channels"
+                    )
         widths = sorted_widths(
             type(self).__name__, self.widths, lambda width: graph.check_width(self.slicing, width)
         )

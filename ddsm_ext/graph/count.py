@@ -39,7 +39,8 @@ class Layer:
     @property
     def suffixes(self) -> tuple[str, ...]:
         """Its parameters' names below its own."""
-        return ("weight",) if self.node.op == "embed" else ("weight", "bias")
+        bias = self.node.op != "embed" and self.node.bias
+        return ("weight", "bias") if bias else ("weight",)
 
 
 def layers(graph: Graph) -> tuple[Layer, ...]:
@@ -98,7 +99,8 @@ def _node_macs(
 ) -> Iterator[tuple[str, int]]:
     c_out = counts[node.index]
     if node.op in ("conv", "linear"):
-        each = c_out * (c_in(node, counts) * node.kernel**2 + elementwise) * node.pixels
+        bias = elementwise and node.bias
+        each = c_out * (c_in(node, counts) * node.kernel**2 + bias) * node.pixels
         for name in node.layer_names:
             yield name, each
     elif node.op == "norm":
@@ -142,7 +144,7 @@ def parameter_count(config: NetworkConfig, width: float = 1.0) -> int:
 def _parameters(node: Node, counts: Counts) -> int:
     c_out = counts[node.index]
     if node.op in ("conv", "linear"):
-        each = c_out * (c_in(node, counts) * node.kernel**2 + 1)
+        each = c_out * (c_in(node, counts) * node.kernel**2 + node.bias)
         return each * len(node.layer_names)
     if node.op == "norm":
         return 2 * c_out

@@ -34,21 +34,48 @@ class Graph:
         self._names: set[str] = set()
 
     def input(self, name: str, channels: int = 0, *, image: bool = False) -> Node:
-        """An argument of the network: "x", images of `channels`; "t", timesteps; "y", labels."""
+        """An argument of the network.
+
+        Args:
+            name: "x", images of `channels`; "t", timesteps; "y", labels; "augment", `channels`
+                numbers about each image, or None, which adds nothing.
+            channels: of an image, or numbers.
+            image: True for "x".
+        """
         size = self.image_size if image else None
         self.inputs[name] = self.add("input", name, (), Side(channels, "fixed"), size)
         return self.inputs[name]
 
     def sinusoid(
-        self, name: str, t: Node, dim: int, *, halves: bool = False, table_rows: int = 0
+        self,
+        name: str,
+        t: Node,
+        dim: int,
+        *,
+        halves: bool = False,
+        swapped: bool = False,
+        freq_shift: float = 0.0,
+        fourier: float = 0.0,
+        table_rows: int = 0,
     ) -> Node:
         """Sinusoidal embedding of timesteps; `table_rows`: frozen rows for its integer steps."""
-        side = Side(dim, "fixed")
-        return self.add("sinusoid", name, (t,), side, None, halves=halves, rows=table_rows)
+        return self.add(
+            "sinusoid", name, (t,), Side(dim, "fixed"), None, halves=halves, swapped=swapped,
+            freq_shift=freq_shift, fourier=fourier, rows=table_rows,
+        )  # fmt: skip
 
-    def embed(self, name: str, y: Node, rows: int, c: int, *, role: Role = "linear") -> Node:
-        """The rows of a table [rows, c] that labels name."""
-        return self.add("embed", name, (y,), Side(c, role), None, rows=rows)
+    def embed(
+        self,
+        name: str,
+        y: Node,
+        rows: int,
+        c: int,
+        *,
+        shift: Node | None = None,
+        role: Role = "linear",
+    ) -> Node:
+        """The rows of a table [rows, c] that labels name; `shift`: another embedding, added."""
+        return self.add("embed", name, (y,), Side(c, role), None, rows=rows, shift=shift)
 
     def linear(
         self,
@@ -60,10 +87,13 @@ class Graph:
         shift: Node | None = None,
         parts: Sequence[str] = (),
         role: Role = "linear",
+        bias: bool = True,
     ) -> Node:
-        """A linear layer on one row an image."""
-        side, parts = Side(c_out, role), tuple(parts)
-        return self.add("linear", name, (x,), side, None, silu=silu, shift=shift, parts=parts)
+        """A linear layer on one row an image; of the input "augment" without bias, on a shift."""
+        return self.add(
+            "linear", name, (x,), Side(c_out, role), None,
+            silu=silu, shift=shift, parts=tuple(parts), bias=bias,
+        )  # fmt: skip
 
     def conv(
         self,
@@ -74,8 +104,11 @@ class Graph:
         *,
         stride: int = 1,
         resample: Resampling | None = None,
+        taps: int = 2,
+        ring: bool = False,
         shift: Node | None = None,
         residual: Node | None = None,
+        scale: float = 1.0,
         parts: Sequence[str] = (),
         role: Role = "conv",
         head: int | None = None,
@@ -87,9 +120,9 @@ class Graph:
         if size % stride:
             raise Refusal(f"{name}: its input has {size} pixels a side; need an even number")
         return self.add(
-            "conv", name, reads, Side(c_out, role, head), size // stride,
-            kernel=kernel, stride=stride, resample=resample, shift=shift, residual=residual,
-            parts=tuple(parts), gain=gain,
+            "conv", name, reads, Side(c_out, role, head), size // stride + (2 if ring else 0),
+            kernel=kernel, stride=stride, resample=resample, taps=taps, ring=ring, shift=shift,
+            residual=residual, scale=scale, parts=tuple(parts), gain=gain,
         )  # fmt: skip
 
     def norm(
@@ -100,6 +133,7 @@ class Graph:
         silu: bool = False,
         modulate: Node | None = None,
         eps: float = 1e-5,
+        groups: int = 0,
     ) -> Node:
         """A group norm over one input or the unjoined concat of two, which it leaves unjoined."""
         reads = _sources(x)
@@ -107,7 +141,7 @@ class Graph:
         if modulate is not None and len(modulate.parts) != 2:
             raise Refusal(f"{name}: modulated by {modulate}; need a node of two parts")
         return self.add("norm", name, reads, side, reads[0].size,
-                         silu=silu, modulate=modulate, eps=eps)  # fmt: skip
+                         silu=silu, modulate=modulate, eps=eps, groups=groups)  # fmt: skip
 
     def attention(self, name: str, qkv: Node) -> Node:
         """Self-attention over all pixels; `qkv` has three parts and says what a head is."""
@@ -115,10 +149,23 @@ class Graph:
             raise Refusal(f"{name}: reads {qkv}; need a node of three parts")
         return self.add("attention", name, (qkv,), qkv.out, qkv.size)
 
-    def resample(self, name: str, x: Node, resample: Resampling) -> Node:
-        """Enlarge 2x (nearest neighbour) or halve (means of 2x2)."""
-        size = _resampled(name, x, resample)
-        return self.add("resample", name, (x,), x.out, size, resample=resample)
+    def resample(
+        self,
+        name: str,
+        x: Node,
+        resample: Resampling,
+        *,
+        taps: int = 2,
+        ring: bool = False,
+        residual: Node | None = None,
+        scale: float = 1.0,
+    ) -> Node:
+        """Enlarge or halve by 2; see `Node`'s attributes."""
+        size = _resampled(name, x, resample) - (1 if ring else 0)
+        return self.add(
+            "resample", name, (x,), x.out, size,
+            resample=resample, taps=taps, ring=ring, residual=residual, scale=scale,
+        )  # fmt: skip
 
     def dropout(self, name: str, x: Node, p: float) -> Node:
         """Dropout in training; without it (p = 0) this is x itself."""
@@ -166,22 +213,26 @@ class Graph:
 
     def is_shortcut(self, node: Node) -> bool:
         """True for a bare 1x1 convolution that is only the residual of one other."""
-        bare = (node.kernel, node.stride, node.resample, node.shift, node.residual, node.parts)
+        bare = (node.kernel, node.stride, node.resample, node.ring, node.shift, node.residual,
+                node.scale, node.parts)  # fmt: skip
         readers = self.readers[node]
         return (
             node.op == "conv"
-            and bare == (1, 1, None, None, None, ())
+            and bare == (1, 1, None, False, None, None, 1.0, ())
             and not any(source.normed for source in node.reads)
             and len(readers) == 1
+            and readers[0].op == "conv"
             and readers[0].residual is node
             and not readers[0].parts
         )
 
-    def is_only_residual(self, node: Node) -> bool:
-        """True if all that read the node add it to their result and do nothing else with it."""
+    def is_enlarged_residual(self, node: Node) -> bool:
+        """True for a bare nearest-neighbour enlargement that convolutions add, and nothing else."""
+        bare = node.enlarges and (node.residual, node.scale) == (None, 1.0)
         readers = self.readers[node]
-        return bool(readers) and all(
-            reader.residual is node and reader.operands.count(node) == 1 for reader in readers
+        return bare and bool(readers) and all(
+            reader.op == "conv" and reader.residual is node and reader.operands.count(node) == 1
+            for reader in readers
         )
 
     def siblings(self, node: Node) -> tuple[Node, ...]:

@@ -41,17 +41,27 @@ class Node:
         parts: names of layers side by side below `name`, which read the same input and whose
             results are a tuple; (): the layer is `name` itself.
         kernel, stride: of a convolution, whose padding keeps the size at stride 1.
-        resample: "up", the input enlarged 2x (nearest neighbour) first; "down", halved (means of
-            2x2) first.
+        resample: "up", the input enlarged 2x first; "down", halved first.
+        taps: of the filter that resamples, in each direction: 2 are [1, 1] / 2, nearest neighbours
+            up and means of 2x2 down; 4 are [1, 3, 3, 1] / 8 around it, with zeros beyond the image.
+        ring: of a convolution: it is taken one pixel around the image, too, with zeros beyond; of a
+            filter that halves: its input has that ring, and nothing is beyond.
         silu: SiLU on the result.
         gain: factor on a layer's usual initial weights.
         shift: one row an image, added to the result (before SiLU).
         residual: of the result's form, added to it.
+        scale: factor on the result with all that is added.
         modulate: a node of two parts, scale and shift: a norm's result becomes
             result * (1 + scale) + shift before SiLU.
         eps: added to a norm's variance.
+        groups: of a norm at full width, a multiple of the config's; 0: the config's.
+        bias: a linear layer has one.
         rows: of a table (embeddings by label, frozen time embeddings).
         halves: a time embedding is [all cosines, all sines]; False: sine and cosine in turn.
+        swapped: of halves: the sines first.
+        freq_shift: a time embedding's frequencies are 10000^(-i / (dim / 2 - freq_shift)).
+        fourier: standard deviation of a time embedding's random frozen frequencies; 0: it has the
+            above.
         p: probability of dropout.
     """
 
@@ -65,14 +75,22 @@ class Node:
     kernel: int = 1
     stride: int = 1
     resample: Resampling | None = None
+    taps: int = 2
+    ring: bool = False
     silu: bool = False
     gain: float = 1.0
     shift: Node | None = None
     residual: Node | None = None
+    scale: float = 1.0
     modulate: Node | None = None
     eps: float = 1e-5
+    groups: int = 0
+    bias: bool = True
     rows: int = 0
     halves: bool = False
+    swapped: bool = False
+    freq_shift: float = 0.0
+    fourier: float = 0.0
     p: float = 0.0
 
     @property
@@ -90,6 +108,11 @@ class Node:
     def normed(self) -> bool:
         """True for a norm, with dropout or without: what reads it may apply it."""
         return self.op == "norm" or (self.op == "dropout" and self.reads[0].normed)
+
+    @property
+    def enlarges(self) -> bool:
+        """True where nearest neighbours enlarge its input, which what reads it may do itself."""
+        return self.resample == "up" and self.taps == 2
 
     @property
     def sources(self) -> tuple[Node, ...]:

@@ -39,7 +39,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class ConvShape(Shape):
-    """A convolution: active and allocated channels, `c_in2` of a second source (0: none)."""
+    """A convolution: active and allocated channels, `c_in2` of a second source (0: none).
+
+    `ring`: it is taken one pixel around the image, too.
+    """
 
     c_in: int
     c_in2: int
@@ -50,6 +53,7 @@ class ConvShape(Shape):
     stride: int
     upsample: bool
     size: int
+    ring: bool = False
 
     def _counted(self) -> tuple[int, int, int]:
         c_in, pixels = self.c_in + self.c_in2, self.size**2
@@ -60,11 +64,13 @@ class ConvShape(Shape):
     @property
     def in_size(self) -> int:
         """Side of the input in pixels."""
-        return self.size // 2 if self.upsample else self.size * self.stride
+        size = self.size - (2 if self.ring else 0)
+        return size // 2 if self.upsample else size * self.stride
 
     def __str__(self) -> str:
         c_in = f"{self.c_in}+{self.c_in2}" if self.c_in2 else str(self.c_in)
         extra = " /2" if self.stride == 2 else " x2" if self.upsample else ""
+        extra += " ring" if self.ring else ""
         return f"{c_in}->{self.c_out} {self.kernel}x{self.kernel} @{self.size}{extra}"
 
 
@@ -128,22 +134,30 @@ class AttentionShape(Shape):
 
 @dataclass(frozen=True)
 class ResampleShape(Shape):
-    """Images enlarged or halved by 2."""
+    """Images enlarged or halved by 2 with a filter of 2 or 4 taps.
+
+    `ring`: the input is one pixel larger on each side. `residual`: one is added.
+    """
 
     c: int
     size: int
     up: bool
+    taps: int = 2
+    ring: bool = False
+    residual: bool = False
 
     @property
     def in_size(self) -> int:
         """Side of the input in pixels."""
-        return self.size // 2 if self.up else 2 * self.size
+        return self.size // 2 if self.up else 2 * self.size + (2 if self.ring else 0)
 
     def _counted(self) -> tuple[int, int, int]:
-        return 0, self.c * (self.in_size**2 + self.size**2), 0
+        return 0, self.c * (self.in_size**2 + (1 + self.residual) * self.size**2), 0
 
     def __str__(self) -> str:
-        return f"{self.c} @{self.size} {'x2' if self.up else '/2'}"
+        taps = "" if self.taps == 2 else f" {self.taps} taps"
+        extra = (" ring" if self.ring else "") + (" + residual" if self.residual else "")
+        return f"{self.c} @{self.size} {'x2' if self.up else '/2'}{taps}{extra}"
 
 
 @dataclass(frozen=True)
@@ -172,8 +186,8 @@ def least_bytes(shape: Shape, batch: int, element_bytes: int) -> int:
 def op_shapes(config: NetworkConfig, width: float, op: str) -> dict[Shape, int]:
     """Return every distinct shape with which a step at `width` calls an op, and how often.
 
-    The calls are those of the modules: a convolution that halves its input first is one "resample"
-    a source and one "conv2d"; one that enlarges it is one "conv2d".
+    The calls are those of the modules: a convolution that resamples its input first is one
+    "resample" a source and one "conv2d"; one that enlarges it by 2 taps is one "conv2d".
 
     Args:
         config: the network.
@@ -197,7 +211,10 @@ def _calls(config: NetworkConfig, node: Node, counts: Counts) -> Iterator[tuple[
         heads = c // node.out.head if node.out.head else 1
         yield "attention", AttentionShape(heads, size**2, c // heads)
     elif node.op == "resample":
-        yield "resample", ResampleShape(c, size, node.resample == "up")
+        added = node.residual is not None
+        yield "resample", ResampleShape(
+            c, size, node.resample == "up", node.taps, node.ring, added
+        )
     elif node.op == "embed":
         yield "embedding", EmbeddingShape(node.rows, c, c_max)
     elif node.op in ("conv", "linear", "norm"):
@@ -205,7 +222,7 @@ def _calls(config: NetworkConfig, node: Node, counts: Counts) -> Iterator[tuple[
         c_in, *rest = (counts[source.index] for source in inputs)
         c_in2, c_in_max = sum(rest), sum(source.out.c_max for source in inputs)
         if node.op == "norm":
-            groups = config.slicing.group_count(c_max, c)
+            groups = config.slicing.group_count(c_max, c, node.groups)
             modulated = node.modulate is not None
             yield "group_norm", NormShape(c_in, c_in2, c_max, groups, size, node.silu, modulated)
         elif node.op == "linear":
@@ -218,9 +235,10 @@ def _calls(config: NetworkConfig, node: Node, counts: Counts) -> Iterator[tuple[
 def _convolutions(
     node: Node, channels: tuple[int, int, int, int, int]
 ) -> Iterator[tuple[str, Shape]]:
-    up, size = node.resample == "up", node.size or 1
-    if node.resample == "down":
+    size = node.size or 1
+    shape = ConvShape(*channels, node.kernel, node.stride, node.enlarges, size, node.ring)
+    if node.resample and not node.enlarges:
         for c in filter(None, channels[:2]):
-            yield "resample", ResampleShape(c, size * node.stride, up=False)
+            yield "resample", ResampleShape(c, shape.in_size, node.resample == "up", node.taps)
     for _ in node.layer_names:
-        yield "conv2d", ConvShape(*channels, node.kernel, node.stride, up, size)
+        yield "conv2d", shape

@@ -56,9 +56,13 @@ class Slicing:
             return active_channels(c_max, width, _REFERENCE_MULTIPLES[role])
         return active_channels(self.groups, width, 1) * (c_max // self.groups)
 
-    def group_count(self, c_max: int, c: int) -> int:
-        """Groups of a norm over `c` active of `c_max` allocated channels."""
-        return self.groups if self.norm == "fixed_groups" else c * self.groups // c_max
+    def group_count(self, c_max: int, c: int, groups: int = 0) -> int:
+        """Groups of a norm over `c` active of `c_max` allocated channels.
+
+        groups: the norm's own at full width, a multiple of the others'; 0: as many.
+        """
+        full = groups or self.groups
+        return full if self.norm == "fixed_groups" else c * full // c_max
 
     def check_width(self, width: float, pairs: Sequence[Pair]) -> float:
         """Return `width` as a float after checking that a network with these counts can run at it.

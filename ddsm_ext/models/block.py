@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from ddsm_ext.graph.count import Layer
 from ddsm_ext.graph.node import LAYERS, Node, Scope, Values, make_walk, run
-from ddsm_ext.ops.embedding import sinusoidal_embedding
+from ddsm_ext.runtime.inputs import embed_node
 from ddsm_ext.settings import Refusal
 
 
@@ -25,7 +25,8 @@ class Block(nn.Module):
         scope: the nodes.
         make: returns the module of an inner scope or of a layer.
         order: see `NetworkConfig.layer_order`.
-        device: of frozen tables; None: torch's default.
+        device: of frozen tables and frequencies; None: torch's default.
+        generator: source of random frequencies; None means torch's default generator.
     """
 
     def __init__(
@@ -35,16 +36,28 @@ class Block(nn.Module):
         order: Sequence[str] = (),
         *,
         device: torch.device | str | None = None,
+        generator: Generator | None = None,
     ) -> None:
         super().__init__()
         self._walk = make_walk(scope.steps, scope.result)
         self._reads = tuple(node.index for node in scope.reads)
         self._result = scope.result.index
+        self._frequencies: list[str] = []  # names of buffers
         # Index of a step -> where its modules are below this one.
         self._paths: dict[int, tuple[tuple[str, ...], ...]] = {}
         ranks = {f"{scope.name}.{name}": rank for rank, name in enumerate(order)}
         for step in sorted(scope.steps, key=lambda step: ranks.get(step.name, -1)):
-            self._add(scope.name, step, make, device)
+            self._add(scope.name, step, make, device, generator)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Block:
+        """What `to`, `cuda`, `half` and the like call: frequencies stay float32 or wider."""
+        before = {name: self._buffers[name] for name in self._frequencies}
+        super()._apply(fn, recurse)
+        for name, frequencies in before.items():
+            now = self._buffers[name]
+            if frequencies is not None and now is not None and now.dtype.itemsize < 4:
+                self._buffers[name] = frequencies.to(now.device)
+        return self
 
     def _add(
         self,
@@ -52,6 +65,7 @@ class Block(nn.Module):
         step: Node | Scope,
         make: Callable[[Scope | Layer], nn.Module],
         device: torch.device | str | None,
+        generator: Generator | None,
     ) -> None:
         """Register the modules of a step, whose names say where."""
         if isinstance(step, Scope):
@@ -66,7 +80,9 @@ class Block(nn.Module):
             if first not in self._modules and hasattr(self, first):
                 raise Refusal(f"{name}: modules have a {first} already; need another name")
             if isinstance(step, Node) and step.op == "sinusoid":
-                self.register_buffer(first, frozen_table(step, device))
+                self.register_buffer(first, frozen_values(step, device, generator))
+                if step.fourier:
+                    self._frequencies.append(first)
                 continue
             made = make(step if isinstance(step, Scope) else Layer(name, step))
             if not rest:
@@ -88,8 +104,8 @@ class Block(nn.Module):
             return [self.module_of(node)]
         return [self._modules[path[0]] for path in self._paths[node.index]]
 
-    def table_of(self, node: Node) -> Tensor | None:
-        """Return the frozen table of a time embedding, or None."""
+    def frozen_of(self, node: Node) -> Tensor | None:
+        """Return the frozen table or frequencies of a time embedding, or None."""
         return self._buffers[self._paths[node.index][0][0]]
 
     def _compute(self, inputs: Sequence[Any], words: Any) -> Any:
@@ -107,12 +123,19 @@ def any_weight(block: nn.Module) -> Tensor:
     return weight
 
 
-def frozen_table(node: Node, device: torch.device | str | None = None) -> Tensor | None:
-    """Return the table [rows, dim] that a time embedding keeps, or None."""
+def frozen_values(
+    node: Node,
+    device: torch.device | str | None = None,
+    generator: Generator | None = None,
+) -> Tensor | None:
+    """Return the table [rows, dim] or the frequencies [dim / 2] that a time embedding keeps."""
+    if node.fourier:
+        half = node.out.c_max // 2
+        return node.fourier * torch.randn(half, generator=generator, device=device)
     if not node.rows:
         return None
     t = torch.arange(node.rows, device=device)
-    return sinusoidal_embedding(t, node.out.c_max, halves=node.halves)
+    return embed_node(node, t, None, torch.float32)
 
 
 def two_sources(node: Node, value: Values) -> tuple[Tensor, Tensor | None]:

@@ -14,8 +14,8 @@ from ddsm_ext.graph.count import Layer, c_in
 from ddsm_ext.graph.graph import Counts
 from ddsm_ext.graph.node import Node, Scope, Values
 from ddsm_ext.models.block import Block, any_weight
-from ddsm_ext.ops.embedding import embed_time
-from ddsm_ext.runtime.inputs import check_inputs
+from ddsm_ext.ops.resample import resample_ref
+from ddsm_ext.runtime.inputs import check_inputs, embed_node
 
 
 class PlainWords:
@@ -52,11 +52,16 @@ class PlainWords:
     def embed(self, node: Node, value: Values) -> Tensor:
         """Look labels up."""
         (table,) = self._layers(node)
-        return table(value[node.reads[0].index])  # [N, c]
+        rows = table(value[node.reads[0].index])  # [N, c]
+        return rows if node.shift is None else rows + value[node.shift.index]
 
     def linear(self, node: Node, value: Values) -> Any:
         """Linear layers."""
-        results = [layer(value[node.reads[0].index]) for layer in self._layers(node)]
+        x = value[node.reads[0].index]
+        if x is None:  # an input that was not given
+            assert node.shift is not None
+            return value[node.shift.index]
+        results = [layer(x) for layer in self._layers(node)]
         if node.shift is not None:
             results = [y + value[node.shift.index] for y in results]
         if node.silu:
@@ -65,14 +70,14 @@ class PlainWords:
 
     def conv(self, node: Node, value: Values) -> Any:
         """Convolutions."""
-        x = resampled(self._joined(node, value), node.resample)
+        x = resampled(self._joined(node, value), node.resample, node.taps)
         results = [layer(x) for layer in self._layers(node)]
         if node.parts:
             return tuple(results)
         (y,) = results  # [N, c_out, H, W]
         if node.shift is not None:
             y = y + value[node.shift.index][:, :, None, None]
-        return y if node.residual is None else y + value[node.residual.index]
+        return added(y, node, value)
 
     def norm(self, node: Node, value: Values) -> Tensor:
         """Group norms."""
@@ -99,18 +104,34 @@ class PlainWords:
 
     def resample(self, node: Node, value: Values) -> Tensor:
         """Enlarge or halve."""
-        return resampled(value[node.reads[0].index], node.resample)
+        x = value[node.reads[0].index]
+        return added(resampled(x, node.resample, node.taps, ring=node.ring), node, value)
 
     def dropout(self, node: Node, value: Values) -> Tensor:
         """Dropout."""
         return F.dropout(value[node.reads[0].index], node.p, self._training)
 
 
-def resampled(x: Tensor, resample: str | None) -> Tensor:
-    """Return images enlarged 2x ("up", nearest), halved ("down", means of 2x2) or as they are."""
+def added(y: Tensor, node: Node, value: Values) -> Tensor:
+    """Return (y + the node's residual) times its scale."""
+    if node.residual is not None:
+        y = y + value[node.residual.index]
+    return y if node.scale == 1.0 else y * node.scale
+
+
+def resampled(x: Tensor, resample: str | None, taps: int = 2, *, ring: bool = False) -> Tensor:
+    """Return images enlarged 2x ("up"), halved ("down") or as they are.
+
+    taps: 2, nearest neighbours and means of 2x2; 4, the filter [1, 3, 3, 1] / 8 each way.
+    ring: x has a ring around the image.
+    """
+    if resample is None:
+        return x
+    if taps == 4:
+        return resample_ref(x, resample == "up", taps=4, ring=ring)
     if resample == "up":
         return F.interpolate(x, scale_factor=2, mode="nearest")  # [N, c, 2 H, 2 W]
-    return F.avg_pool2d(x, 2) if resample == "down" else x
+    return F.avg_pool2d(x, 2)
 
 
 class _Words(PlainWords):
@@ -123,9 +144,8 @@ class _Words(PlainWords):
         return block(*(value[node.index] for node in scope.reads))
 
     def sinusoid(self, node: Node, value: Values) -> Tensor:
-        t, table = value[node.reads[0].index], self._owner.table_of(node)
-        dtype = any_weight(self._owner).dtype
-        return embed_time(t, node.out.c_max, table, dtype, halves=node.halves)  # [N, dim]
+        t, dtype = value[node.reads[0].index], any_weight(self._owner).dtype
+        return embed_node(node, t, self._owner.frozen_of(node), dtype)  # [N, dim]
 
 
 class DenseBlock(Block):
@@ -154,11 +174,11 @@ def _made(
     if node.op == "embed":
         return nn.Embedding(node.rows, c, **kind)
     if node.op == "linear":
-        return nn.Linear(inputs, c, **kind)
+        return nn.Linear(inputs, c, bias=node.bias, **kind)
     if node.op == "norm":
-        groups = config.slicing.group_count(node.out.c_max, c)
+        groups = config.slicing.group_count(node.out.c_max, c, node.groups)
         return nn.GroupNorm(groups, c, eps=node.eps, **kind)
-    padding = node.kernel // 2
+    padding = node.kernel // 2 + node.ring
     return nn.Conv2d(inputs, c, node.kernel, stride=node.stride, padding=padding, **kind)
 
 
@@ -182,10 +202,13 @@ class DenseNetwork(DenseBlock):
         self.width = width
         self._inputs = tuple(node.name for node in config.graph.scope.reads)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor | None = None, augment: Tensor | None = None
+    ) -> Tensor:
         """Predict from noisy images x [N, C, H, W] at timesteps t [N]; returns [N, C', H, W].
 
         y: [N] int64 labels, of a class-conditional network.
+        augment: [N, channels], of a network that is told how images were augmented; None: not.
         """
-        inputs = check_inputs("DenseNetwork", self.graph, x, t, y, any_weight(self))
+        inputs = check_inputs("DenseNetwork", self.graph, x, t, y, any_weight(self), augment)
         return super().forward(*(inputs[name] for name in self._inputs))

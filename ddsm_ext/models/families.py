@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from ddsm_ext.graph.config import NetworkConfig
-from ddsm_ext.models import adm, unet
+from ddsm_ext.models import adm, edm, unet
 from ddsm_ext.settings import Refusal, check_choice, did_you_mean
 
 # By the value of their setting "family"; settings without one are of the first.
-FAMILIES: dict[str, type[NetworkConfig]] = {"unet": unet.UNetConfig, "adm": adm.ADMConfig}
-PRESETS: dict[str, NetworkConfig] = {**unet.PRESETS, **adm.PRESETS}
+FAMILIES: dict[str, type[NetworkConfig]] = {
+    "unet": unet.UNetConfig,
+    "adm": adm.ADMConfig,
+    "song-unet": edm.SongUNetConfig,
+    "dhariwal-unet": edm.DhariwalUNetConfig,
+}
+PRESETS: dict[str, NetworkConfig] = {**unet.PRESETS, **adm.PRESETS, **edm.PRESETS}
 
 
 def family_named(name: object, what: str = "family") -> type[NetworkConfig]:

@@ -50,6 +50,7 @@ class SlicedConv2d(SlicedLayer):
             (True), or behind its active ones (False).
         stride: 1 or 2.
         upsample: enlarge the input 2x (nearest neighbour) first.
+        ring: convolve one pixel around the image, too.
         gain: factor on the Xavier-uniform initial weights.
         generator: source of the initial weights; None means torch's default generator.
         kind: device and dtype of the parameters; where missing, the generator's device and
@@ -68,6 +69,7 @@ class SlicedConv2d(SlicedLayer):
         per_source: bool = True,
         stride: int = 1,
         upsample: bool = False,
+        ring: bool = False,
         gain: float = 1.0,
         generator: Generator | None = None,
         **kind: Any,
@@ -77,7 +79,7 @@ class SlicedConv2d(SlicedLayer):
         self.weight = nn.Parameter(torch.empty(c_out, c_in + c_skip, kernel, kernel, **kind))
         self.bias = nn.Parameter(torch.zeros(c_out, **kind))
         self.stride = stride
-        self.padding = kernel // 2
+        self.padding = kernel // 2 + ring
         self.upsample = upsample
         self.skip_offset = c_in if per_source else None
         nn.init.xavier_uniform_(self.weight, gain=gain, generator=generator)
@@ -133,15 +135,28 @@ class SlicedConv2d(SlicedLayer):
 
 
 class SlicedLinear(SlicedLayer):
-    """Linear layer with `weight[:c_out, :c_in]`, Xavier-uniform initial weights, zero bias."""
+    """Linear layer with `weight[:c_out, :c_in]`, Xavier-uniform initial weights, zero bias or none.
+
+    Args:
+        c_in, c_out: allocated channels.
+        bias: whether it has one.
+        generator: source of the initial weights; None means torch's default generator.
+        kind: as `SlicedConv2d`'s.
+    """
 
     def __init__(
-        self, c_in: int, c_out: int, *, generator: Generator | None = None, **kind: Any
+        self,
+        c_in: int,
+        c_out: int,
+        *,
+        bias: bool = True,
+        generator: Generator | None = None,
+        **kind: Any,
     ) -> None:
         super().__init__()
         kind = with_device_of(generator, kind)
         self.weight = nn.Parameter(torch.empty(c_out, c_in, **kind))
-        self.bias = nn.Parameter(torch.zeros(c_out, **kind))
+        self.bias = nn.Parameter(torch.zeros(c_out, **kind)) if bias else None
         nn.init.xavier_uniform_(self.weight, generator=generator)
 
     def forward(self, x: Tensor, c_out: int, *, accumulate_grad: bool = False) -> Tensor:

@@ -13,7 +13,7 @@ from ddsm_ext.graph.count import Layer, columns, layers
 from ddsm_ext.graph.graph import Counts
 from ddsm_ext.graph.node import Node, Scope, Values
 from ddsm_ext.models.block import Block, any_weight, two_sources
-from ddsm_ext.models.dense import DenseNetwork
+from ddsm_ext.models.dense import DenseNetwork, added
 from ddsm_ext.models.layers import (
     SlicedConv2d,
     SlicedEmbedding,
@@ -25,9 +25,8 @@ from ddsm_ext.models.layers import (
 from ddsm_ext.models.structure import Structure, settings_of
 from ddsm_ext.ops._call import channels_last
 from ddsm_ext.ops.attention import sliced_attention
-from ddsm_ext.ops.embedding import embed_time
 from ddsm_ext.ops.resample import resample
-from ddsm_ext.runtime.inputs import check_inputs
+from ddsm_ext.runtime.inputs import check_inputs, embed_node
 from ddsm_ext.runtime.runner import StepRunner, serves
 from ddsm_ext.settings import TypeRefusal
 from ddsm_ext.width import check_width
@@ -55,18 +54,21 @@ class SlimmableWords:
 
     def sinusoid(self, node: Node, value: Values) -> Tensor:
         """Embed timesteps."""
-        t, table = value[node.reads[0].index], self.owner.table_of(node)
-        dtype = any_weight(self.owner).dtype
-        return embed_time(t, node.out.c_max, table, dtype, halves=node.halves)  # [N, dim]
+        t, dtype = value[node.reads[0].index], any_weight(self.owner).dtype
+        return embed_node(node, t, self.owner.frozen_of(node), dtype)  # [N, dim]
 
     def embed(self, node: Node, value: Values) -> Tensor:
         """Look labels up."""
         layer, labels = self.owner.module_of(node), value[node.reads[0].index]
-        return layer(labels, self.counts[node.index], accumulate_grad=self.accumulate_grad)
+        rows = layer(labels, self.counts[node.index], accumulate_grad=self.accumulate_grad)
+        return rows if node.shift is None else rows + value[node.shift.index]  # [N, c]
 
     def linear(self, node: Node, value: Values) -> Any:
         """Linear layers."""
         x, c_out = value[node.reads[0].index], self.counts[node.index]
+        if x is None:  # an input that was not given
+            assert node.shift is not None
+            return value[node.shift.index]
         more = {"accumulate_grad": self.accumulate_grad}
         results = [layer(x, c_out, **more) for layer in self.owner.modules_of(node)]
         if node.shift is not None:
@@ -78,8 +80,10 @@ class SlimmableWords:
     def conv(self, node: Node, value: Values) -> Any:
         """Convolutions."""
         x, x2 = two_sources(node, value)
-        if node.resample == "down":
-            x, x2 = resample(x, up=False), None if x2 is None else resample(x2, up=False)
+        if node.resample and not node.enlarges:
+            up, taps = node.resample == "up", node.taps
+            x = resample(x, up, taps=taps)
+            x2 = None if x2 is None else resample(x2, up, taps=taps)
         c_out, accumulate = self.counts[node.index], self.accumulate_grad
         if node.parts:
             layers = self.owner.modules_of(node)
@@ -90,7 +94,7 @@ class SlimmableWords:
             if shift.dtype != y.dtype:  # the weights', which may be float32 beside 16-bit x
                 shift = shift.to(y.dtype)
             y = y + shift[:, :, None, None]
-        return y if node.residual is None else y + value[node.residual.index]
+        return added(y, node, value)
 
     def norm(self, node: Node, value: Values) -> Any:
         """Group norms."""
@@ -115,7 +119,11 @@ class SlimmableWords:
 
     def resample(self, node: Node, value: Values) -> Tensor:
         """Enlarge or halve."""
-        return resample(value[node.reads[0].index], up=node.resample == "up")
+        residual = None if node.residual is None else value[node.residual.index]
+        return resample(
+            value[node.reads[0].index], node.resample == "up", taps=node.taps, ring=node.ring,
+            residual=residual, scale=node.scale,
+        )  # fmt: skip
 
     def dropout(self, node: Node, value: Values) -> Any:
         """Dropout."""
@@ -152,19 +160,22 @@ class SlimmableBlock(Block):
                 return SlicedEmbedding(node.rows, node.out.c_max, generator=generator, **kind)
             c_in, *c_skip = (source.out.c_max for source in node.sources)
             if node.op == "linear":
-                return SlicedLinear(c_in, node.out.c_max, generator=generator, **kind)
+                c_out, bias = node.out.c_max, node.bias
+                return SlicedLinear(c_in, c_out, bias=bias, generator=generator, **kind)
             joined = {"c_skip": sum(c_skip), "per_source": per_source, **kind}
             if node.op == "norm":
-                fixed = slicing.norm == "fixed_groups"
+                fixed, groups = slicing.norm == "fixed_groups", node.groups or slicing.groups
                 return SlicedGroupNorm(
-                    c_in, slicing.groups, **joined, fixed_groups=fixed, silu=node.silu, eps=node.eps
+                    c_in, groups, **joined, fixed_groups=fixed, silu=node.silu, eps=node.eps
                 )
             return SlicedConv2d(
                 c_in, node.out.c_max, node.kernel, **joined, stride=node.stride,
-                upsample=node.resample == "up", gain=node.gain, generator=generator,
+                upsample=node.enlarges, ring=node.ring,
+                gain=node.gain, generator=generator,
             )  # fmt: skip
 
-        super().__init__(scope, make, config.layer_order, device=kind.get("device"))
+        device = kind.get("device")
+        super().__init__(scope, make, config.layer_order, device=device, generator=generator)
 
     def forward(self, *inputs: Any, counts: Counts, accumulate_grad: bool = False) -> Any:
         """Run the nodes.
@@ -230,6 +241,7 @@ class SlimmableNetwork(SlimmableBlock):
         width: float,
         y: Tensor | None = None,
         *,
+        augment: Tensor | None = None,
         accumulate_grad: bool = False,
     ) -> Tensor:
         """Predict from noisy images at one width.
@@ -240,9 +252,11 @@ class SlimmableNetwork(SlimmableBlock):
 
         Args:
             x: [N, C, H, W] noisy images; fp32, bf16, or fp64 (CPU) or fp16 (CUDA).
-            t: [N] timesteps, integer or continuous (0 <= t <= T - 1).
+            t: [N] timesteps, integer or continuous.
             width: 0 < width <= 1, usable by the config.
             y: [N] int64 labels, of a class-conditional network.
+            augment: [N, augment_channels] of how each image was augmented, of a network that is
+                told; None: it was not. With it the modules run.
             accumulate_grad: backward adds weight gradients straight to the prefix of `p.grad`
                 and autograd sees none for the parameters.
 
@@ -252,13 +266,13 @@ class SlimmableNetwork(SlimmableBlock):
         Raises:
             TypeError, ValueError: an argument that cannot be used, in one sentence.
         """
-        if not self.training and serves(self, x):
+        if augment is None and not self.training and serves(self, x):
             known = self._runner is not None and self._runner.is_found_good(x)
             if known or self.structure_problem() is None:
                 if self._runner is None:
                     self._runner = StepRunner(self)
                 return self._runner(x, t, width, y, known_to_serve=True)
-        return self.run_modules(x, t, width, y, accumulate_grad=accumulate_grad)
+        return self.run_modules(x, t, width, y, augment, accumulate_grad=accumulate_grad)
 
     def run_modules(
         self,
@@ -266,6 +280,7 @@ class SlimmableNetwork(SlimmableBlock):
         t: Tensor,
         width: float,
         y: Tensor | None = None,
+        augment: Tensor | None = None,
         *,
         accumulate_grad: bool = False,
     ) -> Tensor:
@@ -276,7 +291,7 @@ class SlimmableNetwork(SlimmableBlock):
             counts = self.graph.counts(self.slicing, width)
         else:
             counts = self.config.counts(width)
-        inputs = check_inputs("SlimmableNetwork", self.graph, x, t, y, any_weight(self))
+        inputs = check_inputs("SlimmableNetwork", self.graph, x, t, y, any_weight(self), augment)
         inputs["x"] = channels_last(inputs["x"])
         values = [inputs[node.name] for node in self.graph.scope.reads]
         return self._compute(values, SlimmableWords(self, counts, accumulate_grad))

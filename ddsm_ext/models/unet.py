@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.graph.graph import Graph
@@ -189,6 +190,8 @@ def u_shape(
     attn: Collection[int],
     residual: Callable[[str, tuple[Node, ...], int, bool], Node],
     resample: Callable[[str, Node, Resampling], Node],
+    *,
+    attn_up_last: bool = False,
 ) -> Node:
     """Append the blocks of a U-Net: down, `middle`, and up, where each joins a result of the way.
 
@@ -199,6 +202,7 @@ def u_shape(
         attn: levels with attention; the middle has it in any case.
         residual: appends a block: (name, input or concat of two, channels, attention).
         resample: appends what leads to the next level: (name, input, direction).
+        attn_up_last: on the way up only the last block of a level has attention.
     """
     skips, last = [h], len(channels) - 1
     for level, c in enumerate(channels):
@@ -212,8 +216,9 @@ def u_shape(
     h = residual("middle.1", (h,), channels[last], False)
     index = 0
     for level in range(last, -1, -1):
-        for _ in range(blocks + 1):
-            h = residual(f"up.{index}", (h, skips.pop()), channels[level], level in attn)
+        for block in range(blocks + 1):
+            attention = level in attn and (block == blocks or not attn_up_last)
+            h = residual(f"up.{index}", (h, skips.pop()), channels[level], attention)
             index += 1
         if level:
             h = resample(f"up.{index}", h, "up")
@@ -222,9 +227,17 @@ def u_shape(
 
 
 def self_attention(
-    g: Graph, name: str, x: Node, head: int | None, gain: float = LAST_LAYER_GAIN
+    g: Graph,
+    name: str,
+    x: Node,
+    head: int | None,
+    gain: float = LAST_LAYER_GAIN,
+    *,
+    qkv_gain: float = 1.0,
+    scale: float = 1.0,
+    **norm: Any,
 ) -> Node:
-    """x + out(attention(q, k, v)) with 1x1 projections of norm(x), over all pixels.
+    """(x + out(attention(q, k, v))) * scale with 1x1 projections of norm(x), over all pixels.
 
     Args:
         g: where it is appended.
@@ -232,10 +245,14 @@ def self_attention(
         x: its input.
         head: channels of a head; None: one head over all.
         gain: on the initial weights of `out`.
+        qkv_gain: on those of q, k and v.
+        scale: factor on the result.
+        norm: `eps` and `groups` of the norm.
     """
-    c, h = x.out.c_max, g.norm(f"{name}.norm", x)
-    qkv = g.conv(name, h, c, 1, parts=("q", "k", "v"), role="qkv", head=head)
-    return g.conv(f"{name}.out", g.attention(f"{name}.products", qkv), c, 1, residual=x, gain=gain)
+    c, h = x.out.c_max, g.norm(f"{name}.norm", x, **norm)
+    qkv = g.conv(name, h, c, 1, parts=("q", "k", "v"), role="qkv", head=head, gain=qkv_gain)
+    products = g.attention(f"{name}.products", qkv)
+    return g.conv(f"{name}.out", products, c, 1, residual=x, scale=scale, gain=gain)
 
 
 PRESETS: dict[str, UNetConfig] = {

@@ -63,7 +63,15 @@ def make_tickets(device: torch.device) -> Tensor:
 
 
 def sinusoidal_embedding(
-    t: Tensor, dim: int, table: Tensor | None, like: Tensor, *, halves: bool = False
+    t: Tensor,
+    dim: int,
+    table: Tensor | None,
+    like: Tensor,
+    *,
+    halves: bool = False,
+    swapped: bool = False,
+    freq_shift: float = 0.0,
+    frequencies: Tensor | None = None,
 ) -> Tensor:
     """Embed timesteps as `embed_time` does, in one launch that overlaps no other.
 
@@ -73,25 +81,43 @@ def sinusoidal_embedding(
         table: [rows, dim] frozen embeddings of t = 0 ... rows - 1; None computes all.
         like: of the dtype and device of the result.
         halves: all cosines, then all sines; False: sine and cosine in turn.
+        swapped: of halves, the sines first.
+        freq_shift: of halves, frequencies are 10000 ** (-i / (dim / 2 - freq_shift)).
+        frequencies: [dim / 2] float32, of halves, times 2 pi; None: the above.
 
     Returns:
         [N, dim].
     """
-    return torch.ops.ddsm_ext.sinusoidal_embedding(t, dim, halves, table, like)
+    return torch.ops.ddsm_ext.sinusoidal_embedding(
+        t, dim, halves, table, like, swapped, freq_shift, frequencies
+    )
 
 
-def resample(x: Tensor, up: bool, *, overlaps: bool = False) -> Tensor:
-    """Enlarge by 2 (nearest neighbour) or halve by the means of 2x2 pixels.
+def resample(
+    x: Tensor,
+    up: bool,
+    *,
+    taps: int = 2,
+    ring: bool = False,
+    residual: Tensor | None = None,
+    scale: float = 1.0,
+    overlaps: bool = False,
+) -> Tensor:
+    """Enlarge or halve by 2, add a residual, multiply: as `ops.resample`.
 
     Args:
         x: [N, C, H, W]; H and W even where it is halved.
         up: enlarge.
+        taps: of the filter, 2 or 4.
+        ring: x has a pixel more on each side of what is halved.
+        residual: of the result's shape.
+        scale: factor on all.
         overlaps: the kernel may begin while the one before it ends.
 
     Returns:
-        [N, C, 2 H, 2 W] or [N, C, H / 2, W / 2], channels_last.
+        [N, C, 2 H, 2 W] or [N, C, H / 2, W / 2], with a ring less 1, channels_last.
     """
-    return torch.ops.ddsm_ext.resample(x, up, 1.0, overlaps)
+    return torch.ops.ddsm_ext.resample(x, up, scale, overlaps, taps, ring, residual)
 
 
 def linear_fused(
@@ -137,11 +163,13 @@ def conv2d_fused(
     shift: Tensor | None = None,
     residual: Tensor | None = None,
     shortcut: Shortcut | None = None,
+    scale: float = 1.0,
+    ring: bool = False,
     moments: bool = False,
     tickets: Tensor | None = None,
     overlaps: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Convolve ("same" padding), add bias, shift, residual and shortcut, take the result's moments.
+    """Convolve, add bias, shift, residual and shortcut, multiply, take the result's moments.
 
     Args:
         sources: x [N, c_in, H, W] and perhaps x2 [N, c_in2, H, W].
@@ -155,6 +183,8 @@ def conv2d_fused(
         shift: [N, channels of y] added to every pixel.
         residual: [N, channels of y, H_out, W_out] added to the result.
         shortcut: a 1x1 convolution of further sources, added to the result; beside one weight only.
+        scale: factor on the result with all that is added.
+        ring: convolve one pixel around the image, too; False: the padding keeps the size.
         moments: whether `group_norm_apply` will read the result.
         tickets: `make_tickets`'s, which no other launch uses at the same time; None: cleared memory
             for this call.
@@ -173,12 +203,13 @@ def conv2d_fused(
         c_out,
         c_in2_offset,
         stride,
-        weights[0].shape[2] // 2,
+        weights[0].shape[2] // 2 + ring,
         upsample,
         shift,
         residual,
         shortcut.tensors() if shortcut else [],
         shortcut.c_in2_offset if shortcut else 0,
+        scale,
         moments,
         tickets,
         overlaps,

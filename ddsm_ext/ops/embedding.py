@@ -107,14 +107,24 @@ _Embedding = eager_function(_OP, _run, _save, _backward, parameters={"weight": 0
 
 
 def sinusoidal_embedding(
-    t: Tensor, dim: int, *, halves: bool = False, dtype: torch.dtype = torch.float32
+    t: Tensor,
+    dim: int,
+    *,
+    halves: bool = False,
+    swapped: bool = False,
+    freq_shift: float = 0.0,
+    frequencies: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """e[2i] = sin(t f_i), e[2i + 1] = cos(t f_i) with f_i = 10000 ** (-2i / dim).
 
     Args:
-        t: [N] timesteps, integer or continuous.
+        t: [N] timesteps, integer or continuous, of any sign.
         dim: size of the embedding, even.
         halves: order e as [cos of all i | sin of all i], as guided-diffusion does.
+        swapped: of halves, the sines first.
+        freq_shift: of halves, f_i = 10000 ** (-i / (dim / 2 - freq_shift)).
+        frequencies: [dim / 2], of halves: f_i = 2 pi frequencies[i]; None: the above.
         dtype: float32 or float64, the precision to compute in.
 
     Returns:
@@ -122,18 +132,32 @@ def sinusoidal_embedding(
 
     Source: Vaswani et al. 2017, sec. 3.5; the operations and their order are those of the reference
         code of DDSM, whose float32 values agree bit for bit, or, for halves, of guided-diffusion.
+        Random frequencies: Tancik et al. 2020, "Fourier Features".
     """
     if halves:
-        exponent = -math.log(10000) * torch.arange(dim // 2, device=t.device, dtype=dtype)
-        angles = t.to(dtype)[:, None] * torch.exp(exponent / (dim // 2))[None, :]  # [N, dim / 2]
-        return torch.cat([angles.cos(), angles.sin()], dim=-1)  # [N, dim]
+        if frequencies is None:
+            exponent = -math.log(10000) * torch.arange(dim // 2, device=t.device, dtype=dtype)
+            f = torch.exp(exponent / (dim // 2 - freq_shift))  # [dim / 2]
+        else:
+            f = 2 * math.pi * frequencies.to(dtype)
+        angles = t.to(dtype)[:, None] * f[None, :]  # [N, dim / 2]
+        parts = [angles.sin(), angles.cos()] if swapped else [angles.cos(), angles.sin()]
+        return torch.cat(parts, dim=-1)  # [N, dim]
     exponent = torch.arange(0, dim, 2, device=t.device, dtype=dtype) / dim * math.log(10000)
     angles = t.to(dtype)[:, None] * torch.exp(-exponent)[None, :]  # [N, dim / 2]
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)  # [N, dim]
 
 
 def embed_time(
-    t: Tensor, dim: int, table: Tensor | None, dtype: torch.dtype, *, halves: bool = False
+    t: Tensor,
+    dim: int,
+    table: Tensor | None,
+    dtype: torch.dtype,
+    *,
+    halves: bool = False,
+    swapped: bool = False,
+    freq_shift: float = 0.0,
+    frequencies: Tensor | None = None,
 ) -> Tensor:
     """Sinusoidal embedding in `dtype`; rows of a frozen `table` where t is one of its steps.
 
@@ -142,10 +166,13 @@ def embed_time(
         dim: size of the embedding.
         table: [rows, dim] frozen embeddings of t = 0 ... rows - 1; None computes all.
         dtype: dtype of the result.
-        halves: as `sinusoidal_embedding`'s.
+        halves, swapped, freq_shift, frequencies: as `sinusoidal_embedding`'s.
     """
     precision = torch.float64 if dtype == torch.float64 else torch.float32
-    embedding = sinusoidal_embedding(t, dim, halves=halves, dtype=precision).to(dtype)  # [N, dim]
+    embedding = sinusoidal_embedding(
+        t, dim, halves=halves, swapped=swapped, freq_shift=freq_shift, frequencies=frequencies,
+        dtype=precision,
+    ).to(dtype)  # [N, dim]  # fmt: skip
     if table is None:
         return embedding
     row = t.round().long().clamp(0, table.shape[0] - 1) if t.is_floating_point() else t.long()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ddsm_ext.data.pixels import to_uint8
+from ddsm_ext.diffusion.prediction import prediction_of
 from ddsm_ext.diffusion.schedule import NoiseSchedule, make_schedule
 from ddsm_ext.graph.count import macs
 from ddsm_ext.run.classes import labels_of
@@ -246,7 +247,7 @@ class Sampler:
             self.shape,
             settings,
             labels=self.labels(seeds),
-            parameterisation=self.config.diffusion.parameterisation,
+            parameterisation=prediction_of(self.config.diffusion),
             batch_size=self.batch_size,
             device=self.device,
             dtype=self.dtype,

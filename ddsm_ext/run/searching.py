@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ddsm_ext.data.pixels import from_uint8, to_uint8
 from ddsm_ext.diffusion.noise import normal
+from ddsm_ext.diffusion.prediction import network_input, prediction_of
 from ddsm_ext.diffusion.schedule import add_noise
 from ddsm_ext.intervals import jackknife
 from ddsm_ext.io.files import one_line
@@ -175,8 +176,15 @@ def sensitivity_of(
     def noise(level: int) -> Tensor:
         return normal(seeds, level, sampler.shape, stream=SENSITIVITY_STREAM, device=sampler.device)
 
+    row, channels = prediction_of(config.diffusion), config.model.image_channels
+
+    def network(x: Tensor, t: Tensor, width: float, *y: Tensor) -> Tensor:
+        x, time = network_input(x, t, schedule, row)
+        prediction: Tensor = sampler.network(x.to(sampler.dtype), time, width, *y)
+        return prediction[:, :channels]  # without learned variances
+
     measured = measure_sensitivity(
-        lambda x, t, width, *y: sampler.network(x.to(sampler.dtype), t, width, *y),
+        network,
         images,
         add_noise=lambda x0, noise, t: add_noise(x0, noise, t, schedule),
         timesteps=timesteps,
@@ -285,9 +293,8 @@ def search_run(
         ms.save(folder / COST_TABLE_FILE)  # else a search in ms there goes on with its own
     weights, widths = identity["weights"], settings.widths
     measured = sensitivity_of(run, sampler, dataset, weights, widths, folder)
-    gains = prediction_gains(
-        sampler.schedule, sampler.config.sampler, sampler.config.diffusion.parameterisation
-    )
+    row = prediction_of(sampler.config.diffusion)
+    gains = prediction_gains(sampler.schedule, sampler.config.sampler, row)
     errors = measured.for_steps(log_snrs, widths, gains)
     told = counter(sampler.progress, "search", "sample")
 

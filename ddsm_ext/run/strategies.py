@@ -22,6 +22,7 @@ def own_strategy(run: Path) -> Path:
 def save_steps(folder: Path, config: RunConfig, strategy: Strategy) -> None:
     """Write steps.json of a search: timestep, log-SNR, width and gain of each sampler step."""
     # imported here: they load torch, which a refusal does not need
+    from ddsm_ext.diffusion.prediction import prediction_of
     from ddsm_ext.diffusion.schedule import make_schedule
     from ddsm_ext.sampling.levels import evaluations, prediction_gains
 
@@ -31,7 +32,7 @@ def save_steps(folder: Path, config: RunConfig, strategy: Strategy) -> None:
         timesteps=tuple(step.t for step in steps),
         log_snr=tuple(step.log_snr for step in steps),
         widths=tuple(step.width for step in steps),
-        gains=tuple(prediction_gains(schedule, sampler, config.diffusion.parameterisation)),
+        gains=tuple(prediction_gains(schedule, sampler, prediction_of(config.diffusion))),
         macs={f"{width:g}": macs(config.model, width) for width in config.model.widths},
     ).save(folder / STEPS_FILE)
 

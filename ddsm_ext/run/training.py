@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ddsm_ext.data.images import image_grid
 from ddsm_ext.data.pixels import to_uint8
+from ddsm_ext.diffusion.prediction import prediction_of
 from ddsm_ext.diffusion.schedule import make_schedule
 from ddsm_ext.io.checkpoint import checkpoint_path, load_newest, newest_complete, step_of
 from ddsm_ext.io.lock import RunLock
@@ -62,7 +63,7 @@ def train_run(
         make_schedule(config.diffusion),
         config.train,
         folder,
-        parameterisation=config.diffusion.parameterisation,
+        parameterisation=prediction_of(config.diffusion),
         device=device,
         sample_grid=sample_grid,
         progress=tell,

@@ -12,9 +12,10 @@ from ddsm_ext.graph.node import Node
 from ddsm_ext.ops._packed import LARGEST_KERNEL
 from ddsm_ext.ops._pages import empty_on_huge_pages
 from ddsm_ext.ops._weights import WatchedWeights
-from ddsm_ext.ops.embedding import embed_time, sliced_embedding
+from ddsm_ext.ops.embedding import sliced_embedding
 from ddsm_ext.runtime.backend import Network, StepKey
 from ddsm_ext.runtime.cpu_layers import Layers
+from ddsm_ext.runtime.inputs import embed_node
 from ddsm_ext.runtime.operands import JoinedWeights
 from ddsm_ext.runtime.program import Buffer, Plan, Program
 from ddsm_ext.runtime.step_cache import StepCache
@@ -113,7 +114,7 @@ class PlanSteps:
         bound = self._bound(net, key)
         bound.x.copy_(inputs["x"].permute(0, 2, 3, 1))
         for node, rows in bound.rows:
-            rows.copy_(self._rows(net, node, inputs[node.reads[0].name], rows.shape[1]))
+            rows.copy_(self._rows(net, node, inputs, rows.shape[1]))
         bound.plan.run()
         return bound.y.clone().permute(0, 3, 1, 2)  # [N, C', H, W]
 
@@ -164,10 +165,12 @@ class PlanSteps:
             )
         return self._plans[key]
 
-    def _rows(self, net: Network, node: Node, given: Tensor, c: int) -> Tensor:
+    def _rows(self, net: Network, node: Node, inputs: Mapping[str, Tensor], c: int) -> Tensor:
         """Embeddings [N, c] of timesteps or labels or, for one in all rows, [1, c]."""
+        given = inputs[node.reads[0].name]
         if node.op == "embed":
-            return sliced_embedding(net.layer(node.name).weight, given, c)
+            rows = sliced_embedding(net.layer(node.name).weight, given, c)
+            return rows if node.shift is None else rows + self._rows(net, node.shift, inputs, c)
         if given.numel() > 1:
             if given.stride(0) != 0:
                 return _embedded(net, node, given)
@@ -182,8 +185,7 @@ class PlanSteps:
 
 def _embedded(net: Network, node: Node, t: Tensor) -> Tensor:
     """Return the embedding of timesteps [N] that a node stands for, [N, dim] float32."""
-    table = net.get_buffer(node.name)
-    return embed_time(t, node.out.c_max, table, torch.float32, halves=node.halves)
+    return embed_node(node, t, net.get_buffer(node.name), torch.float32)
 
 
 def _compile(net: Network, key: StepKey, joined: JoinedWeights) -> _Step:
@@ -193,7 +195,9 @@ def _compile(net: Network, key: StepKey, joined: JoinedWeights) -> _Step:
     rows = {
         node: layers.floats(key.images * counts[node.index])
         for node in graph.nodes
+        # Not those that others add to themselves: `_rows` does.
         if node.op in ("sinusoid", "embed")
+        and not all(reader.op == "embed" for reader in graph.readers[node])
     }
     y = run_words(net, key.width, layers, x, {node.index: rows[node] for node in rows})
     program.pinned += [x.buffer, *rows.values(), y.buffer]

@@ -113,13 +113,27 @@ class Layers:
         self._apply([_apply_source(x, c, y, c)], 1, 1, None, True, torch.float32, torch.float32)
         return y
 
-    def resample(self, x: Activation, *, up: bool) -> Activation:
-        """Enlarge by 2 (nearest neighbour), or take the means of 2x2 pixels.
+    def resample(
+        self,
+        x: Activation,
+        *,
+        up: bool,
+        taps: int = 2,
+        ring: bool = False,
+        residual: Activation | None = None,
+        scale: float = 1.0,
+    ) -> Activation:
+        """Enlarge or halve by 2, add a residual, multiply: as `ops.resample`.
 
         Raises:
-            ValueError: an odd height or width is to be halved.
+            ValueError: an odd height or width is to be halved, or a residual of another size added.
         """
-        height, width = x.resampled("up" if up else "down")
+        height, width = (side - ring for side in x.resampled("up" if up else "down"))
+        if residual is not None and (residual.height, residual.width) != (height, width):
+            raise Refusal(
+                f"Layers.resample: the residual has {residual.height}x{residual.width} pixels; "
+                f"need {height}x{width}"
+            )
         y = self.activation(x.c, height, width)
         self.program.add(
             "ResampleArgs",
@@ -133,7 +147,10 @@ class Layers:
             h_stride=x.width * x.c,
             w_stride=x.c,
             up=up,
-            gain=1.0,
+            gain=scale,
+            taps=taps,
+            ring=ring,
+            residual=None if residual is None else residual.buffer,
             y=y.buffer,
         )
         return y
@@ -225,6 +242,7 @@ class Layers:
         shift: Buffer | None = None,
         residual: Activation | None = None,
         shortcut: tuple[tuple[Activation, ...], ConvWeight] | None = None,
+        scale: float = 1.0,
         moments: bool = False,
     ) -> Activation:
         """Convolve ("same" padding) one source or the unjoined concat of two.
@@ -238,6 +256,7 @@ class Layers:
             residual: output-like tensor to add, or one of half the output's size to enlarge first.
             shortcut: sources of the output's size and a 1x1 convolution of them to add; not beside
                 a residual.
+            scale: factor on the result with all that is added.
             moments: whether a norm will read the output.
 
         Raises:
@@ -245,6 +264,9 @@ class Layers:
         """
         if shortcut is not None:
             residual = self.conv2d(*shortcut, c_out)
+        if conv.filters:
+            sources, norm = self._filtered(sources, norm, up=conv.resample == "up"), None
+            conv = replace(conv, resample=None)
         shape, algorithm = plan_conv2d(self.images, self.dtype, sources, conv, c_out, self._choose)
         size = (shape.fields["out_height"], shape.fields["out_width"])
         if residual is not None:
@@ -266,12 +288,30 @@ class Layers:
             shift=shift,
             residual=residual.buffer if residual else None,
             residual_scale=1 if residual is None else size[0] // residual.height,
+            gain=scale,
             y=result.buffer,
             y_dtype=dtype_number(self.dtype),
             c_out=c_out,
             moments=result.moments,
         )
         return result
+
+    def _filtered(
+        self, sources: tuple[Activation, ...], norm: Norm | None, *, up: bool
+    ) -> tuple[Activation, ...]:
+        """Return the sources normalised, then resampled by 4 taps: a pass each."""
+        if norm is not None:
+            first = sources[0]
+            apart = [self.activation(s.c, s.height, s.width) for s in sources]
+            parts = [
+                _apply_source(x.buffer, x.c, y.buffer, y.c)
+                for x, y in zip(sources, apart, strict=True)
+            ]
+            self._apply(
+                parts, first.height, first.width, norm.rows, norm.silu, self.dtype, self.dtype
+            )
+            sources = tuple(apart)
+        return tuple(self.resample(source, up=up, taps=4) for source in sources)
 
     def _residual(self, x: Activation, size: tuple[int, int], algorithm: int) -> Activation:
         """Return x as a kernel adds it to an output of this size."""

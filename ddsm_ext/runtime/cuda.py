@@ -46,8 +46,13 @@ def run_step(
         elif node.op == "sinusoid":
             t, frozen = inputs[node.reads[0].name], net.get_buffer(node.name)
             rows[node.index] = sinusoidal_embedding(
-                t, node.out.c_max, frozen, x, halves=node.halves
-            )
+                t, node.out.c_max, None if node.fourier else frozen, x, halves=node.halves,
+                swapped=node.swapped, freq_shift=node.freq_shift,
+                frequencies=frozen if node.fourier else None,
+            )  # fmt: skip
+    for node in net.graph.nodes:
+        if node.op == "embed" and node.shift is not None:
+            rows[node.index] = rows[node.index] + rows[node.shift.index]
     return run_words(net, width, CudaLayers(tickets), Activation(x), rows).tensor
 
 
@@ -265,6 +270,7 @@ class GraphSteps:
                     device=self._device,
                 )
                 for name in net.graph.inputs
+                if name != "augment"  # which steps do without
             }
             inputs["x"] = x.contiguous(memory_format=torch.channels_last)
             left: list[Tensor] = []

@@ -116,14 +116,15 @@ class CudaLayers:
         shift: Tensor | None = None,
         residual: Activation | None = None,
         shortcut: tuple[tuple[Activation, ...], ConvWeight] | None = None,
+        scale: float = 1.0,
         moments: bool = False,
     ) -> Activation:
         """Convolve ("same" padding) one source or the unjoined concat of two, or their norm.
 
         A residual of half the output's size is enlarged first; sources of a shortcut have the
-        output's size.
+        output's size. scale: factor on the result with all that is added.
         """
-        inputs = _inputs(sources, norm, down=conv.resample == "down")
+        inputs = _inputs(sources, conv, norm)
         if residual is not None and residual.tensor.shape[2:] != _size(inputs[0], conv):
             residual = self.resample(residual, up=True)
         y, found = conv2d_fused(
@@ -133,19 +134,34 @@ class CudaLayers:
             c_out,
             c_in2_offset=_second_offset(sources, conv.skip_offset),
             stride=conv.stride,
-            upsample=conv.resample == "up",
+            upsample=conv.enlarges,
             shift=shift,
             residual=None if residual is None else residual.tensor,
             shortcut=_shortcut(*shortcut) if shortcut else None,
+            scale=scale,
+            ring=conv.ring,
             moments=moments,
             tickets=self._tickets,
             overlaps=True,
         )
         return Activation(y, found)
 
-    def resample(self, x: Activation, up: bool) -> Activation:
-        """Enlarge by 2 (nearest neighbour), or halve by the means of 2x2 pixels."""
-        return Activation(resample(x.tensor, up, overlaps=True))
+    def resample(
+        self,
+        x: Activation,
+        *,
+        up: bool,
+        taps: int = 2,
+        ring: bool = False,
+        residual: Activation | None = None,
+        scale: float = 1.0,
+    ) -> Activation:
+        """Enlarge or halve by 2, add a residual, multiply."""
+        added = None if residual is None else residual.tensor
+        y = resample(
+            x.tensor, up, taps=taps, ring=ring, residual=added, scale=scale, overlaps=True
+        )
+        return Activation(y)
 
     def attention(self, qkv: Activation, heads: int) -> Activation:
         """Attend over all pixels; qkv is [N, 3 c, height, width]: queries, keys, values."""
@@ -158,19 +174,24 @@ class CudaLayers:
         return Activation(y.reshape(n, height, width, c).permute(0, 3, 1, 2))
 
 
-def _inputs(sources: tuple[Activation, ...], norm: Norm | None, *, down: bool) -> Sequence[Tensor]:
-    """Return what a convolution reads: sources or their norm, perhaps halved."""
+def _inputs(
+    sources: tuple[Activation, ...], conv: ConvWeight, norm: Norm | None
+) -> Sequence[Tensor]:
+    """Return what a convolution reads: sources or their norm, perhaps halved or filtered."""
+    down = conv.resample == "down"
+    tensors: Sequence[Tensor] = [source.tensor for source in sources]
     if norm is not None:
-        return norm(down=down)
-    tensors = [source.tensor for source in sources]
-    return [resample(x, False, overlaps=True) for x in tensors] if down else tensors
+        tensors = norm(down=down and not conv.filters)
+    if conv.filters:
+        return [resample(x, not down, taps=4, overlaps=True) for x in tensors]
+    halves = down and norm is None
+    return [resample(x, False, overlaps=True) for x in tensors] if halves else tensors
 
 
 def _size(x: Tensor, conv: ConvWeight) -> tuple[int, int]:
     """Return height and width of what a convolution makes of its input."""
-    scale = 2 if conv.resample == "up" else 1
-    height, width = (-(-size * scale // conv.stride) for size in x.shape[2:])
-    return height, width
+    height, width = x.shape[2:]
+    return conv.out_size(height, width)
 
 
 def _second_offset(sources: tuple[Activation, ...], skip_offset: int | None) -> int:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ddsm_ext.graph.graph import Graph
+from ddsm_ext.graph.node import Node
+from ddsm_ext.ops.embedding import embed_time
 from ddsm_ext.settings import Refusal, TypeRefusal
 
 
 def check_inputs(
-    owner: str, graph: Graph, x: Tensor, t: Tensor, y: Tensor | None, weight: Tensor
-) -> dict[str, Tensor]:
-    """Check a network's arguments; return them by name, with t (and y) as [N].
+    owner: str,
+    graph: Graph,
+    x: Tensor,
+    t: Tensor,
+    y: Tensor | None,
+    weight: Tensor,
+    augment: Tensor | None = None,
+) -> dict[str, Any]:
+    """Check a network's arguments; return its inputs by name, with t (and y) as [N].
 
-    Float32 images are widened for a float64 network; nothing else is converted.
+    Float32 images are widened for a float64 network, and augment takes the weights' dtype; nothing
+    else is converted.
 
     Args:
         owner: whose they are, for errors.
@@ -23,12 +34,15 @@ def check_inputs(
         t: timesteps [N], or one for all.
         y: labels [N] of a class-conditional network; None: none.
         weight: one of the network's.
+        augment: [N, channels] of how each image was augmented; None, of any network: it was not.
 
     Raises:
         TypeError, ValueError: one sentence with the argument, what it is and what is needed.
     """
-    labels = {} if y is None else {"y": y}
-    for name, tensor in {"x": x, "t": t, **labels}.items():
+    given = {"x": x, "t": t, "y": y, "augment": augment}
+    for name, tensor in given.items():
+        if tensor is None and name in ("y", "augment"):
+            continue
         if not isinstance(tensor, Tensor):
             raise TypeRefusal(f"{owner}: {name} is {type(tensor).__name__}; need a torch.Tensor")
         if tensor.device != weight.device:
@@ -53,15 +67,45 @@ def check_inputs(
             f"{owner}: y is {y.dtype} of shape {list(y.shape)}, x holds {x.shape[0]} images; "
             "need one int64 label an image"
         )
+    if augment is not None:
+        _check_augment(owner, graph, augment, x.shape[0])
+        augment = augment.to(weight.dtype)
     if x.dtype == torch.float32 and weight.dtype == torch.float64:
         x = x.double()
-    return named_inputs(x, t, y)
+    inputs: dict[str, Any] = {**named_inputs(x, t, y)}
+    return {**inputs, "augment": augment} if "augment" in graph.inputs else inputs
 
 
 def named_inputs(x: Tensor, t: Tensor, y: Tensor | None) -> dict[str, Tensor]:
     """Return checked arguments by name, with t (and y) as [N]."""
     labels = {} if y is None else {"y": y}
     return {"x": x, "t": t if t.dim() else t.expand(x.shape[0]), **labels}
+
+
+def embed_node(node: Node, t: Tensor, frozen: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return the embedding of timesteps [N] that a node stands for, [N, dim] of `dtype`.
+
+    frozen: its table of rows, or its frequencies, where it has them.
+    """
+    table, frequencies = (None, frozen) if node.fourier else (frozen, None)
+    return embed_time(
+        t, node.out.c_max, table, dtype, halves=node.halves, swapped=node.swapped,
+        freq_shift=node.freq_shift, frequencies=frequencies,
+    )  # fmt: skip
+
+
+def _check_augment(owner: str, graph: Graph, augment: Tensor, images: int) -> None:
+    if "augment" not in graph.inputs:
+        raise Refusal(
+            f"{owner}: got augment, the network has no such input; need none, or a network whose "
+            "config has augment_channels"
+        )
+    channels = graph.inputs["augment"].out.c_max
+    if augment.shape != (images, channels) or not augment.is_floating_point():
+        raise Refusal(
+            f"{owner}: augment is {augment.dtype} of shape {list(augment.shape)}; "
+            f"need floating-point [{images}, {channels}]"
+        )
 
 
 def _check_images(owner: str, graph: Graph, x: Tensor) -> None:

@@ -80,8 +80,8 @@ class Linear:
 class ConvWeight:
     """Weights and biases of a convolution, side by side; `skip_offset` as in `SlicedConv2d`.
 
-    `resample` is what happens to its input before: None, "up" (nearest neighbour, by 2) or "down"
-    (means of 2x2 pixels).
+    `resample` is what happens to its input before: None, "up" or "down", by 2 with a filter of
+    `taps`; `ring`: it is taken one pixel around the image, too.
     """
 
     weights: tuple[Tensor, ...]
@@ -89,6 +89,27 @@ class ConvWeight:
     stride: int = 1
     resample: str | None = None
     skip_offset: int | None = None
+    taps: int = 2
+    ring: bool = False
+
+    @property
+    def filters(self) -> bool:
+        """True where a filter of 4 taps goes over its input: a pass of its own."""
+        return self.resample is not None and self.taps == 4
+
+    @property
+    def enlarges(self) -> bool:
+        """True where it reads its input enlarged by nearest neighbours."""
+        return self.resample == "up" and self.taps == 2
+
+    def out_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the result's height and width for an input that is halved or filtered already."""
+        scale = 2 if self.enlarges else 1
+        ring = 2 if self.ring else 0
+        return (
+            -(-height * scale // self.stride) + ring,
+            -(-width * scale // self.stride) + ring,
+        )
 
     def fields(self, algorithm: int, joined: JoinedWeights) -> dict[str, Any]:
         """Return what an algorithm reads of them, as fields of a Conv2dForwardArgs."""
@@ -110,7 +131,7 @@ class ConvWeight:
 
     def panels(self, algorithm: int) -> list[Tensor]:
         """Return each weight as an algorithm reads it, whole, whatever width will be active."""
-        upsample = self.resample == "up"
+        upsample = self.enlarges
         return [packed_weight(weight, algorithm, upsample=upsample) for weight in self.weights]
 
 
@@ -152,16 +173,17 @@ def plan_conv2d(
 ) -> tuple[Struct, int]:
     """Return a convolution's Conv2dShape and its algorithm, by `choose`(isa, problem)."""
     weight, parts = conv.weights[0], len(conv.weights)
-    kernel, scale = weight.shape[2], 2 if conv.resample == "up" else 1
+    kernel, scale = weight.shape[2], 2 if conv.enlarges else 1
     height, width = sources[0].resampled("down" if conv.resample == "down" else None)
+    out_height, out_width = conv.out_size(height, width)
     shape = {
         "images": images,
         "height": height,
         "width": width,
-        "out_height": (height * scale + conv.stride - 1) // conv.stride,
-        "out_width": (width * scale + conv.stride - 1) // conv.stride,
+        "out_height": out_height,
+        "out_width": out_width,
         "stride": conv.stride,
-        "padding": kernel // 2,
+        "padding": kernel // 2 + conv.ring,
         "scale": scale,
     }
     if parts > 1 and kernel > 1:  # else Winograd, which takes one weight, might be chosen

@@ -46,10 +46,13 @@ class StepLayers(Protocol):
         shift: Any,
         residual: Any,
         shortcut: Any,
+        scale: float,
         moments: bool,
     ) -> Any: ...
     def attention(self, qkv: Any, heads: int) -> Any: ...
-    def resample(self, x: Any, *, up: bool) -> Any: ...
+    def resample(
+        self, x: Any, *, up: bool, taps: int, ring: bool, residual: Any, scale: float
+    ) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -90,13 +93,16 @@ class StepWords:
         self._linears: dict[Node, Iterator[Any]] = {}
 
     def sinusoid(self, node: Node, value: Values) -> Any:
-        """Timesteps as the caller embedded them."""
-        return self._rows[node.index]
+        """Timesteps as the caller embedded them, or None: it has added them to labels."""
+        return self._rows.get(node.index)
 
     embed = sinusoid
 
     def linear(self, node: Node, value: Values) -> Any:
         """Linear layers; all that read the same rows and nothing else are one call."""
+        if node.reads[0].op == "input":  # steps run where images were not augmented
+            assert node.shift is not None
+            return value[node.shift.index]
         siblings = self._graph.siblings(node)
         if not siblings:  # it has a shift, unlike any other
             siblings = (node,)
@@ -154,6 +160,7 @@ class StepWords:
             shift=None if node.shift is None else value[node.shift.index],
             residual=residual if shortcut is None else None,
             shortcut=None if shortcut is None else (shortcut.sources, shortcut.conv),
+            scale=node.scale,
             moments=self._graph.wants_moments(node),
         )
 
@@ -164,9 +171,16 @@ class StepWords:
 
     def resample(self, node: Node, value: Values) -> Any:
         """An image enlarged or halved; what only adds an enlarged one enlarges it on the way."""
-        if node.resample == "up" and self._graph.is_only_residual(node):
+        if self._graph.is_enlarged_residual(node):
             return value[node.reads[0].index]
-        return self._layers.resample(value[node.reads[0].index], up=node.resample == "up")
+        return self._layers.resample(
+            value[node.reads[0].index],
+            up=node.resample == "up",
+            taps=node.taps,
+            ring=node.ring,
+            residual=None if node.residual is None else value[node.residual.index],
+            scale=node.scale,
+        )
 
     def _sources(self, node: Node, value: Values) -> tuple[tuple[Any, ...], Any]:
         """What a convolution reads, and the norm that it applies to it."""
@@ -183,6 +197,8 @@ class StepWords:
             node.stride,
             node.resample,
             layers[0].skip_offset,
+            node.taps,
+            node.ring,
         )
 
 
@@ -199,7 +215,7 @@ def run_words(
         rows: as of `StepWords`.
     """
     graph = net.graph
-    # Timesteps and labels are in the rows.
+    # Timesteps and labels are in the rows; augment, where the network has it, is absent.
     value: Values = {node.index: None for node in graph.inputs.values()}
     value[graph.inputs["x"].index] = x
     run(graph.walk, StepWords(net, net.config.counts(width), layers, rows), value)

@@ -10,6 +10,7 @@ from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal, Settings, is_int, is_number
 from ddsm_ext.width import sorted_widths
 
+LOSS_WEIGHTINGS = ("uniform", "min_snr", "min_snr_soft", "p2", "edm")
 # The profile of the present time alone weighs nothing, and that of equal weights deviates by 0.289.
 GREATEST_EMA_LENGTH = 0.28
 
@@ -35,8 +36,16 @@ class TrainConfig(Settings):
     distill_balanced: bool = False  # (loss + w d) / (1 + w), which weighs as the full width's loss
     teacher: str = "live"  # "live": the step's weights, "ema": their average, "origin": tuned from
     t_importance: float = 0.0  # share of a narrow width's t drawn by its error to the teacher
-    loss_weighting: str = "uniform"  # "uniform", or "min_snr" (arXiv 2303.09556)
-    min_snr_gamma: float = 5.0  # clip of the signal-to-noise ratio in "min_snr"
+    loss_weighting: str = "uniform"  # one of LOSS_WEIGHTINGS, see `training.losses.WEIGHTINGS`
+    min_snr_gamma: float = 5.0  # clip of the signal-to-noise ratio in "min_snr" and "min_snr_soft"
+    p2_gamma: float = 1.0  # of "p2"
+    p2_k: float = 1.0
+    edm_sigma_data: float = 0.5  # standard deviation of the images, of "edm"
+    variance_weight: float = 0.001  # lambda of the variational bound, of learned variances
+    # Drawn "uniform" over t, or "log_normal": log(sigma / alpha) from N(p_mean, p_std^2)
+    noise_levels: str = "uniform"
+    p_mean: float = -1.2
+    p_std: float = 1.2
     # Share of the images that a network with a null class sees as of that (arXiv 2207.12598)
     label_dropout: float = 0.1
 
@@ -101,7 +110,13 @@ class TrainConfig(Settings):
         self._check("betas", betas_ok, "two numbers in [0, 1)")
         self._check_choice("optimizer", ("adam", "adamw"))
         self._check_choice("autocast", ("none", "bf16"))
-        self._check_choice("loss_weighting", ("uniform", "min_snr"))
+        self._check_choice("loss_weighting", LOSS_WEIGHTINGS)
+        self._check_choice("noise_levels", ("uniform", "log_normal"))
+        for name in ("p2_gamma", "variance_weight"):
+            self._check(name, is_number(getattr(self, name), 0), "a number >= 0")
+        for name in ("p2_k", "edm_sigma_data", "p_std"):
+            self._check(name, is_number(getattr(self, name), 1e-6), "a number > 0")
+        self._check("p_mean", is_number(self.p_mean, -20, 20), "a number from -20 to 20")
         self._check_choice("middle_choice", ("uniform", "budget"))
         self._check_choice("teacher", ("live", "ema", "origin"))
         share_ok = is_number(self.t_importance, 0) and self.t_importance < 1
@@ -116,6 +131,11 @@ class TrainConfig(Settings):
             raise Refusal(
                 f"TrainConfig: t_importance is {self.t_importance} with teacher {self.teacher!r}; "
                 "need teacher='ema', which predicts at each width's own t"
+            )
+        if self.t_importance and self.noise_levels != "uniform":
+            raise Refusal(
+                f"TrainConfig: t_importance is {self.t_importance} with noise_levels "
+                f"{self.noise_levels!r}; need 'uniform', from which it departs"
             )
         self._check_extensions()
 

@@ -23,6 +23,7 @@ from torch import nn
 from ddsm_ext.data.dataset import ImageDataset
 from ddsm_ext.data.images import save_png
 from ddsm_ext.data.pixels import from_uint8
+from ddsm_ext.diffusion.prediction import Prediction, prediction_named
 from ddsm_ext.diffusion.schedule import NoiseSchedule
 from ddsm_ext.io.checkpoint import checkpoint_path
 from ddsm_ext.io.files import append_jsonl
@@ -213,7 +214,7 @@ def train(
     config: TrainConfig,
     run_dir: str | Path,
     *,
-    parameterisation: str = "epsilon",
+    parameterisation: str | Prediction = "epsilon",
     device: torch.device | str = "cpu",
     sample_grid: SampleGrid | None = None,
     on_damage: Callable[[str], None] | None = None,
@@ -237,7 +238,7 @@ def train(
             (x, t, width, y [N] int64); moved to `device`.
         dataset: images uint8 [N, C, H, W], and their classes where the network takes labels.
         run_dir: run folder; gets log.jsonl, checkpoints/ and samples/.
-        parameterisation: what the network predicts: "epsilon", "x0" or "v".
+        parameterisation: what the network predicts and is given, as `Sandwich` has it.
         device: where to train.
         sample_grid: (net, width) -> samples [H, W, 1 or 3], from fixed seeds; None draws none.
         on_damage: called with one sentence for a damaged checkpoint passed over; None warns.
@@ -262,6 +263,7 @@ def train(
     """
     check_teacher(config, tune, origin)
     check_labels(dataset, label_count)
+    row = prediction_named("train: parameterisation", parameterisation)
     started = time.perf_counter()
     rank, world_size = _ranks()
     run_dir, device = Path(run_dir), torch.device(device)
@@ -273,14 +275,14 @@ def train(
         identity = {
             "data": dataset.digest,
             "flips": dataset.flips,
-            **process_identity(schedule, parameterisation),
+            **process_identity(schedule, row.name),
             "world_size": world_size,
             **(settings or {}),
             **({} if tune is None or tune.strategy is None else {"tune": tune.to_dict()}),
         }
         averages = Averages(net, config)
         teacher = teacher_of(config, net, averages.ema, origin)
-        sandwich = _sandwich(net, schedule, config, parameterisation, tune, teacher, null_label)
+        sandwich = _sandwich(net, schedule, config, row, tune, teacher, null_label)
         kept = (net, averages, sandwich.optimizer, config, identity, sandwich.errors)
         snapshot = Snapshot(run_dir, *kept)
         state = snapshot.restore(on_damage, cut_log=rank == 0)
@@ -298,7 +300,7 @@ def _sandwich(
     net: nn.Module,
     schedule: NoiseSchedule,
     config: TrainConfig,
-    parameterisation: str,
+    row: Prediction,
     tune: TuneConfig | None,
     teacher: nn.Module | None,
     null_label: int | None,
@@ -314,7 +316,7 @@ def _sandwich(
         make_optimizer(net, config),
         schedule,
         config,
-        parameterisation,
+        row,
         rank,
         world_size,
         teacher=teacher,

@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from ddsm_ext.diffusion.noise import generator
-from ddsm_ext.diffusion.prediction import PREDICTIONS, mse_per_image, training_target
-from ddsm_ext.diffusion.schedule import NoiseSchedule, add_noise
+from ddsm_ext.diffusion.prediction import Prediction, mse_per_image, prediction_named
+from ddsm_ext.diffusion.schedule import NoiseSchedule
 from ddsm_ext.settings import Refusal
 from ddsm_ext.training.batches import Stream
 from ddsm_ext.training.config import TrainConfig
-from ddsm_ext.training.timesteps import ErrorTable, Timesteps, Uniform, Weighted
+from ddsm_ext.training.losses import NoisyBatch, Objective, image_channels
+from ddsm_ext.training.timesteps import ErrorTable, Timesteps, Weighted, usual_timesteps
 from ddsm_ext.training.tuning import Routing
 
 
@@ -82,22 +83,6 @@ def draw(
     return t.to(x0.device), noise.to(x0.device)
 
 
-def loss_weights(
-    t: Tensor, schedule: NoiseSchedule, config: TrainConfig, parameterisation: str
-) -> Tensor:
-    """Weight of each image's squared error, [N] float32.
-
-    "min_snr" weights the error of x0 by min(SNR, gamma), whatever the network predicts.
-
-    Source: Hang et al. 2023 (arXiv 2303.09556), "Min-SNR-gamma".
-    """
-    if config.loss_weighting == "uniform":
-        return torch.ones(len(t), dtype=torch.float32, device=t.device)
-    snr = schedule.log_snr(t).exp()  # [N]
-    weight = snr.clamp(max=config.min_snr_gamma)
-    return (weight / PREDICTIONS[parameterisation].error_scale(snr)).float()
-
-
 @dataclass(frozen=True)
 class Pass:
     """A width's part of a step.
@@ -114,45 +99,16 @@ class Pass:
 
 
 @dataclass
-class NoisyBatch:
-    """Images with noise, as some passes of a step see them.
-
-    Args:
-        draw: number of the timesteps and noise.
-        t: [N] int64.
-        x_t: noisy images [N, C, H, W].
-        target: what the network should predict, [N, C, H, W].
-        weights: of each image's squared error, [N].
-        factors: what keeps the mean that of uniform t, [N]; None: 1.
-        labels: the classes [N], which the network is given last; (): it takes none.
-        teacher: the full width's prediction [N, C, H, W]; None: not asked for yet.
-    """
-
-    draw: int
-    t: Tensor
-    x_t: Tensor
-    target: Tensor
-    weights: Tensor
-    factors: Tensor | None
-    labels: tuple[Tensor, ...] = ()
-    teacher: Tensor | None = None
-
-    def mean(self, errors: Tensor) -> Tensor:
-        """Mean of the errors [N] as the loss counts them."""
-        weighted = self.weights * errors
-        return (weighted if self.factors is None else weighted * self.factors).mean()
-
-
-@dataclass
 class Sandwich:
     """A network with its optimiser, ready to take steps.
 
     Args:
-        net: called as (x [N, C, H, W], t [N], width) -> [N, C, H, W], with labels as
-            (x, t, width, y [N]); with `config.accumulate_grad` also by the keyword
-            `accumulate_grad=True`.
+        net: called as (x [N, C, H, W], t [N], width) -> [N, C, H, W], or [N, 2C, H, W] with
+            learned variances; with labels as (x, t, width, y [N]); with `config.accumulate_grad`
+            also by the keyword `accumulate_grad=True`.
         optimizer: over the network's parameters.
-        parameterisation: what the network predicts: "epsilon", "x0" or "v".
+        parameterisation: what the network predicts and is given: a name in
+            `diffusion.PREDICTIONS`, or a row such as `diffusion.prediction_of(config)`.
         rank: this process.
         world_size: processes in all; above 1 the gradients are averaged once a step.
         bucket_values: float32 values of one all-reduce, 25 MB as torch's DistributedDataParallel
@@ -169,7 +125,7 @@ class Sandwich:
     optimizer: torch.optim.Optimizer
     schedule: NoiseSchedule
     config: TrainConfig
-    parameterisation: str = "epsilon"
+    parameterisation: str | Prediction = "epsilon"
     rank: int = 0
     world_size: int = 1
     bucket_values: int = 25 * 2**20 // 4
@@ -177,6 +133,13 @@ class Sandwich:
     errors: ErrorTable | None = None
     routing: Routing | None = None
     null_label: int | None = None
+    _objective: Objective = field(init=False, repr=False)
+    _usual: Timesteps = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        row = prediction_named("Sandwich: parameterisation", self.parameterisation)
+        self._objective = Objective(self.schedule, self.config, row)
+        self._usual = usual_timesteps(self.schedule, self.config)
 
     def step(
         self,
@@ -232,14 +195,14 @@ class Sandwich:
 
     def passes(self, step: int) -> list[Pass]:
         """What a step trains, the widest first."""
-        config, uniform = self.config, Uniform(self.schedule.timesteps)
+        config, usual = self.config, self._usual
         routed = None if self.routing is None else self.routing.at(step)
         if routed is not None:
             return [Pass(routed[0], 0, routed[1])]
         passes = []
         for index, width in enumerate(widths_of_step(config, step)):
             if self.errors is None or index == 0:
-                passes.append(Pass(width, 0 if config.shared_noise else index, uniform))
+                passes.append(Pass(width, 0 if config.shared_noise else index, usual))
             else:
                 own = Weighted(self.errors.probabilities(width, config.t_importance))
                 passes.append(Pass(width, index, own))
@@ -261,56 +224,68 @@ class Sandwich:
 
         What the narrow widths' errors were is added to `seen` [2, W, B], unless that is None.
         """
-        config, full = self.config, self.config.widths[0]
         losses: dict[float, Tensor] = {}
         batch: NoisyBatch | None = None
         for each in self.passes(step):
             if batch is None or each.draw != batch.draw:
                 batch = self._noisy(x0, labels, step, each)
-            prediction = self._predict(batch, each.width)  # [N, C, H, W]
-            loss = batch.mean(mse_per_image(prediction, batch.target))
-            total, weight = loss, config.distill_weight
-            if each.width == full:
-                batch.teacher = prediction.detach() if self.teacher is None else None
-            elif weight or seen is not None:
-                distances = mse_per_image(prediction, self._taught(batch))  # [N]
-                if weight:
-                    total = loss + weight * batch.mean(distances)
-                    total = total / (1.0 + weight) if config.distill_balanced else total
-                if self.errors is not None and seen is not None:
-                    self.errors.see(seen, each.width, batch.t, batch.weights * distances)
-            (config.weight_of(each.width) * total).backward()
-            losses[each.width] = loss.detach()
+            losses[each.width] = self._run(each.width, batch, seen)
         return losses
 
     def _noisy(self, x0: Tensor, labels: Tensor | None, step: int, each: Pass) -> NoisyBatch:
-        config, schedule, source = self.config, self.schedule, each.timesteps
-        t, noise = draw(x0, config, source, step, self.rank, each.draw)
-        return NoisyBatch(
-            draw=each.draw,
-            t=t,
-            x_t=add_noise(x0, noise, t, schedule),
-            target=training_target(x0, noise, t, schedule, self.parameterisation),
-            weights=loss_weights(t, schedule, config, self.parameterisation),
-            factors=source.factors(t),
-            labels=() if labels is None else (labels,),
-        )
+        t, noise = draw(x0, self.config, each.timesteps, step, self.rank, each.draw)
+        factors, classes = each.timesteps.factors(t), () if labels is None else (labels,)
+        return self._objective.noisy(each.draw, x0, t, noise, factors, classes)
+
+    def _run(self, width: float, batch: NoisyBatch, seen: Tensor | None) -> Tensor:
+        """Forward and backward of a width, part by part; returns its loss, detached."""
+        config, full = self.config, width == self.config.widths[0]
+        taught = not full and (config.distill_weight > 0 or seen is not None)
+        if taught and batch.teacher is None:
+            batch.teacher = self._taught(batch)
+        loss: Tensor | float = 0.0
+        outputs = []
+        for part in batch.parts(config.micro_batches):
+            output = self._predict(part, width)  # [n, C or 2C, H, W]
+            own = part.mean(self._objective.errors(part, output))
+            total = own
+            if taught:
+                assert part.teacher is not None
+                prediction = image_channels(output, part.x0.shape[1])
+                distances = part.weights * mse_per_image(prediction, part.teacher)  # [n]
+                if config.distill_weight:
+                    total = own + config.distill_weight * part.mean(distances)
+                    balance = 1.0 + config.distill_weight if config.distill_balanced else 1.0
+                    total = total / balance
+                if self.errors is not None and seen is not None:
+                    self.errors.see(seen, width, part.t, distances)
+            share = len(part) / len(batch)
+            (config.weight_of(width) * share * total).backward()
+            loss = loss + share * own.detach()
+            if full:
+                outputs.append(image_channels(output.detach(), part.x0.shape[1]))
+        if full:
+            live = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+            batch.teacher = live if self.teacher is None else None
+        assert isinstance(loss, Tensor)
+        return loss
 
     def _taught(self, batch: NoisyBatch) -> Tensor:
-        """The full width's prediction of a batch, [N, C, H, W], asked for once."""
-        if batch.teacher is None:
-            assert self.teacher is not None
-            with self._autocast(batch.x_t):
+        """The prediction of the network that teaches, [N, C, H, W]."""
+        assert self.teacher is not None
+        full, channels, found = self.config.widths[0], batch.x0.shape[1], []
+        for part in batch.parts(self.config.micro_batches):
+            with self._autocast(part.x_t):
                 # No weight of it wants a gradient, so none is recorded. Under no_grad the network
                 # would compile its step for weights that an average changes in every step.
-                full = self.config.widths[0]
-                batch.teacher = self.teacher(batch.x_t, batch.t, full, *batch.labels).detach()
-        return batch.teacher
+                output = self.teacher(part.images, part.times, full, *part.labels).detach()
+            found.append(image_channels(output, channels))
+        return torch.cat(found) if len(found) > 1 else found[0]
 
     def _predict(self, batch: NoisyBatch, width: float) -> Tensor:
         more = {"accumulate_grad": True} if self.config.accumulate_grad else {}
         with self._autocast(batch.x_t):
-            return self.net(batch.x_t, batch.t, width, *batch.labels, **more)
+            return self.net(batch.images, batch.times, width, *batch.labels, **more)
 
     def _autocast(self, x_t: Tensor) -> torch.autocast:
         bf16 = self.config.autocast == "bf16"

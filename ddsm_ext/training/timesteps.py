@@ -9,6 +9,9 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
+from ddsm_ext.diffusion.schedule import NoiseSchedule
+from ddsm_ext.training.config import TrainConfig
+
 BINS = 16  # equal ranges of t whose errors are told apart
 # What an older step counts for in the running errors, a step: the last 100 decide, 200 images a bin
 # in batches of 32.
@@ -19,7 +22,7 @@ class Timesteps(Protocol):
     """A distribution of timesteps."""
 
     def draw(self, count: int, stream: Generator) -> Tensor:
-        """Return t [count] int64, on the CPU."""
+        """Return t [count] on the CPU, int64 or float64 between two timesteps."""
 
     def factors(self, t: Tensor) -> Tensor | None:
         """Return what the losses at t [N] are multiplied by, [N] float32; None: by 1."""
@@ -37,6 +40,39 @@ class Uniform:
 
     def factors(self, t: Tensor) -> None:
         """As `Timesteps.factors`."""
+
+
+@dataclass(frozen=True)
+class LogNormal:
+    """log(sigma / alpha) normally distributed, at the ends of the schedule where it lies beyond.
+
+    The mean loss is that of this distribution.
+
+    Args:
+        schedule: noise level of each timestep, and between them.
+        mean, deviation: of log(sigma / alpha).
+
+    Source: Karras et al. 2022, table 1.
+    """
+
+    schedule: NoiseSchedule
+    mean: float
+    deviation: float
+
+    def draw(self, count: int, stream: Generator) -> Tensor:
+        """As `Timesteps.draw`, but float64 between two timesteps."""
+        z = torch.randn(count, generator=stream, dtype=torch.float64, device="cpu")  # [count]
+        return self.schedule.timesteps_at(-2.0 * (self.mean + self.deviation * z))
+
+    def factors(self, t: Tensor) -> None:
+        """As `Timesteps.factors`."""
+
+
+def usual_timesteps(schedule: NoiseSchedule, config: TrainConfig) -> Timesteps:
+    """Return the distribution that `config.noise_levels` names."""
+    if config.noise_levels == "log_normal":
+        return LogNormal(schedule, config.p_mean, config.p_std)
+    return Uniform(schedule.timesteps)
 
 
 @dataclass(frozen=True)

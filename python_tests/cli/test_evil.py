@@ -10,12 +10,14 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli.commands import PACKAGE_ROOT, TINY, sets
 
 from ddsm_ext.cli import train
 from ddsm_ext.cli.main import main
+from ddsm_ext.models.families import PRESETS
 from ddsm_ext.run.config import SECTIONS
 from ddsm_ext.settings import Refusal
 
@@ -27,11 +29,24 @@ VALUES = (
     '{"a":1}', "[1e400]", "[1000000000000000000000000]", "[" * 3000, NESTED,
     "1," * 20_000, "x" * 20_000, "\x1b[31mx", "caf\udce9", "a\0b",
 )  # fmt: skip
+
+
+def keys(kind: Any) -> list[str]:
+    """The settings of a section."""
+    return [field.name for field in dataclasses.fields(kind) if field.init]
+
+
+# A preset with each setting: of the networks', one of the family that has it.
 CASES = [
-    f"{section}.{field.name}"
+    (preset, f"model.{key}")
+    for preset in ("digits", "adm-digits")
+    for key in keys(type(PRESETS[preset]))
+]
+CASES += [
+    ("digits", f"{section}.{key}")
     for section, (module, name) in SECTIONS.items()
-    for field in dataclasses.fields(getattr(import_module(module), name))
-    if field.init
+    if section != "model"
+    for key in keys(getattr(import_module(module), name))
 ]
 
 
@@ -60,12 +75,12 @@ def ends_well(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple
     return code, said.err
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_no_value_of_a_setting_is_a_fault(name: str) -> None:
+@pytest.mark.parametrize(("preset", "name"), CASES)
+def test_no_value_of_a_setting_is_a_fault(preset: str, name: str) -> None:
     """A value is a setting, or a `Refusal` of one sentence that says what is needed."""
     refused = []
     for value in VALUES:
-        given = argparse.Namespace(preset="digits", config=None, data=None, set=[f"{name}={value}"])
+        given = argparse.Namespace(preset=preset, config=None, data=None, set=[f"{name}={value}"])
         try:
             train.settings(given)
         except Refusal as error:

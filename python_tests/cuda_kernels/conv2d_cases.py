@@ -30,6 +30,7 @@ class Case:
     kernel: int = 3
     stride: int = 1
     upsample: bool = False
+    ring: bool = False  # one pixel around the image, too
     channels_last: bool = True  # of the weight
     sliced: bool = False  # x is a slice of an image with more channels
     tile: int = 0
@@ -69,7 +70,8 @@ class Case:
         return self.parameter(normal(generator, *self.active().shape))
 
     def shape(self, x: Tensor) -> emulated.Shape:
-        return emulated.shape_of(x, self.kernel, self.stride, self.kernel // 2, self.upsample)
+        padding = self.kernel // 2 + self.ring
+        return emulated.shape_of(x, self.kernel, self.stride, padding, self.upsample)
 
     def grad_y(self, generator: torch.Generator, shape: emulated.Shape) -> Tensor:
         size = (self.n, self.c_out, shape.out_height, shape.out_width)
@@ -98,7 +100,7 @@ class Case:
     def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         if self.upsample:
             x = F.interpolate(x, scale_factor=2, mode="nearest")
-        return F.conv2d(x, weight, stride=self.stride, padding=self.kernel // 2)
+        return F.conv2d(x, weight, stride=self.stride, padding=self.kernel // 2 + self.ring)
 
 
 def check_rounded(got: Tensor, exact: Tensor) -> None:
@@ -123,6 +125,7 @@ def forward_of(
         x2=emulated.image(x2, case.offset()),
         weight=emulated.weight_of(weight),
         parts=1,
+        gain=1.0,
         y=y.data_ptr(),
         c_out=case.c_out,
     )

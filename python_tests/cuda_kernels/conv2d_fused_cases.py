@@ -23,6 +23,7 @@ class Fused:
     shift: bool = False
     residual: str | None = None  # its layout
     shortcut: tuple[int, int] = (0, 0)  # channels of its sources
+    gain: float = 1.0
     tickets: bool = False
     overlaps: bool = False
 
@@ -63,6 +64,7 @@ def run(call: Fused, library: ctypes.CDLL | None = None) -> tuple[Tensor, Tensor
         part = beside.convolve(beside.joined(x3, x4), case.product_input(beside.slice(weight3)))
         exact = exact + part + bias[: case.c_out].double()[:, None, None]
         reads += [x3, x4, weight3, bias]
+    args.gain, exact = call.gain, call.gain * exact
     classes = emulated.library().conv2d_moment_classes(ctypes.byref(args))
     blocks = blocks_of(size[2] * size[3] // classes)
     moments = torch.full((case.n, classes, blocks, case.c_out, 2), torch.nan)

@@ -138,6 +138,7 @@ class ForwardArgs(ctypes.Structure):
         ("residual", c_void_p),
         ("shift_stride", c_int64),
         ("residual_stride", c_int64),
+        ("gain", ctypes.c_float),
         ("y", c_void_p),
         ("moments", c_void_p),
         ("c_out", c_int64),
@@ -236,8 +237,11 @@ class SinusoidalArgs(ctypes.Structure):
         ("table_dtype", c_int32),
         ("t_type", c_int32),
         ("halves", c_bool),
+        ("swapped", c_bool),
+        ("freq_shift", ctypes.c_double),
         ("t", c_void_p),
         ("table", c_void_p),
+        ("frequencies", c_void_p),
         *((name, c_int64) for name in ("t_stride", "n", "dim", "rows")),
         ("y", c_void_p),
     ]
@@ -251,6 +255,10 @@ class ResampleArgs(ctypes.Structure):
         *((name, c_int64) for name in ("n_stride", "h_stride", "w_stride")),
         ("up", c_bool),
         ("gain", ctypes.c_double),
+        ("taps", c_int32),
+        ("ring", c_bool),
+        ("residual", c_void_p),
+        *((f"residual_{name}", c_int64) for name in ("n_stride", "h_stride", "w_stride")),
         ("y", c_void_p),
     ]
 

@@ -51,6 +51,34 @@ def test_shift_or_residual(tile, c_out, n, height, width):
     check(Fused(case, residual="sliced"))
 
 
+@pytest.mark.parametrize("tile", BOTH)
+def test_all_times_a_gain(tile):
+    """Of the sum of everything, the shortcut too; the moments are of the product."""
+    case = Case(tile=tile, splits=1, c=40, c_out=48, n=3, height=8, width=8)
+    check(Fused(case, shift=True, residual="sliced", shortcut=(24, 8), gain=0.5**0.5))
+    check(Fused(replace(case, upsample=True), residual="channels_last", gain=-3.0))
+    if tile != 10:
+        check(Fused(replace(case, splits=3), shift=True, gain=0.5**0.5, tickets=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_any_type_times_a_gain(dtype):
+    case = Case(dtype=dtype, tile=3, splits=1, c=40, c_out=21, n=3, height=5, width=7)
+    check(Fused(case, shift=True, residual="sliced", gain=0.5**0.5))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tile"),
+    [*((d, t) for d in DTYPES for t in (0, 3)), *((torch.bfloat16, t) for t in HOPPER)],
+)
+def test_a_ring_around_the_image(dtype, tile):
+    """Padding 2 of a 3x3 kernel: one more row and column of outputs on each side."""
+    case = Case(dtype=dtype, tile=tile, splits=1, c=16, c_out=24, n=3, height=6, width=8, ring=True)
+    check(Fused(case))
+    if tile not in HOPPER:
+        check(Fused(replace(case, c=3)))
+
+
 @pytest.mark.parametrize("tile", HOPPER)
 def test_residual_of_several_tiles_of_a_block(tile):
     case = Case(tile=tile, splits=1, c=16, c_out=72, kernel=1, n=40, height=6, width=6)
@@ -166,6 +194,7 @@ def check_three_weights(case: Case) -> None:
         weight=emulated.weight_of(weights[0]),
         bias=biases[0].data_ptr(),
         parts=3,
+        gain=1.0,
         y=y.data_ptr(),
         c_out=c_out,
     )

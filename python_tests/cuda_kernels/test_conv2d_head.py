@@ -101,6 +101,7 @@ def test_an_overlapping_launch_waits():
         x=emulated.image(x),
         weight=emulated.weight_of(weight),
         parts=1,
+        gain=1.0,
         y=y.data_ptr(),
         c_out=8,
     )

@@ -14,10 +14,19 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def resample(
-    x: Tensor, up: bool, gain: float = 1.0, *, overlaps: bool = False, library: object = None
+    x: Tensor,
+    up: bool,
+    gain: float = 1.0,
+    *,
+    taps: int = 2,
+    ring: bool = False,
+    residual: Tensor | None = None,
+    overlaps: bool = False,
+    library: object = None,
 ) -> Tensor:
     n, c, h, w = x.shape
-    size = (2 * h, 2 * w) if up else (h // 2, w // 2)
+    more = (2 if up else -1) if ring else 0
+    size = [(2 * side if up else side // 2) + more for side in (h, w)]
     y = torch.full((n, c, *size), torch.nan, dtype=x.dtype)
     y = y.contiguous(memory_format=torch.channels_last)
     args = emulated.ResampleArgs(
@@ -32,9 +41,16 @@ def resample(
         w_stride=x.stride(3),
         up=up,
         gain=gain,
+        taps=taps,
+        ring=ring,
         y=y.data_ptr(),
     )
-    emulated.call("resample", args, [x], [y], library, [int(overlaps)])
+    if residual is not None:
+        args.residual = residual.data_ptr()
+        args.residual_n_stride, _, args.residual_h_stride, args.residual_w_stride = (
+            residual.stride()
+        )
+    emulated.call("resample", args, [x, residual], [y], library, [int(overlaps)])
     return y
 
 
@@ -76,7 +92,7 @@ def test_a_part_of_an_image(up):
 def test_odd_sizes():
     check(image(2, 8, 5, 3, dtype=torch.bfloat16), True)
     for height, width in ((5, 4), (4, 5)):
-        with pytest.raises(RuntimeError, match="an odd height or width has no means"):
+        with pytest.raises(RuntimeError, match="an odd height or width cannot be"):
             resample(image(2, 8, height, width, dtype=torch.bfloat16), False)
 
 
@@ -111,6 +127,75 @@ def test_overlaps_the_kernel_before(up):
             assert emulated.launches() == [(name, overlaps), (name, False)]
 
 
+FILTER = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=torch.float64) / 8
+
+
+def filtered(x: Tensor, up: bool, ring: bool) -> Tensor:
+    """The filter of 4 taps by torch's own convolutions, one plane at a time."""
+    n, c, h, w = x.shape
+    kernel, padding = torch.outer(FILTER, FILTER)[None, None], 0 if ring else 1
+    planes = x.double().reshape(n * c, 1, h, w)
+    if up:
+        y = F.conv_transpose2d(planes, 4 * kernel, stride=2, padding=padding)
+    else:
+        y = F.conv2d(planes, kernel, stride=2, padding=padding)
+    return y.reshape(n, c, *y.shape[2:])
+
+
+def check_filter(x: Tensor, up: bool, *, ring: bool = False, library: object = None) -> None:
+    """With a residual and without, rounded once."""
+    exact, gain = filtered(x, up, ring), 0.5**0.5
+    rounding = 1e-6 if x.dtype == torch.float32 else 0.51 * torch.finfo(x.dtype).eps
+    wide = normal(seeded(2), exact.shape[0], 2 * exact.shape[1], *exact.shape[2:], dtype=x.dtype)
+    residual = wide.contiguous(memory_format=torch.channels_last)[:, : exact.shape[1]]
+    got = resample(x, up, taps=4, ring=ring, library=library)
+    torch.testing.assert_close(got.double(), exact, rtol=rounding, atol=1e-6)
+    got = resample(x, up, gain, taps=4, ring=ring, residual=residual, library=library)
+    exact = gain * (exact + residual.double())
+    torch.testing.assert_close(got.double(), exact, rtol=rounding, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("up", "ring"), [(False, False), (True, False), (False, True), (True, True)]
+)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("c", [8, 24, 5, 1])
+@pytest.mark.parametrize("layout", ["channels_last", "sliced"])
+def test_the_filter(up, ring, dtype, c, layout):
+    for n, height, width in ((3, 6, 10), (1, 4, 4), (2, 16, 4)):
+        check_filter(image(n, c, height, width, dtype=dtype, layout=layout), up, ring=ring)
+
+
+def test_the_filter_of_a_part_of_an_image():
+    x = image(2, 16, 10, 12, dtype=torch.bfloat16)
+    for up in (False, True):
+        check_filter(x[:, :, 2:8, 1:9], up)
+        check_filter(x[::2, :, ::2, ::2][:, :, :4], up)
+    check_filter(image(2, 8, 5, 3, dtype=torch.bfloat16), True)
+    # A ring and no image within.
+    assert resample(image(2, 8, 2, 2, dtype=torch.bfloat16), False, taps=4, ring=True).numel() == 0
+
+
+@pytest.mark.parametrize("up", [False, True])
+def test_two_taps_beside_a_residual(up):
+    x = image(2, 8, 4, 6, dtype=torch.float32)
+    exact_y = exact(x, up, 1.0)
+    residual = image(*exact_y.shape, dtype=torch.float32)
+    got = resample(x, up, 0.5, residual=residual)
+    torch.testing.assert_close(
+        got.double(), 0.5 * (exact_y + residual.double()), rtol=1e-6, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("up", [False, True])
+def test_the_filter_overlaps_the_kernel_before(up):
+    x = image(2, 8, 4, 6, dtype=torch.bfloat16)
+    with emulated.hopper():
+        emulated.launches()
+        resample(x, up, taps=4, overlaps=True)
+        assert emulated.launches() == [("resample_filter", True)]
+
+
 def check_packs_and_single_channels(up: bool, library: object) -> None:
     for c in (16, 13):
         check(image(2, 16, 4, 6, dtype=torch.bfloat16)[:, :c], up, 0.5, library)
@@ -133,6 +218,35 @@ PLANTED = (
     (False, "args.gain / 4", "args.gain", "not close"),
     (False, "args.channels % pack == 0 && ", "", "not aligned"),
 )  # fmt: skip
+
+
+def check_filter_and_an_odd_residual(up: bool, library: object) -> None:
+    """The residual of the second does not begin at a multiple of 16 bytes."""
+    x = image(2, 16, 4, 6, dtype=torch.bfloat16)
+    check_filter(x, up, library=library)
+    odd = image(2, 24, 2, 3, dtype=torch.bfloat16)[:, 1:17]
+    resample(x, False, taps=4, residual=odd, library=library)
+
+
+PLANTED_IN_FILTER = (
+    (True, "(shifted & 1) + 2 * r", "2 * r", "not close"),
+    (True, "(shifted >> 1) - r", "(shifted >> 1) + r", "not close"),
+    (False, "2 * out + r - p.shift", "2 * out + r", "not close"),
+    (False, "at >= 0 && at < side", "at < side", "out of bounds"),
+    (True, "at >= 0 && at < side", "at >= 0", "out of bounds"),
+    (False, "k == 1 || k == 2", "k == 1", "not close"),
+    (False, "p.residual_gain * value[v]", "value[v]", "not close"),
+    (False, "  if (index >= p.items) return;\n  const auto item = static_cast<int32_t>(index);\n",
+     "  const auto item = static_cast<int32_t>(index);\n", "out of bounds"),
+    (False, "aligned(args.residual) && ", "", "not aligned"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("up", "line", "mistake", "finding"), PLANTED_IN_FILTER)
+def test_a_fault_planted_in_the_filter_is_found(tmp_path, up, line, mistake, finding):
+    library = faulty_library(tmp_path, f"{STEM}.cu", line, mistake, STEM)
+    with pytest.raises((RuntimeError, AssertionError), match=finding):
+        check_filter_and_an_odd_residual(up, library)
 
 
 @pytest.mark.parametrize(("up", "line", "mistake", "finding"), PLANTED)

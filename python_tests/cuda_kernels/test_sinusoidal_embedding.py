@@ -26,6 +26,9 @@ def embed(
     library: object = None,
     *,
     halves: bool = False,
+    swapped: bool = False,
+    freq_shift: float = 0.0,
+    frequencies: Tensor | None = None,
 ) -> Tensor:
     y = torch.full((len(t), dim), torch.nan, dtype=dtype)
     args = emulated.SinusoidalArgs(
@@ -33,6 +36,9 @@ def embed(
         table_dtype=emulated.DTYPES[dtype if table is None else table.dtype],
         t_type=T_TYPES.index(t.dtype),
         halves=halves,
+        swapped=swapped,
+        freq_shift=freq_shift,
+        frequencies=None if frequencies is None else frequencies.data_ptr(),
         t=t.data_ptr(),
         table=None if table is None else table.data_ptr(),
         t_stride=t.stride(0),
@@ -41,7 +47,7 @@ def embed(
         rows=0 if table is None else len(table),
         y=y.data_ptr(),
     )
-    emulated.call("sinusoidal_embedding", args, [t, table], [y], library)
+    emulated.call("sinusoidal_embedding", args, [t, table, frequencies], [y], library)
     return y
 
 
@@ -99,6 +105,38 @@ def test_halves_are_those_of_the_reference():
     torch.testing.assert_close(got.double(), exact, rtol=0, atol=7e-5)
 
 
+def check_frequencies(library: object = None) -> None:
+    """f = 10000^(-i / (half - 1)) and f = 2 pi times given ones, of times of both signs."""
+    t, half = torch.tensor([-1.7, 0.3, 0.0, 4.25, -20.5]), 16
+    given = 16 * torch.randn(half, generator=seeded(3))
+    i = torch.arange(half, dtype=torch.float64)
+    cases = (
+        ({"freq_shift": 1.0}, 10000.0 ** (-i / (half - 1))),
+        ({"frequencies": given}, 2 * math.pi * given.double()),
+    )
+    for how, f in cases:
+        angles = t.double()[:, None] * f
+        # Their rounding in float32: of the frequency, and of the product.
+        atol = 3e-7 * angles.abs().max().item() + 1e-6
+        parts = [angles.cos(), angles.sin()]
+        for swapped in (False, True):
+            exact = torch.cat(parts[::-1] if swapped else parts, dim=1)
+            got = embed(
+                t, 2 * half, None, torch.float32, library, halves=True, swapped=swapped, **how
+            )
+            torch.testing.assert_close(got.double(), exact, rtol=0, atol=atol)
+
+
+def test_other_frequencies():
+    check_frequencies()
+
+
+def test_swapped_rows_of_a_table():
+    table, t = normal(seeded(1), 50, 16), torch.tensor([0.0, 49.0, 7.0])
+    got = embed(t, 16, table, torch.float32, halves=True, swapped=True)
+    assert torch.equal(got, table[[0, 49, 7]])
+
+
 def test_sines_are_those_of_the_float_angle():
     """dim 2 has one frequency, 1: sine and cosine of t itself, to half a unit of the last place."""
     t = torch.cat([torch.linspace(-1000, 1000, 4001), torch.tensor([1e5, 999999.0, 1e-30, 0.0])])
@@ -133,9 +171,9 @@ PLANTED = (
 
 
 PLANTED_IN_HALVES = (
-    ("store_global(y, rounded.lane[1])", "store_global(y, rounded.lane[0])", "not close|not equal"),
+    ("p.swapped ? sine : cosine", "p.swapped ? cosine : sine", "not close|not equal"),
     ("y + p.half.divisor,", "y + 1,", "what another thread of the launch wrote"),
-    ("data + half + i", "data + i", "not close|not equal"),
+    ("p.swapped ? i : half + i", "i", "not close|not equal"),
 )
 
 
@@ -145,6 +183,22 @@ def test_a_fault_planted_in_halves_is_found(tmp_path, line, mistake, finding):
     library = faulty_library(tmp_path, f"{stem}.cu", line, mistake, stem)
     with pytest.raises((RuntimeError, AssertionError), match=finding):
         check_halves(16, normal(seeded(1), 50, 16), torch.float32, library)
+
+
+@pytest.mark.parametrize(
+    ("line", "mistake"),
+    [
+        ("kTwoPi * ptx", "ptx"),
+        ("p.frequencies + i", "p.frequencies"),
+        ("- 2 * args.freq_shift", "- args.freq_shift"),
+        ("p.swapped ? cosine : sine", "sine"),
+    ],
+)
+def test_a_fault_planted_in_frequencies_is_found(tmp_path, line, mistake):
+    stem = "sinusoidal_embedding"
+    library = faulty_library(tmp_path, f"{stem}.cu", line, mistake, stem)
+    with pytest.raises(AssertionError, match="not close"):
+        check_frequencies(library)
 
 
 @pytest.mark.parametrize(("line", "mistake", "finding"), PLANTED)

@@ -20,7 +20,6 @@ from ddsm_ext.training.config import TrainConfig
 from ddsm_ext.training.sandwich import (
     Sandwich,
     draw,
-    loss_weights,
     make_optimizer,
     widths_of_step,
 )
@@ -252,20 +251,6 @@ def test_accumulated_gradients_give_the_same_step():
         torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-7)
 
 
-def test_min_snr_weights():
-    """min(SNR, 5) / SNR for epsilon; 1 where the noise dominates, 5 / SNR where it does not."""
-    config = TrainConfig(loss_weighting="min_snr")
-    t = torch.tensor([0, 300, 999])
-    ab = SCHEDULE.log_alphas_bar[t].exp()
-    snr = ab / (1 - ab)
-    found = {p: loss_weights(t, SCHEDULE, config, p) for p in ("epsilon", "x0", "v")}
-    for index, ratio in enumerate(snr.tolist()):
-        assert found["epsilon"][index].item() == pytest.approx(min(ratio, 5) / ratio, rel=1e-5)
-        assert found["x0"][index].item() == pytest.approx(min(ratio, 5), rel=1e-5)
-        assert found["v"][index].item() == pytest.approx(min(ratio, 5) / (ratio + 1), rel=1e-5)
-    assert loss_weights(t, SCHEDULE, TrainConfig(), "epsilon").tolist() == [1, 1, 1]
-
-
 def test_draws_are_standard_normal_and_uniform():
     t, noise = draw(torch.empty(4000, 1, 4, 4), TrainConfig(), ALL, 0, 0, 0)
     assert abs(noise.mean().item()) < 0.02
@@ -442,3 +427,27 @@ def test_no_or_all_labels_are_dropped(share, kept):
     sandwich = Sandwich(net, make_optimizer(net, config), SCHEDULE, config, null_label=2)
     sandwich.step(X0, 0, torch.zeros(6, dtype=torch.int64))
     assert int((net.seen[0][1] == 0).sum()) == kept
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"distill_weight": 0.5}, {"distill_weight": 0.5, "teacher": "ema", "shared_noise": False}],
+)
+@pytest.mark.parametrize("parts", [2, 4, 6])
+def test_a_batch_in_parts_gives_the_same_step(changes, parts):
+    """Of sizes that differ by one, too, up to the order of sums."""
+    found = []
+    for count in (1, parts):
+        net, teacher = ToyNet(dropout=0.0), ToyNet(seed=1, dropout=0.0).eval()
+        config = TrainConfig(micro_batches=count, middle_widths=2, batch_size=6, **changes)
+        sandwich = Sandwich(
+            net, make_optimizer(net, config), SCHEDULE, config,
+            teacher=teacher if "teacher" in changes else None,
+        )  # fmt: skip
+        net.widths.clear()
+        result = sandwich.step(X0, 5)
+        assert len(net.widths) == 4 * count
+        found.append((result, [p.grad.clone() for p in net.parameters()]))
+    (one, whole), (other, summed) = found
+    assert other.losses == pytest.approx(one.losses, rel=1e-5)
+    torch.testing.assert_close(summed, whole, rtol=1e-4, atol=1e-7)

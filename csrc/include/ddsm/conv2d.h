@@ -61,6 +61,7 @@ struct Conv2dForwardArgs {
   const void* residual;  // like y, added to it
   int64_t residual_scale;  // 1, or 2: its height and width are half of y's, and it is enlarged
                            // (nearest neighbour); needs a Winograd algorithm
+  double gain = 1;         // y is this times the sum of all
   // outputs
   void* y;  // [images, out_height, out_width, parts * c_out] contiguous
   DType y_dtype;

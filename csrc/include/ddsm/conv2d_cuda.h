@@ -43,7 +43,7 @@ struct Conv2dCudaShortcut {
   const void* bias;  // as Conv2dCudaForwardArgs::bias
 };
 
-// y = conv + bias + shortcut + shift + residual, rounded once. Parts (q, k and v of an attention
+// y = gain (conv + bias + shortcut + shift + residual), rounded once. Parts (q, k and v of an attention
 // are three) read the same images; their outputs lie side by side.
 struct Conv2dCudaForwardArgs {
   Conv2dCudaOptions options;
@@ -59,6 +59,7 @@ struct Conv2dCudaForwardArgs {
   const void* residual;  // [images, out_height, out_width, channels of y]; null: zero
   int64_t shift_stride;  // between images
   int64_t residual_stride;  // between pixels
+  float gain = 1;
   // outputs
   void* y;  // [images, out_height, out_width, parts * c_out] contiguous
   // group_norm_cuda_moments_bytes of conv2d_forward_cuda_moment_classes classes, 16-byte aligned;

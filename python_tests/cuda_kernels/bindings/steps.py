@@ -73,6 +73,10 @@ def check_steps(device: torch.device) -> None:
         for width in (1.0, 0.5):
             check_step(name, width, fp32, fp32, device)
         check_step(name, 0.5, bf16, bf16, device)
+    for name in ("ddpm++", "ncsn++", "edm-adm"):
+        for width in (1.0, 0.5):
+            check_step(name, width, fp32, fp32, device)
+        check_step(name, 0.5, bf16, bf16, device)
     check_step("prefix", 0.3, fp32, fp32, device)
     check_step("adm-plain", 0.5, fp32, fp32, device)
     check_step("adm", 0.5, bf16, fp32, device)
@@ -326,7 +330,7 @@ def check_captured_steps(
     device: torch.device, make_graphs: Callable[[torch.device], Graphs]
 ) -> None:
     """Steps of two widths and two batches on the same weights, whose values change in between."""
-    for name in ("source", "adm"):
+    for name in ("source", "adm", "ncsn++"):
         _check_captured(network(name, torch.float32, device), device, make_graphs)
 
 
