@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from sampling.mixture import Recorder, gauss, mixture
+from sampling.mixture import Recorder, draws, exploding, gauss, mixture, preserving
 from sampling.toys import SHAPE, TinyNet
 from torch import Tensor
 
@@ -138,6 +138,22 @@ def test_exact_networks_of_every_parameterisation_give_the_data(row: str, name: 
                     dtype=torch.float64)  # fmt: skip
     assert images.mean().item() == pytest.approx(0.3, abs=5 * 0.5 / math.sqrt(images.numel()))
     assert images.std().item() == pytest.approx(0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SAMPLERS if kind != "ddpm"])
+def test_images_do_not_depend_on_the_scale_of_levels(kind: str) -> None:
+    """x at alpha and sigma is alpha times x at 1 and sigma / alpha."""
+    row, generator = SAMPLERS[kind], torch.Generator().manual_seed(0)
+    scaled = noise_levels(LINEAR, SamplerConfig(kind, 12, spacing="karras"))
+    z = torch.randn(20, 8, generator=generator, dtype=torch.float64)
+    churn = {"s_churn": 3.0} if "s_churn" in row.options else {}
+    ends = []
+    for scale in (preserving, exploding):
+        levels = [*(scale(level.log_snr) for level in scaled[:-1]), CLEAN]
+        options = {**churn, "level_at": scale} if row.between else {}
+        x = levels[0].sigma * z[0]
+        ends.append(row.method(Recorder(), x, levels, draws(z[1:]), **options))
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("kind", ["dpmpp_2m", "dpm_multistep", "unipc"])
