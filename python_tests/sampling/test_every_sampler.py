@@ -209,3 +209,22 @@ def test_unipc_with_bh1_has_to_end_noisy() -> None:
         evaluations(LINEAR, SamplerConfig("unipc", 5, variant="bh1"))
     ends_noisy = SamplerConfig("unipc", 5, variant="bh1", final="sigma_min")
     assert len(evaluations(LINEAR, ends_noisy)) == 5
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "text"),
+    [
+        ("dpm_multistep", {"order": 4}, "dpm_multistep: order is 4; need 1 <= order <= 3"),
+        ("dpm_singlestep", {"order": 0}, "dpm_singlestep: order is 0; need 1 <= order <= 3"),
+        ("unipc", {"order": 2.0}, r"unipc: order is 2\.0; need 1 <= order <= 3"),
+        ("dpm_multistep", {"form": "x0"}, "form is 'x0'; need one of 'data', 'noise'"),
+        ("dpm_singlestep", {"form": "eps"}, "form is 'eps'; need one of 'data', 'noise'"),
+        ("dpmpp_2m", {"variant": "bh1"}, "variant is 'bh1'; need one of 'midpoint', 'heun'"),
+        ("unipc", {"variant": "heun"}, "variant is 'heun'; need one of 'bh2', 'bh1'"),
+        ("ddpm", {"variance": "large"}, "variance is 'large'; need one of 'fixed_large'"),
+    ],
+)
+def test_options_that_no_formula_is_for(kind: str, options: dict, text: str) -> None:
+    x = torch.zeros(2, dtype=torch.float64)
+    with pytest.raises(ValueError, match=text):
+        SAMPLERS[kind].method(Recorder(), x, [LINEAR.level(9), CLEAN], lambda: x, **options)
