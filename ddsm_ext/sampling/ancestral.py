@@ -18,11 +18,14 @@ from ddsm_ext.sampling.method import (
     first_order,
     noise_ratio,
 )
+from ddsm_ext.settings import check_choice
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ddsm_ext.diffusion.level import Level
+
+VARIANCES = ("fixed_large", "fixed_small", "learned")
 
 
 def ddpm(
@@ -43,6 +46,7 @@ def ddpm(
     Source: Ho et al. 2020, eq. 7 and section 3.2; learned: Nichol & Dhariwal 2021, eq. 15; strided:
     eq. 19; classifier: Dhariwal & Nichol 2021, algorithm 1.
     """
+    check_choice("ddpm: variance", variance, VARIANCES)
     check_preserves_variance("ddpm", levels[0])
     for here, there in itertools.pairwise(levels):
         beta = _added_variance(here, there)

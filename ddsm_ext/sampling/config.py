@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ddsm_ext.sampling.ancestral import VARIANCES
 from ddsm_ext.sampling.guidance import Guidance
+from ddsm_ext.sampling.method import FORMS, GREATEST_ORDER
 from ddsm_ext.sampling.samplers import SAMPLERS
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal, Settings, is_int, is_number, shown
 
-VARIANCES = ("fixed_large", "fixed_small", "learned")
 # Spacing -> the settings that it takes.
 SPACINGS: dict[str, tuple[str, ...]] = {
     "linspace": (),
@@ -23,7 +24,6 @@ SPACINGS: dict[str, tuple[str, ...]] = {
     "exponential": ("sigma_min", "sigma_max"),
     "log_snr": ("sigma_min", "sigma_max"),
 }
-FORMS = ("data", "noise")
 FINALS = ("zero", "sigma_min")
 DTYPES = ("float32", "bfloat16")
 # Number -> least and greatest value.
@@ -229,7 +229,7 @@ class SamplerConfig(Settings):
         if self.steps is not None:
             self._check_type("steps", is_int(self.steps), "an int >= 1 or None")
             self._check("steps", self.steps >= 1, "at least 1")
-        self._check_int("order", 1, 3, optional=True)
+        self._check_int("order", 1, GREATEST_ORDER, optional=True)
         self._check_int("steps_offset", 0)
         for name, (low, high) in _NUMBERS.items():
             value = getattr(self, name)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from ddsm_ext.settings import Refusal
+from ddsm_ext.settings import Refusal, is_int, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +33,8 @@ class Denoise(Protocol):
 Noise = Callable[[], "Tensor"]
 Method = Callable[..., "Tensor"]  # (denoise, x, levels, noise, **options) -> x
 LevelAt = Callable[[float], "Level"]  # log-SNR -> level, for what lies between the levels visited
+FORMS = ("data", "noise")  # what exponential integrators continue as a polynomial: x0 or epsilon
+GREATEST_ORDER = 3
 
 
 def combined(factor: float, x: Tensor, *terms: tuple[float, Tensor]) -> Tensor:
@@ -89,6 +91,16 @@ def noise_ratio(here: Level, there: Level) -> float:
 def is_flow(levels: Sequence[Level]) -> bool:
     """True where alpha + sigma = 1 throughout: the straight paths of flow matching."""
     return all(math.isclose(level.alpha + level.sigma, 1.0, rel_tol=1e-9) for level in levels)
+
+
+def check_order(name: str, order: int) -> None:
+    """Refuse an order that no formula is here for.
+
+    Raises:
+        ValueError: it is not 1, 2 or 3.
+    """
+    if not is_int(order, 1) or order > GREATEST_ORDER:
+        raise Refusal(f"{name}: order is {shown(order)}; need 1 <= order <= {GREATEST_ORDER}")
 
 
 def check_preserves_variance(name: str, level: Level) -> None:

@@ -16,8 +16,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ddsm_ext.sampling.method import (
+    FORMS,
     Denoise,
     Noise,
+    check_order,
     check_signal,
     combined,
     epsilon_of,
@@ -25,6 +27,7 @@ from ddsm_ext.sampling.method import (
     first_order,
     width_changed,
 )
+from ddsm_ext.settings import check_choice
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 # diffusers' DPMSolverMultistepScheduler: with fewer steps than this the last ones are of lower
 # order, for stability. The authors' own code has 10.
 FEW_STEPS = 15
+VARIANTS = ("midpoint", "heun")
 
 
 def dpmpp_2m(
@@ -82,8 +86,14 @@ def dpm_multistep(
         few_steps: with fewer steps the last ones are of lower order; in the step to the clean
             image it is 1 always.
 
+    Raises:
+        ValueError: order, form or variant is unknown; form "noise" on levels without signal.
+
     Source: Lu et al. 2022a, appendix B; 2022b, algorithm 2.
     """
+    check_order("dpm_multistep", order)
+    check_choice("dpm_multistep: form", form, FORMS)
+    check_choice("dpm_multistep: variant", variant, VARIANTS)
     steps, clean = len(levels) - 1, levels[-1].variance == 0.0
     if form == "noise":
         check_signal("dpm_multistep with form 'noise'", levels[0])
@@ -117,7 +127,7 @@ def _factors(h: float, lambdas: Sequence[float], variant: str) -> list[float]:
     """
     first = math.expm1(h)
     second = first / h - 1.0
-    # Divided differences in units of the step: 1 / r as r is infinite after a level without signal.
+    # 1 / r of each earlier step: 0 after a level without signal, where r is infinite.
     gap = abs(h) / (lambdas[0] - lambdas[1])
     if len(lambdas) == 2:
         slope = gap * (0.5 * first if variant == "midpoint" else second)

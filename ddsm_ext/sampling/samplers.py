@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from ddsm_ext.sampling.ancestral import ddim, ddpm, dpmpp_2s_ancestral, euler_ancestral
 from ddsm_ext.sampling.method import Method
-from ddsm_ext.sampling.multistep import dpm_multistep, dpmpp_2m
+from ddsm_ext.sampling.multistep import VARIANTS, dpm_multistep, dpmpp_2m
 from ddsm_ext.sampling.sigma_steps import dpm_2, euler, heun
 from ddsm_ext.sampling.singlestep import dpm_singlestep
+from ddsm_ext.sampling.unipc import VARIANTS as UNIPC_VARIANTS
 from ddsm_ext.sampling.unipc import unipc
 
 _CHURN = ("s_churn", "s_min", "s_max", "s_noise")
@@ -49,8 +50,8 @@ SAMPLERS: dict[str, Row] = {
     "dpm_2": Row(dpm_2, _CHURN, between=True),
     "euler_ancestral": Row(euler_ancestral, ("eta",), eta=1.0),
     "dpmpp_2s_ancestral": Row(dpmpp_2s_ancestral, ("eta",), between=True, eta=1.0),
-    "dpmpp_2m": Row(dpmpp_2m, ("variant", "restart_on_width_change"), ("midpoint", "heun")),
-    "dpm_multistep": Row(dpm_multistep, _MULTISTEP, ("midpoint", "heun")),
+    "dpmpp_2m": Row(dpmpp_2m, ("variant", "restart_on_width_change"), VARIANTS),
+    "dpm_multistep": Row(dpm_multistep, _MULTISTEP, VARIANTS),
     "dpm_singlestep": Row(dpm_singlestep, ("order", "form")),
-    "unipc": Row(unipc, ("order", "variant", "restart_on_width_change"), ("bh2", "bh1")),
+    "unipc": Row(unipc, ("order", "variant", "restart_on_width_change"), UNIPC_VARIANTS),
 }

@@ -13,14 +13,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ddsm_ext.sampling.method import (
+    FORMS,
     Denoise,
     Noise,
+    check_order,
     check_signal,
     combined,
     epsilon_of,
     exponential_step,
     first_order,
 )
+from ddsm_ext.settings import check_choice
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,9 +49,14 @@ def dpm_singlestep(
         order: 1 to 3.
         form: what is continued as a polynomial, "data" (x0) or "noise" (epsilon).
 
+    Raises:
+        ValueError: order or form is unknown, or there is a level without signal.
+
     Source: Lu et al. 2022a, algorithms 1 and 2; 2022b, algorithm 1; orders as in their code's
     `get_orders_and_timesteps_for_singlestep_solver`.
     """
+    check_order("dpm_singlestep", order)
+    check_choice("dpm_singlestep: form", form, FORMS)
     check_signal("dpm_singlestep", levels[0])
     output, at = _Outputs(denoise, form), 0
     for taken in _orders(len(levels) - 1, order, clean=levels[-1].variance == 0.0):

@@ -10,18 +10,21 @@ from typing import TYPE_CHECKING
 from ddsm_ext.sampling.method import (
     Denoise,
     Noise,
+    check_order,
     check_signal,
     combined,
     exponential_step,
     first_order,
     width_changed,
 )
-from ddsm_ext.settings import Refusal
+from ddsm_ext.settings import Refusal, check_choice
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ddsm_ext.diffusion.level import Level
+
+VARIANTS = ("bh2", "bh1")
 
 
 def unipc(
@@ -43,10 +46,13 @@ def unipc(
             outputs of the other width are not used, and the step before is not corrected.
 
     Raises:
-        ValueError: "bh1" with levels that end at sigma 0, or levels without signal.
+        ValueError: an unknown order or variant, "bh1" with levels that end at sigma 0, or levels
+            without signal.
 
     Source: Zhao et al. 2023, algorithms 1 and 2; diffusers' `UniPCMultistepScheduler`.
     """
+    check_order("unipc", order)
+    check_choice("unipc: variant", variant, VARIANTS)
     check_signal("unipc", levels[0])
     if variant == "bh1" and levels[-1].variance == 0.0:
         raise Refusal(

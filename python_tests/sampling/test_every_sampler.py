@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from sampling.mixture import Recorder, gauss, mixture
+from sampling.mixture import Recorder, draws, exploding, gauss, mixture, preserving
 from sampling.toys import SHAPE, TinyNet
 from torch import Tensor
 
@@ -140,6 +140,22 @@ def test_exact_networks_of_every_parameterisation_give_the_data(row: str, name: 
     assert images.std().item() == pytest.approx(0.5, rel=0.02)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in SAMPLERS if kind != "ddpm"])
+def test_images_do_not_depend_on_the_scale_of_levels(kind: str) -> None:
+    """x at alpha and sigma is alpha times x at 1 and sigma / alpha."""
+    row, generator = SAMPLERS[kind], torch.Generator().manual_seed(0)
+    scaled = noise_levels(LINEAR, SamplerConfig(kind, 12, spacing="karras"))
+    z = torch.randn(20, 8, generator=generator, dtype=torch.float64)
+    churn = {"s_churn": 3.0} if "s_churn" in row.options else {}
+    ends = []
+    for scale in (preserving, exploding):
+        levels = [*(scale(level.log_snr) for level in scaled[:-1]), CLEAN]
+        options = {**churn, "level_at": scale} if row.between else {}
+        x = levels[0].sigma * z[0]
+        ends.append(row.method(Recorder(), x, levels, draws(z[1:]), **options))
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("kind", ["dpmpp_2m", "dpm_multistep", "unipc"])
 def test_multistep_samplers_restart_where_the_width_changes(kind: str) -> None:
     """There the step is DDIM's: alpha' x0 + sigma' epsilon (Song et al. 2021, eq. 12)."""
@@ -193,3 +209,22 @@ def test_unipc_with_bh1_has_to_end_noisy() -> None:
         evaluations(LINEAR, SamplerConfig("unipc", 5, variant="bh1"))
     ends_noisy = SamplerConfig("unipc", 5, variant="bh1", final="sigma_min")
     assert len(evaluations(LINEAR, ends_noisy)) == 5
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "text"),
+    [
+        ("dpm_multistep", {"order": 4}, "dpm_multistep: order is 4; need 1 <= order <= 3"),
+        ("dpm_singlestep", {"order": 0}, "dpm_singlestep: order is 0; need 1 <= order <= 3"),
+        ("unipc", {"order": 2.0}, r"unipc: order is 2\.0; need 1 <= order <= 3"),
+        ("dpm_multistep", {"form": "x0"}, "form is 'x0'; need one of 'data', 'noise'"),
+        ("dpm_singlestep", {"form": "eps"}, "form is 'eps'; need one of 'data', 'noise'"),
+        ("dpmpp_2m", {"variant": "bh1"}, "variant is 'bh1'; need one of 'midpoint', 'heun'"),
+        ("unipc", {"variant": "heun"}, "variant is 'heun'; need one of 'bh2', 'bh1'"),
+        ("ddpm", {"variance": "large"}, "variance is 'large'; need one of 'fixed_large'"),
+    ],
+)
+def test_options_that_no_formula_is_for(kind: str, options: dict, text: str) -> None:
+    x = torch.zeros(2, dtype=torch.float64)
+    with pytest.raises(ValueError, match=text):
+        SAMPLERS[kind].method(Recorder(), x, [LINEAR.level(9), CLEAN], lambda: x, **options)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ddsm_ext.diffusion import CLEAN, DiffusionConfig, Level, make_schedule
-from ddsm_ext.sampling import SamplerConfig, ddim, ddpm, noise_levels
+from ddsm_ext.sampling import SamplerConfig, ddim, ddpm, euler_ancestral, noise_levels
 from ddsm_ext.sampling.method import Method
 
 SCHEDULES = {name: make_schedule(DiffusionConfig(schedule=name)) for name in ("linear", "cosine")}
@@ -82,6 +82,13 @@ def test_ddim_with_eta_one_is_ddpm_with_small_variance() -> None:
             a = coefficients(ddim, *pair, eta=1.0)
             b = coefficients(ddpm, *pair, variance="fixed_small")
             assert a == pytest.approx(b, rel=1e-7, abs=1e-12)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_ancestral_euler_is_ddim_where_levels_preserve_the_variance(eta: float) -> None:
+    for pair in itertools.pairwise(noise_levels(LINEAR, SamplerConfig("ddim", 20))):
+        a = coefficients(euler_ancestral, *pair, eta=eta)
+        assert a == pytest.approx(coefficients(ddim, *pair, eta=eta), rel=1e-7, abs=1e-12)
 
 
 def test_ddim_runs_on_levels_that_do_not_scale_the_image() -> None:
