@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ddsm_ext.data.pixels import from_uint8, to_uint8
 from ddsm_ext.diffusion.noise import normal
 from ddsm_ext.diffusion.prediction import network_input, prediction_of
 from ddsm_ext.diffusion.schedule import add_noise
+from ddsm_ext.graph.count import macs
 from ddsm_ext.intervals import jackknife
 from ddsm_ext.io.files import one_line
 from ddsm_ext.report.records import Costs, WidthCost
@@ -285,8 +287,9 @@ def search_run(
     if settings.cost == "ms":
         settings = replace(settings, widths=_useful_widths(searched, settings.widths))
     table = in_macs if settings.cost == "macs" else searched
-    all_costs = macs_table(sampler.config.model, weak) if settings.cost == "macs" else ms
-    runs, fixed = _guidance_runs(steps, follows=not weak, costs=all_costs)
+    weak_macs = partial(macs, sampler.config.model)
+    weak_cost = weak_macs if settings.cost == "macs" else ms.cost_of
+    runs, fixed = _guidance_runs(steps, weak_cost if weak else None)
     space = StrategySpace(log_snrs, settings.widths, settings.segments, runs)
     cost = StepCost(table.costs, space, fixed)
     check_budget(settings, cost)
@@ -339,19 +342,18 @@ def search_run(
 
 
 def _guidance_runs(
-    steps: Sequence[Evaluation], *, follows: bool, costs: CostTable
+    steps: Sequence[Evaluation], cost_of: Callable[[float], float] | None
 ) -> tuple[list[int], float]:
     """How often the network runs at a strategy's width in each step, and what else an image costs.
 
     Args:
         steps: of the sampler.
-        follows: whether the weak model that guides has the strategy's width; else its own.
-        costs: of the weak model's own widths.
+        cost_of: width -> cost of a weak model of its own widths; None: it has the strategy's.
     """
-    if follows:
+    if cost_of is None:
         return [len(step.widths) for step in steps], 0.0
     weak = [step.weak_width for step in steps if step.weak_width is not None]
-    return [1] * len(steps), sum(costs.cost_of(width) for width in weak)
+    return [1] * len(steps), sum(map(cost_of, weak))
 
 
 def _useful_widths(ms: CostTable, widths: Sequence[float]) -> tuple[float, ...]:

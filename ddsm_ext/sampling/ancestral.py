@@ -48,13 +48,14 @@ def ddpm(
     """
     check_choice("ddpm: variance", variance, VARIANCES)
     check_preserves_variance("ddpm", levels[0])
+    gradient = getattr(denoise, "gradient", lambda: None)  # which a plain function lacks
     for here, there in itertools.pairwise(levels):
         beta = _added_variance(here, there)
         coef_x = math.exp(here.log_alpha - there.log_alpha) * there.variance / here.variance
         x0 = denoise(x, here)
         x = (coef_x * x).add_(x0, alpha=there.alpha * beta / here.variance)
         if there.variance > 0.0:
-            z, slope = noise(), denoise.gradient()
+            z, slope = noise(), gradient()
             small = beta * there.variance / here.variance
             least = beta if variance == "fixed_large" else small
             if variance == "learned":
