@@ -69,6 +69,11 @@ class NetworkConfig(Settings):
         return None
 
     @property
+    def augment_count(self) -> int:
+        """Numbers that it may be told of how an image was augmented; 0: none."""
+        return 0
+
+    @property
     def predicts_variance(self) -> bool:
         """Whether its output has as many channels again as the image, for the variance."""
         return False

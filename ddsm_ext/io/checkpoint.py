@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MANIFEST = "MANIFEST.sha256"
 STATE = "state.json"
 _STEP = re.compile(r"step-(\d{6,})")
-_GROUP = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_GROUP = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 _LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z][A-Za-z0-9_]*\.(?:safetensors|json))")
 _MANIFEST_MAX_BYTES = 1 << 16
 _NEED = "need a checkpoint that can be read"
@@ -250,7 +250,8 @@ def load_checkpoint(path: str | Path, groups: Iterable[str] | None = None) -> Ch
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such folder; need a checkpoint such as step-000500")
     digests = _read_manifest(path)
-    stored = [name.partition(".")[0] for name in digests if name.endswith(".safetensors")]
+    ending = ".safetensors"
+    stored = [name.removesuffix(ending) for name in digests if name.endswith(ending)]
     wanted = stored if groups is None else list(groups)
     for group in wanted:
         if group not in stored:

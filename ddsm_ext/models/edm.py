@@ -52,6 +52,11 @@ class EDMConfig(UShapeConfig):
         """See `NetworkConfig.null_label`."""
         return self.num_classes
 
+    @property
+    def augment_count(self) -> int:
+        """See `NetworkConfig.augment_count`."""
+        return self.augment_channels or 0
+
     def _check_edm(self) -> None:
         self._check_u_shape()
         for name in ("num_classes", "augment_channels"):

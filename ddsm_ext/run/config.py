@@ -22,6 +22,7 @@ from ddsm_ext.settings import (
     did_you_mean,
     shown,
 )
+from ddsm_ext.training.config import AUGMENT_LABELS
 
 METHOD_SIZES = ("population", "generations", "samples")  # None: the method's own
 BUDGETS = ("budget_macs", "budget_ms", "budget_time", "max_quality_loss")
@@ -135,9 +136,25 @@ class RunConfig(Settings):
         if chosen and max(chosen) >= known:
             need = f"labels below {known}" if known else "none, as the network takes no labels"
             raise Refusal(f"sampler.classes is {list(chosen)}; need {need}")
+        self._check_training()
         self.sampler.guidance_by(self.model.null_label)
         for width in self.sampler.guidance_widths:
             self.model.check_width(width)
+
+    def _check_training(self) -> None:
+        """Refuse what the network is not told of, and variances without betas to lie between."""
+        told = self.model.augment_count
+        if self.train.augment and told != AUGMENT_LABELS:
+            raise Refusal(
+                f"train.augment is {self.train.augment} with a network that is told {told} numbers "
+                f"of it; need model.augment_channels {AUGMENT_LABELS}, or augment 0"
+            )
+        without_betas = self.diffusion.schedule == "edm" or self.train.noise_levels != "uniform"
+        if self.model.predicts_variance and without_betas:
+            raise Refusal(
+                f"model.learned_sigma is True with the schedule {self.diffusion.schedule!r} and "
+                f"noise levels {self.train.noise_levels!r}; need a schedule of betas and 'uniform'"
+            )
 
     @property
     def scores_searched(self) -> bool:

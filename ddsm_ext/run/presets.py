@@ -15,6 +15,21 @@ _PAPER_TRAIN: dict[str, Any] = {
     "checkpoint_every": 5000,
     "log_every": 100,
 }
+_EDM_PROCESS: dict[str, Any] = {"schedule": "edm", "parameterisation": "edm"}
+_EDM_SAMPLER: dict[str, Any] = {"kind": "heun", "spacing": "karras", "clip_denoised": False}
+_EDM_TRAIN: dict[str, Any] = {
+    "steps": 390_625,
+    "batch_size": 512,
+    "lr": 1e-3,
+    "warmup_steps": 19_531,  # ten million images
+    "ema_decay": 0.99929,  # half of the weights' share is gone after half a million images
+    "noise_levels": "log_normal",
+    "augment": 0.12,
+    "grad_clip": None,
+    "sample_every": 5000,
+    "checkpoint_every": 5000,
+    "log_every": 100,
+}
 _PAPER_RUN: dict[str, dict[str, Any]] = {
     "train": _PAPER_TRAIN,
     "sampler": {"kind": "ddim", "steps": 100},
@@ -93,6 +108,28 @@ RUN_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "diffusion": {"schedule": "cosine"},
         "data": {"source": "imagenet64"},
         "train": {**_PAPER_TRAIN, "steps": 540_000, "batch_size": 2048, "lr": 3e-4},
+    },
+    # Karras et al. 2022, table 7: 200 million images, 2500 million of ImageNet.
+    **{
+        name: {
+            "diffusion": _EDM_PROCESS,
+            "data": {"source": source},
+            "train": {**_EDM_TRAIN, **train},
+            "sampler": {**_EDM_SAMPLER, "steps": steps},
+            "eval": _PAPER_RUN["eval"],
+        }
+        for name, source, steps, train in (
+            ("edm-cifar10-vp", "cifar10", 18, {}),
+            ("edm-cifar10-ve", "cifar10", 18, {}),
+            ("edm-ffhq64", "ffhq64", 40, {
+                "steps": 781_250, "batch_size": 256, "lr": 2e-4, "augment": 0.15,
+                "ema_decay": 0.99965,
+            }),
+            ("edm-imagenet64", "imagenet64", 40, {
+                "steps": 610_352, "batch_size": 4096, "lr": 1e-4, "augment": 0.0,
+                "ema_decay": 0.99994,
+            }),
+        )
     },
 }
 # The digits by class, trained as those without.

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ddsm_ext.data.dataset import ImageDataset
 from ddsm_ext.diffusion.noise import generator
+from ddsm_ext.settings import Refusal
 
 
 class Stream(IntEnum):
@@ -27,6 +28,7 @@ class Stream(IntEnum):
     MODULE = 5  # (rank, step): dropout and whatever else the network draws
     ROUTE = 6  # (step): width of a step that a strategy decides, the same on every rank
     LABEL = 7  # (rank, step): which images the network sees without their class
+    AUGMENT = 8  # (rank, step): how images are augmented
 
 
 @functools.lru_cache(maxsize=4)
@@ -123,3 +125,28 @@ def step_loader(batches: StepBatches, first: int, last: int, workers: int) -> It
         generator=torch.Generator(),  # else the loader draws from the global stream
     )
     return iter(loader)
+
+
+def check_labels(dataset: ImageDataset, label_count: int) -> None:
+    """Refuse a data set whose classes are not those of a network of `label_count` classes.
+
+    Args:
+        dataset: images to train on.
+        label_count: 0: the network takes no labels, and any data set serves.
+
+    Raises:
+        ValueError: there are no classes, or another number of them.
+    """
+    if label_count == 0:
+        return
+    if dataset.labels is None:
+        raise Refusal(
+            f"train: {dataset.name} has no classes, the network takes labels of {label_count}; "
+            "need images in a folder a class or a dataset.json, or a network without num_classes"
+        )
+    most = len(dataset.class_names)
+    if most != label_count:
+        raise Refusal(
+            f"train: {dataset.name} has {most} classes, the network takes labels of {label_count}; "
+            f"need num_classes {most}"
+        )

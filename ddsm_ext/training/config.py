@@ -10,6 +10,7 @@ from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal, Settings, is_int, is_number
 from ddsm_ext.width import sorted_widths
 
+AUGMENT_LABELS = 9  # numbers that tell how an image was augmented
 LOSS_WEIGHTINGS = ("uniform", "min_snr", "min_snr_soft", "p2", "edm")
 # The profile of the present time alone weighs nothing, and that of equal weights deviates by 0.289.
 GREATEST_EMA_LENGTH = 0.28
@@ -46,6 +47,7 @@ class TrainConfig(Settings):
     noise_levels: str = "uniform"
     p_mean: float = -1.2
     p_std: float = 1.2
+    augment: float = 0.0  # probability of each of EDM's augmentations, of which the network is told
     # Share of the images that a network with a null class sees as of that (arXiv 2207.12598)
     label_dropout: float = 0.1
 
@@ -94,6 +96,7 @@ class TrainConfig(Settings):
         self._check("lr_final", is_number(self.lr_final, 0, 1), "a number from 0 to 1")
         self._check("weight_decay", is_number(self.weight_decay, 0), "a number >= 0")
         self._check("distill_weight", is_number(self.distill_weight, 0), "a number >= 0")
+        self._check("augment", is_number(self.augment, 0, 1), "a number from 0 to 1")
         self._check("label_dropout", is_number(self.label_dropout, 0, 1), "a number from 0 to 1")
         self._check("min_snr_gamma", is_number(self.min_snr_gamma, 1e-3), "a number > 0")
         self._check("ema_decay", is_number(self.ema_decay, 0, 1), "a number from 0 to 1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import logging
 import signal
@@ -23,13 +24,15 @@ from torch import nn
 from ddsm_ext.data.dataset import ImageDataset
 from ddsm_ext.data.images import save_png
 from ddsm_ext.data.pixels import from_uint8
+from ddsm_ext.diffusion.noise import generator
 from ddsm_ext.diffusion.prediction import Prediction, prediction_named
 from ddsm_ext.diffusion.schedule import NoiseSchedule
 from ddsm_ext.io.checkpoint import checkpoint_path
 from ddsm_ext.io.files import append_jsonl
 from ddsm_ext.io.lock import RunLock
 from ddsm_ext.settings import Refusal
-from ddsm_ext.training.batches import Batch, StepBatches, step_loader
+from ddsm_ext.training.augment import augment
+from ddsm_ext.training.batches import Batch, StepBatches, Stream, check_labels, step_loader
 from ddsm_ext.training.config import TrainConfig, TuneConfig
 from ddsm_ext.training.ema import Averages
 from ddsm_ext.training.sandwich import Sandwich, StepResult, make_optimizer
@@ -102,6 +105,7 @@ class _Run:
     sample_grid: SampleGrid | None
     rank: int
     state: TrainState
+    flips: bool  # whether images may be mirrored
     board: Any = None  # TensorBoard writer
     last_row: dict[str, Any] = field(default_factory=dict)
     row_started: float = 0.0
@@ -110,10 +114,15 @@ class _Run:
     def take_step(self, batch: Batch, stop_wanted: bool) -> StepResult:
         """One step on a batch; raises after too many non-finite ones."""
         state, step = self.state, self.state.step
+        images, told = from_uint8(batch.images, self.device), None
+        if self.config.augment:
+            stream = generator(self.config.seed, Stream.AUGMENT, self.rank, step)
+            images, told = augment(images, self.config.augment, stream, flips=self.flips)
         result = self.sandwich.step(
-            from_uint8(batch.images, self.device),
+            images,
             step,
             None if batch.labels is None else batch.labels.to(self.device),
+            augment=told,
             stop_wanted=stop_wanted,
             on_applied=lambda: self.snapshot.averages.update(self.net, step),
         )
@@ -286,8 +295,11 @@ def train(
         kept = (net, averages, sandwich.optimizer, config, identity, sandwich.errors)
         snapshot = Snapshot(run_dir, *kept)
         state = snapshot.restore(on_damage, cut_log=rank == 0)
-        run = _Run(net, config, run_dir, device, sandwich, snapshot, sample_grid, rank, state)
+        parts = (sandwich, snapshot, sample_grid, rank, state, dataset.flips)
+        run = _Run(net, config, run_dir, device, *parts)
         ranks, labelled = (rank, world_size), label_count > 0
+        if config.augment:  # which mirrors them itself, and says so to the network
+            dataset = dataclasses.replace(dataset, flips=False)
         batches = StepBatches(dataset, config.batch_size, config.seed, *ranks, labelled)
         with StopRequest() as stop, _tensorboard(run):
             checkpoint, interrupted = _loop(run, batches, stop, progress if rank == 0 else None)
@@ -324,31 +336,6 @@ def _sandwich(
         routing=routing,
         null_label=null_label,
     )
-
-
-def check_labels(dataset: ImageDataset, label_count: int) -> None:
-    """Refuse a data set whose classes are not those of a network of `label_count` classes.
-
-    Args:
-        dataset: images to train on.
-        label_count: 0: the network takes no labels, and any data set serves.
-
-    Raises:
-        ValueError: there are no classes, or another number of them.
-    """
-    if label_count == 0:
-        return
-    if dataset.labels is None:
-        raise Refusal(
-            f"train: {dataset.name} has no classes, the network takes labels of {label_count}; "
-            "need images in a folder a class or a dataset.json, or a network without num_classes"
-        )
-    most = len(dataset.class_names)
-    if most != label_count:
-        raise Refusal(
-            f"train: {dataset.name} has {most} classes, the network takes labels of {label_count}; "
-            f"need num_classes {most}"
-        )
 
 
 def _loop(

@@ -66,6 +66,7 @@ class NoisyBatch:
         weights: of each image's squared error, [N].
         factors: what keeps the mean that of uniform t, [N]; None: 1.
         labels: the classes [N], which the network is given last; (): it takes none.
+        augment: how the images were augmented, [N, A], which it is told by that name; None: not.
         teacher: the full width's prediction [N, C, H, W]; None: not asked for yet.
     """
 
@@ -79,7 +80,13 @@ class NoisyBatch:
     weights: Tensor
     factors: Tensor | None
     labels: tuple[Tensor, ...] = ()
+    augment: Tensor | None = None
     teacher: Tensor | None = None
+
+    def run(self, net: Callable[..., Tensor], width: float, **more: bool) -> Tensor:
+        """Return a network's output, [N, C or 2C, H, W]."""
+        told = {} if self.augment is None else {"augment": self.augment}
+        return net(self.images, self.times, width, *self.labels, **told, **more)
 
     def __len__(self) -> int:
         return len(self.x0)
@@ -130,7 +137,8 @@ class Objective:
         t: Tensor,
         noise: Tensor,
         factors: Tensor | None,
-        labels: tuple[Tensor, ...],
+        labels: tuple[Tensor, ...] = (),
+        augment: Tensor | None = None,
     ) -> NoisyBatch:
         """Return a batch with noise; arguments as `NoisyBatch` has them."""
         schedule, row = self.schedule, self.row
@@ -138,7 +146,8 @@ class Objective:
         images, times = network_input(x_t, t, schedule, row)
         target = training_target(x0, noise, t, schedule, row)
         weights = loss_weights(t, schedule, self.config, row)
-        return NoisyBatch(draw, x0, t, x_t, images, times, target, weights, factors, labels)
+        given = (images, times, target, weights, factors, labels, augment)
+        return NoisyBatch(draw, x0, t, x_t, *given)
 
     def errors(self, batch: NoisyBatch, output: Tensor) -> Tensor:
         """Return each image's weighted error, [N].

@@ -83,6 +83,9 @@ def draw(
     return t.to(x0.device), noise.to(x0.device)
 
 
+Conditions = tuple[Tensor | None, Tensor | None]  # labels [N], augmentation [N, A]
+
+
 @dataclass(frozen=True)
 class Pass:
     """A width's part of a step.
@@ -147,6 +150,7 @@ class Sandwich:
         step: int,
         labels: Tensor | None = None,
         *,
+        augment: Tensor | None = None,
         stop_wanted: bool = False,
         on_applied: Callable[[], None] | None = None,
     ) -> StepResult:
@@ -159,6 +163,7 @@ class Sandwich:
             x0: images in [-1, 1], [N, C, H, W].
             step: 0-based step; decides widths, timesteps and noise.
             labels: class of each image [N] int64, for a network that takes them; None: it does not.
+            augment: how the images were augmented [N, A], which the network is told; None: not.
             stop_wanted: whether this process was asked to stop.
             on_applied: called after the optimiser changed the weights.
         """
@@ -167,7 +172,8 @@ class Sandwich:
         torch.manual_seed(seed)
         self._clear_gradients()
         seen = None if self.errors is None else self.errors.none_seen()  # [2, W, B]
-        losses = self._backward(x0, self._kept(labels, step), step, seen)
+        conditions = (self._kept(labels, step), augment)
+        losses = self._backward(x0, conditions, step, seen)
         values = torch.stack([*losses.values()]).double()  # [widths]
         gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
         values, stop_wanted, seen = self._average(values, gradients, stop_wanted, seen)
@@ -218,7 +224,7 @@ class Sandwich:
         return labels.masked_fill(dropped, self.null_label)
 
     def _backward(
-        self, x0: Tensor, labels: Tensor | None, step: int, seen: Tensor | None
+        self, x0: Tensor, conditions: Conditions, step: int, seen: Tensor | None
     ) -> dict[float, Tensor]:
         """Loss of each width, detached; gradients are left summed in the parameters.
 
@@ -228,14 +234,15 @@ class Sandwich:
         batch: NoisyBatch | None = None
         for each in self.passes(step):
             if batch is None or each.draw != batch.draw:
-                batch = self._noisy(x0, labels, step, each)
+                batch = self._noisy(x0, conditions, step, each)
             losses[each.width] = self._run(each.width, batch, seen)
         return losses
 
-    def _noisy(self, x0: Tensor, labels: Tensor | None, step: int, each: Pass) -> NoisyBatch:
+    def _noisy(self, x0: Tensor, conditions: Conditions, step: int, each: Pass) -> NoisyBatch:
+        labels, augment = conditions
         t, noise = draw(x0, self.config, each.timesteps, step, self.rank, each.draw)
         factors, classes = each.timesteps.factors(t), () if labels is None else (labels,)
-        return self._objective.noisy(each.draw, x0, t, noise, factors, classes)
+        return self._objective.noisy(each.draw, x0, t, noise, factors, classes, augment)
 
     def _run(self, width: float, batch: NoisyBatch, seen: Tensor | None) -> Tensor:
         """Forward and backward of a width, part by part; returns its loss, detached."""
@@ -278,14 +285,14 @@ class Sandwich:
             with self._autocast(part.x_t):
                 # No weight of it wants a gradient, so none is recorded. Under no_grad the network
                 # would compile its step for weights that an average changes in every step.
-                output = self.teacher(part.images, part.times, full, *part.labels).detach()
+                output = part.run(self.teacher, full).detach()
             found.append(image_channels(output, channels))
         return torch.cat(found) if len(found) > 1 else found[0]
 
     def _predict(self, batch: NoisyBatch, width: float) -> Tensor:
         more = {"accumulate_grad": True} if self.config.accumulate_grad else {}
         with self._autocast(batch.x_t):
-            return self.net(batch.images, batch.times, width, *batch.labels, **more)
+            return batch.run(self.net, width, **more)
 
     def _autocast(self, x_t: Tensor) -> torch.autocast:
         bf16 = self.config.autocast == "bf16"
