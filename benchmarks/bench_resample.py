@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from published.grid import ADM_IMAGENET64
+from torch import Tensor
 
 from ddsm_ext.bench.candidates import Call
 from ddsm_ext.graph.shapes import ResampleShape
@@ -14,6 +15,7 @@ from ddsm_ext.ops import resample
 
 NETWORK = ADM_IMAGENET64
 OP = "resample"
+SCALE = 0.5**0.5  # of what is resampled and added to, as in NCSN++
 
 
 def candidates(shape: ResampleShape, batch: int, dtype: torch.dtype) -> dict[str, Call]:
@@ -22,11 +24,21 @@ def candidates(shape: ResampleShape, batch: int, dtype: torch.dtype) -> dict[str
     size = (batch, shape.c, shape.in_size, shape.in_size)
     x = torch.randn(*size, generator=generator).to(dtype)
     x_cl = x.contiguous(memory_format=torch.channels_last)
-    way = "up" if shape.up else "down"
+    way, how = "up" if shape.up else "down", {"taps": shape.taps, "ring": shape.ring}
+    added: Tensor | None = None
+    if shape.residual:
+        added = torch.randn(batch, shape.c, shape.size, shape.size, generator=generator).to(dtype)
+        added = added.contiguous(memory_format=torch.channels_last)
+
+    def plain(source: Tensor) -> Tensor:
+        y = resampled(source, way, **how)
+        return y if added is None else (y + added) * SCALE
+
+    scale = 1.0 if added is None else SCALE
     return {
-        "slicing": lambda: resampled(x, way),
-        "dense_cl": lambda: resampled(x_cl, way),
-        "ours": lambda: resample(x_cl, shape.up),
+        "slicing": lambda: plain(x),
+        "dense_cl": lambda: plain(x_cl),
+        "ours": lambda: resample(x_cl, shape.up, **how, residual=added, scale=scale),
     }
 
 

@@ -184,10 +184,12 @@ def _norm(arguments: Sequence[Any], _: Any) -> tuple[Any, ...]:
 
 
 def _resample(arguments: Sequence[Any], _: Any) -> tuple[Any, ...]:
-    x, up = arguments[:2]
+    x, up, _, _, *more = arguments
+    taps, _, residual = more or (2, False, None)
     elements, (_, c, height, width) = _numel(x), x["shape"]
-    nbytes = NUMBER_BYTES * (elements * 5 if up else elements + elements // 4)
-    what = f"{c} at {height}x{width}, {'enlarged' if up else 'halved'}"
+    nbytes = NUMBER_BYTES * ((elements * 5 if up else elements + elements // 4) + _numel(residual))
+    filtered = f" by {taps} taps" if taps > 2 else ""
+    what = f"{c} at {height}x{width}, {'enlarged' if up else 'halved'}{filtered}"
     return "resample", what, nbytes, 0, START_CLOCKS
 
 

@@ -183,8 +183,8 @@ std::tuple<Tensor, Tensor> sliced_conv2d_fused(
     const std::vector<Tensor>& biases, int64_t c_out, int64_t c_in2_offset, int64_t stride,
     int64_t padding, bool upsample, const std::optional<Tensor>& shift,
     const std::optional<Tensor>& residual, const std::vector<Tensor>& shortcut,
-    int64_t shortcut_c_in2_offset, double gain, bool with_moments,
-    const std::optional<Tensor>& tickets, bool overlaps, bool tf32) {
+    int64_t shortcut_c_in2_offset, bool with_moments, const std::optional<Tensor>& tickets,
+    bool overlaps, bool tf32, double gain) {
   const char* op = "sliced_conv2d_fused";
   check_parts(op, weights, biases);
   const DeviceGuard guard(x.get_device_index());

@@ -26,8 +26,8 @@ STABLE_TORCH_LIBRARY(ddsm_ext, m) {
   m.def(
       "sliced_conv2d_fused(Tensor x, Tensor? x2, Tensor[] weights, Tensor[] biases, int c_out, "
       "int c_in2_offset, int stride, int padding, bool upsample, Tensor? shift, "
-      "Tensor? residual, Tensor[] shortcut, int shortcut_c_in2_offset, float gain, bool moments, "
-      "Tensor? tickets, bool overlaps, bool tf32) -> (Tensor, Tensor)");
+      "Tensor? residual, Tensor[] shortcut, int shortcut_c_in2_offset, bool moments, "
+      "Tensor? tickets, bool overlaps, bool tf32, float gain=1.0) -> (Tensor, Tensor)");
   m.def(
       "sliced_linear(Tensor x, Tensor weight, Tensor? bias, SymInt c_out, bool tf32=False) "
       "-> Tensor");

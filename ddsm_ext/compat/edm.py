@@ -344,8 +344,8 @@ def to_edm_state_dict(net: SlimmableNetwork) -> dict[str, Tensor]:
             f"to_edm_state_dict: got {got}; need a SlimmableNetwork of a SongUNetConfig or "
             "DhariwalUNetConfig"
         )
-    if isinstance(config, SongUNetConfig) == (config.head_channels is not None):
-        need = "None" if isinstance(config, SongUNetConfig) else "64"
+    need = None if isinstance(config, SongUNetConfig) else DhariwalUNetConfig.head_channels
+    if config.head_channels != need:
         raise Refusal(
             f"to_edm_state_dict: head_channels is {config.head_channels}; need {need}, as in EDM"
         )

@@ -27,7 +27,7 @@ MANIFEST = "MANIFEST.sha256"
 STATE = "state.json"
 _STEP = re.compile(r"step-(\d{6,})")
 _GROUP = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
-_LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z][A-Za-z0-9_]*\.(?:safetensors|json))")
+_LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z][A-Za-z0-9_.-]*\.(?:safetensors|json))")
 _MANIFEST_MAX_BYTES = 1 << 16
 _NEED = "need a checkpoint that can be read"
 

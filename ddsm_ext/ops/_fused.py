@@ -209,11 +209,11 @@ def conv2d_fused(
         residual,
         shortcut.tensors() if shortcut else [],
         shortcut.c_in2_offset if shortcut else 0,
-        scale,
         moments,
         tickets,
         overlaps,
         conv_tf32(x),
+        scale,
     )
     return y, found if moments else None
 

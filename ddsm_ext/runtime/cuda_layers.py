@@ -149,8 +149,8 @@ class CudaLayers:
     def resample(
         self,
         x: Activation,
-        *,
         up: bool,
+        *,
         taps: int = 2,
         ring: bool = False,
         residual: Activation | None = None,

@@ -64,6 +64,11 @@ def _torchs_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ k.transpose(-2, -1) * 0.3).softmax(-1) @ v
 
 
+def _filter(x: Tensor) -> Tensor:
+    row = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=x.dtype) / 8
+    return torch.outer(row, row).expand(2, 1, 4, 4)
+
+
 LABELS = torch.tensor([1, 2, 1])
 CASES = {
     "conv2d": Case(_conv, _torchs_conv, ((2, 4, 5, 5), (2, 2, 5, 5), (8, 7, 3, 3), (8,)), 2),
@@ -97,4 +102,14 @@ CASES = {
         lambda x: resample(x, True), lambda x: F.interpolate(x, scale_factor=2), ((1, 2, 2, 4),)
     ),
     "halve": Case(lambda x: resample(x, False), lambda x: F.avg_pool2d(x, 2), ((1, 2, 2, 4),)),
+    "filter_up": Case(
+        lambda x: resample(x, True, taps=4),
+        lambda x: F.conv_transpose2d(x, 4 * _filter(x), stride=2, padding=1, groups=2),
+        ((1, 2, 2, 4),),
+    ),
+    "filter_down": Case(
+        lambda x, r: resample(x, False, taps=4, ring=True, residual=r, scale=0.6),
+        lambda x, r: (F.conv2d(x, _filter(x), stride=2, groups=2) + r) * 0.6,
+        ((1, 2, 4, 6), (1, 2, 1, 2)),
+    ),
 }

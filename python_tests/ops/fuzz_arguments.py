@@ -196,8 +196,17 @@ def group_norm_arguments(draw: st.DrawFn) -> dict[str, Any]:
 def resample_arguments(draw: st.DrawFn) -> dict[str, Any]:
     sizes = [draw(st.integers(0, limit)) for limit in (2, 9, 4, 4)]
     n, c, h, w = sizes
-    x = ones(draw, n, c, 2 * h, 2 * w, dtype=draw(FITTING_DTYPES))
-    return {"x": x, "up": draw(st.booleans())}
+    dtype, up, taps = draw(FITTING_DTYPES), draw(st.booleans()), draw(st.sampled_from([2, 4]))
+    ring = not up and taps == 4 and h > 0 and w > 0 and draw(st.booleans())
+    size = (4 * h, 4 * w) if up else (h - ring, w - ring)
+    return {
+        "x": ones(draw, n, c, 2 * h, 2 * w, dtype=dtype),
+        "up": up,
+        "taps": taps,
+        "ring": ring,
+        "residual": ones(draw, n, c, *size, dtype=dtype) if draw(st.booleans()) else None,
+        "scale": draw(st.floats(-10, 10)),
+    }
 
 
 @st.composite

@@ -96,7 +96,8 @@ def group_norm_calls(a: dict[str, Any]) -> dict[str, list[Any]]:
 
 
 def resample_calls(a: dict[str, Any]) -> dict[str, list[Any]]:
-    return {"resample": [a["x"], a["up"], 0.25]}
+    more = [a[name] for name in ("taps", "ring", "residual")]
+    return {"resample": [a["x"], a["up"], 0.25, False, *more]}
 
 
 def attention_calls(a: dict[str, Any]) -> dict[str, list[Any]]:

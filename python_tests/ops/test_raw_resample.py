@@ -77,6 +77,32 @@ def test_the_other_way_is_the_gradient(up: bool):
     torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("up", [False, True])
+@pytest.mark.parametrize("ring", [False, True])
+def test_the_other_way_is_the_gradient_of_the_filter(up: bool, ring: bool):
+    """<y, filter(x)> = <gradient(y), x> for every y and x: no other code is asked."""
+    x = normal(seeded(3), 2, 3, 4, 6, dtype=torch.float64)
+    y = RESAMPLE(x, up, 0.7, False, 4, ring)
+    other = normal(seeded(4), *y.shape, dtype=torch.float64)
+    gradient = RESAMPLE(other, not up, 4 * 0.7 if up else 0.7 / 4, False, 4, ring)
+    assert gradient.shape == x.shape
+    torch.testing.assert_close((y * other).sum(), (gradient * x).sum(), rtol=1e-13, atol=0)
+
+
+def test_refusals_of_the_filter():
+    x = torch.ones(1, 2, 4, 4)
+    for arguments, text in (
+        ((3, False, None), "taps is 3; need 2 or 4"),
+        ((2, True, None), "ring is True beside 2 taps; need 4"),
+        ((4, False, x), r"residual is not of the result's shape \[1, 2, 2, 2\]"),
+        ((4, False, x[:, :, :2, :2].double()), "residual is not of the result's shape"),
+    ):
+        with pytest.raises(RuntimeError, match=f"resample: {text}"):
+            RESAMPLE(x, False, 1.0, False, *arguments)
+    with pytest.raises(RuntimeError, match="resample: x has 0x4 pixels; need a ring around them"):
+        RESAMPLE(torch.ones(1, 2, 0, 4), False, 1.0, False, 4, True)
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 0, 4, 4), (2, 3, 0, 4), (2, 3, 4, 0)])
 @pytest.mark.parametrize("up", [False, True])
 def test_empty(shape: tuple[int, ...], up: bool):

@@ -58,6 +58,93 @@ def test_as_exact_as_torch(isa: str, dtype: torch.dtype, shape: tuple[int, ...],
     check_error(grad_x, gradient(torch_resample, x, up, grad), exact_grad, GRADIENT_RATIO)
 
 
+ROW = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=torch.float64) / 8
+
+
+def torch_filter(x: Tensor, up: bool, ring: bool = False) -> Tensor:
+    """[1, 3, 3, 1] / 8 each way by torch's convolutions of planes, zeros beyond the image."""
+    n, c, h, w = x.shape
+    kernel, padding = torch.outer(ROW, ROW)[None, None].to(x.dtype), 0 if ring else 1
+    planes = x.reshape(n * c, 1, h, w)
+    if up:
+        y = F.conv_transpose2d(planes, 4 * kernel, stride=2, padding=padding)
+    else:
+        y = F.conv2d(planes, kernel, stride=2, padding=padding)
+    return y.reshape(n, c, *y.shape[2:])
+
+
+WAYS = [(False, False), (True, False), (False, True)]  # up, ring
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(3, 1, 4, 4), *SHAPES[1:]], ids=str)
+@pytest.mark.parametrize(("up", "ring"), WAYS)
+def test_the_filter_is_as_exact_as_torch(
+    isa: str, dtype: torch.dtype, shape: tuple[int, ...], up: bool, ring: bool
+) -> None:
+    def plain(x: Tensor, up: bool) -> Tensor:
+        return torch_filter(x, up, ring)
+
+    def ours(x: Tensor, up: bool) -> Tensor:
+        return resample(x, up, taps=4, ring=ring)
+
+    x = (normal(seeded(shape[1]), *shape) + 2).to(dtype)
+    exact = plain(x.double(), up)
+    grad = normal(seeded(1), *exact.shape, dtype=dtype)
+    with forced_isa(isa):
+        y, grad_x = ours(x, up), gradient(ours, x, up, grad)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    check_error(y, plain(x, up), exact, FORWARD_RATIO)
+    exact_grad = gradient(plain, x.double(), up, grad)
+    check_error(grad_x, gradient(plain, x, up, grad), exact_grad, GRADIENT_RATIO)
+
+
+def test_the_filter_in_closed_form() -> None:
+    """In one dimension, of constant columns: 3/4 and 1/4 of neighbours up, 1 3 3 1 down."""
+    x = torch.tensor([1.0, 2.0, 4.0, 8.0])[None, None, :, None].expand(1, 1, 4, 4).double()
+    inner = slice(1, -1)  # columns that do not see the zeros beyond
+    up = resample(x, True, taps=4)[0, 0, :, inner]
+    expected = [0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 7.0, 6.0]
+    torch.testing.assert_close(up, torch.tensor(expected).double()[:, None].expand(8, 6))
+    wide = x.expand(1, 1, 4, 4).repeat(1, 1, 1, 2)
+    down = resample(wide, False, taps=4)[0, 0, :, inner]
+    torch.testing.assert_close(down, torch.tensor([13 / 8, 38 / 8]).double()[:, None].expand(2, 2))
+    ring = resample(wide, False, taps=4, ring=True)
+    torch.testing.assert_close(ring, torch.full((1, 1, 1, 3), 27 / 8).double())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("taps", [2, 4])
+@pytest.mark.parametrize("up", [False, True])
+def test_residual_and_scale(dtype: torch.dtype, taps: int, up: bool) -> None:
+    """(filter + residual) * scale, rounded once, whatever the residual's layout."""
+    x = normal(seeded(0), 2, 9, 4, 6, dtype=dtype)
+    exact = (torch_resample if taps == 2 else torch_filter)(x.double(), up)
+    residual = normal(seeded(1), *exact.shape, dtype=dtype)
+    exact = (exact + residual.double()) * 0.5**0.5
+    rounding = 2e-6 if dtype == torch.float32 else 0.51 * torch.finfo(dtype).eps
+    for layout in ("contiguous", "channels_last", "sliced"):
+        added = as_layout(residual, layout)
+        y = resample(x, up, taps=taps, residual=added, scale=0.5**0.5)
+        torch.testing.assert_close(y.double(), exact, rtol=rounding, atol=1e-6)
+    same = resample_ref(x.double(), up, taps=taps, residual=residual.double(), scale=0.5**0.5)
+    torch.testing.assert_close(same, exact)
+
+
+@pytest.mark.parametrize(("up", "ring"), WAYS)
+def test_gradcheck_of_the_filter_twice(up: bool, ring: bool) -> None:
+    x = normal(seeded(0), 2, 3, 4, 6, dtype=torch.float64).requires_grad_()
+    residual = normal(seeded(1), *torch_filter(x, up, ring).shape, dtype=torch.float64)
+    residual.requires_grad_()
+
+    def call(x: Tensor, residual: Tensor) -> Tensor:
+        return resample(x, up, taps=4, ring=ring, residual=residual, scale=0.7).square()
+
+    assert torch.autograd.gradcheck(call, [x, residual])
+    assert torch.autograd.gradgradcheck(call, [x, residual])
+
+
 @pytest.mark.parametrize("up", [False, True])
 def test_gradcheck_twice(up: bool) -> None:
     x = normal(seeded(0), 2, 3, 4, 2, dtype=torch.float64).requires_grad_()
@@ -119,6 +206,12 @@ def test_opcheck() -> None:
         for up, gain in ((True, 1.0), (False, 0.5))
     ]
     check_op(torch.ops.ddsm_ext.resample.default, samples)
+    x = normal(seeded(0), 2, 7, 4, 6).requires_grad_()
+    filters = []
+    for up, ring in WAYS:
+        residual = normal(seeded(1), *torch_filter(x.detach(), up, ring).shape).requires_grad_()
+        filters.append((x, up, 0.5, False, 4, ring, residual))
+    check_op(torch.ops.ddsm_ext.resample.default, filters)
 
 
 def test_eleven_widths_compile_to_two_graphs() -> None:
@@ -146,6 +239,38 @@ def test_counts_no_flops() -> None:
     with FlopCounterMode(display=False) as counter:
         resample(torch.ones(1, 8, 4, 4), True)
     assert counter.get_total_flops() == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "text"),
+    [
+        ({"taps": 3}, ValueError, "taps is 3; need 2 or 4"),
+        ({"taps": 4.0}, TypeError, "taps is 4.0, need an int"),
+        ({"ring": True}, ValueError, "ring is True, up False, taps 2; need up=False and taps=4"),
+        ({"ring": None}, TypeError, "ring is None, need True or False"),
+        ({"scale": "1"}, TypeError, "scale is '1'; need a finite number"),
+        ({"scale": float("nan")}, TypeError, "scale is nan; need a finite number"),
+        (
+            {"residual": torch.zeros(2, 8, 4, 4)},
+            ValueError,
+            r"residual has shape \[2, 8, 4, 4\]; "
+            r"need \[2, 8, 2, 2\]",
+        ),
+        ({"residual": torch.zeros(2, 8, 2, 2).double()}, TypeError, "residual is torch.float64"),
+        ({"residual": 3}, TypeError, "residual is int, need a torch.Tensor"),
+    ],
+)
+def test_refusals_of_filters_and_residuals(more: Any, error: type, text: str) -> None:
+    with pytest.raises(error, match=f"^resample: {text}"):
+        resample(torch.zeros(2, 8, 4, 4), False, **more)
+
+
+def test_a_ring_wants_an_image() -> None:
+    with pytest.raises(
+        ValueError, match=r"x has 0x4 pixels .*; need an even height and width from"
+    ):
+        resample(torch.zeros(2, 8, 0, 4), False, taps=4, ring=True)
+    assert resample(torch.zeros(2, 8, 2, 4), False, taps=4, ring=True).shape == (2, 8, 0, 1)
 
 
 @pytest.mark.parametrize(

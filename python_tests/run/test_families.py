@@ -45,7 +45,7 @@ CASES: dict[str, dict[str, Any]] = {
         "sampler": EDM["sampler"],
     },
     "dhariwal-unet": {
-        "model": {"family": "dhariwal-unet", "ch": 32, "groups": 4, "head_channels": 16},
+        "model": {"family": "dhariwal-unet", "ch": 32, "groups": 4},
         **EDM,
     },
 }  # fmt: skip
