@@ -37,12 +37,12 @@ def training_text(config: RunConfig) -> str:
 def sampling_text(config: RunConfig, strategy: Strategy, images: int, batch: int) -> str:
     """Return what `ddsm sample` would do."""
     takes = estimate_sampling(config, strategy, images, batch)
-    counts = sorted(Counter(takes.step_widths).items(), reverse=True)
+    counts = sorted(Counter(takes.run_widths).items(), reverse=True)
     used = ", ".join(f"{number} at width {width:g}" for width, number in counts)
     return "\n".join(
         [
             _model(config, ("model", "diffusion", "sampler")),
-            f"steps: {len(takes.step_widths)} ({used})",
+            f"runs of the network: {len(takes.run_widths)} ({used})",
             f"million MACs an image: {takes.macs / images / 1e6:.5g}",
             _memory(takes),
             f"{_time(takes)}, for {images} images",
@@ -53,13 +53,13 @@ def sampling_text(config: RunConfig, strategy: Strategy, images: int, batch: int
 def search_text(config: RunConfig) -> str:
     """Return what `ddsm search` would do."""
     search, takes = config.search, estimate_search(config)
-    steps, samples = len(takes.step_widths), search.most_scored_samples()
+    runs, samples = len(takes.run_widths), search.most_scored_samples()
     if not config.scores_searched:
         scored = "scores no sample: the front of the sampler-weighted errors"
     else:
         scored = (
-            f"about {samples:,} samples of {steps} steps scored: {samples * steps:,} network "
-            f"evaluations, {share_of_paper(samples * steps)} of the DDSM paper's search"
+            f"about {samples:,} samples of {runs} runs scored: {samples * runs:,} network "
+            f"evaluations, {share_of_paper(samples * runs)} of the DDSM paper's search"
         )
     return "\n".join(
         [

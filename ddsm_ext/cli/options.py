@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ddsm_ext.run.config import SECTIONS, RunConfig, changed, parse_setting
+from ddsm_ext.sampling.samplers import SAMPLERS
 from ddsm_ext.settings import LARGEST_INT, Refusal, did_you_mean, shown
 
 MAX_SEEDS = 10_000_000
@@ -47,11 +48,25 @@ def add_weights_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--sampler` and `--steps`, which override the run's sampler."""
-    parser.add_argument("--sampler", metavar="KIND", help="such as ddim (default: the run's)")
+    """Add `--sampler`, `--steps` and those of classes and guidance, which override the run's."""
+    parser.add_argument(
+        "--sampler", metavar="KIND", help=f"{', '.join(SAMPLERS)} (default: the run's)"
+    )
     parser.add_argument(
         "--class", dest="classes", metavar="NAMES",
         help="classes of the images, by name or label, e.g. cat,dog (default: all in turn)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--guidance", type=float, metavar="SCALE",
+        help="scale of guidance away from a weak model; 1: none (default: the run's)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--guidance-interval", metavar="LOW,HIGH", help="log-SNRs between which it is done"
+    )
+    parser.add_argument(
+        "--guidance-width", metavar="WIDTH|FILE",
+        help="width of the weak model, or its strategy; of a network without a label for no class "
+        "this is autoguidance (default: the width of the step)",
     )  # fmt: skip
     parser.add_argument(
         "--steps", type=int, metavar="N", help="denoising steps an image (default: the run's)"
@@ -184,6 +199,26 @@ def _classes(run: Path, text: str) -> list[int]:
     return list(labels_named(text, class_names(run, count), "--class"))
 
 
+def _guidance(run: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """The settings of the sampler that the options of guidance name."""
+    from ddsm_ext.run.folder import config_of
+
+    settings: dict[str, Any] = {}
+    if getattr(args, "guidance", None) is not None:
+        settings["guidance"] = args.guidance
+    if getattr(args, "guidance_interval", None) is not None:
+        settings["guidance_interval"] = args.guidance_interval
+    if getattr(args, "guidance_width", None) is not None:
+        from ddsm_ext.run.strategies import read_strategy
+
+        config = config_of(run)
+        _, weak = read_strategy(args.guidance_width, run, config)
+        settings["guidance_widths"], settings["guidance_cuts"] = weak.widths, weak.cuts
+        if config.model.null_label is None:
+            settings["guidance_weak"] = "width"
+    return settings
+
+
 def run_settings(run: Path, args: argparse.Namespace) -> RunConfig:
     """Return a run's configuration with `--set` and the options of single settings laid over it.
 
@@ -201,6 +236,7 @@ def run_settings(run: Path, args: argparse.Namespace) -> RunConfig:
         sampler["steps"] = args.steps
     if getattr(args, "classes", None) is not None:
         sampler["classes"] = _classes(run, args.classes)
+    sampler.update(_guidance(run, args))
     if getattr(args, "features", None):
         changes.setdefault("eval", {})["features"] = args.features
     return changed(config_of(run), changes, "--set")

@@ -323,4 +323,6 @@ PRESETS: dict[str, SongUNetConfig | DhariwalUNetConfig] = {
     ),
     # FFHQ and AFHQv2 at 64x64, DDPM++: 61.81 M. EDM's dropout is .05 on FFHQ, .25 on AFHQv2.
     "edm-ffhq64": SongUNetConfig(image_size=64, ch_mult=(1, 2, 2, 2), attn=(2,), dropout=0.05),
+    # Class-conditional ImageNet at 64x64, ADM's network: 295.90 M.
+    "edm-imagenet64": DhariwalUNetConfig(image_size=64, num_classes=1000),
 }

@@ -247,6 +247,7 @@ class Sampler:
             self.shape,
             settings,
             labels=self.labels(seeds),
+            null_label=self.config.model.null_label,
             parameterisation=prediction_of(self.config.diffusion),
             batch_size=self.batch_size,
             device=self.device,
@@ -293,5 +294,6 @@ class Sampler:
     def macs_per_image(self, strategy: Strategy | float) -> int:
         """Return the MACs of one image over all steps of the sampler."""
         steps = evaluations(self.schedule, self.config.sampler, strategy)
-        each = {width: macs(self.config.model, width) for width in {s.width for s in steps}}
-        return sum(each[step.width] for step in steps)
+        runs = [width for step in steps for width in step.widths]
+        each = {width: macs(self.config.model, width) for width in {*runs}}
+        return sum(each[width] for width in runs)

@@ -112,7 +112,7 @@ class RunConfig(Settings):
 
     Raises:
         ValueError: the images are brought to another size or other channels than the network's, or
-            sampled in classes that it does not know.
+            sampled in classes that it does not know, or guided as it cannot be.
     """
 
     model: Any
@@ -135,6 +135,9 @@ class RunConfig(Settings):
         if chosen and max(chosen) >= known:
             need = f"labels below {known}" if known else "none, as the network takes no labels"
             raise Refusal(f"sampler.classes is {list(chosen)}; need {need}")
+        self.sampler.guidance_by(self.model.null_label)
+        for width in self.sampler.guidance_widths:
+            self.model.check_width(width)
 
     @property
     def scores_searched(self) -> bool:

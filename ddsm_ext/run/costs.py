@@ -143,13 +143,13 @@ class Estimate:
         macs: multiply-accumulates of all of it.
         seconds: its time on this processor.
         n_bytes: memory of weights and of the activations of a batch.
-        step_widths: width of each denoising step of an image; empty for training.
+        run_widths: width of every run of the network for an image; empty for training.
     """
 
     macs: float
     seconds: float
     n_bytes: float
-    step_widths: tuple[float, ...] = ()
+    run_widths: tuple[float, ...] = ()
 
 
 def ms_per_gmac(config: RunConfig) -> float:
@@ -178,12 +178,12 @@ def _estimate(
     config: RunConfig,
     macs: float,
     batch: int,
-    step_widths: tuple[float, ...] = (),
+    run_widths: tuple[float, ...] = (),
     *,
     training: bool = False,
 ) -> Estimate:
     n_bytes = _bytes(config.model, batch, training=training)
-    return Estimate(macs, macs / 1e9 * ms_per_gmac(config) / 1e3, n_bytes, step_widths)
+    return Estimate(macs, macs / 1e9 * ms_per_gmac(config) / 1e3, n_bytes, run_widths)
 
 
 def _bytes(network: NetworkConfig, batch: int, *, training: bool) -> float:
@@ -226,9 +226,10 @@ def check_memory(
         )
 
 
-def _step_widths(config: RunConfig, strategy: Strategy | float) -> tuple[float, ...]:
+def _run_widths(config: RunConfig, strategy: Strategy | float) -> tuple[float, ...]:
+    """Width of every run of the network for an image."""
     steps = evaluations(make_schedule(config.diffusion), config.sampler, strategy)
-    return tuple(step.width for step in steps)
+    return tuple(width for step in steps for width in step.widths)
 
 
 def estimate_training(config: RunConfig) -> Estimate:
@@ -283,14 +284,14 @@ def estimate_sampling(
         images: how many.
         batch: images that run together.
     """
-    widths = _step_widths(config, strategy)
+    widths = _run_widths(config, strategy)
     macs = sum(count.macs(config.model, width) for width in widths)
     return _estimate(config, macs * images, batch, widths)
 
 
 def estimate_search(config: RunConfig) -> Estimate:
     """Return about what a search takes: its scores, and before them each width's error and time."""
-    widths, batch = _step_widths(config, 1.0), config.eval.batch_size
+    widths, batch = _run_widths(config, 1.0), config.eval.batch_size
     full = count.macs(config.model, 1.0)
     samples = config.search.most_scored_samples() if config.scores_searched else 0
     scores = SEARCHED_SHARE * full * len(widths) * samples
@@ -311,6 +312,6 @@ def estimate_scores(config: RunConfig, strategies: Iterable[Strategy], images: i
     macs = sum(
         count.macs(config.model, width)
         for strategy in strategies
-        for width in _step_widths(config, strategy)
+        for width in _run_widths(config, strategy)
     )
     return _estimate(config, macs * images, config.eval.batch_size)

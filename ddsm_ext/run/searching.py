@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ddsm_ext.data.pixels import from_uint8, to_uint8
 from ddsm_ext.diffusion.noise import normal
 from ddsm_ext.diffusion.prediction import network_input, prediction_of
 from ddsm_ext.diffusion.schedule import add_noise
+from ddsm_ext.graph.count import macs
 from ddsm_ext.intervals import jackknife
 from ddsm_ext.io.files import one_line
 from ddsm_ext.report.records import Costs, WidthCost
@@ -25,6 +27,7 @@ from ddsm_ext.run.costs import conditions, macs_table, measure_ms
 from ddsm_ext.run.scoring import Scorer
 from ddsm_ext.run.search_folders import search_folder, search_folders, take_place
 from ddsm_ext.run.strategies import save_steps
+from ddsm_ext.sampling.denoiser import Evaluation
 from ddsm_ext.sampling.levels import evaluations, prediction_gains
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.search.archive import ARCHIVE_FILE
@@ -275,19 +278,25 @@ def search_run(
             scorer, SEARCH_FIRST_SEED, settings.fewest_samples, settings.race_samples
         )
     identity = _identity(sampler, scorer, quality)
-    log_snrs = [e.log_snr for e in evaluations(sampler.schedule, sampler.config.sampler)]
+    steps = evaluations(sampler.schedule, sampler.config.sampler)
+    log_snrs = [step.log_snr for step in steps]
+    weak = sampler.config.sampler.guidance_widths
     in_macs = macs_table(sampler.config.model, settings.widths)
-    ms = measure_costs(run, sampler, settings.widths)
+    ms = measure_costs(run, sampler, sorted({*settings.widths, *weak}, reverse=True))
     searched = ms.of_widths(settings.widths)
     if settings.cost == "ms":
         settings = replace(settings, widths=_useful_widths(searched, settings.widths))
     table = in_macs if settings.cost == "macs" else searched
-    space = StrategySpace(log_snrs, settings.widths, settings.segments)
-    cost = StepCost(table.costs, space)
+    weak_macs = partial(macs, sampler.config.model)
+    weak_cost = weak_macs if settings.cost == "macs" else ms.cost_of
+    runs, fixed = _guidance_runs(steps, weak_cost if weak else None)
+    space = StrategySpace(log_snrs, settings.widths, settings.segments, runs)
+    cost = StepCost(table.costs, space, fixed)
     check_budget(settings, cost)
     folder = run / "search"
     if quality is not None:
-        folder = search_folder(run, search_identity(settings, table, log_snrs, identity))
+        known = search_identity(settings, table, log_snrs, identity, runs, fixed)
+        folder = search_folder(run, known)
     kept = (ARCHIVE_FILE, COST_TABLE_FILE)
     if not all((folder / name).exists() for name in kept):
         ms.save(folder / COST_TABLE_FILE)  # else a search in ms there goes on with its own
@@ -313,6 +322,8 @@ def search_run(
         errors=errors,
         identity=identity,
         quality_name=quality.name if quality else "sampler-weighted error, no samples",
+        runs=runs,
+        fixed_cost=fixed,
         progress=tell,
     )
     assert front.chosen is not None
@@ -328,6 +339,21 @@ def search_run(
     _save_comparisons(folder, cost, front.chosen, space.by_level(log_snrs, errors))
     take_place(run, folder)
     return front
+
+
+def _guidance_runs(
+    steps: Sequence[Evaluation], cost_of: Callable[[float], float] | None
+) -> tuple[list[int], float]:
+    """How often the network runs at a strategy's width in each step, and what else an image costs.
+
+    Args:
+        steps: of the sampler.
+        cost_of: width -> cost of a weak model of its own widths; None: it has the strategy's.
+    """
+    if cost_of is None:
+        return [len(step.widths) for step in steps], 0.0
+    weak = [step.weak_width for step in steps if step.weak_width is not None]
+    return [1] * len(steps), sum(map(cost_of, weak))
 
 
 def _useful_widths(ms: CostTable, widths: Sequence[float]) -> tuple[float, ...]:

@@ -41,24 +41,31 @@ def ddpm(
     x_s = sqrt(a_t / a_s) (1 - a_s) / (1 - a_t) x_t + sqrt(a_s) beta / (1 - a_t) x0 + noise, where
     a = alpha² and beta = 1 - a_t / a_s; the noise has variance beta ("fixed_large") or
     beta (1 - a_s) / (1 - a_t) ("fixed_small"), or one between the two by log, as the network says
-    ("learned").
+    ("learned"). A classifier's gradient times that variance is added to the mean.
 
     Source: Ho et al. 2020, eq. 7 and section 3.2; learned: Nichol & Dhariwal 2021, eq. 15; strided:
-    eq. 19.
+    eq. 19; classifier: Dhariwal & Nichol 2021, algorithm 1.
     """
     check_choice("ddpm: variance", variance, VARIANCES)
     check_preserves_variance("ddpm", levels[0])
+    gradient = getattr(denoise, "gradient", lambda: None)  # which a plain function lacks
     for here, there in itertools.pairwise(levels):
         beta = _added_variance(here, there)
         coef_x = math.exp(here.log_alpha - there.log_alpha) * there.variance / here.variance
         x0 = denoise(x, here)
         x = (coef_x * x).add_(x0, alpha=there.alpha * beta / here.variance)
         if there.variance > 0.0:
-            z, small = noise(), beta * there.variance / here.variance
+            z, slope = noise(), gradient()
+            small = beta * there.variance / here.variance
+            least = beta if variance == "fixed_large" else small
             if variance == "learned":
                 # sigma = small^(1/2) (beta / small)^(v / 2)
-                z = (denoise.variance_fraction() * (0.5 * math.log(beta / small))).exp_().mul_(z)
-            x.add_(z, alpha=math.sqrt(beta if variance == "fixed_large" else small))
+                factor = (denoise.variance_fraction() * (0.5 * math.log(beta / small))).exp_()
+                z = factor * z
+                slope = None if slope is None else factor.square_().mul_(slope)
+            if slope is not None:
+                x.add_(slope, alpha=least)
+            x.add_(z, alpha=math.sqrt(least))
     return x
 
 

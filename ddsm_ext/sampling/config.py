@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ddsm_ext.sampling.ancestral import VARIANCES
+from ddsm_ext.sampling.guidance import Guidance
 from ddsm_ext.sampling.method import FORMS, GREATEST_ORDER
 from ddsm_ext.sampling.samplers import SAMPLERS
+from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal, Settings, is_int, is_number, shown
 
 # Spacing -> the settings that it takes.
@@ -104,6 +106,14 @@ class SamplerConfig(Settings):
         s_min: least sigma at which it is added; None takes 0.
         s_max: greatest one; None for no bound.
         s_noise: standard deviation of what is added; None takes 1.
+        guidance: scale of guidance: weak + scale (strong - weak), where the network is the strong
+            model (Ho & Salimans 2022, with 1 + w); 1: none.
+        guidance_weak: which the weak model is: "null", the network with the label that stands for
+            no class, or "width", the network with the image's label at `guidance_widths`
+            (autoguidance, Karras et al. 2024).
+        guidance_interval: least and greatest log-SNR at which it is done; None: at all.
+        guidance_widths: widths of the weak model, from noisy to clean; (): the strong model's.
+        guidance_cuts: log-SNRs between these, one fewer.
         restart_on_width_change: samplers that use outputs of earlier steps begin anew, with order
             1, where the width changes.
 
@@ -133,6 +143,11 @@ class SamplerConfig(Settings):
     s_max: float | None = None
     s_noise: float | None = None
     restart_on_width_change: bool = False
+    guidance: float = 1.0
+    guidance_weak: str = "null"
+    guidance_interval: tuple[float, float] | None = None
+    guidance_widths: tuple[float, ...] = ()
+    guidance_cuts: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         self._check_choice("kind", SAMPLERS)
@@ -155,12 +170,60 @@ class SamplerConfig(Settings):
             )
         if self.eta is None:  # a number from here on, as files of earlier versions have it
             object.__setattr__(self, "eta", row.eta)
+        self._check_guidance()
         low, high = self.sigma_min, self.sigma_max
         if low is not None and high is not None and low >= high:
             raise Refusal(
                 f"SamplerConfig: sigma_min is {low}, sigma_max is {high}; need sigma_min < "
                 "sigma_max"
             )
+
+    def _check_guidance(self) -> None:
+        self._check("guidance", is_number(self.guidance, 0, 1e3), "a number from 0 to 1000")
+        self._check_choice("guidance_weak", ("null", "width"))
+        interval = self.guidance_interval
+        if interval is not None:
+            pair = isinstance(interval, tuple | list) and len(interval) == 2
+            ok = pair and all(is_number(v, -1e3, 1e3) for v in interval)
+            need = "two log-SNRs from -1000 to 1000, the lower one first"
+            self._check("guidance_interval", ok and interval[0] < interval[1], need)
+            object.__setattr__(self, "guidance_interval", tuple(interval))
+        if self.guidance_widths or self.guidance_cuts:
+            widths = Strategy(self.guidance_widths, self.guidance_cuts)
+            object.__setattr__(self, "guidance_widths", widths.widths)
+            object.__setattr__(self, "guidance_cuts", widths.cuts)
+        if self.guidance_weak == "width" and self.guidance != 1.0 and not self.guidance_widths:
+            raise Refusal(
+                f"SamplerConfig: guidance is {self.guidance} by width without guidance_widths; "
+                "need the width of the weak model"
+            )
+        given = [n for n in ("guidance_interval", "guidance_widths") if getattr(self, n)]
+        if given and self.guidance == 1.0:
+            raise Refusal(
+                f"SamplerConfig: {given[0]} is {shown(getattr(self, given[0]))} with guidance 1, "
+                "which is none; need another guidance"
+            )
+
+    def guidance_by(self, null_label: int | None) -> Guidance | None:
+        """Return the guidance of a network; None: there is none.
+
+        Args:
+            null_label: the network's label that stands for no class; None: it has none.
+
+        Raises:
+            ValueError: it guides away from no class, and the network has no such label.
+        """
+        if self.guidance == 1.0:
+            return None
+        if self.guidance_weak == "null" and null_label is None:
+            raise Refusal(
+                f"sampler.guidance is {self.guidance}, the network has no label for no class; need "
+                "one trained with null_class, guidance_weak 'width', or guidance 1"
+            )
+        own = self.guidance_widths
+        widths = Strategy(own, self.guidance_cuts) if own else None
+        label = null_label if self.guidance_weak == "null" else None
+        return Guidance(self.guidance, self.guidance_interval, widths, label)
 
     def _check_values(self) -> None:
         if self.steps is not None:

@@ -17,9 +17,10 @@ from ddsm_ext.diffusion.noise import as_seeds, normal
 from ddsm_ext.diffusion.prediction import Prediction
 from ddsm_ext.diffusion.schedule import NoiseSchedule
 from ddsm_ext.sampling.config import SamplerConfig
-from ddsm_ext.sampling.denoiser import Callback, Denoiser, Network
+from ddsm_ext.sampling.denoiser import Callback, Classifier, Denoiser, Network
 from ddsm_ext.sampling.levels import check_levels, configured, dry_run, noise_levels
 from ddsm_ext.sampling.method import Method
+from ddsm_ext.sampling.samplers import SAMPLERS
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal, TypeRefusal, is_int
 
@@ -44,6 +45,8 @@ def sample(
     *,
     parameterisation: str | Prediction = "epsilon",
     labels: Tensor | Sequence[int] | None = None,
+    null_label: int | None = None,
+    classifier: Classifier | None = None,
     method: Method | None = None,
     levels: Sequence[Level] | None = None,
     batch_size: int = 64,
@@ -68,6 +71,11 @@ def sample(
         parameterisation: what the network predicts and is given: a name in
             `diffusion.PREDICTIONS`, or a row such as `diffusion.prediction_of(config)`.
         labels: [N] integers, the class of each image; None for a network without classes.
+        null_label: the network's label that stands for no class, which `sampler.guidance` needs
+            unless it is by width.
+        classifier: called as (x, t, labels), x [n, C, H, W] and t [n] as the network has it;
+            returns log p(label | x, t) [n] times the scale of guidance by its gradient (Dhariwal &
+            Nichol 2021): the mean of "ddpm" is moved by it, x0 of other samplers.
         method: a sampler function of your own, `(denoise, x, levels, noise) -> x`, in place of the
             one that `sampler.kind` names (see docs/adding-a-sampler.md). It may turn gradients on
             (`torch.enable_grad`).
@@ -101,14 +109,16 @@ def sample(
     labels = _check_labels(labels, len(seeds))
     image_dtype = torch.promote_types(dtype, torch.float32)
     # Tensors of inference mode can never take part in autograd, as a caller's function may want.
-    foreign = method is not None or callback is not None
+    foreign = method is not None or callback is not None or classifier is not None
+    guidance = sampler.guidance_by(null_label)
+    moves_mean = method is None and SAMPLERS[sampler.kind].moves_mean
     mode = torch.no_grad() if foreign else torch.inference_mode()
     method = method or configured(sampler, schedule)
     levels = noise_levels(schedule, sampler) if levels is None else check_levels(levels)
     batches = range(0, len(seeds), batch_size)
     told = None
     if progress is not None:
-        total = len(batches) * len(dry_run(method, levels, strategy))
+        total = len(batches) * len(dry_run(method, levels, strategy, guidance))
         told = _telling(progress, total)
     # Made outside inference mode, so that the caller may use the images under autograd.
     images = torch.empty((len(seeds), *shape), dtype=torch.float32, device=device)  # [N, C, H, W]
@@ -124,6 +134,9 @@ def sample(
                 dtype=dtype,
                 callback=callback,
                 progress=told,
+                guidance=guidance,
+                classifier=classifier,
+                moves_mean=moves_mean,
             )
             own_seeds = seeds[rows].to(device)
             x = _normal(own_seeds, 0, shape, INITIAL_STREAM, image_dtype)

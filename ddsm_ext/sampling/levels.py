@@ -15,12 +15,14 @@ from ddsm_ext.diffusion.level import CLEAN, Level
 from ddsm_ext.diffusion.prediction import Prediction, prediction_named
 from ddsm_ext.diffusion.schedule import NoiseSchedule
 from ddsm_ext.sampling.config import SamplerConfig
-from ddsm_ext.sampling.denoiser import Evaluation
+from ddsm_ext.sampling.denoiser import Evaluation, evaluation_at
+from ddsm_ext.sampling.guidance import Guidance
 from ddsm_ext.sampling.method import Method
 from ddsm_ext.sampling.samplers import SAMPLERS
 from ddsm_ext.sampling.strategy import Strategy, as_strategy
 from ddsm_ext.settings import Refusal, TypeRefusal
 
+_ANY_LABEL = 0  # what a dry run guides away from, of no network
 # A power of two, so that multiplying by it and dividing by it again is exact
 _SMALL = 2.0**-20
 
@@ -165,11 +167,14 @@ def configured(sampler: SamplerConfig, schedule: NoiseSchedule) -> Method:
 
 
 def dry_run(
-    method: Method, levels: Sequence[Level], strategy: Strategy | float = 1.0
+    method: Method,
+    levels: Sequence[Level],
+    strategy: Strategy | float = 1.0,
+    guidance: Guidance | None = None,
 ) -> list[Evaluation]:
     """Run a sampler on a single number: what it evaluates."""
     zero = torch.zeros((), dtype=torch.float64, device="cpu")
-    denoise = _DryDenoiser(as_strategy(strategy), zero)
+    denoise = _DryDenoiser(as_strategy(strategy), zero, guidance=guidance)
     with torch.no_grad():
         method(denoise, zero.clone(), levels, lambda: zero)
     return denoise.found
@@ -183,16 +188,19 @@ class _DryDenoiser:
         strategy: width per noise level.
         like: the learned variance is of its shape, halfway.
         image: (x, level) -> x0; None for 0 times x, of which a sampler may ask for the gradient.
+        guidance: what runs beside the network.
     """
 
     strategy: Strategy
     like: Tensor
     image: Callable[[Tensor, Level], Tensor] | None = None
+    guidance: Guidance | None = None
     found: list[Evaluation] = field(default_factory=list)
 
     def __call__(self, x: Tensor, level: Level) -> Tensor:
         x0 = 0.0 * x if self.image is None else self.image(x, level)
-        self.found.append(Evaluation(len(self.found), level, self.width_at(level)))
+        evaluation = evaluation_at(len(self.found), level, self.strategy, self.guidance)
+        self.found.append(evaluation)
         return x0
 
     def width_at(self, level: Level) -> float:
@@ -200,6 +208,9 @@ class _DryDenoiser:
 
     def variance_fraction(self) -> Tensor:
         return torch.full_like(self.like, 0.5)
+
+    def gradient(self) -> None:
+        return None
 
 
 def evaluations(
@@ -210,7 +221,7 @@ def evaluations(
     method: Method | None = None,
     levels: Sequence[Level] | None = None,
 ) -> list[Evaluation]:
-    """Return the network evaluations of one image, in their order: t, log-SNR and width of each.
+    """Return the network evaluations of one image in their order: t, log-SNR and widths of each.
 
     Args:
         schedule: the noise schedule that the network was trained with.
@@ -223,7 +234,8 @@ def evaluations(
         ValueError: the sampler's steps do not fit the schedule, or the levels do not end clean.
     """
     levels = noise_levels(schedule, sampler) if levels is None else check_levels(levels)
-    return dry_run(method or configured(sampler, schedule), levels, strategy)
+    method = method or configured(sampler, schedule)
+    return dry_run(method, levels, strategy, sampler.guidance_by(_ANY_LABEL))
 
 
 def prediction_gains(

@@ -26,6 +26,9 @@ class Denoise(Protocol):
     def variance_fraction(self) -> Tensor:
         """Return v of the last evaluation's learned variance: 1 is beta, 0 the posterior's."""
 
+    def gradient(self) -> Tensor | None:
+        """Return a classifier's gradient at the last x by which the mean is moved; None: none."""
+
 
 Noise = Callable[[], "Tensor"]
 Method = Callable[..., "Tensor"]  # (denoise, x, levels, noise, **options) -> x

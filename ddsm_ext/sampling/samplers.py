@@ -31,6 +31,7 @@ class Row:
         variants: values of the setting `variant`, where it takes that.
         between: whether it evaluates between the levels visited, and so takes `level_at`.
         eta: what the setting `eta` is where nobody says it.
+        moves_mean: whether a classifier's gradient moves its mean; else it moves x0.
     """
 
     method: Method
@@ -38,10 +39,11 @@ class Row:
     variants: tuple[str, ...] = ()
     between: bool = False
     eta: float = 0.0
+    moves_mean: bool = False
 
 
 SAMPLERS: dict[str, Row] = {
-    "ddpm": Row(ddpm, ("variance",)),
+    "ddpm": Row(ddpm, ("variance",), moves_mean=True),
     "ddim": Row(ddim, ("eta",)),
     "euler": Row(euler, _CHURN, between=True),
     "heun": Row(heun, _CHURN, between=True),

@@ -131,6 +131,14 @@ class CostTable(Document):
         costs = {float(w): _lookup(self.costs, w) for w in widths}
         return replace(self, costs=costs, spread=rows)
 
+    def cost_of(self, width: float) -> float:
+        """Return the cost of an image and step at a width.
+
+        Raises:
+            ValueError: the table lacks it.
+        """
+        return _lookup(self.costs, width)
+
     def useful_widths(self) -> list[float]:
         """Return the widths that cost less than every wider one, from wide to narrow."""
         kept: list[float] = []

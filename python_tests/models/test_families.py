@@ -25,6 +25,7 @@ def test_presets_survive_json(name: str) -> None:
     [
         ("iddpm-cifar10", 52.55, (8.387, 4.766, 2.162, 0.573), 8.137),
         ("adm-imagenet64", 295.90, (109.678, 63.670, 29.085, 8.684), 103.462),
+        ("edm-cifar10-vp", 55.73, (21.190, 11.953, 5.343, 1.358), 21.020),
     ],
 )
 def test_presets_of_published_networks(

@@ -19,9 +19,12 @@ from ddsm_ext.compat.guided_diffusion import (
     load_guided_diffusion,
 )
 from ddsm_ext.data.images import image_grid
+from ddsm_ext.diffusion import make_schedule
+from ddsm_ext.graph import macs
 from ddsm_ext.run import Run, configure
 from ddsm_ext.run.classes import labels_named, labels_of
 from ddsm_ext.run.importing import import_guided_diffusion
+from ddsm_ext.sampling import evaluations
 
 CLASSES = ("cat", "dog", "eel")
 MODEL = {
@@ -207,3 +210,42 @@ def test_a_checkpoint_of_guided_diffusion_becomes_a_run_and_goes_back(tmp_path: 
     back = load_file(run.export_to("guided-diffusion"))
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) for name in state)
+
+
+def test_guidance_counts_what_runs(photographs: Path) -> None:
+    """Two halves inside the interval at the strategy's width, or one at a width of its own."""
+    run = labelled(photographs, 60)
+    run.train()
+    one = run.sample(range(4)).macs_per_image
+    changes = {"guidance": 2.0}
+    guided = Run.open(run.folder.parent, run.folder, {"sampler": changes})
+    both = guided.sample(range(4))
+    assert both.macs_per_image == 2 * one
+    assert not np.array_equal(both.images, run.sample(range(4)).images)
+    some = {**changes, "guidance_interval": [-3.0, 3.0], "guidance_widths": [0.5]}
+    partly = Run.open(run.folder.parent, run.folder, {"sampler": some})
+    levels = [e.log_snr for e in evaluations(make_schedule(run.config.diffusion),
+                                            run.config.sampler)]  # fmt: skip
+    inside = sum(-3.0 <= level <= 3.0 for level in levels)
+    assert 0 < inside < 5
+    weak = macs(run.config.model, 0.5)
+    assert partly.sample(range(4)).macs_per_image == one + inside * weak
+    point = partly.search(method="proxy", budget_macs=0.7)
+    whole = one + inside * weak
+    assert point.cost <= 0.7 * whole * 1.001
+    own = sum(macs(run.config.model, width) for width in point.strategy.widths_for(levels))
+    assert point.cost == own + inside * weak
+    point = guided.search(method="proxy", budget_macs=0.7)
+    own = sum(macs(run.config.model, width) for width in point.strategy.widths_for(levels))
+    assert point.cost == 2 * own
+
+
+def test_a_network_without_the_null_class_is_guided_by_width(photographs: Path) -> None:
+    run = labelled(photographs, 1, model={"null_class": False})
+    run.train()
+    with pytest.raises(ValueError, match="the network has no label for no class"):
+        Run.open(run.folder.parent, run.folder, {"sampler": {"guidance": 2.0}})
+    changes = {"guidance": 2.0, "guidance_weak": "width", "guidance_widths": [0.5]}
+    guided = Run.open(run.folder.parent, run.folder, {"sampler": changes})
+    expected = 5 * (macs(run.config.model, 1.0) + macs(run.config.model, 0.5))
+    assert guided.sample(range(2)).macs_per_image == expected

@@ -57,6 +57,9 @@ class Recorder:
         assert self.fraction is not None
         return self.fraction
 
+    def gradient(self) -> None:
+        return None
+
 
 def draws(values: NDArray[np.float64] | Sequence[Any]) -> Callable[[], Tensor]:
     """Stored numbers, in order, as a sampler draws noise."""
