@@ -165,8 +165,8 @@ class SamplerConfig(Settings):
         if self.variance == "learned" and "variance" not in row.options:
             # The others are passed over: files of earlier versions have them with "ddim".
             raise Refusal(
-                f"SamplerConfig: variance is 'learned' with kind {self.kind!r}; variance belongs "
-                "to kind 'ddpm'"
+                f"SamplerConfig: variance is 'learned' with kind {self.kind!r}; need kind 'ddpm', "
+                "to which variance belongs"
             )
         if self.eta is None:  # a number from here on, as files of earlier versions have it
             object.__setattr__(self, "eta", row.eta)
@@ -255,8 +255,8 @@ class SamplerConfig(Settings):
                 continue
             owners = " or ".join(repr(one) for one, names in owned.items() if name in names)
             raise Refusal(
-                f"SamplerConfig: {name} is {shown(value)} with {choice} {chosen!r}; {name} belongs "
-                f"to {choice} {owners}"
+                f"SamplerConfig: {name} is {shown(value)} with {choice} {chosen!r}; need {choice} "
+                f"{owners}, to which {name} belongs"
             )
 
 

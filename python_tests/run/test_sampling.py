@@ -18,6 +18,7 @@ from ddsm_ext.data.images import read_image
 from ddsm_ext.run import Run
 from ddsm_ext.run.compose import Sampler, choose_device
 from ddsm_ext.run.config import changed
+from ddsm_ext.sampling import SAMPLERS
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,28 @@ def test_a_seed_more_goes_to_the_same_folder(run: Run) -> None:
     for name, tensor in sorted(run.network().state_dict().items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
     assert about["weights_digest"] == digest.hexdigest()
+
+
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_a_run_samples_by_every_sampler(run: Run, kind: str) -> None:
+    changes = {"sampler": {"kind": kind, "spacing": "karras"}}
+    sampled = Run(run.folder, changed(run.config, changes)).sample([0, 1])
+    assert sampled.folder.name.startswith(f"full-width-{kind}-3-")
+    assert sampled.images.std() > 0
+
+
+def test_progress_counts_evaluations_and_not_steps(run: Run) -> None:
+    config = changed(run.config, {"sampler": {"kind": "heun"}})
+    calls: list[tuple[int, int]] = []
+    sampler = Sampler(run.network(), config, choose_device("cpu"), batch_size=2)
+    sampler.images(1.0, [0], lambda done, total: calls.append((done, total)))
+    assert calls == [(i, 5) for i in range(1, 6)]  # two a step, one in the last of three
+
+
+def test_the_samplers_own_time_with_a_learned_variance(run: Run) -> None:
+    config = changed(run.config, {"sampler": {"kind": "ddpm", "variance": "learned"}})
+    sampler = Sampler(run.network(), config, choose_device("cpu"), batch_size=2)
+    assert sampler.overhead_ms(rounds=1) > 0  # by a stand-in with twice the channels
 
 
 def test_whatever_changes_an_image_changes_the_folder(run: Run) -> None:
