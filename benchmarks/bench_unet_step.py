@@ -1,7 +1,8 @@
-"""Time the CIFAR-10 U-Net's step, its sandwich training step and its layers.
+"""Time a U-Net's step, its sandwich training step and its layers.
 
     python benchmarks/bench_unet_step.py --grid quick --json benchmarks/results
     python benchmarks/bench_unet_step.py --mode training --batch 8 --threads 1
+    python benchmarks/bench_unet_step.py --network adm64 ddpmpp --mode inference training
     python benchmarks/bench_unet_step.py --device cuda --dtype bfloat16 --batch 128 1
 
 Prints an estimate of the time first, a table a measurement, and writes each to its file as soon as
@@ -22,6 +23,7 @@ from published.grid import (
     GRID_CANDIDATES,
     GRID_WIDTHS,
     MODES,
+    NETWORKS,
     Job,
     grid_jobs,
     slicing_macs_per_s,
@@ -80,6 +82,7 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--grid", choices=("quick", "full"), help="instead of --mode to --rounds")
     parser.add_argument("--mode", nargs="+", default=["inference"], choices=MODES)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--network", nargs="+", default=["cifar10"], choices=tuple(NETWORKS))
     parser.add_argument("--batch", type=int, nargs="+", default=[8, 1], help="images a step")
     parser.add_argument("--widths", type=float, nargs="+", default=GRID_WIDTHS)
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
@@ -109,8 +112,11 @@ def jobs_of(arguments: argparse.Namespace) -> list[Job]:
             3 if arguments.quick else arguments.rounds,
             tuple(arguments.widths),
             tuple(arguments.candidates),
+            config=NETWORKS[network],
             device=arguments.device,
+            network="" if network == "cifar10" else network,
         )
+        for network in arguments.network
         for mode in arguments.mode
         for batch in arguments.batch
     ]

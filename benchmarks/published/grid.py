@@ -20,10 +20,18 @@ from ddsm_ext.bench.unet_step import run_unet_step
 from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.graph.count import macs as macs_of
 from ddsm_ext.models.adm import ADMConfig
+from ddsm_ext.models.edm import SongUNetConfig
 
 # Guided diffusion's 64x64 class-conditional network, of what the CIFAR-10 U-Net has not: norms with
 # a scale and a shift an image, halved and enlarged images, labels, several heads.
 ADM_IMAGENET64 = ADMConfig(image_size=64, num_classes=1000)
+# What `--network` names. ADM's U-Net at 64x64 and EDM's DDPM++, of a size that is timed, and by
+# torch.compile compiled, in minutes.
+NETWORKS: dict[str, NetworkConfig] = {
+    "cifar10": REFERENCE_CIFAR10,
+    "adm64": ADMConfig(image_size=64, ch=64, num_res_blocks=1, dropout=0.0, num_classes=1000),
+    "ddpmpp": SongUNetConfig(image_size=32, ch=64, num_res_blocks=2, dropout=0.0, groups=16),
+}
 # 60 and 120 channels, which fill no block of 16 or 32: what a kernel pays for any width.
 ODD_WIDTH = 0.46875
 MODES = ("inference", "training", "layers")
@@ -45,10 +53,12 @@ class Job:
     candidates: tuple[str, ...] = GRID_CANDIDATES
     config: NetworkConfig = REFERENCE_CIFAR10
     device: str = "cpu"
+    network: str = ""  # name of the config in results and texts; "": the one of the README
 
     def __str__(self) -> str:
         where = "a GPU" if self.device == "cuda" else f"{self.threads} threads"
-        return f"{self.mode}, batch {self.batch}, {self.dtype}, {where}"
+        of = f" of {self.network}" if self.network else ""
+        return f"{self.mode}{of}, batch {self.batch}, {self.dtype}, {where}"
 
     @property
     def setting(self) -> Setting:
@@ -75,6 +85,12 @@ class Job:
             "config": self.config,
             "progress": progress,
         }
+        result = self._run(limit_s, shared)
+        if self.network:
+            result["conditions"]["name"] = self.network
+        return result
+
+    def _run(self, limit_s: float, shared: dict[str, Any]) -> dict[str, Any]:
         if self.mode == "training":
             return run_training_step(**shared)
         if self.mode == "layers":

@@ -45,7 +45,13 @@ def device_of(file: File) -> str:
 
 def gpu_headlines(files: Files) -> list[File]:
     """Return the files of inference on GPUs, by name."""
-    return [file for file in files if device_of(file) == "cuda" and file[1]["mode"] == "inference"]
+    return [
+        file
+        for file in files
+        if device_of(file) == "cuda"
+        and file[1]["mode"] == "inference"
+        and not file[1]["results"][0]["conditions"].get("name")
+    ]
 
 
 def curve_headline(files: Files) -> File | None:
@@ -64,6 +70,7 @@ def headline(files: Files) -> File:
         (path, content)
         for path, content in files
         if content["mode"] == "inference"
+        and not content["results"][0]["conditions"].get("name")  # another network
         and device_of((path, content)) == "cpu"
         and content["results"][0]["conditions"]["dtype"] == "float32"
     ]

@@ -1,4 +1,4 @@
-"""Benchmark results as JSON files: one a processor, dtype and mode (CPU: also threads)."""
+"""Benchmark results as JSON files: one a processor, dtype, network and mode (CPU: also threads)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def save_result(
         name = f"{_slug(about['gpu'])}-{about['dtype']}"
     else:
         name = f"{_slug(machine['cpu'])}-{about['isa']}-{about['dtype']}-{about['threads']}t"
-    path = Path(folder) / f"{name}-{mode}.json"
+    # width curves of all networks are one table
+    network = "" if mode == "width-curve" else about.get("name", "")
+    path = Path(folder) / f"{'-'.join(filter(None, (name, network, mode)))}.json"
     kept = read_json(path)["results"] if path.exists() else []
     kept = [other for other in kept if _key(other) != _key(result)]
     machine = {key: value for key, value in machine.items() if key not in _PRIVATE}
@@ -42,7 +44,7 @@ def save_result(
 
 def _key(result: Mapping[str, Any]) -> tuple[str, int]:
     about = result["conditions"]
-    return about.get("name", ""), about["batch"]  # all others are of one network
+    return about.get("name", ""), about["batch"]
 
 
 def _slug(name: str) -> str:

@@ -144,7 +144,7 @@ def format_worst(result: Mapping[str, Any]) -> str:
 
 
 def _network(about: Mapping[str, Any]) -> str:
-    """What a `run_width_curve` says of its network."""
+    """What a result says of a network that has a name, and of the rounds where it counts them."""
     if "name" not in about:
         return ""
     network = about["network"]
@@ -152,7 +152,7 @@ def _network(about: Mapping[str, Any]) -> str:
     levels = " ".join(str(network["ch"] * mult) for mult in network["ch_mult"])
     return (
         f"{about['name']} ({size}, {levels} channels, {network['groups']} groups), "
-        f"{about['rounds']} rounds, "
+        + (f"{about['rounds']} rounds, " if "rounds" in about else "")
     )
 
 
