@@ -1,8 +1,10 @@
 """Import weights or search results of other code as a run or a strategy.
 
 ddsm convert 64x64.pt --from guided-diffusion --flags flags.txt
-                                              a checkpoint of guided-diffusion (ADM) or of
+                                              a checkpoint of guided-diffusion (ADM), or of
                                               improved-diffusion, with its MODEL_FLAGS
+ddsm convert edm.safetensors --from edm --flags arguments.json
+                                              weights of EDM, with its network's arguments
 ddsm convert ckpt.pt --flags flagfile.txt     an official checkpoint, into a new run folder
 ddsm convert search.txt --out s.json          widths of the timesteps, into a strategy file; with
                                               --flags of the process that they were searched for
@@ -25,9 +27,15 @@ OPTIONS = {
     "a search result": ("out", "flags", "index"),
     "a checkpoint": ("source_code", "flags", "groups", "group", "root", "name", "set"),
     "a checkpoint of guided-diffusion": ("source_code", "flags", "group", "root", "name", "set"),
+    "weights of EDM": ("source_code", "flags", "group", "root", "name", "set"),
     "an index of weights": ("group", "root", "name", "set"),
 }
-CODES = {"ddsm": "a checkpoint", "guided-diffusion": "a checkpoint of guided-diffusion"}
+CODES = {
+    "ddsm": "a checkpoint",
+    "guided-diffusion": "a checkpoint of guided-diffusion",
+    "improved-diffusion": "a checkpoint of guided-diffusion",
+    "edm": "weights of EDM",
+}
 
 _SHOWN = {"source_code": "from"}  # options by another name
 
@@ -39,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--from", dest="source_code", metavar="CODE",
-        help="what wrote the checkpoint: ddsm (default) or guided-diffusion",
+        help="code of the checkpoint: ddsm (default), guided-diffusion, improved-diffusion, edm",
     )  # fmt: skip
     parser.add_argument("--out", metavar="FILE", help="strategy file to write (search results)")
     parser.add_argument(
@@ -79,15 +87,24 @@ def run(args: argparse.Namespace) -> int:
     if kind == "a search result":
         return _convert_search(source, args)
 
-    from ddsm_ext.run.importing import import_guided_diffusion, import_official, import_shards
+    from ddsm_ext.run.importing import (
+        import_edm,
+        import_guided_diffusion,
+        import_official,
+        import_shards,
+    )
 
     root, how = args.root or "runs", {"group": args.group or "", "name": args.name}
     how["changes"] = options.parse_settings(args.set)
     with told():
         if kind == "an index of weights":
             folder = import_shards(source, root, **how)
+        elif kind == "weights of EDM":
+            if args.flags is None:
+                raise Refusal("--from edm: need --flags, a JSON file of the network's arguments")
+            folder = import_edm(source, root, flags_file=args.flags, where="--set", **how)
         elif kind == "a checkpoint of guided-diffusion":
-            flags = {"flags_file": args.flags, "where": "--set"}
+            flags = {"flags_file": args.flags, "code": args.source_code, "where": "--set"}
             folder = import_guided_diffusion(source, root, **flags, **how)
         else:
             how["name"] = args.name or "official"

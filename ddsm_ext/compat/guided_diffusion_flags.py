@@ -13,7 +13,7 @@ from typing import Any
 
 from ddsm_ext.diffusion.config import DiffusionConfig
 from ddsm_ext.sampling.config import SamplerConfig
-from ddsm_ext.settings import Refusal, did_you_mean
+from ddsm_ext.settings import Refusal, check_choice, did_you_mean
 
 # Flags that say what the weights are and how images come of them, and their defaults.
 _DEFAULTS: dict[str, Any] = {
@@ -40,6 +40,9 @@ _DEFAULTS: dict[str, Any] = {
     "use_ddim": False,
     "clip_denoised": True,
 }
+# What improved-diffusion's scripts take by default in place of these
+_IMPROVED = {"rescale_timesteps": True}
+CODES = ("guided-diffusion", "improved-diffusion")
 # Flags of these scripts that change neither.
 _OTHERS = frozenset((
     "batch_size", "classifier_path", "classifier_scale", "data_dir", "ema_rate",
@@ -67,18 +70,22 @@ class GuidedDiffusionFlags:
     sampler: SamplerConfig
 
 
-def parse_guided_diffusion_flags(text: str, *, source: str = "flags") -> GuidedDiffusionFlags:
+def parse_guided_diffusion_flags(
+    text: str, *, source: str = "flags", code: str = "guided-diffusion"
+) -> GuidedDiffusionFlags:
     """Read the flags of a model card or a command, such as `--image_size 64 --class_cond True`.
 
     Args:
         text: the flags, on one line or several; words that are no flags, as of the shell around
             them, and flags that concern neither network nor process are passed over.
         source: what errors call the text.
+        code: one of CODES, whose defaults count.
 
     Raises:
         ValueError: a flag is unknown, or its value is refused.
     """
-    flags = {**_DEFAULTS, **_read(text, source)}
+    more = _IMPROVED if check_choice("code", code, CODES) == "improved-diffusion" else {}
+    flags = {**_DEFAULTS, **more, **_read(text, source)}
     try:
         return GuidedDiffusionFlags(_unet(flags), _process(flags), _sampler(flags))
     except Refusal as error:
@@ -165,17 +172,15 @@ def _numbers(name: str, flags: Mapping[str, Any]) -> tuple[int, ...]:
 
 def _process(flags: Mapping[str, Any]) -> DiffusionConfig:
     steps, schedule = flags["diffusion_steps"], flags["noise_schedule"]
-    if flags["rescale_timesteps"] and steps != 1000:
-        raise Refusal(
-            f"--rescale_timesteps is True with --diffusion_steps {steps}; need False, or 1000 steps"
-        )
     betas = {}
     if schedule == "linear" and steps >= 2:  # scaled so that every number of steps ends in noise
         scale = 1000 / steps
         betas = {"beta_start": scale * 1e-4, "beta_end": scale * 0.02}
     predicts = "x0" if flags["predict_xstart"] else "epsilon"
+    rescaled = flags["rescale_timesteps"] and steps != 1000
     return DiffusionConfig(
-        schedule=schedule, timesteps=steps, parameterisation=predicts, **betas
+        schedule=schedule, timesteps=steps, parameterisation=predicts,
+        rescale_timesteps=rescaled, **betas,
     )  # fmt: skip
 
 

@@ -33,6 +33,8 @@ class DiffusionConfig(Settings):
         parameterisation: "epsilon" (the noise), "x0" (the image), "v" (Salimans & Ho 2022), "flow"
             (noise minus image, Lipman et al. 2023), or the preconditioning of an EDM network:
             "edm", "vp", "ve", "iddpm" (Karras et al. 2022, table 1).
+        rescale_timesteps: the network is given t 1000 / T, as improved-diffusion trains it
+            ("epsilon", "x0" and "v" only).
         sigma_min: sigma at t = 0 ("edm" schedule only), 0 < sigma_min < sigma_max.
         sigma_max: sigma at t = T - 1 ("edm" schedule only).
         sigma_data: standard deviation of the images ("edm" parameterisation only), above 0.
@@ -50,6 +52,7 @@ class DiffusionConfig(Settings):
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     sigma_data: float = 0.5
+    rescale_timesteps: bool = False
 
     def __post_init__(self) -> None:
         self._check_choice("schedule", SCHEDULES)
@@ -71,6 +74,13 @@ class DiffusionConfig(Settings):
             number = isinstance(value, int | float) and not isinstance(value, bool)
             self._check_type(name, number, "a number in [1e-6, 1e6]")
             self._check(name, 1e-6 <= value <= 1e6, "a number in [1e-6, 1e6]")
+        rescaled = self.rescale_timesteps
+        self._check_type("rescale_timesteps", isinstance(rescaled, bool), "True or False")
+        if rescaled and self.parameterisation not in ("epsilon", "x0", "v"):
+            raise Refusal(
+                "DiffusionConfig: rescale_timesteps is True with parameterisation "
+                f"{self.parameterisation!r}; need 'epsilon', 'x0' or 'v', whose networks take t"
+            )
         if self.sigma_min >= self.sigma_max:
             raise Refusal(
                 f"DiffusionConfig: sigma_min is {self.sigma_min}, sigma_max is {self.sigma_max}; "

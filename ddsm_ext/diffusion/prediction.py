@@ -10,6 +10,7 @@ al. 2022, eq. 7 and table 1 ("edm", "vp", "ve", "iddpm"); Lipman et al. 2023 ("f
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -186,7 +187,11 @@ def prediction_of(config: DiffusionConfig) -> Prediction:
     """Return what networks of this configuration predict."""
     if config.parameterisation == "edm":
         return edm_prediction(config.sigma_data)
-    return PREDICTIONS[config.parameterisation]
+    row = PREDICTIONS[config.parameterisation]
+    if config.rescale_timesteps:
+        scale = _TRAINED_STEPS / config.timesteps
+        return dataclasses.replace(row, input_time=lambda t, alpha, sigma: scale * t)
+    return row
 
 
 def training_target(

@@ -10,10 +10,17 @@ from typing import Any
 from ddsm_ext.io.weights import INDEX_ENDING
 from ddsm_ext.run.config import LIMITS, RunConfig, merge, preset_values
 from ddsm_ext.run.folder import create_run, run_name
-from ddsm_ext.settings import Refusal, TypeRefusal, is_int, plain, shown
+from ddsm_ext.settings import Refusal, TypeRefusal, check_choice, is_int, plain, shown
 
 # sections that an official checkpoint and its flags decide
 FIXED_SECTIONS = ("model", "diffusion")
+# EDM's preconditioners, and the noise levels that networks under each are trained for (Karras et
+# al. 2022, table 1)
+_PRECONDITIONERS: dict[str, dict[str, float]] = {
+    "edm": {},
+    "vp": {"sigma_min": 0.002, "sigma_max": 80.0},
+    "ve": {"sigma_min": 0.02, "sigma_max": 100.0},
+}
 log = logging.getLogger(__name__)
 
 
@@ -79,6 +86,7 @@ def import_guided_diffusion(
     root: str | Path,
     *,
     flags_file: str | Path | None = None,
+    code: str = "guided-diffusion",
     group: str = "",
     name: str | None = None,
     changes: Mapping[str, Any] | None = None,
@@ -93,6 +101,7 @@ def import_guided_diffusion(
         root: folder of runs; made when missing.
         flags_file: text with the flags that the checkpoint came with (MODEL_FLAGS of its page, and
             those of process and sampler); None takes the defaults of the scripts.
+        code: "guided-diffusion" or "improved-diffusion", whose defaults count.
         group: weights to take of a file with several networks.
         name: of the run; None takes the file's.
         changes: section -> key -> value of the run's configuration.
@@ -109,13 +118,64 @@ def import_guided_diffusion(
     changes = changes or {}
     said_by = "flags" if flags_file is None else str(flags_file)
     text = "" if flags_file is None else read_text(flags_file)
-    flags = parse_guided_diffusion_flags(text, source=said_by)
+    flags = parse_guided_diffusion_flags(text, source=said_by, code=code)
     network = load_guided_diffusion(source, flags.unet, group=group)
     _check_changes(changes, where, "checkpoint")
     values = {
         "model": network.config.to_dict(),
         "diffusion": flags.diffusion.to_dict(),
         "sampler": flags.sampler.to_dict(),
+        "data": {"source": "images"},
+    }
+    config = RunConfig.from_dict(merge(values, changes), where)
+    tensors = {key: tensor.float().contiguous() for key, tensor in network.state_dict().items()}
+    return _new_run(root, name or run_name(source), config, tensors, 0, source)
+
+
+def import_edm(
+    source: str | Path,
+    root: str | Path,
+    *,
+    flags_file: str | Path,
+    group: str = "",
+    name: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+    where: str = "changes",
+) -> Path:
+    """Make a run of the weights of an EDM network and return its folder.
+
+    Args:
+        source: the weights (.safetensors or .pt; EDM's own pickles are refused).
+        root: folder of runs; made when missing.
+        flags_file: JSON object of the network's constructor arguments, with the class's name as
+            "cls" (`compat.edm_config`), and "precond": "edm" (default), "vp" or "ve".
+        group: weights to take of a file with several networks.
+        name: of the run; None takes the file's.
+        changes: section -> key -> value of the run's configuration.
+        where: what errors call the changes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: weights, arguments or changes are refused.
+    """
+    from ddsm_ext.compat.edm import load_edm
+    from ddsm_ext.io.files import read_json
+
+    changes = changes or {}
+    arguments = read_json(flags_file)
+    if not isinstance(arguments, dict):
+        raise TypeRefusal(f"{flags_file}: holds {shown(arguments)}; need an object of arguments")
+    row = check_choice(f"{flags_file}: precond", arguments.pop("precond", "edm"), _PRECONDITIONERS)
+    try:
+        network = load_edm(source, arguments, group=group)
+    except TypeError as error:
+        raise Refusal(f"{flags_file}: {error}") from None
+    _check_changes(changes, where, "checkpoint")
+    sampler = {"kind": "heun", "spacing": "karras", "steps": 18, "clip_denoised": False}
+    values = {
+        "model": network.config.to_dict(),
+        "diffusion": {"schedule": "edm", "parameterisation": row, **_PRECONDITIONERS[row]},
+        "sampler": sampler,
         "data": {"source": "images"},
     }
     config = RunConfig.from_dict(merge(values, changes), where)

@@ -98,7 +98,7 @@ RUN_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # Nichol and Dhariwal 2021 (arXiv 2102.09672, appendix A) train it for 500,000 steps of 128.
     "iddpm-cifar10": {
         **_PAPER_RUN,
-        "diffusion": {"schedule": "cosine", "timesteps": 4000},
+        "diffusion": {"schedule": "cosine", "timesteps": 4000, "rescale_timesteps": True},
         "data": {"source": "cifar10"},
         "train": {**_PAPER_TRAIN, "steps": 500_000, "batch_size": 128, "lr": 1e-4},
     },

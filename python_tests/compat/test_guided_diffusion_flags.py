@@ -6,8 +6,10 @@ import pytest
 
 from ddsm_ext.compat.guided_diffusion import guided_diffusion_config
 from ddsm_ext.compat.guided_diffusion_flags import parse_guided_diffusion_flags
+from ddsm_ext.diffusion import make_schedule, prediction_of
 from ddsm_ext.graph import parameter_count
 from ddsm_ext.models import preset
+from ddsm_ext.run import configure
 
 # README of guided-diffusion, class-conditional ImageNet-64
 IMAGENET64 = """MODEL_FLAGS="--attention_resolutions 32,16,8 --class_cond True
@@ -37,9 +39,13 @@ def test_the_class_conditional_network_of_the_model_card() -> None:
 
 
 def test_improved_diffusions_network_and_process() -> None:
-    flags = parse_guided_diffusion_flags(CIFAR10)
+    flags = parse_guided_diffusion_flags(CIFAR10, code="improved-diffusion")
     assert guided_diffusion_config(flags.unet) == preset("iddpm-cifar10")
     assert (flags.diffusion.schedule, flags.diffusion.timesteps) == ("cosine", 4000)
+    assert flags.diffusion == configure("iddpm-cifar10").diffusion
+    level = make_schedule(flags.diffusion).level(3000)
+    assert prediction_of(flags.diffusion).time(level) == 750.0  # t 1000 / T, rescale_timesteps
+    assert not parse_guided_diffusion_flags(CIFAR10).diffusion.rescale_timesteps
 
 
 @pytest.mark.parametrize(
@@ -74,7 +80,6 @@ def test_linear_betas_are_scaled_with_the_number_of_steps() -> None:
         ("--attention_resolutions a", "f.txt: --attention_resolutions is 'a'"),
         ("--timestep_respacing 10,5", "f.txt: --timestep_respacing is '10,5'"),
         ("--noise_schedule sqrt", "f.txt: DiffusionConfig: schedule is 'sqrt'"),
-        ("--rescale_timesteps True --diffusion_steps 4000", "f.txt: --rescale_timesteps is True"),
         ('"--image_size 64', "f.txt: No closing quotation"),
     ],
 )

@@ -24,6 +24,7 @@ def test_round_trip_and_defaults() -> None:
         "sigma_min": 0.002,
         "sigma_max": 80.0,
         "sigma_data": 0.5,
+        "rescale_timesteps": False,
     }
 
 

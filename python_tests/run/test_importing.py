@@ -16,14 +16,15 @@ from compat.official_weights import formula_weights
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ddsm_ext.compat.edm import edm_state_dict_shapes
 from ddsm_ext.compat.official_ddsm import official_state_dict_shapes
 from ddsm_ext.diffusion.config import DiffusionConfig
 from ddsm_ext.models.network import SlimmableNetwork
-from ddsm_ext.run import configure
+from ddsm_ext.run import Run, configure
 from ddsm_ext.run.compose import load_network
 from ddsm_ext.run.config import RunConfig
 from ddsm_ext.run.folder import run_config
-from ddsm_ext.run.importing import import_official, import_shards
+from ddsm_ext.run.importing import import_edm, import_official, import_shards
 
 NETWORK = {"T": 12, "ch": 32, "ch_mult": [1, 1], "attn": [1], "num_res_blocks": 1, "groups": 16,
            "image_size": 8}  # fmt: skip
@@ -193,3 +194,44 @@ def test_an_import_that_fails_leaves_no_run(checkpoint: Path, monkeypatch: Any) 
     assert list(root.iterdir()) == []
     imported(checkpoint, FLAGS)
     assert [path.name for path in root.iterdir()] == ["00000-official"]
+
+
+EDM_ARGUMENTS = {
+    "cls": "SongUNet", "img_resolution": 8, "in_channels": 1, "out_channels": 1, "label_dim": 3,
+    "augment_dim": 9, "model_channels": 32, "channel_mult": [1, 2], "channel_mult_emb": 4,
+    "num_blocks": 1, "attn_resolutions": [4], "dropout": 0.0,
+}  # fmt: skip
+
+
+def test_weights_of_edm_become_a_run_that_samples(tmp_path: Path) -> None:
+    save_file(formula_weights(edm_state_dict_shapes(EDM_ARGUMENTS)), tmp_path / "edm.safetensors")
+    (tmp_path / "arguments.json").write_text(json.dumps({**EDM_ARGUMENTS, "precond": "ve"}))
+    how = {"flags_file": tmp_path / "arguments.json", "root": tmp_path / "runs"}
+    folder = import_edm(tmp_path / "edm.safetensors", **how)
+    config = Run.open(tmp_path / "runs", folder).config
+    assert (config.model.family, config.model.label_count) == ("song-unet", 3)
+    assert (config.diffusion.schedule, config.diffusion.parameterisation) == ("edm", "ve")
+    assert config.diffusion.sigma_max == 100.0
+    made = Run.open(tmp_path / "runs", folder).sample(range(3))
+    assert made.images.shape == (3, 8, 8, 1)
+    assert made.labels is not None
+    assert made.labels.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({**EDM_ARGUMENTS, "precond": "edn"}, r"arguments.json: precond is 'edn'.*did you mean"),
+        ({**EDM_ARGUMENTS, "cls": "UNet"}, "cls is 'UNet'; need 'SongUNet' or 'DhariwalUNet'"),
+        ([1], r"arguments.json: holds \[1\]; need an object"),
+    ],
+)
+def test_other_arguments_of_edm_are_refused(arguments: Any, message: str, tmp_path: Path) -> None:
+    save_file(formula_weights(edm_state_dict_shapes(EDM_ARGUMENTS)), tmp_path / "edm.safetensors")
+    (tmp_path / "arguments.json").write_text(json.dumps(arguments))
+    with pytest.raises(ValueError, match=message):
+        import_edm(tmp_path / "edm.safetensors", tmp_path, flags_file=tmp_path / "arguments.json")
+    (tmp_path / "edm.pkl").write_bytes(b"\x80\x04")
+    (tmp_path / "arguments.json").write_text(json.dumps(EDM_ARGUMENTS))
+    with pytest.raises(ValueError, match="is a pickle of EDM's code, which is not run here"):
+        import_edm(tmp_path / "edm.pkl", tmp_path, flags_file=tmp_path / "arguments.json")
