@@ -58,7 +58,8 @@ def random_inputs(
 ) -> dict[str, Tensor]:
     """Return what the network is called with, by name.
 
-    x: images [N, C, H, W]; t: timesteps [N], int64; y: labels [N], int64, if there are classes.
+    x: images [N, C, H, W]; t: timesteps [N], int64, or for random frequencies float32, as such
+    networks take logarithms of noise; y: labels [N], int64, if there are classes.
     """
     generator = torch.Generator().manual_seed(1)
     shape = (batch, config.image_channels, config.image_size, config.image_size)
@@ -67,6 +68,8 @@ def random_inputs(
         if name in config.graph.inputs:
             rows = max(node.rows for node in config.graph.nodes if node.op == op) or 1000
             inputs[name] = torch.randint(0, rows, (batch,), generator=generator, device="cpu")
+    if any(node.fourier for node in config.graph.nodes):
+        inputs["t"] = torch.randn(batch, generator=generator, **_FLOAT32)
     return {name: tensor.to(device) for name, tensor in inputs.items()}
 
 

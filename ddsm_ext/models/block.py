@@ -130,8 +130,8 @@ def frozen_values(
 ) -> Tensor | None:
     """Return the table [rows, dim] or the frequencies [dim / 2] that a time embedding keeps."""
     if node.fourier:
-        half = node.out.c_max // 2
-        return node.fourier * torch.randn(half, generator=generator, device=device)
+        frequencies = torch.empty(node.out.c_max // 2, dtype=torch.float32, device=device)
+        return frequencies.normal_(std=node.fourier, generator=generator)
     if not node.rows:
         return None
     t = torch.arange(node.rows, device=device)

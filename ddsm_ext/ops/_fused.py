@@ -184,10 +184,9 @@ def conv2d_fused(
         residual: [N, channels of y, H_out, W_out] added to the result.
         shortcut: a 1x1 convolution of further sources, added to the result; beside one weight only.
         scale: factor on the result with all that is added.
-        ring: convolve one pixel around the image, too; False: the padding keeps the size.
+        ring: convolve one pixel around the image, too.
         moments: whether `group_norm_apply` will read the result.
-        tickets: `make_tickets`'s, which no other launch uses at the same time; None: cleared memory
-            for this call.
+        tickets: `make_tickets`'s, which no other launch uses then; None: cleared memory.
         overlaps: the kernel may begin while the one before it ends, which writes no weights.
 
     Returns:
@@ -196,10 +195,7 @@ def conv2d_fused(
     """
     x, x2 = sources[0], sources[1] if len(sources) > 1 else None
     y, found = torch.ops.ddsm_ext.sliced_conv2d_fused(
-        x,
-        x2,
-        weights,
-        biases,
+        *(x, x2, weights, biases),
         c_out,
         c_in2_offset,
         stride,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ddsm_ext import _library
 from ddsm_ext.ops._packed import DIRECT, DIRECT_BF16, ConvProblem, choose_algorithm
+from ddsm_ext.runtime.cpu_passes import Passes
 from ddsm_ext.runtime.operands import (
     Activation,
     ConvWeight,
@@ -24,18 +25,12 @@ from ddsm_ext.runtime.operands import (
 from ddsm_ext.runtime.program import Buffer, Place, Program, Struct
 from ddsm_ext.settings import Refusal
 
-_FLOAT_BYTES, _DOUBLE_BYTES = 4, 8
-# Pixels of a block of `Layers.moments`: short enough for float32 sums.
-_MOMENT_PIXELS = 64
 
-
-class Layers:
+class Layers(Passes):
     """Appends layers to a program, all for one batch size and dtype.
 
     Args:
-        program: where the calls go.
-        images: batch size N.
-        dtype: float32 or bfloat16, of activations; arithmetic is float32.
+        program, images, dtype: as of `Passes`.
         choose: (instruction set, convolution) -> its algorithm.
         joined: where joined weights are kept for other programs; None: for this one alone.
     """
@@ -48,20 +43,9 @@ class Layers:
         choose: Callable[[str, ConvProblem], int] = choose_algorithm,
         joined: JoinedWeights | None = None,
     ) -> None:
-        self.program = program
-        self.images = images
-        self.dtype = dtype
+        super().__init__(program, images, dtype)
         self._choose = choose
         self._joined = JoinedWeights() if joined is None else joined
-
-    def activation(self, c: int, height: int, width: int) -> Activation:
-        """Return a new activation without moments."""
-        nbytes = self.images * height * width * c * self.dtype.itemsize
-        return Activation(Buffer(nbytes), c, height, width)
-
-    def floats(self, count: int) -> Buffer:
-        """Return a new buffer of `count` float32 values."""
-        return Buffer(count * _FLOAT_BYTES)
 
     def linears(
         self,
@@ -106,72 +90,6 @@ class Layers:
         if not silu:
             return results
         return [self.silu(y, one.c_out) for one, y in zip(linears, results, strict=True)]
-
-    def silu(self, x: Buffer, c: int) -> Buffer:
-        """Apply SiLU to float32 [N, c]."""
-        y = self.floats(self.images * c)
-        self._apply([_apply_source(x, c, y, c)], 1, 1, None, True, torch.float32, torch.float32)
-        return y
-
-    def resample(
-        self,
-        x: Activation,
-        *,
-        up: bool,
-        taps: int = 2,
-        ring: bool = False,
-        residual: Activation | None = None,
-        scale: float = 1.0,
-    ) -> Activation:
-        """Enlarge or halve by 2, add a residual, multiply: as `ops.resample`.
-
-        Raises:
-            ValueError: an odd height or width is to be halved, or a residual of another size added.
-        """
-        height, width = (side - ring for side in x.resampled("up" if up else "down"))
-        if residual is not None and (residual.height, residual.width) != (height, width):
-            raise Refusal(
-                f"Layers.resample: the residual has {residual.height}x{residual.width} pixels; "
-                f"need {height}x{width}"
-            )
-        y = self.activation(x.c, height, width)
-        self.program.add(
-            "ResampleArgs",
-            x=x.buffer,
-            dtype=dtype_number(self.dtype),
-            images=self.images,
-            height=x.height,
-            width=x.width,
-            channels=x.c,
-            n_stride=x.pixels * x.c,
-            h_stride=x.width * x.c,
-            w_stride=x.c,
-            up=up,
-            gain=scale,
-            taps=taps,
-            ring=ring,
-            residual=None if residual is None else residual.buffer,
-            y=y.buffer,
-        )
-        return y
-
-    def moments(self, x: Activation) -> Activation:
-        """Return x with its moments, which a norm of it needs and most producers leave."""
-        if x.moments is not None:
-            return x
-        moments = self._moments_buffer(x.pixels, _MOMENT_PIXELS, x.c)
-        self.program.add(
-            "GroupNormMomentsArgs",
-            x=x.buffer,
-            dtype=dtype_number(self.dtype),
-            images=self.images,
-            pixels=x.pixels,
-            channels=x.c,
-            x_pixel_stride=x.c,
-            block_pixels=_MOMENT_PIXELS,
-            moments=moments,
-        )
-        return replace(x, moments=moments, block_pixels=_MOMENT_PIXELS)
 
     def norm(
         self,
@@ -253,19 +171,17 @@ class Layers:
             c_out: active outputs of each weight.
             norm: group norm of the sources, applied before they are resampled.
             shift: float32 [N, c_out] to add.
-            residual: output-like tensor to add, or one of half the output's size to enlarge first.
-            shortcut: sources of the output's size and a 1x1 convolution of them to add; not beside
-                a residual.
+            residual: output-like tensor to add, or one of half its size to enlarge first.
+            shortcut: sources of the output's size and a 1x1 convolution to add; or a residual.
             scale: factor on the result with all that is added.
             moments: whether a norm will read the output.
 
         Raises:
             ValueError: an odd height or width is to be halved, or a residual of another size added.
         """
-        if shortcut is not None:
-            residual = self.conv2d(*shortcut, c_out)
+        residual = self.conv2d(*shortcut, c_out) if shortcut else residual
         if conv.filters:
-            sources, norm = self._filtered(sources, norm, up=conv.resample == "up"), None
+            sources, norm = self.filtered(sources, norm, up=conv.resample == "up"), None
             conv = replace(conv, resample=None)
         shape, algorithm = plan_conv2d(self.images, self.dtype, sources, conv, c_out, self._choose)
         size = (shape.fields["out_height"], shape.fields["out_width"])
@@ -275,7 +191,7 @@ class Layers:
         block_pixels = _library.native.conv2d_moment_pixels(shape.sketch(), algorithm)
         result = replace(
             self.activation(len(conv.weights) * c_out, *size),
-            moments=self._moments_buffer(math.prod(size), block_pixels, c_out) if moments else None,
+            moments=self.moments_buffer(math.prod(size), block_pixels, c_out) if moments else None,
             block_pixels=block_pixels,
         )
         self.program.add(
@@ -295,23 +211,6 @@ class Layers:
             moments=result.moments,
         )
         return result
-
-    def _filtered(
-        self, sources: tuple[Activation, ...], norm: Norm | None, *, up: bool
-    ) -> tuple[Activation, ...]:
-        """Return the sources normalised, then resampled by 4 taps: a pass each."""
-        if norm is not None:
-            first = sources[0]
-            apart = [self.activation(s.c, s.height, s.width) for s in sources]
-            parts = [
-                _apply_source(x.buffer, x.c, y.buffer, y.c)
-                for x, y in zip(sources, apart, strict=True)
-            ]
-            self._apply(
-                parts, first.height, first.width, norm.rows, norm.silu, self.dtype, self.dtype
-            )
-            sources = tuple(apart)
-        return tuple(self.resample(source, up=up, taps=4) for source in sources)
 
     def _residual(self, x: Activation, size: tuple[int, int], algorithm: int) -> Activation:
         """Return x as a kernel adds it to an output of this size."""
@@ -340,26 +239,6 @@ class Layers:
             # Where the sources were joined, the second begins behind the first.
             places, norm = [(joined, c_in), (joined.at(c * read.itemsize), c_in)], None
         return conv2d_images(sources, places, resample, conv.skip_offset), norm
-
-    def joined(
-        self,
-        sources: tuple[Activation, ...],
-        norm: Norm | None,
-        dtype: torch.dtype,
-        resample: str | None = None,
-    ) -> Buffer:
-        """Return [N, height, width, c of all sources] of `dtype`, normalised, then resampled."""
-        first, c_in = sources[0], sum(source.c for source in sources)
-        height, width = first.resampled(resample)
-        y = Buffer(self.images * height * width * c_in * dtype.itemsize)
-        offsets = (0, first.c * dtype.itemsize)
-        parts = [
-            _apply_source(source.buffer, source.c, y.at(offset), c_in)
-            for source, offset in zip(sources, offsets, strict=False)
-        ]
-        rows, silu = (norm.rows, norm.silu) if norm else (None, False)
-        self._apply(parts, first.height, first.width, rows, silu, self.dtype, dtype, resample)
-        return y
 
     def attention(self, qkv: Activation, heads: int) -> Activation:
         """Attend over all pixels; qkv is [N, 3 c, height, width]: queries, keys, values."""
@@ -394,35 +273,3 @@ class Layers:
         fields["scratch"] = Buffer(_library.native.attention_scratch_bytes(sketch.sketch()))
         self.program.add("AttentionArgs", **fields)
         return y
-
-    def _moments_buffer(self, pixels: int, block_pixels: int, c: int) -> Buffer:
-        return Buffer(self.images * -(-pixels // block_pixels) * 2 * c * _DOUBLE_BYTES)
-
-    def _apply(
-        self,
-        sources: list[Struct],
-        height: int,
-        width: int,
-        norm: Buffer | None,
-        silu: bool,
-        dtype: torch.dtype,
-        y_dtype: torch.dtype,
-        resample: str | None = None,
-    ) -> None:
-        self.program.add(
-            "GroupNormApplyArgs",
-            images=self.images,
-            height=height,
-            width=width,
-            sources=sources,
-            dtype=dtype_number(dtype),
-            y_dtype=dtype_number(y_dtype),
-            norm=norm,
-            silu=silu,
-            resample=getattr(_library.native.Resample, resample or "none"),
-        )
-
-
-def _apply_source(x: Buffer, c: int, y: Buffer | Place, y_pixel_stride: int) -> Struct:
-    fields = {"x": x, "channels": c, "x_pixel_stride": c}
-    return Struct("GroupNormApplySource", {**fields, "y": y, "y_pixel_stride": y_pixel_stride})

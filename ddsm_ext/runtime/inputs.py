@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -39,17 +40,9 @@ def check_inputs(
     Raises:
         TypeError, ValueError: one sentence with the argument, what it is and what is needed.
     """
-    given = {"x": x, "t": t, "y": y, "augment": augment}
-    for name, tensor in given.items():
-        if tensor is None and name in ("y", "augment"):
-            continue
-        if not isinstance(tensor, Tensor):
-            raise TypeRefusal(f"{owner}: {name} is {type(tensor).__name__}; need a torch.Tensor")
-        if tensor.device != weight.device:
-            raise Refusal(
-                f"{owner}: {name} is on {tensor.device}, the weights are on {weight.device}; "
-                "need one device"
-            )
+    optional = {"y": y, "augment": augment}
+    given = {name: tensor for name, tensor in optional.items() if tensor is not None}
+    _check_tensors(owner, {"x": x, "t": t, **given}, weight)
     _check_images(owner, graph, x)
     if t.is_complex() or t.dtype == torch.bool:
         raise TypeRefusal(f"{owner}: t is {t.dtype}; need integer or floating-point timesteps")
@@ -74,6 +67,17 @@ def check_inputs(
         x = x.double()
     inputs: dict[str, Any] = {**named_inputs(x, t, y)}
     return {**inputs, "augment": augment} if "augment" in graph.inputs else inputs
+
+
+def _check_tensors(owner: str, given: Mapping[str, Tensor], weight: Tensor) -> None:
+    for name, tensor in given.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeRefusal(f"{owner}: {name} is {type(tensor).__name__}; need a torch.Tensor")
+        if tensor.device != weight.device:
+            raise Refusal(
+                f"{owner}: {name} is on {tensor.device}, the weights are on {weight.device}; "
+                "need one device"
+            )
 
 
 def named_inputs(x: Tensor, t: Tensor, y: Tensor | None) -> dict[str, Tensor]:

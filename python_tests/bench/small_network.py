@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ddsm_ext.models import ADMConfig, UNetConfig
+from ddsm_ext.models import ADMConfig, SongUNetConfig, UNetConfig
 
 # Sliced as the reference code slices.
 SMALL = UNetConfig(
@@ -26,5 +26,20 @@ ADM = ADMConfig(
     dropout=0.0,
     groups=16,
     head_channels=16,
+    num_classes=5,
+)
+# Sums times a factor, filters, a ring, random frequencies, labels added to them.
+NCSN = SongUNetConfig(
+    image_size=8,
+    ch=32,
+    ch_mult=(1, 2),
+    attn=(1,),
+    num_res_blocks=1,
+    dropout=0.0,
+    groups=8,
+    time_mult=2,
+    fourier=True,
+    aux_residual=True,
+    taps=4,
     num_classes=5,
 )

@@ -26,6 +26,12 @@ def test_windows(dtype, kernel, stride, upsample):
     check_all(Case(dtype=dtype, kernel=kernel, stride=stride, upsample=upsample))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rings_around_images(dtype):
+    check_all(Case(dtype=dtype, c=3, c_out=24, ring=True))
+    check_all(Case(dtype=dtype, c=16, c2=8, c_out=24, ring=True))
+
+
 @pytest.mark.parametrize(("kernel", "stride", "upsample"), WINDOWS)
 def test_windows_in_full_precision(kernel, stride, upsample):
     window = {"kernel": kernel, "stride": stride, "upsample": upsample}

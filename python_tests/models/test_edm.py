@@ -315,6 +315,18 @@ def test_other_frequencies_are_seen_by_compiled_steps() -> None:
             net.get_buffer("time_embedding.table").mul_(1.1)
 
 
+def test_shapes_on_meta() -> None:
+    """Nothing is computed, forward or backward, and shapes are those that are."""
+    config = CONFIGS["ncsn++"]
+    net = SlimmableNetwork(config, device="meta")
+    given = {name: tensor.to("meta") for name, tensor in augmented(config, torch.float32).items()}
+    y = net(width=0.5, **given)
+    assert y.is_meta
+    assert y.shape == (3, 3, 8, 8)
+    y.sum().backward()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in net.parameters())
+
+
 def test_copies_are_independent() -> None:
     config = CONFIGS["ncsn++"]
     net, given = build(config, torch.float32).eval(), inputs(config, torch.float32)

@@ -39,6 +39,8 @@ def check_steps_on_hopper(library: ctypes.CDLL) -> None:
     layers.check_all_layers(device)
     steps.check_step("source", 0.5, dtype, dtype, device)
     steps.check_step("reference", 1.0, dtype, dtype, device)
+    steps.check_step("ddpm++", 0.5, dtype, dtype, device)
+    steps.check_step("ncsn++", 0.5, dtype, dtype, device)
     library.set_hopper(0)
 
 
@@ -55,7 +57,8 @@ def main() -> None:
     faults = [row for row in rows if row["fault"]]
     assert not faults, faults
     check_steps_on_hopper(ctypes.CDLL(sys.argv[1]))
-    for name in ("sliced_attention", "sliced_conv2d", "sliced_linear", "sliced_group_norm"):
+    ops = ("resample", "sliced_attention", "sliced_conv2d", "sliced_linear", "sliced_group_norm")
+    for name in ops:
         check_random_raw_calls(name, 100)
 
 

@@ -1,4 +1,7 @@
-"""What a block with scale-shift norms, resampling and class labels adds, beside float64."""
+"""What blocks of other families add, beside float64.
+
+Scale-shift norms, resampling, filters, factors, rings, class labels, frequencies.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,9 @@ SHAPES = (
         NormShape(576, 384, 960, 32, 16, True),
     ) if ON_GPU else ()),
 )  # fmt: skip
+
+
+WAYS = ((False, False), (True, False), (False, True))  # up, ring
 
 
 def norm_inputs(
@@ -101,6 +107,60 @@ def resampled(c: int, up: bool, dtype: torch.dtype) -> Row:
     return compare(what, lambda: [_fused.resample(x, up)], [exact], TOLERANCE[dtype])
 
 
+def filtered(c: int, up: bool, ring: bool, dtype: torch.dtype) -> Row:
+    """A filter of 4 taps, a residual and a factor."""
+    x = normal(7, c, 12, 20, dtype=dtype)
+    row = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=torch.float64, device=x.device) / 8
+    kernel, padding = torch.outer(row, row).expand(c, 1, 4, 4), 0 if ring else 1
+    if up:
+        exact = F.conv_transpose2d(x.double(), 4 * kernel, stride=2, padding=padding, groups=c)
+    else:
+        exact = F.conv2d(x.double(), kernel, stride=2, padding=padding, groups=c)
+    residual = normal(*exact.shape, dtype=dtype)
+    exact = (exact + residual.double()) * 0.5**0.5
+    how = {"taps": 4, "ring": ring, "residual": residual, "scale": 0.5**0.5}
+    what = f"{c} channels {dtype}, filtered {'up' if up else 'down'}{' from a ring' * ring}"
+    return compare(what, lambda: [_fused.resample(x, up, **how)], [exact], TOLERANCE[dtype])
+
+
+def scaled(c: int, ring: bool, dtype: torch.dtype) -> Row:
+    """A convolution and a residual times a factor, or with a ring around the image."""
+    x, bias = normal(5, c, 16, 16, dtype=dtype), normal(c, dtype=dtype)
+    weight = normal(c, c, 3, 3, dtype=dtype, scale=(9 * c) ** -0.5)
+    exact = F.conv2d(x.double(), weight.double(), bias.double(), padding=1 + ring)
+    residual = normal(*exact.shape, dtype=dtype)
+    exact = (exact + residual.double()) * 0.5**0.5
+
+    def call() -> Sequence[Tensor]:
+        y, _ = _fused.conv2d_fused(
+            [x], [weight], [bias], c, residual=residual, scale=0.5**0.5, ring=ring
+        )
+        return [y]
+
+    what = f"{c} channels {dtype}, times a factor{', a ring' * ring}"
+    return compare(what, call, [exact], 2 * TOLERANCE[dtype])
+
+
+def frequencies(dtype: torch.dtype) -> Row:
+    """Sines and cosines of given frequencies and of those up to the last, sines first."""
+    x, f = normal(9, 1, dtype=dtype), normal(32, dtype=torch.float32) * 16
+    t = normal(9, dtype=torch.float32)
+    half = torch.arange(32, device=x.device, dtype=torch.float64)
+    exact = []
+    for of in (2 * torch.pi * f.double(), 10000.0 ** (-half / 31)):
+        angles = t.double()[:, None] * of
+        exact.append(torch.cat([angles.sin(), angles.cos()], 1))
+
+    def call() -> Sequence[Tensor]:
+        how = {"halves": True, "swapped": True}
+        return [
+            _fused.sinusoidal_embedding(t, 64, None, x, frequencies=f, **how),
+            _fused.sinusoidal_embedding(t, 64, None, x, freq_shift=1.0, **how),
+        ]
+
+    return compare(f"frequencies {dtype}", call, exact, TOLERANCE[dtype])
+
+
 def labelled(rows: int, dtype: torch.dtype) -> Row:
     """A linear layer with the rows of classes added before SiLU, and sines in halves."""
     x, table = normal(rows, 96, dtype=dtype), normal(10, 200, dtype=dtype)
@@ -129,5 +189,8 @@ def modulated_rows() -> list[Row]:
             *(halved_norm(shape, dtype) for shape in SHAPES),
             *(resampled(c, up, dtype) for c in (64, 21) for up in (False, True)),
             *(labelled(rows, dtype) for rows in (1, 9, 70)),
+            *(filtered(c, up, ring, dtype) for c in (64, 21) for up, ring in WAYS),
+            *(scaled(c, ring, dtype) for c in (64, 21) for ring in (False, True)),
+            frequencies(dtype),
         )
     ]

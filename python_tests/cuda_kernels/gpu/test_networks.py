@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from bench.small_network import ADM, SMALL
+from bench.small_network import ADM, NCSN, SMALL
 from cuda_kernels.gpu.device import DEVICE, ON_GPU, needs_device
 from torch import Tensor
 
@@ -19,8 +19,8 @@ from ddsm_ext.runtime import StepRunner
 from ddsm_ext.sampling import SamplerConfig, Strategy, sample
 
 pytestmark = needs_device
-CONFIGS = {"small": SMALL, "cifar10": REFERENCE_CIFAR10, "adm": ADM}
-FAMILIES = pytest.mark.parametrize("config", [SMALL, ADM], ids=["unet", "adm"])
+CONFIGS = {"small": SMALL, "cifar10": REFERENCE_CIFAR10, "adm": ADM, "ncsn++": NCSN}
+FAMILIES = pytest.mark.parametrize("config", [SMALL, ADM, NCSN], ids=["unet", "adm", "ncsn++"])
 # Of the largest output, through all layers: measured on the CPU 8e-3 in bfloat16.
 TOLERANCE = {torch.float32: 1e-2 if ON_GPU else 2e-5, torch.bfloat16: 4e-2}
 
