@@ -65,5 +65,6 @@ def test_presets_are_the_full_size_networks() -> None:
         ("edm-cifar10-vp", "EDM_CIFAR_10_DDPM_VP_uncond_augment_9"),
         ("edm-cifar10-ve", "EDM_CIFAR_10_NCSN_VE_uncond"),
         ("edm-ffhq64", "EDM_FFHQ_AFHQ_64_DDPM_cres_1_2_2_2"),
+        ("edm-imagenet64", "EDM_ImageNet_64_ADM"),
     ):
         assert PRESETS[name] == edm_config(FULL_SIZE[full_size])
