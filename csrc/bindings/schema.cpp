@@ -20,9 +20,9 @@ STABLE_TORCH_LIBRARY(ddsm_ext, m) {
       "SymInt stride, SymInt padding, bool upsample, Tensor(a!) grad_weight, "
       "Tensor(b!)? grad_bias, int algo=0, bool tf32=False) -> ()");
   // Bias, time shift, residual, a 1x1 shortcut (none, or weight, bias, x and perhaps x2), all times
-  // gain, and the moments of y in one launch; weights of one shape side by side. tickets: zeros that
-  // no other launch uses at the same time. overlaps: the kernel before writes no weights. CUDA only, without
-  // autograd: for steps of a network.
+  // gain, and the moments of y in one launch; weights of one shape side by side. tickets: zeros
+  // that no other launch uses at the same time. overlaps: the kernel before writes no weights. CUDA
+  // only, without autograd: for steps of a network.
   m.def(
       "sliced_conv2d_fused(Tensor x, Tensor? x2, Tensor[] weights, Tensor[] biases, int c_out, "
       "int c_in2_offset, int stride, int padding, bool upsample, Tensor? shift, "

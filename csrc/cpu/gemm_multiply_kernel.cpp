@@ -119,8 +119,8 @@ struct TileCall {
 #define DDSM_STORE_LANES __attribute__((noinline))
 #endif
 
-// The first `valid` of a vector, plus as many of the residual (null: none), times gain. Inlined only
-// where masks make it short: each unrolled row of a tile holds a copy.
+// The first `valid` of a vector, plus as many of the residual (null: none), times gain. Inlined
+// only where masks make it short: each unrolled row of a tile holds a copy.
 template <class C, class TY>
 DDSM_STORE_LANES void store_lanes(Vec<C> sum, int64_t valid, const TY* residual, C gain, TY* to) {
   if (residual) sum += load_first(residual, valid);

@@ -1,6 +1,6 @@
-// resample on CUDA. 2 taps without a residual: a thread for 16 bytes of a pixel of the smaller image
-// and for the 2x2 pixels of the larger one that belong to it. Else a thread for 16 bytes of a pixel
-// of y, whose up to 4x4 pixels of x neighbours find in the L1.
+// resample on CUDA. 2 taps without a residual: a thread for 16 bytes of a pixel of the smaller
+// image and for the 2x2 pixels of the larger one that belong to it. Else a thread for 16 bytes of a
+// pixel of y, whose up to 4x4 pixels of x neighbours find in the L1.
 #include "ddsm/resample_cuda.h"
 
 #include "index_maps.h"

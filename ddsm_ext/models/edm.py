@@ -64,12 +64,18 @@ class EDMConfig(UShapeConfig):
         time = f"a divisor of {4 * self.ch}, the channels of the time embedding"
         self._check("groups", 4 * self.ch % self.groups == 0, time)
 
-    def _norm(self, g: Graph, name: str, x: Node | tuple[Node, ...], eps: float,
-              **more: object) -> Node:  # fmt: skip
+    def _norm(
+        self,
+        g: Graph,
+        name: str,
+        x: Node | tuple[Node, ...],
+        eps: float,
+        modulate: Node | None = None,
+    ) -> Node:
         """A norm with SiLU."""
         sources = x if isinstance(x, tuple) else (x,)
         groups = norm_groups(sum(source.out.c_max for source in sources))
-        return g.norm(name, x, silu=True, eps=eps, groups=groups, **more)  # type: ignore[arg-type]
+        return g.norm(name, x, silu=True, eps=eps, groups=groups, modulate=modulate)
 
     def _augment(self, g: Graph, time: Node) -> Node:
         """Add the map of augmentation labels to a time embedding; it is never slimmed."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.graph.graph import Graph
@@ -235,7 +234,8 @@ def self_attention(
     *,
     qkv_gain: float = 1.0,
     scale: float = 1.0,
-    **norm: Any,
+    eps: float = 1e-5,
+    groups: int = 0,
 ) -> Node:
     """(x + out(attention(q, k, v))) * scale with 1x1 projections of norm(x), over all pixels.
 
@@ -247,9 +247,9 @@ def self_attention(
         gain: on the initial weights of `out`.
         qkv_gain: on those of q, k and v.
         scale: factor on the result.
-        norm: `eps` and `groups` of the norm.
+        eps, groups: of the norm; see `Node`.
     """
-    c, h = x.out.c_max, g.norm(f"{name}.norm", x, **norm)
+    c, h = x.out.c_max, g.norm(f"{name}.norm", x, eps=eps, groups=groups)
     qkv = g.conv(name, h, c, 1, parts=("q", "k", "v"), role="qkv", head=head, gain=qkv_gain)
     products = g.attention(f"{name}.products", qkv)
     return g.conv(f"{name}.out", products, c, 1, residual=x, scale=scale, gain=gain)

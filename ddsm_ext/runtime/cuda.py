@@ -50,7 +50,7 @@ def run_step(
                 swapped=node.swapped, freq_shift=node.freq_shift,
                 frequencies=frozen if node.fourier else None,
             )  # fmt: skip
-    for node in net.graph.nodes:
+    for node in net.graph.nodes:  # by torch's kernels, which overlap nothing either
         if node.op == "embed" and node.shift is not None:
             rows[node.index] = rows[node.index] + rows[node.shift.index]
     return run_words(net, width, CudaLayers(tickets), Activation(x), rows).tensor

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bench.scripts import ROOT, load
-from bench.small_network import ADM, SMALL
+from bench.small_network import ADM, NCSN, SMALL
 
 from ddsm_ext.bench.candidates import (
     CANDIDATES,
@@ -30,13 +30,27 @@ ALONE = {
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("op", OPS)
 def test_candidates_agree_at_every_shape(op: str, dtype: str) -> None:
-    shapes = {s for c in (SMALL, ADM) for width in (1.0, 0.5) for s in op_shapes(c, width, op)}
+    shapes = {
+        s for c in (SMALL, ADM, NCSN) for width in (1.0, 0.5) for s in op_shapes(c, width, op)
+    }
     assert shapes
     for shape in shapes:
         with torch.no_grad():
             calls = ALONE.get(op, candidates)(shape, 2, DTYPES[dtype])
             outputs = {name: call() for name, call in calls.items()}
         assert tuple(outputs) == CANDIDATES
+        assert check_agreement(str(shape), outputs, TOLERANCE[dtype]) >= 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_candidates_of_a_step_with_a_factor_agree(dtype: str) -> None:
+    bench = load("bench_scaled_conv2d", ROOT / "benchmarks" / "bench_scaled_conv2d.py")
+    shapes = [s for s in op_shapes(NCSN, 0.5, "conv2d") if bench.wanted(s)]
+    assert shapes
+    for shape in shapes:
+        with torch.no_grad():
+            calls = bench.candidates(shape, 2, DTYPES[dtype])
+            outputs = {name: call() for name, call in calls.items()}
         assert check_agreement(str(shape), outputs, TOLERANCE[dtype]) >= 0
 
 
@@ -77,5 +91,5 @@ def test_pytest_finds_the_benchmarks_of_the_ops() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider"]
     done = subprocess.run([*command, *files], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-    for op in (*OPS, "modulated_norm"):
+    for op in (*OPS, "modulated_norm", "filter", "scaled_conv2d"):
         assert f"benchmarks/bench_{op}.py::test_{op}[" in done.stdout

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from ddsm_ext.bench.conditions import REFERENCE_CIFAR10, WIDTHS
 from ddsm_ext.graph.shapes import OPS, op_shapes
-from ddsm_ext.models import ADMConfig, SlimmableNetwork, UNetConfig
+from ddsm_ext.models import ADMConfig, SlimmableNetwork, SongUNetConfig, UNetConfig
 
 # MMACs a step without the attention products: the reference code's own figures at the four widths.
 PUBLISHED_MMACS = {1.0: 6070, 0.75: 3420, 0.5: 1520, 0.25: 382.5}
@@ -124,6 +124,26 @@ def test_modulated_norms_by_hand() -> None:
     assert sum(modulated.values()) == 3 + 2 + 3 * 2 + 4
     assert all(shape.silu and not shape.c2 for shape in modulated)
     assert str(next(iter(modulated))) == "32 /8 @16 modulated silu"
+
+
+def test_filters_and_rings_by_hand() -> None:
+    """Each way one before a convolution, one before a shortcut; one of the image and its ring."""
+    config = SongUNetConfig(
+        image_size=16, ch=32, ch_mult=(1, 2), num_res_blocks=1, groups=8, aux_residual=True, taps=4
+    )
+    shapes = op_shapes(config, 0.5, "resample")
+    assert {str(shape): calls for shape, calls in shapes.items()} == {
+        "16 @8 /2 4 taps": 2,
+        "32 @16 x2 4 taps": 2,
+        "16 @8 /2 4 taps ring + residual": 1,
+    }
+    assert sum(shape.activations * calls for shape, calls in shapes.items()) == (
+        2 * 16 * (256 + 64) + 2 * 32 * (64 + 256) + 16 * (18 * 18 + 64 + 64)
+    )
+    (ring,) = (shape for shape in op_shapes(config, 0.5, "conv2d") if shape.ring)
+    assert str(ring) == "3->16 3x3 @18 ring"
+    assert ring.in_size == 16
+    assert ring.macs == 3 * 16 * 9 * 18 * 18
 
 
 def test_unknown_op_is_named() -> None:

@@ -43,8 +43,8 @@ struct Conv2dCudaShortcut {
   const void* bias;  // as Conv2dCudaForwardArgs::bias
 };
 
-// y = gain (conv + bias + shortcut + shift + residual), rounded once. Parts (q, k and v of an attention
-// are three) read the same images; their outputs lie side by side.
+// y = gain (conv + bias + shortcut + shift + residual), rounded once. Parts (q, k and v of an
+// attention are three) read the same images; their outputs lie side by side.
 struct Conv2dCudaForwardArgs {
   Conv2dCudaOptions options;
   // inputs

@@ -3,8 +3,8 @@
 //
 // Down, y[i] = sum_k f[k] x[2 i + k - p]; up, the transpose of that times 4 (2 in each direction);
 // x is 0 beyond its pixels. 2 taps: f = [1, 1] / 2, p = 0: means of 2x2 pixels, nearest neighbours.
-// 4 taps: f = [1, 3, 3, 1] / 8, p = 1; with a ring p = 0: one pixel on each side of the larger image
-// lies around it.
+// 4 taps: f = [1, 3, 3, 1] / 8, p = 1; with a ring p = 0: one pixel on each side of the larger
+// image lies around it.
 #pragma once
 
 #include <cstdint>
@@ -19,10 +19,10 @@ struct ResampleArgs {
   DType dtype;
   int64_t images, height, width, channels;  // of x; height and width are even to go down
   int64_t n_stride, h_stride, w_stride;
-  bool up;      // enlarge; false: halve
-  double gain;  // y is this times the sum of the filter's result and the residual
-  int32_t taps;  // 2 or 4
-  bool ring;     // only of 4 taps
+  bool up;               // enlarge; false: halve
+  double gain;           // y is this times the sum of the filter's result and the residual
+  int32_t taps;          // 2 or 4
+  bool ring;             // only of 4 taps
   const void* residual;  // as y; null: none
   int64_t residual_n_stride, residual_h_stride, residual_w_stride;
   // output

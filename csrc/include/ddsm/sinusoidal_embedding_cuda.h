@@ -11,8 +11,8 @@ enum class TimeType : int32_t { kFloat32, kFloat64, kInt64 };
 
 // y[n, 2i] = sin(t f_i), y[n, 2i + 1] = cos(t f_i), f_i = 10000^(-2i / dim), in float32 and rounded
 // once; in halves f_i = 10000^(-i / (dim / 2 - freq_shift)), or 2 pi frequencies[i], and
-// y[n, i] = cos(t f_i), y[n, dim / 2 + i] = sin(t f_i), or (swapped) the other way round. Where t is
-// a row of the table, that row.
+// y[n, i] = cos(t f_i), y[n, dim / 2 + i] = sin(t f_i), or (swapped) the other way round. Where t
+// is a row of the table, that row.
 struct SinusoidalCudaArgs {
   DType dtype;        // of y: float32, bfloat16, float16
   DType table_dtype;  // the same choice
