@@ -12,7 +12,10 @@ import pytest
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-@pytest.mark.parametrize("page", ["adding-a-model", "adding-an-op", "adding-a-sampler"])
+PAGES = ("adding-a-model", "adding-an-op", "adding-a-sampler", "samplers-and-guidance")
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_examples_run(page: str, tmp_path: Path) -> None:
     text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
