@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -23,6 +24,9 @@ from ddsm_ext.sampling.strategy import Strategy, as_strategy
 from ddsm_ext.settings import Refusal, TypeRefusal
 
 _ANY_LABEL = 0  # what a dry run guides away from, of no network
+# Of the sigmas of a first step; Karras's levels begin with ratios below 2, and the cosine schedule
+# with one of 3000 in ten steps, after which images are noise.
+_GREATEST_RATIO = 100.0
 # A power of two, so that multiplying by it and dividing by it again is exact
 _SMALL = 2.0**-20
 
@@ -48,6 +52,7 @@ def noise_levels(schedule: NoiseSchedule, sampler: SamplerConfig) -> list[Level]
         levels = [schedule.level_at(log_snr) for log_snr in _log_snrs(schedule, sampler, count)]
     else:
         levels = [schedule.level(t) for t in _timesteps(schedule.timesteps, sampler, count)]
+    _warn_of_ratio(sampler, levels)
     if not ends_noisy:
         return [*levels, CLEAN]
     if to_the_end:
@@ -58,6 +63,20 @@ def noise_levels(schedule: NoiseSchedule, sampler: SamplerConfig) -> list[Level]
             "'sigma_min' ends; need fewer steps, a steps_offset, or final 'zero'"
         )
     return [*levels, schedule.level(0)]
+
+
+def _warn_of_ratio(sampler: SamplerConfig, levels: Sequence[Level]) -> None:
+    """Warn of a first step that a method of second order in sigma does not bear."""
+    if not SAMPLERS[sampler.kind].by_sigma or len(levels) < 2:
+        return
+    first, second = (math.exp(-0.5 * level.log_snr) for level in levels[:2])
+    if first > _GREATEST_RATIO * max(second, 1.0):
+        warnings.warn(
+            f"{sampler.kind}: the first step leads from sigma {first:.3g} to {second:.3g}, over "
+            "which a method of second order in sigma fails; need sampler.spacing 'karras' with a "
+            "sigma_max of about 80, more steps, or another sampler",
+            stacklevel=2,
+        )
 
 
 def _timesteps(timesteps: int, sampler: SamplerConfig, count: int) -> list[float]:

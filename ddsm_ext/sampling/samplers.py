@@ -32,6 +32,7 @@ class Row:
         between: whether it evaluates between the levels visited, and so takes `level_at`.
         eta: what the setting `eta` is where nobody says it.
         moves_mean: whether a classifier's gradient moves its mean; else it moves x0.
+        by_sigma: whether a step is of second order in sigma, which fails over a great ratio of it.
     """
 
     method: Method
@@ -40,14 +41,15 @@ class Row:
     between: bool = False
     eta: float = 0.0
     moves_mean: bool = False
+    by_sigma: bool = False
 
 
 SAMPLERS: dict[str, Row] = {
     "ddpm": Row(ddpm, ("variance",), moves_mean=True),
     "ddim": Row(ddim, ("eta",)),
     "euler": Row(euler, _CHURN, between=True),
-    "heun": Row(heun, _CHURN, between=True),
-    "dpm_2": Row(dpm_2, _CHURN, between=True),
+    "heun": Row(heun, _CHURN, between=True, by_sigma=True),
+    "dpm_2": Row(dpm_2, _CHURN, between=True, by_sigma=True),
     "euler_ancestral": Row(euler_ancestral, ("eta",), eta=1.0),
     "dpmpp_2s_ancestral": Row(dpmpp_2s_ancestral, ("eta",), between=True, eta=1.0),
     "dpmpp_2m": Row(dpmpp_2m, ("variant", "restart_on_width_change"), VARIANTS),
