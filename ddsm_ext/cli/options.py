@@ -61,12 +61,14 @@ def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
         help="scale of guidance away from a weak model; 1: none (default: the run's)",
     )  # fmt: skip
     parser.add_argument(
-        "--guidance-interval", metavar="LOW,HIGH", help="log-SNRs between which it is done"
-    )
+        "--guidance-interval", metavar="LOW,HIGH",
+        help="log-SNRs between which it is done, e.g. --guidance-interval=-3,3",
+    )  # fmt: skip
     parser.add_argument(
         "--guidance-width", metavar="WIDTH|FILE",
-        help="width of the weak model, or its strategy; of a network without a label for no class "
-        "this is autoguidance (default: the width of the step)",
+        help="width of the weak model, or its strategy; with --set sampler.guidance_weak=width, "
+        "and of a network without a label for no class, this is autoguidance (default: the width "
+        "of the step)",
     )  # fmt: skip
     parser.add_argument(
         "--steps", type=int, metavar="N", help="denoising steps an image (default: the run's)"

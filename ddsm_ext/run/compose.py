@@ -217,6 +217,11 @@ class Sampler:
         """Dtype of the network's weights, in which it computes."""
         return next(self.network.parameters()).dtype
 
+    @property
+    def class_count(self) -> int:
+        """How many classes the images are of in turn; 1: the network takes no labels."""
+        return len(self.config.sampler.classes) or self.config.model.label_count or 1
+
     def labels(self, seeds: Sequence[int]) -> list[int] | None:
         """Return the class of each seed's image; None: the network takes no labels."""
         count = self.config.model.label_count

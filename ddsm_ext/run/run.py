@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import torch
 
+from ddsm_ext.diffusion.schedule import make_schedule
 from ddsm_ext.io.checkpoint import list_checkpoints
 from ddsm_ext.io.lock import RunLock, output_lock
 from ddsm_ext.report.page import build_report
@@ -46,6 +47,7 @@ from ddsm_ext.run.training import (
     tuned_config,
     tuned_name,
 )
+from ddsm_ext.sampling.levels import evaluations
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.search.front import FrontPoint
 from ddsm_ext.settings import Refusal
@@ -113,7 +115,7 @@ class Run:
         Raises:
             ImportError: the features need a package that is not installed.
             ValueError: the name has other characters, there is no run to extend, or device, images,
-                features or weights cannot be used.
+                features, weights or sampler cannot be used.
             FileNotFoundError: the images, the features' file or the weights are missing.
         """
         device, dataset = choose_device(device), load_images(config, progress)
@@ -126,6 +128,7 @@ class Run:
             extend_run(folder, dataset, extend)
         resumed = folder is not None
         if folder is None:
+            evaluations(make_schedule(config.diffusion), config.sampler)  # which may be refused
             if config.train.start_from is not None or config.tune.strategy is not None:
                 network_to_begin_with(Path(root), config, torch.device("cpu"))
             folder = create_run(root, name, config.to_dict(), partial(save_classes, dataset))

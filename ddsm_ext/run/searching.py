@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -203,6 +205,19 @@ def sensitivity_of(
     return whole
 
 
+def blocks_of(classes: int) -> int:
+    """Return into how many blocks samples go whose classes are in turn: `BLOCKS`, or the next
+    number that shares no divisor with the classes.
+
+    Block i holds the samples i, i + b ...: with a divisor in common it would hold some classes and
+    not others, and leaving it out would change what the samples are of.
+
+    Args:
+        classes: in turn; 1 where there are none.
+    """
+    return next(b for b in itertools.count(BLOCKS) if math.gcd(b, classes) == 1)
+
+
 class SampledQuality:
     """The quality that a search ranks by: a distance of samples to the real images.
 
@@ -228,6 +243,7 @@ class SampledQuality:
         self.first_seed = first_seed
         self.distance = scorer.ranking_distance(fewest_samples)
         self._race_samples = race_samples
+        self._blocks = blocks_of(scorer.sampler.class_count)
         self._raced: dict[Strategy, np.ndarray] = {}  # features of samples 0 to n
 
     @property
@@ -245,7 +261,7 @@ class SampledQuality:
             rows = np.concatenate([known, more])
         if samples.start == 0 and samples.stop < self._race_samples:
             self._raced[strategy] = rows
-        blocks = min(BLOCKS, len(rows) // 2)
+        blocks = min(self._blocks, len(rows) // 2)
         if blocks < 2:
             return [self.distance(rows)]
         return jackknife(self.distance, rows, blocks)

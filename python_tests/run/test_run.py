@@ -64,6 +64,14 @@ def test_damaged_scores_are_refused_before_any_work(untrained: Run, tmp_path: Pa
         run.evaluate()  # which also lacks weights
 
 
+def test_a_sampler_that_does_not_fit_the_process_leaves_no_run(tmp_path: Path) -> None:
+    config = changed(tiny(), {"sampler": {"eta": 1.0}})
+    values = {**config.to_dict(), "diffusion": {"schedule": "edm", "parameterisation": "edm"}}
+    with pytest.raises(ValueError, match=r"^ddim with eta > 0: alpha² \+ sigma² is 6401"):
+        Run.create(tmp_path, "x", RunConfig.from_dict(values))
+    assert not list(tmp_path.iterdir())
+
+
 def test_weights_to_start_from_that_are_missing_leave_no_run(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nothing: has no whole checkpoint"):
         Run.create(tmp_path, "x", tiny(start_from=str(tmp_path / "nothing")))

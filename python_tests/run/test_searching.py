@@ -12,7 +12,8 @@ import torch
 
 from ddsm_ext.cli.search import search_lines
 from ddsm_ext.run import Run, configure
-from ddsm_ext.run.searching import SampledQuality
+from ddsm_ext.run.classes import labels_of
+from ddsm_ext.run.searching import SampledQuality, blocks_of
 from ddsm_ext.sampling.strategy import Strategy
 
 
@@ -171,3 +172,12 @@ def test_a_kill_after_the_choice_leaves_nothing_of_the_earlier_strategy_beside_i
     assert not any(path.exists() for path in beside)
     run.search(budget_macs=0.6)
     assert [path.read_bytes() for path in beside] == before
+
+
+@pytest.mark.parametrize(("classes", "blocks"), [(1, 16), (3, 16), (10, 17), (34, 19), (1000, 17)])
+def test_every_block_of_samples_has_all_classes_as_often(classes: int, blocks: int) -> None:
+    """Else what a score loses with a block says which classes it was of."""
+    assert blocks_of(classes) == blocks
+    labels = labels_of(range(blocks * classes), (), classes)
+    for block in range(blocks):
+        assert sorted(labels[block::blocks]) == list(range(classes))
