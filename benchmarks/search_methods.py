@@ -27,7 +27,8 @@ from ddsm_ext.intervals import jackknife
 from ddsm_ext.io.files import read_json, write_json
 from ddsm_ext.machine import machine_info
 from ddsm_ext.run import Run
-from ddsm_ext.run.searching import SampledQuality, search_run
+from ddsm_ext.run.sampled_quality import SampledQuality
+from ddsm_ext.run.searching import search_run
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.search.config import SearchConfig
 from ddsm_ext.search.cost import PAPER_EVALUATIONS, share_of_paper

@@ -71,12 +71,13 @@ def run(args: argparse.Namespace) -> int:
 
     from ddsm_ext import bench
     from ddsm_ext.bench.conditions import REFERENCE_CIFAR10
-    from ddsm_ext.run.costs import check_memory
+    from ddsm_ext.run.costs import TRAINING_COPIES, check_memory
 
     threads = len(os.sched_getaffinity(0)) if args.threads is None else args.threads
     setting = bench.Setting(args.dtype, threads, args.device)
     place = torch.device(setting.place)
-    check_memory(REFERENCE_CIFAR10, args.batch, place, "--batch", training=args.training)
+    copies = TRAINING_COPIES if args.training else 0
+    check_memory(REFERENCE_CIFAR10, args.batch, place, "--batch", copies=copies)
     shared: dict[str, Any] = {
         "batch": args.batch, "rounds": 3 if args.quick else 9, "setting": setting,
     }  # fmt: skip

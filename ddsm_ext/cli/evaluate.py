@@ -73,13 +73,13 @@ def run(args: argparse.Namespace) -> int:
 
     from ddsm_ext.io.lock import RunLock
     from ddsm_ext.run.compose import choose_device
-    from ddsm_ext.run.costs import check_memory
+    from ddsm_ext.run.costs import check_memory, images_at_once
     from ddsm_ext.run.metrics import load_metrics
     from ddsm_ext.run.run import Run
     from ddsm_ext.run.scoring import score_folder
 
     device = choose_device(args.device, "--device")
-    batch = min(config.eval.batch_size, len(plan.seeds))
+    batch = images_at_once(config, min(config.eval.batch_size, len(plan.seeds)))
     check_memory(config.model, batch, device, "eval.batch_size")
     with told() as progress, RunLock(folder):
         load_metrics(folder)  # where it is damaged, it is refused before any work

@@ -61,8 +61,8 @@ def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
         help="scale of guidance away from a weak model; 1: none (default: the run's)",
     )  # fmt: skip
     parser.add_argument(
-        "--guidance-interval", metavar="LOW,HIGH",
-        help="log-SNRs between which it is done, e.g. --guidance-interval=-3,3",
+        "--guidance-interval", metavar=("LOW", "HIGH"), type=float, nargs=2,
+        help="log-SNRs between which it is done",
     )  # fmt: skip
     parser.add_argument(
         "--guidance-width", metavar="WIDTH|FILE",

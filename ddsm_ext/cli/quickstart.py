@@ -67,11 +67,11 @@ def run(args: argparse.Namespace) -> int:
 
     from ddsm_ext.io.lock import RunLock
     from ddsm_ext.run.compose import choose_device
-    from ddsm_ext.run.costs import check_memory
+    from ddsm_ext.run.costs import check_memory, check_training_memory
     from ddsm_ext.run.run import Run
 
     device = choose_device(args.device, "--device")
-    check_memory(config.model, config.train.batch_size, device, "train.batch_size", training=True)
+    check_training_memory(config, device)
     check_memory(config.model, config.eval.batch_size, device, "eval.batch_size")
     cores = torch.get_num_threads()
     torch.set_num_threads(args.threads or TRAINING_THREADS)

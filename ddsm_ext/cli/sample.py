@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     config = options.run_settings(folder, args)
 
     from ddsm_ext.run.compose import choose_device, weights_of
-    from ddsm_ext.run.costs import check_memory
+    from ddsm_ext.run.costs import check_memory, images_at_once
     from ddsm_ext.run.run import Run
     from ddsm_ext.run.strategies import read_strategy
 
@@ -57,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
         print(sampling_text(config, strategy, len(seeds), args.batch_size))
         return 0
     device = choose_device(args.device, "--device")
-    check_memory(config.model, min(args.batch_size, len(seeds)), device, "--batch-size")
+    batch = images_at_once(config, min(args.batch_size, len(seeds)))
+    check_memory(config.model, batch, device, "--batch-size")
     how = {"weights": args.weights, "batch_size": args.batch_size, "out": args.out}
     with told() as progress:
         run = Run(folder, config, device, progress)

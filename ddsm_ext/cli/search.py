@@ -67,12 +67,13 @@ def run(args: argparse.Namespace) -> int:
 
     from ddsm_ext.io.lock import RunLock
     from ddsm_ext.run.compose import choose_device
-    from ddsm_ext.run.costs import check_memory
+    from ddsm_ext.run.costs import check_memory, images_at_once
     from ddsm_ext.run.run import Run
     from ddsm_ext.run.strategies import own_strategy
 
     device = choose_device(args.device, "--device")
-    check_memory(config.model, config.eval.batch_size, device, "eval.batch_size")
+    batch = images_at_once(config, config.eval.batch_size)
+    check_memory(config.model, batch, device, "eval.batch_size")
     with told() as progress, RunLock(folder):
         run = Run(folder, config, device, progress)
         run.check_search()  # what is refused here leaves no command behind

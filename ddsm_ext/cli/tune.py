@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ddsm_ext.io.lock import RunLock
     from ddsm_ext.run.compose import choose_device
-    from ddsm_ext.run.costs import check_memory
+    from ddsm_ext.run.costs import check_training_memory
     from ddsm_ext.run.folder import root_of
     from ddsm_ext.run.run import Run
     from ddsm_ext.run.training import extended, run_to_extend, run_to_tune, tuned_name
@@ -70,8 +70,7 @@ def run(args: argparse.Namespace) -> int:
                 config = extended(longer, args.extend)
             print(training_text(config))
             return 0
-        batch = config.train.batch_size
-        check_memory(config.model, batch, device, "train.batch_size", training=True)
+        check_training_memory(config, device)
         tuned = origin.tuning(args.strategy, new=args.new, extend=args.extend, **changes)
         say(f"{'continuing' if tuned.resumed else 'tuning'} {tuned.folder}")
         with RunLock(tuned.folder):

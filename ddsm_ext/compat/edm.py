@@ -65,6 +65,7 @@ _IN_BLOCK = {
 }
 _FREQUENCIES = ("time_embedding.table", "map_noise.freqs")
 _LABELS = "map_label"
+_BESIDE_LABELS = "map_layer1.bias"  # of DhariwalUNet, to which its labels are added
 
 
 def edm_config(config: Mapping[str, Any]) -> Config:
@@ -310,15 +311,10 @@ def _table(weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _label_map(table: Tensor, has_bias: bool) -> dict[str, Tensor]:
-    """`_table` reversed; without a bias the last row must be zero."""
+    """`_table` reversed; without a bias less the row of no class, which then is zero."""
     rows, null = table[:-1].double(), table[-1].double()
     if not has_bias:
-        if null.any():
-            raise Refusal(
-                "to_edm_state_dict: label_embedding has a row of no class that is not zero; need "
-                "zeros, as EDM's DhariwalUNet has no other"
-            )
-        return {f"{_LABELS}.weight": table[:-1].t().contiguous()}
+        return {f"{_LABELS}.weight": (rows - null).t().contiguous().to(table.dtype)}
     weight = ((rows - null) / math.sqrt(len(rows))).t().contiguous()
     return {f"{_LABELS}.weight": weight.to(table.dtype), f"{_LABELS}.bias": table[-1].clone()}
 
@@ -356,7 +352,10 @@ def to_edm_state_dict(net: SlimmableNetwork) -> dict[str, Tensor]:
             state[f"{fused.name}.{suffix}"] = fused.joined(parts)
     for node in config.graph.nodes:
         if node.op == "embed":
-            state |= _label_map(ours[f"{node.name}.weight"], isinstance(config, SongUNetConfig))
+            table, has_bias = ours[f"{node.name}.weight"], isinstance(config, SongUNetConfig)
+            state |= _label_map(table, has_bias)
+            if not has_bias:  # the row of no class is added for all, where the labels are
+                state[_BESIDE_LABELS] = state[_BESIDE_LABELS] + table[-1]
         if node.fourier:
             state[_FREQUENCIES[1]] = ours[_FREQUENCIES[0]]
     for name, shape in _filters(config).items():

@@ -183,7 +183,7 @@ def _made(
 
 
 class DenseNetwork(DenseBlock):
-    """The network of one width, called as (x, t); parameters are named as in the supernet.
+    """The network of one width, called as (x, t) or (x, t, y); parameters are named as its own.
 
     Args:
         config: the supernet's config.

@@ -325,8 +325,9 @@ class SlimmableNetwork(SlimmableBlock):
             width: 0 < width <= 1, usable by the config.
 
         Returns:
-            A `DenseNetwork` called as (x, t), with its own copy of the weights, on this network's
-            device and dtype and in its training mode; its outputs equal this network's at `width`.
+            A `DenseNetwork` called as (x, t), or (x, t, y), with its own copy of the weights, on
+            this network's device and dtype and in its training mode; its outputs equal this
+            network's at `width`.
 
         Raises:
             TypeError, ValueError: the width cannot be used.

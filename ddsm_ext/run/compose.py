@@ -130,6 +130,15 @@ def load_network(
     return network.to(device, dtype).eval()
 
 
+def check_sampler(config: RunConfig) -> None:
+    """Refuse a sampler that does not serve the process, or its number of steps.
+
+    Raises:
+        ValueError: naming what does not fit.
+    """
+    evaluations(make_schedule(config.diffusion), config.sampler)
+
+
 def load_images(config: RunConfig, progress: Progress | None = None) -> Any:
     """Return the run's data set at the model's image size and channels."""
     from ddsm_ext.data.dataset import load_dataset

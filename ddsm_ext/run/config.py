@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import typing
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -137,7 +138,18 @@ class RunConfig(Settings):
             need = f"labels below {known}" if known else "none, as the network takes no labels"
             raise Refusal(f"sampler.classes is {list(chosen)}; need {need}")
         self._check_training()
-        self.sampler.guidance_by(self.model.null_label)
+        if self.sampler.variance == "learned" and not self.model.predicts_variance:
+            raise Refusal(
+                "sampler.variance is 'learned' with a network that predicts none; need "
+                "'fixed_large' or 'fixed_small', or model.learned_sigma true"
+            )
+        guidance = self.sampler.guidance_by(self.model.null_label)
+        if guidance and guidance.null_label is not None and not self.train.label_dropout:
+            warnings.warn(
+                f"sampler.guidance is {self.sampler.guidance:g} away from no class, of which "
+                "train.label_dropout 0 teaches nothing; need a network that was trained with it",
+                stacklevel=2,
+            )
         for width in self.sampler.guidance_widths:
             self.model.check_width(width)
 

@@ -182,15 +182,37 @@ def _estimate(
     *,
     training: bool = False,
 ) -> Estimate:
-    n_bytes = _bytes(config.model, batch, training=training)
+    n_bytes = _bytes(config.model, batch, _copies(config) if training else 0)
     return Estimate(macs, macs / 1e9 * ms_per_gmac(config) / 1e3, n_bytes, run_widths)
 
 
-def _bytes(network: NetworkConfig, batch: int, *, training: bool) -> float:
-    """Memory of weights and of the activations of a batch."""
-    copies = TRAINING_COPIES if training else 1
-    n_bytes = 4.0 * copies * count.parameter_count(network)
-    return n_bytes + count.activation_bytes(network, 1.0, batch, training=training)
+def _copies(config: RunConfig) -> int:
+    """How often a training holds the weights, or as much: also averages, and a teacher's."""
+    train = config.train
+    taught = train.distill_weight > 0 or train.t_importance > 0
+    return TRAINING_COPIES + len(train.ema_lengths) + (taught and train.teacher == "origin")
+
+
+def _bytes(network: NetworkConfig, batch: int, copies: int) -> float:
+    """Memory of weights and of the activations of a batch; `copies` of a training, 0: none."""
+    n_bytes = 4.0 * max(1, copies) * count.parameter_count(network)
+    return n_bytes + count.activation_bytes(network, 1.0, batch, training=copies > 0)
+
+
+def images_at_once(config: RunConfig, batch: int) -> int:
+    """Return how many images of a batch the network runs on together: guided ones twice."""
+    guidance = config.sampler.guidance_by(config.model.null_label)
+    return batch * (2 if guidance is not None and guidance.widths is None else 1)
+
+
+def check_training_memory(config: RunConfig, device: torch.device) -> None:
+    """Refuse a training that this machine's memory cannot hold; see `check_memory`.
+
+    Raises:
+        ValueError: it is more than twice the machine's memory.
+    """
+    part = -(-config.train.batch_size // config.train.micro_batches)
+    check_memory(config.model, part, device, "train.batch_size", copies=_copies(config))
 
 
 def check_memory(
@@ -199,7 +221,7 @@ def check_memory(
     device: torch.device,
     what: str,
     *,
-    training: bool = False,
+    copies: int = 0,
 ) -> None:
     """Refuse what this machine's memory cannot hold, before any of it is allocated.
 
@@ -211,13 +233,13 @@ def check_memory(
         batch: images that run together.
         device: where they run.
         what: the setting that says how many, for the error.
-        training: whether they are trained on.
+        copies: how often a training on them holds the weights; 0: there is none.
 
     Raises:
         ValueError: it is more than twice the machine's memory.
     """
     on_cpu = device.type == "cpu"
-    needed = _bytes(network, batch if on_cpu else 0, training=training and on_cpu)
+    needed = _bytes(network, batch if on_cpu else 0, copies if on_cpu else 0)
     if needed > 2 * memory_bytes():
         raise Refusal(
             f"{what} is {batch}, the network has {count.parameter_count(network):,} parameters and "
@@ -240,7 +262,8 @@ def estimate_training(config: RunConfig) -> Estimate:
         share = config.tune.sandwich_share
         step_macs = share * step_macs + (1.0 - share) * _routed_macs(config, strategy)
     macs = step_macs * train.batch_size * train.steps
-    return _estimate(config, macs, train.batch_size, training=True)
+    part = -(-train.batch_size // train.micro_batches)
+    return _estimate(config, macs, part, training=True)
 
 
 def _teacher_macs(config: RunConfig) -> float:
@@ -286,7 +309,7 @@ def estimate_sampling(
     """
     widths = _run_widths(config, strategy)
     macs = sum(count.macs(config.model, width) for width in widths)
-    return _estimate(config, macs * images, batch, widths)
+    return _estimate(config, macs * images, images_at_once(config, batch), widths)
 
 
 def estimate_search(config: RunConfig) -> Estimate:
@@ -298,7 +321,8 @@ def estimate_search(config: RunConfig) -> Estimate:
     each = sum(count.macs(config.model, width) for width in config.search.widths)
     errors = each * LEVELS * config.eval.sensitivity_images
     times = each * (TIMED_ROUNDS + WARMUP_ROUNDS) * batch
-    return _estimate(config, scores + errors + times, batch, widths)
+    at_once = images_at_once(config, batch)
+    return _estimate(config, scores + errors + times, at_once, widths)
 
 
 def estimate_scores(config: RunConfig, strategies: Iterable[Strategy], images: int) -> Estimate:

@@ -177,6 +177,8 @@ def import_edm(
         "diffusion": {"schedule": "edm", "parameterisation": row, **_PRECONDITIONERS[row]},
         "sampler": sampler,
         "data": {"source": "images"},
+        # the others' levels are uniform in log sigma, as timesteps are here
+        "train": {"noise_levels": "log_normal" if row == "edm" else "uniform"},
     }
     config = RunConfig.from_dict(merge(values, changes), where)
     tensors = {key: tensor.float().contiguous() for key, tensor in network.state_dict().items()}

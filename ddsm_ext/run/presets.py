@@ -127,7 +127,7 @@ RUN_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             }),
             ("edm-imagenet64", "imagenet64", 40, {
                 "steps": 610_352, "batch_size": 4096, "lr": 1e-4, "augment": 0.0,
-                "ema_decay": 0.99994,
+                "ema_decay": 0.99994, "label_dropout": 0.0,  # guidance would want 0.1
             }),
         )
     },

@@ -10,7 +10,6 @@ from typing import Any, Self
 
 import torch
 
-from ddsm_ext.diffusion.schedule import make_schedule
 from ddsm_ext.io.checkpoint import list_checkpoints
 from ddsm_ext.io.lock import RunLock, output_lock
 from ddsm_ext.report.page import build_report
@@ -18,6 +17,7 @@ from ddsm_ext.run.classes import save_classes
 from ddsm_ext.run.compose import (
     Progress,
     Sampler,
+    check_sampler,
     choose_device,
     images_of,
     load_images,
@@ -47,7 +47,6 @@ from ddsm_ext.run.training import (
     tuned_config,
     tuned_name,
 )
-from ddsm_ext.sampling.levels import evaluations
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.search.front import FrontPoint
 from ddsm_ext.settings import Refusal
@@ -128,7 +127,7 @@ class Run:
             extend_run(folder, dataset, extend)
         resumed = folder is not None
         if folder is None:
-            evaluations(make_schedule(config.diffusion), config.sampler)  # which may be refused
+            check_sampler(config)
             if config.train.start_from is not None or config.tune.strategy is not None:
                 network_to_begin_with(Path(root), config, torch.device("cpu"))
             folder = create_run(root, name, config.to_dict(), partial(save_classes, dataset))
@@ -387,7 +386,7 @@ class Run:
             return export_width(self.network(weights), self.config, width, folder)
 
     def export_to(self, code: str, *, weights: str = "ema", out: str | Path | None = None) -> Path:
-        """Write the weights as other code names them, see `exporting.CODES`; returns the file."""
+        """Write the weights as other code (`exporting.CODES`) names them; returns the file."""
         file = self.folder / "export" / f"{code}.safetensors" if out is None else Path(out)
         with output_lock(self.folder, out):
             return export_to(self.network(weights), code, file)

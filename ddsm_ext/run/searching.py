@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,22 +14,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddsm_ext.data.pixels import from_uint8, to_uint8
+from ddsm_ext.data.pixels import from_uint8
 from ddsm_ext.diffusion.noise import normal
 from ddsm_ext.diffusion.prediction import network_input, prediction_of
 from ddsm_ext.diffusion.schedule import add_noise
 from ddsm_ext.graph.count import macs
-from ddsm_ext.intervals import jackknife
 from ddsm_ext.io.files import one_line
 from ddsm_ext.report.records import Costs, WidthCost
 from ddsm_ext.run.compose import Sampler, counter, weights_digest
 from ddsm_ext.run.costs import conditions, macs_table, measure_ms
+from ddsm_ext.run.sampled_quality import SampledQuality
 from ddsm_ext.run.scoring import Scorer
 from ddsm_ext.run.search_folders import search_folder, search_folders, take_place
 from ddsm_ext.run.strategies import save_steps
 from ddsm_ext.sampling.denoiser import Evaluation
 from ddsm_ext.sampling.levels import evaluations, prediction_gains
-from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.search.archive import ARCHIVE_FILE
 from ddsm_ext.search.config import SearchConfig
 from ddsm_ext.search.cost import CostTable, StepCost, check_budget
@@ -41,7 +38,8 @@ from ddsm_ext.search.genome import StrategySpace
 from ddsm_ext.search.history import COMPARISONS
 from ddsm_ext.search.pool import budget_genome
 from ddsm_ext.search.sensitivity import LEVELS, Sensitivity, measure_sensitivity
-from ddsm_ext.settings import Refusal, plain
+from ddsm_ext.settings import plain
+from ddsm_ext.training.batches import check_labels
 from ddsm_ext.width import find_width
 
 log = logging.getLogger(__name__)
@@ -50,7 +48,6 @@ SENSITIVITY_STREAM = 2  # sampling itself draws from the streams 0 and 1
 # Seeds of a search's samples begin here: a strategy is chosen on other noise than it is scored on.
 SEARCH_FIRST_SEED = 1_000_000
 COST_TABLE_FILE = "cost_table.json"
-BLOCKS = 16  # of samples, from whose differences a score's error is known
 
 
 def measure_costs(run: Path, sampler: Sampler, widths: Sequence[float]) -> CostTable:
@@ -174,6 +171,7 @@ def sensitivity_of(
     chosen = np.sort(order[: config.eval.sensitivity_images])
     images = from_uint8(torch.from_numpy(dataset.images[chosen]), sampler.device)  # [N, C, H, W]
     labels = None
+    check_labels(dataset, config.model.label_count, "search")
     if config.model.label_count:
         labels = torch.from_numpy(dataset.labels[chosen]).to(sampler.device)  # [N]
     seeds = range(SEARCH_FIRST_SEED, SEARCH_FIRST_SEED + len(images))
@@ -203,74 +201,6 @@ def sensitivity_of(
     whole = measured if known is None else known.joined(measured)
     whole.save(path)
     return whole
-
-
-def blocks_of(classes: int) -> int:
-    """Return into how many blocks samples go whose classes are in turn: `BLOCKS`, or the next
-    number that shares no divisor with the classes.
-
-    Block i holds the samples i, i + b ...: with a divisor in common it would hold some classes and
-    not others, and leaving it out would change what the samples are of.
-
-    Args:
-        classes: in turn; 1 where there are none.
-    """
-    return next(b for b in itertools.count(BLOCKS) if math.gcd(b, classes) == 1)
-
-
-class SampledQuality:
-    """The quality that a search ranks by: a distance of samples to the real images.
-
-    Called as (strategy, samples), it returns one value a block of samples. Features of samples 0
-    to n are kept until the race is over, so that twice the samples take only the other half anew.
-
-    Args:
-        scorer: sampler, features and reference.
-        first_seed: seed of the search's sample 0.
-        fewest_samples: of any score, which decides the distance; 2 or more.
-        race_samples: most of a race, after which nothing is kept.
-
-    Raises:
-        ValueError: of so few samples there is no distance.
-    """
-
-    def __init__(
-        self, scorer: Scorer, first_seed: int, fewest_samples: int, race_samples: int = 0
-    ) -> None:
-        if fewest_samples < 2:
-            raise Refusal(f"search: a score takes {fewest_samples} samples; need 2 or more")
-        self.scorer = scorer
-        self.first_seed = first_seed
-        self.distance = scorer.ranking_distance(fewest_samples)
-        self._race_samples = race_samples
-        self._blocks = blocks_of(scorer.sampler.class_count)
-        self._raced: dict[Strategy, np.ndarray] = {}  # features of samples 0 to n
-
-    @property
-    def name(self) -> str:
-        """What the scores are: a Fréchet distance of N samples is larger than they are."""
-        biased = self.distance.name == "Fréchet distance"
-        return self.distance.name + (", extrapolated to infinite N" if biased else "")
-
-    def __call__(self, strategy: Strategy, samples: range) -> list[float]:
-        known = self._raced.pop(strategy, None) if samples.start == 0 else None
-        if known is None:
-            rows = self.features(strategy, samples)
-        else:
-            more = self.features(strategy, range(len(known), samples.stop))
-            rows = np.concatenate([known, more])
-        if samples.start == 0 and samples.stop < self._race_samples:
-            self._raced[strategy] = rows
-        blocks = min(self._blocks, len(rows) // 2)
-        if blocks < 2:
-            return [self.distance(rows)]
-        return jackknife(self.distance, rows, blocks)
-
-    def features(self, strategy: Strategy, samples: range) -> np.ndarray:
-        """Features of some samples, [n, D] float32."""
-        seeds = [self.first_seed + i for i in samples]
-        images = to_uint8(self.scorer.sampler.images(strategy, seeds)).cpu()
-        return np.asarray(self.scorer.extractor(images).cpu())
 
 
 def search_run(
@@ -304,8 +234,9 @@ def search_run(
         settings = replace(settings, widths=_useful_widths(searched, settings.widths))
     table = in_macs if settings.cost == "macs" else searched
     weak_macs = partial(macs, sampler.config.model)
-    weak_cost = weak_macs if settings.cost == "macs" else ms.cost_of
-    runs, fixed = _guidance_runs(steps, weak_cost if weak else None)
+    in_ms = settings.cost == "ms"
+    weak_cost = ms.cost_of if in_ms else weak_macs
+    runs, fixed = _guidance_runs(steps, weak_cost if weak else None, ms.overhead if in_ms else 0.0)
     space = StrategySpace(log_snrs, settings.widths, settings.segments, runs)
     cost = StepCost(table.costs, space, fixed)
     check_budget(settings, cost)
@@ -358,18 +289,20 @@ def search_run(
 
 
 def _guidance_runs(
-    steps: Sequence[Evaluation], cost_of: Callable[[float], float] | None
+    steps: Sequence[Evaluation], cost_of: Callable[[float], float] | None, overhead: float
 ) -> tuple[list[int], float]:
     """How often the network runs at a strategy's width in each step, and what else an image costs.
 
     Args:
         steps: of the sampler.
         cost_of: width -> cost of a weak model of its own widths; None: it has the strategy's.
+        overhead: the sampler's own work in each cost, which a guided step has once.
     """
-    if cost_of is None:
-        return [len(step.widths) for step in steps], 0.0
     weak = [step.weak_width for step in steps if step.weak_width is not None]
-    return [1] * len(steps), sum(map(cost_of, weak))
+    twice = len(weak) * overhead
+    if cost_of is None:
+        return [len(step.widths) for step in steps], -twice
+    return [1] * len(steps), sum(map(cost_of, weak)) - twice
 
 
 def _useful_widths(ms: CostTable, widths: Sequence[float]) -> tuple[float, ...]:

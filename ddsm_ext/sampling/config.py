@@ -53,6 +53,8 @@ _UNSAID: dict[str, dict[str, Any]] = {
     "spacing": {"steps_offset": 0, "sigma_min": None, "sigma_max": None, "rho": None},
 }
 
+_OF_GUIDANCE = ("guidance_weak", "guidance_interval", "guidance_widths", "guidance_cuts")
+
 
 @dataclass(frozen=True)
 class SamplerConfig(Settings):
@@ -201,7 +203,7 @@ class SamplerConfig(Settings):
         if given and self.guidance == 1.0:
             raise Refusal(
                 f"SamplerConfig: {given[0]} is {shown(getattr(self, given[0]))} with guidance 1, "
-                "which is none; need another guidance"
+                "which is none; need another guidance, or no such setting"
             )
 
     def guidance_by(self, null_label: int | None) -> Guidance | None:
@@ -261,7 +263,7 @@ class SamplerConfig(Settings):
 
 
 def unsaid(changes: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that changes of kind or spacing take along, at what nobody says.
+    """Return the settings that a change of kind, spacing or guidance takes along, as unsaid ones.
 
     Args:
         changes: settings of a sampler that are changed.
@@ -274,4 +276,6 @@ def unsaid(changes: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, A
             reset.update(names)
             if choice == "kind" and before.get("variance") == "learned":
                 reset["variance"] = defaults["variance"]
+    if changes.get("guidance") == 1:
+        reset.update({name: defaults[name] for name in _OF_GUIDANCE})
     return reset

@@ -127,26 +127,29 @@ def step_loader(batches: StepBatches, first: int, last: int, workers: int) -> It
     return iter(loader)
 
 
-def check_labels(dataset: ImageDataset, label_count: int) -> None:
+def check_labels(dataset: ImageDataset, label_count: int, what: str = "train") -> None:
     """Refuse a data set whose classes are not those of a network of `label_count` classes.
 
     Args:
-        dataset: images to train on.
+        dataset: images whose labels the network is given.
         label_count: 0: the network takes no labels, and any data set serves.
+        what: what errors begin with.
 
     Raises:
-        ValueError: there are no classes, or another number of them.
+        ValueError: there are no classes, or another number of them; of classes without names, as
+            of an archive of samples, there may be fewer.
     """
     if label_count == 0:
         return
     if dataset.labels is None:
         raise Refusal(
-            f"train: {dataset.name} has no classes, the network takes labels of {label_count}; "
+            f"{what}: {dataset.name} has no classes, the network takes labels of {label_count}; "
             "need images in a folder a class or a dataset.json, or a network without num_classes"
         )
     most = len(dataset.class_names)
-    if most != label_count:
+    named = dataset.class_names != tuple(map(str, range(most)))
+    if most > label_count or (named and most < label_count):
         raise Refusal(
-            f"train: {dataset.name} has {most} classes, the network takes labels of {label_count}; "
-            f"need num_classes {most}"
+            f"{what}: {dataset.name} has {most} classes, the network takes labels of "
+            f"{label_count}; need num_classes {most}"
         )

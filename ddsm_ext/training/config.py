@@ -13,7 +13,7 @@ from ddsm_ext.width import sorted_widths
 AUGMENT_LABELS = 9  # numbers that tell how an image was augmented
 LOSS_WEIGHTINGS = ("uniform", "min_snr", "min_snr_soft", "p2", "edm")
 # The profile of the present time alone weighs nothing, and that of equal weights deviates by 0.289.
-GREATEST_EMA_LENGTH = 0.28
+LEAST_EMA_LENGTH, GREATEST_EMA_LENGTH = 0.001, 0.28
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,11 @@ class TrainConfig(Settings):
         self._check("ema_decay", is_number(self.ema_decay, 0, 1), "a number from 0 to 1")
         lengths = self.ema_lengths
         lengths_ok = isinstance(lengths, tuple) and all(
-            is_number(length, 0) and 0 < length <= GREATEST_EMA_LENGTH for length in lengths
+            is_number(length, LEAST_EMA_LENGTH, GREATEST_EMA_LENGTH) for length in lengths
         )
-        need = f"different numbers above 0 and at most {GREATEST_EMA_LENGTH}"
-        self._check("ema_lengths", lengths_ok and len({*lengths}) == len(lengths), need)
+        need = f"numbers from {LEAST_EMA_LENGTH} to {GREATEST_EMA_LENGTH} that differ in 6 digits"
+        different = lengths_ok and len({f"{length:g}" for length in lengths}) == len(lengths)
+        self._check("ema_lengths", different, need)
         clip_ok = self.grad_clip is None or (is_number(self.grad_clip, 0) and self.grad_clip > 0)
         self._check("grad_clip", clip_ok, "None or a number > 0")
         pair = isinstance(self.betas, tuple) and len(self.betas) == 2

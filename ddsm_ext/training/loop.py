@@ -38,7 +38,7 @@ from ddsm_ext.training.ema import Averages
 from ddsm_ext.training.sandwich import Sandwich, StepResult, make_optimizer
 from ddsm_ext.training.state import Snapshot, TrainState, Window, process_identity
 from ddsm_ext.training.teacher import check_teacher, teacher_of
-from ddsm_ext.training.timesteps import ErrorTable
+from ddsm_ext.training.timesteps import ErrorTable, usual_timesteps
 from ddsm_ext.training.tuning import Routing
 
 log = logging.getLogger(__name__)
@@ -322,7 +322,8 @@ def _sandwich(
     strategy = None if tune is None else tune.strategy
     routing = None
     if tune is not None and strategy is not None:
-        routing = Routing(strategy, tune.sandwich_share, schedule, config.seed)
+        usual = usual_timesteps(schedule, config)
+        routing = Routing(strategy, tune.sandwich_share, schedule, config.seed, usual)
     return Sandwich(
         net,
         make_optimizer(net, config),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +16,7 @@ BINS = 16  # equal ranges of t whose errors are told apart
 # What an older step counts for in the running errors, a step: the last 100 decide, 200 images a bin
 # in batches of 32.
 MEMORY = 0.99
+_LEAST_DRAWS = 64  # at once, of which some are accepted
 
 
 class Timesteps(Protocol):
@@ -89,6 +90,30 @@ class Subset:
         """As `Timesteps.draw`."""
         index = torch.randint(len(self.values), (count,), generator=stream, device="cpu")
         return self.values[index]
+
+    def factors(self, t: Tensor) -> None:
+        """As `Timesteps.factors`."""
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """Those draws of a distribution that a condition accepts; the mean loss is of them alone.
+
+    Args:
+        source: what is drawn from.
+        accepts: t [N] -> bool [N]; of some draws at least.
+    """
+
+    source: Timesteps
+    accepts: Callable[[Tensor], Tensor]
+
+    def draw(self, count: int, stream: Generator) -> Tensor:
+        """As `Timesteps.draw`: as often as it takes."""
+        found = self.source.draw(0, stream)
+        while len(found) < count:
+            t = self.source.draw(max(count, _LEAST_DRAWS), stream)
+            found = torch.cat([found, t[self.accepts(t)]])
+        return found[:count]
 
     def factors(self, t: Tensor) -> None:
         """As `Timesteps.factors`."""

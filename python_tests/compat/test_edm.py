@@ -358,10 +358,21 @@ def test_networks_that_edm_does_not_have() -> None:
     one = DhariwalUNetConfig(8, **small, head_channels=None)
     with pytest.raises(ValueError, match="head_channels is None; need 64, as in EDM"):
         to_edm_state_dict(SlimmableNetwork(one))
+
+
+def test_a_row_of_no_class_goes_where_it_is_added() -> None:
+    """EDM's DhariwalUNet has none: its network without a label adds zeros."""
     trained = load_edm(state_of(DHARIWAL), DHARIWAL)
-    trained.layer("label_embedding").weight.data[5] += 1
-    with pytest.raises(ValueError, match="has a row of no class that is not zero; need zeros"):
-        to_edm_state_dict(trained)
+    assert isinstance(trained.config, DhariwalUNetConfig)
+    null = trained.config.null_label
+    trained.layer("label_embedding").weight.data[null] += torch.randn(256)
+    again = load_edm(to_edm_state_dict(trained), DHARIWAL)
+    assert not again.layer("label_embedding").weight[null].any()
+    x, t = torch.randn(2, 3, 16, 16), torch.tensor([-0.3, 0.4])
+    for y in (torch.tensor([0, 1]), torch.tensor([null, 2])):
+        with torch.no_grad():
+            found, expected = again(x, t, 1.0, y), trained(x, t, 1.0, y)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_slices_of_uneven_channels() -> None:

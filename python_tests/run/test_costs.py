@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ddsm_ext.graph import parameter_count
 from ddsm_ext.models.families import preset
 from ddsm_ext.run import costs
 from ddsm_ext.run.config import configure
@@ -13,6 +14,7 @@ from ddsm_ext.run.costs import (
     conditions,
     estimate_scores,
     estimate_training,
+    images_at_once,
     macs_table,
     measure_ms,
 )
@@ -113,8 +115,8 @@ def test_more_than_the_memory_is_refused(monkeypatch):
     monkeypatch.setattr(costs, "memory_bytes", lambda: 10**9)
     # 35.7 million float32 and 4.7 MB an image; in training 5 copies and 38 MB
     check_memory(network, 300, cpu, "x")
-    check_memory(network, 30, cpu, "x", training=True)
-    check_memory(network, 10**6, gpu, "x", training=True)  # which is the GPU's to say
+    check_memory(network, 30, cpu, "x", copies=5)
+    check_memory(network, 10**6, gpu, "x", copies=5)  # which is the GPU's to say
     for batch, training in ((500, False), (60, True)):
         with pytest.raises(ValueError, match=f"^x is {batch}, .* there are 1; need a smaller"):
             check_memory(network, batch, cpu, "x", training=training)
@@ -128,3 +130,19 @@ def test_an_estimate_builds_no_network_that_is_too_large():
     takes = estimate_training(huge)
     assert takes.n_bytes > 1e12
     assert takes.seconds > 0
+
+
+def test_memory_counts_averages_parts_of_batches_and_guided_halves() -> None:
+    small = configure("adm-digits", train={"batch_size": 512})
+    plain = estimate_training(small).n_bytes
+    weights = 4 * parameter_count(small.model)
+    more = configure("adm-digits", train={"batch_size": 512, "ema_lengths": [0.05, 0.1]})
+    assert estimate_training(more).n_bytes == pytest.approx(plain + 2 * weights)
+    parts = configure("adm-digits", train={"batch_size": 512, "micro_batches": 4})
+    expected = 5 * weights + (plain - 5 * weights) / 4
+    assert estimate_training(parts).n_bytes == pytest.approx(expected)
+    guided = configure("adm-digits", sampler={"guidance": 2.0})
+    assert images_at_once(small, 8) == 8
+    assert images_at_once(guided, 8) == 16
+    weak = configure("adm-digits", sampler={"guidance": 2.0, "guidance_widths": [0.5]})
+    assert images_at_once(weak, 8) == 8

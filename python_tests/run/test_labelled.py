@@ -19,10 +19,12 @@ from ddsm_ext.compat.guided_diffusion import (
     load_guided_diffusion,
 )
 from ddsm_ext.data.images import image_grid
+from ddsm_ext.data.sample_archive import write_sample_archive
 from ddsm_ext.diffusion import make_schedule
 from ddsm_ext.graph import macs
 from ddsm_ext.run import Run, configure
 from ddsm_ext.run.classes import labels_named, labels_of
+from ddsm_ext.run.config import changed
 from ddsm_ext.run.importing import import_guided_diffusion
 from ddsm_ext.sampling import evaluations
 
@@ -249,3 +251,48 @@ def test_a_network_without_the_null_class_is_guided_by_width(photographs: Path) 
     guided = Run.open(run.folder.parent, run.folder, {"sampler": changes})
     expected = 5 * (macs(run.config.model, 1.0) + macs(run.config.model, 0.5))
     assert guided.sample(range(2)).macs_per_image == expected
+
+
+def test_a_search_on_images_of_other_classes_is_refused(photographs: Path, tmp_path: Path) -> None:
+    run = labelled(photographs, 1)
+    run.train()
+    images = np.zeros((8, 8, 8, 3), np.uint8)
+    for labels, message in ((None, "has no classes"), (np.arange(8), "has 8 classes")):
+        file = write_sample_archive(tmp_path / "s.npz", images, labels)
+        other = Run.open(run.folder.parent, run.folder, {"data": {"source": str(file)}})
+        with pytest.raises(ValueError, match=f"search: s {message}"):
+            other.search(method="proxy", budget_macs=0.6)
+    file = write_sample_archive(tmp_path / "few.npz", images, np.arange(8) % 2)  # without names
+    other = Run.open(run.folder.parent, run.folder, {"data": {"source": str(file)}})
+    assert other.search(method="proxy", budget_macs=0.6).cost_relative <= 0.6001
+
+
+def test_guidance_is_taken_back_with_all_that_belongs_to_it(photographs: Path) -> None:
+    given = {"guidance": 2.0, "guidance_interval": [-3, 3], "guidance_widths": [0.5]}
+    config = labelled(photographs, 1, sampler=given).config
+    after = changed(config, {"sampler": {"guidance": 1.0}})
+    assert after.sampler.guidance_interval is None
+    assert after.sampler.guidance_widths == ()
+
+
+def test_what_was_never_trained_is_warned_about(photographs: Path) -> None:
+    with pytest.warns(UserWarning, match="label_dropout 0 teaches nothing"):
+        labelled(photographs, 1, train={"label_dropout": 0.0}, sampler={"guidance": 2.0})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sampler": {"kind": "ddpm", "variance": "learned"}}, "a network that predicts none"),
+        ({"train": {"augment": 0.1}}, "a network that is told 0 numbers"),
+        ({"diffusion": {"schedule": "edm", "parameterisation": "edm"}}, None),
+    ],
+)
+def test_settings_that_do_not_fit_each_other_are_refused_first(
+    changes: dict[str, Any], message: str | None, photographs: Path
+) -> None:
+    if message is None:  # DDIM without noise serves EDM's levels, ancestral sampling does not
+        changes, message = {**changes, "sampler": {"kind": "ddpm"}}, "ddpm: alpha"
+    with pytest.raises(ValueError, match=message):
+        labelled(photographs, 1, **changes)
+    assert not (photographs.parent / "runs").exists()

@@ -13,7 +13,7 @@ import torch
 from ddsm_ext.cli.search import search_lines
 from ddsm_ext.run import Run, configure
 from ddsm_ext.run.classes import labels_of
-from ddsm_ext.run.searching import SampledQuality, blocks_of
+from ddsm_ext.run.sampled_quality import SampledQuality, blocks_of
 from ddsm_ext.sampling.strategy import Strategy
 
 

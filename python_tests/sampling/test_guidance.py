@@ -22,6 +22,7 @@ from ddsm_ext.sampling import (
     sample,
 )
 from ddsm_ext.sampling.guidance import Guidance
+from ddsm_ext.sampling.levels import prediction_gains
 
 SCHEDULE = make_schedule(DiffusionConfig(schedule="cosine"))
 NULL = 3
@@ -260,3 +261,12 @@ def test_levels_of_the_last_step() -> None:
     net = Net()
     ddim(Denoiser(net, labels=LABELS, guidance=Guidance(2.0, null_label=NULL)), X, levels, None)  # type: ignore[arg-type]
     assert len(net.calls) == 3
+
+
+def test_gains_have_the_scale_where_it_is_guided() -> None:
+    plain = prediction_gains(SCHEDULE, SamplerConfig("ddim", 6), "v")
+    settings = SamplerConfig("ddim", 6, guidance=4.0, guidance_interval=(-1.0, 1.0))
+    inside = [len(e.widths) == 2 for e in evaluations(SCHEDULE, settings)]
+    assert 0 < sum(inside) < 6
+    expected = [gain * (4.0 if at else 1.0) for gain, at in zip(plain, inside, strict=True)]
+    assert prediction_gains(SCHEDULE, settings, "v") == pytest.approx(expected)

@@ -11,10 +11,12 @@ from torch import nn
 from training.same_run import assert_same_run
 from training.toy_net import SCHEDULE, StopAt, ToyNet, config, run_train
 
+from ddsm_ext.diffusion import DiffusionConfig, make_schedule
 from ddsm_ext.io.checkpoint import load_checkpoint, newest_complete
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.training.config import TrainConfig, TuneConfig
 from ddsm_ext.training.sandwich import Sandwich, draw, make_optimizer
+from ddsm_ext.training.timesteps import LogNormal
 from ddsm_ext.training.tuning import Routing
 
 # Of the 50 timesteps of SCHEDULE: 0.25 at the 20 noisiest, 1 at the 5 next, 0.5 at the rest.
@@ -178,3 +180,23 @@ def test_another_strategy_does_not_resume(tmp_path) -> None:
 def test_bad_settings(values, expected) -> None:
     with pytest.raises(ValueError, match=expected):
         TuneConfig(**values)
+
+
+def test_levels_are_those_of_the_usual_distribution() -> None:
+    """Log-normal ones: all of a step at one width, over many steps as without a strategy."""
+    schedule = make_schedule(DiffusionConfig(schedule="edm", parameterisation="edm"))
+    strategy = Strategy((0.5, 1.0), (2.4,))  # at ln sigma -1.2, the middle
+    routing = Routing(strategy, 0.0, schedule, 0, LogNormal(schedule, -1.2, 1.2))
+    drawn, widths = [], []
+    for step in range(400):
+        width, source = routing.at(step)
+        t = source.draw(8, torch.Generator().manual_seed(step))
+        log_snr = schedule.log_snr(t)
+        assert set(strategy.widths_for(log_snr.tolist())) == {width}
+        assert source.factors(t) is None
+        drawn.append(-0.5 * log_snr)
+        widths.append(width)
+    log_sigma = torch.cat(drawn)
+    assert abs(log_sigma.mean().item() + 1.2) < 0.15
+    assert abs(log_sigma.std().item() - 1.2) < 0.1
+    assert abs(widths.count(0.5) - 200) < 50
