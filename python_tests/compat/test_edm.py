@@ -362,17 +362,17 @@ def test_networks_that_edm_does_not_have() -> None:
 
 def test_a_row_of_no_class_goes_where_it_is_added() -> None:
     """EDM's DhariwalUNet has none: its network without a label adds zeros."""
-    trained = load_edm(state_of(DHARIWAL), DHARIWAL)
+    trained = load_edm(state_of(DHARIWAL, torch.float64), DHARIWAL)
     assert isinstance(trained.config, DhariwalUNetConfig)
     null = trained.config.null_label
-    trained.layer("label_embedding").weight.data[null] += torch.randn(256)
+    trained.layer("label_embedding").weight.data[null] += torch.randn(256, dtype=torch.float64)
     again = load_edm(to_edm_state_dict(trained), DHARIWAL)
     assert not again.layer("label_embedding").weight[null].any()
-    x, t = torch.randn(2, 3, 16, 16), torch.tensor([-0.3, 0.4])
+    x, t = torch.randn(2, 3, 16, 16, dtype=torch.float64), torch.tensor([-0.3, 0.4])
     for y in (torch.tensor([0, 1]), torch.tensor([null, 2])):
         with torch.no_grad():
             found, expected = again(x, t, 1.0, y), trained(x, t, 1.0, y)
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_slices_of_uneven_channels() -> None:

@@ -117,9 +117,9 @@ def test_more_than_the_memory_is_refused(monkeypatch):
     check_memory(network, 300, cpu, "x")
     check_memory(network, 30, cpu, "x", copies=5)
     check_memory(network, 10**6, gpu, "x", copies=5)  # which is the GPU's to say
-    for batch, training in ((500, False), (60, True)):
+    for batch, copies in ((500, 0), (60, 5)):
         with pytest.raises(ValueError, match=f"^x is {batch}, .* there are 1; need a smaller"):
-            check_memory(network, batch, cpu, "x", training=training)
+            check_memory(network, batch, cpu, "x", copies=copies)
     monkeypatch.setattr(costs, "memory_bytes", lambda: 10**7)
     with pytest.raises(ValueError, match="35,746,307 parameters"):
         check_memory(network, 1, gpu, "x")
