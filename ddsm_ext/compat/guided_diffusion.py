@@ -7,16 +7,15 @@ block, are the rows of one weight there.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from ddsm_ext.compat.fused import FusedLayer
 from ddsm_ext.compat.weights_file import network_of, read_state_dict
-from ddsm_ext.graph.count import Layer, layers
+from ddsm_ext.graph.count import layers
 from ddsm_ext.graph.node import Node
 from ddsm_ext.models.adm import ADMConfig
 from ddsm_ext.models.network import SlimmableNetwork
@@ -146,41 +145,14 @@ def _needs(values: Mapping[str, Any]) -> Iterator[tuple[str, bool, str]]:
         yield "num_heads_upsample", same, f"num_heads ({heads}), or -1"
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """A layer of the reference and ours whose weights are its rows.
-
-    Attributes:
-        name: its path.
-        layers: ours in the order of its rows.
-        repeats: how often that order comes: once a head in the legacy order of q, k and v.
-    """
-
-    name: str
-    layers: tuple[Layer, ...]
-    repeats: int = 1
+class _Entry(FusedLayer):
+    """A layer of the reference; q, k and v come once a head in the legacy order."""
 
     def shape(self, suffix: str) -> tuple[int, ...]:
-        """Shape of its parameter."""
-        rows, *more = self.layers[0].weight_shape
-        rows *= len(self.layers)
-        if suffix == "bias":
-            return (rows,)
-        if self.name.endswith((".qkv", ".proj_out")):
-            more = more[:-1]  # pixels are one dimension there
-        return (rows, *more)
-
-    def split(self, tensor: Tensor) -> list[Tensor]:
-        """Return the rows of each of our layers."""
-        blocks = tensor.unflatten(0, (self.repeats, len(self.layers), -1)).unbind(1)
-        return [block.flatten(0, 1) for block in blocks]
-
-    def fused(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Return its parameter: `split` reversed."""
-        if len(tensors) == 1:
-            return tensors[0]
-        blocks = [tensor.unflatten(0, (self.repeats, -1)) for tensor in tensors]
-        return torch.stack(blocks, dim=1).flatten(0, 2)
+        """Shape of its parameter; pixels are one dimension in attention there."""
+        shape = super().shape(suffix)
+        in_attention = self.name.endswith((".qkv", ".proj_out"))
+        return shape[:-1] if in_attention and suffix == "weight" else shape
 
 
 def _entries(config: ADMConfig, new_order: bool) -> list[_Entry]:
@@ -308,6 +280,6 @@ def to_guided_diffusion_state_dict(
     ours, state = net.state_dict(), {}
     for entry in _entries(config, use_new_attention_order):
         for suffix in entry.layers[0].suffixes:
-            fused = entry.fused([ours[f"{layer.name}.{suffix}"] for layer in entry.layers])
+            fused = entry.joined([ours[f"{layer.name}.{suffix}"] for layer in entry.layers])
             state[f"{entry.name}.{suffix}"] = fused.reshape(entry.shape(suffix))
     return state
