@@ -69,8 +69,8 @@ def best_constant(rows: Mapping[str, Any]) -> str:
 def table(results: Mapping[str, Any]) -> str:
     """Return the figures as a table of Markdown: a row a training and sampler."""
     head = [
-        "training seed", "sampler", "evaluations", "full width", "best constant",
-        "DDIM's strategy", "MACs", "- full", "- constant", "own strategy", "MACs",
+        "training", "sampler", "evaluations", "DDIM's strategy", "MACs", "full width",
+        "DDIM's - full", "best constant", "DDIM's - constant", "own strategy", "its MACs",
         "DDIM's - own",
     ]  # fmt: skip
     body = []
@@ -81,16 +81,23 @@ def table(results: Mapping[str, Any]) -> str:
                 continue  # not all of it is there yet
             constant = best_constant(rows)
             means = {name: mean_interval(row["frechet"]).mean for name, row in rows.items()}
-            own = ["", "", ""]
-            if kind != SEARCHED:
-                own = [f"{means[OWN]:.3f}", f"{100 * rows[OWN]['macs']:.1f} %", _minus(rows, OWN)]
             body.append([
-                seed, kind, found["evaluations"], f"{means[FULL]:.3f}",
-                f"width {constant} {means[constant]:.3f}", f"{means[SHARED]:.3f}",
-                f"{100 * rows[SHARED]['macs']:.1f} %", _minus(rows, FULL),
-                _minus(rows, constant), *own,
+                seed, kind, found["evaluations"], f"{means[SHARED]:.3f}",
+                f"{100 * rows[SHARED]['macs']:.1f} %", f"{means[FULL]:.3f}", _minus(rows, FULL),
+                f"width {constant} {means[constant]:.3f}", _minus(rows, constant),
+                *_own(rows, means),
             ])  # fmt: skip
     return tabulate(body, head, tablefmt="pipe", disable_numparse=True)
+
+
+def _own(rows: Mapping[str, Any], means: Mapping[str, float]) -> list[str]:
+    """The cells of the strategy that was searched with the sampler itself."""
+    if OWN not in rows:
+        return ["", "", ""]
+    own, shared = rows[OWN], rows[SHARED]
+    same = (own["widths"], own["cuts"]) == (shared["widths"], shared["cuts"])
+    against = "the same strategy" if same else _minus(rows, OWN)
+    return [f"{means[OWN]:.3f}", f"{100 * own['macs']:.1f} %", against]
 
 
 def _minus(rows: Mapping[str, Any], other: str) -> str:

@@ -117,7 +117,8 @@ def _tried(name: str, dataset: Any) -> Any:
     try:
         extractor(dataset.images[:1])
     except Refusal as error:
-        raise Refusal(f"eval.features is {name}: {error}, or eval.features=auto") from error
+        why = str(error).removeprefix(f"{name}: ")
+        raise Refusal(f"eval.features is {name}: {why}, or eval.features=auto") from error
     return extractor
 
 

@@ -94,7 +94,7 @@ def test_auto_continues_a_run_that_was_made_with_what_it_means(
         ("classifier", "photos have no classes; need two or more, or eval.features=eff"),
         ("classifier:{tmp}/absent.safetensors", "no such file"),
         ("inception:{tmp}/absent.pth", "no such file"),
-        ("digits-classifier", r"need \[N, 1, 8, 8\]"),
+        ("digits-classifier", r"is digits-classifier: images have .*; need \[N, 1, 8, 8\]"),
         ("efficientnet", "did you mean efficientnet-lite0"),
     ],
 )
