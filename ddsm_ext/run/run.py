@@ -260,8 +260,7 @@ class Run:
     def search(self, **settings: Any) -> FrontPoint:
         """Search the width of each denoising step; writes front and strategy into search/.
 
-        With the method "proxy", or `eval.features` "none", no sample is scored: the front is that
-        of the sampler-weighted errors alone.
+        With method "proxy", or `eval.features` "none", the front is of the errors of widths alone.
 
         Args:
             settings: keys of the section search; a budget takes the place of another, e.g.
@@ -344,8 +343,7 @@ class Run:
     ) -> dict[str, Any]:
         """Score strategies against the real images, time them side by side, draw them in a row.
 
-        Every strategy is scored on the same ranges of seeds, so that their differences, range by
-        range, say more than the scores themselves.
+        Every strategy is scored on the same ranges of seeds: their differences say the most.
 
         Args:
             strategies: each a strategy, its file, a width, or None for the run's own. What is named
