@@ -66,9 +66,12 @@ def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--guidance-width", metavar="WIDTH|FILE",
-        help="width of the weak model, or its strategy; with --set sampler.guidance_weak=width, "
-        "and of a network without a label for no class, this is autoguidance (default: the width "
-        "of the step)",
+        help="width of the weak model, or its strategy (default: the width of the step)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--guidance-weak", metavar="KIND",
+        help="the weak model: null, the network without a class, or width, the network at "
+        "--guidance-width (autoguidance; default where it knows no null class)",
     )  # fmt: skip
     parser.add_argument(
         "--steps", type=int, metavar="N", help="denoising steps an image (default: the run's)"
@@ -218,6 +221,8 @@ def _guidance(run: Path, args: argparse.Namespace) -> dict[str, Any]:
         settings["guidance_widths"], settings["guidance_cuts"] = weak.widths, weak.cuts
         if config.model.null_label is None:
             settings["guidance_weak"] = "width"
+    if getattr(args, "guidance_weak", None) is not None:
+        settings["guidance_weak"] = args.guidance_weak
     return settings
 
 
