@@ -26,7 +26,7 @@ from ddsm_ext.models.structure import Structure, settings_of
 from ddsm_ext.ops._call import channels_last
 from ddsm_ext.ops.attention import sliced_attention
 from ddsm_ext.ops.resample import resample
-from ddsm_ext.runtime.inputs import check_inputs, embed_node
+from ddsm_ext.runtime.inputs import check_inputs, embed_node, in_blocks
 from ddsm_ext.runtime.runner import StepRunner, serves
 from ddsm_ext.settings import TypeRefusal
 from ddsm_ext.width import check_width
@@ -61,7 +61,7 @@ class SlimmableWords:
         """Look labels up."""
         layer, labels = self.owner.module_of(node), value[node.reads[0].index]
         rows = layer(labels, self.counts[node.index], accumulate_grad=self.accumulate_grad)
-        return rows if node.shift is None else rows + value[node.shift.index]  # [N, c]
+        return rows if node.shift is None else _sum(rows, value[node.shift.index])  # [N, c]
 
     def linear(self, node: Node, value: Values) -> Any:
         """Linear layers."""
@@ -72,14 +72,14 @@ class SlimmableWords:
         more = {"accumulate_grad": self.accumulate_grad}
         results = [layer(x, c_out, **more) for layer in self.owner.modules_of(node)]
         if node.shift is not None:
-            results = [y + value[node.shift.index] for y in results]
+            results = [_sum(y, value[node.shift.index]) for y in results]
         if node.silu:
             results = [F.silu(y) for y in results]
         return tuple(results) if node.parts else results[0]  # [N, c_out]
 
     def conv(self, node: Node, value: Values) -> Any:
         """Convolutions."""
-        x, x2 = two_sources(node, value)
+        x, x2 = _two_sources(node, value)
         if node.resample and not node.enlarges:
             up, taps = node.resample == "up", node.taps
             x = resample(x, up, taps=taps)
@@ -93,16 +93,22 @@ class SlimmableWords:
             shift = value[node.shift.index]
             if shift.dtype != y.dtype:  # the weights', which may be float32 beside 16-bit x
                 shift = shift.to(y.dtype)
-            y = y + shift[:, :, None, None]
+            y = _sum(y, shift[:, :, None, None])
+        if node.residual is not None:
+            y, residual = _alike(y, value[node.residual.index])
+            value = {**value, node.residual.index: residual}
         return added(y, node, value)
 
     def norm(self, node: Node, value: Values) -> Any:
         """Group norms."""
-        x, x2 = two_sources(node, value)
+        x, x2 = _two_sources(node, value)
         layer, accumulate = self.owner.module_of(node), self.accumulate_grad
         if node.modulate is None:
             return layer(x, x2, accumulate_grad=accumulate)
         scale, shift = (part.to(x.dtype) for part in value[node.modulate.index])
+        x, scale = _alike(x, scale)
+        x2 = None if x2 is None else in_blocks(x2, len(x))
+        shift = in_blocks(shift, len(x))
         return layer(x, x2, scale=scale, shift=shift, accumulate_grad=accumulate)
 
     def attention(self, node: Node, value: Values) -> Tensor:
@@ -130,6 +136,22 @@ class SlimmableWords:
         x, x2 = two_sources(node, value)
         y = F.dropout(x, node.p, self.owner.training)
         return y if x2 is None else (y, F.dropout(x2, node.p, self.owner.training))
+
+
+def _alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as of as many images: what is of each image beside what is of each of its labels."""
+    count = max(len(a), len(b))
+    return in_blocks(a, count), in_blocks(b, count)
+
+
+def _sum(a: Tensor, b: Tensor) -> Tensor:
+    a, b = _alike(a, b)
+    return a + b
+
+
+def _two_sources(node: Node, value: Values) -> tuple[Tensor, Tensor | None]:
+    x, x2 = two_sources(node, value)
+    return (x, x2) if x2 is None else _alike(x, x2)
 
 
 class SlimmableBlock(Block):
@@ -200,6 +222,8 @@ class SlimmableNetwork(SlimmableBlock):
     Source: Yang et al. 2024, "Denoising Diffusion Step-aware Models".
     """
 
+    takes_several_labels = True  # see `forward`
+
     def __init__(
         self,
         config: NetworkConfig,
@@ -254,14 +278,15 @@ class SlimmableNetwork(SlimmableBlock):
             x: [N, C, H, W] noisy images; fp32, bf16, or fp64 (CPU) or fp16 (CUDA).
             t: [N] timesteps, integer or continuous.
             width: 0 < width <= 1, usable by the config.
-            y: [N] int64 labels, of a class-conditional network.
+            y: [N] int64 labels, of a class-conditional network; or [k N], several of each image in
+                blocks of all: what comes before labels then is computed once.
             augment: [N, augment_channels] of how each image was augmented, of a network that is
                 told; None: it was not. With it the modules run.
             accumulate_grad: backward adds weight gradients straight to the prefix of `p.grad`
                 and autograd sees none for the parameters.
 
         Returns:
-            [N, C', H, W], the prediction in the network's parameterisation.
+            [N, C', H, W], or [k N, C', H, W], the prediction in the network's parameterisation.
 
         Raises:
             TypeError, ValueError: an argument that cannot be used, in one sentence.
@@ -291,7 +316,9 @@ class SlimmableNetwork(SlimmableBlock):
             counts = self.graph.counts(self.slicing, width)
         else:
             counts = self.config.counts(width)
-        inputs = check_inputs("SlimmableNetwork", self.graph, x, t, y, any_weight(self), augment)
+        inputs = check_inputs(
+            "SlimmableNetwork", self.graph, x, t, y, any_weight(self), augment, several=True
+        )
         inputs["x"] = channels_last(inputs["x"])
         values = [inputs[node.name] for node in self.graph.scope.reads]
         return self._compute(values, SlimmableWords(self, counts, accumulate_grad))

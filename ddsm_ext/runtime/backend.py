@@ -20,6 +20,7 @@ class StepKey(NamedTuple):
     image_height: int
     image_width: int
     dtype: torch.dtype
+    labels: int = 1  # of each image: the result has as many blocks of all images
 
 
 class Network(Protocol):

@@ -15,7 +15,7 @@ from ddsm_ext.ops._weights import WatchedWeights
 from ddsm_ext.ops.embedding import sliced_embedding
 from ddsm_ext.runtime.backend import Network, StepKey
 from ddsm_ext.runtime.cpu_layers import Layers
-from ddsm_ext.runtime.inputs import embed_node
+from ddsm_ext.runtime.inputs import embed_node, in_blocks
 from ddsm_ext.runtime.operands import JoinedWeights
 from ddsm_ext.runtime.program import Buffer, Plan, Program
 from ddsm_ext.runtime.step_cache import StepCache
@@ -114,7 +114,8 @@ class PlanSteps:
         bound = self._bound(net, key)
         bound.x.copy_(inputs["x"].permute(0, 2, 3, 1))
         for node, rows in bound.rows:
-            rows.copy_(self._rows(net, node, inputs, rows.shape[1]))
+            found = self._rows(net, node, inputs, rows.shape[1])
+            rows.copy_(in_blocks(found, len(rows)))
         bound.plan.run()
         return bound.y.clone().permute(0, 3, 1, 2)  # [N, C', H, W]
 
@@ -151,17 +152,17 @@ class PlanSteps:
         with torch.inference_mode(False):
             plan = step.program.bind(self._arena)
 
-            def view(buffer: Buffer, dtype: torch.dtype, *shape: int) -> Tensor:
-                return plan.view(buffer, dtype, (key.images, *shape))
+            def view(buffer: Buffer, dtype: torch.dtype, *shape: int, labels: int = 1) -> Tensor:
+                return plan.view(buffer, dtype, (key.images * labels, *shape))
 
             self._plans[key] = _Bound(
                 plan,
                 view(step.x, key.dtype, *pixels, graph.inputs["x"].out.c_max),
                 [
-                    (node, view(buffer, torch.float32, counts[node.index]))
+                    (node, view(buffer, torch.float32, counts[node.index], labels=key.labels))
                     for node, buffer in step.rows.items()
                 ],
-                view(step.y, key.dtype, *pixels, graph.output.out.c_max),
+                view(step.y, key.dtype, *pixels, graph.output.out.c_max, labels=key.labels),
             )
         return self._plans[key]
 
@@ -170,7 +171,9 @@ class PlanSteps:
         given = inputs[node.reads[0].name]
         if node.op == "embed":
             rows = sliced_embedding(net.layer(node.name).weight, given, c)
-            return rows if node.shift is None else rows + self._rows(net, node.shift, inputs, c)
+            if node.shift is None:
+                return rows
+            return rows + in_blocks(self._rows(net, node.shift, inputs, c), len(rows))
         if given.numel() > 1:
             if given.stride(0) != 0:
                 return _embedded(net, node, given)
@@ -190,15 +193,20 @@ def _embedded(net: Network, node: Node, t: Tensor) -> Tensor:
 
 def _compile(net: Network, key: StepKey, joined: JoinedWeights) -> _Step:
     program, graph, counts = Program(), net.graph, net.config.counts(key.width)
-    layers = Layers(program, key.images, key.dtype, joined=joined)
-    x = layers.activation(graph.inputs["x"].out.c_max, key.image_height, key.image_width)
+    images = key.images * key.labels
+    layers = Layers(program, images, key.dtype, joined=joined)
+    once = Layers(program, key.images, key.dtype, joined=joined) if key.labels > 1 else None
+    x = (once or layers).activation(
+        graph.inputs["x"].out.c_max, key.image_height, key.image_width
+    )
     rows = {
-        node: layers.floats(key.images * counts[node.index])
+        node: layers.floats(images * counts[node.index])
         for node in graph.nodes
         # Not those that others add to themselves: `_rows` does.
         if node.op in ("sinusoid", "embed")
         and not all(reader.op == "embed" for reader in graph.readers[node])
     }
-    y = run_words(net, key.width, layers, x, {node.index: rows[node] for node in rows})
+    of_nodes = {node.index: buffer for node, buffer in rows.items()}
+    y = run_words(net, key.width, layers, x, of_nodes, once, key.labels)
     program.pinned += [x.buffer, *rows.values(), y.buffer]
     return _Step(program, x.buffer, rows, y.buffer)

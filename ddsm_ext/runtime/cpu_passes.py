@@ -87,6 +87,15 @@ class Passes:
         )
         return y
 
+    def repeated(self, x: Activation, count: int) -> Activation:
+        """Return `count` blocks of x, each with all of its images, without moments."""
+        nbytes = self.images * x.pixels * x.c * self.dtype.itemsize
+        y = Buffer(count * nbytes)
+        for block in range(count):
+            place = _apply_source(x.buffer, x.c, y.at(block * nbytes), x.c)
+            self._apply([place], x.height, x.width, None, False, self.dtype, self.dtype)
+        return Activation(y, x.c, x.height, x.width)
+
     def moments(self, x: Activation) -> Activation:
         """Return x with its moments, which a norm of it needs and most producers leave."""
         if x.moments is not None:

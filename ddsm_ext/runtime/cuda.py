@@ -14,6 +14,7 @@ from ddsm_ext.ops._weights import WatchedPlaces
 from ddsm_ext.ops.embedding import sliced_embedding
 from ddsm_ext.runtime.backend import Network, StepError, StepKey
 from ddsm_ext.runtime.cuda_layers import Activation, CudaLayers
+from ddsm_ext.runtime.inputs import in_blocks
 from ddsm_ext.runtime.words import missing_word, run_words
 
 Precision = tuple[bool, bool]
@@ -29,13 +30,14 @@ def run_step(
         net: the network, on x's device.
         width: a width that its config has checked.
         inputs: by name: x [N, C, H, W], channels_last; t [N] timesteps, float32, float64 or int64;
-            y [N] int64 labels where the network has them.
+            y [N] int64 labels where the network has them, or [k N] in blocks of all images.
         tickets: see `CudaLayers`.
 
     Returns:
-        [N, C', H, W], channels_last.
+        [N, C', H, W], or of [k N], channels_last.
     """
     x, counts = inputs["x"], net.config.counts(width)
+    images = len(inputs["y"]) if "y" in inputs else len(x)
     rows: dict[int, Tensor] = {}
     # Time embeddings last: theirs are the launches of a step that wait for everything before them,
     # as CudaLayers wants it.
@@ -45,6 +47,7 @@ def run_step(
             rows[node.index] = sliced_embedding(table, labels, counts[node.index]).to(x.dtype)
         elif node.op == "sinusoid":
             t, frozen = inputs[node.reads[0].name], net.get_buffer(node.name)
+            t = in_blocks(t, images)
             rows[node.index] = sinusoidal_embedding(
                 t, node.out.c_max, None if node.fourier else frozen, x, halves=node.halves,
                 swapped=node.swapped, freq_shift=node.freq_shift,
@@ -53,7 +56,9 @@ def run_step(
     for node in net.graph.nodes:  # by torch's kernels, which overlap nothing either
         if node.op == "embed" and node.shift is not None:
             rows[node.index] = rows[node.index] + rows[node.shift.index]
-    return run_words(net, width, CudaLayers(tickets), Activation(x), rows).tensor
+    layers, blocks = CudaLayers(tickets), images // len(x)
+    once = layers if blocks > 1 else None
+    return run_words(net, width, layers, Activation(x), rows, once, blocks).tensor
 
 
 class Graphs(Protocol):
@@ -265,7 +270,7 @@ class GraphSteps:
             x = torch.zeros(shape, dtype=key.dtype, device=self._device)
             inputs = {
                 name: torch.zeros(
-                    key.images,
+                    key.images * (key.labels if name == "y" else 1),
                     dtype=torch.int64 if name == "y" else torch.float32,
                     device=self._device,
                 )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from torch import Tensor
+from torch import Tensor, channels_last
 
 from ddsm_ext.ops._fused import Shortcut, conv2d_fused, group_norm_apply, linear_fused, resample
 from ddsm_ext.ops.attention import sliced_attention
@@ -162,6 +162,10 @@ class CudaLayers:
             x.tensor, up, taps=taps, ring=ring, residual=added, scale=scale, overlaps=True
         )
         return Activation(y)
+
+    def repeated(self, x: Activation, count: int) -> Activation:
+        """Return `count` blocks of x, each with all of its images, without moments."""
+        return Activation(x.tensor.repeat(count, 1, 1, 1).contiguous(memory_format=channels_last))
 
     def attention(self, qkv: Activation, heads: int) -> Activation:
         """Attend over all pixels; qkv is [N, 3 c, height, width]: queries, keys, values."""

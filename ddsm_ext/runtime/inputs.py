@@ -22,6 +22,8 @@ def check_inputs(
     y: Tensor | None,
     weight: Tensor,
     augment: Tensor | None = None,
+    *,
+    several: bool = False,
 ) -> dict[str, Any]:
     """Check a network's arguments; return its inputs by name, with t (and y) as [N].
 
@@ -36,6 +38,7 @@ def check_inputs(
         y: labels [N] of a class-conditional network; None: none.
         weight: one of the network's.
         augment: [N, channels] of how each image was augmented; None, of any network: it was not.
+        several: whether y may hold several labels of each image, [k N] in blocks of all images.
 
     Raises:
         TypeError, ValueError: one sentence with the argument, what it is and what is needed.
@@ -55,10 +58,11 @@ def check_inputs(
         have, need = ("no labels", "y") if y is None else ("labels y", "none")
         kind = "class-conditional" if y is None else "unconditional"
         raise Refusal(f"{owner}: got {have}, the network is {kind}; need {need}")
-    if y is not None and (y.dtype != torch.int64 or y.shape != x.shape[:1]):
+    if y is not None and (y.dtype != torch.int64 or not _fits(y, x.shape[0], several)):
+        need = "one int64 label an image" + (", or several" if several else "")
         raise Refusal(
             f"{owner}: y is {y.dtype} of shape {list(y.shape)}, x holds {x.shape[0]} images; "
-            "need one int64 label an image"
+            f"need {need}"
         )
     if augment is not None:
         _check_augment(owner, graph, augment, x.shape[0])
@@ -67,6 +71,12 @@ def check_inputs(
         x = x.double()
     inputs: dict[str, Any] = {**named_inputs(x, t, y)}
     return {**inputs, "augment": augment} if "augment" in graph.inputs else inputs
+
+
+def _fits(y: Tensor, images: int, several: bool) -> bool:
+    if y.dim() != 1 or not several or images == 0:
+        return y.shape == (images,)
+    return len(y) >= images and len(y) % images == 0
 
 
 def _check_tensors(owner: str, given: Mapping[str, Tensor], weight: Tensor) -> None:
@@ -84,6 +94,16 @@ def named_inputs(x: Tensor, t: Tensor, y: Tensor | None) -> dict[str, Tensor]:
     """Return checked arguments by name, with t (and y) as [N]."""
     labels = {} if y is None else {"y": y}
     return {"x": x, "t": t if t.dim() else t.expand(x.shape[0]), **labels}
+
+
+def in_blocks(values: Tensor, count: int) -> Tensor:
+    """Return [n, ...] as blocks of itself, [count, ...] in all; itself where n is `count`.
+
+    So is what belongs to each image put beside what belongs to each of its labels.
+    """
+    if len(values) == count:
+        return values
+    return torch.cat([values] * (count // len(values)))
 
 
 def embed_node(node: Node, t: Tensor, frozen: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -177,11 +177,12 @@ class StepRunner:
                 if reason is None:
                     weight = net.first_parameter()
                     assert weight is not None
-                    check_inputs(type(net).__name__, net.graph, x, t, y, weight)
+                    check_inputs(type(net).__name__, net.graph, x, t, y, weight, several=True)
                     if good is not None:
                         good |= {call, (self, x.dtype, x.device)}
             if reason is None and x.numel():
-                key = StepKey(width, x.shape[0], x.shape[2], x.shape[3], x.dtype)
+                labels = 1 if y is None else len(y) // len(x)
+                key = StepKey(width, x.shape[0], x.shape[2], x.shape[3], x.dtype, labels)
                 try:
                     assert self._steps is not None
                     return self._steps.run(net, key, named_inputs(x, t, y))

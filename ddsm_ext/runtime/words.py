@@ -53,6 +53,7 @@ class StepLayers(Protocol):
     def resample(
         self, x: Any, *, up: bool, taps: int, ring: bool, residual: Any, scale: float
     ) -> Any: ...
+    def repeated(self, x: Any, count: int) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -79,16 +80,27 @@ class StepWords:
         counts: active channels of its nodes.
         layers: what computes.
         rows: values of the nodes that need no layer: embeddings, by index.
+        once: what computes images before labels take part, of one block of the images; `layers` are
+            of `labels` such blocks. None: there is one block.
+        labels: of each image.
     """
 
     def __init__(
-        self, net: Network, counts: Counts, layers: StepLayers, rows: Mapping[int, Any]
+        self,
+        net: Network,
+        counts: Counts,
+        layers: StepLayers,
+        rows: Mapping[int, Any],
+        once: StepLayers | None = None,
+        labels: int = 1,
     ) -> None:
         self._net = net
         self._graph = net.graph
         self._counts = counts
         self._layers = layers
         self._rows = rows
+        self._once, self._labels = once, labels
+        self._repeated: dict[Node, Any] = {}
         # Of linear layers that read one input: what makes their results in order.
         self._linears: dict[Node, Iterator[Any]] = {}
 
@@ -125,9 +137,9 @@ class StepWords:
     def norm(self, node: Node, value: Values) -> _Normed:
         """A norm, which goes into the reading of its input."""
         layer = self._net.layer(node.name)
-        sources = tuple(value[read.index] for read in node.reads)
+        sources = tuple(self._image(node, read, value) for read in node.reads)
         scale, shift = value[node.modulate.index] if node.modulate else (None, None)
-        norm = self._layers.norm(
+        norm = self._layers_of(node).norm(
             sources,
             layer.weight,
             layer.bias,
@@ -150,9 +162,9 @@ class StepWords:
         conv = self._conv_weight(node)
         if self._graph.is_shortcut(node):
             return _Shortcut(sources, conv)
-        residual = None if node.residual is None else value[node.residual.index]
+        residual = None if node.residual is None else self._image(node, node.residual, value)
         shortcut = residual if isinstance(residual, _Shortcut) else None
-        return self._layers.conv2d(
+        return self._layers_of(node).conv2d(
             sources,
             conv,
             self._counts[node.index],
@@ -167,24 +179,39 @@ class StepWords:
     def attention(self, node: Node, value: Values) -> Any:
         """Attention over the three parts of a convolution, which lie side by side."""
         heads = self._counts[node.index] // node.out.head if node.out.head else 1
-        return self._layers.attention(value[node.reads[0].index], heads)
+        return self._layers_of(node).attention(self._image(node, node.reads[0], value), heads)
 
     def resample(self, node: Node, value: Values) -> Any:
         """An image enlarged or halved; what only adds an enlarged one enlarges it on the way."""
         if self._graph.is_enlarged_residual(node):
-            return value[node.reads[0].index]
-        return self._layers.resample(
-            value[node.reads[0].index],
+            return self._image(node, node.reads[0], value)
+        residual = None if node.residual is None else self._image(node, node.residual, value)
+        return self._layers_of(node).resample(
+            self._image(node, node.reads[0], value),
             up=node.resample == "up",
             taps=node.taps,
             ring=node.ring,
-            residual=None if node.residual is None else value[node.residual.index],
+            residual=residual,
             scale=node.scale,
         )
 
+    def _layers_of(self, node: Node) -> StepLayers:
+        """What computes a node: of one block of the images, or of all."""
+        before = self._once is not None and node in self._graph.before_labels
+        return self._once if before else self._layers  # type: ignore[return-value]
+
+    def _image(self, reader: Node, node: Node, value: Values) -> Any:
+        """What a node reads of another: repeated where that is of one block, and it of all."""
+        before = self._graph.before_labels
+        if self._once is None or node not in before or reader in before:
+            return value[node.index]
+        if node not in self._repeated:
+            self._repeated[node] = self._once.repeated(value[node.index], self._labels)
+        return self._repeated[node]
+
     def _sources(self, node: Node, value: Values) -> tuple[tuple[Any, ...], Any]:
         """What a convolution reads, and the norm that it applies to it."""
-        values = tuple(value[read.index] for read in node.reads)
+        values = tuple(self._image(node, read, value) for read in node.reads)
         if isinstance(values[0], _Normed):
             return values[0].sources, values[0].norm
         return values, None
@@ -203,7 +230,13 @@ class StepWords:
 
 
 def run_words(
-    net: Network, width: float, layers: StepLayers, x: Any, rows: Mapping[int, Any]
+    net: Network,
+    width: float,
+    layers: StepLayers,
+    x: Any,
+    rows: Mapping[int, Any],
+    once: StepLayers | None = None,
+    labels: int = 1,
 ) -> Any:
     """Run a network on fused layers and return its prediction as they give it.
 
@@ -212,13 +245,14 @@ def run_words(
         width: a width that its config has checked.
         layers: what computes.
         x: the images, as the layers take them.
-        rows: as of `StepWords`.
+        rows, once, labels: as of `StepWords`.
     """
     graph = net.graph
     # Timesteps and labels are in the rows; augment, where the network has it, is absent.
     value: Values = {node.index: None for node in graph.inputs.values()}
     value[graph.inputs["x"].index] = x
-    run(graph.walk, StepWords(net, net.config.counts(width), layers, rows), value)
+    words = StepWords(net, net.config.counts(width), layers, rows, once, labels)
+    run(graph.walk, words, value)
     return value[graph.output.index]
 
 

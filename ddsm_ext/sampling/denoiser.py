@@ -200,7 +200,10 @@ class Denoiser:
             weak_labels = torch.full_like(labels, guidance.null_label)
         width, weak_width = evaluation.widths
         if width == weak_width and labels is not None and weak_labels is not None:
-            both, classes = torch.cat([images, images]), torch.cat([labels, weak_labels])
+            # A network of several labels an image computes once what they take no part in.
+            once = getattr(self.net, "takes_several_labels", False)
+            both = images if once else torch.cat([images, images])
+            classes = torch.cat([labels, weak_labels])
             strong, weak = self._run(both, evaluation, width, classes).chunk(2)
         else:
             strong = self._run(images, evaluation, width, labels)
@@ -218,13 +221,14 @@ class Denoiser:
         """What the network returns for [n, C, H, W], of as many channels or twice as many."""
         t = self._time(images, evaluation.level)
         output = self.net(images, t, width, *(() if labels is None else (labels,)))
-        shape, wanted = getattr(output, "shape", None), images.shape
-        twice = (wanted[0], 2 * wanted[1], *wanted[2:])
+        shape, count = getattr(output, "shape", None), len(images if labels is None else labels)
+        wanted = (count, *images.shape[1:])
+        twice = (count, 2 * images.shape[1], *images.shape[2:])
         if not isinstance(output, Tensor) or shape not in (wanted, twice):
             got = type(output).__name__ if shape is None else f"shape {tuple(shape)}"
             raise Refusal(
                 f"sample: the network returned {got} at width {width}; need a tensor "
-                f"{tuple(wanted)}, or {twice} with a learned variance"
+                f"{wanted}, or {twice} with a learned variance"
             )
         self._note("the network's output", output, evaluation)
         return output

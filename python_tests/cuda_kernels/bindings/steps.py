@@ -351,7 +351,20 @@ def _check_captured(
                 y = steps.run(net, key, inputs)
                 exact = exact_step(net, inputs, width)
                 check_close(y, exact, 1e-5 if device.type == "cpu" else 6e-3)
+                if "y" in inputs:
+                    _check_two_labels(net, steps, key, inputs)
     assert steps.held_bytes() > 0
+
+
+def _check_two_labels(
+    net: SlimmableNetwork, steps: GraphSteps, key: StepKey, inputs: dict[str, torch.Tensor]
+) -> None:
+    """Of each image, in blocks: what comes before labels runs once."""
+    other = {**inputs, "y": inputs["y"].flip(0)}
+    both = {**inputs, "y": torch.cat([inputs["y"], other["y"]])}
+    y = steps.run(net, key._replace(labels=2), both)
+    exact = torch.cat([exact_step(net, each, key.width) for each in (inputs, other)])
+    check_close(y, exact, 1e-5 if y.device.type == "cpu" else 6e-3)
 
 
 def check_all_steps(device: torch.device) -> None:
