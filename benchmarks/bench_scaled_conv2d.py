@@ -36,9 +36,7 @@ def candidates(shape: ConvShape, batch: int, dtype: torch.dtype) -> dict[str, Ca
     weight = nn.Parameter(normal(shape.c_out_max, shape.c_in_max, 3, 3) / (3 * c**0.5), False)
     bias, x = normal(shape.c_out_max), normal(batch, c, size, size)
     residual = normal(batch, c, size, size)
-    x_cl, residual_cl = (
-        t.contiguous(memory_format=torch.channels_last) for t in (x, residual)
-    )
+    x_cl, residual_cl = (t.contiguous(memory_format=torch.channels_last) for t in (x, residual))
     dense = weight[:c, :c].contiguous(memory_format=torch.channels_last)
 
     def plain(source: Tensor, added: Tensor, w: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Our captured steps at four batches and three widths, interleaved within a batch; and of ADM."""
+"""Our captured steps at three widths, interleaved within a batch, of three families."""
 
 from __future__ import annotations
 
@@ -41,13 +41,9 @@ def main(words: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="gpu_suite.graph_times")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args(words)
-    found: dict[str, dict[str, Any]] = {"ms_a_step": {}, "adm_ms_a_step": {}}
+    found: dict[str, dict[str, Any]] = {name: {} for name in work.TIMED}
     about = work.setting().conditions(0) | {"sm90a": work.sm90a()}
-    networks = (
-        ("ms_a_step", work.CONFIG, work.BATCHES),
-        ("adm_ms_a_step", work.TIMED_ADM, work.TIMED_ADM_BATCHES),
-    )
-    for name, config, batches in networks:
+    for name, (config, batches) in work.TIMED.items():
         net = work.network(config)
         for batch in batches:
             with torch.no_grad():

@@ -144,7 +144,8 @@ def _compare(batch: int, limit_s: float, reserve_s: float, *widths: str, again: 
 def _tests(name: str, about: str, limit_s: float, reserve_s: float, *files: str) -> Stage:
     paths = (f"{TESTS}/{file}" if file.endswith(".py") else file for file in files)
     command = ("-m", "pytest", "-q", "--maxfail=5", "-p", "no:cacheprovider", *paths)
-    return Stage(name, about, limit_s, reserve_s, command)
+    group = "" if reserve_s else "tests"  # those at the end, beside each other
+    return Stage(name, about, limit_s, reserve_s, command, group=group)
 
 
 def _sanitizer(tool: str, limit_s: float, reserve_s: float) -> Stage:
@@ -186,7 +187,7 @@ _PROFILE = Stage(
     _script("kernel_table", "--json", "{out}/profile.json"), quiet=True, again=6,
 )  # fmt: skip
 _GRAPHS = Stage(
-    "graphs", "our captured steps at four batches and three widths", 45, 22,
+    "graphs", "our captured steps of three families at three widths", 50, 25,
     _script("graph_times", "--json", "{out}/graphs.json"), quiet=True, again=5,
 )  # fmt: skip
 
@@ -222,15 +223,18 @@ STAGES: tuple[Stage, ...] = (
           ("benchmarks/bench_strided_filter.py", "--json", "{out}/strided-filter.json"),
           quiet=True),
     _sanitizer("memcheck", 40, 25),
+    _bench("families-step", "steps of ADM and DDPM++ at 64 channels", 60, 0, "--network", "adm64",
+           "ddpmpp", "--mode", "inference", "training", "--dtype", "bfloat16", "--batch", "128",
+           "1", "--rounds", "5", "--candidates", "slicing", "dense_cl", "ours"),
     _bench("tf32", "whole steps in tf32, eager", 35, 0, "--mode", "inference", "--dtype", "tf32",
            "--rounds", "5", "--batch", "128", "1", "--candidates", "slicing", "dense_cl", "ours",
            widths=("1", "0.25")),
-    _sanitizer("racecheck", 40, 0),
-    _tests("layers", "every layer shape beside float64, all gradients", 60, 0, "test_layers.py"),
     # Libraries built beforehand have no convolutions for the CPU to compare with.
-    _tests("networks", "whole networks, step runner and sampler", 40, 0, "test_networks.py",
+    _tests("networks", "whole networks, step runner and sampler", 60, 0, "test_networks.py",
            "../test_gpu.py", "-k", "not cpu"),
-    _tests("contracts", "opcheck and torch.compile", 40, 0, "test_contracts.py"),
+    _tests("contracts", "opcheck and torch.compile", 60, 0, "test_contracts.py"),
+    _tests("layers", "every layer shape beside float64, all gradients", 75, 0, "test_layers.py"),
+    replace(_sanitizer("racecheck", 75, 0), group="tests"),
     _apart(_STEP, reserve_s=0),
     Stage("report", "tables and plots of the results", 30, 12,
           ("benchmarks/report.py", "--results", "{out}/results", "--out", "{out}")),

@@ -74,7 +74,7 @@ def faults(row: dict[str, Any]) -> list[str]:
 
 
 def main(words: Sequence[str], *, step_of: StepOf = work.step_of) -> int:
-    """Check all widths of two networks at two batches; 1 if something is wrong.
+    """Check all widths of three networks at two batches; 1 if something is wrong.
 
     Args:
         words: of the command line.
@@ -85,7 +85,7 @@ def main(words: Sequence[str], *, step_of: StepOf = work.step_of) -> int:
     parser.add_argument("--widths", type=float, nargs="+", default=work.WIDTHS)
     arguments = parser.parse_args(words)
     rows, wrong = [], []
-    for name, config in (("U-Net", work.CONFIG), ("ADM", work.ADM)):
+    for name, config in work.NETWORKS.items():
         net = work.network(config)
         for batch in (2, 128) if work.ON_GPU else (2,):
             for width in arguments.widths:

@@ -20,6 +20,8 @@ from ddsm_ext.bench.steps import channels_last, random_inputs, random_network
 from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.io.files import write_json
 from ddsm_ext.models.adm import ADMConfig
+from ddsm_ext.models.edm import SongUNetConfig
+from ddsm_ext.models.families import preset
 from ddsm_ext.models.network import SlimmableNetwork
 from ddsm_ext.models.unet import UNetConfig
 from ddsm_ext.ops._fused import make_tickets
@@ -38,8 +40,18 @@ BATCHES = (128, 1, 16, 512) if ON_GPU else (2, 1)
 ADM = ADMConfig(
     image_size=16, ch=64, ch_mult=(1, 2), attn=(1,), num_res_blocks=1, groups=16, num_classes=10,
 )  # fmt: skip
-TIMED_ADM = ADM_IMAGENET64 if ON_GPU else ADM
-TIMED_ADM_BATCHES = (16,) if ON_GPU else (2,)
+# Sums times a factor, filters, a ring, random frequencies: what neither of them has.
+NCSN = SongUNetConfig(
+    image_size=16, ch=64, ch_mult=(1, 2), attn=(1,), num_res_blocks=1, groups=16, time_mult=2,
+    fourier=True, aux_residual=True, taps=4, num_classes=10,
+)  # fmt: skip
+NETWORKS: dict[str, NetworkConfig] = {"U-Net": CONFIG, "ADM": ADM, "NCSN++": NCSN}
+# What is timed as a graph beside CONFIG: key of the results -> network and batches.
+TIMED: dict[str, tuple[NetworkConfig, tuple[int, ...]]] = {
+    "ms_a_step": (CONFIG, BATCHES),
+    "adm_ms_a_step": (ADM_IMAGENET64, (16,)) if ON_GPU else (ADM, (2,)),
+    "ddpmpp_ms_a_step": (preset("edm-cifar10-vp"), (128, 1)) if ON_GPU else (NCSN, (2,)),
+}
 
 
 def setting() -> Setting:

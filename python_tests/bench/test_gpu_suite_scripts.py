@@ -64,7 +64,7 @@ def test_whole_steps_are_right_and_a_wrong_one_is_found(tmp_path, capsys) -> Non
     assert figures["faults"] == []
     rows = json.loads((tmp_path / "step.json").read_text())["rows"]
     assert [(row["network"], row["width"]) for row in rows] == [
-        (network, width) for network in ("U-Net", "ADM") for width in (0.5, 0.25)
+        (network, width) for network in work.NETWORKS for width in (0.5, 0.25)
     ]
     assert all(row["eager_repeats"] and row["replays_repeat"] for row in rows)
 
@@ -74,7 +74,7 @@ def test_whole_steps_are_right_and_a_wrong_one_is_found(tmp_path, capsys) -> Non
 
     assert run(whole_step, "--widths", 0.25, step_of=wrong) == 1
     faults = last_line(capsys)["faults"]
-    for network, fault in zip(("U-Net", "ADM"), faults, strict=True):
+    for network, fault in zip(work.NETWORKS, faults, strict=True):
         assert fault.startswith(f"{network}, width 0.25, batch 2: eager differs by")
 
 
@@ -112,7 +112,7 @@ def test_kernels_have_short_names(name: str, short: str) -> None:
 def test_graphs_are_timed_at_every_batch_and_width(tmp_path, capsys) -> None:
     run(graph_times, "--json", tmp_path / "graphs.json")
     content, short = json.loads((tmp_path / "graphs.json").read_text()), last_line(capsys)
-    for name, batches in (("ms", {"2", "1"}), ("adm_ms", {"2"})):
+    for name, batches in (("ms", {"2", "1"}), ("adm_ms", {"2"}), ("ddpmpp_ms", {"2"})):
         times = content[f"{name}_a_step"]
         assert set(times) == set(short[name]) == batches
         assert all(times[b][w]["ms"] > 0 for b in times for w in ("1", "0.5", "0.25"))

@@ -15,8 +15,8 @@ from run.test_run import tiny
 from ddsm_ext.data.config import DataConfig
 from ddsm_ext.data.dataset import load_dataset
 from ddsm_ext.data.images import read_image
-from ddsm_ext.run import Run
-from ddsm_ext.run.compose import Sampler, choose_device
+from ddsm_ext.run import Run, configure
+from ddsm_ext.run.compose import Sampler, build_network, choose_device
 from ddsm_ext.run.config import changed
 from ddsm_ext.sampling import SAMPLERS
 
@@ -70,8 +70,14 @@ def test_progress_counts_evaluations_and_not_steps(run: Run) -> None:
 
 
 def test_the_samplers_own_time_with_a_learned_variance(run: Run) -> None:
-    config = changed(run.config, {"sampler": {"kind": "ddpm", "variance": "learned"}})
-    sampler = Sampler(run.network(), config, choose_device("cpu"), batch_size=2)
+    learned = {"sampler": {"kind": "ddpm", "variance": "learned"}}
+    with pytest.raises(ValueError, match="a network that predicts none"):
+        changed(run.config, learned)
+    model = {"family": "adm", "image_size": 8, "ch": 16, "ch_mult": [1], "attn": [],
+             "num_res_blocks": 1, "groups": 4, "head_channels": 8}  # fmt: skip
+    config = configure(model=model, **learned)
+    network = build_network(config, choose_device("cpu"))
+    sampler = Sampler(network, config, choose_device("cpu"), batch_size=2)
     assert sampler.overhead_ms(rounds=1) > 0  # by a stand-in with twice the channels
 
 

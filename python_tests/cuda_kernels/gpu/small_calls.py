@@ -14,7 +14,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from bench.small_network import ADM, SMALL
+from bench.small_network import ADM, NCSN, SMALL
 from cuda_kernels.gpu.device import DEVICE, ON_GPU
 from cuda_kernels.gpu.layer_calls import OURS, leaves_of, results
 from cuda_kernels.gpu.modulated import modulated_rows
@@ -64,7 +64,7 @@ def main() -> None:
 @torch.no_grad()
 def run_steps() -> None:
     """Steps of small networks, by the fused kernels that have no other caller."""
-    for config, dtype in product((SMALL, ADM), DTYPES):
+    for config, dtype in product((SMALL, ADM, NCSN), DTYPES):
         net = random_network(config).to(DEVICE, dtype)
         inputs = channels_last(random_inputs(config, 2, dtype, device=DEVICE))
         for width in (1.0, 0.5):

@@ -88,6 +88,22 @@ def test_steps_follow_inputs_widths_and_weights(config: NetworkConfig, dtype: to
                 parameter.mul_(1.05)
 
 
+@pytest.mark.parametrize("config", [ADM, NCSN], ids=["adm", "ncsn++"])
+@pytest.mark.filterwarnings("ignore:ddsm_ext. steps run uncompiled")
+def test_several_labels_of_each_image_are_blocks_of_separate_calls(config: NetworkConfig) -> None:
+    net = network(config)
+    inputs = channels_last(random_inputs(config, 3, torch.float32, device=DEVICE))
+    x, t = inputs["x"], inputs["t"]
+    labels = torch.arange(6, device=DEVICE) % config.num_classes
+    with torch.no_grad():
+        for width in (1.0, 0.5, 1.0):
+            parts = [net.run_modules(x, t, width, part) for part in labels.split(3)]
+            assert float((parts[0] - parts[1]).abs().max()) > 1e-3
+            for _ in range(3):
+                together = net(x, t, width, labels)
+                check_close(together, torch.cat(parts), TOLERANCE[torch.float32])
+
+
 @pytest.mark.filterwarnings("ignore:ddsm_ext. steps run uncompiled")
 def test_a_seed_is_an_image_in_any_batch() -> None:
     net = network(SMALL)
