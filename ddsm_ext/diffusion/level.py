@@ -42,8 +42,8 @@ class Level:
 
     @property
     def preserves_variance(self) -> bool:
-        """True where alpha² + sigma² is 1, but for rounding."""
-        return math.isclose(self.total_variance, 1.0, rel_tol=1e-6)
+        """True where sigma² is 1 - alpha², but for rounding."""
+        return math.isclose(self.variance, -math.expm1(2.0 * self.log_alpha), rel_tol=1e-6)
 
 
 # The image itself, where every sampler ends: one step below t = 0, the least noisy timestep.

@@ -125,10 +125,12 @@ class SlimmableWords:
 
     def resample(self, node: Node, value: Values) -> Tensor:
         """Enlarge or halve."""
-        residual = None if node.residual is None else value[node.residual.index]
+        x, residual = value[node.reads[0].index], None
+        if node.residual is not None:
+            x, residual = _alike(x, value[node.residual.index])
         return resample(
-            value[node.reads[0].index], node.resample == "up", taps=node.taps, ring=node.ring,
-            residual=residual, scale=node.scale,
+            x, node.resample == "up", taps=node.taps, ring=node.ring, residual=residual,
+            scale=node.scale,
         )  # fmt: skip
 
     def dropout(self, node: Node, value: Values) -> Any:

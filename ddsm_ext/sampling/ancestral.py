@@ -47,7 +47,7 @@ def ddpm(
     eq. 19; classifier: Dhariwal & Nichol 2021, algorithm 1.
     """
     check_choice("ddpm: variance", variance, VARIANCES)
-    check_preserves_variance("ddpm", levels[0])
+    check_preserves_variance("ddpm", levels)
     gradient = getattr(denoise, "gradient", lambda: None)  # which a plain function lacks
     for here, there in itertools.pairwise(levels):
         beta = _added_variance(here, there)
@@ -81,7 +81,7 @@ def ddim(
     Source: Song et al. 2021, eq. 12 and 16.
     """
     if eta > 0.0:
-        check_preserves_variance("ddim with eta > 0", levels[0])
+        check_preserves_variance("ddim with eta > 0", levels)
     for here, there in itertools.pairwise(levels):
         added = eta**2 * there.variance / here.variance * _added_variance(here, there)
         coef_x = math.sqrt(max(there.variance - added, 0.0) / here.variance)

@@ -103,17 +103,18 @@ def check_order(name: str, order: int) -> None:
         raise Refusal(f"{name}: order is {shown(order)}; need 1 <= order <= {GREATEST_ORDER}")
 
 
-def check_preserves_variance(name: str, level: Level) -> None:
-    """Refuse levels that beta does not describe, by the first of them.
+def check_preserves_variance(name: str, levels: Sequence[Level]) -> None:
+    """Refuse levels that beta does not describe.
 
     Raises:
-        ValueError: alpha² + sigma² is not 1.
+        ValueError: alpha² + sigma² of one is not 1.
     """
-    if not level.preserves_variance:
-        raise Refusal(
-            f"{name}: alpha² + sigma² is {level.total_variance:.6g} at t = {level.t:g}; need 1, "
-            "levels that preserve the variance"
-        )
+    for level in levels:
+        if not level.preserves_variance:
+            raise Refusal(
+                f"{name}: alpha² + sigma² is {level.total_variance:.9g} at t = {level.t:g}; need "
+                "1, levels that preserve the variance"
+            )
 
 
 def check_signal(name: str, level: Level) -> None:

@@ -7,7 +7,9 @@ also runs on a single number with a denoiser that notes its calls: so is known w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ddsm_ext.sampling.ancestral import ddim, ddpm, dpmpp_2s_ancestral, euler_ancestral
 from ddsm_ext.sampling.method import Method
@@ -16,6 +18,9 @@ from ddsm_ext.sampling.sigma_steps import dpm_2, euler, heun
 from ddsm_ext.sampling.singlestep import dpm_singlestep
 from ddsm_ext.sampling.unipc import VARIANTS as UNIPC_VARIANTS
 from ddsm_ext.sampling.unipc import unipc
+
+if TYPE_CHECKING:
+    from ddsm_ext.sampling.config import SamplerConfig
 
 _CHURN = ("s_churn", "s_min", "s_max", "s_noise")
 _MULTISTEP = ("order", "form", "variant", "restart_on_width_change")
@@ -32,7 +37,7 @@ class Row:
         between: whether it evaluates between the levels visited, and so takes `level_at`.
         eta: what the setting `eta` is where nobody says it.
         moves_mean: whether a classifier's gradient moves its mean; else it moves x0.
-        by_sigma: whether a step is of second order in sigma, which fails over a great ratio of it.
+        by_sigma: whether, with these settings, a step fails that leads over a great ratio of sigma.
     """
 
     method: Method
@@ -41,19 +46,27 @@ class Row:
     between: bool = False
     eta: float = 0.0
     moves_mean: bool = False
-    by_sigma: bool = False
+    by_sigma: Callable[[SamplerConfig], bool] = lambda sampler: False
+
+
+def _always(_: SamplerConfig) -> bool:
+    return True
+
+
+def _continues_noise(sampler: SamplerConfig) -> bool:
+    return sampler.form == "noise" and sampler.order != 1
 
 
 SAMPLERS: dict[str, Row] = {
     "ddpm": Row(ddpm, ("variance",), moves_mean=True),
     "ddim": Row(ddim, ("eta",)),
     "euler": Row(euler, _CHURN, between=True),
-    "heun": Row(heun, _CHURN, between=True, by_sigma=True),
-    "dpm_2": Row(dpm_2, _CHURN, between=True, by_sigma=True),
+    "heun": Row(heun, _CHURN, between=True, by_sigma=_always),
+    "dpm_2": Row(dpm_2, _CHURN, between=True, by_sigma=_always),
     "euler_ancestral": Row(euler_ancestral, ("eta",), eta=1.0),
     "dpmpp_2s_ancestral": Row(dpmpp_2s_ancestral, ("eta",), between=True, eta=1.0),
     "dpmpp_2m": Row(dpmpp_2m, ("variant", "restart_on_width_change"), VARIANTS),
     "dpm_multistep": Row(dpm_multistep, _MULTISTEP, VARIANTS),
-    "dpm_singlestep": Row(dpm_singlestep, ("order", "form")),
+    "dpm_singlestep": Row(dpm_singlestep, ("order", "form"), by_sigma=_continues_noise),
     "unipc": Row(unipc, ("order", "variant", "restart_on_width_change"), UNIPC_VARIANTS),
 }

@@ -30,6 +30,11 @@ CONFIGS: dict[str, tuple[NetworkConfig, set[str]]] = {
     # its time embedding is added to the first convolution of a block
     "iddpm": (dataclasses.replace(ADM, scale_shift=False, resample_blocks=False), {"x", "head"}),
     "song-unet": (SongUNetConfig(**SMALL), {"x", "head"}),
+    # whose branch of the image alone meets the one with labels
+    "ncsn++": (
+        SongUNetConfig(**SMALL, fourier=True, aux_residual=True, taps=4, time_mult=2),
+        {"x", "head", "down.1.aux"},
+    ),
     "dhariwal-unet": (
         DhariwalUNetConfig(**SMALL), {"x", "head", "down.0.norm1", "down.0.conv1"}
     ),

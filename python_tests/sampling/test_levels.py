@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -342,14 +341,3 @@ def test_gains_are_refused_for_what_is_unknown() -> None:
     before = torch.get_rng_state()
     prediction_gains(LINEAR, SamplerConfig(steps=3), "v")
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_a_first_step_that_heun_does_not_bear_is_warned_about() -> None:
-    cosine = make_schedule(DiffusionConfig(schedule="cosine"))
-    with pytest.warns(UserWarning, match=r"heun: the first step leads from sigma 2.03e\+04 to 5"):
-        noise_levels(cosine, SamplerConfig("heun", 10))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        noise_levels(cosine, SamplerConfig("ddim", 10))
-        noise_levels(cosine, SamplerConfig("heun", 10, spacing="karras", sigma_max=80.0))
-        noise_levels(make_schedule(DiffusionConfig()), SamplerConfig("heun", 10))

@@ -101,3 +101,20 @@ def test_ddim_runs_on_levels_that_do_not_scale_the_image() -> None:
     for method, options in ((ddpm, {}), (ddim, {"eta": 0.5})):
         with pytest.raises(ValueError, match=r"alpha² \+ sigma² is 2501 at t = 50; need 1"):
             step(method, here, there, x, x0, 0.0, **options)
+
+
+@pytest.mark.parametrize(("method", "options"), [(ddpm, {}), (ddim, {"eta": 0.5})])
+def test_every_level_has_to_preserve_the_variance(method: Method, options: dict) -> None:
+    """The straight paths of flow matching do so at sigma 1 and at the image alone."""
+    noisy = Level(t=1000, log_snr=-math.inf, log_alpha=-math.inf, variance=1.0)
+    middle = Level(t=500, log_snr=0.0, log_alpha=math.log(0.5), variance=0.25)
+    with pytest.raises(ValueError, match=r"alpha² \+ sigma² is 0.5 at t = 500; need 1"):
+        step(method, noisy, middle, 1.0, 0.0, 0.0, **options)
+    assert step(ddim, noisy, middle, 1.0, 0.0, 0.0) == 0.5
+
+
+def test_a_little_noise_without_a_scale_does_not_preserve_the_variance() -> None:
+    little = Level(t=0, log_snr=-2 * math.log(1e-5), log_alpha=0.0, variance=1e-10)
+    assert not little.preserves_variance
+    assert all(LINEAR.level(t).preserves_variance for t in (0, 0.5, 999))
+    assert CLEAN.preserves_variance
