@@ -77,6 +77,7 @@ def measure_costs(run: Path, sampler: Sampler, widths: Sequence[float]) -> CostT
         device=device,
         network=f"ch {config.model.ch}, image {config.model.image_size}",
     )
+    where["sampler"] = config.sampler.kind  # whose own work is part of each cost
     own, *others = (folder / COST_TABLE_FILE for folder in search_folders(run))
     for path in (own, *others):
         if not path.exists():

@@ -113,7 +113,7 @@ def check_preserves_variance(name: str, levels: Sequence[Level]) -> None:
         if not level.preserves_variance:
             raise Refusal(
                 f"{name}: alpha² + sigma² is {level.total_variance:.9g} at t = {level.t:g}; need "
-                "1, levels that preserve the variance"
+                "1, levels that preserve the variance, or a sampler such as euler"
             )
 
 

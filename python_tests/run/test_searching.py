@@ -89,6 +89,19 @@ def test_a_search_in_ms_under_other_conditions_is_another_one(tmp_path: Path) ->
     assert archive.read_bytes() == began
 
 
+def test_a_search_in_ms_under_another_sampler_is_timed_with_that_samplers_own_work(
+    tmp_path: Path,
+) -> None:
+    run = small_run(tmp_path, SMALLEST, batch_size=8)
+    found = []
+    for kind in ("ddim", "dpmpp_2m"):
+        Run.open(tmp_path, run.folder, {"sampler": {"kind": kind}}).search(budget_time=1.0)
+        table = json.loads((run.folder / "search" / "cost_table.json").read_text())
+        found.append((table["conditions"]["sampler"], table["overhead"]))
+    assert [kind for kind, _ in found] == ["ddim", "dpmpp_2m"]
+    assert found[0][1] != found[1][1] > 0
+
+
 def test_the_proxy_alone_leaves_the_scores_of_a_search_in_place(tmp_path: Path) -> None:
     run = small_run(tmp_path, SMALLEST, batch_size=8)
     scored = run.search(budget_macs=0.9)
