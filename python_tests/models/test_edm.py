@@ -1,173 +1,23 @@
-"""EDM's U-Nets: labels, augmentation, filters and frequencies beside dense plain torch."""
+"""What EDM's U-Nets alone have: their block, norms, attention, augmentation and frequencies."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import math
-import pickle
 import warnings
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from models.network_cases import build, outside_slice
+from models.family_cases import DHARIWAL, EDMS, NCSN, SONG, augmented, inputs
+from models.network_cases import build
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from ddsm_ext.graph import macs, parameter_count
 from ddsm_ext.models import DhariwalUNetConfig, SlimmableNetwork, SongUNetConfig
-from ddsm_ext.runtime.runner import StepRunner
 
-SONG = SongUNetConfig(
-    image_size=8, ch=16, ch_mult=(1, 2), attn=(1,), num_res_blocks=1, dropout=0.0, groups=4
-)
-DHARIWAL = DhariwalUNetConfig(
-    image_size=8, ch=16, ch_mult=(1, 2), attn=(1,), num_res_blocks=1, dropout=0.0, groups=4,
-    head_channels=8, num_classes=5,
-)  # fmt: skip
-NCSN = dataclasses.replace(SONG, time_mult=2, fourier=True, aux_residual=True, taps=4)
 Config = SongUNetConfig | DhariwalUNetConfig
-CONFIGS: dict[str, Config] = {
-    "ddpm++": SONG,
-    "labels": dataclasses.replace(SONG, num_classes=5),
-    "untold": dataclasses.replace(SONG, augment_channels=None, taps=4),
-    "heads": dataclasses.replace(SONG, head_channels=8, attn=(0, 1)),
-    "ncsn++": dataclasses.replace(NCSN, num_classes=5),
-    "levels": dataclasses.replace(NCSN, ch_mult=(2, 1, 2), num_res_blocks=2, image_channels=1),
-    "adm": DHARIWAL,
-    "adm-told": dataclasses.replace(DHARIWAL, num_classes=None, augment_channels=9),
-}
-ANY_WIDTHS = (1.0, 0.9, 0.75, 0.6, 0.5, 0.375, 0.25, 0.01)
-
-
-def inputs(config: Config, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-    """Noise levels of both signs; the last label means no class."""
-    generator = torch.Generator().manual_seed(2)
-    side = config.image_size
-    x = torch.randn(3, config.image_channels, side, side, generator=generator, dtype=dtype)
-    labels = {"y": torch.tensor([0, 4, 5])} if config.num_classes else {}
-    return {"x": x, "t": torch.tensor([-1.7, 0.25, 1.1]), **labels}
-
-
-def augmented(config: Config, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-    if config.augment_channels is None:
-        return inputs(config, dtype)
-    generator = torch.Generator().manual_seed(3)
-    labels = torch.randn(3, config.augment_channels, generator=generator, dtype=dtype)
-    return {**inputs(config, dtype), "augment": labels}
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_every_width_equals_its_dense_export(name: str) -> None:
-    config = CONFIGS[name]
-    net = build(config)
-    for given in (inputs(config), augmented(config)):
-        for width in ANY_WIDTHS:
-            y = net(width=width, **given)
-            assert y.shape == (3, config.image_channels, 8, 8)
-            assert y.std() > 1e-3
-            dense = net.export_subnet(width)(**given)
-            torch.testing.assert_close(y, dense, rtol=1e-9, atol=1e-11)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", CONFIGS)
-def test_every_width_of_the_compiled_step(name: str, dtype: torch.dtype) -> None:
-    config = CONFIGS[name]
-    net, given = build(config).to(dtype).eval(), inputs(config, dtype)
-    exact = copy.deepcopy(net).double()
-    assert StepRunner(net).reason_against(dtype, torch.device("cpu")) is None
-    for width in ANY_WIDTHS:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("error")  # running as the modules would warn
-            expected = exact(width=width, **{**given, "x": given["x"].double()})
-            y = net(width=width, **given)
-            # All rows alike, as a sampler calls it.
-            one = net(width=width, **{**given, "t": given["t"][0]})
-            first = exact(width=width, **{**given, "x": given["x"].double(), "t": given["t"][0]})
-        tolerance = 2e-5 if dtype == torch.float32 else 0.04
-        assert y.dtype == dtype
-        assert (y - expected).abs().max() <= tolerance * expected.abs().max()
-        assert (one - first).abs().max() <= tolerance * first.abs().max()
-
-
-def sandwich(config: Config, accumulate: bool) -> tuple[dict[str, Tensor], Tensor]:
-    """Gradients of three widths together."""
-    net, given = build(config), augmented(config)
-    given["x"].requires_grad_()
-    for width in (1.0, 0.25, 0.5):
-        net(width=width, accumulate_grad=accumulate, **given).square().sum().backward()
-    gradients = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
-    assert given["x"].grad is not None
-    return gradients, given["x"].grad
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_accumulate_grad_equals_autograd(name: str) -> None:
-    (ours, x), (expected, x_expected) = (sandwich(CONFIGS[name], a) for a in (True, False))
-    assert ours.keys() == expected.keys() == dict(build(CONFIGS[name]).named_parameters()).keys()
-    torch.testing.assert_close(x, x_expected, rtol=1e-9, atol=1e-9)
-    for parameter, gradient in expected.items():
-        torch.testing.assert_close(ours[parameter], gradient, rtol=1e-8, atol=1e-8, msg=parameter)
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_gradients_equal_those_of_the_dense_network(name: str) -> None:
-    config = CONFIGS[name]
-    for width in (1.0, 0.6):
-        net, given = build(config), augmented(config)
-        dense = net.export_subnet(width)
-        net(width=width, **given).square().mean().backward()
-        dense(**given).square().mean().backward()
-        shell = SlimmableNetwork(config).double()
-        shell.load_state_dict({n: p.grad for n, p in net.named_parameters()}, strict=False)
-        inside = shell.export_subnet(width).state_dict()
-        for parameter, expected in dense.named_parameters():
-            torch.testing.assert_close(
-                inside[parameter], expected.grad, rtol=1e-7, atol=1e-10, msg=parameter
-            )
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_nothing_outside_the_slice_is_touched(name: str) -> None:
-    net, given = build(CONFIGS[name]), augmented(CONFIGS[name])
-    expected = net(width=0.5, **given)
-    outside = outside_slice(net, 0.5)
-    assert sum(mask.sum() for mask in outside.values()) > 0.5 * parameter_count(net.config)
-    with torch.no_grad():
-        for parameter, value in net.named_parameters():
-            value[outside[parameter]] = torch.nan
-            value.grad = torch.where(outside[parameter], torch.nan, 0.0).double()
-    y = net(width=0.5, accumulate_grad=True, **given)
-    assert torch.equal(y, expected)
-    y.square().sum().backward()
-    for parameter, value in net.named_parameters():
-        assert torch.equal(value.grad.isnan(), outside[parameter]), parameter
-
-
-@pytest.mark.parametrize("name", [name for name in CONFIGS if CONFIGS[name].num_classes is None])
-def test_counts_equal_the_dense_network(name: str) -> None:
-    """torch counts the products that run, the filters' too, which are counted aside here."""
-    config = CONFIGS[name]
-    net, given = build(config), augmented(config)
-    assert sum(p.numel() for p in net.parameters()) == parameter_count(config)
-    for width in (1.0, 0.75, 0.25):
-        dense, counts = net.export_subnet(width), config.counts(width)
-        assert sum(p.numel() for p in dense.parameters()) == parameter_count(config, width)
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            dense(**given)
-        filters = 0
-        for node in config.graph.nodes:
-            if node.resample and node.taps == 4:
-                # torch counts 16 products a pixel of the smaller image.
-                side = node.size or 0
-                c = sum(counts[source.index] for source in node.reads)
-                filters += 16 * c * (side // 2 if node.resample == "up" else side) ** 2
-        assert counter.get_total_flops() == 2 * 3 * (macs(config, width) + filters)
 
 
 def test_what_a_block_computes() -> None:
@@ -220,10 +70,10 @@ def test_attention_on_the_way_up_is_in_the_last_block_of_a_level() -> None:
     assert sum(node.op == "attention" for node in config.graph.nodes) == 4 + 1 + 6
 
 
-@pytest.mark.parametrize("name", ["ddpm++", "adm-told"])
+@pytest.mark.parametrize("name", ["ddpm++", "dhariwal-told"])
 def test_augmentation_is_told_or_not(name: str) -> None:
     """Zeros are as good as nothing, the map having no bias; each row is of its image alone."""
-    config = CONFIGS[name]
+    config = EDMS[name]
     net, given = build(config), augmented(config)
     told = net(width=0.5, **given)
     assert (told - net(width=0.5, **inputs(config))).abs().max() > 1e-3
@@ -265,15 +115,15 @@ def test_bad_augmentation(augment: Any, error: type[Exception], message: str) ->
 
 
 def test_augmentation_of_a_network_that_is_not_told() -> None:
-    config = CONFIGS["untold"]
+    config = EDMS["ddpm++-untold"]
     with pytest.raises(ValueError, match="got augment, the network has no such input; need none"):
         build(config)(width=0.5, augment=torch.zeros(3, 9), **inputs(config))
 
 
-@pytest.mark.parametrize("name", ["labels", "adm"])
+@pytest.mark.parametrize("name", ["ddpm++-labels", "dhariwal"])
 def test_labels_and_no_label(name: str) -> None:
     """Each is of its own image; the last row is as good as any; None is refused."""
-    config = CONFIGS[name]
+    config = EDMS[name]
     for compiled in (False, True):
         net, given = build(config, torch.float32).eval(), inputs(config, torch.float32)
         with torch.set_grad_enabled(not compiled):
@@ -317,7 +167,7 @@ def test_other_frequencies_are_seen_by_compiled_steps() -> None:
 
 def test_shapes_on_meta() -> None:
     """Nothing is computed, forward or backward, and shapes are those that are."""
-    config = CONFIGS["ncsn++"]
+    config = EDMS["ncsn++"]
     net = SlimmableNetwork(config, device="meta")
     given = {name: tensor.to("meta") for name, tensor in augmented(config, torch.float32).items()}
     y = net(width=0.5, **given)
@@ -325,47 +175,6 @@ def test_shapes_on_meta() -> None:
     assert y.shape == (3, 3, 8, 8)
     y.sum().backward()
     assert all(p.grad is not None and p.grad.shape == p.shape for p in net.parameters())
-
-
-def test_copies_are_independent() -> None:
-    config = CONFIGS["ncsn++"]
-    net, given = build(config, torch.float32).eval(), inputs(config, torch.float32)
-    with torch.no_grad():
-        expected = net(width=0.5, **given)  # by a compiled step
-        for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
-            assert torch.equal(other(width=0.5, **given), expected)
-            next(other.parameters()).zero_()
-            assert not torch.equal(other(width=0.5, **given), expected)
-        assert torch.equal(net(width=0.5, **given), expected)
-
-
-@pytest.mark.parametrize("name", ["ncsn++", "adm"])
-def test_initial_output_is_almost_zero(name: str) -> None:
-    """The last layers of branches and of the network start there."""
-    config = CONFIGS[name]
-    net = SlimmableNetwork(config, generator=torch.Generator().manual_seed(3))
-    y = net(width=0.5, **inputs(config, torch.float32))
-    assert y.abs().max() < 1e-4
-
-
-@pytest.mark.parametrize("name", ["ncsn++", "adm-told"])
-def test_compiles_as_few_graphs(name: str) -> None:
-    config = CONFIGS[name]
-    net, given = build(config, torch.float32).eval(), inputs(config, torch.float32)
-    graphs = []
-
-    def backend(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
-        graphs.append(graph)
-        return graph
-
-    torch._dynamo.reset()
-    compiled = torch.compile(net, backend=backend, fullgraph=True)
-    with torch.no_grad():
-        for width in (1.0, 0.75, 0.5, 0.25):
-            torch.testing.assert_close(
-                compiled(width=width, **given), net(width=width, **given), rtol=1e-4, atol=1e-5
-            )
-    assert len(graphs) <= 3
 
 
 @pytest.mark.parametrize(
@@ -392,9 +201,3 @@ def test_bad_field(
         dataclasses.replace(config, **changes)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_configs_survive_json(name: str) -> None:
-    config = CONFIGS[name]
-    assert type(config).from_dict(json.loads(json.dumps(config.to_dict()))) == config
