@@ -1,10 +1,60 @@
-// Rows of pixels of y, each a sum over the pixels of x that its filter meets (see ddsm/resample.h).
+// Rows of pixels enlarged or halved (see ddsm/resample.h): by blocks of 2x2 pixels, or each pixel of
+// y a sum over the pixels of x that its filter meets.
 #include "ddsm/resample.h"
 
 #include "group_norm_strips.h"
 
 namespace ddsm::DDSM_ISA {
 namespace {
+
+// gain times the mean of the pixels x, to all of y.
+template <int Reads, int Writes, class T, class C = Compute<T>>
+void resample_block(const T* const (&x)[Reads], C factor, int64_t channels, T* const (&y)[Writes]) {
+  constexpr int64_t kLanes = Lanes<C>::kCount;
+  const auto apply = [&](auto count, int64_t i, int64_t lanes) {
+    constexpr int kCount = decltype(count)::kValue;
+    Vec<C> sum[kCount];
+    load_strip(x[0] + i, lanes, sum);
+    for (int r = 1; r < Reads; ++r) {
+      Vec<C> other[kCount];
+      load_strip(x[r] + i, lanes, other);
+      for (int v = 0; v < kCount; ++v) sum[v] += other[v];
+    }
+    for (int v = 0; v < kCount; ++v) sum[v] *= factor;
+    for (int w = 0; w < Writes; ++w) store_strip(y[w] + i, lanes, sum);
+  };
+  if (channels < kLanes) return apply(Number<1>{}, 0, channels);
+  for_each_strip<4, C>(channels, [&](auto count, int64_t i) { apply(count, i, kLanes); });
+}
+
+// Rows of the smaller image.
+template <class T>
+void resample_blocks(const ResampleArgs& args, int64_t begin, int64_t end) {
+  const int64_t c = args.channels, w = args.w_stride;
+  const int64_t rows = args.up ? args.height : args.height / 2;
+  const Compute<T> factor = static_cast<Compute<T>>(args.up ? args.gain : args.gain / 4);
+  for (int64_t row = begin; row < end; ++row) {
+    const T* x = static_cast<const T*>(args.x) + row / rows * args.n_stride;
+    if (args.up) {
+      const int64_t y_row = 2 * args.width * c;
+      x += row % rows * args.h_stride;
+      T* y = static_cast<T*>(args.y) + row * 2 * y_row;
+      for (int64_t j = 0; j < args.width; ++j, x += w, y += 2 * c) {
+        const T* const from[1] = {x};
+        T* const to[4] = {y, y + c, y + y_row, y + y_row + c};
+        resample_block(from, factor, c, to);
+      }
+    } else {
+      x += row % rows * 2 * args.h_stride;
+      T* y = static_cast<T*>(args.y) + row * (args.width / 2) * c;
+      for (int64_t j = 0; j < args.width / 2; ++j, x += 2 * w, y += c) {
+        const T* const from[4] = {x, x + w, x + args.h_stride, x + args.h_stride + w};
+        T* const to[1] = {y};
+        resample_block(from, factor, c, to);
+      }
+    }
+  }
+}
 
 constexpr int64_t kMostTaps = 4;
 
@@ -59,8 +109,9 @@ void resample_pixel(const Pixel<T>& from, C gain, int64_t channels, T* y) {
   for_each_strip<4, C>(channels, [&](auto count, int64_t i) { apply(count, i, kLanes); });
 }
 
+// Rows of y.
 template <class T>
-void resample_rows(const ResampleArgs& args, int64_t begin, int64_t end) {
+void resample_pixels(const ResampleArgs& args, int64_t begin, int64_t end) {
   using C = Compute<T>;
   const int64_t rows = args.out_side(args.height), columns = args.out_side(args.width);
   // Both directions together: of the sum of a filter's weights, squared, up four times.
@@ -86,6 +137,12 @@ void resample_rows(const ResampleArgs& args, int64_t begin, int64_t end) {
       resample_pixel(pixel, static_cast<C>(args.gain), args.channels, y);
     }
   }
+}
+
+template <class T>
+void resample_rows(const ResampleArgs& args, int64_t begin, int64_t end) {
+  args.is_blockwise() ? resample_blocks<T>(args, begin, end)
+                      : resample_pixels<T>(args, begin, end);
 }
 
 }  // namespace

@@ -217,7 +217,7 @@ const char* run_filter(const ResampleArgs& args, bool overlaps, void* stream) {
 
 template <class T, int V>
 const char* run(const ResampleArgs& args, bool overlaps, void* stream) {
-  if (args.taps != 2 || args.residual) return run_filter<T, V>(args, overlaps, stream);
+  if (!args.is_blockwise()) return run_filter<T, V>(args, overlaps, stream);
   const int64_t scale = args.up ? 1 : 2, packs = args.channels / V;
   const int64_t height = args.height / scale, width = args.width / scale;
   const int64_t items = args.images * height * width * packs;

@@ -31,6 +31,9 @@ struct ResampleArgs {
   int64_t out_side(int64_t side) const {
     return up ? 2 * side + (ring ? 2 : 0) : side / 2 - (ring ? 1 : 0);
   }
+  // True where 2x2 pixels of the larger image go with one of the smaller, and nothing is added: the
+  // kernels go by pixels of the smaller, else by those of y.
+  bool is_blockwise() const { return taps == 2 && !residual; }
 };
 
 void resample(const ResampleArgs& args);
