@@ -41,6 +41,9 @@ class SampledQuality:
         fewest_samples: of any score, which decides the distance; 2 or more.
         race_samples: most of a race, after which nothing is kept.
 
+    Attributes:
+        blocks: into how many samples go, where there are two a block.
+
     Raises:
         ValueError: of so few samples there is no distance.
     """
@@ -54,7 +57,7 @@ class SampledQuality:
         self.first_seed = first_seed
         self.distance = scorer.ranking_distance(fewest_samples)
         self._race_samples = race_samples
-        self._blocks = blocks_of(scorer.sampler.class_count)
+        self.blocks = blocks_of(scorer.sampler.class_count)
         self._raced: dict[Strategy, np.ndarray] = {}  # features of samples 0 to n
 
     @property
@@ -72,7 +75,7 @@ class SampledQuality:
             rows = np.concatenate([known, more])
         if samples.start == 0 and samples.stop < self._race_samples:
             self._raced[strategy] = rows
-        blocks = min(self._blocks, len(rows) // 2)
+        blocks = min(self.blocks, len(rows) // 2)
         if blocks < 2:
             return [self.distance(rows)]
         return jackknife(self.distance, rows, blocks)

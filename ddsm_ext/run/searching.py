@@ -23,7 +23,7 @@ from ddsm_ext.io.files import one_line
 from ddsm_ext.report.records import Costs, WidthCost
 from ddsm_ext.run.compose import Sampler, counter, weights_digest
 from ddsm_ext.run.costs import conditions, macs_table, measure_ms
-from ddsm_ext.run.sampled_quality import SampledQuality
+from ddsm_ext.run.sampled_quality import BLOCKS, SampledQuality
 from ddsm_ext.run.scoring import Scorer
 from ddsm_ext.run.search_folders import search_folder, search_folders, take_place
 from ddsm_ext.run.strategies import save_steps
@@ -346,5 +346,7 @@ def _identity(
         "reference": scorer and scorer.reference_name,
         "reference_digest": scorer and scorer.reference.content_digest,
         "distance": quality and quality.distance.name,
+        # scores by other blocks have no paired intervals beside these
+        **({"blocks": quality.blocks} if quality and quality.blocks != BLOCKS else {}),
         "sensitivity_images": sampler.config.eval.sensitivity_images,
     }

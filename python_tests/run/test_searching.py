@@ -194,3 +194,29 @@ def test_every_block_of_samples_has_all_classes_as_often(classes: int, blocks: i
     labels = labels_of(range(blocks * classes), (), classes)
     for block in range(blocks):
         assert sorted(labels[block::blocks]) == list(range(classes))
+
+
+def test_scores_by_other_blocks_are_another_searchs(tmp_path: Path) -> None:
+    """As those of ten classes in 16 blocks, which earlier versions kept, beside those in 17."""
+    config = configure(
+        "adm-digits",
+        model={"ch": 8, "groups": 4, "head_channels": 8, "widths": (1, 0.5)},
+        train={"steps": 1, "batch_size": 8},
+        sampler={"steps": 2},
+        search=SMALLEST,
+        eval={"images": 40, "ranges": 1, "batch_size": 40},
+    )
+    run = Run.create(tmp_path, "x", config)
+    run.train()
+    run.search(budget_macs=0.9)
+    archive = run.folder / "search" / "archive.jsonl"
+    run.search(budget_macs=0.9)
+    assert not (run.folder / "search-00000").exists()  # it went on with its own
+    header, *rows = archive.read_text().splitlines()
+    earlier = json.loads(header)
+    assert earlier["identity"].pop("blocks") == 17
+    archive.write_text("\n".join([json.dumps(earlier), *rows]) + "\n")
+    run.search(budget_macs=0.9)
+    assert (run.folder / "search-00000" / "archive.jsonl").read_text() == "\n".join(
+        [json.dumps(earlier), *rows]
+    ) + "\n"
