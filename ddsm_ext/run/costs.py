@@ -30,6 +30,8 @@ from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.search.cost import CostTable
 from ddsm_ext.search.sensitivity import LEVELS
 from ddsm_ext.settings import Refusal
+from ddsm_ext.training.config import TrainConfig
+from ddsm_ext.training.timesteps import Uniform, usual_timesteps
 
 # weights, gradients, two Adam moments and the average, all float32
 TRAINING_COPIES = 5
@@ -41,6 +43,8 @@ SEARCHED_SHARE = 0.5
 TIMED_ROUNDS, WARMUP_ROUNDS = 9, 3
 # of the largest network that an estimate makes and runs
 TIMED_MACS, TIMED_WEIGHTS = 2e11, 5e8
+# noise levels of a training by whose widths its work is estimated, where they are not timesteps
+_DRAWN_LEVELS = 10_000
 
 
 def macs_table(config: NetworkConfig, widths: Sequence[float]) -> CostTable:
@@ -205,14 +209,19 @@ def images_at_once(config: RunConfig, batch: int) -> int:
     return batch * (2 if guidance is not None and guidance.widths is None else 1)
 
 
+def _trained_at_once(train: TrainConfig) -> int:
+    """Images of the largest part of a batch."""
+    return -(-train.batch_size // train.micro_batches)
+
+
 def check_training_memory(config: RunConfig, device: torch.device) -> None:
     """Refuse a training that this machine's memory cannot hold; see `check_memory`.
 
     Raises:
         ValueError: it is more than twice the machine's memory.
     """
-    part = -(-config.train.batch_size // config.train.micro_batches)
-    check_memory(config.model, part, device, "train.batch_size", copies=_copies(config))
+    part, copies = _trained_at_once(config.train), _copies(config)
+    check_memory(config.model, part, device, "train.batch_size", copies=copies)
 
 
 def check_memory(
@@ -262,8 +271,7 @@ def estimate_training(config: RunConfig) -> Estimate:
         share = config.tune.sandwich_share
         step_macs = share * step_macs + (1.0 - share) * _routed_macs(config, strategy)
     macs = step_macs * train.batch_size * train.steps
-    part = -(-train.batch_size // train.micro_batches)
-    return _estimate(config, macs, part, training=True)
+    return _estimate(config, macs, _trained_at_once(train), training=True)
 
 
 def _teacher_macs(config: RunConfig) -> float:
@@ -286,8 +294,12 @@ def _sandwich_macs(config: RunConfig) -> float:
 
 
 def _routed_macs(config: RunConfig, strategy: Strategy) -> float:
-    """MACs of an image in a step of the width that a strategy gives its timestep."""
-    widths = strategy.widths_for(make_schedule(config.diffusion).log_snrs.tolist())
+    """MACs of an image in a step of the width that a strategy gives its noise level."""
+    schedule = make_schedule(config.diffusion)
+    usual, log_snrs = usual_timesteps(schedule, config.train), schedule.log_snrs
+    if not isinstance(usual, Uniform):
+        log_snrs = schedule.log_snr(usual.draw(_DRAWN_LEVELS, torch.Generator().manual_seed(0)))
+    widths = strategy.widths_for(log_snrs.tolist())
     full, teacher = config.train.widths[0], _teacher_macs(config)
     each = {
         w: TRAINING_PASSES * count.macs(config.model, w) + (teacher if w < full else 0)
@@ -338,4 +350,4 @@ def estimate_scores(config: RunConfig, strategies: Iterable[Strategy], images: i
         for strategy in strategies
         for width in _run_widths(config, strategy)
     )
-    return _estimate(config, macs * images, config.eval.batch_size)
+    return _estimate(config, macs * images, images_at_once(config, config.eval.batch_size))

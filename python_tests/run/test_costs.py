@@ -146,3 +146,30 @@ def test_memory_counts_averages_parts_of_batches_and_guided_halves() -> None:
     assert images_at_once(guided, 8) == 16
     weak = configure("adm-digits", sampler={"guidance": 2.0, "guidance_widths": [0.5]})
     assert images_at_once(weak, 8) == 8
+
+
+def test_scores_of_guided_images_take_the_memory_of_two_an_image() -> None:
+    one, two, guided = (
+        estimate_scores(
+            configure("adm-digits", **more), [Strategy.constant(1.0)], images=30
+        ).n_bytes
+        for more in (
+            {"eval": {"batch_size": 100}},
+            {"eval": {"batch_size": 200}},
+            {"eval": {"batch_size": 100}, "sampler": {"guidance": 2.0}},
+        )
+    )
+    assert one < two == guided
+
+
+def test_tuning_is_estimated_by_the_levels_that_it_trains() -> None:
+    """Half of EDM's levels lie above log(sigma) = -1.2, a log-SNR of 2.4 below."""
+    model = {"ch": 16, "groups": 4, "num_res_blocks": 1, "widths": (1.0, 0.5)}
+    strategy = Strategy((1.0, 0.5), (2.4,))
+    macs = {}
+    for chosen in (strategy, Strategy.constant(1.0), Strategy.constant(0.5)):
+        tune = {"origin": "x", "widths": chosen.widths, "cuts": chosen.cuts, "sandwich_share": 0.0}
+        config = configure("edm-cifar10-vp", model=model, tune=tune)
+        macs[chosen.widths] = estimate_training(config).macs
+    mean = (macs[(1.0,)] + macs[(0.5,)]) / 2
+    assert macs[(1.0, 0.5)] == pytest.approx(mean, rel=0.02)
