@@ -77,7 +77,7 @@ class PlainWords:
         (y,) = results  # [N, c_out, H, W]
         if node.shift is not None:
             y = y + value[node.shift.index][:, :, None, None]
-        return added(y, node, value)
+        return added(y, None if node.residual is None else value[node.residual.index], node.scale)
 
     def norm(self, node: Node, value: Values) -> Tensor:
         """Group norms."""
@@ -104,19 +104,19 @@ class PlainWords:
 
     def resample(self, node: Node, value: Values) -> Tensor:
         """Enlarge or halve."""
-        x = value[node.reads[0].index]
-        return added(resampled(x, node.resample, node.taps, ring=node.ring), node, value)
+        y = resampled(value[node.reads[0].index], node.resample, node.taps, ring=node.ring)
+        return added(y, None if node.residual is None else value[node.residual.index], node.scale)
 
     def dropout(self, node: Node, value: Values) -> Tensor:
         """Dropout."""
         return F.dropout(value[node.reads[0].index], node.p, self._training)
 
 
-def added(y: Tensor, node: Node, value: Values) -> Tensor:
-    """Return (y + the node's residual) times its scale."""
-    if node.residual is not None:
-        y = y + value[node.residual.index]
-    return y if node.scale == 1.0 else y * node.scale
+def added(y: Tensor, residual: Tensor | None, scale: float) -> Tensor:
+    """Return (y + residual) times scale."""
+    if residual is not None:
+        y = y + residual
+    return y if scale == 1.0 else y * scale
 
 
 def resampled(x: Tensor, resample: str | None, taps: int = 2, *, ring: bool = False) -> Tensor:
@@ -183,7 +183,7 @@ def _made(
 
 
 class DenseNetwork(DenseBlock):
-    """The network of one width, called as (x, t) or (x, t, y); parameters are named as its own.
+    """The network of one width, called as (x, t) or (x, t, y); its parameters have the same names.
 
     Args:
         config: the supernet's config.

@@ -94,10 +94,10 @@ class SlimmableWords:
             if shift.dtype != y.dtype:  # the weights', which may be float32 beside 16-bit x
                 shift = shift.to(y.dtype)
             y = _sum(y, shift[:, :, None, None])
+        residual = None
         if node.residual is not None:
             y, residual = _alike(y, value[node.residual.index])
-            value = {**value, node.residual.index: residual}
-        return added(y, node, value)
+        return added(y, residual, node.scale)
 
     def norm(self, node: Node, value: Values) -> Any:
         """Group norms."""
@@ -142,7 +142,9 @@ class SlimmableWords:
 
 def _alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Both as of as many images: what is of each image beside what is of each of its labels."""
-    count = max(len(a), len(b))
+    if a.shape[0] == b.shape[0]:
+        return a, b
+    count = max(a.shape[0], b.shape[0])
     return in_blocks(a, count), in_blocks(b, count)
 
 

@@ -152,6 +152,7 @@ class Passes:
         return y
 
     def moments_buffer(self, pixels: int, block_pixels: int, c: int) -> Buffer:
+        """Return a new buffer for the moments of c channels, by blocks of an image's pixels."""
         return Buffer(self.images * -(-pixels // block_pixels) * 2 * c * _DOUBLE_BYTES)
 
     def _apply(

@@ -45,7 +45,7 @@ def test_every_width_of_the_compiled_step(name: str, dtype: torch.dtype) -> None
     net, given = build(config).to(dtype).eval(), inputs(config, dtype)
     exact = copy.deepcopy(net).double()
     assert StepRunner(net).reason_against(dtype, torch.device("cpu")) is None
-    tolerance = 2e-5 if dtype == torch.float32 else 0.04
+    tolerance = 2e-5 if dtype == torch.float32 else 0.03
     # All rows alike, too, as a sampler calls it.
     for t in (given["t"], given["t"][0]):
         for width in widths_of(config):
@@ -80,9 +80,9 @@ def test_gradients_equal_those_of_the_dense_network(name: str, accumulate: bool)
         net = build(config)
         dense = net.export_subnet(width)
         ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-        net(ours, width=width, accumulate_grad=accumulate, **given).square().mean().backward()
-        dense(theirs, **given).square().mean().backward()
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-8, atol=1e-10)
+        net(ours, width=width, accumulate_grad=accumulate, **given).square().sum().backward()
+        dense(theirs, **given).square().sum().backward()
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-10)
         gradients = sliced_gradients(net, width)
         for parameter, value in dense.named_parameters():
             torch.testing.assert_close(
@@ -103,7 +103,7 @@ def test_accumulate_grad_adds_up_over_widths(name: str) -> None:
     ours, expected = (sandwich(CONFIGS[name], accumulate) for accumulate in (True, False))
     assert ours.keys() == expected.keys() == dict(build(CONFIGS[name]).named_parameters()).keys()
     for parameter, gradient in expected.items():
-        torch.testing.assert_close(ours[parameter], gradient, rtol=1e-8, atol=1e-8, msg=parameter)
+        torch.testing.assert_close(ours[parameter], gradient, rtol=1e-9, atol=1e-9, msg=parameter)
 
 
 @EVERY
@@ -190,7 +190,7 @@ def test_initial_output_is_almost_zero_and_reproducible(name: str) -> None:
         SlimmableNetwork(config, generator=torch.Generator().manual_seed(3))(width=0.5, **given)
         for _ in range(2)
     )
-    assert first.abs().max() < 1e-3
+    assert first.abs().max() < 1e-4
     assert torch.equal(first, second)
 
 
@@ -208,7 +208,7 @@ def test_a_few_graphs_serve_all_widths(name: str) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(net, backend=backend, fullgraph=True)
     with torch.no_grad():
-        for width in (1.0, 0.9, 0.8, 0.75, 0.6, 0.5, 0.4, 0.3, 0.25):
+        for width in (1.0, 0.9, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.35, 0.3, 0.25):
             torch.testing.assert_close(
                 compiled(width=width, **given), net(width=width, **given), rtol=1e-4, atol=1e-5
             )
