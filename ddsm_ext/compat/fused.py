@@ -26,10 +26,10 @@ class FusedLayer:
     repeats: int = 1
 
     def shape(self, suffix: str) -> tuple[int, ...]:
-        """Shape of its parameter."""
-        rows, *more = self.layers[0].weight_shape
-        rows *= len(self.layers)
-        return (rows,) if suffix == "bias" else (rows, *more)
+        """Shape of its parameter; blocks lie below each other."""
+        node, shape = self.layers[0].node, self.layers[0].shape(suffix)
+        rows, *more = shape if node.blocks == 1 else (shape[0] * shape[1], *shape[2:])
+        return (rows * len(self.layers), *more)
 
     def split(self, tensor: Tensor) -> list[Tensor]:
         """Return the rows of each of our layers."""
@@ -39,6 +39,7 @@ class FusedLayer:
     def joined(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return its parameter: `split` reversed."""
         if len(tensors) == 1:
-            return tensors[0]
+            (tensor,) = tensors
+            return tensor if self.layers[0].node.blocks == 1 else tensor.flatten(0, 1)
         blocks = [tensor.unflatten(0, (self.repeats, -1)) for tensor in tensors]
         return torch.stack(blocks, dim=1).flatten(0, 2)

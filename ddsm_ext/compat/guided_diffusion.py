@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from itertools import groupby
 from typing import Any
 
 from torch import Tensor
 
-from ddsm_ext.compat.fused import FusedLayer
+from ddsm_ext.compat.openai_names import entries
 from ddsm_ext.compat.weights_file import network_of, read_state_dict
-from ddsm_ext.graph.count import layers
-from ddsm_ext.graph.node import Node
 from ddsm_ext.models.adm import ADMConfig
 from ddsm_ext.models.network import SlimmableNetwork
 from ddsm_ext.settings import Refusal, TypeRefusal, check_keys, is_int
@@ -48,27 +45,10 @@ _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "channel_mult": ((tuple, list), "a sequence of integers"),
 }
 GROUPS = 32  # of every GroupNorm (nn.py)
+# Fields of `ADMConfig` that other code has and `UNetModel` does not.
+BEYOND = ("attn_up", "attn_middle", "norm_middle", "pad_end", "eps", "freq_shift", "sines_first",
+          "time_ch")  # fmt: skip
 _SOURCE = "guided-diffusion config"
-
-_WHOLE = {
-    "time_embedding.linear1": "time_embed.0",
-    "time_embedding.linear2": "time_embed.2",
-    "label_embedding": "label_emb",
-    "head": "input_blocks.0.0",
-    "tail.norm": "out.0",
-    "tail.conv": "out.2",
-}
-_IN_BLOCK = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "shortcut": "skip_connection",
-    "norm": "norm",
-    "out": "proj_out",
-}
-_RESAMPLING = {"input_blocks": "op", "output_blocks": "conv"}  # plain convolutions
 
 
 def guided_diffusion_config(config: Mapping[str, Any]) -> ADMConfig:
@@ -84,7 +64,11 @@ def guided_diffusion_config(config: Mapping[str, Any]) -> ADMConfig:
         TypeError, ValueError: an argument is missing, unknown or of no use, or asks for what
             `ADMConfig` does not express.
     """
-    values = _checked(config)
+    return adm_config(checked(_SOURCE, config, DEFAULTS))
+
+
+def adm_config(values: Mapping[str, Any], **more: Any) -> ADMConfig:
+    """Return the `ADMConfig` of a `UNetModel`'s checked arguments; `more`: further fields."""
     factors, multiples = values["attention_resolutions"], values["channel_mult"]
     counted = values["num_head_channels"] == -1
     return ADMConfig(
@@ -101,38 +85,50 @@ def guided_diffusion_config(config: Mapping[str, Any]) -> ADMConfig:
         heads=values["num_heads"] if counted else None,
         scale_shift=values["use_scale_shift_norm"],
         resample_blocks=values["resblock_updown"],
-        num_classes=values["num_classes"],
         learned_sigma=values["out_channels"] == 2 * values["in_channels"],
+        **{"num_classes": values["num_classes"], **more},
     )
 
 
-def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The constructor's arguments, the defaults filled in, that `ADMConfig` expresses."""
+def checked(
+    source: str, config: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the constructor's arguments, the defaults filled in, that `ADMConfig` expresses.
+
+    Args:
+        source: what errors call the arguments.
+        config: the arguments.
+        defaults: those that may be missing.
+    """
     if not isinstance(config, Mapping):
         raise TypeRefusal(
-            f"{_SOURCE} is {type(config).__name__}; need a mapping of UNetModel's arguments"
+            f"{source} is {type(config).__name__}; need a mapping of UNetModel's arguments"
         )
-    check_keys(_SOURCE, config, [*REQUIRED, *DEFAULTS])
+    check_keys(source, config, [*REQUIRED, *defaults])
     missing = [name for name in REQUIRED if name not in config]
     if missing:
-        raise Refusal(f"{_SOURCE} lacks {', '.join(missing)}; need UNetModel's arguments")
-    values = {**DEFAULTS, **config}
+        raise Refusal(f"{source} lacks {', '.join(missing)}; need UNetModel's arguments")
+    values = {**defaults, **config}
     for name, (kind, need) in _TYPES.items():
         if not isinstance(values[name], kind):
-            raise TypeRefusal(f"{_SOURCE}: {name} is {values[name]!r}; need {need}")
+            raise TypeRefusal(f"{source}: {name} is {values[name]!r}; need {need}")
     for name, holds, need in _needs(values):
         if not holds:
-            raise Refusal(f"{_SOURCE}: {name} is {values[name]!r}; need {need}")
+            raise Refusal(f"{source}: {name} is {values[name]!r}; need {need}")
     return values
 
 
 def _needs(values: Mapping[str, Any]) -> Iterator[tuple[str, bool, str]]:
     """Each argument's name, whether its value will do, and what would."""
-    for name in ("in_channels", "out_channels", "num_heads"):
+    for name in ("in_channels", "out_channels"):
         yield name, is_int(values[name], 1), "an integer >= 1"
     for name in ("num_head_channels", "num_heads_upsample"):
         yield name, values[name] == -1 or is_int(values[name], 1), "an integer >= 1, or -1"
-    yield "channel_mult", all(is_int(mult, 1) for mult in values["channel_mult"]), "integers"
+    unheeded = values["num_heads"] == -1 and values["num_head_channels"] != -1
+    yield "num_heads", unheeded or is_int(values["num_heads"], 1), "an integer >= 1"
+    several = len(values["channel_mult"]) > 0
+    integers = several and all(is_int(mult, 1) for mult in values["channel_mult"])
+    yield "channel_mult", integers, "integers"
     # What the reference builds and `ADMConfig` does not express:
     yield "dims", values["dims"] == 2, "2: images"
     resamples = values["conv_resample"] or values["resblock_updown"] is not False
@@ -145,70 +141,14 @@ def _needs(values: Mapping[str, Any]) -> Iterator[tuple[str, bool, str]]:
         yield "num_heads_upsample", same, f"num_heads ({heads}), or -1"
 
 
-class _Entry(FusedLayer):
-    """A layer of the reference; q, k and v come once a head in the legacy order."""
-
-    def shape(self, suffix: str) -> tuple[int, ...]:
-        """Shape of its parameter; pixels are one dimension in attention there."""
-        shape = super().shape(suffix)
-        in_attention = self.name.endswith((".qkv", ".proj_out"))
-        return shape[:-1] if in_attention and suffix == "weight" else shape
-
-
-def _entries(config: ADMConfig, new_order: bool) -> list[_Entry]:
-    """Every layer of the reference with parameters, in execution order."""
-    blocks, found = _block_names(config), []
-    for node, ours in groupby(layers(config.graph), key=lambda layer: layer.node):
-        name, repeats = _name(node, blocks), 1
-        if name.endswith(".qkv") and not new_order:
-            repeats = node.out.c_max // (node.out.head or node.out.c_max)
-        found.append(_Entry(name, tuple(ours), repeats))
-    return found
-
-
-def _name(node: Node, blocks: Mapping[str, str]) -> str:
-    # A joining block has a shortcut there, too: its inputs always outnumber its outputs.
-    if node.name in _WHOLE:
-        return _WHOLE[node.name]
-    if node.name in blocks:
-        return f"{blocks[node.name]}.qkv"
-    path, _, inner = node.name.rpartition(".")
-    block = blocks[path]
-    return f"{block}.{_IN_BLOCK.get(inner) or _RESAMPLING[block.partition('.')[0]]}"
-
-
-def _block_names(config: ADMConfig) -> dict[str, str]:
-    """Paths of our blocks and attentions -> the reference's."""
-    names = {"middle.0": "middle_block.0", "middle.0.attention": "middle_block.1",
-             "middle.1": "middle_block.2"}  # fmt: skip
-    blocks = config.num_res_blocks + 1  # a level, the one that resamples included
-    for i in range(len(config.ch_mult) * blocks - 1):
-        names[f"down.{i}"] = f"input_blocks.{i + 1}.0"
-        names[f"down.{i}.attention"] = f"input_blocks.{i + 1}.1"
-    ours = theirs = 0
-    for level in reversed(range(len(config.ch_mult))):
-        for _ in range(blocks):
-            names[f"up.{ours}"] = f"output_blocks.{theirs}.0"
-            names[f"up.{ours}.attention"] = f"output_blocks.{theirs}.1"
-            ours, theirs = ours + 1, theirs + 1
-        if level:  # on the way up it is the last part of the block before
-            last = 2 if level in config.attn else 1
-            names[f"up.{ours}"] = f"output_blocks.{theirs - 1}.{last}"
-            ours += 1
-    return names
-
-
 def guided_diffusion_state_dict_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return every parameter name of the reference's network and its shape.
 
     Args:
         config: as for `guided_diffusion_config`.
     """
-    return {
-        f"{entry.name}.{suffix}": entry.shape(suffix)
-        for entry in _entries(guided_diffusion_config(config), new_order=False)
-        for suffix in entry.layers[0].suffixes
-    }
+    found = entries(guided_diffusion_config(config))
+    return {name: shape for entry in found for name, shape in entry.shapes()}
 
 
 def load_guided_diffusion(
@@ -240,14 +180,9 @@ def load_guided_diffusion(
         guided_diffusion_state_dict_shapes(config),
         wanted=group,
     )
-    ours: dict[str, Tensor] = {}
-    for entry in _entries(adm, config.get("use_new_attention_order", False)):
-        for suffix in entry.layers[0].suffixes:
-            rows = entry.split(state[f"{entry.name}.{suffix}"])
-            for layer, tensor in zip(entry.layers, rows, strict=True):
-                shape = layer.weight_shape if suffix == "weight" else layer.weight_shape[:1]
-                ours[f"{layer.name}.{suffix}"] = tensor.reshape(shape)
-    return network_of(adm, ours)
+    new_order = config.get("use_new_attention_order", False)
+    ours = [pair for entry in entries(adm, new_order=new_order) for pair in entry.ours(state)]
+    return network_of(adm, dict(ours))
 
 
 def to_guided_diffusion_state_dict(
@@ -266,20 +201,38 @@ def to_guided_diffusion_state_dict(
         TypeError: `net` is no `SlimmableNetwork` of an `ADMConfig`.
         ValueError: the reference has no such network.
     """
+    config = config_of("to_guided_diffusion_state_dict", net)
+    if config.context_channels is not None:
+        raise Refusal(
+            "to_guided_diffusion_state_dict: the network attends to a context; need one that does "
+            "not, or to_latent_diffusion_state_dict"
+        )
+    ours, found = net.state_dict(), entries(config, new_order=use_new_attention_order)
+    return {name: tensor for entry in found for name, tensor in entry.theirs(ours)}
+
+
+def config_of(what: str, net: SlimmableNetwork) -> ADMConfig:
+    """Return the config of a network that a `UNetModel` can be; `what` names the caller in errors.
+
+    Raises:
+        TypeError, ValueError: it is none.
+    """
     config = getattr(net, "config", None)
     if not isinstance(net, SlimmableNetwork) or not isinstance(config, ADMConfig):
         got = type(net if config is None else config).__name__
-        raise TypeRefusal(
-            f"to_guided_diffusion_state_dict: got {got}; need a SlimmableNetwork of an ADMConfig"
-        )
+        raise TypeRefusal(f"{what}: got {got}; need a SlimmableNetwork of an ADMConfig")
     if config.groups != GROUPS:
         raise Refusal(
-            f"to_guided_diffusion_state_dict: groups is {config.groups}; need {GROUPS}, as in the "
-            "reference's network"
+            f"{what}: groups is {config.groups}; need {GROUPS}, as in the reference's network"
         )
-    ours, state = net.state_dict(), {}
-    for entry in _entries(config, use_new_attention_order):
-        for suffix in entry.layers[0].suffixes:
-            fused = entry.joined([ours[f"{layer.name}.{suffix}"] for layer in entry.layers])
-            state[f"{entry.name}.{suffix}"] = fused.reshape(entry.shape(suffix))
-    return state
+    plain = ADMConfig(
+        **{
+            **config.to_dict(),
+            **{name: getattr(ADMConfig, name) for name in BEYOND},
+        }
+    )
+    if plain != config:
+        ours, theirs = config.to_dict(), plain.to_dict()
+        name = next(key for key in ours if ours[key] != theirs[key])
+        raise Refusal(f"{what}: {name} is {ours[name]!r}; need {theirs[name]!r}, as there")
+    return config

@@ -40,6 +40,14 @@ class NumPyValue:
         return "of NumPy"
 
 
+class Callback:
+    """Stands for a class of Lightning's, by which its checkpoints name what callbacks kept."""
+
+
+_CALLBACK_NAMES = [
+    f"{package}.callbacks.model_checkpoint.ModelCheckpoint"
+    for package in ("pytorch_lightning", "lightning.pytorch")
+]
 _NUMPY_NAMES = ["numpy.dtype", "numpy.ndarray", *(
     f"numpy.{core}.multiarray.{name}" for core in ("core", "_core")
     for name in ("scalar", "_reconstruct")
@@ -77,8 +85,7 @@ def read_state_dict(
     if isinstance(source, Mapping):
         name, content = kind, source
     elif isinstance(source, (str, os.PathLike)):
-        with safe_globals([(NumPyValue, numpy_name) for numpy_name in _NUMPY_NAMES]):
-            name, content = os.fspath(source), load_file(Path(source))
+        name, content = os.fspath(source), open_weights(Path(source))
     else:
         raise TypeRefusal(f"{kind}: got {type(source).__name__}; need a path or a state dict")
     required = frozenset(shapes) - set(optional)
@@ -86,6 +93,18 @@ def read_state_dict(
     check_tensors(name, state, shapes, optional=optional)
     _check_finite(name, state)
     return state
+
+
+def open_weights(path: Path) -> Mapping[str, Any]:
+    """Return what a file of weights holds; objects known by name are stood in for, none is made.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        TypeError, ValueError: it is damaged, or holds more than tensors and plain values.
+    """
+    stand_ins: list[Any] = [(NumPyValue, name) for name in _NUMPY_NAMES]
+    with safe_globals([*stand_ins, *((Callback, name) for name in _CALLBACK_NAMES)]):
+        return load_file(path)
 
 
 def _check_finite(what: str, tensors: Mapping[str, Tensor]) -> None:

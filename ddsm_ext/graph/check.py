@@ -12,7 +12,8 @@ from ddsm_ext.settings import Refusal
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.\w+)*", re.ASCII)
 # What reads one input, and an image.
-_ONE = ("sinusoid", "embed", "linear", "attention", "resample", "dropout")
+_ONE = ("sinusoid", "embed", "linear", "pointwise", "layer_norm", "attention", "cross_attention",
+        "resample", "dropout")  # fmt: skip
 _OF_ROWS = ("sinusoid", "embed", "linear")
 
 
@@ -34,6 +35,7 @@ def check_nodes(nodes: Sequence[Node], image_size: int, slicing: Slicing) -> Non
         _check_name(node)
         _check_kind(node)
         _check_reads(node)
+        _check_context(node)
         _check_added(node)
         full = slicing.active(node.out.c_max, 1.0, node.out.role, node.out.head)
         if node.op not in ("input", "norm") and full != node.out.c_max:
@@ -56,13 +58,21 @@ def _check_name(node: Node) -> None:
 
 def _check_kind(node: Node) -> None:
     """A node's own settings."""
-    if node.op == "input" and node.name not in ("x", "t", "y", "augment"):
-        raise _wrong(node, "is an input", "x, t, y or augment")
+    if node.op == "input" and node.name not in ("x", "t", "y", "augment", "context"):
+        raise _wrong(node, "is an input", "x, t, y, augment or context")
     if node.op == "input" and (node.name == "x") != (node.size is not None):
         kind = "one number an image" if node.size is None else "images"
         raise _wrong(node, f"is {kind}", "x to be images, t and y numbers")
-    if node.op == "input" and node.name in ("x", "augment") and node.out.c_max < 1:
+    if node.op == "input" and (node.name == "context") != (node.tokens is not None):
+        raise _wrong(node, f"has tokens {node.tokens}", "the count of a context, of no other input")
+    if node.tokens is not None and node.tokens < 1:
+        raise _wrong(node, f"has {node.tokens} tokens", "at least 1")
+    if node.op == "input" and node.name in ("x", "augment", "context") and node.out.c_max < 1:
         raise _wrong(node, "has 0 channels", "at least 1")
+    if node.activation not in (None, "gelu", "gelu_tanh", "geglu"):
+        raise _wrong(node, f"its activation is {node.activation!r}", "gelu, gelu_tanh or geglu")
+    if (node.activation == "geglu") > (node.blocks == 2) or node.blocks < 1:
+        raise _wrong(node, f"has {node.blocks} blocks", "at least 1, for a geglu 2")
     if node.resample not in (None, "up", "down"):
         raise _wrong(node, f"resample is {node.resample!r}", "None, 'up' or 'down'")
     if node.taps not in (2, 4):
@@ -106,12 +116,18 @@ def _check_reads(node: Node) -> None:
     if len(sources) > 2 or (len(sources) == 2 and node.op == "resample"):
         raise _wrong(node, f"reads {node.reads[0]}, a concat, unjoined", "a convolution of it")
     for read in node.reads:
-        if read.parts and node.op != "attention":
+        if read.results > 1 and node.op != "attention":
             raise _wrong(node, f"reads {read}, of several parts", "a node of one")
-        if (read.size is None) != (node.op in _OF_ROWS):
-            kind, need = ("one row an image", "an image") if read.size is None else (
+        if read.idle:
+            raise _wrong(node, f"reads {read}, which is idle", "a node that is computed")
+        if read.is_row != (node.op in _OF_ROWS):
+            kind, need = ("one row an image", "an image") if read.is_row else (
                 "an image", "one row an image")  # fmt: skip
             raise _wrong(node, f"reads {read}, {kind}", need)
+        if read.tokens is not None and node.op != "pointwise":
+            raise _wrong(node, f"reads {read}, a context", "a pointwise layer of it")
+        if read.normed and node.op in ("pointwise", "layer_norm"):
+            raise _wrong(node, f"reads {read}, a group norm", "a convolution of it")
         ring = node.op == "resample" and node.ring
         if (read.op == "conv" and read.ring) != ring:
             have, need = ("with", "without") if read.ring else ("without", "with")
@@ -126,7 +142,7 @@ def _check_reads(node: Node) -> None:
     augments = (first.op, first.name) == ("input", "augment")
     if augments and (node.op != "linear" or node.shift is None or node.bias or node.parts):
         raise _wrong(node, f"reads {first}", "a linear layer without bias that has a shift")
-    if source is None and first.op == "input" and first.size is None and not augments:
+    if source is None and first.op == "input" and first.is_row and not augments:
         raise _wrong(node, f"reads {first}", "an embedding of it")
     if node.op == "norm" and any(read.out.head for read in node.reads):
         raise _wrong(node, "reads an input slimmed by heads", "a convolution of it")
@@ -134,20 +150,36 @@ def _check_reads(node: Node) -> None:
         raise _wrong(node, "reads a slimmed and a fixed input", "both slimmed or both fixed")
 
 
+def _check_context(node: Node) -> None:
+    """`context`, of a cross attention alone."""
+    kv = node.context
+    if kv is None:
+        return
+    if kv.tokens is None or kv.idle:
+        raise _wrong(node, f"attends to {kv}", "a pointwise layer of a context")
+    if (kv.out.c_max, kv.out.role, kv.out.head) != (node.out.c_max, node.out.role, node.out.head):
+        have = f"its queries have {_side(node)}, its keys {_side(kv)}"
+        raise _wrong(node, have, "as many at every width")
+
+
 def _check_added(node: Node) -> None:
-    """`shift`, `residual` and `modulate`."""
+    """`shift`, `gate`, `residual` and `modulate`."""
     if node.scale != 1.0 and (node.parts or not math.isfinite(node.scale)):
         raise _wrong(node, f"its scale is {node.scale}", "a finite number, and one part beside it")
-    added = {"shift": node.shift, "residual": node.residual}
+    added = {"shift": node.shift, "gate": node.gate, "residual": node.residual}
     for role, operand in {**added, "modulate": node.modulate}.items():
         if operand is None:
             continue
-        if role != "modulate" and (node.parts or operand.parts):
+        if operand.idle:
+            raise _wrong(node, f"its {role} is {operand}, which is idle", "a node that is computed")
+        if role != "modulate" and (node.results > 1 or operand.results > 1):
             raise _wrong(node, f"has a {role} and parts", "one part beside it")
         if node.op == "embed" and operand.op not in ("sinusoid", "embed"):
             raise _wrong(node, f"its {role} is {operand}", "an embedding")
         size = node.size if role == "residual" else None
-        if operand.size != size or (operand.op == "input" and operand.size is None):
+        if operand.size != size or (operand.op == "input" and operand.size is None) or (
+            operand.tokens != (node.tokens if role == "residual" else None)
+        ):
             need = "one row an image" if size is None else f"an image of {size} pixels a side"
             raise _wrong(node, f"its {role} is {operand}", need)
         if role == "residual" and operand.op in ("norm", "dropout") and len(operand.sources) > 1:
@@ -191,12 +223,12 @@ def _check_layers(nodes: Sequence[Node]) -> None:
 
 def _check_ends(nodes: Sequence[Node], image_size: int) -> None:
     """Everything is read, the last node alone is not, and it is a prediction."""
-    read = {operand for node in nodes for operand in node.operands}
+    read = {operand for node in nodes if not node.idle for operand in node.operands}
     for node in nodes[:-1]:
-        if node not in read:
+        if node not in read and not node.idle:
             raise _wrong(node, "nothing reads it", "one result, the last node's")
     last = nodes[-1]
-    if last.op not in ("conv", "attention", "resample") or last.parts:
+    if last.op not in ("conv", "pointwise", "attention", "resample") or last.results > 1:
         raise _wrong(last, f"is the prediction and a {last.op}", "a convolution of one part")
     if last.size != image_size:
         have = f"has {last.size}x{last.size} pixels"

@@ -143,7 +143,7 @@ def _graph(config: NetworkConfig) -> Graph:
 def _counts(config: NetworkConfig, width: float) -> Counts:
     counts = config.graph.counts(config.slicing, width)
     for node in config.graph.nodes:
-        for operand in (node.shift, node.residual, node.modulate):
+        for operand in (node.shift, node.gate, node.residual, node.modulate, node.context):
             if operand is not None and counts[operand.index] != counts[node.index]:
                 raise Refusal(
                     f"{node.name}: width {width:g} gives it {counts[node.index]} channels and "

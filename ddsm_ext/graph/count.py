@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ddsm_ext.graph.graph import Counts, Graph
-from ddsm_ext.graph.node import LAYERS, Node
+from ddsm_ext.graph.node import LAYERS, PRODUCTS, Node
 from ddsm_ext.graph.slicing import Slicing
 
 if TYPE_CHECKING:
@@ -29,12 +29,24 @@ class Layer:
     def weight_shape(self) -> tuple[int, ...]:
         """Allocated shape of the weight."""
         node, out = self.node, self.node.out.c_max
-        if node.op == "norm":
+        if node.op in ("norm", "layer_norm"):
             return (out,)
         if node.op == "embed":
             return (node.rows, out)
         shape = (out, sum(source.out.c_max for source in node.sources))
-        return shape if node.op == "linear" else (*shape, node.kernel, node.kernel)
+        if node.op == "conv":
+            return (*shape, node.kernel, node.kernel)
+        return shape if node.blocks == 1 else (node.blocks, *shape)
+
+    @property
+    def bias_shape(self) -> tuple[int, ...]:
+        """Allocated shape of the bias."""
+        out = self.node.out.c_max
+        return (out,) if self.node.blocks == 1 else (self.node.blocks, out)
+
+    def shape(self, suffix: str) -> tuple[int, ...]:
+        """Allocated shape of a parameter."""
+        return self.weight_shape if suffix == "weight" else self.bias_shape
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -98,17 +110,19 @@ def _node_macs(
     node: Node, counts: Counts, attention_products: bool, elementwise: bool
 ) -> Iterator[tuple[str, int]]:
     c_out = counts[node.index]
-    if node.op in ("conv", "linear"):
+    if node.idle:
+        return
+    if node.op in PRODUCTS:
         bias = elementwise and node.bias
         each = c_out * (c_in(node, counts) * node.kernel**2 + bias) * node.pixels
         for name in node.layer_names:
-            yield name, each
-    elif node.op == "norm":
+            yield name, each * node.blocks
+    elif node.op in ("norm", "layer_norm"):
         yield node.name, 2 * c_out * node.pixels * elementwise
-    elif node.op == "attention" and attention_products:
-        block = node.name.rpartition(".")[0]
+    elif node.op in ("attention", "cross_attention") and attention_products:
+        block, keys = node.name.rpartition(".")[0], (node.context or node).pixels
         for product in ("qk", "av"):
-            yield f"{block}.{product}", node.pixels**2 * c_out
+            yield f"{block}.{product}", node.pixels * keys * c_out
 
 
 def macs(
@@ -143,10 +157,9 @@ def parameter_count(config: NetworkConfig, width: float = 1.0) -> int:
 
 def _parameters(node: Node, counts: Counts) -> int:
     c_out = counts[node.index]
-    if node.op in ("conv", "linear"):
-        each = c_out * (c_in(node, counts) * node.kernel**2 + node.bias)
-        return each * len(node.layer_names)
-    if node.op == "norm":
+    if node.op in PRODUCTS:
+        return node.weights * c_out * (c_in(node, counts) * node.kernel**2 + node.bias)
+    if node.op in ("norm", "layer_norm"):
         return 2 * c_out
     return node.rows * c_out  # embeddings by label, a frozen time table
 
@@ -164,9 +177,14 @@ def activation_bytes(
         element_bytes: of an activation's element.
     """
     counts, graph = config.counts(width), config.graph
-    elements = [counts[node.index] * node.pixels * len(node.layer_names) for node in graph.nodes]
+    elements = [counts[node.index] * node.pixels * node.results for node in graph.nodes]
     if training:
-        return batch * element_bytes * sum(elements)
+        busy = [node for node in graph.nodes if not node.idle]
+        before = [node for node in busy if node.activation]  # what it is taken of is kept, too
+        kept = sum(elements[node.index] for node in busy) + sum(
+            counts[node.index] * node.pixels * node.weights for node in before
+        )
+        return batch * element_bytes * kept
     alive = sum(elements[node.index] for node in graph.inputs.values())
     most = alive
     for _, step, _, dead in graph.walk:

@@ -10,7 +10,16 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from ddsm_ext.graph.node import Node, Resampling, Scope, Side, Walk, make_scope, make_walk
+from ddsm_ext.graph.node import (
+    Activation,
+    Node,
+    Resampling,
+    Scope,
+    Side,
+    Walk,
+    make_scope,
+    make_walk,
+)
 from ddsm_ext.graph.slicing import Pair, Role, Slicing
 from ddsm_ext.settings import Refusal
 
@@ -33,17 +42,22 @@ class Graph:
         self.inputs: dict[str, Node] = {}
         self._names: set[str] = set()
 
-    def input(self, name: str, channels: int = 0, *, image: bool = False) -> Node:
+    def input(
+        self, name: str, channels: int = 0, *, image: bool = False, tokens: int | None = None
+    ) -> Node:
         """An argument of the network.
 
         Args:
             name: "x", images of `channels`; "t", timesteps; "y", labels; "augment", `channels`
-                numbers about each image, or None, which adds nothing.
-            channels: of an image, or numbers.
+                numbers about each image, or None, which adds nothing; "context", tokens of
+                `channels` each.
+            channels: of an image or token, or numbers.
             image: True for "x".
+            tokens: of a context, as counts take them; a call may have any number.
         """
         size = self.image_size if image else None
-        self.inputs[name] = self.add("input", name, (), Side(channels, "fixed"), size)
+        side = Side(channels, "fixed")
+        self.inputs[name] = self.add("input", name, (), side, size, tokens=tokens)
         return self.inputs[name]
 
     def sinusoid(
@@ -87,12 +101,40 @@ class Graph:
         shift: Node | None = None,
         parts: Sequence[str] = (),
         role: Role = "linear",
+        head: int | None = None,
         bias: bool = True,
+        idle: bool = False,
     ) -> Node:
         """A linear layer on one row an image; of the input "augment" without bias, on a shift."""
         return self.add(
-            "linear", name, (x,), Side(c_out, role), None,
-            silu=silu, shift=shift, parts=tuple(parts), bias=bias,
+            "linear", name, (x,), Side(c_out, role, head), None,
+            silu=silu, shift=shift, parts=tuple(parts), bias=bias, idle=idle,
+        )  # fmt: skip
+
+    def pointwise(
+        self,
+        name: str,
+        x: Node,
+        c_out: int,
+        *,
+        blocks: int = 1,
+        activation: Activation | None = None,
+        shift: Node | None = None,
+        gate: Node | None = None,
+        residual: Node | None = None,
+        role: Role = "conv",
+        head: int | None = None,
+        bias: bool = True,
+        gain: float = 1.0,
+        idle: bool = False,
+    ) -> Node:
+        """A linear layer on every pixel or token: residual + gate * activation(W x + shift)."""
+        if blocks > 1 and (shift is not None or residual is not None) and activation != "geglu":
+            raise Refusal(f"{name}: adds something to {blocks} blocks; need one result")
+        return self.add(
+            "pointwise", name, (x,), Side(c_out, role, head), x.size, tokens=x.tokens,
+            blocks=blocks, activation=activation, shift=shift, gate=gate, residual=residual,
+            bias=bias, gain=gain, idle=idle,
         )  # fmt: skip
 
     def conv(
@@ -143,11 +185,21 @@ class Graph:
         return self.add("norm", name, reads, side, reads[0].size,
                          silu=silu, modulate=modulate, eps=eps, groups=groups)  # fmt: skip
 
+    def layer_norm(self, name: str, x: Node, *, eps: float = 1e-5, idle: bool = False) -> Node:
+        """A layer norm over the channels of every pixel, with scale and shift of its own."""
+        return self.add("layer_norm", name, (x,), x.out, x.size, eps=eps, idle=idle)
+
     def attention(self, name: str, qkv: Node) -> Node:
-        """Self-attention over all pixels; `qkv` has three parts and says what a head is."""
-        if len(qkv.parts) != 3:
+        """Self-attention over all pixels; `qkv`, of three parts or blocks, says what a head is."""
+        if qkv.results != 3:
             raise Refusal(f"{name}: reads {qkv}; need a node of three parts")
         return self.add("attention", name, (qkv,), qkv.out, qkv.size)
+
+    def cross_attention(self, name: str, q: Node, kv: Node) -> Node:
+        """Attention of all pixels to a context; `kv` has two blocks, `q` says what a head is."""
+        if (q.results, kv.results) != (1, 2):
+            raise Refusal(f"{name}: reads {q} and {kv}; need one result, and a node of two blocks")
+        return self.add("cross_attention", name, (q,), q.out, q.size, context=kv)
 
     def resample(
         self,
@@ -203,7 +255,7 @@ class Graph:
         """The nodes that take each node's value, in order."""
         found: dict[Node, list[Node]] = {node: [] for node in self.nodes}
         for node in self.nodes:
-            for operand in node.operands:
+            for operand in () if node.idle else node.operands:
                 found[operand].append(node)
         return {node: tuple(readers) for node, readers in found.items()}
 
@@ -245,7 +297,8 @@ class Graph:
         found: set[Node] = set()
         for node in self.nodes:
             reads = [*node.reads, *([] if node.residual is None else [node.residual])]
-            apart = node.shift is None and node.modulate is None and node.size is not None
+            rows = (node.shift, node.modulate, node.context, node.gate)
+            apart = rows == (None,) * 4 and node.size is not None
             is_x = node.op == "input" and node.name == "x"
             if apart and (is_x or (reads and found.issuperset(reads))):
                 found.add(node)

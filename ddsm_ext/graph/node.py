@@ -10,8 +10,11 @@ from ddsm_ext.graph.slicing import Role
 from ddsm_ext.settings import Refusal
 
 Resampling = Literal["up", "down"]
+Activation = Literal["gelu", "gelu_tanh", "geglu"]
 # Words of layers with parameters.
-LAYERS = ("conv", "linear", "norm", "embed")
+LAYERS = ("conv", "linear", "pointwise", "norm", "layer_norm", "embed")
+# Those that multiply by a weight matrix.
+PRODUCTS = ("conv", "linear", "pointwise")
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,9 @@ class Node:
         index: its place in `Graph.nodes`.
         reads: its inputs; two are the unjoined concat of a skip.
         out: channels of the result, of each part where there are several.
-        size: side of the result in pixels at the config's image size; None: one row an image.
+        size: side of the result in pixels at the config's image size; None: one row an image, or
+            `tokens`.
+        tokens: rows of an image of a context, as counts take them; None: it is none.
         parts: names of layers side by side below `name`, which read the same input and whose
             results are a tuple; (): the layer is `name` itself.
         kernel, stride: of a convolution, whose padding keeps the size at stride 1.
@@ -53,6 +58,13 @@ class Node:
         scale: factor on the result with all that is added.
         modulate: a node of two parts, scale and shift: a norm's result becomes
             result * (1 + scale) + shift before SiLU.
+        context: keys and values of two blocks, to which queries attend.
+        blocks: weights in one parameter, of which a width takes a prefix each; their results lie
+            side by side.
+        activation: on a product's result before the residual: None, "gelu" (by erf), "gelu_tanh",
+            or "geglu", which makes one of two blocks: the first times the gelu of the second.
+        gate: one row an image, times what the activation gives.
+        idle: it has parameters and nothing reads it: it is never computed.
         eps: added to a norm's variance.
         groups: of a norm at full width, a multiple of the config's; 0: the config's.
         bias: a linear layer has one.
@@ -71,6 +83,7 @@ class Node:
     reads: tuple[Node, ...]
     out: Side
     size: int | None
+    tokens: int | None = None
     parts: tuple[str, ...] = ()
     kernel: int = 1
     stride: int = 1
@@ -83,6 +96,11 @@ class Node:
     residual: Node | None = None
     scale: float = 1.0
     modulate: Node | None = None
+    context: Node | None = None
+    blocks: int = 1
+    activation: Activation | None = None
+    gate: Node | None = None
+    idle: bool = False
     eps: float = 1e-5
     groups: int = 0
     bias: bool = True
@@ -96,13 +114,28 @@ class Node:
     @property
     def operands(self) -> tuple[Node, ...]:
         """All nodes whose values it takes."""
-        more = (self.shift, self.residual, self.modulate)
+        more = (self.shift, self.residual, self.modulate, self.context, self.gate)
         return (*self.reads, *(node for node in more if node is not None))
 
     @property
+    def is_row(self) -> bool:
+        """True for one row an image."""
+        return self.size is None and self.tokens is None
+
+    @property
     def pixels(self) -> int:
-        """Pixels, or rows, of an image's result."""
-        return 1 if self.size is None else self.size**2
+        """Pixels, tokens, or the one row, of an image's result."""
+        return self.tokens or 1 if self.size is None else self.size**2
+
+    @property
+    def weights(self) -> int:
+        """Weights [c_out, c_in] that lie in its parameters, side by side."""
+        return self.blocks * (len(self.parts) or 1)
+
+    @property
+    def results(self) -> int:
+        """Values of `out` channels each that it makes."""
+        return 1 if self.activation == "geglu" else self.weights
 
     @property
     def normed(self) -> bool:
@@ -147,6 +180,7 @@ class Scope:
     result: Node
     index: int  # of the result: where a walk leaves it
     op: str = "block"
+    idle: bool = False
 
     @property
     def operands(self) -> tuple[Node, ...]:
@@ -160,8 +194,8 @@ Walk = tuple[tuple[str, Step, int, tuple[int, ...]], ...]
 
 
 def make_walk(steps: Iterable[Step], result: Node) -> Walk:
-    """Return steps with what dies after each; the result does not."""
-    steps = tuple(steps)
+    """Return the steps to compute with what dies after each; the result does not."""
+    steps = tuple(step for step in steps if not step.idle)
     last = {node.index: at for at, step in enumerate(steps) for node in step.operands}
     last.pop(result.index, None)
     dies: list[list[int]] = [[] for _ in steps]
@@ -196,8 +230,11 @@ def make_scope(path: str, nodes: list[Node], readers: Mapping[Node, tuple[Node, 
         steps[name] = make_scope(inner, nodes[at:end], readers) if inner else nodes[at]
         at = end
     inside = set(nodes)
-    reads = dict.fromkeys(o for node in nodes for o in node.operands if o not in inside)
-    left = [n for n in nodes if not readers[n] or not inside.issuperset(readers[n])]
+    reads = dict.fromkeys(
+        o for node in nodes if not node.idle for o in node.operands if o not in inside
+    )
+    busy = [n for n in nodes if not n.idle]
+    left = [n for n in busy if not readers[n] or not inside.issuperset(readers[n])]
     if left != nodes[-1:]:
         names = ", ".join(node.name for node in left)
         raise Refusal(f"{path or 'the network'}: {names} leave it; need its last node alone")

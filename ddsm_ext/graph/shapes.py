@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.graph.graph import Counts
-from ddsm_ext.graph.node import Node
+from ddsm_ext.graph.node import PRODUCTS, Activation, Node
 from ddsm_ext.settings import Refusal
 
 
@@ -76,18 +76,27 @@ class ConvShape(Shape):
 
 @dataclass(frozen=True)
 class LinearShape(Shape):
-    """A linear layer on one row an image."""
+    """A linear layer on `rows` rows an image; of `blocks`, with an activation."""
 
     c_in: int
     c_out: int
     c_in_max: int
     c_out_max: int
+    rows: int = 1
+    blocks: int = 1
+    activation: Activation | None = None
 
     def _counted(self) -> tuple[int, int, int]:
-        return self.c_in * self.c_out, self.c_in + self.c_out, self.c_out * (self.c_in + 1)
+        c_out = self.blocks * self.c_out
+        results = self.c_out if self.activation == "geglu" else c_out
+        macs = self.rows * self.c_in * c_out
+        return macs, self.rows * (self.c_in + results), c_out * (self.c_in + 1)
 
     def __str__(self) -> str:
-        return f"{self.c_in}->{self.c_out}"
+        rows = f" @{self.rows}" if self.rows > 1 else ""
+        blocks = f"{self.blocks}x" if self.blocks > 1 else ""
+        act = f" {self.activation}" if self.activation else ""
+        return f"{self.c_in}->{blocks}{self.c_out}{rows}{act}"
 
 
 @dataclass(frozen=True)
@@ -117,19 +126,44 @@ class NormShape(Shape):
 
 
 @dataclass(frozen=True)
+class LayerNormShape(Shape):
+    """A layer norm of `rows` rows an image; scale and shift count two MACs an element."""
+
+    c: int
+    c_max: int
+    rows: int
+    modulated: bool = False
+
+    def _counted(self) -> tuple[int, int, int]:
+        more = 2 * self.c * self.modulated
+        return (4 if self.modulated else 2) * self.c * self.rows, 2 * self.c * self.rows + more, (
+            2 * self.c
+        )
+
+    def __str__(self) -> str:
+        return f"{self.c} @{self.rows}" + (" modulated" if self.modulated else "")
+
+
+@dataclass(frozen=True)
 class AttentionShape(Shape):
-    """Self-attention of `tokens` pixels in `heads` heads of `head_size` channels."""
+    """Attention of `tokens` pixels in `heads` heads of `head_size` channels.
+
+    `keys`: what they attend to; None: each other.
+    """
 
     heads: int
     tokens: int
     head_size: int
+    keys: int | None = None
 
     def _counted(self) -> tuple[int, int, int]:
-        elements = self.heads * self.tokens * self.head_size
-        return 2 * elements * self.tokens, 4 * elements, 0
+        queries = self.heads * self.tokens * self.head_size
+        keys = self.tokens if self.keys is None else self.keys
+        return 2 * queries * keys, 2 * queries + 2 * self.heads * keys * self.head_size, 0
 
     def __str__(self) -> str:
-        return f"{self.heads}x{self.tokens}x{self.head_size}"
+        keys = "" if self.keys is None else f" to {self.keys}"
+        return f"{self.heads}x{self.tokens}x{self.head_size}{keys}"
 
 
 @dataclass(frozen=True)
@@ -175,7 +209,7 @@ class EmbeddingShape(Shape):
         return f"{self.rows}x{self.c}"
 
 
-OPS = ("conv2d", "linear", "group_norm", "attention", "resample", "embedding")
+OPS = ("conv2d", "linear", "group_norm", "layer_norm", "attention", "resample", "embedding")
 
 
 def least_bytes(shape: Shape, batch: int, element_bytes: int) -> int:
@@ -207,9 +241,14 @@ def op_shapes(config: NetworkConfig, width: float, op: str) -> dict[Shape, int]:
 def _calls(config: NetworkConfig, node: Node, counts: Counts) -> Iterator[tuple[str, Shape]]:
     """The ops that a node calls."""
     c, size, c_max = counts[node.index], node.size or 1, node.out.c_max
-    if node.op == "attention":
+    if node.idle:
+        return
+    if node.op in ("attention", "cross_attention"):
         heads = c // node.out.head if node.out.head else 1
-        yield "attention", AttentionShape(heads, size**2, c // heads)
+        keys = node.context.pixels if node.context else None
+        yield "attention", AttentionShape(heads, node.pixels, c // heads, keys)
+    elif node.op == "layer_norm":
+        yield "layer_norm", LayerNormShape(c, c_max, node.pixels)
     elif node.op == "resample":
         added = node.residual is not None
         yield "resample", ResampleShape(
@@ -217,7 +256,7 @@ def _calls(config: NetworkConfig, node: Node, counts: Counts) -> Iterator[tuple[
         )
     elif node.op == "embed":
         yield "embedding", EmbeddingShape(node.rows, c, c_max)
-    elif node.op in ("conv", "linear", "norm"):
+    elif node.op in (*PRODUCTS, "norm"):
         inputs = node.sources
         c_in, *rest = (counts[source.index] for source in inputs)
         c_in2, c_in_max = sum(rest), sum(source.out.c_max for source in inputs)
@@ -225,9 +264,10 @@ def _calls(config: NetworkConfig, node: Node, counts: Counts) -> Iterator[tuple[
             groups = config.slicing.group_count(c_max, c, node.groups)
             modulated = node.modulate is not None
             yield "group_norm", NormShape(c_in, c_in2, c_max, groups, size, node.silu, modulated)
-        elif node.op == "linear":
+        elif node.op in ("linear", "pointwise"):
+            channels = (c_in, c, c_in_max, c_max)
             for _ in node.layer_names:
-                yield "linear", LinearShape(c_in, c, c_in_max, c_max)
+                yield "linear", LinearShape(*channels, node.pixels, node.blocks, node.activation)
         else:
             yield from _convolutions(node, (c_in, c_in2, c, c_in_max, c_max))
 

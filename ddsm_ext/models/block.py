@@ -145,3 +145,13 @@ def two_sources(node: Node, value: Values) -> tuple[Tensor, Tensor | None]:
     if len(reads) > 1:
         return one, value[reads[1].index]
     return one if isinstance(one, tuple) else (one, None)
+
+
+def tokens_of(x: Tensor) -> Tensor:
+    """Return images [N, C, H, W] as [N, H * W, C]: a view of channels_last memory."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def pixels_of(tokens: Tensor, like: Tensor) -> Tensor:
+    """Return [N, H * W, C] as images of `like`'s height and width, channels_last: a view."""
+    return tokens.unflatten(1, like.shape[2:]).permute(0, 3, 1, 2)

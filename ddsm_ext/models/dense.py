@@ -13,7 +13,7 @@ from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.graph.count import Layer, c_in
 from ddsm_ext.graph.graph import Counts
 from ddsm_ext.graph.node import Node, Scope, Values
-from ddsm_ext.models.block import Block, any_weight
+from ddsm_ext.models.block import Block, any_weight, pixels_of, tokens_of
 from ddsm_ext.ops.resample import resample_ref
 from ddsm_ext.runtime.inputs import check_inputs, embed_node
 
@@ -93,14 +93,34 @@ class PlainWords:
             y = y * (1 + scale) + shift
         return F.silu(y) if node.silu else y
 
+    def pointwise(self, node: Node, value: Values) -> Tensor:
+        """Linear layers on every pixel."""
+        (layer,) = self._layers(node)
+        x = value[node.reads[0].index]
+        y = layer(tokens_of(x))  # [N, T, blocks * c_out]
+        if node.shift is not None:
+            y = y + value[node.shift.index][:, None]
+        y = activated(y, node.activation)
+        if node.gate is not None:
+            y = y * value[node.gate.index][:, None]
+        y = pixels_of(y, x)
+        return y if node.residual is None else y + value[node.residual.index]
+
+    def layer_norm(self, node: Node, value: Values) -> Tensor:
+        """Layer norms."""
+        (layer,) = self._layers(node)
+        x = value[node.reads[0].index]
+        return pixels_of(layer(tokens_of(x)), x)
+
     def attention(self, node: Node, value: Values) -> Tensor:
         """Self-attention."""
-        parts = value[node.reads[0].index]
-        n, c, height, width = parts[0].shape
-        split = (n, c // (node.out.head or c), node.out.head or c, height * width)
-        q, k, v = (part.reshape(split).transpose(2, 3) for part in parts)  # [N, heads, T, d]
-        y = F.scaled_dot_product_attention(q, k, v).transpose(2, 3)  # [N, heads, d, T]
-        return y.reshape(n, c, height, width)
+        qkv = value[node.reads[0].index]
+        return _attended(node, *(qkv if node.reads[0].parts else qkv.chunk(3, 1)))
+
+    def cross_attention(self, node: Node, value: Values) -> Tensor:
+        """Attention to a context."""
+        assert node.context is not None
+        return _attended(node, value[node.reads[0].index], *value[node.context.index].chunk(2, 1))
 
     def resample(self, node: Node, value: Values) -> Tensor:
         """Enlarge or halve."""
@@ -110,6 +130,24 @@ class PlainWords:
     def dropout(self, node: Node, value: Values) -> Tensor:
         """Dropout."""
         return F.dropout(value[node.reads[0].index], node.p, self._training)
+
+
+def _attended(node: Node, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of [N, c, H, W] each; k and v may have other pixels."""
+    head = node.out.head or q.shape[1]
+    parts = (part.unflatten(1, (-1, head)).flatten(3).transpose(2, 3) for part in (q, k, v))
+    y = F.scaled_dot_product_attention(*parts).transpose(2, 3)  # [N, heads, d, T]
+    return y.reshape(q.shape)
+
+
+def activated(y: Tensor, activation: str | None) -> Tensor:
+    """Return an activation, as of `Node`, of [..., C]."""
+    if activation is None:
+        return y
+    if activation == "geglu":
+        values, gates = y.chunk(2, -1)
+        return values * F.gelu(gates)
+    return F.gelu(y, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
 def added(y: Tensor, residual: Tensor | None, scale: float) -> Tensor:
@@ -173,8 +211,10 @@ def _made(
     inputs, c = c_in(node, counts), counts[node.index]
     if node.op == "embed":
         return nn.Embedding(node.rows, c, **kind)
-    if node.op == "linear":
-        return nn.Linear(inputs, c, bias=node.bias, **kind)
+    if node.op in ("linear", "pointwise"):
+        return nn.Linear(inputs, node.blocks * c, bias=node.bias, **kind)
+    if node.op == "layer_norm":
+        return nn.LayerNorm(c, eps=node.eps, **kind)
     if node.op == "norm":
         groups = config.slicing.group_count(node.out.c_max, c, node.groups)
         return nn.GroupNorm(groups, c, eps=node.eps, **kind)
@@ -203,12 +243,20 @@ class DenseNetwork(DenseBlock):
         self._inputs = tuple(node.name for node in config.graph.scope.reads)
 
     def forward(
-        self, x: Tensor, t: Tensor, y: Tensor | None = None, augment: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        augment: Tensor | None = None,
+        context: Tensor | None = None,
     ) -> Tensor:
         """Predict from noisy images x [N, C, H, W] at timesteps t [N]; returns [N, C', H, W].
 
         y: [N] int64 labels, of a class-conditional network.
         augment: [N, channels], of a network that is told how images were augmented; None: not.
+        context: [N, T, channels] tokens, of a network that attends to any.
         """
-        inputs = check_inputs("DenseNetwork", self.graph, x, t, y, any_weight(self), augment)
+        inputs = check_inputs(
+            "DenseNetwork", self.graph, x, t, y, any_weight(self), augment, context
+        )
         return super().forward(*(inputs[name] for name in self._inputs))

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
+from ddsm_ext.models._pending import sliced_layer_norm, sliced_linear
 from ddsm_ext.ops.conv2d import sliced_conv2d
 from ddsm_ext.ops.embedding import sliced_embedding
 from ddsm_ext.ops.group_norm import sliced_group_norm
-from ddsm_ext.ops.linear import sliced_linear
 
 
 def with_device_of(generator: Generator | None, kind: dict[str, Any]) -> dict[str, Any]:
@@ -139,29 +139,85 @@ class SlicedLinear(SlicedLayer):
 
     Args:
         c_in, c_out: allocated channels.
+        blocks: weights of these channels in one parameter, [blocks, c_out, c_in], whose results lie
+            side by side; 1: it is [c_out, c_in].
+        activation: on the result; see `sliced_linear`.
         bias: whether it has one.
+        gain: factor on the initial weights.
         generator: source of the initial weights; None means torch's default generator.
         kind: as `SlicedConv2d`'s.
     """
+
+    SETTINGS = ("activation",)
 
     def __init__(
         self,
         c_in: int,
         c_out: int,
         *,
+        blocks: int = 1,
+        activation: str | None = None,
         bias: bool = True,
+        gain: float = 1.0,
         generator: Generator | None = None,
         **kind: Any,
     ) -> None:
         super().__init__()
         kind = with_device_of(generator, kind)
-        self.weight = nn.Parameter(torch.empty(c_out, c_in, **kind))
-        self.bias = nn.Parameter(torch.zeros(c_out, **kind)) if bias else None
-        nn.init.xavier_uniform_(self.weight, generator=generator)
+        of_blocks = () if blocks == 1 else (blocks,)
+        self.weight = nn.Parameter(torch.empty(*of_blocks, c_out, c_in, **kind))
+        self.bias = nn.Parameter(torch.zeros(*of_blocks, c_out, **kind)) if bias else None
+        self.activation = activation
+        for weight in self.weight if of_blocks else [self.weight]:
+            nn.init.xavier_uniform_(weight, gain=gain, generator=generator)
 
-    def forward(self, x: Tensor, c_out: int, *, accumulate_grad: bool = False) -> Tensor:
-        """Map [..., c_in] to [..., c_out]."""
-        return sliced_linear(x, self.weight, self.bias, c_out, accumulate_grad=accumulate_grad)
+    def forward(
+        self,
+        x: Tensor,
+        c_out: int,
+        *,
+        gate: Tensor | None = None,
+        residual: Tensor | None = None,
+        accumulate_grad: bool = False,
+    ) -> Tensor:
+        """Map [..., c_in] to [..., blocks * c_out], or to [..., c_out] by a geglu.
+
+        gate, residual: see `sliced_linear`.
+        """
+        return sliced_linear(
+            x,
+            self.weight,
+            self.bias,
+            c_out,
+            activation=self.activation,
+            gate=gate,
+            residual=residual,
+            accumulate_grad=accumulate_grad,
+        )
+
+
+class SlicedLayerNorm(SlicedLayer):
+    """Layer norm with sliced scale and shift.
+
+    Args:
+        c: allocated channels.
+        eps: added to the variance.
+        kind: as `SlicedConv2d`'s.
+    """
+
+    SETTINGS = ("eps",)
+
+    def __init__(self, c: int, *, eps: float = 1e-5, **kind: Any) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(c, **kind))
+        self.bias = nn.Parameter(torch.zeros(c, **kind))
+        self.eps = eps
+
+    def forward(self, x: Tensor, *, accumulate_grad: bool = False) -> Tensor:
+        """Normalise the last dimension of [N, ..., c]."""
+        return sliced_layer_norm(
+            x, self.weight, self.bias, eps=self.eps, accumulate_grad=accumulate_grad
+        )
 
 
 class SlicedGroupNorm(SlicedLayer):

@@ -6,156 +6,29 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn import functional as F
 
 from ddsm_ext.graph.config import NetworkConfig
 from ddsm_ext.graph.count import Layer, columns, layers
 from ddsm_ext.graph.graph import Counts
-from ddsm_ext.graph.node import Node, Scope, Values
-from ddsm_ext.models.block import Block, any_weight, two_sources
-from ddsm_ext.models.dense import DenseNetwork, added
+from ddsm_ext.graph.node import Scope
+from ddsm_ext.models.block import Block, any_weight
+from ddsm_ext.models.dense import DenseNetwork
 from ddsm_ext.models.layers import (
     SlicedConv2d,
     SlicedEmbedding,
     SlicedGroupNorm,
     SlicedLayer,
+    SlicedLayerNorm,
     SlicedLinear,
     with_device_of,
 )
 from ddsm_ext.models.structure import Structure, settings_of
+from ddsm_ext.models.words import SlimmableWords
 from ddsm_ext.ops._call import channels_last
-from ddsm_ext.ops.attention import sliced_attention
-from ddsm_ext.ops.resample import resample
-from ddsm_ext.runtime.inputs import check_inputs, embed_node, in_blocks
+from ddsm_ext.runtime.inputs import check_inputs
 from ddsm_ext.runtime.runner import StepRunner, serves
 from ddsm_ext.settings import TypeRefusal
 from ddsm_ext.width import check_width
-
-
-class SlimmableWords:
-    """Computes nodes with the layers of a block; values are tensors, or tuples of them.
-
-    Args:
-        owner: the block.
-        counts: active channels of all nodes.
-        accumulate_grad: backward adds weight gradients to `p.grad` itself.
-    """
-
-    def __init__(self, owner: Block, counts: Counts, accumulate_grad: bool) -> None:
-        self.owner = owner
-        self.counts = counts
-        self.accumulate_grad = accumulate_grad
-
-    def block(self, scope: Scope, value: Values) -> Any:
-        """Run an inner block."""
-        inputs = [value[node.index] for node in scope.reads]
-        block = self.owner.module_of(scope)
-        return block(*inputs, counts=self.counts, accumulate_grad=self.accumulate_grad)
-
-    def sinusoid(self, node: Node, value: Values) -> Tensor:
-        """Embed timesteps."""
-        t, dtype = value[node.reads[0].index], any_weight(self.owner).dtype
-        return embed_node(node, t, self.owner.frozen_of(node), dtype)  # [N, dim]
-
-    def embed(self, node: Node, value: Values) -> Tensor:
-        """Look labels up."""
-        layer, labels = self.owner.module_of(node), value[node.reads[0].index]
-        rows = layer(labels, self.counts[node.index], accumulate_grad=self.accumulate_grad)
-        return rows if node.shift is None else _sum(rows, value[node.shift.index])  # [N, c]
-
-    def linear(self, node: Node, value: Values) -> Any:
-        """Linear layers."""
-        x, c_out = value[node.reads[0].index], self.counts[node.index]
-        if x is None:  # an input that was not given
-            assert node.shift is not None
-            return value[node.shift.index]
-        more = {"accumulate_grad": self.accumulate_grad}
-        results = [layer(x, c_out, **more) for layer in self.owner.modules_of(node)]
-        if node.shift is not None:
-            results = [_sum(y, value[node.shift.index]) for y in results]
-        if node.silu:
-            results = [F.silu(y) for y in results]
-        return tuple(results) if node.parts else results[0]  # [N, c_out]
-
-    def conv(self, node: Node, value: Values) -> Any:
-        """Convolutions."""
-        x, x2 = _two_sources(node, value)
-        if node.resample and not node.enlarges:
-            up, taps = node.resample == "up", node.taps
-            x = resample(x, up, taps=taps)
-            x2 = None if x2 is None else resample(x2, up, taps=taps)
-        c_out, accumulate = self.counts[node.index], self.accumulate_grad
-        if node.parts:
-            layers = self.owner.modules_of(node)
-            return tuple([layer(x, c_out, x2=x2, accumulate_grad=accumulate) for layer in layers])
-        y = self.owner.module_of(node)(x, c_out, x2=x2, accumulate_grad=accumulate)
-        if node.shift is not None:
-            shift = value[node.shift.index]
-            if shift.dtype != y.dtype:  # the weights', which may be float32 beside 16-bit x
-                shift = shift.to(y.dtype)
-            y = _sum(y, shift[:, :, None, None])
-        residual = None
-        if node.residual is not None:
-            y, residual = _alike(y, value[node.residual.index])
-        return added(y, residual, node.scale)
-
-    def norm(self, node: Node, value: Values) -> Any:
-        """Group norms."""
-        x, x2 = _two_sources(node, value)
-        layer, accumulate = self.owner.module_of(node), self.accumulate_grad
-        if node.modulate is None:
-            return layer(x, x2, accumulate_grad=accumulate)
-        scale, shift = (part.to(x.dtype) for part in value[node.modulate.index])
-        x, scale = _alike(x, scale)
-        x2 = None if x2 is None else in_blocks(x2, len(x))
-        shift = in_blocks(shift, len(x))
-        return layer(x, x2, scale=scale, shift=shift, accumulate_grad=accumulate)
-
-    def attention(self, node: Node, value: Values) -> Tensor:
-        """Self-attention."""
-        parts = value[node.reads[0].index]
-        n, c, height, width = parts[0].shape
-        heads = c // (node.out.head or c)
-        # Views, as the memory of a channels_last tensor is [N, H, W, C].
-        split = (n, height * width, heads, c // heads)
-        q, k, v = (part.permute(0, 2, 3, 1).view(split).transpose(1, 2) for part in parts)
-        y = sliced_attention(q, k, v).transpose(1, 2)  # [N, T, heads, d]
-        y = y.reshape(n, height, width, c)  # no copy: the op's memory order
-        return y.permute(0, 3, 1, 2)  # [N, c, H, W], channels_last
-
-    def resample(self, node: Node, value: Values) -> Tensor:
-        """Enlarge or halve."""
-        x, residual = value[node.reads[0].index], None
-        if node.residual is not None:
-            x, residual = _alike(x, value[node.residual.index])
-        return resample(
-            x, node.resample == "up", taps=node.taps, ring=node.ring, residual=residual,
-            scale=node.scale,
-        )  # fmt: skip
-
-    def dropout(self, node: Node, value: Values) -> Any:
-        """Dropout."""
-        x, x2 = two_sources(node, value)
-        y = F.dropout(x, node.p, self.owner.training)
-        return y if x2 is None else (y, F.dropout(x2, node.p, self.owner.training))
-
-
-def _alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as of as many images: what is of each image beside what is of each of its labels."""
-    if a.shape[0] == b.shape[0]:
-        return a, b
-    count = max(a.shape[0], b.shape[0])
-    return in_blocks(a, count), in_blocks(b, count)
-
-
-def _sum(a: Tensor, b: Tensor) -> Tensor:
-    a, b = _alike(a, b)
-    return a + b
-
-
-def _two_sources(node: Node, value: Values) -> tuple[Tensor, Tensor | None]:
-    x, x2 = two_sources(node, value)
-    return (x, x2) if x2 is None else _alike(x, x2)
 
 
 class SlimmableBlock(Block):
@@ -185,9 +58,13 @@ class SlimmableBlock(Block):
             if node.op == "embed":
                 return SlicedEmbedding(node.rows, node.out.c_max, generator=generator, **kind)
             c_in, *c_skip = (source.out.c_max for source in node.sources)
-            if node.op == "linear":
-                c_out, bias = node.out.c_max, node.bias
-                return SlicedLinear(c_in, c_out, bias=bias, generator=generator, **kind)
+            if node.op in ("linear", "pointwise"):
+                return SlicedLinear(
+                    c_in, node.out.c_max, blocks=node.blocks, activation=node.activation,
+                    bias=node.bias, gain=node.gain, generator=generator, **kind,
+                )  # fmt: skip
+            if node.op == "layer_norm":
+                return SlicedLayerNorm(node.out.c_max, eps=node.eps, **kind)
             joined = {"c_skip": sum(c_skip), "per_source": per_source, **kind}
             if node.op == "norm":
                 fixed, groups = slicing.norm == "fixed_groups", node.groups or slicing.groups
@@ -270,6 +147,7 @@ class SlimmableNetwork(SlimmableBlock):
         y: Tensor | None = None,
         *,
         augment: Tensor | None = None,
+        context: Tensor | None = None,
         accumulate_grad: bool = False,
     ) -> Tensor:
         """Predict from noisy images at one width.
@@ -286,6 +164,7 @@ class SlimmableNetwork(SlimmableBlock):
                 blocks of all: what comes before labels then is computed once.
             augment: [N, augment_channels] of how each image was augmented, of a network that is
                 told; None: it was not. With it the modules run.
+            context: [N, T, channels] tokens, of a network that attends to any.
             accumulate_grad: backward adds weight gradients straight to the prefix of `p.grad`
                 and autograd sees none for the parameters.
 
@@ -300,8 +179,10 @@ class SlimmableNetwork(SlimmableBlock):
             if known or self.structure_problem() is None:
                 if self._runner is None:
                     self._runner = StepRunner(self)
-                return self._runner(x, t, width, y, known_to_serve=True)
-        return self.run_modules(x, t, width, y, augment, accumulate_grad=accumulate_grad)
+                return self._runner(x, t, width, y, context, known_to_serve=True)
+        return self.run_modules(
+            x, t, width, y, augment, context, accumulate_grad=accumulate_grad
+        )
 
     def run_modules(
         self,
@@ -310,6 +191,7 @@ class SlimmableNetwork(SlimmableBlock):
         width: float,
         y: Tensor | None = None,
         augment: Tensor | None = None,
+        context: Tensor | None = None,
         *,
         accumulate_grad: bool = False,
     ) -> Tensor:
@@ -321,8 +203,9 @@ class SlimmableNetwork(SlimmableBlock):
         else:
             counts = self.config.counts(width)
         inputs = check_inputs(
-            "SlimmableNetwork", self.graph, x, t, y, any_weight(self), augment, several=True
-        )
+            "SlimmableNetwork", self.graph, x, t, y, any_weight(self), augment, context,
+            several=True,
+        )  # fmt: skip
         inputs["x"] = channels_last(inputs["x"])
         values = [inputs[node.name] for node in self.graph.scope.reads]
         return self._compute(values, SlimmableWords(self, counts, accumulate_grad))
@@ -379,21 +262,31 @@ class SlimmableNetwork(SlimmableBlock):
                 continue
             layer = described[path]
             prefixes, c_out = columns(layer.node, counts, self.slicing), counts[layer.node.index]
-            if layer.node.op == "norm":
+            if layer.node.op in ("norm", "layer_norm"):
                 state[name] = torch.cat([tensor[prefix] for prefix in prefixes])
             elif layer.node.op == "embed":
                 state[name] = tensor[:, :c_out]
             elif suffix == "bias":
-                state[name] = tensor[:c_out]
-            else:
+                state[name] = tensor[..., :c_out].flatten()
+            elif layer.node.op == "conv":
                 state[name] = torch.cat([tensor[:c_out, prefix] for prefix in prefixes], dim=1)
+            else:  # blocks lie below each other in a plain layer
+                (prefix,) = prefixes
+                state[name] = tensor[..., :c_out, prefix].flatten(0, -2)
         return state
 
 
 # What a network is made of below itself, as it is when this module is loaded.
 _FORWARDS = {
     kind: kind.forward
-    for kind in (SlimmableBlock, SlicedConv2d, SlicedEmbedding, SlicedGroupNorm, SlicedLinear)
+    for kind in (
+        SlimmableBlock,
+        SlicedConv2d,
+        SlicedEmbedding,
+        SlicedGroupNorm,
+        SlicedLayerNorm,
+        SlicedLinear,
+    )
 } | {nn.ModuleList: nn.ModuleList.forward}
 
 SlimmableUNet = SlimmableNetwork  # its name while the U-Net was the only family

@@ -64,7 +64,7 @@ class UShapeConfig(NetworkConfig):
                 self._check("head_channels", c_max % self.head_channels == 0, divisor)
 
     def _attention_channels(self) -> set[int]:
-        """Channels of the layers with attention; the middle block always has it."""
+        """Channels of the layers with attention, which the middle block has, too."""
         return {self.ch * self.ch_mult[level] for level in (*self.attn, -1)}
 
     def _check_ints(self, name: str, least: int) -> None:
@@ -190,7 +190,9 @@ def u_shape(
     residual: Callable[[str, tuple[Node, ...], int, bool], Node],
     resample: Callable[[str, Node, Resampling], Node],
     *,
+    attn_up: Collection[int] | None = None,
     attn_up_last: bool = False,
+    attn_middle: bool = True,
 ) -> Node:
     """Append the blocks of a U-Net: down, `middle`, and up, where each joins a result of the way.
 
@@ -198,12 +200,14 @@ def u_shape(
         h: what the first block reads, and the last one joins.
         channels: of each level.
         blocks: residual blocks a level on the way down; one more on the way up.
-        attn: levels with attention; the middle has it in any case.
+        attn: levels with attention.
         residual: appends a block: (name, input or concat of two, channels, attention).
         resample: appends what leads to the next level: (name, input, direction).
+        attn_up: levels with attention on the way up; None: as on the way down.
         attn_up_last: on the way up only the last block of a level has attention.
+        attn_middle: the middle has attention.
     """
-    skips, last = [h], len(channels) - 1
+    skips, last, attn_up = [h], len(channels) - 1, attn if attn_up is None else attn_up
     for level, c in enumerate(channels):
         if level:
             h = resample(f"down.{len(skips) - 1}", h, "down")
@@ -211,12 +215,12 @@ def u_shape(
         for _ in range(blocks):
             h = residual(f"down.{len(skips) - 1}", (h,), c, level in attn)
             skips.append(h)
-    h = residual("middle.0", (h,), channels[last], True)
+    h = residual("middle.0", (h,), channels[last], attn_middle)
     h = residual("middle.1", (h,), channels[last], False)
     index = 0
     for level in range(last, -1, -1):
         for block in range(blocks + 1):
-            attention = level in attn and (block == blocks or not attn_up_last)
+            attention = level in attn_up and (block == blocks or not attn_up_last)
             h = residual(f"up.{index}", (h, skips.pop()), channels[level], attention)
             index += 1
         if level:
@@ -234,6 +238,7 @@ def self_attention(
     *,
     qkv_gain: float = 1.0,
     scale: float = 1.0,
+    normed: bool = True,
     eps: float = 1e-5,
     groups: int = 0,
 ) -> Node:
@@ -247,9 +252,11 @@ def self_attention(
         gain: on the initial weights of `out`.
         qkv_gain: on those of q, k and v.
         scale: factor on the result.
+        normed: False: of x itself.
         eps, groups: of the norm; see `Node`.
     """
-    c, h = x.out.c_max, g.norm(f"{name}.norm", x, eps=eps, groups=groups)
+    c = x.out.c_max
+    h = g.norm(f"{name}.norm", x, eps=eps, groups=groups) if normed else x
     qkv = g.conv(name, h, c, 1, parts=("q", "k", "v"), role="qkv", head=head, gain=qkv_gain)
     products = g.attention(f"{name}.products", qkv)
     return g.conv(f"{name}.out", products, c, 1, residual=x, scale=scale, gain=gain)

@@ -21,6 +21,7 @@ class StepKey(NamedTuple):
     image_width: int
     dtype: torch.dtype
     labels: int = 1  # of each image: the result has as many blocks of all images
+    tokens: int = 0  # of each image's context; 0: there is none
 
 
 class Network(Protocol):
@@ -42,7 +43,9 @@ class Network(Protocol):
     def first_parameter(self) -> Tensor | None:
         """Return the first parameter; None: there is none, as in the replicas of DataParallel."""
 
-    def run_modules(self, x: Tensor, t: Tensor, width: float, y: Tensor | None) -> Tensor:
+    def run_modules(
+        self, x: Tensor, t: Tensor, width: float, y: Tensor | None, *, context: Tensor | None
+    ) -> Tensor:
         """Return the prediction by the modules."""
 
     def get_buffer(self, target: str) -> Tensor:

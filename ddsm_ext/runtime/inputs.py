@@ -22,13 +22,14 @@ def check_inputs(
     y: Tensor | None,
     weight: Tensor,
     augment: Tensor | None = None,
+    context: Tensor | None = None,
     *,
     several: bool = False,
 ) -> dict[str, Any]:
     """Check a network's arguments; return its inputs by name, with t (and y) as [N].
 
-    Float32 images are widened for a float64 network, and augment takes the weights' dtype; nothing
-    else is converted.
+    Float32 images are widened for a float64 network, augment takes the weights' dtype and context
+    that of the images; nothing else is converted. Tokens are pixels, [N, channels, T, 1].
 
     Args:
         owner: whose they are, for errors.
@@ -38,12 +39,13 @@ def check_inputs(
         y: labels [N] of a class-conditional network; None: none.
         weight: one of the network's.
         augment: [N, channels] of how each image was augmented; None, of any network: it was not.
+        context: [N, T, channels] tokens of a network that attends to them.
         several: whether y may hold several labels of each image, [k N] in blocks of all images.
 
     Raises:
         TypeError, ValueError: one sentence with the argument, what it is and what is needed.
     """
-    optional = {"y": y, "augment": augment}
+    optional = {"y": y, "augment": augment, "context": context}
     given = {name: tensor for name, tensor in optional.items() if tensor is not None}
     _check_tensors(owner, {"x": x, "t": t, **given}, weight)
     _check_images(owner, graph, x)
@@ -67,9 +69,10 @@ def check_inputs(
     if augment is not None:
         _check_augment(owner, graph, augment, x.shape[0])
         augment = augment.to(weight.dtype)
+    _check_context(owner, graph, context, x.shape[0])
     if x.dtype == torch.float32 and weight.dtype == torch.float64:
         x = x.double()
-    inputs: dict[str, Any] = {**named_inputs(x, t, y)}
+    inputs: dict[str, Any] = {**named_inputs(x, t, y, context)}
     return {**inputs, "augment": augment} if "augment" in graph.inputs else inputs
 
 
@@ -90,10 +93,14 @@ def _check_tensors(owner: str, given: Mapping[str, Tensor], weight: Tensor) -> N
             )
 
 
-def named_inputs(x: Tensor, t: Tensor, y: Tensor | None) -> dict[str, Tensor]:
-    """Return checked arguments by name, with t (and y) as [N]."""
-    labels = {} if y is None else {"y": y}
-    return {"x": x, "t": t if t.dim() else t.expand(x.shape[0]), **labels}
+def named_inputs(
+    x: Tensor, t: Tensor, y: Tensor | None, context: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Return checked arguments by name, with t (and y) as [N], context as [N, channels, T, 1]."""
+    more = {} if y is None else {"y": y}
+    if context is not None:
+        more["context"] = context.to(x.dtype).contiguous().transpose(1, 2)[..., None]
+    return {"x": x, "t": t if t.dim() else t.expand(x.shape[0]), **more}
 
 
 def in_blocks(values: Tensor, count: int) -> Tensor:
@@ -129,6 +136,21 @@ def _check_augment(owner: str, graph: Graph, augment: Tensor, images: int) -> No
         raise Refusal(
             f"{owner}: augment is {augment.dtype} of shape {list(augment.shape)}; "
             f"need floating-point [{images}, {channels}]"
+        )
+
+
+def _check_context(owner: str, graph: Graph, context: Tensor | None, images: int) -> None:
+    if context is None and "context" not in graph.inputs:
+        return
+    if (context is None) or ("context" not in graph.inputs):
+        got, need = ("no context", "one") if context is None else ("a context", "none")
+        raise Refusal(f"{owner}: got {got}, need {need}: the network attends to {need}")
+    channels = graph.inputs["context"].out.c_max
+    fits = context.dim() == 3 and context.shape[::2] == (images, channels) and context.shape[1] > 0
+    if not fits or not context.is_floating_point():
+        raise Refusal(
+            f"{owner}: context is {context.dtype} of shape {list(context.shape)}; "
+            f"need floating-point [{images}, T, {channels}]"
         )
 
 

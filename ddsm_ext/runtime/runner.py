@@ -77,10 +77,9 @@ def _problem(net: Network, device: torch.device, steps: Steps) -> str | None:
         if parameter.dtype != dtype:
             return f"{name} is of another dtype than the rest"
     for layer in layers(net.graph):
-        shapes = {"weight": layer.weight_shape, "bias": (layer.node.out.c_max,)}
         for suffix in layer.suffixes:
             found = parameters.get(f"{layer.name}.{suffix}")
-            if found is None or found.shape != shapes[suffix]:
+            if found is None or found.shape != layer.shape(suffix):
                 return f"{layer.name}.{suffix} is not as described"
     return steps.reason_against(net)
 
@@ -159,6 +158,7 @@ class StepRunner:
         t: Tensor,
         width: float,
         y: Tensor | None = None,
+        context: Tensor | None = None,
         *,
         known_to_serve: bool = False,
     ) -> Tensor:
@@ -167,7 +167,7 @@ class StepRunner:
         known_to_serve: the caller has just found that it `serves` and no `structure_problem`.
         """
         net, width = self._module(), check_width(width)
-        good, call = found_good(), (self, width, *map(_signature, (x, t, y)))
+        good, call = found_good(), (self, width, *map(_signature, (x, t, y, context)))
         with self._lock, torch.no_grad() if torch.is_grad_enabled() else _AS_IT_IS:
             if good is not None and call in good:
                 reason = None if known_to_serve else _mode_against(x.device)
@@ -177,20 +177,24 @@ class StepRunner:
                 if reason is None:
                     weight = net.first_parameter()
                     assert weight is not None
-                    check_inputs(type(net).__name__, net.graph, x, t, y, weight, several=True)
+                    owner = type(net).__name__
+                    check_inputs(
+                        owner, net.graph, x, t, y, weight, context=context, several=True
+                    )
                     if good is not None:
                         good |= {call, (self, x.dtype, x.device)}
             if reason is None and x.numel():
                 labels = 1 if y is None else len(y) // len(x)
-                key = StepKey(width, x.shape[0], x.shape[2], x.shape[3], x.dtype, labels)
+                tokens = 0 if context is None else context.shape[1]
+                key = StepKey(width, x.shape[0], x.shape[2], x.shape[3], x.dtype, labels, tokens)
                 try:
                     assert self._steps is not None
-                    return self._steps.run(net, key, named_inputs(x, t, y))
+                    return self._steps.run(net, key, named_inputs(x, t, y, context))
                 except StepError as error:
                     reason = str(error)
         if reason is not None:
             self._warn(reason)
-        return net.run_modules(x, t, width, y)
+        return net.run_modules(x, t, width, y, context=context)
 
     def activation_bytes(self, width: float, shape: Sequence[int], dtype: torch.dtype) -> int:
         """Return the peak memory of a step's activations for x of `shape`, as if it were alone."""
