@@ -126,9 +126,7 @@ def _needs(values: Mapping[str, Any]) -> Iterator[tuple[str, bool, str]]:
         yield name, values[name] == -1 or is_int(values[name], 1), "an integer >= 1, or -1"
     unheeded = values["num_heads"] == -1 and values["num_head_channels"] != -1
     yield "num_heads", unheeded or is_int(values["num_heads"], 1), "an integer >= 1"
-    several = len(values["channel_mult"]) > 0
-    integers = several and all(is_int(mult, 1) for mult in values["channel_mult"])
-    yield "channel_mult", integers, "integers"
+    yield "channel_mult", all(is_int(mult, 1) for mult in values["channel_mult"]), "integers"
     # What the reference builds and `ADMConfig` does not express:
     yield "dims", values["dims"] == 2, "2: images"
     resamples = values["conv_resample"] or values["resblock_updown"] is not False

@@ -67,8 +67,9 @@ def latent_diffusion_config(
     if transforms and values["num_classes"] is not None:
         got = values["num_classes"]
         raise Refusal(f"{_SOURCE}: num_classes is {got!r} beside a context; need None")
-    if values["channel_mult"][0] != 1:
-        raise Refusal(f"{_SOURCE}: channel_mult begins with {values['channel_mult'][0]}; need 1")
+    first = next(iter(values["channel_mult"]), 1)
+    if first != 1:
+        raise Refusal(f"{_SOURCE}: channel_mult begins with {first}; need 1")
     more: dict[str, Any] = {}
     if transforms:
         more = {"context_channels": context, "transformer_depth": values["transformer_depth"]}

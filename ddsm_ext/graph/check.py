@@ -71,6 +71,9 @@ def _check_kind(node: Node) -> None:
         raise _wrong(node, "has 0 channels", "at least 1")
     if node.activation not in (None, "gelu", "gelu_tanh", "geglu"):
         raise _wrong(node, f"its activation is {node.activation!r}", "gelu, gelu_tanh or geglu")
+    changed = node.activation is not None or node.gate is not None
+    if node.shift is not None and changed:
+        raise _wrong(node, "has a shift beside an activation or a gate", "none")
     if (node.activation == "geglu") > (node.blocks == 2) or node.blocks < 1:
         raise _wrong(node, f"has {node.blocks} blocks", "at least 1, for a geglu 2")
     if node.resample not in (None, "up", "down"):

@@ -392,7 +392,8 @@ def _sources(x: Node | Sequence[Node]) -> tuple[Node, ...]:
 
 def _resampled(name: str, x: Node, resample: Resampling | None) -> int:
     if x.size is None:
-        raise Refusal(f"{name}: reads {x}, one row an image; need an image")
+        kind = "one row an image" if x.is_row else "a context"
+        raise Refusal(f"{name}: reads {x}, {kind}; need an image")
     if resample == "up":
         return 2 * x.size
     if resample == "down" and x.size % 2:

@@ -34,6 +34,7 @@ class _Step:
     x: Buffer
     rows: dict[Node, Buffer]  # embeddings of timesteps and labels, [N, c] float32
     y: Buffer
+    context: Buffer | None
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class _Bound:
     x: Tensor  # [N, H, W, C]
     rows: list[tuple[Node, Tensor]]  # [N, c]
     y: Tensor  # [N, H, W, C']
+    context: Tensor | None  # [N, T, C'']
 
 
 class _Steps(StepCache[_Step]):
@@ -116,6 +118,8 @@ class PlanSteps:
         for node, rows in bound.rows:
             found = self._rows(net, node, inputs, rows.shape[1])
             rows.copy_(in_blocks(found, len(rows)))
+        if bound.context is not None:
+            bound.context.copy_(inputs["context"].squeeze(3).transpose(1, 2))
         bound.plan.run()
         return bound.y.clone().permute(0, 3, 1, 2)  # [N, C', H, W]
 
@@ -163,6 +167,9 @@ class PlanSteps:
                     for node, buffer in step.rows.items()
                 ],
                 view(step.y, key.dtype, *pixels, graph.output.out.c_max, labels=key.labels),
+                None if step.context is None else view(
+                    step.context, key.dtype, key.tokens, graph.inputs["context"].out.c_max
+                ),
             )
         return self._plans[key]
 
@@ -207,6 +214,10 @@ def _compile(net: Network, key: StepKey, joined: JoinedWeights) -> _Step:
         and not all(reader.op == "embed" for reader in graph.readers[node])
     }
     of_nodes = {node.index: buffer for node, buffer in rows.items()}
-    y = run_words(net, key.width, layers, x, of_nodes, once, key.labels)
-    program.pinned += [x.buffer, *rows.values(), y.buffer]
-    return _Step(program, x.buffer, rows, y.buffer)
+    context = None
+    if "context" in graph.inputs:
+        context = layers.activation(graph.inputs["context"].out.c_max, key.tokens, 1)
+    y = run_words(net, key.width, layers, x, of_nodes, once, key.labels, context)
+    tokens = None if context is None else context.buffer
+    program.pinned += [x.buffer, *rows.values(), y.buffer, *([tokens] if tokens else [])]
+    return _Step(program, x.buffer, rows, y.buffer, tokens)

@@ -30,7 +30,8 @@ def run_step(
         net: the network, on x's device.
         width: a width that its config has checked.
         inputs: by name: x [N, C, H, W], channels_last; t [N] timesteps, float32, float64 or int64;
-            y [N] int64 labels where the network has them, or [k N] in blocks of all images.
+            y [N] int64 labels where the network has them, or [k N] in blocks of all images;
+            context [N, C, T, 1] tokens, channels_last, where it has any.
         tickets: see `CudaLayers`.
 
     Returns:
@@ -58,7 +59,8 @@ def run_step(
             rows[node.index] = rows[node.index] + rows[node.shift.index]
     layers, blocks = CudaLayers(tickets), images // len(x)
     once = layers if blocks > 1 else None
-    return run_words(net, width, layers, Activation(x), rows, once, blocks).tensor
+    context = Activation(inputs["context"]) if "context" in inputs else None
+    return run_words(net, width, layers, Activation(x), rows, once, blocks, context).tensor
 
 
 class Graphs(Protocol):
@@ -278,6 +280,10 @@ class GraphSteps:
                 if name != "augment"  # which steps do without
             }
             inputs["x"] = x.contiguous(memory_format=torch.channels_last)
+            if "context" in inputs:
+                channels = net.graph.inputs["context"].out.c_max
+                tokens = x.new_zeros(key.images, key.tokens, channels)
+                inputs["context"] = tokens.transpose(1, 2)[..., None]
             left: list[Tensor] = []
 
             def step() -> None:

@@ -134,7 +134,10 @@ class StepRunner:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        """Make the steps at `widths` ready for x of `shape` [N, C, H, W], `dtype` and `device`."""
+        """Make the steps at `widths` ready for x of `shape` [N, C, H, W], `dtype` and `device`.
+
+        Those of a network that attends to a context are made for as many tokens as it counts.
+        """
         net = self._module()
         if shape[0] == 0:
             return
@@ -142,7 +145,7 @@ class StepRunner:
             if self._reason_against(net, dtype, device) is not None:
                 return
             for width in widths:
-                key = StepKey(net.config.check_width(width), shape[0], shape[2], shape[3], dtype)
+                key = _key(net, net.config.check_width(width), shape, dtype)
                 try:
                     self._steps_on(net, device).prepare(net, key)
                 except StepError as error:
@@ -199,7 +202,7 @@ class StepRunner:
     def activation_bytes(self, width: float, shape: Sequence[int], dtype: torch.dtype) -> int:
         """Return the peak memory of a step's activations for x of `shape`, as if it were alone."""
         net = self._module()
-        key = StepKey(width, shape[0], shape[2], shape[3], dtype)
+        key = _key(net, width, shape, dtype)
         with self._lock, torch.no_grad():
             weight = net.first_parameter()
             assert weight is not None
@@ -267,6 +270,13 @@ class StepRunner:
         if reason not in self._warned:
             self._warned.add(reason)
             warnings.warn(f"ddsm_ext: steps run uncompiled: {reason}", stacklevel=3)
+
+
+def _key(net: Network, width: float, shape: Sequence[int], dtype: torch.dtype) -> StepKey:
+    """Return what a step for x of `shape` is made for, with as many tokens as are counted."""
+    context = net.graph.inputs.get("context")
+    tokens = (context and context.tokens) or 0
+    return StepKey(width, shape[0], shape[2], shape[3], dtype, tokens=tokens)
 
 
 def _with_index(device: torch.device) -> torch.device:

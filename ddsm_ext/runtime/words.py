@@ -44,12 +44,19 @@ class StepLayers(Protocol):
         *,
         norm: Any,
         shift: Any,
+        activation: str | None,
+        gate: Any,
         residual: Any,
         shortcut: Any,
         scale: float,
         moments: bool,
     ) -> Any: ...
+    def layer_norm(
+        self, x: Any, weight: Tensor | None, bias: Tensor | None, *, eps: float, scale: Any,
+        shift: Any,
+    ) -> Any: ...  # fmt: skip
     def attention(self, qkv: Any, heads: int) -> Any: ...
+    def cross_attention(self, q: Any, kv: Any, heads: int) -> Any: ...
     def resample(
         self, x: Any, *, up: bool, taps: int, ring: bool, residual: Any, scale: float
     ) -> Any: ...
@@ -170,16 +177,51 @@ class StepWords:
             self._counts[node.index],
             norm=norm,
             shift=None if node.shift is None else value[node.shift.index],
+            activation=None,
+            gate=None,
             residual=residual if shortcut is None else None,
             shortcut=None if shortcut is None else (shortcut.sources, shortcut.conv),
             scale=node.scale,
             moments=self._graph.wants_moments(node),
         )
 
+    def pointwise(self, node: Node, value: Values) -> Any:
+        """A linear layer on every pixel: a 1x1 convolution with all that is done to its result."""
+        layer = self._net.layer(node.name)
+        return self._layers_of(node).conv2d(
+            (self._image(node, node.reads[0], value),),
+            ConvWeight((layer.weight,), (layer.bias,)),
+            self._counts[node.index],
+            norm=None,
+            shift=None if node.shift is None else value[node.shift.index],
+            activation=node.activation,
+            gate=None if node.gate is None else value[node.gate.index],
+            residual=None if node.residual is None else self._image(node, node.residual, value),
+            shortcut=None,
+            scale=1.0,
+            moments=self._graph.wants_moments(node),
+        )
+
+    def layer_norm(self, node: Node, value: Values) -> Any:
+        """A layer norm."""
+        layer, x = self._net.layer(node.name), self._image(node, node.reads[0], value)
+        return self._layers_of(node).layer_norm(
+            x, layer.weight, layer.bias, eps=layer.eps, scale=None, shift=None
+        )
+
     def attention(self, node: Node, value: Values) -> Any:
-        """Attention over the three parts of a convolution, which lie side by side."""
-        heads = self._counts[node.index] // node.out.head if node.out.head else 1
-        return self._layers_of(node).attention(self._image(node, node.reads[0], value), heads)
+        """Attention over three parts or blocks, which lie side by side."""
+        qkv = self._image(node, node.reads[0], value)
+        return self._layers_of(node).attention(qkv, self._heads(node))
+
+    def cross_attention(self, node: Node, value: Values) -> Any:
+        """Attention to a context, whose keys and values lie side by side."""
+        assert node.context is not None
+        q, kv = (self._image(node, read, value) for read in (node.reads[0], node.context))
+        return self._layers_of(node).cross_attention(q, kv, self._heads(node))
+
+    def _heads(self, node: Node) -> int:
+        return self._counts[node.index] // node.out.head if node.out.head else 1
 
     def resample(self, node: Node, value: Values) -> Any:
         """An image enlarged or halved; what only adds an enlarged one enlarges it on the way."""
@@ -237,6 +279,7 @@ def run_words(
     rows: Mapping[int, Any],
     once: StepLayers | None = None,
     labels: int = 1,
+    context: Any = None,
 ) -> Any:
     """Run a network on fused layers and return its prediction as they give it.
 
@@ -244,13 +287,15 @@ def run_words(
         net: the network.
         width: a width that its config has checked.
         layers: what computes.
-        x: the images, as the layers take them.
+        x, context: the images, and the tokens that they attend to, as the layers take them.
         rows, once, labels: as of `StepWords`.
     """
     graph = net.graph
     # Timesteps and labels are in the rows; augment, where the network has it, is absent.
     value: Values = {node.index: None for node in graph.inputs.values()}
     value[graph.inputs["x"].index] = x
+    if "context" in graph.inputs:
+        value[graph.inputs["context"].index] = context
     words = StepWords(net, net.config.counts(width), layers, rows, once, labels)
     run(graph.walk, words, value)
     return value[graph.output.index]

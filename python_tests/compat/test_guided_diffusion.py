@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
-import os
-import warnings
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from compat.official_weights import formula_weights
+from compat.openai_goldens import read
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -26,148 +22,11 @@ from ddsm_ext.compat.guided_diffusion import (
 )
 from ddsm_ext.graph import macs, parameter_count
 from ddsm_ext.models import ADMConfig, SlimmableNetwork, preset
-from ddsm_ext.runtime.runner import StepRunner
 
-SHARED = Path(os.environ.get("DDSM_SHARED", Path(__file__).resolve().parents[3] / "shared"))
-# File -> widths that it holds.
-CASES: dict[str, tuple[float, ...]] = {
-    "adm_legacy_updown": (1.0, 0.5),
-    "adm_neworder_updown": (1.0, 0.75, 0.5, 0.25),
-    "adm_plain_convresample": (1.0, 0.5),
-}
 TINY = {"image_size": 8, "in_channels": 3, "model_channels": 32, "out_channels": 6,
         "num_res_blocks": 1, "attention_resolutions": (2,), "channel_mult": (1, 2),
         "num_classes": 4, "num_head_channels": 16, "use_scale_shift_norm": True,
         "resblock_updown": True}  # fmt: skip
-
-
-def read(name: str) -> dict[str, Any]:
-    path = SHARED / "golden" / f"{name}.npz"
-    if not path.is_file():
-        pytest.skip(f"{path.name} is not there: set DDSM_SHARED to the folder that holds golden/")
-    with np.load(path, allow_pickle=False) as data:
-        return {key: data[key] for key in data.files}
-
-
-@lru_cache
-def loaded(name: str) -> tuple[dict[str, Any], dict[str, Any], SlimmableNetwork]:
-    data = read(name)
-    config = json.loads(str(data["config"]))
-    state = formula_weights(guided_diffusion_state_dict_shapes(config), torch.float64)
-    return data, config, load_guided_diffusion(state, config)
-
-
-class Golden:
-    """A golden file, a copy of its network, and what that is called with."""
-
-    def __init__(self, name: str, dtype: torch.dtype = torch.float64) -> None:
-        self.data, self.config, net = loaded(name)
-        self.net = copy.deepcopy(net).to(dtype)
-        self.x = torch.from_numpy(self.data["x"]).to(dtype)
-        self.t = torch.from_numpy(self.data["t"])
-        self.y = torch.from_numpy(self.data["y_labels"]) if "y_labels" in self.data else None
-
-    def __getitem__(self, key: str) -> Tensor:
-        return torch.from_numpy(self.data[key])
-
-    def at(self, key: str, width: float) -> Tensor:
-        return self[key if width == 1.0 else f"{key}_{width:g}"]
-
-    def __call__(self, width: float, **more: bool) -> Tensor:
-        return self.net(self.x, self.t, width, self.y, **more)
-
-
-def relative(y: Tensor, expected: Tensor) -> float:
-    return ((y.double() - expected).abs().max() / expected.abs().max()).item()
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_names_shapes_and_parameter_counts(name: str) -> None:
-    golden = Golden(name)
-    shapes = guided_diffusion_state_dict_shapes(golden.config)
-    expected = json.loads(str(golden.data["state_shapes"]))
-    assert shapes == {key: tuple(shape) for key, shape in expected.items()}
-    assert parameter_count(golden.net.config) == golden["params"].item()
-    assert sum(p.numel() for p in golden.net.parameters()) == golden["params"].item()
-
-
-@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-4), (torch.float64, 1e-9)])
-@pytest.mark.parametrize("name", CASES)
-def test_outputs_of_the_modules(name: str, dtype: torch.dtype, limit: float) -> None:
-    golden = Golden(name, dtype)
-    for width in CASES[name]:
-        assert relative(golden(width).detach(), golden.at("out", width)) < limit
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_outputs_of_compiled_steps(name: str) -> None:
-    golden = Golden(name, torch.float32)
-    runner = StepRunner(golden.net)
-    assert runner.reason_against(torch.float32, golden.x.device) is None
-    for width in CASES[name]:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("error")  # running as the modules would warn
-            y = golden(width)
-            assert torch.equal(runner(golden.x, golden.t, width, golden.y), y)
-        assert relative(y, golden.at("out", width)) < 1e-4
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_bfloat16_steps_err_no_more_than_the_modules(name: str) -> None:
-    golden = Golden(name, torch.bfloat16)
-    assert StepRunner(golden.net).reason_against(torch.bfloat16, golden.x.device) is None
-    for width in CASES[name]:
-        with torch.no_grad():
-            modules = golden.net.run_modules(golden.x, golden.t, width, golden.y)
-            steps = golden(width)
-        errors = [(y.double() - golden.at("out", width)).norm() for y in (steps, modules)]
-        assert steps.dtype == torch.bfloat16
-        assert errors[0] <= 1.25 * errors[1]
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_outputs_of_dense_exports(name: str) -> None:
-    golden = Golden(name)
-    for width in CASES[name]:
-        with torch.no_grad():
-            y = golden.net.export_subnet(width)(golden.x, golden.t, golden.y)
-        assert relative(y, golden.at("out", width)) < 1e-9
-
-
-def reference_norms(golden: Golden) -> dict[str, float]:
-    """2-norms of all gradients by the reference's names, whose parameters hold several of ours."""
-    gradients = copy.deepcopy(golden.net).double()
-    with torch.no_grad():
-        for ours, theirs in zip(gradients.parameters(), golden.net.parameters(), strict=True):
-            ours.copy_(theirs.grad)
-    order = golden.config["use_new_attention_order"]
-    state = to_guided_diffusion_state_dict(gradients, use_new_attention_order=order)
-    return {name: gradient.norm().item() for name, gradient in state.items()}
-
-
-@pytest.mark.parametrize(
-    ("dtype", "limit", "accumulate"),
-    [(torch.float32, 1e-3, False), (torch.float64, 1e-9, False), (torch.float64, 1e-9, True)],
-)
-@pytest.mark.parametrize("name", CASES)
-def test_gradient_norms(name: str, dtype: torch.dtype, limit: float, accumulate: bool) -> None:
-    golden = Golden(name, dtype)
-    names = golden.data["grad_norm_names"].tolist()
-    golden.x.requires_grad_()
-    for width in CASES[name]:
-        golden.net.zero_grad()
-        golden.x.grad = None
-        y = golden(width, accumulate_grad=accumulate)
-        weights = torch.cos(0.3 * torch.arange(y.numel(), dtype=torch.float64) + 1).view(y.shape)
-        (y * weights.to(dtype)).mean().backward()
-        ours = reference_norms(golden)
-        expected = dict(zip(names, golden.at("grad_norms", width).tolist(), strict=True))
-        assert ours.keys() == expected.keys()
-        for parameter, norm in expected.items():
-            assert abs(ours[parameter] - norm) <= limit * norm, parameter
-        if width == 1.0:
-            norm = golden["grad_x_norm"]
-            assert abs(golden.x.grad.norm() - norm) <= limit * norm
 
 
 def openai(size: int, channels: int, mult: tuple[int, ...], blocks: int, factors: tuple[int, ...],

@@ -296,7 +296,7 @@ def without_layers(g: Graph) -> None:
     [
         (no_image, "a: reads x (input), one row an image; need an image"),
         (no_channels, "x: has 0 channels; need at least 1"),
-        (other_input, "text: is an input; need x, t, y or augment"),
+        (other_input, "text: is an input; need x, t, y, augment or context"),
         (slimmed_prediction, "a: is the prediction and slimmed by widths; need the role 'fixed'"),
         (norm_last, "a: is the prediction and a norm; need a convolution"),
         (without_layers, "up: is the last node of a network without layers; need one layer"),

@@ -37,6 +37,21 @@ ADMS = {
     # 48 channels hold six of these heads, and no width but 1, 2/3 and 1/3 a whole number of them.
     "adm-uneven": dataclasses.replace(ADM, ch=24, attn=(0, 1), num_classes=None),
 }
+LDM = dataclasses.replace(ADM_PLAIN, context_channels=6)
+LDMS = {
+    "ldm": dataclasses.replace(LDM, num_classes=5),
+    "ldm-context": dataclasses.replace(LDM, attn=(0, 1), transformer_depth=2, context_tokens=3),
+    "ldm-one-head": dataclasses.replace(LDM, head_channels=None, heads=1, num_classes=5),
+    # As 24 channels are three such heads, widths keep other counts of heads than of channels.
+    "ldm-uneven": dataclasses.replace(LDM, ch=24, attn=(0, 1), context_tokens=2),
+    "unet2d": dataclasses.replace(
+        ADM, resample_blocks=(True, False), norm_middle=False, attn=(0,), attn_up=(1,), time_ch=8,
+        eps=1e-6, freq_shift=1.0, sines_first=True,
+    ),
+    "unet2d-plain": dataclasses.replace(
+        ADM_PLAIN, ch_mult=(2, 3, 3), attn=(), attn_middle=False,
+    ),
+}  # fmt: skip
 EDMS: dict[str, SongUNetConfig | DhariwalUNetConfig] = {
     "ddpm++": SONG,
     "ddpm++-labels": dataclasses.replace(SONG, num_classes=5),
@@ -49,9 +64,9 @@ EDMS: dict[str, SongUNetConfig | DhariwalUNetConfig] = {
     "dhariwal": DHARIWAL,
     "dhariwal-told": dataclasses.replace(DHARIWAL, num_classes=None, augment_channels=9),
 }
-CONFIGS: dict[str, NetworkConfig] = {**UNETS, **ADMS, **EDMS}
+CONFIGS: dict[str, NetworkConfig] = {**UNETS, **ADMS, **LDMS, **EDMS}
 # One of each family, with all that it can be told.
-FAMILIES = ("unet-source", "adm", "ncsn++", "dhariwal")
+FAMILIES = ("unet-source", "adm", "ldm", "ldm-context", "ncsn++", "dhariwal")
 
 
 def inputs(config: NetworkConfig, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
@@ -63,7 +78,14 @@ def inputs(config: NetworkConfig, dtype: torch.dtype = torch.float64) -> dict[st
     t = torch.tensor([-1.7, 0.25, 1.1] if edm else [0.0, 7.25, 40.0])
     null = config.null_label
     last = config.label_count - 1 if null is None else null
-    return {"x": x, "t": t, **({"y": torch.tensor([0, 4, last])} if config.label_count else {})}
+    given = {"x": x, "t": t}
+    if config.label_count:
+        given["y"] = torch.tensor([0, 4, last])
+    if "context" in config.graph.inputs:
+        node = config.graph.inputs["context"]
+        shape = (3, node.tokens or 1, node.out.c_max)
+        given["context"] = torch.randn(shape, generator=generator, dtype=dtype)
+    return given
 
 
 def augmented(config: NetworkConfig, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
