@@ -40,6 +40,17 @@ _PAPER_RUN: dict[str, dict[str, Any]] = {
     "eval": {"features": "auto", "images": 2500},
 }
 
+# Rombach et al. 2022, "linear" in their code; and their samples' steps, in a range of 50 to 500.
+_LATENT_PROCESS: dict[str, Any] = {
+    "schedule": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0195,
+}  # fmt: skip
+_LATENT_RUN: dict[str, dict[str, Any]] = {
+    "diffusion": _LATENT_PROCESS,
+    "train": {**_PAPER_TRAIN, "warmup_steps": 0, "grad_clip": None},
+    "sampler": {"kind": "ddim", "steps": 100, "clip_denoised": False},
+    "eval": _PAPER_RUN["eval"],
+}
+
 RUN_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # The 1797 real 8x8 digits of scikit-learn: minutes on two processor cores. Measured there:
     # attention at 4x4 costs a fifth of a step for 0.004 of the loss; small batches learn more from
@@ -129,6 +140,23 @@ RUN_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
                 "steps": 610_352, "batch_size": 4096, "lr": 1e-4, "augment": 0.0,
                 "ema_decay": 0.99994, "label_dropout": 0.0,  # guidance would want 0.1
             }),
+        )
+    },
+    # Rombach et al. 2022 (arXiv 2112.10752, tables 12 and 13). Their page has no AFHQ, whose 15,000
+    # images are half of CelebA-HQ's: half of its steps; no run has tuned them.
+    **{
+        name: {
+            **_LATENT_RUN,
+            "data": {"source": f"{name.partition('-')[2]}-latents"},
+            "diffusion": {**_LATENT_PROCESS, "beta_end": beta_end},
+            "train": {**_LATENT_RUN["train"], "steps": steps, "batch_size": batch, "lr": lr},
+        }
+        for name, steps, batch, lr, beta_end in (
+            ("ldm4-lsun-bedroom", 1_900_000, 48, 9.6e-5, 0.0195),
+            ("ldm4-celebahq", 410_000, 48, 9.6e-5, 0.0195),
+            ("ldm4-afhq", 205_000, 48, 9.6e-5, 0.0195),
+            ("ldm8-lsun-church", 500_000, 96, 5e-5, 0.0155),
+            ("ldm4-imagenet", 178_000, 1200, 1e-4, 0.0195),
         )
     },
 }
