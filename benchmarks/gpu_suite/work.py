@@ -45,12 +45,18 @@ NCSN = SongUNetConfig(
     image_size=16, ch=64, ch_mult=(1, 2), attn=(1,), num_res_blocks=1, groups=16, time_mult=2,
     fourier=True, aux_residual=True, taps=4, num_classes=10,
 )  # fmt: skip
-NETWORKS: dict[str, NetworkConfig] = {"U-Net": CONFIG, "ADM": ADM, "NCSN++": NCSN}
+# Transformers: a layer norm, blocks, geglu, a class as a token.
+LDM = ADMConfig(
+    image_size=16, ch=64, ch_mult=(1, 2), attn=(1,), num_res_blocks=1, groups=16, head_channels=32,
+    scale_shift=False, resample_blocks=False, context_channels=96, num_classes=10,
+)  # fmt: skip
+NETWORKS: dict[str, NetworkConfig] = {"U-Net": CONFIG, "ADM": ADM, "NCSN++": NCSN, "LDM": LDM}
 # What is timed as a graph beside CONFIG: key of the results -> network and batches.
 TIMED: dict[str, tuple[NetworkConfig, tuple[int, ...]]] = {
     "ms_a_step": (CONFIG, BATCHES),
     "adm_ms_a_step": (ADM_IMAGENET64, (16,)) if ON_GPU else (ADM, (2,)),
     "ddpmpp_ms_a_step": (preset("edm-cifar10-vp"), (128, 1)) if ON_GPU else (NCSN, (2,)),
+    "ldm_ms_a_step": (preset("ldm4-imagenet"), (16, 1)) if ON_GPU else (LDM, (2,)),
 }
 
 

@@ -25,12 +25,28 @@ from ddsm_ext.models.edm import SongUNetConfig
 # Guided diffusion's 64x64 class-conditional network, of what the CIFAR-10 U-Net has not: norms with
 # a scale and a shift an image, halved and enlarged images, labels, several heads.
 ADM_IMAGENET64 = ADMConfig(image_size=64, num_classes=1000)
-# What `--network` names. ADM's U-Net at 64x64 and EDM's DDPM++, of a size that is timed, and by
-# torch.compile compiled, in minutes.
+# What `--network` names. ADM's U-Net at 64x64, EDM's DDPM++ and latent diffusion's of classes, of a
+# size that is timed, and by torch.compile compiled, in minutes.
 NETWORKS: dict[str, NetworkConfig] = {
     "cifar10": REFERENCE_CIFAR10,
     "adm64": ADMConfig(image_size=64, ch=64, num_res_blocks=1, dropout=0.0, num_classes=1000),
     "ddpmpp": SongUNetConfig(image_size=32, ch=64, num_res_blocks=2, dropout=0.0, groups=16),
+    "ldm32": ADMConfig(
+        image_size=32,
+        image_channels=4,
+        ch=96,
+        ch_mult=(1, 2, 4),
+        attn=(1, 2),
+        num_res_blocks=1,
+        head_channels=32,
+        scale_shift=False,
+        resample_blocks=False,
+        learned_sigma=False,
+        dropout=0.0,
+        context_channels=512,
+        num_classes=1000,
+        null_class=True,
+    ),
 }
 # 60 and 120 channels, which fill no block of 16 or 32: what a kernel pays for any width.
 ODD_WIDTH = 0.46875

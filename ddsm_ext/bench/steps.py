@@ -23,7 +23,7 @@ from ddsm_ext.graph.graph import Counts
 from ddsm_ext.graph.node import Node, Values, run
 from ddsm_ext.models.dense import DenseNetwork, PlainWords
 from ddsm_ext.models.network import SlimmableNetwork
-from ddsm_ext.runtime.inputs import embed_node
+from ddsm_ext.runtime.inputs import embed_node, named_inputs
 from ddsm_ext.settings import Refusal
 
 STEP_CANDIDATES = ("slicing", "dense", "dense_cl", "compiled", "ours", "ours_module")
@@ -45,8 +45,9 @@ def random_network(config: NetworkConfig) -> SlimmableNetwork:
     tables = {f"{row.name}.weight" for row in layers(config.graph) if row.node.op == "embed"}
     with torch.no_grad():
         for name, parameter in net.named_parameters():
-            if parameter.ndim > 1:
-                fan_in = 1 if name in tables else parameter[0].numel()
+            if parameter.ndim > 1 and not name.endswith(".bias"):
+                inputs = parameter.shape[-1] if parameter.ndim == 3 else parameter[0].numel()
+                fan_in = 1 if name in tables else inputs
                 parameter.normal_(0.0, fan_in**-0.5, generator=generator)
             else:
                 parameter.add_(torch.empty_like(parameter).normal_(generator=generator), alpha=0.1)
@@ -59,7 +60,8 @@ def random_inputs(
     """Return what the network is called with, by name.
 
     x: images [N, C, H, W]; t: timesteps [N], int64, or for random frequencies float32, as such
-    networks take logarithms of noise; y: labels [N], int64, if there are classes.
+    networks take logarithms of noise; y: labels [N], int64, if there are classes; context: tokens
+    [N, T, C], of a network that attends to some.
     """
     generator = torch.Generator().manual_seed(1)
     shape = (batch, config.image_channels, config.image_size, config.image_size)
@@ -68,6 +70,10 @@ def random_inputs(
         if name in config.graph.inputs:
             rows = max(node.rows for node in config.graph.nodes if node.op == op) or 1000
             inputs[name] = torch.randint(0, rows, (batch,), generator=generator, device="cpu")
+    if "context" in config.graph.inputs:
+        node = config.graph.inputs["context"]
+        tokens = (batch, node.tokens or 1, node.out.c_max)
+        inputs["context"] = torch.randn(tokens, generator=generator, **_FLOAT32).to(dtype)
     if any(node.fourier for node in config.graph.nodes):
         inputs["t"] = torch.randn(batch, generator=generator, **_FLOAT32)
     return {name: tensor.to(device) for name, tensor in inputs.items()}
@@ -126,15 +132,22 @@ class SlicingNetwork:
         self._tensors = net.state_dict(keep_vars=True)
         self._calls: dict[float, dict[Node, list[Function]]] = {}
 
-    def __call__(self, x: Tensor, t: Tensor, width: float, y: Tensor | None = None) -> Tensor:
-        """Predict from images x [N, C, H, W] at integer timesteps t [N] and, perhaps, labels y [N].
+    def __call__(
+        self,
+        x: Tensor,
+        t: Tensor,
+        width: float,
+        y: Tensor | None = None,
+        context: Tensor | None = None,
+    ) -> Tensor:
+        """Predict from images x [N, C, H, W] at integer timesteps t [N]; y and context as of ours.
 
         Returns:
             [N, C', H, W].
         """
         if width not in self._calls:
             self._calls[width] = self._calls_at(width)
-        given = {"x": x, "t": t, "y": y, "augment": None}
+        given = {**named_inputs(x, t, y, context), "augment": None}
         value: Values = {node.index: given[name] for name, node in self._graph.inputs.items()}
         run(self._graph.walk, _SlicingWords(self._calls[width].__getitem__), value)
         return value[self._graph.output.index]
@@ -157,15 +170,20 @@ class SlicingNetwork:
             return lambda y: F.embedding(y, weight[:, :c_out])
         bias = self._tensors.get(f"{layer.name}.bias")  # of every layer but an input's
         prefixes = columns(node, counts, self._config.slicing)
+        if node.op == "layer_norm":
+            return lambda x: F.layer_norm(
+                x, x.shape[-1:], weight[:c_out], bias[:c_out], node.eps
+            )
         if node.op == "norm":
             groups = self._config.slicing.group_count(node.out.c_max, c_out, node.groups)
             return lambda x: F.group_norm(
                 x, groups, _sliced(weight, prefixes, 0), _sliced(bias, prefixes, 0), node.eps
             )
         parts = [(slice(c_out), part) for part in prefixes]
-        if node.op == "linear":
-            row = None if bias is None else bias[:c_out]
-            return lambda x: F.linear(x, _sliced(weight, parts, 1), row)
+        if node.op in ("linear", "pointwise"):
+            (prefix,) = prefixes
+            row = None if bias is None else bias[..., :c_out].flatten()
+            return lambda x: F.linear(x, weight[..., :c_out, prefix].flatten(0, -2), row)
         stride, padding = node.stride, node.kernel // 2 + node.ring
         return lambda x: F.conv2d(x, _sliced(weight, parts, 1), bias[:c_out], stride, padding)
 
@@ -185,12 +203,11 @@ def _sliced(tensor: Tensor, parts: Sequence[Any], dim: int) -> Tensor:
 
 
 class _SlicingWords(PlainWords):
-    def attention(self, node: Node, value: Values) -> Tensor:
-        parts = value[node.reads[0].index]
-        n, c, height, width = parts[0].shape
+    def attend(self, node: Node, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        n, c, height, width = q.shape
         d = node.out.head or c
-        q, k, v = (part.reshape(n * c // d, d, height * width) for part in parts)
-        scores = torch.bmm(q.transpose(1, 2), k) * d**-0.5  # [N heads, T, T]
+        q, k, v = (part.reshape(n * c // d, d, -1) for part in (q, k, v))
+        scores = torch.bmm(q.transpose(1, 2), k) * d**-0.5  # [N heads, T, T']
         y = torch.bmm(v, scores.softmax(dim=-1).transpose(1, 2))  # [N heads, d, T]
         return y.view(n, c, height, width)
 

@@ -115,12 +115,19 @@ class PlainWords:
     def attention(self, node: Node, value: Values) -> Tensor:
         """Self-attention."""
         qkv = value[node.reads[0].index]
-        return _attended(node, *(qkv if node.reads[0].parts else qkv.chunk(3, 1)))
+        return self.attend(node, *(qkv if node.reads[0].parts else qkv.chunk(3, 1)))
 
     def cross_attention(self, node: Node, value: Values) -> Tensor:
         """Attention to a context."""
         assert node.context is not None
-        return _attended(node, value[node.reads[0].index], *value[node.context.index].chunk(2, 1))
+        return self.attend(node, value[node.reads[0].index], *value[node.context.index].chunk(2, 1))
+
+    def attend(self, node: Node, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of [N, c, H, W] each; k and v may have other pixels."""
+        head = node.out.head or q.shape[1]
+        parts = (part.unflatten(1, (-1, head)).flatten(3).transpose(2, 3) for part in (q, k, v))
+        y = F.scaled_dot_product_attention(*parts).transpose(2, 3)  # [N, heads, d, T]
+        return y.reshape(q.shape)
 
     def resample(self, node: Node, value: Values) -> Tensor:
         """Enlarge or halve."""
@@ -130,14 +137,6 @@ class PlainWords:
     def dropout(self, node: Node, value: Values) -> Tensor:
         """Dropout."""
         return F.dropout(value[node.reads[0].index], node.p, self._training)
-
-
-def _attended(node: Node, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of [N, c, H, W] each; k and v may have other pixels."""
-    head = node.out.head or q.shape[1]
-    parts = (part.unflatten(1, (-1, head)).flatten(3).transpose(2, 3) for part in (q, k, v))
-    y = F.scaled_dot_product_attention(*parts).transpose(2, 3)  # [N, heads, d, T]
-    return y.reshape(q.shape)
 
 
 def activated(y: Tensor, activation: str | None) -> Tensor:

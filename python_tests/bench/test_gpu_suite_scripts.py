@@ -112,7 +112,8 @@ def test_kernels_have_short_names(name: str, short: str) -> None:
 def test_graphs_are_timed_at_every_batch_and_width(tmp_path, capsys) -> None:
     run(graph_times, "--json", tmp_path / "graphs.json")
     content, short = json.loads((tmp_path / "graphs.json").read_text()), last_line(capsys)
-    for name, batches in (("ms", {"2", "1"}), ("adm_ms", {"2"}), ("ddpmpp_ms", {"2"})):
+    for name, batches in (("ms", {"2", "1"}), ("adm_ms", {"2"}), ("ddpmpp_ms", {"2"}),
+                          ("ldm_ms", {"2"})):  # fmt: skip
         times = content[f"{name}_a_step"]
         assert set(times) == set(short[name]) == batches
         assert all(times[b][w]["ms"] > 0 for b in times for w in ("1", "0.5", "0.25"))
