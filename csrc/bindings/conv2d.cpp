@@ -77,7 +77,8 @@ Conv2dPanels panels_of(const char* op, const std::optional<Tensor>& panels, cons
 Tensor sliced_conv2d(const Tensor& x, const std::optional<Tensor>& x2, const Tensor& weight,
                      const std::optional<Tensor>& bias, int64_t c_out, int64_t c_in2_offset,
                      int64_t stride, int64_t padding, bool upsample,
-                     const std::optional<Tensor>& panels, int64_t algo, bool /*tf32*/) {
+                     const std::optional<Tensor>& panels, int64_t algo, bool /*tf32*/,
+                     bool pad_end) {
   const char* op = "sliced_conv2d";
   check_cpu_dtypes(op, x, weight);
   check_weight(op, weight);
@@ -86,7 +87,7 @@ Tensor sliced_conv2d(const Tensor& x, const std::optional<Tensor>& x2, const Ten
   check_c_out(op, c_out, weight);
   ddsm::Conv2dForwardArgs args{};
   args.shape = shape_of(op, x.size(0), x.size(2), x.size(3), weight.size(2), stride, padding,
-                        upsample);
+                        upsample, pad_end);
   check_output(op, args.shape, c_out);
   Tensor y = empty_nhwc(x, x.size(0), c_out, args.shape.out_height, args.shape.out_width);
   if (y.numel() == 0) return y;
@@ -111,13 +112,13 @@ Tensor sliced_conv2d(const Tensor& x, const std::optional<Tensor>& x2, const Ten
 Tensor sliced_conv2d_grad_x(const Tensor& grad_y, const Tensor& weight, int64_t c_in,
                             int64_t c_in_offset, int64_t height, int64_t width, int64_t stride,
                             int64_t padding, bool upsample, const std::optional<Tensor>& panels,
-                            int64_t algo, bool /*tf32*/) {
+                            int64_t algo, bool /*tf32*/, bool pad_end) {
   const char* op = "sliced_conv2d_grad_x";
   check_cpu_dtypes(op, grad_y, weight);
   check_weight(op, weight);
   ddsm::Conv2dGradXArgs args{};
   args.shape = grad_x_shape(op, grad_y, weight, c_in, c_in_offset, height, width, stride, padding,
-                            upsample);
+                            upsample, pad_end);
   Tensor grad_x = empty_nhwc(grad_y, grad_y.size(0), c_in, height, width);
   if (grad_x.numel() == 0) return grad_x;
   args.algo = algo_of(op, algo, args.shape, grad_y, weight, true);
@@ -139,14 +140,14 @@ void sliced_conv2d_grad_weight(const Tensor& grad_y, const Tensor& x,
                                const std::optional<Tensor>& x2, int64_t c_in2_offset,
                                int64_t stride, int64_t padding, bool upsample,
                                const Tensor& grad_weight, const std::optional<Tensor>& grad_bias,
-                               int64_t algo, bool /*tf32*/) {
+                               int64_t algo, bool /*tf32*/, bool pad_end) {
   const char* op = "sliced_conv2d_grad_weight";
   check_cpu_dtypes(op, grad_y, grad_weight);
   check_weight(op, grad_weight);
   check_sources(op, x, x2, grad_weight, c_in2_offset);
   check_grad_bias(op, grad_bias, grad_weight);
   ddsm::Conv2dGradWeightArgs args{};
-  args.shape = grad_weight_shape(op, grad_y, x, grad_weight, stride, padding, upsample);
+  args.shape = grad_weight_shape(op, grad_y, x, grad_weight, stride, padding, upsample, pad_end);
   if (grad_y.numel() == 0) return;
   args.algo = algo_of(op, algo, args.shape, x, grad_weight, true);
   const Tensor gradient = image_tensor(grad_y), source = image_tensor(x);

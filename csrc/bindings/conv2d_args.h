@@ -35,11 +35,13 @@ inline void check_sources(const char* op, const Tensor& x, const std::optional<T
 }
 
 inline Conv2dShape shape_of(const char* op, int64_t images, int64_t height, int64_t width,
-                            int64_t kernel, int64_t stride, int64_t padding, bool upsample) {
+                            int64_t kernel, int64_t stride, int64_t padding, bool upsample,
+                            bool pad_end) {
   STD_TORCH_CHECK(stride == 1 || stride == 2, op, ": stride is ", stride, ", need 1 or 2");
   STD_TORCH_CHECK(padding >= 0 && padding < kernel, op, ": padding is ", padding,
                   ", need 0 <= padding < ", kernel);
-  const int64_t scale = upsample ? 2 : 1, reach = 2 * padding - kernel;
+  const int64_t scale = upsample ? 2 : 1, padding_end = padding + pad_end;
+  const int64_t reach = padding + padding_end - kernel;
   // The upper bound keeps a raw call's numbers from overflowing here.
   STD_TORCH_CHECK(height >= 1 && width >= 1 && height <= kMostElements &&
                       width <= kMostElements && height * scale + reach >= 0 &&
@@ -52,7 +54,8 @@ inline Conv2dShape shape_of(const char* op, int64_t images, int64_t height, int6
           (width * scale + reach) / stride + 1,
           stride,
           padding,
-          scale};
+          scale,
+          padding_end};
 }
 
 // The output's sizes, checked.
@@ -63,7 +66,7 @@ inline void check_output(const char* op, const Conv2dShape& shape, int64_t chann
 // The gradient of x beside its weight; fills the shape.
 inline Conv2dShape grad_x_shape(const char* op, const Tensor& grad_y, const Tensor& weight,
                                 int64_t c_in, int64_t c_in_offset, int64_t height, int64_t width,
-                                int64_t stride, int64_t padding, bool upsample) {
+                                int64_t stride, int64_t padding, bool upsample, bool pad_end) {
   STD_TORCH_CHECK(grad_y.dim() == 4 && grad_y.size(1) >= 1 && grad_y.size(1) <= weight.size(0), op,
                   ": grad_y does not match weight");
   check_elements(op, "grad_y", grad_y);
@@ -71,7 +74,7 @@ inline Conv2dShape grad_x_shape(const char* op, const Tensor& grad_y, const Tens
                   ": c_in is ", c_in, " at offset ", c_in_offset, ", weight has ", weight.size(1),
                   " input channels");
   const Conv2dShape shape = shape_of(op, grad_y.size(0), height, width, weight.size(2), stride,
-                                     padding, upsample);
+                                     padding, upsample, pad_end);
   STD_TORCH_CHECK(grad_y.size(2) == shape.out_height && grad_y.size(3) == shape.out_width, op,
                   ": grad_y is not of the output's height and width");
   check_sizes(op, "the gradient of x", {shape.images, c_in, height, width});
@@ -81,9 +84,9 @@ inline Conv2dShape grad_x_shape(const char* op, const Tensor& grad_y, const Tens
 // The gradient of the weight beside what it is made of; fills the shape.
 inline Conv2dShape grad_weight_shape(const char* op, const Tensor& grad_y, const Tensor& x,
                                      const Tensor& grad_weight, int64_t stride, int64_t padding,
-                                     bool upsample) {
+                                     bool upsample, bool pad_end) {
   const Conv2dShape shape = shape_of(op, x.size(0), x.size(2), x.size(3), grad_weight.size(2),
-                                     stride, padding, upsample);
+                                     stride, padding, upsample, pad_end);
   STD_TORCH_CHECK(grad_y.dim() == 4 && grad_y.scalar_type() == x.scalar_type() &&
                       grad_y.size(0) == x.size(0) && grad_y.size(1) >= 1 &&
                       grad_y.size(1) <= grad_weight.size(0) &&

@@ -35,7 +35,7 @@ struct Forward {
 
 Forward forward_of(const char* op, const Tensor& x, const std::optional<Tensor>& x2,
                    const Tensor& weight, int64_t c_out, int64_t c_in2_offset, int64_t stride,
-                   int64_t padding, bool upsample, bool tf32) {
+                   int64_t padding, bool upsample, bool tf32, bool pad_end) {
   check_weight(op, weight);
   check_same_device(op, x, weight);
   check_dtypes(op, x, weight);
@@ -46,7 +46,7 @@ Forward forward_of(const char* op, const Tensor& x, const std::optional<Tensor>&
   ddsm::Conv2dCudaForwardArgs& args = forward.args;
   args.options = options_of(op, x, tf32);
   args.shape = shape_of(op, x.size(0), x.size(2), x.size(3), weight.size(2), stride, padding,
-                        upsample);
+                        upsample, pad_end);
   check_output(op, args.shape, c_out);
   args.x = image_of(forward.source, 0);
   if (x2.has_value()) args.x2 = image_of(forward.source2, c_in2_offset);
@@ -69,11 +69,11 @@ void run_forward(const char* op, ddsm::Conv2dCudaForwardArgs& args, const Tensor
 Tensor sliced_conv2d(const Tensor& x, const std::optional<Tensor>& x2, const Tensor& weight,
                      const std::optional<Tensor>& bias, int64_t c_out, int64_t c_in2_offset,
                      int64_t stride, int64_t padding, bool upsample,
-                     const std::optional<Tensor>& panels, int64_t algo, bool tf32) {
+                     const std::optional<Tensor>& panels, int64_t algo, bool tf32, bool pad_end) {
   const char* op = "sliced_conv2d";
   const DeviceGuard guard(x.get_device_index());
   Forward forward = forward_of(op, x, x2, weight, c_out, c_in2_offset, stride, padding, upsample,
-                               tf32);
+                               tf32, pad_end);
   force_choice(op, panels, algo, forward.args.options);
   check_bias(op, bias, weight);
   Tensor y = empty_output(x, forward.args);
@@ -184,12 +184,12 @@ std::tuple<Tensor, Tensor> sliced_conv2d_fused(
     int64_t padding, bool upsample, const std::optional<Tensor>& shift,
     const std::optional<Tensor>& residual, const std::vector<Tensor>& shortcut,
     int64_t shortcut_c_in2_offset, bool with_moments, const std::optional<Tensor>& tickets,
-    bool overlaps, bool tf32, double gain) {
+    bool overlaps, bool tf32, double gain, bool pad_end) {
   const char* op = "sliced_conv2d_fused";
   check_parts(op, weights, biases);
   const DeviceGuard guard(x.get_device_index());
   Forward forward = forward_of(op, x, x2, weights[0], c_out, c_in2_offset, stride, padding,
-                               upsample, tf32);
+                               upsample, tf32, pad_end);
   ddsm::Conv2dCudaForwardArgs& args = forward.args;
   args.bias = biases[0].const_data_ptr();
   args.parts = static_cast<int64_t>(weights.size());
@@ -212,7 +212,7 @@ std::tuple<Tensor, Tensor> sliced_conv2d_fused(
 Tensor sliced_conv2d_grad_x(const Tensor& grad_y, const Tensor& weight, int64_t c_in,
                             int64_t c_in_offset, int64_t height, int64_t width, int64_t stride,
                             int64_t padding, bool upsample, const std::optional<Tensor>& panels,
-                            int64_t algo, bool tf32) {
+                            int64_t algo, bool tf32, bool pad_end) {
   const char* op = "sliced_conv2d_grad_x";
   check_weight(op, weight);
   check_same_device(op, grad_y, weight);
@@ -220,7 +220,7 @@ Tensor sliced_conv2d_grad_x(const Tensor& grad_y, const Tensor& weight, int64_t 
   const DeviceGuard guard(grad_y.get_device_index());
   ddsm::Conv2dCudaGradXArgs args{};
   args.shape = grad_x_shape(op, grad_y, weight, c_in, c_in_offset, height, width, stride, padding,
-                            upsample);
+                            upsample, pad_end);
   Tensor grad_x = empty_nhwc(grad_y, grad_y.size(0), c_in, height, width);
   if (grad_x.numel() == 0) return grad_x;
   const Tensor source = adjacent_channels(grad_y);
@@ -239,7 +239,7 @@ void sliced_conv2d_grad_weight(const Tensor& grad_y, const Tensor& x,
                                const std::optional<Tensor>& x2, int64_t c_in2_offset,
                                int64_t stride, int64_t padding, bool upsample,
                                const Tensor& grad_weight, const std::optional<Tensor>& grad_bias,
-                               int64_t algo, bool tf32) {
+                               int64_t algo, bool tf32, bool pad_end) {
   const char* op = "sliced_conv2d_grad_weight";
   check_weight(op, grad_weight);
   check_same_device(op, grad_y, grad_weight);
@@ -249,7 +249,7 @@ void sliced_conv2d_grad_weight(const Tensor& grad_y, const Tensor& x,
   check_grad_bias(op, grad_bias, grad_weight);
   const DeviceGuard guard(x.get_device_index());
   ddsm::Conv2dCudaGradWeightArgs args{};
-  args.shape = grad_weight_shape(op, grad_y, x, grad_weight, stride, padding, upsample);
+  args.shape = grad_weight_shape(op, grad_y, x, grad_weight, stride, padding, upsample, pad_end);
   if (grad_y.numel() == 0) return;
   const Tensor gradient = adjacent_channels(grad_y), source = adjacent_channels(x);
   const Tensor source2 = x2.has_value() ? adjacent_channels(*x2) : source;

@@ -1,24 +1,25 @@
 // The schema of every op: the one list. Kernels register themselves in the file of their op.
 //
 // tf32: products of float32 numbers may be tf32 where the device has it (only GPUs do).
+// pad_end: one more row and column of zeros behind the last ones.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(ddsm_ext, m) {
   m.def(
       "sliced_conv2d(Tensor x, Tensor? x2, Tensor weight, Tensor? bias, SymInt c_out, "
       "SymInt c_in2_offset, SymInt stride, SymInt padding, bool upsample, Tensor? panels=None, "
-      "int algo=0, bool tf32=False) -> Tensor");
+      "int algo=0, bool tf32=False, bool pad_end=False) -> Tensor");
   m.def(
       "sliced_conv2d_panels(Tensor weight, int algo, bool upsample, bool transposed, "
       "Tensor(a!) panels) -> ()");
   m.def(
       "sliced_conv2d_grad_x(Tensor grad_y, Tensor weight, SymInt c_in, SymInt c_in_offset, "
       "SymInt height, SymInt width, SymInt stride, SymInt padding, bool upsample, "
-      "Tensor? panels=None, int algo=0, bool tf32=False) -> Tensor");
+      "Tensor? panels=None, int algo=0, bool tf32=False, bool pad_end=False) -> Tensor");
   m.def(
       "sliced_conv2d_grad_weight(Tensor grad_y, Tensor x, Tensor? x2, SymInt c_in2_offset, "
       "SymInt stride, SymInt padding, bool upsample, Tensor(a!) grad_weight, "
-      "Tensor(b!)? grad_bias, int algo=0, bool tf32=False) -> ()");
+      "Tensor(b!)? grad_bias, int algo=0, bool tf32=False, bool pad_end=False) -> ()");
   // Bias, time shift, residual, a 1x1 shortcut (none, or weight, bias, x and perhaps x2), all times
   // gain, and the moments of y in one launch; weights of one shape side by side. tickets: zeros
   // that no other launch uses at the same time. overlaps: the kernel before writes no weights. CUDA
@@ -27,7 +28,8 @@ STABLE_TORCH_LIBRARY(ddsm_ext, m) {
       "sliced_conv2d_fused(Tensor x, Tensor? x2, Tensor[] weights, Tensor[] biases, int c_out, "
       "int c_in2_offset, int stride, int padding, bool upsample, Tensor? shift, "
       "Tensor? residual, Tensor[] shortcut, int shortcut_c_in2_offset, bool moments, "
-      "Tensor? tickets, bool overlaps, bool tf32, float gain=1.0) -> (Tensor, Tensor)");
+      "Tensor? tickets, bool overlaps, bool tf32, float gain=1.0, bool pad_end=False) "
+      "-> (Tensor, Tensor)");
   m.def(
       "sliced_linear(Tensor x, Tensor weight, Tensor? bias, SymInt c_out, bool tf32=False) "
       "-> Tensor");

@@ -43,12 +43,13 @@ int64_t fill_sources(const char* args, const std::vector<Source>& from, Source (
 void bind_conv2d(py::module_& m) {
   py::class_<Conv2dShape>(m, "Conv2dShape")
       .def(py::init([](int64_t images, int64_t height, int64_t width, int64_t out_height,
-                       int64_t out_width, int64_t stride, int64_t padding, int64_t scale) {
+                       int64_t out_width, int64_t stride, int64_t padding, int64_t scale,
+                       int64_t padding_end) {
              return Conv2dShape{images, height, width, out_height, out_width, stride, padding,
-                                scale};
+                                scale,  padding_end};
            }),
            py::kw_only(), arg("images"), arg("height"), arg("width"), arg("out_height"),
-           arg("out_width"), arg("stride"), arg("padding"), arg("scale"));
+           arg("out_width"), arg("stride"), arg("padding"), arg("scale"), arg("padding_end"));
   py::class_<Conv2dImage>(m, "Conv2dImage")
       .def(py::init([](Pointer data, int64_t n_stride, int64_t h_stride, int64_t w_stride,
                        int64_t channels, int64_t weight_offset) {

@@ -83,8 +83,8 @@ std::vector<Conv2dPhase> plan_forward(const Conv2dShape& shape, int32_t kernel) 
 }
 
 std::vector<Conv2dPhase> plan_panels(int32_t kernel, int64_t scale) {
-  return plan_forward({1, kernel, kernel, kernel * scale, kernel * scale, 1, kernel / 2, scale},
-                      kernel);
+  const int64_t size = kernel * scale, padding = kernel / 2;
+  return plan_forward({1, kernel, kernel, size, size, 1, padding, scale, padding}, kernel);
 }
 
 std::vector<Conv2dPhase> plan_grad_x(const Conv2dShape& shape, int32_t kernel) {

@@ -130,13 +130,13 @@ int64_t out_pixels(const Conv2dShape& shape) {
 ConvGeometry geometry_of(const Conv2dCudaForwardArgs& args) {
   const Conv2dShape& s = args.shape;
   return {math_of(args.options), false,    s.images,  s.height, s.width, s.out_height, s.out_width,
-          args.weight.kernel,    s.stride, s.padding, s.scale,  args.parts};
+          args.weight.kernel,    s.stride, s.padding, s.scale,  args.parts, s.padding_end};
 }
 
 ConvGeometry geometry_of(const Conv2dCudaGradXArgs& args) {
   const Conv2dShape& s = args.shape;
   return {math_of(args.options), true,     s.images,  s.out_height, s.out_width, s.height, s.width,
-          args.weight.kernel,    s.stride, s.padding, s.scale,      1};
+          args.weight.kernel,    s.stride, s.padding, s.scale,      1,           s.padding_end};
 }
 
 // A product of m rows with `taps` taps of the operands' channels, on the path that serves it.

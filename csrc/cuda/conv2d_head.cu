@@ -236,6 +236,7 @@ const char* head_refusal(const Conv2dCudaForwardArgs& args) {
   if (s.stride != 1 || s.scale != 1 || s.out_height != s.height || s.out_width != s.width) {
     return "its output is of another size";
   }
+  if (s.padding != kernel / 2) return "its zeros are not the same on both sides";
   auto dense = [](int64_t count, int64_t stride, int64_t adjacent) {
     return count == 1 || stride == adjacent;  // that of one element says nothing
   };

@@ -15,9 +15,10 @@ struct ConvGeometry {
   int64_t out_height, out_width;          // of those that are written
   int64_t kernel, stride, padding, scale;
   int64_t weights;  // side by side
+  int64_t padding_end;
 
-  // The box that a filter's first tap walks through, as tensor maps have it. Forward: from
-  // -padding on, and its last tap ends at padding past the image. Gradient: grad_x[i] gathers from
+  // The box that a filter's first tap walks through, as tensor maps have it. Forward: from -padding
+  // on, and its last tap ends at padding_end past the image. Gradient: grad_x[i] gathers from
   // grad_y[i + padding - r], so the lowest tap is r = kernel - 1, and there are as many positions
   // as x has pixels. Enlarged: rows 2 i and 2 i + 1 of the larger image gather from
   // x[i + floor(-padding / 2)] on; a position for each pixel of x.
@@ -27,7 +28,7 @@ struct ConvGeometry {
   }
   int64_t upper() const {
     if (scale > 1) return lower();
-    return gradient ? -padding : padding - (kernel - 1);
+    return gradient ? -padding_end : padding_end - (kernel - 1);
   }
 
   // Of the outputs on the sm_90a path: an enlarged image's are computed one class of pixels after
@@ -37,7 +38,7 @@ struct ConvGeometry {
 
   // Of a 1x1 convolution of images of the output's size.
   ConvGeometry pointwise() const {
-    return {math, false, images, out_height, out_width, out_height, out_width, 1, 1, 0, 1, 1};
+    return {math, false, images, out_height, out_width, out_height, out_width, 1, 1, 0, 1, 1, 0};
   }
 };
 

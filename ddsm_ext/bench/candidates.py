@@ -57,7 +57,7 @@ def _sources(c: int, c2: int, batch: int, size: int, normal: Callable[..., Tenso
 
 def _conv2d(shape: ConvShape, batch: int, normal: Callable[..., Tensor]) -> dict[str, Call]:
     k, c_in, c_out = shape.kernel, shape.c_in + shape.c_in2, shape.c_out
-    padding = k // 2 + shape.ring
+    padding = k // 2 + shape.ring - shape.pad_end
     fan_in = c_in * k * k
     # A parameter, as in a network: its rearrangement is kept from call to call.
     weight = nn.Parameter(
@@ -73,6 +73,7 @@ def _conv2d(shape: ConvShape, batch: int, normal: Callable[..., Tensor]) -> dict
     def conv(parts: list[Tensor], w: Tensor, b: Tensor) -> Tensor:
         x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]  # [N, c_in, H, W]
         x = resampled(x, "up" if shape.upsample else None)
+        x = F.pad(x, (0, 1, 0, 1)) if shape.pad_end else x
         return F.conv2d(x, w, b, stride=shape.stride, padding=padding)
 
     return {
@@ -87,6 +88,7 @@ def _conv2d(shape: ConvShape, batch: int, normal: Callable[..., Tensor]) -> dict
             padding=padding,
             x2=second,
             upsample=shape.upsample,
+            pad_end=shape.pad_end,
         ),
     }
 

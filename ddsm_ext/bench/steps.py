@@ -184,7 +184,7 @@ class SlicingNetwork:
             (prefix,) = prefixes
             row = None if bias is None else bias[..., :c_out].flatten()
             return lambda x: F.linear(x, weight[..., :c_out, prefix].flatten(0, -2), row)
-        stride, padding = node.stride, node.kernel // 2 + node.ring
+        stride, padding = node.stride, node.kernel // 2 + node.ring - node.pad_end
         return lambda x: F.conv2d(x, _sliced(weight, parts, 1), bias[:c_out], stride, padding)
 
     def _embedding(self, node: Node) -> Function:

@@ -84,6 +84,9 @@ def _check_kind(node: Node) -> None:
         raise _wrong(node, "has a ring", "stride 1 and no resample beside it")
     if node.op == "resample" and node.ring and (node.resample, node.taps) != ("down", 4):
         raise _wrong(node, "reads a ring around the image", "a filter of 4 taps that halves")
+    if node.pad_end and (node.stride != 2 or node.kernel < 3):
+        have = f"pads its end with a {node.kernel}x{node.kernel} kernel at stride {node.stride}"
+        raise _wrong(node, have, "3x3 or more at stride 2")
     if node.stride not in (1, 2):
         raise _wrong(node, f"stride is {node.stride}", "1 or 2")
     if node.kernel < 1 or node.kernel % 2 == 0:

@@ -148,6 +148,7 @@ class Graph:
         resample: Resampling | None = None,
         taps: int = 2,
         ring: bool = False,
+        pad_end: bool = False,
         shift: Node | None = None,
         residual: Node | None = None,
         scale: float = 1.0,
@@ -163,8 +164,8 @@ class Graph:
             raise Refusal(f"{name}: its input has {size} pixels a side; need an even number")
         return self.add(
             "conv", name, reads, Side(c_out, role, head), size // stride + (2 if ring else 0),
-            kernel=kernel, stride=stride, resample=resample, taps=taps, ring=ring, shift=shift,
-            residual=residual, scale=scale, parts=tuple(parts), gain=gain,
+            kernel=kernel, stride=stride, resample=resample, taps=taps, ring=ring, pad_end=pad_end,
+            shift=shift, residual=residual, scale=scale, parts=tuple(parts), gain=gain,
         )  # fmt: skip
 
     def norm(

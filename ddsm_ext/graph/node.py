@@ -51,6 +51,8 @@ class Node:
             up and means of 2x2 down; 4 are [1, 3, 3, 1] / 8 around it, with zeros beyond the image.
         ring: of a convolution: it is taken one pixel around the image, too, with zeros beyond; of a
             filter that halves: its input has that ring, and nothing is beyond.
+        pad_end: of a convolution of stride 2: one row and column of zeros less before the image, so
+            that a 3x3 window meets zeros behind it alone.
         silu: SiLU on the result.
         gain: factor on a layer's usual initial weights.
         shift: one row an image, added to the result (before SiLU).
@@ -90,6 +92,7 @@ class Node:
     resample: Resampling | None = None
     taps: int = 2
     ring: bool = False
+    pad_end: bool = False
     silu: bool = False
     gain: float = 1.0
     shift: Node | None = None

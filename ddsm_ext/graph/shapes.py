@@ -41,7 +41,8 @@ class Shape:
 class ConvShape(Shape):
     """A convolution: active and allocated channels, `c_in2` of a second source (0: none).
 
-    `ring`: it is taken one pixel around the image, too.
+    `ring`: it is taken one pixel around the image, too. `pad_end`: it has one row and column of
+    zeros less before the image.
     """
 
     c_in: int
@@ -54,6 +55,7 @@ class ConvShape(Shape):
     upsample: bool
     size: int
     ring: bool = False
+    pad_end: bool = False
 
     def _counted(self) -> tuple[int, int, int]:
         c_in, pixels = self.c_in + self.c_in2, self.size**2
@@ -70,7 +72,7 @@ class ConvShape(Shape):
     def __str__(self) -> str:
         c_in = f"{self.c_in}+{self.c_in2}" if self.c_in2 else str(self.c_in)
         extra = " /2" if self.stride == 2 else " x2" if self.upsample else ""
-        extra += " ring" if self.ring else ""
+        extra += (" ring" if self.ring else "") + (" pad_end" if self.pad_end else "")
         return f"{c_in}->{self.c_out} {self.kernel}x{self.kernel} @{self.size}{extra}"
 
 
@@ -276,7 +278,8 @@ def _convolutions(
     node: Node, channels: tuple[int, int, int, int, int]
 ) -> Iterator[tuple[str, Shape]]:
     size = node.size or 1
-    shape = ConvShape(*channels, node.kernel, node.stride, node.enlarges, size, node.ring)
+    window = (node.kernel, node.stride, node.enlarges)
+    shape = ConvShape(*channels, *window, size, node.ring, node.pad_end)
     if node.resample and not node.enlarges:
         for c in filter(None, channels[:2]):
             yield "resample", ResampleShape(c, shape.in_size, node.resample == "up", node.taps)

@@ -71,6 +71,8 @@ class PlainWords:
     def conv(self, node: Node, value: Values) -> Any:
         """Convolutions."""
         x = resampled(self._joined(node, value), node.resample, node.taps)
+        if node.pad_end:
+            x = F.pad(x, (0, 1, 0, 1))
         results = [layer(x) for layer in self._layers(node)]
         if node.parts:
             return tuple(results)
@@ -217,7 +219,7 @@ def _made(
     if node.op == "norm":
         groups = config.slicing.group_count(node.out.c_max, c, node.groups)
         return nn.GroupNorm(groups, c, eps=node.eps, **kind)
-    padding = node.kernel // 2 + node.ring
+    padding = node.kernel // 2 + node.ring - node.pad_end
     return nn.Conv2d(inputs, c, node.kernel, stride=node.stride, padding=padding, **kind)
 
 

@@ -51,13 +51,14 @@ class SlicedConv2d(SlicedLayer):
         stride: 1 or 2.
         upsample: enlarge the input 2x (nearest neighbour) first.
         ring: convolve one pixel around the image, too.
+        pad_end: have one row and column of zeros less before the image.
         gain: factor on the Xavier-uniform initial weights.
         generator: source of the initial weights; None means torch's default generator.
         kind: device and dtype of the parameters; where missing, the generator's device and
             otherwise torch's defaults, as in torch's own layers.
     """
 
-    SETTINGS = ("stride", "padding", "upsample", "skip_offset")
+    SETTINGS = ("stride", "padding", "pad_end", "upsample", "skip_offset")
 
     def __init__(
         self,
@@ -70,6 +71,7 @@ class SlicedConv2d(SlicedLayer):
         stride: int = 1,
         upsample: bool = False,
         ring: bool = False,
+        pad_end: bool = False,
         gain: float = 1.0,
         generator: Generator | None = None,
         **kind: Any,
@@ -79,7 +81,8 @@ class SlicedConv2d(SlicedLayer):
         self.weight = nn.Parameter(torch.empty(c_out, c_in + c_skip, kernel, kernel, **kind))
         self.bias = nn.Parameter(torch.zeros(c_out, **kind))
         self.stride = stride
-        self.padding = kernel // 2 + ring
+        self.padding = kernel // 2 + ring - pad_end
+        self.pad_end = pad_end
         self.upsample = upsample
         self.skip_offset = c_in if per_source else None
         nn.init.xavier_uniform_(self.weight, gain=gain, generator=generator)
@@ -131,6 +134,7 @@ class SlicedConv2d(SlicedLayer):
             c_in2_offset=None if x2 is None else self.skip_offset,
             upsample=self.upsample,
             accumulate_grad=accumulate_grad,
+            pad_end=self.pad_end,
         )
 
 

@@ -73,7 +73,7 @@ class SlimmableBlock(Block):
                 )
             return SlicedConv2d(
                 c_in, node.out.c_max, node.kernel, **joined, stride=node.stride,
-                upsample=node.enlarges, ring=node.ring,
+                upsample=node.enlarges, ring=node.ring, pad_end=node.pad_end,
                 gain=node.gain, generator=generator,
             )  # fmt: skip
 

@@ -165,6 +165,7 @@ def conv2d_fused(
     shortcut: Shortcut | None = None,
     scale: float = 1.0,
     ring: bool = False,
+    pad_end: bool = False,
     moments: bool = False,
     tickets: Tensor | None = None,
     overlaps: bool = False,
@@ -185,6 +186,7 @@ def conv2d_fused(
         shortcut: a 1x1 convolution of further sources, added to the result; beside one weight only.
         scale: factor on the result with all that is added.
         ring: convolve one pixel around the image, too.
+        pad_end: have one row and column of zeros less before the sources.
         moments: whether `group_norm_apply` will read the result.
         tickets: `make_tickets`'s, which no other launch uses then; None: cleared memory.
         overlaps: the kernel may begin while the one before it ends, which writes no weights.
@@ -199,7 +201,7 @@ def conv2d_fused(
         c_out,
         c_in2_offset,
         stride,
-        weights[0].shape[2] // 2 + ring,
+        weights[0].shape[2] // 2 + ring - pad_end,
         upsample,
         shift,
         residual,
@@ -210,6 +212,7 @@ def conv2d_fused(
         overlaps,
         conv_tf32(x),
         scale,
+        pad_end=pad_end,
     )
     return y, found if moments else None
 
@@ -268,13 +271,13 @@ def group_norm_apply(
 
 
 @register_flop_formula(torch.ops.ddsm_ext.sliced_conv2d_fused)
-def _flops(x, x2, weights, biases, c_out, *numbers, **more) -> int:  # type: ignore[no-untyped-def]
+def _flops(x, x2, weights, *args, out_shape, **more) -> int:  # type: ignore[no-untyped-def]
     """FLOPs (2 x MACs) of all weights and of the shortcut."""
-    total = len(weights) * flops(x, x2, weights[0], None, c_out, *numbers[:4])
-    shortcut = numbers[6]
-    if shortcut:
+    y, _moments = out_shape  # [N, c_out of all weights, H_out, W_out]
+    total = flops(x, x2, weights[0], out_shape=y)
+    if shortcut := args[8]:
         weight, _, source, *second = shortcut
-        total += flops(source, *(second or [None]), weight, None, c_out, numbers[7], 1, 0, False)
+        total += flops(source, *(second or [None]), weight, out_shape=y)
     return total
 
 

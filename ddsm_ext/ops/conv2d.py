@@ -60,6 +60,7 @@ def sliced_conv2d(
     upsample: bool = False,
     accumulate_grad: bool = False,
     algo: str = "auto",
+    pad_end: bool = False,
 ) -> Tensor:
     """Compute `conv2d(x, weight[:c_out, :c_in]) + bias[:c_out]` without copying the slice.
 
@@ -81,6 +82,7 @@ def sliced_conv2d(
             "auto". All but "direct" keep the whole weight rearranged until it changes; "auto"
             therefore weighs them, by a fixed cost model of the shapes, for an `nn.Parameter` only,
             and is "direct" under torch.compile.
+        pad_end: add one more zero row and column at the end, as `F.pad(x, (0, 1, 0, 1))` does.
 
     Returns:
         [N, c_out, H_out, W_out] of x's dtype with channels_last strides.
@@ -88,8 +90,9 @@ def sliced_conv2d(
     Raises:
         TypeError, ValueError: an argument that does not fit, with its value and what is needed.
     """
+    flags = (upsample, accumulate_grad, pad_end)
     c_in2_offset = _check_arguments(
-        x, weight, bias, c_out, stride, padding, x2, c_in2_offset, upsample, accumulate_grad
+        x, weight, bias, c_out, stride, padding, x2, c_in2_offset, *flags
     )
     check_algorithm(_OP, algo, weight, stride, upsample, x.dtype)
     dtype = autocast_dtype(x)
@@ -101,11 +104,11 @@ def sliced_conv2d(
     if not runs_native(_OP, x, needs_grad=training):
         return sliced_conv2d_ref(
             x, weight, bias, c_out, stride=stride, padding=padding,
-            x2=x2, c_in2_offset=c_in2_offset, upsample=upsample,
+            x2=x2, c_in2_offset=c_in2_offset, upsample=upsample, pad_end=pad_end,
         )  # fmt: skip
     # By its name until an eager call resolves it, as the gradients choose for themselves.
     choice = DIRECT if torch.compiler.is_compiling() else algo
-    numbers = (c_out, *window, None, choice, conv_tf32(x))
+    numbers = (c_out, *window, None, choice, conv_tf32(x), pad_end)
     return _call(*tensors, *numbers, needs_grad=training, accumulate_grad=accumulate_grad)
 
 
@@ -120,6 +123,7 @@ def sliced_conv2d_ref(
     x2: Tensor | None = None,
     c_in2_offset: int | None = None,
     upsample: bool = False,
+    pad_end: bool = False,
 ) -> Tensor:
     """Plain-torch `sliced_conv2d`; the arguments mean the same and are not checked."""
     c_in = x.shape[1]
@@ -130,6 +134,8 @@ def sliced_conv2d_ref(
         x = torch.cat([x, x2], dim=1)  # [N, c_in + c_in2, H, W]
     if upsample:
         x = F.interpolate(x, scale_factor=2, mode="nearest")  # [N, c_in, 2H, 2W]
+    if pad_end:
+        x = F.pad(x, (0, 1, 0, 1))
     b = None if bias is None else bias[:c_out].to(x.dtype)
     with uncast(x):
         y = F.conv2d(x, w.to(x.dtype), b, stride=stride, padding=padding)
@@ -147,6 +153,7 @@ def _check_arguments(
     c_in2_offset: Any,
     upsample: Any,
     accumulate_grad: Any,
+    pad_end: Any,
 ) -> int:
     """Check everything that the kernels rely on; return the second source's weight offset."""
     check_tensor(_OP, "x", x, 4)
@@ -166,12 +173,15 @@ def _check_arguments(
             f"need 1 <= c_in <= {weight.shape[1]}"
         )
     check_flag(_OP, "upsample", upsample)
+    check_flag(_OP, "pad_end", pad_end)
     check_accumulate(_OP, accumulate_grad, weight, bias)
-    _check_window(x, k, stride, padding, upsample)
+    _check_window(x, k, stride, padding, upsample, pad_end)
     return check_second_source(_OP, "c_in2_offset", x, x2, c_in2_offset, weight.shape[1])
 
 
-def _check_window(x: Tensor, k: int, stride: Any, padding: Any, upsample: bool) -> None:
+def _check_window(
+    x: Tensor, k: int, stride: Any, padding: Any, upsample: bool, pad_end: bool
+) -> None:
     check_int(_OP, "stride", stride)
     if stride != 1 and stride != 2:
         raise Refusal(f"{_OP}: stride is {stride}, need 1 or 2")
@@ -182,16 +192,18 @@ def _check_window(x: Tensor, k: int, stride: Any, padding: Any, upsample: bool) 
         )
     scale = 2 if upsample else 1
     height, width = x.shape[2], x.shape[3]
-    if height < 1 or width < 1 or min(height, width) * scale + 2 * padding < k:
+    if height < 1 or width < 1 or min(height, width) * scale + 2 * padding + pad_end < k:
         raise Refusal(
             f"{_OP}: x has {height}x{width} pixels (upsample={upsample}, padding={padding}); "
             f"need at least the {k}x{k} kernel"
         )
 
 
-def _output_size(size: int, kernel: int, stride: int, padding: int, upsample: bool) -> int:
+def _output_size(
+    size: int, kernel: int, stride: int, padding: int, upsample: bool, pad_end: bool
+) -> int:
     """Return one side of the output."""
-    return ((2 * size if upsample else size) + 2 * padding - kernel) // stride + 1
+    return ((2 * size if upsample else size) + 2 * padding + pad_end - kernel) // stride + 1
 
 
 @torch.library.register_fake("ddsm_ext::sliced_conv2d")
@@ -205,11 +217,14 @@ def _fake(
     stride: int,
     padding: int,
     upsample: bool,
-    *choice: Any,
+    panels: Any = None,
+    algo: int = DIRECT,
+    tf32: bool = False,
+    pad_end: bool = False,
 ) -> Tensor:
     k = weight.shape[2]
-    height = _output_size(x.shape[2], k, stride, padding, upsample)
-    width = _output_size(x.shape[3], k, stride, padding, upsample)
+    height = _output_size(x.shape[2], k, stride, padding, upsample, pad_end)
+    width = _output_size(x.shape[3], k, stride, padding, upsample, pad_end)
     return empty_nhwc(x, x.shape[0], c_out, height, width)  # [N, c_out, H_out, W_out]
 
 
@@ -247,14 +262,15 @@ def _run(
     _panels: None,
     algo: str,
     tf32: bool,
+    pad_end: bool,
 ) -> Tensor:
     """Run the kernel with the algorithm that `algo` names or that suits the shapes."""
     k = weight.shape[2]
     n, c_in, height, width = x.shape
     problem = ConvProblem(
         n,
-        _output_size(height, k, stride, padding, upsample),
-        _output_size(width, k, stride, padding, upsample),
+        _output_size(height, k, stride, padding, upsample, pad_end),
+        _output_size(width, k, stride, padding, upsample, pad_end),
         c_in if x2 is None else c_in + x2.shape[1],
         c_out,
         k,
@@ -267,15 +283,15 @@ def _run(
         panels = None if algorithm == DIRECT else packed_weight(weight, algorithm)
     except (TypeError, ValueError):  # sizes beyond the choice: the op itself says which
         algorithm, panels = DIRECT, None
-    numbers = (c_out, c_in2_offset, stride, padding, upsample, panels, algorithm, tf32)
-    factors = (factor_beside(x, weight), factor_beside(x, bias))
+    numbers = (c_out, c_in2_offset, stride, padding, upsample, panels, algorithm, tf32, pad_end)
+    tensors = (x, x2, factor_beside(x, weight), factor_beside(x, bias))
     with below_autograd():
-        return torch.ops.ddsm_ext.sliced_conv2d.default(x, x2, *factors, *numbers)
+        return torch.ops.ddsm_ext.sliced_conv2d.default(*tensors, *numbers)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:4])
-    _c_out, ctx.c_in2_offset, *window, _panels, algo, ctx.tf32 = inputs[4:]
+    _c_out, ctx.c_in2_offset, *window, _panels, algo, ctx.tf32, ctx.pad_end = inputs[4:]
     ctx.window = tuple(window)  # stride, padding, upsample
     ctx.algo = algo if isinstance(algo, str) else "direct"
 
@@ -291,7 +307,7 @@ def _grad_source(ctx: Any, grad_y: Tensor, source: Tensor, weight: Tensor, offse
         algorithm = _algorithm(ctx.algo, grad_y, owner, problem, training=True)
     panels = None if algorithm == DIRECT else packed_weight(owner, algorithm, transposed=True)
     factor = factor_beside(grad_y, weight)
-    numbers = (c, offset, height, width, *ctx.window, panels, algorithm, ctx.tf32)
+    numbers = (c, offset, height, width, *ctx.window, panels, algorithm, ctx.tf32, ctx.pad_end)
     return torch.ops.ddsm_ext.sliced_conv2d_grad_x(grad_y, factor, *numbers)
 
 
@@ -312,7 +328,8 @@ def _add_grad_weight(
     owner = weight if ctx.owners[0] is None else ctx.owners[0]
     algorithm = _algorithm(ctx.algo, grad_y, owner, problem, training=True, grad_weight=True)
     torch.ops.ddsm_ext.sliced_conv2d_grad_weight(
-        grad_y, x, x2, ctx.c_in2_offset, *ctx.window, grad_weight, grad_bias, algorithm, ctx.tf32
+        *(grad_y, x, x2, ctx.c_in2_offset, *ctx.window, grad_weight, grad_bias, algorithm),
+        *(ctx.tf32, ctx.pad_end),
     )
 
 
@@ -336,7 +353,7 @@ def _replay(ctx: Any, saved: list[Any], grads: tuple[Tensor, ...]) -> Replayed:
     stride, padding, upsample = ctx.window
     y = sliced_conv2d_ref(
         x, weight, bias, grads[0].shape[1], stride=stride, padding=padding,
-        x2=x2, c_in2_offset=ctx.c_in2_offset, upsample=upsample,
+        x2=x2, c_in2_offset=ctx.c_in2_offset, upsample=upsample, pad_end=ctx.pad_end,
     )  # fmt: skip
     return (y,), dict(enumerate(saved))
 
@@ -351,22 +368,9 @@ def _macs(x: Any, x2: Any, weight: Any, c_out: int, pixels: int) -> int:
     return x[0] * pixels * c_out * c_in * weight[2] * weight[3]
 
 
-def flops(
-    x: Any,
-    x2: Any,
-    weight: Any,
-    bias: Any,
-    c_out: int,
-    c_in2_offset: int,
-    stride: int,
-    padding: int,
-    upsample: bool,
-    *args: Any,
-    **kwargs: Any,
-) -> int:
+def flops(x: Any, x2: Any, weight: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
     """Return a forward call's FLOPs; a multiply-add of an enlarged image counts as one."""
-    height = _output_size(x[2], weight[2], stride, padding, upsample)
-    width = _output_size(x[3], weight[3], stride, padding, upsample)
+    _n, c_out, height, width = out_shape
     return 2 * _macs(x, x2, weight, c_out, height * width)
 
 

@@ -140,6 +140,7 @@ class CudaLayers:
             shortcut=_shortcut(*shortcut) if shortcut else None,
             scale=scale,
             ring=conv.ring,
+            pad_end=conv.pad_end,
             moments=moments,
             tickets=self._tickets,
             overlaps=True,

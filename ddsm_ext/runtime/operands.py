@@ -81,7 +81,8 @@ class ConvWeight:
     """Weights and biases of a convolution, side by side; `skip_offset` as in `SlicedConv2d`.
 
     `resample` is what happens to its input before: None, "up" or "down", by 2 with a filter of
-    `taps`; `ring`: it is taken one pixel around the image, too.
+    `taps`; `ring`: it is taken one pixel around the image, too; `pad_end`: it has one row and
+    column of zeros less before the image.
     """
 
     weights: tuple[Tensor, ...]
@@ -91,6 +92,7 @@ class ConvWeight:
     skip_offset: int | None = None
     taps: int = 2
     ring: bool = False
+    pad_end: bool = False
 
     @property
     def filters(self) -> bool:
@@ -107,8 +109,8 @@ class ConvWeight:
         scale = 2 if self.enlarges else 1
         ring = 2 if self.ring else 0
         return (
-            -(-height * scale // self.stride) + ring,
-            -(-width * scale // self.stride) + ring,
+            -(-(height * scale - self.pad_end) // self.stride) + ring,
+            -(-(width * scale - self.pad_end) // self.stride) + ring,
         )
 
     def fields(self, algorithm: int, joined: JoinedWeights) -> dict[str, Any]:
@@ -183,8 +185,9 @@ def plan_conv2d(
         "out_height": out_height,
         "out_width": out_width,
         "stride": conv.stride,
-        "padding": kernel // 2 + conv.ring,
+        "padding": kernel // 2 + conv.ring - conv.pad_end,
         "scale": scale,
+        "padding_end": kernel // 2 + conv.ring,
     }
     if parts > 1 and kernel > 1:  # else Winograd, which takes one weight, might be chosen
         return Struct("Conv2dShape", shape), DIRECT

@@ -268,6 +268,7 @@ class StepWords:
             layers[0].skip_offset,
             node.taps,
             node.ring,
+            node.pad_end,
         )
 
 

@@ -31,6 +31,7 @@ class Case:
     stride: int = 1
     upsample: bool = False
     ring: bool = False  # one pixel around the image, too
+    pad_end: bool = False  # a row and a column of zeros less before the image
     channels_last: bool = True  # of the weight
     sliced: bool = False  # x is a slice of an image with more channels
     tile: int = 0
@@ -69,9 +70,13 @@ class Case:
     def weight(self, generator: torch.Generator) -> Tensor:
         return self.parameter(normal(generator, *self.active().shape))
 
+    @property
+    def padding(self) -> int:
+        return self.kernel // 2 + self.ring - self.pad_end
+
     def shape(self, x: Tensor) -> emulated.Shape:
-        padding = self.kernel // 2 + self.ring
-        return emulated.shape_of(x, self.kernel, self.stride, padding, self.upsample)
+        window = (self.kernel, self.stride, self.padding, self.upsample)
+        return emulated.shape_of(x, *window, self.pad_end)
 
     def grad_y(self, generator: torch.Generator, shape: emulated.Shape) -> Tensor:
         size = (self.n, self.c_out, shape.out_height, shape.out_width)
@@ -100,7 +105,9 @@ class Case:
     def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         if self.upsample:
             x = F.interpolate(x, scale_factor=2, mode="nearest")
-        return F.conv2d(x, weight, stride=self.stride, padding=self.kernel // 2 + self.ring)
+        if self.pad_end:
+            x = F.pad(x, (0, 1, 0, 1))
+        return F.conv2d(x, weight, stride=self.stride, padding=self.padding)
 
 
 def check_rounded(got: Tensor, exact: Tensor) -> None:

@@ -93,7 +93,7 @@ class Shape(ctypes.Structure):
     _fields_ = [
         (name, c_int64)
         for name in ("images", "height", "width", "out_height", "out_width", "stride", "padding")
-    ] + [("scale", c_int64)]
+    ] + [("scale", c_int64), ("padding_end", c_int64)]
 
 
 class Image(ctypes.Structure):
@@ -301,11 +301,13 @@ def weight_of(tensor: Tensor) -> Weight:
     return Weight(tensor.data_ptr(), DTYPES[tensor.dtype], *tensor.stride(), tensor.size(2))
 
 
-def shape_of(x: Tensor, kernel: int, stride: int, padding: int, upsample: bool) -> Shape:
-    scale = 2 if upsample else 1
+def shape_of(
+    x: Tensor, kernel: int, stride: int, padding: int, upsample: bool, pad_end: bool = False
+) -> Shape:
+    scale, padding_end = 2 if upsample else 1, padding + pad_end
     n, _c, h, w = x.shape
-    out = [(scale * size + 2 * padding - kernel) // stride + 1 for size in (h, w)]
-    return Shape(n, h, w, *out, stride, padding, scale)
+    out = [(scale * size + padding + padding_end - kernel) // stride + 1 for size in (h, w)]
+    return Shape(n, h, w, *out, stride, padding, scale, padding_end)
 
 
 def call(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from graph.descriptions import Described, halved_at_the_end
 from models import network_cases
 
 from ddsm_ext.models import ADMConfig, DhariwalUNetConfig, SongUNetConfig
@@ -20,6 +21,7 @@ CONFIGS = {
     "adm": _ADM,
     # Of improved DDPM: the embedding is added, single convolutions resample.
     "adm-plain": replace(_ADM, scale_shift=False, resample_blocks=False, num_classes=None),
+    "padded-at-the-end": Described(halved_at_the_end),
     "ddpm++": _SONG,
     "ncsn++": replace(_SONG, time_mult=2, fourier=True, aux_residual=True, taps=4, num_classes=5),
     "edm-adm": DhariwalUNetConfig(

@@ -32,6 +32,14 @@ def test_rings_around_images(dtype):
     check_all(Case(dtype=dtype, c=16, c2=8, c_out=24, ring=True))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("height", "width"), [(6, 4), (5, 6), (1, 2)])
+def test_zeros_at_the_end(dtype, height, width):
+    for kernel, stride in ((3, 2), (2, 1), (3, 1)):
+        size = {"height": height + kernel - 2, "width": width + kernel - 2}
+        check_all(Case(dtype=dtype, kernel=kernel, stride=stride, c2=8, pad_end=True, **size))
+
+
 @pytest.mark.parametrize(("kernel", "stride", "upsample"), WINDOWS)
 def test_windows_in_full_precision(kernel, stride, upsample):
     window = {"kernel": kernel, "stride": stride, "upsample": upsample}

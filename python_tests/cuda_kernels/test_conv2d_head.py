@@ -75,6 +75,7 @@ def test_what_is_added_and_moments(dtype, n, height, width):
         {"stride": 2},
         {"upsample": True},
         {"kernel": 1},
+        {"kernel": 2, "pad_end": True},
         {"sliced": True},
         {"tile": 3},
         {"splits": 1},

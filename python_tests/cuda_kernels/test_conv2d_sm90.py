@@ -6,11 +6,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-import torch.nn.functional as F
 from cuda_kernels import conv2d_fused_cases, emulated
 from cuda_kernels.conv2d_cases import Case, check_rounded, run_forward, run_grad_x
 from cuda_kernels.conv2d_fused_cases import Fused
-from torch import Tensor
 
 DTYPES = (torch.bfloat16, torch.float16)
 TILES = (5, 6, 7, 8, 9, 10)  # of 128 or 64 pixels by 128, 64 and 32 channels, and 256 by 128
@@ -47,6 +45,13 @@ def test_tiles(dtype, tile):
 def test_windows(dtype, kernel, stride, height, width):
     size = {"height": height, "width": width, "n": 5}
     check(hopper(dtype=dtype, kernel=kernel, stride=stride, **size))
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(2, 1), (2, 2), (3, 1), (3, 2), (5, 1), (5, 2)])
+@pytest.mark.parametrize(("height", "width"), [(8, 6), (7, 8), (6, 5)])
+def test_zeros_at_the_end(kernel, stride, height, width):
+    size = {"height": height, "width": width, "n": 5}
+    check(hopper(kernel=kernel, stride=stride, pad_end=True, **size))
 
 
 @pytest.mark.parametrize("tile", TILES)
@@ -115,22 +120,17 @@ def test_repeatable():
 
 @dataclass(frozen=True)
 class Padded(Case):
-    """An enlarged image with any padding; Case's keeps its size."""
+    """An image with any padding; Case's keeps its size."""
 
-    padding: int = 0
-
-    def shape(self, x: Tensor) -> emulated.Shape:
-        return emulated.shape_of(x, self.kernel, self.stride, self.padding, upsample=True)
-
-    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
-        large = F.interpolate(x, scale_factor=2, mode="nearest")
-        return F.conv2d(large, weight, stride=self.stride, padding=self.padding)
+    padding: int = 0  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize(("kernel", "padding"), [(1, 0), (2, 0), (2, 1), (3, 0), (3, 2), (5, 2)])
-def test_an_enlarged_image_with_any_padding(kernel, padding):
+@pytest.mark.parametrize("pad_end", [False, True])
+def test_an_enlarged_image_with_any_padding(kernel, padding, pad_end):
     """By whichever path serves it: classes of pixels need an output of twice the size."""
-    check_rounded(*run_forward(Padded(kernel=kernel, padding=padding, height=6, upsample=True)))
+    window = {"kernel": kernel, "padding": padding, "pad_end": pad_end}
+    check_rounded(*run_forward(Padded(height=6, upsample=True, **window)))
 
 
 REFUSED = (

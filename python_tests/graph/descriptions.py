@@ -51,6 +51,16 @@ def body(word: Callable[[Graph, Node, Node], Node]) -> Description:
     return describe
 
 
+def halved_at_the_end(g: Graph) -> None:
+    """Convolutions of stride 2 with zeros behind the image alone, one of them of two sources."""
+    h, _ = begin(g)
+    half = g.conv("first", h, 8, stride=2, pad_end=True)
+    norm = g.norm("norm", (half, g.conv("other", h, 8, stride=2)), silu=True)
+    quarter = g.conv("second", norm, 8, stride=2, pad_end=True)
+    up = g.resample("up2", g.resample("up1", quarter, "up"), "up")
+    end(g, g.conv("back", up, 8, residual=h))
+
+
 def two_blocks(g: Graph) -> None:
     h, time = begin(g)
     for i in range(2):

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
+from graph.descriptions import Described, halved_at_the_end
 from torch.overrides import TorchFunctionMode
 
 from ddsm_ext.bench.conditions import REFERENCE_CIFAR10, WIDTHS
@@ -144,6 +145,14 @@ def test_filters_and_rings_by_hand() -> None:
     assert str(ring) == "3->16 3x3 @18 ring"
     assert ring.in_size == 16
     assert ring.macs == 3 * 16 * 9 * 18 * 18
+
+
+def test_zeros_at_the_end_by_hand() -> None:
+    shapes = op_shapes(Described(halved_at_the_end), 0.5, "conv2d")
+    halves = {str(shape): shape for shape in shapes if shape.pad_end}
+    assert sorted(halves) == ["4+4->4 3x3 @2 /2 pad_end", "4->4 3x3 @4 /2 pad_end"]
+    half = halves["4->4 3x3 @4 /2 pad_end"]
+    assert (half.in_size, half.macs) == (8, 4 * 4 * 9 * 4 * 4)
 
 
 def test_unknown_op_is_named() -> None:

@@ -31,6 +31,14 @@ def ring_at_stride_two(g: Graph, h: Node, time: Node) -> Node:
     return g.resample("r", g.conv("a", h, 8, ring=True, stride=2), "down", taps=4, ring=True)
 
 
+def zeros_at_the_end_of_stride_one(g: Graph, h: Node, time: Node) -> Node:
+    return g.conv("a", h, 8, pad_end=True)
+
+
+def zeros_at_the_end_of_one_tap(g: Graph, h: Node, time: Node) -> Node:
+    return g.resample("r", g.conv("a", h, 8, 1, stride=2, pad_end=True), "up")
+
+
 def parts_beside_a_scale(g: Graph, h: Node, time: Node) -> Node:
     qkv = g.conv("a", h, 8, 1, parts=("q", "k", "v"), scale=0.5)
     return g.conv("out", g.attention("products", qkv), 8)
@@ -76,6 +84,8 @@ def augment_by_itself(g: Graph, h: Node, time: Node) -> Node:
         (ring_without_a_filter, "b: reads a (conv), with a ring; need a convolution without one"),
         (ring_enlarged, "r: reads a ring around the image; need a filter of 4 taps that halves"),
         (ring_at_stride_two, "a: has a ring; need stride 1 and no resample beside it"),
+        (zeros_at_the_end_of_stride_one, "a: pads its end with a 3x3 kernel at stride 1; need 3x3"),
+        (zeros_at_the_end_of_one_tap, "a: pads its end with a 1x1 kernel at stride 2; need 3x3"),
         (parts_beside_a_scale, "a: its scale is 0.5; need a finite number, and one part"),
         (resampled_beside_another_size, "r: its residual is head (conv); need an image of 16 pix"),
         (swapped_in_turn, "row.table: has sines and cosines in turn; need halves"),

@@ -35,6 +35,17 @@ def test_conv_halves_and_doubles() -> None:
     torch.testing.assert_close(up(x, 6), F.conv2d(large, up.weight[:6, :5], up.bias[:6], padding=1))
 
 
+def test_conv_halves_with_zeros_at_the_end() -> None:
+    x = randn(2, 5, 6, 4)
+    for kernel in (3, 5):
+        down = SlicedConv2d(8, 8, kernel, stride=2, pad_end=True).double()
+        before, after = kernel // 2 - 1, kernel // 2
+        padded = F.pad(x, (before, after, before, after))
+        expected = F.conv2d(padded, down.weight[:6, :5], down.bias[:6], stride=2)
+        torch.testing.assert_close(down(x, 6), expected)
+        assert expected.shape[2:] == (3, 2)
+
+
 def test_linear() -> None:
     linear = SlicedLinear(8, 12).double()
     x = randn(3, 5)

@@ -78,6 +78,12 @@ CASES = {
         ((1, 3, 3, 3), (6, 4, 3, 3)),
         1,
     ),
+    "conv2d_padded_at_the_end": Case(
+        lambda x, w: sliced_conv2d(x, w, None, 5, stride=2, pad_end=True),
+        lambda x, w: F.conv2d(F.pad(x, (0, 1, 0, 1)), w[:5, :3], stride=2),
+        ((1, 3, 4, 5), (6, 4, 3, 3)),
+        1,
+    ),
     "linear": Case(
         lambda x, w, b: sliced_linear(x, w, b, 3),
         lambda x, w, b: F.linear(x, w[:3, :4], b[:3]),

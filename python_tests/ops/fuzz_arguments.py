@@ -154,6 +154,7 @@ def conv2d_arguments(draw: st.DrawFn) -> dict[str, Any]:
         "upsample": upsample,
         "accumulate_grad": draw(st.booleans()),
         "algo": draw(st.sampled_from(conv2d_algos(dtype, k, stride, upsample))),
+        "pad_end": draw(st.booleans()),
     }
 
 

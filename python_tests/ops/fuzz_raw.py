@@ -25,24 +25,27 @@ def conv2d_calls(a: dict[str, Any]) -> dict[str, list[Any]]:
     window = [a["stride"], a["padding"], a["upsample"]]
     offset = c if a["c_in2_offset"] is None else a["c_in2_offset"]
     algo = 0 if a["algo"] == "auto" else ALGORITHMS.index(a["algo"])
+    end = [False, a["pad_end"]]  # tf32, pad_end
     forward = [x, x2, weight, bias, a["c_out"], offset, *window, *panels_and_algo(weight, algo)]
+    forward += end
     y = torch.ops.ddsm_ext.sliced_conv2d(*forward)
     grads = [torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)]
     grad_algo = DIRECT if algo == DIRECT_BF16 else algo
     grad_x = [y, weight, c, 0, h, w, *window]
     grad_x += panels_and_algo(weight, DIRECT if a["upsample"] else grad_algo, transposed=True)
+    grad_x += end
     kind = [algo, a["upsample"] and algo == 0, False]
     biases = [weight.new_ones(weight.shape[0]) if bias is None else bias]
     shift = y[:, :, 0, 0].contiguous()
     corner = weight[:, :, :1, :1].contiguous()
     shortcut = [corner, biases[0], y[:, : corner.shape[1]]]
-    # shift, residual, shortcut and its c_in2_offset, moments, tickets, overlaps, tf32
-    wanted = [shift, y, shortcut, 0, True, None, False, False]
+    # shift, residual, shortcut and its c_in2_offset, moments, tickets, overlaps, tf32, gain
+    wanted = [shift, y, shortcut, 0, True, None, False, False, 0.5, a["pad_end"]]
     return {
         "sliced_conv2d": forward,
         "sliced_conv2d_fused": [x, x2, [weight], biases, a["c_out"], offset, *window, *wanted],
         "sliced_conv2d_grad_x": grad_x,
-        "sliced_conv2d_grad_weight": [y, x, x2, offset, *window, *grads, grad_algo],
+        "sliced_conv2d_grad_weight": [y, x, x2, offset, *window, *grads, grad_algo, *end],
         "sliced_conv2d_panels": [weight, *kind, empty_panels(weight, *kind)],
     }
 

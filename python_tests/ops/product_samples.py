@@ -26,12 +26,15 @@ def conv2d_samples() -> Samples:
             x = x.detach().contiguous(memory_format=torch.channels_last)
         window = (stride, kernel // 2, upsample)
         arguments = (x, x2, weight.requires_grad_(), bias if index % 4 else None, 7, 6, *window)
+        # panels, algo, tf32, pad_end
+        choice = (None, 0, False, True) if kernel == 3 and index % 3 == 0 else ()
+        arguments = (*arguments, *choice)
         forward.append(arguments)
         grad_y = torch.ops.ddsm_ext.sliced_conv2d(*arguments).detach()
         plain = (weight.detach(), 5, 0, 4, 6)
-        grad_x.append((grad_y, *plain, *window))
+        grad_x.append((grad_y, *plain, *window, *choice))
         grads = (torch.zeros_like(plain[0]), torch.zeros_like(bias))
-        grad_weight.append((grad_y, x.detach(), x2, 6, *window, *grads))
+        grad_weight.append((grad_y, x.detach(), x2, 6, *window, *grads, *choice[1:]))
     return {
         "sliced_conv2d": forward,
         "sliced_conv2d_grad_x": grad_x,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
+import torch.nn.functional as F
 from ops import op_checks
 from ops.op_checks import FORWARD_RATIO, GRADIENT_RATIO, ISAS, normal, seeded
 from ops.product_samples import WINDOWS, conv2d_samples
@@ -124,6 +127,36 @@ def test_no_padding_and_no_bias():
     check_case((x, None, weight, None), 13, generator)
     check_case((x, None, weight, None), 13, generator, padding=2)
     check_case((x, None, weight, None), 13, generator, stride=2)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_zeros_at_the_end(isa, dtype):
+    """Alone, or one more than before the image; of odd and even sizes."""
+    generator, results = seeded(16), []
+    for kernel, padding, stride in itertools.product((2, 3), (0, 1), (1, 2)):
+        weight, bias = parameters(generator, 40, 40, kernel, dtype)
+        x, x2 = (normal(generator, 2, c, 7, 6, dtype=dtype) for c in (19, 9))
+        options = {"stride": stride, "padding": padding, "c_in2_offset": 27, "pad_end": True}
+        shape = sliced_conv2d_ref(x, weight, None, 33, x2=x2, **options).shape
+        arguments = (x, x2, weight, bias), 33, normal(generator, *shape, dtype=dtype)
+        exact, torchs = exact_and_torch(*arguments, **options)
+        with op_checks.forced_isa(isa):
+            results.append((ours(*arguments, **options), torchs, exact))
+            if dtype == torch.float64:
+                check_case((x, x2, weight, bias), 33, generator, upsample=True, **options)
+    check_results(*(op_checks.pooled(cases) for cases in zip(*results, strict=True)))
+
+
+def test_zeros_at_the_end_alone_at_stride_2():
+    """As diffusers' UNet2DModel(downsample_padding=0) halves an image."""
+    generator = seeded(17)
+    weight, bias = parameters(generator, 24, 20, 3, torch.float64)
+    x = normal(generator, 2, 11, 8, 6, dtype=torch.float64)
+    y = sliced_conv2d(x, weight, bias, 13, stride=2, pad_end=True)
+    exact = F.conv2d(F.pad(x, (0, 1, 0, 1)), weight[:13, :11], bias[:13], stride=2)
+    assert y.shape == (2, 13, 4, 3)
+    torch.testing.assert_close(y, exact, rtol=1e-12, atol=1e-12)
 
 
 def test_larger_kernel():
@@ -343,6 +376,7 @@ BAD = (
     ({"stride": 3}, "stride is 3, need 1 or 2"),
     ({"padding": 3}, "padding is 3, weight has a 3x3 kernel; need 0 <= padding < 3"),
     ({"upsample": 1}, "upsample is 1, need True or False"),
+    ({"pad_end": 1}, "pad_end is 1, need True or False"),
     ({"c_in2_offset": 12}, "c_in2_offset is 12 but x2 is None"),
     ({"x2": torch.ones(2, 10, 6, 5)}, "need 11 <= c_in2_offset <= 10"),
     ({"x2": torch.ones(2, 2, 6, 5), "c_in2_offset": 10}, "c_in2_offset is 10, x has 11"),

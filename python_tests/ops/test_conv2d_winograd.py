@@ -49,6 +49,8 @@ def results(
             w = torch.cat([w, leaves[2][:c_out, offset : offset + x2.shape[1]]], dim=1)
         if options.get("upsample"):
             joined = F.interpolate(joined, scale_factor=2, mode="nearest")
+        if options.get("pad_end"):
+            joined = F.pad(joined, (0, 1, 0, 1))
         y = F.conv2d(joined, w, leaves[3][:c_out], padding=options["padding"])
     grads = torch.autograd.grad(y, [t for t in leaves if t is not None], grad.to(y))
     return [y.detach(), *grads]
@@ -58,7 +60,7 @@ def check(x, x2, weight, bias, c_out, generator, **options) -> None:
     algo = options.pop("algo")
     doubles = [None if t is None else t.double() for t in (x, x2, weight, bias)]
     sides = [s * (2 if options.get("upsample") else 1) for s in x.shape[2:]]
-    grow = 2 * options["padding"] - 2
+    grow = 2 * options["padding"] - 2 + options.get("pad_end", False)
     grad = normal(generator, x.shape[0], c_out, *(s + grow for s in sides), dtype=x.dtype)
     exact = results(*doubles, c_out, grad.double(), **options)
     torchs = results(x, x2, weight, bias, c_out, grad, **options)
@@ -117,6 +119,7 @@ def test_padding(algo, padding):
     generator = seeded(4)
     x, weight, bias = case(generator, 20, 33, 6, 7, torch.float32)
     check(x, None, weight, bias, 33, generator, padding=padding, algo=algo)
+    check(x, None, weight, bias, 33, generator, padding=padding, algo=algo, pad_end=True)
 
 
 @pytest.mark.parametrize("algo", WINOGRAD)

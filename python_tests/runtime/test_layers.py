@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -178,6 +179,23 @@ def test_channels_that_fill_no_vector(isa: str, algorithm: str, dtype: torch.dty
         check(ours.view(N, size, size, c_out).permute(0, 3, 1, 2).to(dtype), exact)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [7, 8])
+def test_stride_two_with_zeros_at_the_end(isa: str, dtype: torch.dtype, size: int):
+    block, steps = Block(dtype, 40, 23, size), Steps(dtype)
+    conv = dataclasses.replace(block.conv(3), stride=2, pad_end=True)
+    with forced_isa(isa):
+        sources = block.sources(steps)
+        y = steps.layers.conv2d(
+            sources, conv, 24, norm=block.norm(steps, sources, film=True), moments=True
+        )
+        ours = steps.run(y)
+    weight = block.active(block.weights[3], 1)[:24].double()
+    padded = F.pad(block.normed(film=True), (0, 1, 0, 1))
+    check(ours, F.conv2d(padded, weight, block.bias[:24].double(), stride=2))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_block_that_halves(dtype: torch.dtype):
     """ADM's: h = conv(down(norm(x))), plus a 1x1 convolution of down(x), plus a shift."""
@@ -296,7 +314,7 @@ def test_odd_sizes_are_not_halved():
 def test_a_field_too_many_or_too_few_is_refused():
     fields = {
         "images": 1, "height": 2, "width": 2, "out_height": 2, "out_width": 2, "stride": 1,
-        "padding": 0, "scale": 1,
+        "padding": 0, "scale": 1, "padding_end": 0,
     }  # fmt: skip
     Struct("Conv2dShape", fields).sketch()
     with pytest.raises(TypeError, match="__init__"):
@@ -312,7 +330,8 @@ def test_a_field_too_many_or_too_few_is_refused():
 @pytest.mark.parametrize("count", [0, 3])
 def test_a_call_of_no_source_or_three_is_refused_by_name(count: int):
     shape = Struct("Conv2dShape", dict.fromkeys(
-        ("images", "height", "width", "out_height", "out_width", "stride", "padding", "scale"), 1
+        ("images", "height", "width", "out_height", "out_width", "stride", "padding", "scale",
+         "padding_end"), 1
     ))  # fmt: skip
     image = Struct("Conv2dImage", dict.fromkeys(
         ("data", "n_stride", "h_stride", "w_stride", "channels", "weight_offset"), 1

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from graph.descriptions import Described, begin, body, end, two_blocks
+from graph.descriptions import Described, begin, body, end, halved_at_the_end, two_blocks
 from torch import Tensor
 
 from ddsm_ext.graph import Graph, Node
@@ -160,8 +160,10 @@ def prediction_beside_the_images(g: Graph) -> None:
     g.conv("tail", g.norm("norm", h), 3, role="fixed", residual=g.inputs["x"])
 
 
-@pytest.mark.parametrize("describe", [prediction_resampled, prediction_beside_the_images])
-def test_other_predictions(describe: Callable[[Graph], None]) -> None:
+@pytest.mark.parametrize(
+    "describe", [prediction_resampled, prediction_beside_the_images, halved_at_the_end]
+)
+def test_other_descriptions(describe: Callable[[Graph], None]) -> None:
     check(built(describe))
 
 

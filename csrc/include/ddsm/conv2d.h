@@ -2,7 +2,7 @@
 //
 //   y[n, o, i, j] = bias[o] + sum over c, r, s of up(x)[n, c, i * stride - padding + r,
 //                                                  j * stride - padding + s] * weight[o, c, r, s]
-// up: nearest-neighbour enlargement by `scale`, 1 or 2. Strides count elements.
+// up: nearest-neighbour enlargement by `scale`, 1 or 2, with zeros around. Strides count elements.
 #pragma once
 
 #include <cstdint>
@@ -30,6 +30,7 @@ struct Conv2dShape {
   int64_t images, height, width;  // of x
   int64_t out_height, out_width;  // of y
   int64_t stride, padding, scale;
+  int64_t padding_end;  // zeros behind the last row and column; `padding` before the first
 };
 
 // How a convolution is computed. kWinograd4 and kWinograd2 are F(4x4, 3x3) and F(2x2, 3x3).

@@ -44,12 +44,16 @@ def compare(op, reference, tensors: list[Tensor | None], relative: float) -> Non
 
 def check_conv2d(dtype: torch.dtype, weight_dtype: torch.dtype) -> None:
     for channels_last in (False, True):
-        for kernel, stride, upsample in ((3, 1, False), (3, 2, False), (1, 1, False), (3, 1, True)):
+        for kernel, stride, upsample, pad_end in (
+            (3, 1, False, False), (3, 2, False, False), (1, 1, False, False),
+            (3, 1, True, False), (3, 2, False, True),
+        ):  # fmt: skip
             weight = normal(24, 32, kernel, kernel, dtype=weight_dtype)
             x, x2 = normal(2, 11, 6, 5, dtype=dtype), normal(2, 8, 6, 5, dtype=dtype)
             if channels_last:
                 weight, x = (t.contiguous(memory_format=torch.channels_last) for t in (weight, x))
-            window = {"stride": stride, "padding": kernel // 2, "upsample": upsample}
+            window = {"stride": stride, "padding": kernel // 2 - pad_end, "upsample": upsample}
+            window["pad_end"] = pad_end
             more = {"c_in2_offset": 16, **window}
             compare(
                 lambda x, x2, w, b, more=more: sliced_conv2d(x, w, b, 13, x2=x2, **more),

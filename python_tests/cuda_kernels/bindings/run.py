@@ -39,6 +39,7 @@ def check_steps_on_hopper(library: ctypes.CDLL) -> None:
     layers.check_all_layers(device)
     steps.check_step("source", 0.5, dtype, dtype, device)
     steps.check_step("reference", 1.0, dtype, dtype, device)
+    steps.check_step("padded-at-the-end", 1.0, dtype, dtype, device)
     steps.check_step("ddpm++", 0.5, dtype, dtype, device)
     steps.check_step("ncsn++", 0.5, dtype, dtype, device)
     library.set_hopper(0)

@@ -81,6 +81,7 @@ def check_steps(device: torch.device) -> None:
         check_step(name, 0.5, bf16, bf16, device)
     check_step("prefix", 0.3, fp32, fp32, device)
     check_step("adm-plain", 0.5, fp32, fp32, device)
+    check_step("padded-at-the-end", 0.5, fp32, fp32, device)
     check_step("adm", 0.5, bf16, fp32, device)
     check_step("source", 1.0, bf16, bf16, device)
     check_step("source", 0.5, bf16, fp32, device)

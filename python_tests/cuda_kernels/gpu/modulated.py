@@ -1,6 +1,6 @@
 """What blocks of other families add, beside float64.
 
-Scale-shift norms, resampling, filters, factors, rings, class labels, frequencies.
+Scale-shift norms, resampling, filters, factors, rings, padding, class labels, frequencies.
 """
 
 from __future__ import annotations
@@ -141,6 +141,19 @@ def scaled(c: int, ring: bool, dtype: torch.dtype) -> Row:
     return compare(what, call, [exact], 2 * TOLERANCE[dtype])
 
 
+def halved_at_the_end(c: int, dtype: torch.dtype) -> Row:
+    """A convolution of stride 2 with zeros behind the image alone."""
+    x, bias = normal(5, c, 16, 16, dtype=dtype), normal(c, dtype=dtype)
+    weight = normal(c, c, 3, 3, dtype=dtype, scale=(9 * c) ** -0.5)
+    padded = F.pad(x.double(), (0, 1, 0, 1))
+    exact = F.conv2d(padded, weight.double(), bias.double(), stride=2)
+
+    def call() -> Sequence[Tensor]:
+        return _fused.conv2d_fused([x], [weight], [bias], c, stride=2, pad_end=True)[:1]
+
+    return compare(f"{c} channels {dtype}, halved", call, [exact], 2 * TOLERANCE[dtype])
+
+
 def frequencies(dtype: torch.dtype) -> Row:
     """Sines and cosines of given frequencies and of those up to the last, sines first."""
     x, f = normal(9, 1, dtype=dtype), normal(32, dtype=torch.float32) * 16
@@ -191,6 +204,7 @@ def modulated_rows() -> list[Row]:
             *(labelled(rows, dtype) for rows in (1, 9, 70)),
             *(filtered(c, up, ring, dtype) for c in (64, 21) for up, ring in WAYS),
             *(scaled(c, ring, dtype) for c in (64, 21) for ring in (False, True)),
+            *(halved_at_the_end(c, dtype) for c in (64, 21)),
             frequencies(dtype),
         )
     ]
