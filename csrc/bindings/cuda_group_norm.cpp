@@ -80,7 +80,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sliced_group_norm(
     const std::optional<Tensor>& shift) {
   const char* op = "sliced_group_norm";
   check_group_norm(op, x, x2, weight, bias, groups, c2_offset);
-  const Modulation modulation(op, scale, shift, x, x2);
+  const Modulation modulation = modulation_of(op, scale, shift, x, x2);
   const DeviceGuard guard(x.get_device_index());
   Forward forward(op, x, x2, weight, bias, groups, c2_offset, eps, silu, modulation, false, true);
   const Moments moments[2] = {};
@@ -117,7 +117,7 @@ std::tuple<Tensor, Tensor> sliced_group_norm_apply(
                   ": moments2 are given but x2 is not; need both or none");
   STD_TORCH_CHECK(!down || (x_any.size(2) % 2 == 0 && x_any.size(3) % 2 == 0), op, ": x has ",
                   x_any.size(2), "x", x_any.size(3), " pixels; need an even height and width");
-  const Modulation modulation(op, scale, shift, x_any, x2_any);
+  const Modulation modulation = modulation_of(op, scale, shift, x_any, x2_any);
   const Moments given[2] = {moments_of(op, moments, x_any),
                             x2_any.has_value() ? moments_of(op, moments2, *x2_any) : Moments{}};
   const DeviceGuard guard(x_any.get_device_index());
@@ -137,7 +137,7 @@ std::tuple<Tensor, Tensor> sliced_group_norm_backward(
   const char* op = "sliced_group_norm_backward";
   check_group_norm(op, x_any, x2_any, weight_any, bias_any, groups, c2_offset);
   check_backward(op, grad_y_any, grad_y2_any, x_any, x2_any, mean, rstd, groups);
-  const Modulation modulation(op, scale, shift, x_any, x2_any);
+  const Modulation modulation = modulation_of(op, scale, shift, x_any, x2_any);
   const DeviceGuard guard(x_any.get_device_index());
   const Tensor weight = dense_param(weight_any), bias = dense_param(bias_any);
   const Tensor x = nhwc(x_any), grad_y = nhwc(grad_y_any);

@@ -26,7 +26,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sliced_group_norm(
     const std::optional<Tensor>& scale, const std::optional<Tensor>& shift) {
   const char* op = "sliced_group_norm";
   check_group_norm(op, x_any, x2_any, weight_any, bias_any, groups, c2_offset);
-  const Modulation modulation(op, scale, shift, x_any, x2_any);
+  const Modulation modulation = modulation_of(op, scale, shift, x_any, x2_any);
   const Tensor weight = dense_param(weight_any);
   const Tensor bias = dense_param(bias_any);
   const Tensor x = nhwc(x_any);
@@ -59,7 +59,7 @@ std::tuple<Tensor, Tensor> sliced_group_norm_backward(
     const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& grad_shift) {
   const char* op = "sliced_group_norm_backward";
   check_group_norm(op, x_any, x2_any, weight_any, bias_any, groups, c2_offset);
-  const Modulation modulation(op, scale, shift, x_any, x2_any);
+  const Modulation modulation = modulation_of(op, scale, shift, x_any, x2_any);
   check_backward(op, grad_y_any, grad_y2_any, x_any, x2_any, mean, rstd, groups);
   const Tensor weight = dense_param(weight_any);
   const Tensor bias = dense_param(bias_any);

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "ddsm/group_norm.h"
-#include "tensor.h"
+#include "norm_args.h"
 
 namespace ddsm::binding {
 
@@ -54,11 +54,6 @@ inline GroupNormArgs group_norm_args(const char* op, const Tensor& x, const Tens
   args.bias = bias.const_data_ptr();
   args.silu = silu;
   return args;
-}
-
-// A parameter [c_max] as the kernels read it: itself unless it is strided.
-inline Tensor dense_param(const Tensor& param) {
-  return param.is_contiguous() ? param : torch::stable::contiguous(param);
 }
 
 // Statistics [N, groups] that belong to x.
@@ -114,17 +109,6 @@ inline void check_backward(const char* op, const Tensor& grad_y,
   check_statistics(op, rstd, x, groups);
 }
 
-inline void* grad_param_data(const char* op, const std::optional<Tensor>& grad,
-                             const Tensor& param) {
-  if (!grad.has_value()) return nullptr;
-  STD_TORCH_CHECK(same_device(*grad, param) && grad->is_contiguous() && grad->dim() == 1 &&
-                      grad->size(0) == param.size(0) &&
-                      grad->scalar_type() == param.scalar_type(),
-                  op, ": a parameter's gradient does not match it; need a contiguous [c_max] of "
-                  "its dtype");
-  return grad->mutable_data_ptr();
-}
-
 inline void add_source_grads(GroupNormArgs& args, const Tensor& x, int64_t param_offset,
                              const Tensor& grad_y, Tensor& grad_x) {
   add_source(args, x, param_offset);
@@ -134,52 +118,11 @@ inline void add_source_grads(GroupNormArgs& args, const Tensor& x, int64_t param
   added.grad_x = grad_x.mutable_data_ptr();
 }
 
-// scale and shift as the kernels read them: rows of adjacent channels, both with one stride.
-struct Modulation {
-  std::optional<Tensor> scale, shift;
-
-  Modulation(const char* op, const std::optional<Tensor>& scale_any,
-             const std::optional<Tensor>& shift_any, const Tensor& x,
-             const std::optional<Tensor>& x2) {
-    STD_TORCH_CHECK(scale_any.has_value() == shift_any.has_value(), op,
-                    ": only one of scale and shift is given; need both or none");
-    if (!scale_any.has_value()) return;
-    const int64_t channels = x.size(1) + (x2.has_value() ? x2->size(1) : 0);
-    check(op, *scale_any, "scale", x, channels);
-    check(op, *shift_any, "shift", x, channels);
-    const bool adjacent = channels == 1 || (scale_any->stride(1) == 1 && shift_any->stride(1) == 1);
-    const bool alike = x.size(0) <= 1 || scale_any->stride(0) == shift_any->stride(0);
-    scale = adjacent && alike ? *scale_any : torch::stable::contiguous(*scale_any);
-    shift = adjacent && alike ? *shift_any : torch::stable::contiguous(*shift_any);
-  }
-
-  void fill(GroupNormArgs& args) const {
-    if (!scale.has_value()) return;
-    args.scale = scale->const_data_ptr();
-    args.shift = shift->const_data_ptr();
-    args.modulation_stride = stride_of(*scale, 0);
-  }
-
- private:
-  static void check(const char* op, const Tensor& row, const char* name, const Tensor& x,
-                    int64_t channels) {
-    STD_TORCH_CHECK(same_device(row, x) && row.scalar_type() == x.scalar_type() &&
-                        row.dim() == 2 && row.size(0) == x.size(0) && row.size(1) == channels,
-                    op, ": ", name, " does not match the sources; need [N, all channels = ",
-                    channels, "] of x's dtype and device");
-  }
-};
-
-// Memory of dL/dscale or dL/dshift; null: not wanted.
-inline void* grad_modulation_data(const char* op, const std::optional<Tensor>& grad,
-                                  const std::optional<Tensor>& of) {
-  if (!grad.has_value()) return nullptr;
-  STD_TORCH_CHECK(of.has_value() && same_device(*grad, *of) && grad->is_contiguous() &&
-                      grad->dim() == 2 && grad->size(0) == of->size(0) &&
-                      grad->size(1) == of->size(1) && grad->scalar_type() == of->scalar_type(),
-                  op, ": the gradient of scale or shift does not match it; need a contiguous "
-                  "[N, all channels] of its dtype");
-  return grad->mutable_data_ptr();
+// scale and shift of both sources' channels as one.
+inline Modulation modulation_of(const char* op, const std::optional<Tensor>& scale,
+                                const std::optional<Tensor>& shift, const Tensor& x,
+                                const std::optional<Tensor>& x2) {
+  return {op, scale, shift, x, x.size(1) + (x2.has_value() ? x2->size(1) : 0)};
 }
 
 }  // namespace ddsm::binding

@@ -75,6 +75,19 @@ STABLE_TORCH_LIBRARY(ddsm_ext, m) {
       "bool silu, Tensor(a!)? grad_weight, Tensor(b!)? grad_bias, Tensor? scale=None, "
       "Tensor? shift=None, Tensor(c!)? grad_scale=None, Tensor(d!)? grad_shift=None) "
       "-> (Tensor, Tensor)");
+  // Of x [N, ..., c], with scale and shift [N, c]: y = affine * (1 + scale) + shift; both or neither.
+  m.def(
+      "sliced_layer_norm(Tensor x, Tensor? weight, Tensor? bias, float eps, Tensor? scale=None, "
+      "Tensor? shift=None) -> (Tensor, Tensor, Tensor)");
+  // overlaps: it may begin while the kernel before it ends. CUDA only, without autograd.
+  m.def(
+      "sliced_layer_norm_apply(Tensor x, Tensor? weight, Tensor? bias, float eps, Tensor? scale, "
+      "Tensor? shift, bool overlaps) -> Tensor");
+  m.def(
+      "sliced_layer_norm_backward(Tensor grad_y, Tensor x, Tensor? weight, Tensor? bias, "
+      "Tensor mean, Tensor rstd, Tensor(a!)? grad_weight, Tensor(b!)? grad_bias, "
+      "Tensor? scale=None, Tensor? shift=None, Tensor(c!)? grad_scale=None, "
+      "Tensor(d!)? grad_shift=None) -> Tensor");
   m.def("sliced_attention(Tensor q, Tensor k, Tensor v, float? scale) -> (Tensor, Tensor)");
   m.def(
       "sliced_attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, "

@@ -192,6 +192,36 @@ void bind_group_norm_apply(py::module_& m) {
            arg("dtype"), arg("y_dtype"), arg("norm"), arg("silu"), arg("resample"));
 }
 
+void bind_layer_norm(py::module_& m) {
+  py::class_<LayerNormArgs>(m, "LayerNormArgs")
+      .def(py::init([](Pointer x, Dtype dtype, int64_t images, int64_t rows, int64_t channels,
+                       Pointer weight, Pointer bias, Dtype param_dtype, double eps, Pointer scale,
+                       Pointer shift, Pointer y, Pointer scratch) {
+             LayerNormArgs args{};
+             args.dtype = dtype_of(dtype);
+             args.param_dtype = dtype_of(param_dtype);
+             args.modulation_dtype = DType::kFloat32;
+             args.images = images;
+             args.rows = rows;
+             args.channels = args.x_row_stride = args.modulation_stride = channels;
+             args.x_image_stride = rows * channels;
+             args.x = pointer(x);
+             args.weight = pointer(weight);
+             args.bias = pointer(bias);
+             args.eps = eps;
+             args.scale = pointer(scale);
+             args.shift = pointer(shift);
+             args.y = pointer(y);
+             args.scratch = pointer(scratch);
+             return args;
+           }),
+           py::kw_only(), arg("x"), arg("dtype"), arg("images"), arg("rows"), arg("channels"),
+           arg("weight"), arg("bias"), arg("param_dtype"), arg("eps"), arg("scale"), arg("shift"),
+           arg("y"), arg("scratch"));
+  m.def("layer_norm_scratch_bytes", &layer_norm_scratch_bytes,
+        "Bytes of the scratch of a call.");
+}
+
 void bind_resample(py::module_& m) {
   py::class_<ResampleArgs>(m, "ResampleArgs")
       .def(py::init([](Pointer x, Dtype dtype, int64_t images, int64_t height, int64_t width,
@@ -272,6 +302,7 @@ void bind_step_plan(py::module_& m) {
   bind_linear(m);
   bind_group_norm_merge(m);
   bind_group_norm_apply(m);
+  bind_layer_norm(m);
   bind_resample(m);
   bind_attention(m);
   py::class_<StepPlan>(m, "StepPlan",
@@ -284,6 +315,7 @@ void bind_step_plan(py::module_& m) {
       .def("add", &add<GroupNormMomentsArgs>)
       .def("add", &add<GroupNormMergeArgs>)
       .def("add", &add<GroupNormApplyArgs>)
+      .def("add", &add<LayerNormArgs>)
       .def("add", &add<ResampleArgs>)
       .def("add", &add<AttentionArgs>)
       .def("run", [](const StepPlan& plan) { run(plan, 0, plan.size()); })

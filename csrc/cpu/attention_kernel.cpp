@@ -49,20 +49,6 @@ inline C largest_of(Vec<C> v) {
   return lanes[0];
 }
 
-template <class C>
-inline double sum_of(Vec<C> v) {
-  C values[Lanes<C>::kCount];
-  double lanes[Lanes<C>::kCount];
-  store(values, v);
-  for (int i = 0; i < Lanes<C>::kCount; ++i) lanes[i] = values[i];
-#pragma GCC unroll 4
-  for (int half = Lanes<C>::kCount / 2; half > 0; half /= 2) {
-#pragma GCC unroll 8
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  }
-  return lanes[0];
-}
-
 // s [padded] holds `count` scores in whole vectors: out, which may begin where s does, becomes
 // exp(scale * s - max); returns the sum of these and the max.
 template <class C, class Out>

@@ -11,6 +11,7 @@
 #include "group_norm_layout.h"
 #include "group_norm_strips.h"
 #include "lanes.h"
+#include "norm_affine.h"
 
 namespace ddsm::DDSM_ISA {
 namespace {
@@ -41,19 +42,8 @@ struct Backward {
   int64_t block_rows(int64_t block) const {
     return smaller(kGroupNormBlockPixels, args.pixels - block * kGroupNormBlockPixels);
   }
-  void add_to_param(void* values, int64_t index, double x) const {
-    if (args.param_dtype == DType::kFloat64) {
-      static_cast<double*>(values)[index] += x;
-    } else if (args.param_dtype == DType::kFloat32) {
-      float* out = static_cast<float*>(values) + index;
-      *out = static_cast<float>(*out + x);
-    } else {
-      Bf16* out = static_cast<Bf16*>(values) + index;
-      from_compute(static_cast<float>(to_compute(*out) + x), out);
-    }
-  }
 
-  GroupNormAffine affine(int64_t index) const {
+  NormAffine affine(int64_t index) const {
     return {value_at(args.weight, args.param_dtype, index),
             value_at(args.bias, args.param_dtype, index)};
   }
@@ -81,7 +71,7 @@ struct Backward {
     const int64_t size = layout.channels / args.groups;
     for_each_channel([&](int64_t c, int64_t index) {
       const int64_t g = c / size;
-      const GroupNormAffine whole = affine(index).modulated(scale_of(n, c), shift_of(n, c));
+      const NormAffine whole = affine(index).modulated(scale_of(n, c), shift_of(n, c));
       coefficient(n, kCoefMean)[c] = mean[g];
       coefficient(n, kCoefRstd)[c] = rstd[g];
       coefficient(n, kCoefGamma)[c] = static_cast<C>(whole.gamma);
@@ -238,20 +228,19 @@ struct Backward {
         beta += factor * sums(n)[c];
         gamma += factor * sums(n)[layout.channels + c];
       }
-      if (args.grad_bias) add_to_param(args.grad_bias, index, beta);
-      if (args.grad_weight) add_to_param(args.grad_weight, index, gamma);
+      if (args.grad_bias) add_at(args.grad_bias, args.param_dtype, index, beta);
+      if (args.grad_weight) add_at(args.grad_weight, args.param_dtype, index, gamma);
     });
   }
 
   void store_modulation_grads(int64_t n) const {
     const double *s1 = sums(n), *s2 = s1 + layout.channels;
-    T* scale = static_cast<T*>(args.grad_scale);
-    T* shift = static_cast<T*>(args.grad_shift);
     for_each_channel([&](int64_t c, int64_t index) {
-      const GroupNormAffine own = affine(index);
+      const NormAffine own = affine(index);
       const int64_t at = n * layout.channels + c;
-      if (scale) from_compute(static_cast<C>(own.gamma * s2[c] + own.beta * s1[c]), scale + at);
-      if (shift) from_compute(static_cast<C>(s1[c]), shift + at);
+      const double scale = own.gamma * s2[c] + own.beta * s1[c];
+      if (args.grad_scale) store_at(args.grad_scale, args.dtype, at, scale);
+      if (args.grad_shift) store_at(args.grad_shift, args.dtype, at, s1[c]);
     });
   }
 

@@ -8,6 +8,7 @@
 
 #include "arithmetic.h"
 #include "group_norm_strips.h"
+#include "norm_affine.h"
 
 namespace ddsm::DDSM_ISA {
 namespace {
@@ -95,9 +96,9 @@ template <class C>
 void apply_modulated(const GroupNormMergeArgs& args, int64_t row, int64_t offset, int64_t channel,
                      int64_t count, C* scale, C* beta) {
   for (int64_t i = 0; i < count; ++i) {
-    const GroupNormAffine affine =
-        GroupNormAffine{value_at(args.weight, args.param_dtype, offset + i),
-                        value_at(args.bias, args.param_dtype, offset + i)}
+    const NormAffine affine =
+        NormAffine{value_at(args.weight, args.param_dtype, offset + i),
+                   value_at(args.bias, args.param_dtype, offset + i)}
             .modulated(value_at(args.scale, args.modulation_dtype, row + channel + i),
                        value_at(args.shift, args.modulation_dtype, row + channel + i));
     scale[i] = static_cast<C>(scale[i] * affine.gamma);

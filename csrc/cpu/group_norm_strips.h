@@ -9,11 +9,6 @@ namespace ddsm::DDSM_ISA {
 // Pixels whose mean the sums of a block are taken around.
 constexpr int64_t kShiftRows = 8;
 
-template <int N>
-struct Number {
-  static constexpr int kValue = N;
-};
-
 // Calls body(Number<vectors>, channel) so that [0, c) is covered by vectors: strips of Strip
 // vectors, then single ones, the last of which overlaps its neighbour. c is at least one vector.
 template <int Strip, class C, class Body>
@@ -198,22 +193,5 @@ static inline void apply_row(const T* x, const C* norm, int64_t stride, int64_t 
   TY* const to[1] = {y};
   apply_pixels<true, Silu>(from, norm, stride, channels, to);
 }
-
-// A parameter or modulation.
-static inline double value_at(const void* values, DType dtype, int64_t index) {
-  if (dtype == DType::kFloat64) return static_cast<const double*>(values)[index];
-  if (dtype == DType::kFloat32) return static_cast<const float*>(values)[index];
-  return to_compute(static_cast<const Bf16*>(values)[index]);
-}
-
-// gamma and beta of a channel.
-struct GroupNormAffine {
-  double gamma, beta;
-
-  // (normalised * gamma + beta) * (1 + scale) + shift is an affine map again.
-  GroupNormAffine modulated(double scale, double shift) const {
-    return {gamma * (1 + scale), beta * (1 + scale) + shift};
-  }
-};
 
 }  // namespace ddsm::DDSM_ISA

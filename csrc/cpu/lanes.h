@@ -20,6 +20,12 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
+// A number that a generic lambda's argument carries to the compiler.
+template <int N>
+struct Number {
+  static constexpr int kValue = N;
+};
+
 struct Bf16 {
   uint16_t bits;
 };
@@ -219,6 +225,21 @@ static inline Vec<float> widened(HalfVec v) {
   store_as(lanes, v);
   return load(lanes);
 #endif
+}
+
+// The sum of the lanes, in double.
+template <class C>
+static inline double sum_of(Vec<C> v) {
+  C values[Lanes<C>::kCount];
+  double lanes[Lanes<C>::kCount];
+  store(values, v);
+  for (int i = 0; i < Lanes<C>::kCount; ++i) lanes[i] = values[i];
+#pragma GCC unroll 4
+  for (int half = Lanes<C>::kCount / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  }
+  return lanes[0];
 }
 
 // Rows become columns, in place: log2(lanes) perfect shuffles of all rows, each of which rotates

@@ -10,6 +10,7 @@ bool call(const LinearsForwardArgs& args) {
 bool call(const GroupNormMomentsArgs& args) { return group_norm_moments(args), true; }
 bool call(const GroupNormMergeArgs& args) { return group_norm_merge(args), true; }
 bool call(const GroupNormApplyArgs& args) { return group_norm_apply(args), true; }
+bool call(const LayerNormArgs& args) { return layer_norm_forward(args), true; }
 bool call(const ResampleArgs& args) { return resample(args), true; }
 bool call(const AttentionArgs& args) { return attention_forward(args), true; }
 

@@ -21,6 +21,8 @@ __getattr__, __dir__, __all__ = attach(
         "sliced_embedding_ref": "embedding",
         "sliced_group_norm": "group_norm",
         "sliced_group_norm_ref": "group_norm",
+        "sliced_layer_norm": "layer_norm",
+        "sliced_layer_norm_ref": "layer_norm",
         "sliced_linear": "linear",
         "sliced_linear_ref": "linear",
         "weights_changed": "_weights",

@@ -184,6 +184,7 @@ _BACKWARD = {
     "sliced_conv2d": ("sliced_conv2d_grad_x", "sliced_conv2d_grad_weight"),
     "sliced_linear": ("sliced_linear_grad_x", "sliced_linear_grad_weight"),
     "sliced_group_norm": ("sliced_group_norm_backward",),
+    "sliced_layer_norm": ("sliced_layer_norm_backward",),
     "sliced_attention": ("sliced_attention_backward",),
     "resample": (),
 }

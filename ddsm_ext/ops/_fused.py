@@ -18,6 +18,7 @@ from ddsm_ext.ops.conv2d import flops
 _OPS = (
     "sliced_conv2d_fused",
     "sliced_group_norm_apply",
+    "sliced_layer_norm_apply",
     "sliced_linear_fused",
     "sinusoidal_embedding",
     "resample",
@@ -270,6 +271,32 @@ def group_norm_apply(
     return (y, y2) if two else (y,)
 
 
+def layer_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *,
+    eps: float,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    overlaps: bool = False,
+) -> Tensor:
+    """Normalise the channels of each row, as `sliced_layer_norm` does.
+
+    Args:
+        x: [N, ..., c].
+        weight, bias: gamma and beta, [c_max], both or neither.
+        eps: added to the variance.
+        scale, shift: [N, c] of x's dtype, both or neither, any row stride: the result is the
+            norm * (1 + scale) + shift.
+        overlaps: the kernel may begin while the one before it ends.
+
+    Returns:
+        [N, ..., c], contiguous.
+    """
+    return torch.ops.ddsm_ext.sliced_layer_norm_apply(x, weight, bias, eps, scale, shift, overlaps)
+
+
 @register_flop_formula(torch.ops.ddsm_ext.sliced_conv2d_fused)
 def _flops(x, x2, weights, *args, out_shape, **more) -> int:  # type: ignore[no-untyped-def]
     """FLOPs (2 x MACs) of all weights and of the shortcut."""
@@ -289,6 +316,7 @@ def _flops_linear(x, weights, biases, c_out, *more, **named) -> int:  # type: ig
 
 @register_flop_formula(torch.ops.ddsm_ext.sinusoidal_embedding)
 @register_flop_formula(torch.ops.ddsm_ext.sliced_group_norm_apply)
+@register_flop_formula(torch.ops.ddsm_ext.sliced_layer_norm_apply)
 def _flops_norm(*shapes, **more) -> int:  # type: ignore[no-untyped-def]
     """0 FLOPs: like PyTorch's own counters, only products count."""
     return 0

@@ -20,9 +20,9 @@ from ddsm_ext.ops._call import (
     check_weight_match,
     empty_nhwc,
     runs_native,
-    shape_text,
 )
-from ddsm_ext.settings import Refusal, TypeRefusal
+from ddsm_ext.ops._norms import check_eps, checked_modulation
+from ddsm_ext.settings import Refusal
 
 _OP = "sliced_group_norm"
 
@@ -48,10 +48,7 @@ def _check(
     check_int(_OP, "groups", groups)
     check_flag(_OP, "silu", silu)
     check_accumulate(_OP, accumulate_grad, weight, bias)
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)):
-        raise TypeRefusal(f"{_OP}: eps is {eps!r}, need a float")
-    if not 0 <= eps < float("inf"):
-        raise Refusal(f"{_OP}: eps is {eps!r}, need 0 <= eps < inf")
+    check_eps(_OP, eps)
     c = x.shape[1]
     if not 1 <= c <= weight.shape[0]:
         raise Refusal(
@@ -152,10 +149,8 @@ def sliced_group_norm(
         Beat GANs on Image Synthesis", sec. 3.1, for scale and shift.
     """
     offset = _check(x, weight, bias, groups, x2, c2_offset, eps, silu, accumulate_grad)
-    if scale is not None or shift is not None:
-        channels = x.shape[1] if x2 is None else x.shape[1] + x2.shape[1]
-        scale = _modulation("scale", scale, x, channels)
-        shift = _modulation("shift", shift, x, channels)
+    channels = x.shape[1] if x2 is None else x.shape[1] + x2.shape[1]
+    scale, shift = checked_modulation(_OP, scale, shift, x, channels)
     training = needs_grad(x, x2, weight, bias, scale, shift)
     if not runs_native(_OP, x, needs_grad=training):
         return sliced_group_norm_ref(
@@ -165,25 +160,6 @@ def sliced_group_norm(
     inputs = (x, x2, weight, bias, groups, offset, eps, silu, scale, shift)
     y, y2, _, _ = _call(*inputs, needs_grad=training, accumulate_grad=accumulate_grad)
     return y if x2 is None else (y, y2)
-
-
-def _modulation(name: str, value: Any, x: Tensor, channels: int) -> Tensor:
-    """Check scale or shift; return it as the kernels read it."""
-    if value is None:
-        raise Refusal(f"{_OP}: {name} is None and the other is not; need scale and shift")
-    check_tensor(_OP, name, value, 2)
-    if value.shape[0] != x.shape[0] or value.shape[1] != channels:
-        raise Refusal(
-            f"{_OP}: {name} has shape {shape_text(value)}, the input {x.shape[0]} images and "
-            f"{channels} channels; need [{x.shape[0]}, {channels}]"
-        )
-    if value.device != x.device:
-        raise Refusal(f"{_OP}: {name} is on {value.device}, x on {x.device}; need one device")
-    if value.dtype != x.dtype:
-        if not torch.is_autocast_enabled(x.device.type):
-            raise TypeRefusal(f"{_OP}: {name} has dtype {value.dtype}, x {x.dtype}; need one dtype")
-        return value.to(x.dtype)
-    return value
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

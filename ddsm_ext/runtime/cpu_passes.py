@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from ddsm_ext import _library
 from ddsm_ext.runtime.operands import Activation, Norm, dtype_number
@@ -113,6 +114,49 @@ class Passes:
             moments=moments,
         )
         return replace(x, moments=moments, block_pixels=_MOMENT_PIXELS)
+
+    def layer_norm(
+        self,
+        x: Activation,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        *,
+        eps: float,
+        scale: Buffer | None = None,
+        shift: Buffer | None = None,
+    ) -> Activation:
+        """Normalise the channels of each pixel.
+
+        Args:
+            x: the input.
+            weight: gamma, [c_max]; None: 1.
+            bias: beta, [c_max]; None where weight is.
+            eps: added to the variance.
+            scale: float32 [N, x.c]: the result is times 1 + scale; None: none.
+            shift: float32, likewise, added then; None where scale is.
+        """
+        y = self.activation(x.c, x.height, x.width)
+        # Without scale and shift all images are one.
+        images = 1 if scale is None else self.images
+        fields = {
+            "x": x.buffer,
+            "dtype": dtype_number(self.dtype),
+            "images": images,
+            "rows": self.images * x.pixels // images,
+            "channels": x.c,
+            "weight": weight,
+            "bias": bias,
+            "param_dtype": dtype_number(torch.float32 if weight is None else weight.dtype),
+            "eps": eps,
+            "scale": scale,
+            "shift": shift,
+            "y": y.buffer,
+            "scratch": None,
+        }
+        sketch = Struct("LayerNormArgs", fields)
+        fields["scratch"] = Buffer(_library.native.layer_norm_scratch_bytes(sketch.sketch()))
+        self.program.add("LayerNormArgs", **fields)
+        return y
 
     def filtered(
         self, sources: tuple[Activation, ...], norm: Norm | None, *, up: bool

@@ -8,7 +8,14 @@ from functools import partial
 
 from torch import Tensor, channels_last
 
-from ddsm_ext.ops._fused import Shortcut, conv2d_fused, group_norm_apply, linear_fused, resample
+from ddsm_ext.ops._fused import (
+    Shortcut,
+    conv2d_fused,
+    group_norm_apply,
+    layer_norm,
+    linear_fused,
+    resample,
+)
 from ddsm_ext.ops.attention import sliced_attention
 from ddsm_ext.runtime.operands import ConvWeight, Linear
 
@@ -163,6 +170,24 @@ class CudaLayers:
             x.tensor, up, taps=taps, ring=ring, residual=added, scale=scale, overlaps=True
         )
         return Activation(y)
+
+    def layer_norm(
+        self,
+        x: Activation,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        *,
+        eps: float,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+    ) -> Activation:
+        """Normalise the channels of each pixel.
+
+        scale, shift: [N, channels], both or neither: the result is the norm * (1 + scale) + shift.
+        """
+        pixels = x.tensor.permute(0, 2, 3, 1)  # [N, height, width, c]
+        y = layer_norm(pixels, weight, bias, eps=eps, scale=scale, shift=shift, overlaps=True)
+        return Activation(y.permute(0, 3, 1, 2))
 
     def repeated(self, x: Activation, count: int) -> Activation:
         """Return `count` blocks of x, each with all of its images, without moments."""

@@ -30,6 +30,7 @@ SOURCES = (
     *(f"conv2d_sm90_{t}.cu" for t in TYPES[:2]),
     "conv2d_sm90.cu",
     "conv2d_head.cu",
+    "layer_norm.cu",
     "linear_fused.cu",
     "resample.cu",
     "sinusoidal_embedding.cu",
@@ -188,6 +189,24 @@ class GroupNormMoments(ctypes.Structure):
     _fields_ = [("data", c_void_p), ("classes", c_int64)]
 
 
+class LayerNormArgs(ctypes.Structure):
+    _fields_ = [
+        *((name, c_int32) for name in ("dtype", "param_dtype", "modulation_dtype")),
+        *((name, c_int64) for name in ("images", "rows", "channels")),
+        ("x", c_void_p),
+        *((name, c_int64) for name in ("x_image_stride", "x_row_stride")),
+        ("grad_y", c_void_p),
+        *((name, c_int64) for name in ("grad_y_image_stride", "grad_y_row_stride")),
+        *((name, c_void_p) for name in ("weight", "bias")),
+        ("eps", ctypes.c_double),
+        *((name, c_void_p) for name in ("scale", "shift")),
+        ("modulation_stride", c_int64),
+        *((name, c_void_p) for name in ("y", "grad_x", "mean", "rstd")),
+        *((name, c_void_p) for name in ("grad_weight", "grad_bias", "grad_scale", "grad_shift")),
+        ("workspace", c_void_p),
+    ]
+
+
 class AttentionTensor(ctypes.Structure):
     _fields_ = [("data", c_void_p)] + [
         (name, c_int64) for name in ("n_stride", "head_stride", "t_stride")
@@ -334,7 +353,7 @@ def call(
     size.restype, run = c_int64, getattr(lib, name)
     run.restype = c_char_p
     workspace = torch.full((int(size(ctypes.byref(args))) // 4,), torch.nan)
-    # GroupNormArgs and AttentionArgs have no options, their workspace is their own.
+    # Arguments without options have a workspace of their own.
     getattr(args, "options", args).workspace = workspace.data_ptr()
     inputs = [tensor for tensor in reads if tensor is not None]
     outputs = [tensor for tensor in (*writes, workspace) if tensor is not None]

@@ -6,6 +6,7 @@
 #include "ddsm/attention_cuda.h"
 #include "ddsm/conv2d_cuda.h"
 #include "ddsm/group_norm_cuda.h"
+#include "ddsm/layer_norm_cuda.h"
 #include "ddsm/linear_fused_cuda.h"
 #include "ddsm/resample_cuda.h"
 #include "ddsm/sinusoidal_embedding_cuda.h"
@@ -78,6 +79,19 @@ const char* group_norm_forward(const ddsm::GroupNormArgs* args,
 }
 const char* group_norm_backward(const ddsm::GroupNormArgs* args) {
   return ddsm::group_norm_backward_cuda(*args, nullptr);
+}
+
+int64_t layer_norm_forward_bytes(const ddsm::LayerNormArgs*) { return 0; }
+int64_t layer_norm_backward_bytes(const ddsm::LayerNormArgs* args) {
+  return ddsm::layer_norm_cuda_scratch_bytes(*args);
+}
+int64_t layer_norm_forward_args_bytes() { return sizeof(ddsm::LayerNormArgs); }
+int64_t layer_norm_backward_args_bytes() { return sizeof(ddsm::LayerNormArgs); }
+const char* layer_norm_forward(const ddsm::LayerNormArgs* args, int overlaps) {
+  return ddsm::layer_norm_forward_cuda(*args, overlaps != 0, nullptr);
+}
+const char* layer_norm_backward(const ddsm::LayerNormArgs* args) {
+  return ddsm::layer_norm_backward_cuda(*args, nullptr);
 }
 
 int64_t attention_forward_bytes(const ddsm::AttentionArgs*) { return 0; }

@@ -48,6 +48,7 @@ INSTRUCTIONS = {
     "conv2d_grad_weight_fp32": ("HMMA", "LDGSTS", "FFMA"),
     "conv2d_head": (*TENSOR_CORES, "FFMA"),
     "resample": ("LDG.E.128", "STG.E.128"),
+    "layer_norm": ("MUFU.RSQ64H", "SHFL.IDX", "LDG.E.128", "STG.E.128"),
     "linear_fused": (*TENSOR_CORES, "FFMA", "LDG.E.128", "MUFU.EX2"),
     "sinusoidal_embedding": ("DFMA",),
     "group_norm": ("MUFU.EX2", "MUFU.RCP", "LDG.E.128", "STG.E.128"),
@@ -101,9 +102,21 @@ def check_resample(kernels: Kernels) -> None:
             assert len(names) <= 200, f"{name}: {len(names)} instructions"
 
 
+def check_layer_norm(kernels: Kernels) -> None:
+    """A row that is kept in registers is read once: all of it before its first sum."""
+    for held in (2, 4, 8):
+        for instance in ("INS_8BFloat16ELi8E", "INS_7Float16ELi8E", "IfLi4E"):
+            (name,) = [k for k in kernels if f"17layer_norm_kernel{instance}Li{held}E" in k]
+            names = [instruction.name for instruction in kernels[name]]
+            before = names[: names.index("SHFL.IDX")]
+            assert before.count("LDG.E.128") == held, f"{name}: not {held} loads"
+            assert names.count("STG.E.128") == held, f"{name}: not {held} stores"
+
+
 # What is checked of a source's kernels beyond INSTRUCTIONS, for each architecture.
 CHECKS: dict[str, Callable[[Kernels], None]] = {
     "group_norm": check_group_norm,
+    "layer_norm": check_layer_norm,
     "resample": check_resample,
 }
 

@@ -35,6 +35,7 @@ def test_ops_beside_fp64_references():
             checks.check_linear,
             checks.check_group_norm,
             checks.check_modulated_group_norm,
+            checks.check_layer_norm,
         ):
             check(torch.float16, torch.float16)
         checks.check_attention(torch.float16)

@@ -16,6 +16,7 @@ from ddsm_ext.ops import (
     sliced_conv2d,
     sliced_embedding,
     sliced_group_norm,
+    sliced_layer_norm,
     sliced_linear,
 )
 
@@ -60,6 +61,15 @@ def _torchs_norm(
     return F.silu(y * (1 + scale[:, :, None, None]) + shift[:, :, None, None])
 
 
+def _layer_norm(x: Tensor, w: Tensor, b: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return sliced_layer_norm(x, w, b, scale=scale, shift=shift, eps=0.01)
+
+
+def _torchs_layer_norm(x: Tensor, w: Tensor, b: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    y = F.layer_norm(x, (5,), w[:5], b[:5], 0.01)
+    return y * (1 + scale[:, None]) + shift[:, None]
+
+
 def _torchs_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ k.transpose(-2, -1) * 0.3).softmax(-1) @ v
 
@@ -92,6 +102,9 @@ CASES = {
     ),
     "group_norm": Case(
         _norm, _torchs_norm, ((2, 4, 3, 3), (2, 2, 3, 3), (8,), (8,), (2, 6), (2, 6))
+    ),
+    "layer_norm": Case(
+        _layer_norm, _torchs_layer_norm, ((2, 3, 5), (8,), (8,), (2, 5), (2, 5))
     ),
     "attention": Case(
         lambda q, k, v: sliced_attention(q, k, v, scale=0.3),

@@ -22,6 +22,7 @@ from ddsm_ext.ops import (
     sliced_conv2d,
     sliced_embedding,
     sliced_group_norm,
+    sliced_layer_norm,
     sliced_linear,
 )
 from ddsm_ext.ops._packed import DIRECT_BF16
@@ -194,6 +195,24 @@ def group_norm_arguments(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @st.composite
+def layer_norm_arguments(draw: st.DrawFn) -> dict[str, Any]:
+    dtype, n, c = draw(FITTING_DTYPES), draw(st.integers(0, 3)), draw(st.integers(1, 20))
+    middle = draw(st.lists(st.integers(0, 5), max_size=2))
+    affine, modulated = draw(st.booleans()), draw(st.booleans())
+    c_max = c + draw(st.integers(0, 3))
+    film = ones(draw, n, 2 * c, dtype=dtype).chunk(2, dim=1) if modulated else (None, None)
+    return {
+        "x": ones(draw, n, *middle, c, dtype=dtype),
+        "weight": ones(draw, c_max, dtype=dtype) if affine else None,
+        "bias": ones(draw, c_max, dtype=dtype) if affine else None,
+        "eps": draw(st.floats(0, 1e30)),
+        "scale": film[0],
+        "shift": film[1],
+        "accumulate_grad": draw(st.booleans()),
+    }
+
+
+@st.composite
 def resample_arguments(draw: st.DrawFn) -> dict[str, Any]:
     sizes = [draw(st.integers(0, limit)) for limit in (2, 9, 4, 4)]
     n, c, h, w = sizes
@@ -239,6 +258,7 @@ OPS: dict[str, tuple[Callable[..., Any], st.SearchStrategy[dict[str, Any]]]] = {
     "sliced_conv2d": (sliced_conv2d, conv2d_arguments()),
     "sliced_embedding": (sliced_embedding, embedding_arguments()),
     "sliced_group_norm": (sliced_group_norm, group_norm_arguments()),
+    "sliced_layer_norm": (sliced_layer_norm, layer_norm_arguments()),
     "sliced_linear": (sliced_linear, linear_arguments()),
 }
 

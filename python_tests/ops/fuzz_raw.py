@@ -98,6 +98,19 @@ def group_norm_calls(a: dict[str, Any]) -> dict[str, list[Any]]:
     }
 
 
+def layer_norm_calls(a: dict[str, Any]) -> dict[str, list[Any]]:
+    given = [a[name] for name in ("x", "weight", "bias")]
+    film = [a["scale"], a["shift"]]
+    forward = [*given, a["eps"], *film]
+    y, mean, rstd = torch.ops.ddsm_ext.sliced_layer_norm(*forward)
+    grads = [None if t is None else torch.ones_like(t) for t in (*given[1:], *film)]
+    return {
+        "sliced_layer_norm": forward,
+        "sliced_layer_norm_apply": [*forward, False],
+        "sliced_layer_norm_backward": [y, *given, mean, rstd, *grads[:2], *film, *grads[2:]],
+    }
+
+
 def resample_calls(a: dict[str, Any]) -> dict[str, list[Any]]:
     more = [a[name] for name in ("taps", "ring", "residual")]
     return {"resample": [a["x"], a["up"], 0.25, False, *more]}
@@ -119,6 +132,7 @@ CALLS: dict[str, Calls] = {
     "sliced_attention": attention_calls,
     "sliced_conv2d": conv2d_calls,
     "sliced_group_norm": group_norm_calls,
+    "sliced_layer_norm": layer_norm_calls,
     "sliced_linear": linear_calls,
 }
 

@@ -189,7 +189,7 @@ def test_empty_images_have_no_gradient():
     ("change", "text"),
     [
         ({"scale": None}, "only one of scale and shift"),
-        ({"shift": torch.ones(3, 15)}, "shift does not match the sources; need .* = 16]"),
+        ({"shift": torch.ones(3, 15)}, "shift does not match the input; need .* = 16]"),
         ({"shift": torch.ones(2, 16)}, "shift does not match"),
         ({"scale": torch.ones(3, 16).double()}, "scale does not match"),
         ({"scale": torch.ones(3, 16, 1)}, "scale does not match"),

@@ -17,6 +17,7 @@ from ddsm_ext.ops import (
     sliced_attention,
     sliced_conv2d,
     sliced_group_norm,
+    sliced_layer_norm,
     sliced_linear,
 )
 
@@ -60,6 +61,7 @@ TOO_LARGE: dict[str, Callable[[], Any]] = {
     "normalised": lambda: sliced_group_norm(
         expanded(2**50, 8, 2, 2), torch.ones(8), torch.ones(8), 2
     ),
+    "rows of channels": lambda: sliced_layer_norm(expanded(2**50, 8, 2), None, None),
     "resampled": lambda: resample(expanded(2**50, 8, 2, 2), True),
 }
 
@@ -153,6 +155,11 @@ def test_images_and_weights_with_any_stride(odd: int, stride: int) -> None:
     ours = sliced_group_norm(odd_strides(pixel, odd), torch.ones(8), torch.zeros(8), 2)
     assert_close(ours, F.group_norm(pixel, 2))
     assert_close(resample(odd_strides(pixel, odd), True), pixel.expand(1, 8, 2, 2))
+    for shape in ((1, 8), (1, 1, 8), (3, 1, 8), (1, 3, 1, 8), (2, 1, 1)):
+        rows = torch.randn(shape)
+        film = odd_strides(torch.zeros(1, 8), odd) if shape[0] == 1 else None
+        ours = sliced_layer_norm(odd_strides(rows, odd), None, None, scale=film, shift=film)
+        assert_close(ours, F.layer_norm(rows, shape[-1:]))
 
 
 @pytest.mark.parametrize("odd", [0, 3, 2**62])
@@ -239,3 +246,9 @@ def test_other_written_arguments_are_contiguous() -> None:
             raw.sliced_group_norm_backward(
                 x, None, x, None, row, row, mean, rstd, 2, 4, False, *grads
             )
+    x = torch.ones(2, 3, 4)
+    _, mean, rstd = raw.sliced_layer_norm(x, row, row, 0.1, film, film)
+    for grads in ((torch.zeros(1).expand(4), None, film, film, None, None),
+                  (None, None, film, film, shared, None)):  # fmt: skip
+        with pytest.raises(RuntimeError, match="need a contiguous"):
+            raw.sliced_layer_norm_backward(x, x, row, row, mean, rstd, *grads)

@@ -8,6 +8,7 @@
 #include "ddsm/attention.h"
 #include "ddsm/conv2d.h"
 #include "ddsm/group_norm.h"
+#include "ddsm/layer_norm.h"
 #include "ddsm/linear.h"
 #include "ddsm/resample.h"
 
@@ -19,7 +20,8 @@ struct LinearsForwardArgs {
 };
 
 using StepCall = std::variant<Conv2dForwardArgs, LinearsForwardArgs, GroupNormMomentsArgs,
-                              GroupNormMergeArgs, GroupNormApplyArgs, ResampleArgs, AttentionArgs>;
+                              GroupNormMergeArgs, GroupNormApplyArgs, LayerNormArgs, ResampleArgs,
+                              AttentionArgs>;
 
 class DDSM_EXPORT StepPlan {
  public:

@@ -9,6 +9,7 @@ from torch import Tensor
 from ddsm_ext.ops.attention import sliced_attention, sliced_attention_ref
 from ddsm_ext.ops.conv2d import sliced_conv2d, sliced_conv2d_ref
 from ddsm_ext.ops.group_norm import sliced_group_norm, sliced_group_norm_ref
+from ddsm_ext.ops.layer_norm import sliced_layer_norm, sliced_layer_norm_ref
 from ddsm_ext.ops.linear import sliced_linear, sliced_linear_ref
 
 
@@ -141,6 +142,27 @@ def check_modulated_group_norm(dtype: torch.dtype, param_dtype: torch.dtype) -> 
             check_close(got, wanted, relative)
 
 
+def check_layer_norm(dtype: torch.dtype, param_dtype: torch.dtype) -> None:
+    """With and without parameters, scale and shift, of rows in any layout."""
+    relative = 1e-5 if dtype == torch.float32 else tolerance(dtype)
+    weight, bias = (normal(40, dtype=param_dtype) for _ in range(2))
+    scale, shift = normal(3, 2 * 19, dtype=dtype).chunk(2, dim=1)  # [N, c] each
+    for x in (
+        normal(3, 19, dtype=dtype),
+        normal(3, 5, 19, dtype=dtype),
+        normal(3, 5, 40, dtype=dtype)[:, 1:4, :19],
+        normal(3, 19, 2, 4, dtype=dtype).permute(0, 2, 3, 1),  # [N, H, W, c]
+    ):
+        for affine in ((weight, bias), (None, None)):
+            compare(sliced_layer_norm, sliced_layer_norm_ref, [x, *affine], relative)
+            compare(
+                lambda x, w, b, s, t: sliced_layer_norm(x, w, b, scale=s, shift=t),
+                lambda x, w, b, s, t: sliced_layer_norm_ref(x, w, b, scale=s, shift=t),
+                [x, *affine, scale, shift],
+                relative,
+            )
+
+
 def check_attention(dtype: torch.dtype) -> None:
     relative = 1e-5 if dtype == torch.float32 else tolerance(dtype)
     fused = normal(2, 20, 3, 3 * 16, dtype=dtype)  # [N, T, heads, 3 d]
@@ -173,6 +195,8 @@ def check_float64_is_refused() -> None:
         torch.ops.ddsm_ext.sliced_conv2d(x, None, weight, None, 6, 4, 1, 0, False)
     with pytest.raises(RuntimeError, match="q is float64; the CUDA kernel needs float32"):
         torch.ops.ddsm_ext.sliced_attention(x, x, x, None)
+    with pytest.raises(RuntimeError, match="x is float64; the CUDA kernel needs float32"):
+        torch.ops.ddsm_ext.sliced_layer_norm(x, None, None, 1e-5)
 
 
 def to_tf32(value: Tensor) -> Tensor:
@@ -232,7 +256,8 @@ def check_all() -> None:
     check_a_choice_can_be_forced()
     for dtype in (torch.float32, torch.bfloat16):
         check_attention(dtype)
-    for check in (check_conv2d, check_linear, check_group_norm, check_modulated_group_norm):
+    norms = (check_group_norm, check_modulated_group_norm, check_layer_norm)
+    for check in (check_conv2d, check_linear, *norms):
         check(torch.float32, torch.float32)
         check(torch.bfloat16, torch.bfloat16)
         check(torch.bfloat16, torch.float32)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from cuda_kernels.bindings.checks import check_close, normal, tolerance
 from torch import Tensor
 
+from ddsm_ext.ops.layer_norm import sliced_layer_norm_ref
 from ddsm_ext.runtime.cuda_layers import Activation, CudaLayers
 from ddsm_ext.runtime.operands import ConvWeight, Linear
 
@@ -106,9 +107,34 @@ def check_labels(device: torch.device, dtype: torch.dtype) -> None:
     check_close(y, F.silu(exact + rows.double()), tolerance(dtype))
 
 
+def check_layer_norms(device: torch.device, dtype: torch.dtype) -> None:
+    """Of the pixels of an image, with and without parameters, scale and shift."""
+    run = CudaLayers()
+    with device:
+        x, eye = normal(2, C, 6, 4, dtype=dtype), torch.eye(C)[:, :, None, None].to(dtype)
+        embedding = normal(2, 16, dtype=dtype)
+        project = Linear(normal(2 * C, 16, dtype=dtype), normal(2 * C, dtype=dtype), 2 * C)
+        gamma, beta, zero = normal(32, dtype=dtype), normal(32, dtype=dtype), torch.zeros(C)
+    source = run.conv2d((Activation(x),), ConvWeight((eye,), (zero.to(dtype),)), C)
+    (both,) = run.linears(embedding, 16, [project])
+    scale, shift = both.chunk(2, dim=1)  # [N, C] each
+    for affine in ((gamma, beta), (None, None)):
+        for film in ((scale, shift), (None, None)):
+            y = run.layer_norm(source, *affine, eps=1e-6, scale=film[0], shift=film[1])
+            assert y.moments is None
+            assert y.tensor.is_contiguous(memory_format=torch.channels_last)
+            wide = [None if t is None else t.double() for t in (*affine, *film)]
+            exact = sliced_layer_norm_ref(
+                source.tensor.double().permute(0, 2, 3, 1), *wide[:2], eps=1e-6, scale=wide[2],
+                shift=wide[3],
+            )  # fmt: skip
+            check_close(y.tensor, exact.permute(0, 3, 1, 2), tolerance(dtype))
+
+
 @torch.no_grad()
 def check_all_layers(device: torch.device) -> None:
     for dtype in (torch.float32, torch.bfloat16):
+        check_layer_norms(device, dtype)
         check_resampled_convolutions(device, dtype)
         check_resampled_paths_beside(device, dtype)
         check_resampled_activations(device, dtype)

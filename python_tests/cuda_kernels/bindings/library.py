@@ -16,7 +16,9 @@ from cuda_kernels import emulated
 import ddsm_ext
 
 HERE = Path(__file__).parent
-OPS = ("attention", "conv2d", "group_norm", "linear", "resample", "sinusoidal_embedding")
+OPS = (
+    "attention", "conv2d", "group_norm", "layer_norm", "linear", "resample", "sinusoidal_embedding",
+)  # fmt: skip
 
 
 def build(folder: Path) -> Path:

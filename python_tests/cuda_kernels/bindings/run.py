@@ -58,8 +58,8 @@ def main() -> None:
     faults = [row for row in rows if row["fault"]]
     assert not faults, faults
     check_steps_on_hopper(ctypes.CDLL(sys.argv[1]))
-    ops = ("resample", "sliced_attention", "sliced_conv2d", "sliced_linear", "sliced_group_norm")
-    for name in ops:
+    sliced = ("attention", "conv2d", "linear", "group_norm", "layer_norm")
+    for name in ("resample", *(f"sliced_{op}" for op in sliced)):
         check_random_raw_calls(name, 100)
 
 

@@ -146,8 +146,8 @@ def check_scale_shift_and_halving(device: torch.device) -> None:
     call = [x, x2], (None, None), gamma, beta, 4
     for more, message in (
         ({"scale": scale}, "only one of scale and shift is given"),
-        ({"scale": scale[:, :19], "shift": shift}, "scale does not match the sources"),
-        ({"scale": scale, "shift": shift.double()}, "shift does not match the sources"),
+        ({"scale": scale[:, :19], "shift": shift}, "scale does not match the input"),
+        ({"scale": scale, "shift": shift.double()}, "shift does not match the input"),
     ):
         with pytest.raises(RuntimeError, match=f"sliced_group_norm_apply: {message}"):
             group_norm_apply(*call, **more, **norm)
