@@ -68,7 +68,7 @@ Conv2dPanels panels_of(const char* op, const std::optional<Tensor>& panels, cons
   STD_TORCH_CHECK(panels->scalar_type() == ScalarType::Float && panels->is_contiguous() &&
                       panels->numel() == ddsm::conv2d_panel_floats(weight.size(2), weight.size(0),
                                                                    weight.size(1), algo, scale,
-                                                                   transposed),
+                                                                   transposed, false),
                   op, ": panels were made for another weight, algorithm or instruction set");
   result.data = panels->const_data_ptr();
   return result;
@@ -161,25 +161,31 @@ void sliced_conv2d_grad_weight(const Tensor& grad_y, const Tensor& x,
   check_memory(op, ddsm::conv2d_grad_weight(args));
 }
 
-void sliced_conv2d_panels(const Tensor& weight, int64_t algo, bool upsample, bool transposed,
-                          const Tensor& panels) {
+void sliced_conv2d_panels(const Tensor& weights, int64_t algo, bool upsample, bool transposed,
+                          const Tensor& panels, bool glu) {
   const char* op = "sliced_conv2d_panels";
+  STD_TORCH_CHECK(!glu || (weights.dim() == 5 && weights.size(0) == 2), op,
+                  ": weight is not [2, c_out_max, c_in_max, k, k]");
+  check_elements(op, "weight", weights);
+  const Tensor weight = glu ? torch::stable::select(weights, 0, 0) : weights;
   check_weight(op, weight);
   const DType dtype = dtype_of(weight, op);
   STD_TORCH_CHECK(dtype == DType::kFloat32 || dtype == DType::kBFloat16, op,
                   ": weight is not float32 or bfloat16");
   STD_TORCH_CHECK(weight.numel() > 0 && weight.size(2) <= ddsm::kLargestPanelKernel &&
-                      !((algo == 0 || algo == 3) && transposed) && !(algo == 3 && upsample),
+                      !((algo == 0 || algo == 3) && transposed) && !(algo == 3 && upsample) &&
+                      !(glu && algo != 0 && algo != 3),
                   op, ": no panels of this kind");
-  const Conv2dWeight from = weight_of(op, weight);
+  Conv2dWeight from = weight_of(op, weight);
+  if (glu) from.block_stride = weights.stride(0);
   const Conv2dAlgo kind = algo_of(op, algo, weight.size(2), dtype);
   const int64_t c_out = weight.size(0), c_in = weight.size(1), scale = upsample ? 2 : 1;
   STD_TORCH_CHECK(
       panels.scalar_type() == ScalarType::Float && panels.is_contiguous() &&
           panels.numel() ==
-              ddsm::conv2d_panel_floats(from.kernel, c_out, c_in, kind, scale, transposed),
+              ddsm::conv2d_panel_floats(from.kernel, c_out, c_in, kind, scale, transposed, glu),
       op, ": panels is not a float32 tensor of conv2d_panel_floats elements");
-  ddsm::conv2d_make_panels(from, c_out, c_in, kind, scale, transposed,
+  ddsm::conv2d_make_panels(from, c_out, c_in, kind, scale, transposed, glu,
                            panels.mutable_data_ptr());
 }
 

@@ -67,12 +67,12 @@ void bind_conv2d_choice(py::module_& m) {
     return static_cast<int32_t>(conv2d_choose(problem, conv2d_costs(), conv2d_grain()));
   });
   m.def("conv2d_panel_floats", [](int64_t c_out_max, int64_t c_in_max, int64_t kernel,
-                                  int32_t algo, bool upsample, bool transposed) {
+                                  int32_t algo, bool upsample, bool transposed, bool glu) {
     const int64_t floats =
         algo < 0 || algo > 3 ? -1
                              : conv2d_panel_floats(kernel, c_out_max, c_in_max,
                                                    static_cast<Conv2dAlgo>(algo),
-                                                   upsample ? 2 : 1, transposed);
+                                                   upsample ? 2 : 1, transposed, glu);
     if (floats < 0) {
       throw py::value_error("conv2d_panel_floats: no panels of algo " + std::to_string(algo) +
                             " for a weight [" + std::to_string(c_out_max) + ", " +
@@ -80,7 +80,8 @@ void bind_conv2d_choice(py::module_& m) {
                             std::to_string(kernel) + "]");
     }
     return floats;
-  });
+  }, arg("c_out_max"), arg("c_in_max"), arg("kernel"), arg("algo"), arg("upsample"),
+        arg("transposed"), arg("glu") = false);
   m.def("conv2d_moment_pixels", [](const Conv2dShape& shape, int32_t algo) {
     return conv2d_moment_pixels(shape, static_cast<Conv2dAlgo>(algo));
   });

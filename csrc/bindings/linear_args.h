@@ -1,4 +1,5 @@
-// What the CPU and the CUDA bindings of sliced_linear share: checks, and tensors as matrices.
+// What the CPU and the CUDA bindings of sliced_linear share: checks, and tensors as matrices. The
+// matrices also are those of sliced_activation.
 #pragma once
 
 #include <vector>
@@ -7,21 +8,49 @@
 
 namespace ddsm::binding {
 
-// x [..., c] beside a weight whose `dimension` meets c.
-inline void check_matrix(const char* op, const Tensor& x, const Tensor& weight,
-                         int64_t dimension) {
-  STD_TORCH_CHECK(x.dim() >= 1 && weight.dim() == 2, op, ": need x [..., c] and a matrix weight");
-  check_same_device(op, x, weight);
-  const int64_t width = x.size(x.dim() - 1), most = weight.size(dimension);
-  STD_TORCH_CHECK(width >= 1 && width <= most, op, ": ", width,
-                  " features do not match weight, need 1 to ", most);
-  check_elements(op, "x", x);
+// Of a weight [c_out_max, c_in_max], or [blocks, c_out_max, c_in_max].
+struct WeightSizes {
+  int64_t blocks, c_out_max, c_in_max;
+};
+
+inline WeightSizes weight_sizes(const char* op, const Tensor& weight) {
+  const int64_t dims = weight.dim();
+  STD_TORCH_CHECK(dims == 2 || dims == 3, op, ": weight has ", dims, " dimensions; need 2 or 3");
+  const int64_t blocks = dims == 3 ? weight.size(0) : 1;
+  STD_TORCH_CHECK(blocks >= 1 && blocks <= kMostBlocks, op, ": weight has ", blocks,
+                  " blocks; need 1 to ", kMostBlocks);
   check_elements(op, "weight", weight);
+  return {blocks, weight.size(dims - 2), weight.size(dims - 1)};
 }
 
-inline void check_c_in(const char* op, int64_t c_in, const Tensor& weight) {
-  STD_TORCH_CHECK(c_in >= 1 && c_in <= weight.size(1), op, ": c_in is ", c_in, ", weight has ",
-                  weight.size(1), " input features");
+// x [..., blocks * c] beside a weight that has at most `most` for c; returns c.
+inline int64_t check_columns(const char* op, const Tensor& x, const Tensor& weight, int64_t blocks,
+                             int64_t most) {
+  STD_TORCH_CHECK(x.dim() >= 1, op, ": a matrix has no dimension; need [..., c]");
+  check_same_device(op, x, weight);
+  const int64_t width = x.size(x.dim() - 1), c = width / blocks;
+  STD_TORCH_CHECK(c >= 1 && c <= most && c * blocks == width, op, ": ", width,
+                  " features do not match weight; need 1 to ", most, " for each of ", blocks,
+                  " blocks");
+  check_elements(op, "x", x);
+  return c;
+}
+
+// A count of outputs or inputs of a weight that has `most`.
+inline void check_count(const char* op, const char* name, int64_t count, int64_t most) {
+  STD_TORCH_CHECK(count >= 1 && count <= most, op, ": ", name, " is ", count,
+                  ", weight has ", most, "; need 1 <= ", name, " <= ", most);
+}
+
+// A bias, or its gradient, of all rows of a weight.
+inline void check_block_bias(const char* op, const std::optional<Tensor>& bias,
+                             const Tensor& weight) {
+  if (!bias.has_value()) return;
+  check_same_device(op, weight, *bias);
+  std::vector<int64_t> sizes = sizes_of(weight);
+  sizes.pop_back();
+  STD_TORCH_CHECK(sizes_of(*bias) == sizes && bias->scalar_type() == weight.scalar_type(), op,
+                  ": bias is not ", list_text(sizes), " of weight's dtype");
 }
 
 inline void check_same_rows(const char* op, const Tensor& grad_y, const Tensor& x) {

@@ -9,9 +9,10 @@ STABLE_TORCH_LIBRARY(ddsm_ext, m) {
       "sliced_conv2d(Tensor x, Tensor? x2, Tensor weight, Tensor? bias, SymInt c_out, "
       "SymInt c_in2_offset, SymInt stride, SymInt padding, bool upsample, Tensor? panels=None, "
       "int algo=0, bool tf32=False, bool pad_end=False) -> Tensor");
+  // glu: of a weight [2, c_out_max, c_in_max, k, k], values' and gate halves', to be read by geglu.
   m.def(
       "sliced_conv2d_panels(Tensor weight, int algo, bool upsample, bool transposed, "
-      "Tensor(a!) panels) -> ()");
+      "Tensor(a!) panels, bool glu=False) -> ()");
   m.def(
       "sliced_conv2d_grad_x(Tensor grad_y, Tensor weight, SymInt c_in, SymInt c_in_offset, "
       "SymInt height, SymInt width, SymInt stride, SymInt padding, bool upsample, "
@@ -30,15 +31,23 @@ STABLE_TORCH_LIBRARY(ddsm_ext, m) {
       "Tensor? residual, Tensor[] shortcut, int shortcut_c_in2_offset, bool moments, "
       "Tensor? tickets, bool overlaps, bool tf32, float gain=1.0, bool pad_end=False) "
       "-> (Tensor, Tensor)");
+  // residual + gate * the activation of the product with a weight [c_out_max, c_in_max], or of those
+  // with [B, c_out_max, c_in_max], side by side. activation: the number of an Activation.
   m.def(
-      "sliced_linear(Tensor x, Tensor weight, Tensor? bias, SymInt c_out, bool tf32=False) "
-      "-> Tensor");
+      "sliced_linear(Tensor x, Tensor weight, Tensor? bias, SymInt c_out, bool tf32=False, "
+      "int activation=0, Tensor? gate=None, Tensor? residual=None) -> Tensor");
   m.def(
       "sliced_linear_grad_x(Tensor grad_y, Tensor weight, SymInt c_in, bool tf32=False) "
       "-> Tensor");
   m.def(
       "sliced_linear_grad_weight(Tensor grad_y, Tensor x, Tensor(a!) grad_weight, "
       "Tensor(b!)? grad_bias, bool tf32=False) -> ()");
+  m.def(
+      "sliced_activation(Tensor z, int activation, Tensor? gate=None, Tensor? residual=None) "
+      "-> Tensor");
+  m.def(
+      "sliced_activation_backward(Tensor grad_y, Tensor z, int activation, Tensor? gate, "
+      "Tensor(a!)? grad_gate) -> Tensor");
   // Weights side by side, each with a bias and its count of outputs, whose columns of the result
   // begin at multiples of 8; act is SiLU or nothing. shift: of one weight's outputs, added before
   // act. CUDA only, without autograd.

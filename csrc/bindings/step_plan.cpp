@@ -62,9 +62,9 @@ void bind_conv2d(py::module_& m) {
       .def(py::init([](const Conv2dShape& shape, const std::vector<Conv2dImage>& sources,
                        Dtype weight_dtype, int32_t kernel, int32_t algo, Pointer panels,
                        int64_t c_out_max, int64_t c_in_max, Pointer bias, Pointer norm,
-                       bool norm_silu, Pointer shift, Pointer residual, int64_t residual_scale,
-                       double gain, Pointer y, Dtype y_dtype, int64_t c_out, int64_t parts,
-                       Pointer moments) {
+                       bool norm_silu, Pointer shift, int32_t activation, Pointer gate,
+                       Pointer residual, int64_t residual_scale, double gain, Pointer y,
+                       Dtype y_dtype, int64_t c_out, int64_t parts, Pointer moments) {
              Conv2dForwardArgs args{};
              args.shape = shape;
              Conv2dImage images[2] = {};
@@ -79,6 +79,8 @@ void bind_conv2d(py::module_& m) {
              args.norm = pointer<float>(norm);
              args.norm_silu = norm_silu;
              args.shift = pointer<float>(shift);
+             args.activation = static_cast<Activation>(activation);
+             args.gate = pointer<float>(gate);
              args.residual = pointer(residual);
              args.residual_scale = residual_scale;
              args.gain = gain;
@@ -91,22 +93,31 @@ void bind_conv2d(py::module_& m) {
            }),
            py::kw_only(), arg("shape"), arg("sources"), arg("weight_dtype"), arg("kernel"),
            arg("algo"), arg("panels"), arg("c_out_max"), arg("c_in_max"), arg("bias"), arg("norm"),
-           arg("norm_silu"), arg("shift"), arg("residual"), arg("residual_scale"), arg("gain"),
-           arg("y"), arg("y_dtype"), arg("c_out"), arg("parts"), arg("moments"));
+           arg("norm_silu"), arg("shift"), arg("activation"), arg("gate"), arg("residual"),
+           arg("residual_scale"), arg("gain"), arg("y"), arg("y_dtype"), arg("c_out"),
+           arg("parts"), arg("moments"));
 }
 
 void bind_linear(py::module_& m) {
   py::class_<LinearForwardArgs>(m, "LinearForwardArgs")
       .def(py::init([](Pointer x, int64_t rows, int64_t c_in, int64_t x_row_stride, Pointer weight,
-                       Dtype weight_dtype, int64_t weight_stride, Pointer bias, Pointer shift,
+                       Dtype weight_dtype, int64_t weight_stride, Pointer bias, Pointer residual,
                        Pointer y, Dtype y_dtype, int64_t c_out) {
-             return LinearForwardArgs{
-                 pointer(x),    rows,           c_in,       x_row_stride,
-                 {pointer(weight), dtype_of(weight_dtype), weight_stride, 1},
-                 pointer(bias), pointer(shift), pointer(y), dtype_of(y_dtype), c_out};
+             LinearForwardArgs args{};
+             args.x = pointer(x);
+             args.rows = rows;
+             args.c_in = c_in;
+             args.x_row_stride = x_row_stride;
+             args.weight = {pointer(weight), dtype_of(weight_dtype), weight_stride, 1};
+             args.bias = pointer(bias);
+             args.residual = pointer(residual);
+             args.y = pointer(y);
+             args.y_dtype = dtype_of(y_dtype);
+             args.y_row_stride = args.c_out = c_out;
+             return args;
            }),
            py::kw_only(), arg("x"), arg("rows"), arg("c_in"), arg("x_row_stride"), arg("weight"),
-           arg("weight_dtype"), arg("weight_stride"), arg("bias"), arg("shift"), arg("y"),
+           arg("weight_dtype"), arg("weight_stride"), arg("bias"), arg("residual"), arg("y"),
            arg("y_dtype"), arg("c_out"));
   py::class_<LinearsForwardArgs>(m, "LinearsForwardArgs")
       .def(py::init([](std::vector<LinearForwardArgs> layers) {

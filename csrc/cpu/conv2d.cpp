@@ -42,7 +42,8 @@ GemmSource source_of(const Conv2dImage& image, int64_t height, int64_t width) {
 // Lanes run over output channels, depth over input channels.
 GemmWeight forward_weight(const Conv2dWeight& weight) {
   return {weight.data,     weight.out_stride, weight.in_stride,
-          weight.r_stride, weight.s_stride,   weight.kernel};
+          weight.r_stride, weight.s_stride,   weight.kernel,
+          weight.kernel * weight.kernel,      weight.block_stride};
 }
 
 // A phase of an image with the given strides in elements.
@@ -66,8 +67,9 @@ DType compute_of(DType dtype) {
 int64_t panel_lanes() { return DDSM_CALL_VARIANT(gemm_tile_shape, DType::kFloat32).lanes; }
 
 // Floats of one tap's or frequency's panels.
-int64_t panel_floats(int64_t lanes, int64_t depth) {
-  return round_up(lanes, panel_lanes()) * depth;
+int64_t panel_floats(int64_t lanes, int64_t depth, bool glu = false) {
+  const int64_t width = glu ? panel_lanes() / 2 : panel_lanes();
+  return ceil_div(lanes, width) * panel_lanes() * depth;
 }
 
 // F(m x m, 3 x 3) from an image of in_height x in_width (times scale) to height x width.
@@ -140,17 +142,17 @@ int64_t conv2d_moment_pixels(const Conv2dShape& shape, Conv2dAlgo algo) {
 }
 
 int64_t conv2d_panel_floats(int64_t kernel, int64_t c_out_max, int64_t c_in_max, Conv2dAlgo algo,
-                            int64_t scale, bool transposed) {
+                            int64_t scale, bool transposed, bool glu) {
   if (kernel < 1 || kernel > kLargestPanelKernel || c_out_max < 1 || c_in_max < 1 ||
       checked_product({kernel, kernel, c_out_max, c_in_max}) < 0 ||
-      (is_winograd(algo) && kernel != 3)) {
+      (is_winograd(algo) && (kernel != 3 || glu))) {
     return -1;
   }
   if (algo == Conv2dAlgo::kDirectBf16) {  // two to a float
-    return kernel * kernel * panel_floats(c_out_max, ceil_div(c_in_max, 2));
+    return kernel * kernel * panel_floats(c_out_max, ceil_div(c_in_max, 2), glu);
   }
   const int64_t one = transposed ? panel_floats(c_in_max, c_out_max)
-                                 : panel_floats(c_out_max, c_in_max);
+                                 : panel_floats(c_out_max, c_in_max, glu);
   if (is_winograd(algo)) return (tile_of(algo) + 2) * (tile_of(algo) + 2) * one;
   int64_t taps = 0;
   for (const Conv2dPhase& phase : plan_panels(kernel, scale)) taps += phase.taps.size();
@@ -158,8 +160,9 @@ int64_t conv2d_panel_floats(int64_t kernel, int64_t c_out_max, int64_t c_in_max,
 }
 
 void conv2d_make_panels(const Conv2dWeight& weight, int64_t c_out_max, int64_t c_in_max,
-                        Conv2dAlgo algo, int64_t scale, bool transposed, void* panels) {
+                        Conv2dAlgo algo, int64_t scale, bool transposed, bool glu, void* panels) {
   GemmArgs problem{};
+  if (glu) problem.activation = Activation::kGeglu;
   problem.weight_dtype = weight.dtype;
   problem.n_sources = 1;
   problem.weight = forward_weight(weight);
@@ -169,7 +172,7 @@ void conv2d_make_panels(const Conv2dWeight& weight, int64_t c_out_max, int64_t c
     std::swap(problem.weight.lane_stride, problem.weight.depth_stride);
     std::swap(problem.lanes, problem.sources[0].channels);
   }
-  const int64_t count = ceil_div(problem.lanes, panel_lanes());
+  const int64_t count = gemm_panels(problem, panel_lanes());
   const int64_t grain =
       kPanelGrain / (panel_lanes() * problem.sources[0].channels * weight.kernel * weight.kernel);
   const auto for_each_panel = [&](const auto& make) {
@@ -191,7 +194,7 @@ void conv2d_make_panels(const Conv2dWeight& weight, int64_t c_out_max, int64_t c
   for (const Conv2dPhase& phase : plan_panels(weight.kernel, scale)) {
     const GemmPhase gemm = gemm_phase(phase, 0, 0);
     for_each_panel([&](int64_t p) { DDSM_CALL_VARIANT(make_panel, problem, gemm, p, to); });
-    to += phase.taps.size() * panel_floats(problem.lanes, problem.sources[0].channels);
+    to += phase.taps.size() * panel_floats(problem.lanes, problem.sources[0].channels, glu);
   }
 }
 
@@ -215,9 +218,12 @@ bool conv2d_forward(const Conv2dForwardArgs& args) {
   problem.depth_max = args.panels.c_in_max;
   problem.bias = args.bias;
   problem.shift = args.shift;
+  problem.activation = args.activation;
+  problem.gate = args.gate;
   problem.residual = args.residual;
   problem.gain = args.gain;
-  const int64_t columns = args.parts * args.c_out;
+  const bool glu = is_glu(problem);
+  const int64_t columns = glu ? args.c_out : args.parts * args.c_out;
   problem.y_n_stride = shape.out_height * shape.out_width * columns;
   const float* panels = static_cast<const float*>(args.panels.data);
   for (const Conv2dPhase& phase : plan_forward(shape, args.weight.kernel)) {
@@ -226,8 +232,8 @@ bool conv2d_forward(const Conv2dForwardArgs& args) {
       return false;
     }
     if (panels) {
-      panels += args.parts * phase.taps.size() *
-                panel_floats(args.panels.c_out_max, args.panels.c_in_max);
+      panels += (glu ? 1 : args.parts) * phase.taps.size() *
+                panel_floats(args.panels.c_out_max, args.panels.c_in_max, glu);
     }
   }
   if (args.moments) direct_moments(args);
@@ -258,7 +264,7 @@ bool conv2d_grad_x(const Conv2dGradXArgs& args) {
                                                             : 2;
   problem.weight = {static_cast<char*>(weight.data) + args.c_in_offset * weight.in_stride * element,
                     weight.in_stride, weight.out_stride, weight.r_stride, weight.s_stride,
-                    weight.kernel};
+                    weight.kernel,    weight.kernel * weight.kernel};
   problem.y = args.grad_x;
   problem.images = shape.images;
   problem.y_n_stride = shape.height * shape.width * args.c_in;

@@ -74,7 +74,7 @@ bool gemm_multiply(const GemmArgs& problem, const GemmPhase& phase) {
   if (pixels == 0 || problem.lanes == 0) return true;
   const GemmTileShape tile = DDSM_CALL_VARIANT(gemm_tile_shape, problem.compute);
   const int64_t tiles = ceil_div(pixels, tile.rows);
-  const int64_t panels = problem.parts * ceil_div(problem.lanes, tile.lanes);
+  const int64_t panels = gemm_panels(problem, tile.lanes);
   const int64_t panel_tiles = ceil_div(phase.panels ? kPanelPixels : kPackPixels, tile.rows);
   const Split split = choose_split(useful_threads(problem, phase), tiles, panels, 0, panel_tiles);
   const size_t bytes = round_up(DDSM_CALL_VARIANT(gemm_multiply_workspace, problem, phase), 64);

@@ -1,4 +1,5 @@
 // y = bias + taps of the sources x weights, one rectangle of pixels x panels (see gemm.h).
+#include "gelu.h"
 #include "gemm_pack.h"
 #include "gemm_tile.h"
 
@@ -220,11 +221,11 @@ Scratch<T, TY> carve(const GemmArgs& problem, const GemmPhase& phase, Arena& are
   s.pixels = larger(4, smaller(wanted, kMostPixels) / kTileRows) * kTileRows;
   const int64_t panel_bytes = larger(1, s.depth) * kPanel * static_cast<int64_t>(sizeof(T));
   s.panels = smaller(larger(1, kPanelBytes / panel_bytes),
-                     problem.parts * ceil_div(problem.lanes, kPanel));
+                     gemm_panels(problem, kPanel));
   const int64_t block = problem.longest_sum > 0 ? problem.longest_sum : kDepthBlock * kDepthStep<T>;
   s.n_blocks = larger(1, ceil_div(s.depth, block));
   s.zero_row = arena.take<T>(most_channels(problem));
-  s.staged = arena.take<T>(kPackDepth * problem.weight.kernel * problem.weight.kernel * kPanel);
+  s.staged = arena.take<T>(kPackDepth * problem.weight.taps * kPanel);
   s.packed = arena.take<T>(phase.panels ? 0 : s.panels * s.depth * kPanel);
   s.partial = arena.take<Compute<T>>(s.pixels * kPanel);
   const int64_t images = ceil_div(s.pixels, larger(1, phase.rows * phase.cols)) + 1;
@@ -273,22 +274,10 @@ void cut_depth(const GemmArgs& problem, const GemmPhase& phase, Scratch<T, TY>& 
   }
 }
 
-// Where a panel of the range lies: its weight among the parts, its lanes there.
-struct PanelPlace {
-  int64_t part, lane, lanes;
-};
-
-template <class T>
-PanelPlace panel_place(const GemmArgs& problem, int64_t panel) {
-  const int64_t of_part = ceil_div(problem.lanes, kPanelLanes<T>);
-  const int64_t lane = panel % of_part * kPanelLanes<T>;
-  return {panel / of_part, lane, smaller(kPanelLanes<T>, problem.lanes - lane)};
-}
-
 template <class T>
 const T* packed_panel(const GemmArgs& problem, const GemmPhase& phase, const PanelPlace& place) {
-  const int64_t of_part = ceil_div(problem.lanes_max, kPanelLanes<T>);
-  const int64_t index = place.part * of_part + place.lane / kPanelLanes<T>;
+  const int64_t width = panel_width<T>(problem);
+  const int64_t index = place.part * ceil_div(problem.lanes_max, width) + place.lane / width;
   return static_cast<const T*>(phase.panels) +
          index * phase.n_taps * ceil_div(problem.depth_max, kDepthStep<T>) * kPanelRow<T>;
 }
@@ -298,6 +287,7 @@ template <class T, class TW, class TY>
 void gather_biases(const GemmArgs& problem, const GemmPhase& phase, const PanelPlace& place,
                    int64_t first, int64_t count, Scratch<T, TY>& scratch) {
   constexpr int64_t kPanel = kPanelLanes<T>;
+  const int64_t width = panel_width<T>(problem);
   const TW* bias = static_cast<const TW*>(problem.bias);
   if (bias) bias += place.part * problem.lanes_max + place.lane;
   const int64_t per_image = phase.rows * phase.cols, first_image = first / per_image;
@@ -311,6 +301,9 @@ void gather_biases(const GemmArgs& problem, const GemmPhase& phase, const PanelP
       to[v] = bias && v < place.lanes ? to_compute(bias[v]) : Compute<T>(0);
       if (more && v < place.lanes) to[v] += more[v];
     }
+    for (int64_t v = width; v < kPanel; ++v) {
+      if (bias && v - width < place.lanes) to[v] = to_compute(bias[problem.lanes_max + v - width]);
+    }
   }
   for (int64_t q = 0; q < count; ++q) {
     const int64_t n = images > 1 ? (first + q) / per_image - first_image : 0;
@@ -318,10 +311,58 @@ void gather_biases(const GemmArgs& problem, const GemmPhase& phase, const PanelP
   }
 }
 
-// All depth blocks of one panel over the `count` pixels in the table.
+// y of a panel's lanes at the pixels [first, first + count) of the phase, whose products are in
+// scratch.partial. By a few pixels of one image: each is a chain of dependent operations.
 template <class T, class TY>
-void multiply_panel(const GemmArgs& problem, const Scratch<T, TY>& scratch, const T* panel,
-                    const PanelPlace& place, int64_t count) {
+__attribute__((noinline)) void activate_panel(const GemmArgs& problem, const GemmPhase& phase,
+                                              const PanelPlace& place, int64_t first, int64_t count,
+                                              const Scratch<T, TY>& scratch) {
+  using C = Compute<T>;
+  constexpr int64_t kVector = Lanes<C>::kCount, kPanel = kPanelLanes<T>, kPixels = 4;
+  const bool glu = is_glu(problem);
+  const int64_t per_image = phase.rows * phase.cols;
+  const int64_t column = place.part * problem.lanes + place.lane;
+  const int64_t columns = (glu ? 1 : problem.parts) * problem.lanes;
+  const auto sum = [&](int64_t pixel, int64_t lane) {
+    return load(scratch.partial + pixel * kPanel + lane) + load(scratch.bias_rows[pixel] + lane);
+  };
+  for (int64_t q = 0, run; q < count; q += run) {
+    const int64_t image = (first + q) / per_image;
+    run = smaller(smaller(kPixels, count - q), (image + 1) * per_image - first - q);
+    for (int64_t lane = 0; lane < place.lanes; lane += kVector) {
+      const int64_t valid = smaller(kVector, place.lanes - lane), at = column + lane;
+      const auto read = [&](const auto* p) {
+        return valid == kVector ? load(p) : load_first(p, valid);
+      };
+      Vec<C> value[kPixels], half[kPixels] = {};
+      for (int64_t i = 0; i < kPixels; ++i) {
+        const int64_t pixel = q + smaller(i, run - 1);
+        value[i] = sum(pixel, lane);
+        if (glu) half[i] = sum(pixel, kVector);
+      }
+      activate(problem.activation, value, half);
+      const C* gate = static_cast<const C*>(problem.gate);
+      const Vec<C> factor = gate ? read(gate + image * columns + at) : broadcast(C(1));
+      for (int64_t i = 0; i < run; ++i) {
+        TY* to = scratch.y[q + i] + at;
+        value[i] *= factor;
+        if (problem.residual) {
+          value[i] += read(static_cast<const TY*>(problem.residual) +
+                           (to - static_cast<const TY*>(problem.y)));
+        }
+        value[i] *= static_cast<C>(problem.gain);
+        valid == kVector ? store(to, value[i]) : store_first(to, value[i], valid);
+      }
+    }
+  }
+}
+
+// All depth blocks of one panel over the `count` pixels from `first` on, which are in the table.
+template <class T, class TY>
+void multiply_panel(const GemmArgs& problem, const GemmPhase& phase, const T* panel,
+                    const PanelPlace& place, int64_t first, int64_t count,
+                    const Scratch<T, TY>& scratch) {
+  const bool plain = problem.activation == Activation::kNone && !problem.gate;
   for (int64_t block = 0; block < scratch.n_blocks; ++block) {
     const int64_t begin = scratch.block_begin[block], end = scratch.block_begin[block + 1];
     TileCall<T, TY> call;
@@ -332,7 +373,7 @@ void multiply_panel(const GemmArgs& problem, const Scratch<T, TY>& scratch, cons
     call.panel = panel;
     call.partial = scratch.partial;
     call.first = block == 0;
-    call.last = block + 1 == scratch.n_blocks;
+    call.last = plain && block + 1 == scratch.n_blocks;
     call.bias = scratch.bias_rows;
     call.y = scratch.y;
     call.column = place.part * problem.lanes + place.lane;
@@ -340,10 +381,11 @@ void multiply_panel(const GemmArgs& problem, const Scratch<T, TY>& scratch, cons
     call.residual = static_cast<const TY*>(problem.residual);
     call.gain = static_cast<Compute<T>>(problem.gain);
     call.y_begin = static_cast<const TY*>(problem.y);
-    with_panel_shape<T>(place.lanes, [&](auto shape) {
+    with_panel_shape<T>(is_glu(problem) ? kPanelLanes<T> : place.lanes, [&](auto shape) {
       multiply_rows<T, TY, decltype(shape)>(call, count);
     });
   }
+  if (!plain) activate_panel(problem, phase, place, first, count, scratch);
 }
 
 template <class T, class TW, class TY>
@@ -360,7 +402,7 @@ void multiply_range(const GemmArgs& problem, const GemmPhase& phase, const GemmR
     if constexpr (kDepthStep<T> == 1) {
       for (int64_t q = 0; q < panels && !phase.panels; ++q) {
         const PanelPlace place = panel_place<T>(problem, group + q);
-        pack_panel<T, TW>(problem, phase, place.lane, place.lanes, scratch.staged,
+        pack_panel<T, TW>(problem, phase, place, scratch.staged,
                           scratch.packed + q * scratch.depth * kPanel);
       }
     }
@@ -371,10 +413,10 @@ void multiply_range(const GemmArgs& problem, const GemmPhase& phase, const GemmR
       for (int64_t q = 0; q < panels; ++q) {
         const PanelPlace place = panel_place<T>(problem, group + q);
         gather_biases<T, TW>(problem, phase, place, p, count, scratch);
-        multiply_panel(problem, scratch,
+        multiply_panel(problem, phase,
                        phase.panels ? packed_panel<T>(problem, phase, place)
                                     : scratch.packed + q * scratch.depth * kPanel,
-                       place, count);
+                       place, p, count, scratch);
       }
     }
   }

@@ -48,11 +48,10 @@ DDSM_INLINE void transpose8(const TW* from, int64_t from_stride, float* to, int6
 #endif
 
 // to[j * to_stride + lane] = from[lane * lane_stride + j] for j < run and lane < lanes; lanes up
-// to the panel's width become zero.
+// to `width` become zero.
 template <class T, class TW>
 static void transpose_run(const TW* from, int64_t lane_stride, int64_t lanes, int64_t run, T* to,
-                          int64_t to_stride) {
-  constexpr int64_t kPanel = kPanelLanes<T>;
+                          int64_t to_stride, int64_t width) {
   int64_t j = 0;
   if (run == 1 && lane_stride == 1) {
     for (int64_t lane = 0; lane < lanes; ++lane) to[lane] = to_compute(from[lane]);
@@ -79,62 +78,75 @@ static void transpose_run(const TW* from, int64_t lane_stride, int64_t lanes, in
       to[j * to_stride + lane] = to_compute(from[lane * lane_stride + j]);
     }
   }
-  if (lanes < kPanel) {
+  if (lanes < width) {
     for (j = 0; j < run; ++j) {
-      for (int64_t lane = lanes; lane < kPanel; ++lane) to[j * to_stride + lane] = T(0);
+      for (int64_t lane = lanes; lane < width; ++lane) to[j * to_stride + lane] = T(0);
     }
   }
 }
 
-// staged[(d * k * k + r * k + s) * kPanel + lane] = weight[lane, d, r, s] for d < depth, through
-// the longest unit-stride runs that the weight's layout has.
+// staged[(d * taps + r * k + s) * kPanel + lane] = from[lane, d, r, s] for d < depth, through the
+// longest unit-stride runs that the weight's layout has; lanes up to `width` become zero.
 template <class T, class TW>
-static void stage_weights(const GemmWeight& weight, const TW* from, int64_t lanes, int64_t depth,
-                          T* staged) {
+static void stage_lanes(const GemmWeight& weight, const TW* from, int64_t lanes, int64_t depth,
+                        int64_t width, T* staged) {
   constexpr int64_t kPanel = kPanelLanes<T>;
-  const int64_t k = weight.kernel, taps = k * k;
+  const int64_t k = weight.kernel, taps = weight.taps;
   const bool taps_adjacent = taps == 1 || (weight.s_stride == 1 && weight.r_stride == k);
   if (taps_adjacent && weight.depth_stride == taps) {  // contiguous [lane][depth][r][s]
-    transpose_run(from, weight.lane_stride, lanes, depth * taps, staged, kPanel);
+    transpose_run(from, weight.lane_stride, lanes, depth * taps, staged, kPanel, width);
   } else if (taps_adjacent && taps > 1) {  // the same, read the other way round
     for (int64_t d = 0; d < depth; ++d) {
       transpose_run(from + d * weight.depth_stride, weight.lane_stride, lanes, taps,
-                    staged + d * taps * kPanel, kPanel);
+                    staged + d * taps * kPanel, kPanel, width);
     }
   } else {
     for (int64_t tap = 0; tap < taps; ++tap) {
       const TW* at = from + tap / k * weight.r_stride + tap % k * weight.s_stride;
       if (weight.depth_stride == 1) {  // channels_last
-        transpose_run(at, weight.lane_stride, lanes, depth, staged + tap * kPanel, taps * kPanel);
+        transpose_run(at, weight.lane_stride, lanes, depth, staged + tap * kPanel, taps * kPanel,
+                      width);
         continue;
       }
       for (int64_t d = 0; d < depth; ++d) {
         transpose_run(at + d * weight.depth_stride, weight.lane_stride, lanes, 1,
-                      staged + (d * taps + tap) * kPanel, kPanel);
+                      staged + (d * taps + tap) * kPanel, kPanel, width);
       }
     }
   }
 }
 
-// Panel of `lanes` lanes from first_lane on: panel[source][tap][channel][kPanel].
+// staged[(d * taps + r * k + s) * kPanel + ..] = weights of a panel's row of depth first + d, for
+// d < depth.
 template <class T, class TW>
-static void pack_panel(const GemmArgs& problem, const GemmPhase& phase, int64_t first_lane,
-                       int64_t lanes, T* staged, T* panel) {
+static void stage_weights(const GemmArgs& problem, const PanelPlace& place, int64_t first,
+                          int64_t depth, T* staged) {
+  const GemmWeight& weight = problem.weight;
+  const TW* from = static_cast<const TW*>(weight.data) + place.part * weight.part_stride +
+                   place.lane * weight.lane_stride + first * weight.depth_stride;
+  const int64_t width = panel_width<T>(problem);
+  stage_lanes(weight, from, place.lanes, depth, width, staged);
+  if (!is_glu(problem)) return;
+  stage_lanes(weight, from + weight.part_stride, place.lanes, depth, width, staged + width);
+}
+
+// The panel at a place: panel[source][tap][channel][kPanel].
+template <class T, class TW>
+static void pack_panel(const GemmArgs& problem, const GemmPhase& phase, const PanelPlace& place,
+                       T* staged, T* panel) {
   constexpr int64_t kPanel = kPanelLanes<T>;
   typedef typename Lanes<T>::InMemory Vector;
-  const GemmWeight& weight = problem.weight;
-  const int64_t raw_taps = weight.kernel * weight.kernel;
+  const int64_t raw_taps = problem.weight.taps;
   for (int s = 0; s < problem.n_sources; ++s) {
     const GemmSource& source = problem.sources[s];
     for (int64_t c0 = 0; c0 < source.channels; c0 += kPackDepth) {
       const int64_t depth = smaller(kPackDepth, source.channels - c0);
-      const TW* from = static_cast<const TW*>(weight.data) + first_lane * weight.lane_stride +
-                       (source.depth_offset + c0) * weight.depth_stride;
+      const int64_t first = source.depth_offset + c0;
       if (raw_taps == 1 && phase.n_taps == 1) {
-        stage_weights(weight, from, lanes, depth, panel + c0 * kPanel);
+        stage_weights<T, TW>(problem, place, first, depth, panel + c0 * kPanel);
         continue;
       }
-      stage_weights(weight, from, lanes, depth, staged);
+      stage_weights<T, TW>(problem, place, first, depth, staged);
       for (int t = 0; t < phase.n_taps; ++t) {
         const GemmTap& tap = phase.taps[t];
         T* to = panel + (t * source.channels + c0) * kPanel;

@@ -51,6 +51,25 @@ DDSM_INLINE void with_panel_shape(int64_t lanes, const Body& body) {
   else body(PanelShape<kPanelVectors, false>{});
 }
 
+// Where a panel lies: its part of y and of the weight, and its lanes there (GEGLU: of both parts).
+struct PanelPlace {
+  int64_t part, lane, lanes;
+};
+
+// The lanes of a part that a panel holds.
+template <class T>
+static inline int64_t panel_width(const GemmArgs& problem) {
+  static_assert(kPanelVectors == 2, "a vector of each part");
+  return is_glu(problem) ? Lanes<Compute<T>>::kCount : kPanelLanes<T>;
+}
+
+template <class T>
+static inline PanelPlace panel_place(const GemmArgs& problem, int64_t panel) {
+  const int64_t width = panel_width<T>(problem), of_part = ceil_div(problem.lanes, width);
+  const int64_t lane = panel % of_part * width;
+  return {panel / of_part, lane, smaller(width, problem.lanes - lane)};
+}
+
 // A row of sums, or of a panel.
 template <class C, class Shape>
 struct PanelSum {

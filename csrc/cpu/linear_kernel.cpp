@@ -63,7 +63,7 @@ __attribute__((noinline)) void dot_tile(const Outputs& outputs, int64_t m0, cons
     }
   }
   const TW* bias = static_cast<const TW*>(args.bias);
-  const TY* shift = static_cast<const TY*>(args.shift);
+  const TY* residual = static_cast<const TY*>(args.residual);
   for (int i = 0; i < kM && m0 + i < args.rows; ++i) {
     for (int j = 0; j < kO && o0 + j < outputs.end; ++j) {
       T parts[kVector];
@@ -76,8 +76,8 @@ __attribute__((noinline)) void dot_tile(const Outputs& outputs, int64_t m0, cons
       }
       total += parts[0];
       if (bias) total += to_compute(bias[o0 + j]);
-      const int64_t at = (m0 + i) * args.c_out + o0 + j;
-      if (shift) total += to_compute(shift[at]);
+      const int64_t at = (m0 + i) * args.y_row_stride + o0 + j;
+      if (residual) total += to_compute(residual[at]);
       from_compute(total, static_cast<TY*>(args.y) + at);
     }
   }

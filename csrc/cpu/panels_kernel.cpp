@@ -21,30 +21,26 @@ void transform_weights(const float* staged, bool flipped, float* to, int64_t str
 }
 
 // Calls body(first depth, count) for each stretch of depth of a panel whose weights now lie in
-// staged [count][k * k][kPanel].
+// staged [count][taps][kPanel].
 template <class TW, class Body>
-void for_each_stage(const GemmWeight& weight, int64_t lanes, int64_t depth, int64_t panel,
-                    float* staged, const Body& body) {
-  constexpr int64_t kPanel = kPanelLanes<float>;
-  const int64_t lane = panel * kPanel;
+void for_each_stage(const GemmArgs& problem, int64_t panel, float* staged, const Body& body) {
+  const PanelPlace place = panel_place<float>(problem, panel);
+  const int64_t depth = problem.sources[0].channels;
   for (int64_t d = 0; d < depth; d += kPackDepth) {
     const int64_t count = smaller(kPackDepth, depth - d);
-    stage_weights(weight,
-                  static_cast<const TW*>(weight.data) + lane * weight.lane_stride +
-                      d * weight.depth_stride,
-                  smaller(kPanel, lanes - lane), count, staged);
+    stage_weights<float, TW>(problem, place, d, count, staged);
     body(d, count);
   }
 }
 
 template <class TW>
-void winograd_panel(const GemmWeight& weight, int64_t lanes, int64_t depth, int64_t panel,
-                    int32_t tile, bool flipped, float* to) {
+void winograd_panel(const GemmArgs& problem, int64_t panel, int32_t tile, bool flipped, float* to) {
   constexpr int64_t kPanel = kPanelLanes<float>;
   float staged[kPackDepth * 9 * kPanel];
-  const int64_t stride = ceil_div(lanes, kPanel) * depth * kPanel;  // between frequencies
+  const int64_t depth = problem.sources[0].channels;
+  const int64_t stride = gemm_panels(problem, kPanel) * depth * kPanel;  // between frequencies
   to += panel * depth * kPanel;
-  for_each_stage<TW>(weight, lanes, depth, panel, staged, [&](int64_t d, int64_t count) {
+  for_each_stage<TW>(problem, panel, staged, [&](int64_t d, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
       const float* from = staged + i * 9 * kPanel;
       float* out = to + (d + i) * kPanel;
@@ -55,12 +51,12 @@ void winograd_panel(const GemmWeight& weight, int64_t lanes, int64_t depth, int6
 }
 
 // Pairs of depth of one panel: to[(tap * pairs + depth / 2) * kPanelRow + lane * 2 + depth % 2].
-void bf16_panel(const GemmWeight& weight, int64_t lanes, int64_t depth, int64_t panel, Bf16* to) {
+void bf16_panel(const GemmArgs& problem, int64_t panel, Bf16* to) {
   constexpr int64_t kPanel = kPanelLanes<Bf16>, kRow = kPanelRow<Bf16>;
   alignas(64) float staged[kPackDepth * kLargestPanelKernel * kLargestPanelKernel * kPanel];
-  const int64_t taps = weight.kernel * weight.kernel, pairs = ceil_div(depth, 2);
+  const int64_t taps = problem.weight.taps, pairs = ceil_div(problem.sources[0].channels, 2);
   to += panel * taps * pairs * kRow;
-  for_each_stage<Bf16>(weight, lanes, depth, panel, staged, [&](int64_t d, int64_t count) {
+  for_each_stage<Bf16>(problem, panel, staged, [&](int64_t d, int64_t count) {
     for (int64_t tap = 0; tap < taps; ++tap) {
       for (int64_t i = 0; i < (count + 1) / 2 * 2; ++i) {
         const float* from = staged + (i * taps + tap) * kPanel;
@@ -77,27 +73,25 @@ void bf16_panel(const GemmWeight& weight, int64_t lanes, int64_t depth, int64_t 
 void make_panel(const GemmArgs& problem, const GemmPhase& phase, int64_t panel, float* to) {
   constexpr int64_t kPanel = kPanelLanes<float>;
   alignas(64) float staged[kPackDepth * kLargestPanelKernel * kLargestPanelKernel * kPanel];
-  const int64_t lane = panel * kPanel, lanes = smaller(kPanel, problem.lanes - lane);
+  const PanelPlace place = panel_place<float>(problem, panel);
   to += panel * phase.n_taps * problem.sources[0].channels * kPanel;
   if (problem.weight_dtype == DType::kBFloat16) {
-    pack_panel<float, Bf16>(problem, phase, lane, lanes, staged, to);
+    pack_panel<float, Bf16>(problem, phase, place, staged, to);
   } else {
-    pack_panel<float, float>(problem, phase, lane, lanes, staged, to);
+    pack_panel<float, float>(problem, phase, place, staged, to);
   }
 }
 
 void make_bf16_panel(const GemmArgs& problem, int64_t panel, void* to) {
-  bf16_panel(problem.weight, problem.lanes, problem.sources[0].channels, panel,
-             static_cast<Bf16*>(to));
+  bf16_panel(problem, panel, static_cast<Bf16*>(to));
 }
 
 void make_winograd_panel(const GemmArgs& problem, int64_t panel, int32_t tile, bool flipped,
                          float* to) {
-  const int64_t depth = problem.sources[0].channels;
   if (problem.weight_dtype == DType::kBFloat16) {
-    winograd_panel<Bf16>(problem.weight, problem.lanes, depth, panel, tile, flipped, to);
+    winograd_panel<Bf16>(problem, panel, tile, flipped, to);
   } else {
-    winograd_panel<float>(problem.weight, problem.lanes, depth, panel, tile, flipped, to);
+    winograd_panel<float>(problem, panel, tile, flipped, to);
   }
 }
 

@@ -2,13 +2,16 @@
 
 from ddsm_ext._lazy import attach
 
-# A function that is called like its module: loaded here, as a module that is imported later would
+# Functions that are called like their modules: loaded here, as a module that is imported later would
 # take the name.
+from ddsm_ext.ops.activation import activation as activation
 from ddsm_ext.ops.resample import resample as resample
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
+        "activation": "activation",
+        "activation_ref": "activation",
         "embed_time": "embedding",
         "resample": "resample",
         "resample_ref": "resample",

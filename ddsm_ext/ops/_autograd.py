@@ -30,6 +30,11 @@ def needs_grad(*tensors: Tensor | None) -> bool:
     return False
 
 
+def wants_grad(ctx: Any, position: int) -> bool:
+    """True if a backward is to return the gradient of this input, which a raw call may omit."""
+    return position < len(ctx.needs_input_grad) and ctx.needs_input_grad[position]
+
+
 # Past the autograd layer that register_autograd gave an op, which on a 4x4 image took 22 of 31 us:
 # for calls that need no gradient.
 below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -43,6 +48,7 @@ def differentiable(
     parameters: Mapping[str, int] | None = None,
     run: Callable[..., Any] | None = None,
     replay: Replay | None = None,
+    name: str | None = None,
 ) -> Callable[..., Any]:
     """Give a raw op its gradients, in eager calls and under torch.compile.
 
@@ -57,6 +63,7 @@ def differentiable(
         run: (training, *inputs) is what an eager call does; None: calls the raw op.
         replay: computes the outputs again for a backward that is itself differentiated; None: the
             backward needs no such help.
+        name: of the public function, for its errors; None: `op`.
     """
     raw = getattr(torch.ops.ddsm_ext, op)
     if run is None:
@@ -83,7 +90,7 @@ def differentiable(
                 return function.apply(*inputs, accumulate_grad)
             return run(False, *inputs)
         except RuntimeError as error:
-            refusal = _refusal(op, error)
+            refusal = _refusal(op, name or op, error)
             if refusal is None:
                 raise
             raise refusal from error
@@ -91,10 +98,10 @@ def differentiable(
     return call
 
 
-def _refusal(op: str, error: RuntimeError) -> Refusal | None:
+def _refusal(op: str, name: str, error: RuntimeError) -> Refusal | None:
     """Return what a check of the C++ bindings says as a refusal; None: it is no such check's."""
-    found = re.search(rf"csrc/bindings/\w+\.(?:h|cpp):\d+, ({op}: [^\n]*)", str(error))
-    return None if found is None else Refusal(found[1])
+    found = re.search(rf"csrc/bindings/\w+\.(?:h|cpp):\d+, {op}: ([^\n]*)", str(error))
+    return None if found is None else Refusal(f"{name}: {found[1]}")
 
 
 def eager_function(
@@ -197,29 +204,32 @@ def grad_targets(ctx: Any, *parameters: Tensor | None) -> list[Tensor | None]:
 
     Returns:
         `.grad` of each parameter itself with accumulate_grad (made of zeros where there is none;
-        autograd is not told), else new zeros; None for what nobody wants. Vectors are contiguous.
+        autograd is not told), else new zeros; None for what nobody wants. Vectors and biases are
+        contiguous.
 
     Raises:
-        ValueError: `.grad` is a vector that is not contiguous, or an expanded tensor.
+        ValueError: `.grad` is a vector or a bias that is not contiguous, or an expanded tensor.
     """
     targets: list[Tensor | None] = [None] * len(parameters)
     for i, (name, position) in enumerate(ctx.parameters.items()):
         parameter = parameters[i]
         if parameter is None or not ctx.needs_input_grad[position]:
             continue
+        is_row = parameter.dim() == 1 or name == "bias"
+        layout = torch.contiguous_format if is_row else torch.preserve_format
         if not ctx.accumulate_grad:
-            targets[i] = torch.zeros_like(parameter)
+            targets[i] = torch.zeros_like(parameter, memory_format=layout)
         else:
             own = ctx.owners[i]
             if own.grad is None:
-                own.grad = torch.zeros_like(own)
+                own.grad = torch.zeros_like(own, memory_format=layout)
             if torch._debug_has_internal_overlap(own.grad) == 1:
                 raise Refusal(
                     f"{ctx.op}: {name}.grad has strides {own.grad.stride()}, by which elements "
                     "share memory; need one with memory for each"
                 )
-            if own.dim() == 1 and not own.grad.is_contiguous():
-                got = f"{name}.grad has stride {own.grad.stride(0)}"
-                raise Refusal(f"{ctx.op}: {got}; need a contiguous one")
+            if is_row and not own.grad.is_contiguous():
+                stride = ", ".join(map(str, own.grad.stride()))
+                raise Refusal(f"{ctx.op}: {name}.grad has stride {stride}; need a contiguous one")
             targets[i] = own.grad
     return targets

@@ -46,13 +46,13 @@ def check_int(op: str, name: str, value: Any) -> None:
         raise TypeRefusal(f"{op}: {name} is {value!r}, need an int")
 
 
-def check_c_out(op: str, c_out: Any, weight: Tensor) -> None:
-    """Refuse an output count outside the weight's first dimension."""
+def check_c_out(op: str, c_out: Any, most: int) -> None:
+    """Refuse an output count that a weight of `most` output channels does not have."""
     check_int(op, "c_out", c_out)
-    if not 1 <= c_out <= weight.shape[0]:
+    if not 1 <= c_out <= most:
         raise Refusal(
-            f"{op}: c_out is {c_out}, weight has {weight.shape[0]} output channels; "
-            f"need 1 <= c_out <= {weight.shape[0]}"
+            f"{op}: c_out is {c_out}, weight has {most} output channels; "
+            f"need 1 <= c_out <= {most}"
         )
 
 
@@ -79,6 +79,11 @@ def check_bias(op: str, bias: Any, weight: Tensor) -> None:
             f"{op}: bias has {bias.shape[0]} elements, weight has {weight.shape[0]} output "
             "channels; need one bias element per output channel"
         )
+    check_bias_kind(op, bias, weight)
+
+
+def check_bias_kind(op: str, bias: Tensor, weight: Tensor) -> None:
+    """Refuse a bias of another dtype or device than its weight's."""
     if bias.dtype != weight.dtype or bias.device != weight.device:
         raise TypeRefusal(
             f"{op}: bias is {bias.dtype} on {bias.device}, weight {weight.dtype} on "
@@ -186,6 +191,7 @@ _BACKWARD = {
     "sliced_group_norm": ("sliced_group_norm_backward",),
     "sliced_layer_norm": ("sliced_layer_norm_backward",),
     "sliced_attention": ("sliced_attention_backward",),
+    "sliced_activation": ("sliced_activation_backward",),
     "resample": (),
 }
 _DTYPES = {

@@ -166,7 +166,7 @@ def _check_arguments(
             f"{_OP}: weight has shape {shape_text(weight)}; need a square kernel "
             "[c_out_max, c_in_max, k, k]"
         )
-    check_c_out(_OP, c_out, weight)
+    check_c_out(_OP, c_out, weight.shape[0])
     if not 1 <= x.shape[1] <= weight.shape[1]:
         raise Refusal(
             f"{_OP}: x has {x.shape[1]} channels, weight has {weight.shape[1]} input channels; "

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ddsm_ext.ops._autograd import below_autograd, differentiable, needs_grad
+from ddsm_ext.ops._autograd import below_autograd, differentiable, needs_grad, wants_grad
 from ddsm_ext.ops._call import (
     channels_last,
     check_flag,
@@ -148,8 +148,7 @@ def _backward(ctx: Any, grad_y: Tensor) -> dict[int, Tensor | None]:
         else:
             with below_autograd():
                 grads[0] = raw(grad_y, *numbers)
-    # A raw call may leave the residual out.
-    if len(ctx.needs_input_grad) > 6 and ctx.needs_input_grad[6]:
+    if wants_grad(ctx, 6):
         grads[6] = grad_y if ctx.gain == 1 else grad_y * ctx.gain
     return grads
 

@@ -78,7 +78,7 @@ class Layers(Passes):
                     "weight_dtype": dtype_number(one.weight.dtype),
                     "weight_stride": one.weight.stride(0),
                     "bias": one.bias,
-                    "shift": shift,
+                    "residual": shift,
                     "y": y,
                     "y_dtype": dtype_number(torch.float32),
                     "c_out": one.c_out,

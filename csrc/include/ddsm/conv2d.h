@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "ddsm/activation.h"
 #include "ddsm/types.h"
 
 namespace ddsm {
@@ -24,6 +25,7 @@ struct Conv2dWeight {
   DType dtype;
   int64_t out_stride, in_stride, r_stride, s_stride;
   int32_t kernel;
+  int64_t block_stride = 0;  // from a value's weights to its gate half's, in GEGLU's panels alone
 };
 
 struct Conv2dShape {
@@ -58,13 +60,16 @@ struct Conv2dForwardArgs {
   // fused, float32 and bfloat16 only; null: none
   const float* norm;  // [images][3][c_in]: x becomes act((x - norm[0]) * norm[1] + norm[2])
   bool norm_silu;     // act is SiLU; needs a Winograd algorithm
-  const float* shift;    // [images][c_out], added like a bias
+  const float* shift;    // [images][c_out], added like a bias; kGeglu has none
+  // Of the sum so far, with bias and shift; needs a direct algorithm, kGeglu two parts.
+  Activation activation = Activation::kNone;
+  const float* gate = nullptr;  // [images][channels of y], times the activation; as that
   const void* residual;  // like y, added to it
   int64_t residual_scale;  // 1, or 2: its height and width are half of y's, and it is enlarged
                            // (nearest neighbour); needs a Winograd algorithm
   double gain = 1;         // y is this times the sum of all
   // outputs
-  void* y;  // [images, out_height, out_width, parts * c_out] contiguous
+  void* y;  // [images, out_height, out_width, parts * c_out (kGeglu: c_out)] contiguous
   DType y_dtype;
   int64_t c_out;
   int64_t parts;    // weights side by side in panels and bias [parts][c_out_max]; > 1 needs panels
@@ -103,13 +108,14 @@ DDSM_EXPORT int64_t conv2d_moment_pixels(const Conv2dShape& shape, Conv2dAlgo al
 
 // Panels of a float32 or bfloat16 weight: of the forward, or (transposed) of the gradient of x.
 // Kernels to kLargestPanelKernel; Winograd panels serve any scale, transposed ones are Winograd's,
-// kDirectBf16 takes no enlargement (its weights would be sums, rounded once more).
+// kDirectBf16 takes no enlargement (its weights would be sums, rounded once more). glu: of two
+// weights, as kGeglu reads them; of direct algorithms.
 constexpr int32_t kLargestPanelKernel = 5;
 // conv2d_panel_floats is -1 where there are none, or for more weights than kMostElements.
 DDSM_EXPORT int64_t conv2d_panel_floats(int64_t kernel, int64_t c_out_max, int64_t c_in_max,
-                                        Conv2dAlgo algo, int64_t scale, bool transposed);
+                                        Conv2dAlgo algo, int64_t scale, bool transposed, bool glu);
 void conv2d_make_panels(const Conv2dWeight& weight, int64_t c_out_max, int64_t c_in_max,
-                        Conv2dAlgo algo, int64_t scale, bool transposed, void* panels);
+                        Conv2dAlgo algo, int64_t scale, bool transposed, bool glu, void* panels);
 
 // False: out of memory, nothing usable was written.
 bool conv2d_forward(const Conv2dForwardArgs& args);

@@ -13,6 +13,9 @@ constexpr int64_t kMostElements = int64_t{1} << 40;
 // Side of the largest convolution kernel: each of its taps is listed.
 constexpr int64_t kMostKernel = 1024;
 
+// Blocks of a linear layer's weight, which are listed, too.
+constexpr int64_t kMostBlocks = 1024;
+
 // The product of sizes, of which one may be 0, or -1: one is negative, or those that are not 0 have
 // a product above kMostElements.
 inline int64_t checked_product(std::initializer_list<int64_t> sizes) {
