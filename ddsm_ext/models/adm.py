@@ -181,7 +181,7 @@ class ADMConfig(UShapeConfig):
                 return self._residual(g, name, (h,), time, h.out.c_max, resample=resample)
             if resample == "up":
                 return g.conv(f"{name}.conv", h, h.out.c_max, resample="up")
-            return g.conv(f"{name}.conv", h, h.out.c_max, stride=2)  # PAD_END
+            return g.conv(f"{name}.conv", h, h.out.c_max, stride=2, pad_end=self.pad_end)
 
         channels = [self.ch * mult for mult in self.ch_mult]
         h = g.conv("head", x, channels[0])

@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
-from ddsm_ext.models._pending import sliced_layer_norm, sliced_linear
 from ddsm_ext.ops.conv2d import sliced_conv2d
 from ddsm_ext.ops.embedding import sliced_embedding
 from ddsm_ext.ops.group_norm import sliced_group_norm
+from ddsm_ext.ops.layer_norm import sliced_layer_norm
+from ddsm_ext.ops.linear import sliced_linear
 
 
 def with_device_of(generator: Generator | None, kind: dict[str, Any]) -> dict[str, Any]:
