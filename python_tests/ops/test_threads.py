@@ -13,7 +13,13 @@ import torch
 from ops.op_checks import normal, run_python, seeded, threads
 from torch import Tensor
 
-from ddsm_ext.ops import sliced_attention, sliced_conv2d, sliced_group_norm, sliced_linear
+from ddsm_ext.ops import (
+    activation,
+    sliced_attention,
+    sliced_conv2d,
+    sliced_group_norm,
+    sliced_linear,
+)
 
 # Narrow calls run on one thread, the widest are enough work for three.
 WIDTHS = (8, 24, 40, 64)
@@ -55,6 +61,12 @@ def group_norm(width: int) -> Case:
     return lambda *tensors: sliced_group_norm(*tensors, groups=8, silu=True), [x, *parameters]
 
 
+def glu(width: int) -> Case:
+    generator = seeded(width)
+    z, gate = normal(generator, 2, 128, 8 * width), normal(generator, 2, 4 * width)
+    return lambda z, gate: activation(z, "geglu", gate=gate), [z, gate]
+
+
 def attention(width: int) -> Case:
     generator = seeded(width)
     return sliced_attention, [normal(generator, 1, 3, 4 * width, 32) for _ in range(3)]
@@ -63,6 +75,7 @@ def attention(width: int) -> Case:
 CASES = {
     "attention": attention,
     "conv2d": conv2d,
+    "glu": glu,
     "group_norm": group_norm,
     "linear": linear,
     "winograd": winograd,
@@ -121,7 +134,7 @@ def print_started_threads(count: int, *, pool_runs: bool) -> None:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's list of threads")
 @pytest.mark.parametrize(
     ("count", "pool_runs", "started"),
-    [(1, False, "00000"), (3, False, "20000"), (3, True, "00000")],
+    [(1, False, "000000"), (3, False, "200000"), (3, True, "000000")],
 )
 def test_the_only_pool_is_torchs(count: int, pool_runs: bool, started: str) -> None:
     call = f"print_started_threads({count}, pool_runs={pool_runs})"
