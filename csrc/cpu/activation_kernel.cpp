@@ -10,7 +10,7 @@ namespace ddsm::DDSM_ISA {
 namespace {
 
 // Rows whose products with the activation are summed in the compute type before they are in double.
-constexpr int64_t kSumRows = 64;
+constexpr int64_t kSumRows = 8;
 
 // Calls body(Number<vectors>, channel, lanes) so that [begin, end) is covered once: by four vectors,
 // by single ones, then by the first lanes of one.

@@ -2,8 +2,8 @@
 
 from ddsm_ext._lazy import attach
 
-# Functions that are called like their modules: loaded here, as a module that is imported later would
-# take the name.
+# Functions that are called like their modules: loaded here, as a module that is imported later
+# would take the name.
 from ddsm_ext.ops.activation import activation as activation
 from ddsm_ext.ops.resample import resample as resample
 

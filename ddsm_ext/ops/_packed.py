@@ -25,8 +25,8 @@ DIRECT, WINOGRAD_4X4, WINOGRAD_2X2, DIRECT_BF16 = range(4)
 # The largest kernel that is rearranged for DIRECT_BF16 (kLargestPanelKernel).
 LARGEST_KERNEL = 5
 
-# (algorithm, upsample, transposed)
-Kind = tuple[int, bool, bool]
+# (algorithm, upsample, transposed, glu)
+Kind = tuple[int, bool, bool, bool]
 
 
 class _Packed(NamedTuple):
@@ -40,22 +40,40 @@ class _Packed(NamedTuple):
 _lock = ForkSafeLock()
 
 
+def as_kernels(weight: Tensor) -> Tensor:
+    """Return a view [B, c_out_max, c_in_max, k, k] of a convolution's or a linear layer's weight.
+
+    Args:
+        weight: [c_out_max, c_in_max, k, k], [c_out_max, c_in_max], or [B, c_out_max, c_in_max].
+    """
+    weight = weight.detach()
+    if weight.dim() == 4:
+        return weight[None]
+    return weight.reshape(-1, *weight.shape[-2:])[..., None, None]
+
+
 def packed_weight(
-    weight: Tensor, algorithm: int, *, upsample: bool = False, transposed: bool = False
+    weight: Tensor,
+    algorithm: int,
+    *,
+    upsample: bool = False,
+    transposed: bool = False,
+    glu: bool = False,
 ) -> Tensor:
     """Return a convolution's weight as its kernels read it, packed now or kept from earlier.
 
     Args:
-        weight: [c_out_max, c_in_max, k, k], float32 or bfloat16 on the CPU.
+        weight: as of `as_kernels`, float32 or bfloat16 on the CPU.
         algorithm: DIRECT, WINOGRAD_4X4, WINOGRAD_2X2 or, for a bfloat16 weight, DIRECT_BF16.
         upsample: DIRECT only: for the four phases of a convolution after nearest 2x upsampling.
         transposed: Winograd only: for the gradient of x.
+        glu: DIRECT and DIRECT_BF16: the two blocks as geglu reads them, vectors of each in turn.
 
     Returns:
         A flat float32 tensor (of DIRECT_BF16 each holds two numbers), laid out for the instruction
-        set in use. It is written again when the weight has changed.
+        set in use, block after block. It is written again when the weight has changed.
     """
-    kind = (algorithm, upsample and algorithm == DIRECT, transposed)
+    kind = (algorithm, upsample and algorithm == DIRECT, transposed, glu)
     content, isa = content_of(weight), _library.native.active_isa()
     packed = content.made.get(kind)
     if packed is not None and packed[1:] == (content.serial(weight), isa):
@@ -65,12 +83,15 @@ def packed_weight(
         packed = content.made.get(kind)
         if packed is not None and packed[1:] == (serial, isa):  # another thread was faster
             return packed.tensor
-        size = _library.native.conv2d_panel_floats(*weight.shape[:3], *kind)
+        kernels = as_kernels(weight)
+        together = [kernels] if glu else list(kernels)
+        size = _library.native.conv2d_panel_floats(*kernels.shape[1:4], *kind)
         tensor = None if packed is None else packed.tensor
-        if tensor is None or tensor.numel() != size:
-            tensor = empty_on_huge_pages(size, torch.float32)
+        if tensor is None or tensor.numel() != size * len(together):
+            tensor = empty_on_huge_pages(size * len(together), torch.float32)
         content.made[kind] = _Packed(tensor, None, isa)  # while it is written
-        torch.ops.ddsm_ext.sliced_conv2d_panels(weight.detach(), *kind, tensor)
+        for one, panels in zip(together, tensor.split(size), strict=True):
+            torch.ops.ddsm_ext.sliced_conv2d_panels(one, *kind[:3], panels, glu)
         content.made[kind] = _Packed(tensor, serial, isa)
         return tensor
 

@@ -163,7 +163,12 @@ class _Watched:
         self._held = held
         self._plain = [p for p in held if p is not None and is_plain(p)]
         # What can be transposed in its memory and still serve the network.
-        self._square = [p for p in self._plain if p.dim() > 1 and p.shape[0] == p.shape[1]]
+        self._square = [
+            p
+            for p in self._plain
+            if (p.dim() > 1 and p.shape[0] == p.shape[1])
+            or (p.dim() == 3 and p.shape[1] == p.shape[2])
+        ]
         return True
 
     def _layout(self) -> Any:

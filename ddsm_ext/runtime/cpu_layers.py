@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ddsm_ext import _library
 from ddsm_ext.ops._packed import DIRECT, DIRECT_BF16, ConvProblem, choose_algorithm
+from ddsm_ext.ops.activation import activation_number
 from ddsm_ext.runtime.cpu_passes import Passes
 from ddsm_ext.runtime.operands import (
     Activation,
@@ -162,6 +163,8 @@ class Layers(Passes):
         shortcut: tuple[tuple[Activation, ...], ConvWeight] | None = None,
         scale: float = 1.0,
         moments: bool = False,
+        activation: str | None = None,
+        gate: Buffer | None = None,
     ) -> Activation:
         """Convolve ("same" padding) one source or the unjoined concat of two.
 
@@ -171,26 +174,36 @@ class Layers(Passes):
             c_out: active outputs of each weight.
             norm: group norm of the sources, applied before they are resampled.
             shift: float32 [N, c_out] to add.
+            activation: as of `ops.activation`, of the sum so far; "geglu" takes one weight of two
+                blocks and no shift, and leaves c_out channels.
+            gate: float32 [N, channels of the result] to multiply that with.
             residual: output-like tensor to add, or one of half its size to enlarge first.
             shortcut: sources of the output's size and a 1x1 convolution to add; or a residual.
             scale: factor on the result with all that is added.
             moments: whether a norm will read the output.
 
         Raises:
-            ValueError: an odd height or width is to be halved, or a residual of another size added.
+            ValueError: an odd height or width is to be halved, a residual of another size added, or
+                geglu asked for of other weights.
         """
+        glu = activation == "geglu"
+        if glu:
+            _check_glu(conv, shift)
         residual = self.conv2d(*shortcut, c_out) if shortcut else residual
         if conv.filters:
             sources, norm = self.filtered(sources, norm, up=conv.resample == "up"), None
             conv = replace(conv, resample=None)
-        shape, algorithm = plan_conv2d(self.images, self.dtype, sources, conv, c_out, self._choose)
+        shape, algorithm = plan_conv2d(
+            self.images, self.dtype, sources, conv, c_out, self._choose,
+            activated=activation is not None or gate is not None,
+        )  # fmt: skip
         size = (shape.fields["out_height"], shape.fields["out_width"])
         if residual is not None:
             residual = self._residual(residual, size, algorithm)
         images, norm = self._images(sources, conv, algorithm, norm)
         block_pixels = _library.native.conv2d_moment_pixels(shape.sketch(), algorithm)
         result = replace(
-            self.activation(len(conv.weights) * c_out, *size),
+            self.activation(c_out if glu else conv.parts * c_out, *size),
             moments=self.moments_buffer(math.prod(size), block_pixels, c_out) if moments else None,
             block_pixels=block_pixels,
         )
@@ -198,10 +211,12 @@ class Layers(Passes):
             "Conv2dForwardArgs",
             shape=shape,
             sources=images,
-            **conv.fields(algorithm, self._joined),
+            **conv.fields(algorithm, self._joined, glu=glu),
             norm=norm.rows if norm else None,
             norm_silu=norm.silu if norm else False,
             shift=shift,
+            activation=activation_number("Layers.conv2d", activation),
+            gate=gate,
             residual=residual.buffer if residual else None,
             residual_scale=1 if residual is None else size[0] // residual.height,
             gain=scale,
@@ -273,3 +288,14 @@ class Layers(Passes):
         fields["scratch"] = Buffer(_library.native.attention_scratch_bytes(sketch.sketch()))
         self.program.add("AttentionArgs", **fields)
         return y
+
+
+def _check_glu(conv: ConvWeight, shift: Buffer | None) -> None:
+    """Refuse what geglu is not computed of."""
+    if len(conv.weights) > 1 or conv.parts != 2:
+        raise Refusal(
+            f"Layers.conv2d: geglu of {len(conv.weights)} weights with {conv.parts} blocks; need "
+            "one weight of 2 blocks"
+        )
+    if shift is not None:
+        raise Refusal("Layers.conv2d: geglu beside a shift; need no shift")

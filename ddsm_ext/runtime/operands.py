@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from ddsm_ext import _library
-from ddsm_ext.ops._packed import DIRECT, ConvProblem, choose_algorithm, packed_weight
+from ddsm_ext.ops._packed import (
+    DIRECT,
+    ConvProblem,
+    as_kernels,
+    choose_algorithm,
+    packed_weight,
+)
 from ddsm_ext.runtime.program import Buffer, Place, Struct
 from ddsm_ext.settings import Refusal
 
@@ -72,7 +78,7 @@ class Linear:
     """Weight, bias and active outputs of a linear layer."""
 
     weight: Tensor
-    bias: Tensor
+    bias: Tensor | None
     c_out: int
 
 
@@ -80,19 +86,33 @@ class Linear:
 class ConvWeight:
     """Weights and biases of a convolution, side by side; `skip_offset` as in `SlicedConv2d`.
 
+    A weight is [c_out_max, c_in_max, k, k], or a linear layer's, which is a convolution of k = 1:
+    [c_out_max, c_in_max], or [B, c_out_max, c_in_max] of B blocks, parts of the result like further
+    weights. A bias is [c_out_max] or [B, c_out_max]; None adds nothing.
+
     `resample` is what happens to its input before: None, "up" or "down", by 2 with a filter of
     `taps`; `ring`: it is taken one pixel around the image, too; `pad_end`: it has one row and
     column of zeros less before the image.
     """
 
     weights: tuple[Tensor, ...]
-    biases: tuple[Tensor, ...]
+    biases: tuple[Tensor | None, ...]
     stride: int = 1
     resample: str | None = None
     skip_offset: int | None = None
     taps: int = 2
     ring: bool = False
     pad_end: bool = False
+
+    @property
+    def parts(self) -> int:
+        """Weights side by side, of all blocks."""
+        return sum(weight.shape[0] if weight.dim() == 3 else 1 for weight in self.weights)
+
+    @property
+    def kernel(self) -> int:
+        """Side of its kernels."""
+        return self.weights[0].shape[2] if self.weights[0].dim() == 4 else 1
 
     @property
     def filters(self) -> bool:
@@ -113,28 +133,46 @@ class ConvWeight:
             -(-(width * scale - self.pad_end) // self.stride) + ring,
         )
 
-    def fields(self, algorithm: int, joined: JoinedWeights) -> dict[str, Any]:
-        """Return what an algorithm reads of them, as fields of a Conv2dForwardArgs."""
+    def fields(
+        self, algorithm: int, joined: JoinedWeights, *, glu: bool = False
+    ) -> dict[str, Any]:
+        """Return what an algorithm reads of them, as fields of a Conv2dForwardArgs.
+
+        glu: for GEGLU, of one weight of two blocks.
+        """
         first = self.weights[0]
         if len(self.weights) > 1:
             panels, bias = joined.of(self, algorithm)
         else:
-            panels, bias = self.panels(algorithm)[0], self.biases[0]
+            panels, bias = self.panels(algorithm, glu=glu)[0], self.biases[0]
+        _, c_out_max, c_in_max, kernel, _ = as_kernels(first).shape
         return {
             "weight_dtype": dtype_number(first.dtype),
-            "kernel": first.shape[2],
+            "kernel": kernel,
             "algo": algorithm,
             "panels": panels,
-            "c_out_max": first.shape[0],
-            "c_in_max": first.shape[1],
+            "c_out_max": c_out_max,
+            "c_in_max": c_in_max,
             "bias": bias,
-            "parts": len(self.weights),
+            "parts": self.parts,
         }
 
-    def panels(self, algorithm: int) -> list[Tensor]:
+    def panels(self, algorithm: int, *, glu: bool = False) -> list[Tensor]:
         """Return each weight as an algorithm reads it, whole, whatever width will be active."""
-        upsample = self.enlarges
-        return [packed_weight(weight, algorithm, upsample=upsample) for weight in self.weights]
+        how = {"upsample": self.enlarges, "glu": glu}
+        return [packed_weight(weight, algorithm, **how) for weight in self.weights]
+
+    def joined_bias(self) -> Tensor | None:
+        """Return the biases in one piece, zeros for those that are not there; None: none is."""
+        if all(bias is None for bias in self.biases):
+            return None
+        rows = [
+            weight.new_zeros(weight.shape[:-1] if weight.dim() < 4 else weight.shape[:1])
+            if bias is None
+            else bias.detach()
+            for weight, bias in zip(self.weights, self.biases, strict=True)
+        ]
+        return torch.cat([row.flatten() for row in rows])
 
 
 class JoinedWeights:
@@ -145,20 +183,21 @@ class JoinedWeights:
 
     def __init__(self) -> None:
         # The weights are kept, so that their ids remain theirs.
-        self._kept: dict[tuple[Any, ...], tuple[ConvWeight, Tensor, Tensor]] = {}
+        self._kept: dict[tuple[Any, ...], tuple[ConvWeight, Tensor, Tensor | None]] = {}
 
-    def of(self, conv: ConvWeight, algorithm: int) -> tuple[Tensor, Tensor]:
+    def of(self, conv: ConvWeight, algorithm: int) -> tuple[Tensor, Tensor | None]:
         """Return the packed weights and the biases of a convolution, each in one piece."""
         parts = tuple(map(id, (*conv.weights, *conv.biases)))
         key = (parts, algorithm, conv.resample, _library.native.active_isa())
         if key not in self._kept:
-            bias = torch.cat(conv.biases).detach()
-            self._kept[key] = (conv, torch.cat(conv.panels(algorithm)), bias)
+            panels = torch.cat(conv.panels(algorithm))
+            self._kept[key] = (conv, panels, conv.joined_bias())
         return self._kept[key][1:]
 
     def nbytes(self) -> int:
         """Return the memory of the copies."""
-        return sum(panels.nbytes + bias.nbytes for _, panels, bias in self._kept.values())
+        copies = (copy for _, *kept in self._kept.values() for copy in kept)
+        return sum(copy.nbytes for copy in copies if copy is not None)
 
     def clear(self) -> None:
         """Forget the copies; programs that read them keep theirs."""
@@ -172,10 +211,15 @@ def plan_conv2d(
     conv: ConvWeight,
     c_out: int,
     choose: Callable[[str, ConvProblem], int] = choose_algorithm,
+    *,
+    activated: bool = False,
 ) -> tuple[Struct, int]:
-    """Return a convolution's Conv2dShape and its algorithm, by `choose`(isa, problem)."""
-    weight, parts = conv.weights[0], len(conv.weights)
-    kernel, scale = weight.shape[2], 2 if conv.enlarges else 1
+    """Return a convolution's Conv2dShape and its algorithm, by `choose`(isa, problem).
+
+    activated: an activation or a gate follows, which direct algorithms alone compute.
+    """
+    weight, parts, kernel = conv.weights[0], conv.parts, conv.kernel
+    scale = 2 if conv.enlarges else 1
     height, width = sources[0].resampled("down" if conv.resample == "down" else None)
     out_height, out_width = conv.out_size(height, width)
     shape = {
@@ -189,7 +233,8 @@ def plan_conv2d(
         "scale": scale,
         "padding_end": kernel // 2 + conv.ring,
     }
-    if parts > 1 and kernel > 1:  # else Winograd, which takes one weight, might be chosen
+    # Else Winograd, which takes one weight and activates nothing, might be chosen.
+    if (parts > 1 or activated) and kernel > 1:
         return Struct("Conv2dShape", shape), DIRECT
     problem = ConvProblem(
         images,

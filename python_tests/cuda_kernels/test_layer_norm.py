@@ -118,9 +118,7 @@ class Case:
                 found[name] = torch.full(self.scale.shape, torch.nan, dtype=self.x.dtype)
         return found
 
-    def backward(
-        self, into: dict[str, Tensor], library: ctypes.CDLL | None = None
-    ) -> Tensor:
+    def backward(self, into: dict[str, Tensor], library: ctypes.CDLL | None = None) -> Tensor:
         grad_x = torch.full(self.x.shape, torch.nan, dtype=self.x.dtype)
         args = self.args(grad_x, backward=True)
         for name, memory in into.items():

@@ -11,6 +11,7 @@ from ops.op_checks import normal, seeded
 from torch import Tensor
 
 from ddsm_ext.ops import (
+    activation,
     resample,
     sliced_attention,
     sliced_conv2d,
@@ -74,6 +75,16 @@ def _torchs_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ k.transpose(-2, -1) * 0.3).softmax(-1) @ v
 
 
+def _torchs_glu(z: Tensor, gate: Tensor, residual: Tensor) -> Tensor:
+    value, half = z.chunk(2, dim=-1)
+    return residual + gate[:, None] * value * F.gelu(half)
+
+
+def _torchs_blocks(x: Tensor, w: Tensor, b: Tensor, gate: Tensor, residual: Tensor) -> Tensor:
+    w, b = w[:, :3, :4].reshape(6, 4), b[:, :3].reshape(6)
+    return _torchs_glu(F.linear(x, w, b), gate, residual)
+
+
 def _filter(x: Tensor) -> Tensor:
     row = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=x.dtype) / 8
     return torch.outer(row, row).expand(2, 1, 4, 4)
@@ -100,12 +111,26 @@ CASES = {
         ((2, 3, 4), (5, 6), (5,)),
         1,
     ),
+    "linear_of_blocks": Case(
+        lambda x, w, b, g, r: sliced_linear(x, w, b, 3, activation="geglu", gate=g, residual=r),
+        _torchs_blocks,
+        ((2, 3, 4), (2, 5, 6), (2, 5), (2, 3), (2, 3, 3)),
+    ),
+    "gelu": Case(lambda z: activation(z, "gelu"), F.gelu, ((2, 3, 4),)),
+    "gelu_tanh": Case(
+        lambda z: activation(z, "gelu_tanh"),
+        lambda z: F.gelu(z, approximate="tanh"),
+        ((2, 3, 4),),
+    ),
+    "geglu": Case(
+        lambda z, g, r: activation(z, "geglu", gate=g, residual=r),
+        _torchs_glu,
+        ((2, 3, 6), (2, 3), (2, 3, 3)),
+    ),
     "group_norm": Case(
         _norm, _torchs_norm, ((2, 4, 3, 3), (2, 2, 3, 3), (8,), (8,), (2, 6), (2, 6))
     ),
-    "layer_norm": Case(
-        _layer_norm, _torchs_layer_norm, ((2, 3, 5), (8,), (8,), (2, 5), (2, 5))
-    ),
+    "layer_norm": Case(_layer_norm, _torchs_layer_norm, ((2, 3, 5), (8,), (8,), (2, 5), (2, 5))),
     "attention": Case(
         lambda q, k, v: sliced_attention(q, k, v, scale=0.3),
         _torchs_attention,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ddsm_ext._library import native
 from ddsm_ext.ops import (
+    activation,
     resample,
     sliced_attention,
     sliced_conv2d,
@@ -66,6 +67,7 @@ TENSORS = st.one_of(
     SCALARS,
 )
 TENSOR_NAMES = {"x", "x2", "weight", "bias", "q", "k", "v", "y", "scale", "shift"}
+TENSOR_NAMES |= {"z", "gate", "residual"}
 
 
 KINDS = ("size", "more", "fewer", "dtype", "gaps", "shifted", "expanded", "turned", "vast")
@@ -159,16 +161,43 @@ def conv2d_arguments(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+def factors(draw: st.DrawFn, shape: list[int], dtype: torch.dtype) -> dict[str, Any]:
+    """A gate and a residual, or not, of a result."""
+    gated, added = len(shape) > 1 and draw(st.booleans()), draw(st.booleans())
+    return {
+        "gate": ones(draw, shape[0], shape[-1], dtype=dtype) if gated else None,
+        "residual": ones(draw, *shape, dtype=dtype) if added else None,
+    }
+
+
 @st.composite
 def linear_arguments(draw: st.DrawFn) -> dict[str, Any]:
     dtype, leading = draw(FITTING_DTYPES), draw(st.lists(st.integers(0, 4), max_size=3))
     c_in, c_out_max = draw(st.integers(1, 20)), draw(st.integers(1, 9))
+    c_out, blocks = draw(st.integers(1, c_out_max)), draw(st.sampled_from([[], [1], [2], [2], [3]]))
+    kinds = [None, "gelu", "gelu_tanh", *(["geglu"] if blocks == [2] else [])]
+    kind = draw(st.sampled_from(kinds))
+    columns = c_out if kind == "geglu" else sum(blocks, start=0 if blocks else 1) * c_out
     return {
         "x": ones(draw, *leading, c_in, dtype=dtype),
-        "weight": ones(draw, c_out_max, c_in + draw(st.integers(0, 4)), dtype=dtype),
-        "bias": ones(draw, c_out_max, dtype=dtype) if draw(st.booleans()) else None,
-        "c_out": draw(st.integers(1, c_out_max)),
+        "weight": ones(draw, *blocks, c_out_max, c_in + draw(st.integers(0, 4)), dtype=dtype),
+        "bias": ones(draw, *blocks, c_out_max, dtype=dtype) if draw(st.booleans()) else None,
+        "c_out": c_out,
+        "activation": kind,
+        **factors(draw, [*leading, columns], dtype),
         "accumulate_grad": draw(st.booleans()),
+    }
+
+
+@st.composite
+def activation_arguments(draw: st.DrawFn) -> dict[str, Any]:
+    dtype, leading = draw(FITTING_DTYPES), draw(st.lists(st.integers(0, 4), max_size=3))
+    kind = draw(st.sampled_from([None, "gelu", "gelu_tanh", "geglu"]))
+    c = draw(st.integers(1, 40))
+    return {
+        "z": ones(draw, *leading, 2 * c if kind == "geglu" else c, dtype=dtype),
+        "kind": kind,
+        **factors(draw, [*leading, c], dtype),
     }
 
 
@@ -253,6 +282,7 @@ def attention_arguments(draw: st.DrawFn) -> dict[str, Any]:
 
 
 OPS: dict[str, tuple[Callable[..., Any], st.SearchStrategy[dict[str, Any]]]] = {
+    "activation": (activation, activation_arguments()),
     "resample": (resample, resample_arguments()),
     "sliced_attention": (sliced_attention, attention_arguments()),
     "sliced_conv2d": (sliced_conv2d, conv2d_arguments()),

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ddsm_ext._library import native
 from ddsm_ext.ops._packed import ALGORITHMS, DIRECT, DIRECT_BF16
+from ddsm_ext.ops.activation import KINDS
 
 
 def conv2d_calls(a: dict[str, Any]) -> dict[str, list[Any]]:
@@ -65,16 +66,31 @@ def panels_and_algo(weight: Tensor, algo: int, *, transposed: bool = False) -> l
 def linear_calls(a: dict[str, Any]) -> dict[str, list[Any]]:
     x, weight, bias = a["x"], a["weight"], a["bias"]
     y = torch.ops.ddsm_ext.sliced_linear(x, weight, bias, a["c_out"])
-    biases = [weight.new_ones(weight.shape[0]) if bias is None else bias]
     grads = [torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)]
     table = torch.ones(4, 16)
+    one = weight if weight.dim() == 2 else weight[0]
+    row = one.new_ones(one.shape[0])
     shift = y.flatten(0, -2) if y.dim() > 1 else y[None]
+    number = KINDS.index(a["activation"])
     return {
         "sinusoidal_embedding": [torch.arange(5) / 2, 16, a["c_out"] % 2 == 0, table, x],
-        "sliced_linear": [x, weight, bias, a["c_out"]],
-        "sliced_linear_fused": [x, [weight], biases, [a["c_out"]], shift, True, False, False],
+        "sliced_linear": [x, weight, bias, a["c_out"], False, number, a["gate"], a["residual"]],
+        "sliced_linear_fused": [x, [one], [row], [a["c_out"]], shift, True, False, False],
         "sliced_linear_grad_x": [y, weight, x.shape[-1]],
         "sliced_linear_grad_weight": [y, x, *grads],
+    }
+
+
+def activation_calls(a: dict[str, Any]) -> dict[str, list[Any]]:
+    z, gate, number = a["z"], a["gate"], KINDS.index(a["kind"])
+    forward = [z, number, gate, a["residual"]]
+    y = torch.ops.ddsm_ext.sliced_activation(*forward)
+    grad_gate = None
+    if gate is not None:
+        grad_gate = gate.new_zeros(gate.shape, dtype=torch.promote_types(z.dtype, torch.float32))
+    return {
+        "sliced_activation": forward,
+        "sliced_activation_backward": [y, z, number, gate, grad_gate],
     }
 
 
@@ -128,6 +144,7 @@ def attention_calls(a: dict[str, Any]) -> dict[str, list[Any]]:
 Calls = Callable[[dict[str, Any]], dict[str, list[Any]]]
 # Public op: the raw calls, forward and backward, made of arguments that fit it.
 CALLS: dict[str, Calls] = {
+    "activation": activation_calls,
     "resample": resample_calls,
     "sliced_attention": attention_calls,
     "sliced_conv2d": conv2d_calls,

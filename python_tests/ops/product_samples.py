@@ -57,6 +57,17 @@ def linear_samples() -> Samples:
         grad_x.append((grad_y, weight.detach(), 5))
         grads = (torch.zeros_like(weight.detach()), torch.zeros_like(bias))
         grad_weight.append((grad_y, x.detach(), *grads))
+    for index, (rows, activation) in enumerate(itertools.product((1, 20), (0, 1, 3))):
+        generator = seeded(20 + index)
+        weight, bias = normal(generator, 2, 9, 12) * 12**-0.5, normal(generator, 2, 9)
+        x, columns = normal(generator, 2, rows, 5), 7 if activation == 3 else 14
+        gate, residual = normal(generator, 2, columns), normal(generator, 2, rows, columns)
+        leaves = [t.requires_grad_(index % 2 == 1) for t in (x, weight, bias, gate, residual)]
+        forward.append((*leaves[:3], 7, False, activation, *leaves[3:]))
+        grad_y = normal(generator, 2, rows, 14)
+        grad_x.append((grad_y, weight.detach(), 5))
+        grads = (torch.zeros(weight.shape), torch.zeros(bias.shape))
+        grad_weight.append((grad_y, x.detach(), *grads))
     return {
         "sliced_linear": forward,
         "sliced_linear_grad_x": grad_x,

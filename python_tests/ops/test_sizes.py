@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from ddsm_ext._library import native
 from ddsm_ext.ops import (
+    activation,
     resample,
     sliced_attention,
     sliced_conv2d,
@@ -63,6 +64,8 @@ TOO_LARGE: dict[str, Callable[[], Any]] = {
     ),
     "rows of channels": lambda: sliced_layer_norm(expanded(2**50, 8, 2), None, None),
     "resampled": lambda: resample(expanded(2**50, 8, 2, 2), True),
+    "activated": lambda: activation(expanded(2**50, 8), "geglu"),
+    "blocks": lambda: sliced_linear(expanded(2**30, 4), expanded(2**10, 2**10, 4), None, 2**10),
 }
 
 
@@ -149,6 +152,10 @@ def test_images_and_weights_with_any_stride(odd: int, stride: int) -> None:
     row, matrix = torch.randn(1, 1, 8), torch.randn(1, 8)
     got = sliced_linear(odd_strides(row, odd), odd_strides(matrix, odd), None, 1)
     assert_close(got, F.linear(row, matrix))
+    block = odd_strides(matrix[None], odd)
+    got = sliced_linear(odd_strides(row, odd), block, None, 1, gate=odd_strides(matrix[:, :1], odd))
+    assert_close(got, F.linear(row, matrix) * matrix[:, :1])
+    assert_close(activation(odd_strides(row, odd), "gelu"), F.gelu(row))
     q = torch.randn(1, 1, 1, 8)
     assert_close(sliced_attention(*[odd_strides(q, odd)] * 3), q)
     pixel = torch.randn(1, 8, 1, 1)

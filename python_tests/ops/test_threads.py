@@ -14,6 +14,7 @@ from ops.op_checks import normal, run_python, seeded, threads
 from torch import Tensor
 
 from ddsm_ext.ops import (
+    activation,
     sliced_attention,
     sliced_conv2d,
     sliced_group_norm,
@@ -68,6 +69,12 @@ def layer_norm(width: int) -> Case:
     return sliced_layer_norm, [x, *parameters]
 
 
+def glu(width: int) -> Case:
+    generator = seeded(width)
+    z, gate = normal(generator, 2, 128, 8 * width), normal(generator, 2, 4 * width)
+    return lambda z, gate: activation(z, "geglu", gate=gate), [z, gate]
+
+
 def attention(width: int) -> Case:
     generator = seeded(width)
     return sliced_attention, [normal(generator, 1, 3, 4 * width, 32) for _ in range(3)]
@@ -76,6 +83,7 @@ def attention(width: int) -> Case:
 CASES = {
     "attention": attention,
     "conv2d": conv2d,
+    "glu": glu,
     "group_norm": group_norm,
     "layer_norm": layer_norm,
     "linear": linear,
