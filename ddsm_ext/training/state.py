@@ -19,8 +19,8 @@ from ddsm_ext.io.checkpoint import Checkpoint, load_checkpoint, newest_complete,
 from ddsm_ext.io.files import parse_jsonl, read_bytes, to_json, write_atomic
 from ddsm_ext.io.weights import copy_tensors
 from ddsm_ext.settings import Refusal, completed, is_int, plain
-from ddsm_ext.training.config import TrainConfig
 from ddsm_ext.training.ema import Averages
+from ddsm_ext.training.loop_config import LoopConfig
 from ddsm_ext.training.timesteps import ErrorTable
 
 # Settings that may differ between the parts of one run: they change no weight of a given step.
@@ -29,7 +29,7 @@ _FREE_SETTINGS = frozenset(
 )
 # Settings that weights belong to, which checkpoints of earlier versions do not name
 SETTINGS = ("model", "diffusion", "flips")
-# These may differ where one continues the other: `TrainConfig.continues`.
+# These may differ where one continues the other: `LoopConfig.continues`.
 _LENGTH_SETTINGS = frozenset(("steps", "extensions"))
 
 
@@ -144,7 +144,7 @@ class Snapshot:
     net: nn.Module
     averages: Averages
     optimizer: torch.optim.Optimizer
-    config: TrainConfig
+    config: LoopConfig
     identity: dict[str, Any]  # data digest, settings of the weights: must agree on resume
     errors: ErrorTable | None = None  # what `t_importance` draws by
 
@@ -227,16 +227,16 @@ class Snapshot:
                     f"{checkpoint.path}: was trained with {name}={found!r}, now it is {value!r}; "
                     "need the same to resume, or a new run"
                 )
-        self._check_length(checkpoint, TrainConfig.from_dict(settings))
+        self._check_length(checkpoint, type(self.config).from_dict(settings))
 
-    def _check_length(self, checkpoint: Checkpoint, before: TrainConfig) -> None:
+    def _check_length(self, checkpoint: Checkpoint, before: LoopConfig) -> None:
         now = self.config
         if now.continues(before, checkpoint.step):
             return
         raise Refusal(
             f"{checkpoint.path}: was trained with steps={before.steps} and a rate that falls to "
             f"the last (lr_final {now.lr_final:g}), now steps is {now.steps}; need the same to "
-            f"resume, or `--extend {now.steps}` (Run.extend), which records where the rate restarts"
+            f"resume, or {now.longer.format(steps=now.steps)}"
         )
 
 
