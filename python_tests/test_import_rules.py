@@ -45,17 +45,17 @@ ALLOWED: dict[str, tuple[str, ...]] = {
                "search.history", "search.sensitivity"),
     "compat": ("diffusion", "graph", "io", "models", "ops", "sampling"),
     "bench": ("_library", "_fixed_weights", "graph", "models", "ops", "runtime"),
-    "run": ("_fixed_weights", "bench", "compat", "data", "diffusion", "eval", "graph", "io",
-            "machine", "models", "report", "sampling", "search", "training"),
+    "run": ("_fixed_weights", "_optional", "bench", "compat", "data", "diffusion", "eval", "graph",
+            "io", "machine", "models", "report", "sampling", "search", "training"),
     "cli": ("",),
 }  # fmt: skip
 ALWAYS = ("_lazy", "settings", "width", "intervals")
 
 # Areas that load no torch, directly or through what they import at module level.
 TORCH_FREE = ("", "_lazy", "_locks", "_fixed_weights", "_optional", "settings", "width", "machine",
-              "intervals", "graph", "graph.graph", "graph.config", "graph.slicing", "graph.count", "models.unet",
-              "models.adm", "data.config", "training.loop_config", "training.config",
-              "training.autoencoder_config", "diffusion.config",
+              "intervals", "graph", "graph.graph", "graph.config", "graph.slicing", "graph.count",
+              "models.unet", "models.adm", "data.config", "training.loop_config",
+              "training.config", "training.autoencoder_config", "diffusion.config",
               "sampling.config", "sampling.samplers", "search.config", "run.config", "run.folder",
               "cli.main")  # fmt: skip
 

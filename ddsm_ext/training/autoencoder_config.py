@@ -19,7 +19,8 @@ class AutoencoderConfig(LoopConfig):
     Source: Rombach et al. 2022 (arXiv 2112.10752), appendix G.
     """
 
-    longer: ClassVar[str] = "another --out"
+    anew: ClassVar[str] = "another --out"
+    longer: ClassVar[str] = anew
 
     # Channels of each resolution; between two of them it is halved: of 3, a latent has H / 4
     block_out_channels: tuple[int, ...] = (32, 64, 64)

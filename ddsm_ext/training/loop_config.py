@@ -13,8 +13,10 @@ from ddsm_ext.settings import Settings, is_number
 class LoopConfig(Settings):
     """Steps, optimiser, averaging and what is written when; `training.session` runs by them."""
 
-    # What a checkpoint of another number of steps is told to take, where the rate depends on it
-    longer: ClassVar[str] = "a new run"
+    # What errors advise where a checkpoint is of other settings, or of other steps on which the
+    # rate depends
+    anew: ClassVar[str] = "a new run (--new)"
+    longer: ClassVar[str] = anew
 
     steps: int = 2000  # optimiser steps
     batch_size: int = 128  # images a step and rank

@@ -24,7 +24,7 @@ from ddsm_ext.training.loop_config import LoopConfig
 from ddsm_ext.training.timesteps import ErrorTable
 
 # Settings that may differ between the parts of one run: they change no weight of a given step.
-_FREE_SETTINGS = frozenset(
+FREE_SETTINGS = frozenset(
     ("workers", "log_every", "sample_every", "checkpoint_every", "keep", "max_bad_steps")
 )
 # Settings that weights belong to, which checkpoints of earlier versions do not name
@@ -102,7 +102,9 @@ def process_identity(schedule: NoiseSchedule, parameterisation: str) -> dict[str
     return {**schedule.identity(), "parameterisation": parameterisation}
 
 
-def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
+def check_identity(
+    saved: Mapping[str, Any], now: Mapping[str, Any], where: str, anew: str = LoopConfig.anew
+) -> None:
     """Refuse weights of other settings than those of now.
 
     Args:
@@ -110,6 +112,7 @@ def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], where: str)
             (checkpoints of earlier versions) of the settings of model and diffusion.
         now: name -> plain value or settings.
         where: what errors call the checkpoint.
+        anew: what they advise for other images.
 
     Raises:
         ValueError: one of them is another.
@@ -126,7 +129,7 @@ def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], where: str)
         if name == "data":
             raise Refusal(
                 f"{where}: was trained on other images (SHA-256 {str(found)[:12]}..., now "
-                f"{str(value)[:12]}...); need the same ones, or a new run (--new)"
+                f"{str(value)[:12]}...); need the same ones, or {anew}"
             )
         if isinstance(found, dict) and isinstance(value, dict):
             key = next(k for k in {**found, **value} if found.get(k) != value.get(k))
@@ -218,14 +221,15 @@ class Snapshot:
         for group in ("model", *self.averages.tensors, "optim", *errors):
             if group not in checkpoint.tensors:
                 raise Refusal(f"{checkpoint.path}: holds no {group}; need a training checkpoint")
-        check_identity(saved.get("identity", {}), self.identity, str(checkpoint.path))
+        where = str(checkpoint.path)
+        check_identity(saved.get("identity", {}), self.identity, where, self.config.anew)
         settings = completed(saved.get("train", {}), self.config)
         for name, value in self.config.to_dict().items():
             found = settings.get(name)
-            if name not in _FREE_SETTINGS | _LENGTH_SETTINGS and found != value:
+            if name not in FREE_SETTINGS | _LENGTH_SETTINGS and found != value:
                 raise Refusal(
                     f"{checkpoint.path}: was trained with {name}={found!r}, now it is {value!r}; "
-                    "need the same to resume, or a new run"
+                    f"need the same to resume, or {self.config.anew}"
                 )
         self._check_length(checkpoint, type(self.config).from_dict(settings))
 
