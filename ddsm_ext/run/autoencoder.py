@@ -179,7 +179,7 @@ def build_autoencoder(
 
 def work_folder(out: str | Path) -> Path:
     """Return the folder beside an autoencoder's in which it is trained."""
-    path = Path(out).absolute()
+    path = Path(out)
     return path.with_name(f"{path.name}.training")
 
 
@@ -226,14 +226,13 @@ def make_autoencoder(
     Source: Rombach et al. 2022 (arXiv 2112.10752), appendix G; their scale is of a first batch.
     """
     check_out(out)
-    device, out = choose_device(device), Path(out).absolute()
-    channels, size, _ = images.train.shape
+    out, work = Path(out), work_folder(out)
+    if (out / RECORD_FILE).exists():
+        return AutoencoderResult(out, _same_record(out, images, config), None)
+    device, (channels, size, _) = choose_device(device), images.train.shape
     config.check_size(size)
     net = build_autoencoder(config, channels, size)
-    work = work_folder(out)
     with RunLock(work):
-        if (out / RECORD_FILE).exists():
-            return AutoencoderResult(out, _same_record(out, images, config), None)
         encoder = Encoder(net, device, config.batch_size)
         training = train_autoencoder(
             net,
@@ -242,7 +241,6 @@ def make_autoencoder(
             work,
             device=device,
             pictures={"reconstructions": lambda _: encoder.picture(images.held_out.images)},
-            settings={"shape": list(images.train.shape)},
             progress=_told(progress),
         )
         if not training.finished:

@@ -143,13 +143,15 @@ def reconstruction_scores(
         bicubic_psnr, means in dB; features and frechet, the distance of the reconstructions from
         the images, None where the features are not installed or want more images.
     """
-    originals = torch.from_numpy(images)
-    made = encoder.reconstructed(images, progress)
+    originals, made = torch.from_numpy(images), encoder.reconstructed(images, progress)
+    both = zip(originals.split(encoder.batch_size), made.split(encoder.batch_size), strict=True)
+    rows = [(psnr(x, y), psnr(x, made_small(x, factor))) for x, y in both]
+    mean, bicubic = (float(torch.cat(row).mean()) for row in zip(*rows, strict=True))
     frechet = _frechet(originals, made, features, progress)
     return {
         "images": len(images),
-        "psnr": float(psnr(originals, made).mean()),
-        "bicubic_psnr": float(psnr(originals, made_small(originals, factor)).mean()),
+        "psnr": mean,
+        "bicubic_psnr": bicubic,
         "features": features if frechet is not None else None,
         "frechet": frechet,
     }

@@ -118,7 +118,6 @@ def train_autoencoder(
     *,
     device: torch.device | str = "cpu",
     pictures: Mapping[str, Picture] | None = None,
-    settings: Mapping[str, Any] | None = None,
     on_damage: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> TrainResult:
@@ -133,7 +132,6 @@ def train_autoencoder(
         run_dir: run folder; gets log.jsonl, checkpoints/ and samples/.
         device: where to train.
         pictures: as of `Session`.
-        settings: what else the weights belong to, kept in every checkpoint.
         on_damage: called with one sentence for a damaged checkpoint passed over; None warns.
         progress: called after every step with (steps done, of all, newest log row).
 
@@ -146,7 +144,7 @@ def train_autoencoder(
     with RunLock(run_dir):
         net.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         averages, optimizer = Averages(net, config), make_optimizer(net, config)
-        identity = {"data": dataset.digest, "flips": dataset.flips, **(settings or {})}
+        identity = {"data": dataset.digest, "flips": dataset.flips}
         snapshot = Snapshot(run_dir, net, averages, optimizer, config, identity)
         state = snapshot.restore(on_damage)
         steps = AutoencoderSteps(net, optimizer, averages, config, device)
