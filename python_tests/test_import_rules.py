@@ -26,6 +26,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "_library": (),
     "_locks": (),
     "_fixed_weights": (),
+    "_optional": (),
     "ops": ("_library", "_locks", "_fixed_weights"),
     "graph": (),
     "runtime": ("graph", "_library", "_locks", "_fixed_weights", "ops"),
@@ -37,7 +38,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "diffusion": (),
     "sampling": ("_fixed_weights", "diffusion", "io.document", "io.files"),
     "data": ("io.files",),
-    "eval": ("data.pixels", "io.digest", "io.document", "io.files", "io.weights"),
+    "eval": ("_optional", "data.pixels", "io.digest", "io.document", "io.files", "io.weights"),
     # sampling.strategy: which width a noise level has, in a run that is tuned for a strategy
     "training": ("data", "diffusion", "io", "sampling.strategy"),
     "search": ("io.digest", "io.document", "io.files", "io.lock", "io.typed", "sampling"),
@@ -45,17 +46,17 @@ ALLOWED: dict[str, tuple[str, ...]] = {
                "search.history", "search.sensitivity"),
     "compat": ("diffusion", "graph", "io", "models", "ops", "sampling"),
     "bench": ("_library", "_fixed_weights", "graph", "models", "ops", "runtime"),
-    "run": ("_fixed_weights", "bench", "compat", "data", "diffusion", "eval", "graph", "io",
-            "machine", "models", "report", "sampling", "search", "training"),
+    "run": ("_fixed_weights", "_optional", "bench", "compat", "data", "diffusion", "eval", "graph",
+            "io", "machine", "models", "report", "sampling", "search", "training"),
     "cli": ("",),
 }  # fmt: skip
 ALWAYS = ("_lazy", "settings", "width", "intervals")
 
 # Areas that load no torch, directly or through what they import at module level.
-TORCH_FREE = ("", "_lazy", "_locks", "_fixed_weights", "settings", "width", "machine", "intervals",
-              "graph",
-              "graph.graph", "graph.config", "graph.slicing", "graph.count", "models.unet",
-              "models.adm", "data.config", "training.config", "diffusion.config",
+TORCH_FREE = ("", "_lazy", "_locks", "_fixed_weights", "_optional", "settings", "width", "machine",
+              "intervals", "graph", "graph.graph", "graph.config", "graph.slicing", "graph.count",
+              "models.unet", "models.adm", "data.config", "training.loop_config",
+              "training.config", "training.autoencoder_config", "diffusion.config",
               "sampling.config", "sampling.samplers", "search.config", "run.config", "run.folder",
               "cli.main")  # fmt: skip
 

@@ -71,9 +71,8 @@ def search_text(config: RunConfig) -> str:
     )
 
 
-def _time(takes: Estimate) -> str:
-    """The line that says how long it takes, e.g. `time: about 3 min on ...`."""
-    seconds = takes.seconds
+def time_line(seconds: float) -> str:
+    """The line that says how long work takes, e.g. `time: about 3 min on ...`."""
     if seconds < 90:
         text = f"{seconds:.0f} s"
     elif seconds < 5400:
@@ -85,10 +84,18 @@ def _time(takes: Estimate) -> str:
     return f"time: about {text} on this processor"
 
 
-def _memory(takes: Estimate) -> str:
-    n_bytes = takes.n_bytes
+def memory_line(n_bytes: float) -> str:
+    """The line that says how much memory work takes."""
     text = f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
     return f"memory: about {text}"
+
+
+def _time(takes: Estimate) -> str:
+    return time_line(takes.seconds)
+
+
+def _memory(takes: Estimate) -> str:
+    return memory_line(takes.n_bytes)
 
 
 def _model(config: RunConfig, sections: Sequence[str]) -> str:

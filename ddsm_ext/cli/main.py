@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sample": ("sample", "make images with a strategy or a constant width"),
     "eval": ("evaluate", "score a strategy, a width or a folder of images; JSON on stdout"),
     "classifier": ("classifier", "train the classifier whose features score samples"),
+    "autoencoder": ("autoencoder", "train an autoencoder for latent diffusion on your images"),
     "report": ("report", "write report.html of a run folder"),
     "bench": ("bench", "time the ops, and the whole network at each width, on this machine"),
     "convert": ("convert", "import checkpoints of DDSM or guided-diffusion, or a search result"),

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import typing
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib import import_module
 from typing import Any, Self
 
 from ddsm_ext.run.presets import RUN_PRESETS
-from ddsm_ext.run.values import coerce, parse_value
+from ddsm_ext.run.values import hints_of, parse_setting_as, settings_from
 from ddsm_ext.settings import (
     LARGEST_INT,
     Refusal,
@@ -214,19 +211,7 @@ def _section(section: str, values: dict[str, Any], where: str) -> Any:
     if section == "model" and "image_size" not in values:
         raise Refusal(f"{where}: model.image_size is missing; need it, or a --preset")
     cls = _section_class(section, values, where)
-    hints = _hints(cls)
-    names = [field.name for field in dataclasses.fields(cls) if field.init]
-    for name in values:
-        if name not in names:
-            raise Refusal(f"{where}: unknown key {section}.{name}{did_you_mean(name, names)}")
-    fields = {k: coerce(v, hints[k], f"{where}: {section}.{k}") for k, v in values.items()}
-    for name, most in LIMITS.get(section, {}).items():
-        value = fields.get(name)
-        if isinstance(value, tuple) and len(value) > most:
-            raise Refusal(f"{where}: {section}.{name} has {len(value)} values; need at most {most}")
-        if isinstance(value, int) and value > most:
-            raise Refusal(f"{where}: {section}.{name} is {value}; need at most {most}")
-    return cls(**fields)
+    return settings_from(cls, values, where, section, LIMITS.get(section, {}))
 
 
 def _section_class(section: str, values: Mapping[str, Any], where: str) -> Any:
@@ -239,37 +224,17 @@ def _section_class(section: str, values: Mapping[str, Any], where: str) -> Any:
     return found[check_choice(f"{where}: model.family", family, found)]
 
 
-@lru_cache
-def _hints(cls: Any) -> dict[str, Any]:
-    """Types of a section's settings."""
-    return typing.get_type_hints(cls)
-
-
 def _setting_hint(section: str, key: str) -> Any:
     """Type of a setting; of a network's, in whichever family has it. None: no such setting."""
     module, name = SECTIONS[section]
     found = getattr(import_module(module), name)
     classes = found.values() if section == "model" else (found,)
-    return next((hints[key] for cls in classes if key in (hints := _hints(cls))), None)
+    return next((hints[key] for cls in classes if key in (hints := hints_of(cls))), None)
 
 
 def parse_setting(section: str, key: str, text: str) -> Any:
-    """Read a setting given as text: by `parse_value`, but a name or path as it stands.
-
-    A folder may be called 1.10 or null. Blanks around a text, and JSON's quotes, are taken off
-    unless there is a file or folder of just that name, and no text is None where the setting may be
-    that.
-    """
-    hint = _setting_hint(section, key)
-    if hint in (str, str | None) and os.path.exists(text):
-        return text
-    text = text.strip()
-    if hint not in (str, str | None):
-        return parse_value(text)
-    if not text and hint is not str:
-        return None
-    quoted = parse_value(text) if text.startswith('"') else None
-    return quoted if isinstance(quoted, str) else text
+    """Read a setting of a section given as text; see `parse_setting_as`."""
+    return parse_setting_as(_setting_hint(section, key), text)
 
 
 def preset_values(name: str) -> dict[str, Any]:

@@ -25,14 +25,23 @@ def features_for(config: RunConfig, dataset: Any) -> str:
     """
     if config.eval.features != "auto":
         return str(config.eval.features)
-    # by the source: a folder may be called digits too
-    if config.data.source == "digits" and dataset.shape == (1, 8, 8):
-        return "digits-classifier"
     from ddsm_ext.eval.classifier import LEAST_IMAGES
 
-    if _classes(dataset) >= 2 and len(dataset) >= LEAST_IMAGES:
-        return "classifier"
-    return "efficientnet-lite0:reduction_5" + ("@128" if dataset.shape[1] <= 32 else "")
+    stock = stock_features(config.data.source, dataset.shape)
+    known = stock == "digits-classifier" or _classes(dataset) < 2 or len(dataset) < LEAST_IMAGES
+    return stock if known else "classifier"
+
+
+def stock_features(source: str, shape: tuple[int, int, int]) -> str:
+    """Return the features of images that want no training.
+
+    Args:
+        source: of the data settings: a folder may be called digits too.
+        shape: (C, H, W) of the images.
+    """
+    if source == "digits" and shape == (1, 8, 8):
+        return "digits-classifier"
+    return "efficientnet-lite0:reduction_5" + ("@128" if shape[1] <= 32 else "")
 
 
 def with_features(config: RunConfig, dataset: Any) -> RunConfig:

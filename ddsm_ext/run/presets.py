@@ -173,3 +173,10 @@ QUICKSTART_FAST: dict[str, dict[str, Any]] = {
     },
     "eval": {"images": 256, "ranges": 4},
 }
+
+# Autoencoders by `training.autoencoder_config.AutoencoderConfig`.
+AUTOENCODER_PRESETS: dict[str, dict[str, Any]] = {
+    "small-f2": {"block_out_channels": [32, 64]},
+    "small-f4": {"block_out_channels": [32, 64, 64]},
+    "small-f8": {"block_out_channels": [32, 64, 64, 64]},
+}

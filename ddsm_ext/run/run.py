@@ -51,7 +51,7 @@ from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.search.front import FrontPoint
 from ddsm_ext.settings import Refusal
 from ddsm_ext.training.batches import check_labels
-from ddsm_ext.training.loop import TrainResult
+from ddsm_ext.training.session import TrainResult
 
 
 @dataclass

@@ -32,7 +32,8 @@ from ddsm_ext.run.strategies import own_strategy
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal, is_int, plain
 from ddsm_ext.training.config import TrainConfig, TuneConfig
-from ddsm_ext.training.loop import TrainResult, train
+from ddsm_ext.training.loop import train
+from ddsm_ext.training.session import TrainResult
 from ddsm_ext.training.state import check_identity
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = attach(
     {
         "Ema": "state",
         "TrainConfig": "config",
-        "TrainResult": "loop",
+        "TrainResult": "session",
         "train": "loop",
     },
 )

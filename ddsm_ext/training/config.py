@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
+from typing import ClassVar, Self
 
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal, Settings, is_int, is_number
+from ddsm_ext.training.loop_config import LoopConfig
 from ddsm_ext.width import sorted_widths
 
 AUGMENT_LABELS = 9  # numbers that tell how an image was augmented
@@ -17,13 +18,14 @@ LEAST_EMA_LENGTH, GREATEST_EMA_LENGTH = 0.001, 0.28
 
 
 @dataclass(frozen=True)
-class TrainConfig(Settings):
-    """One training run: sandwich rule, optimiser, averaging and what is written when."""
+class TrainConfig(LoopConfig):
+    """One training run: what every training has, the sandwich rule and its losses."""
 
-    steps: int = 2000  # optimiser steps
-    batch_size: int = 128  # images a step and rank
+    longer: ClassVar[str] = (
+        "`--extend {steps}` (Run.extend), which records where the rate restarts"
+    )
+
     micro_batches: int = 1  # parts of a batch that run one after the other, for less memory
-    seed: int = 0  # every random number derives from (seed, rank, step)
     start_from: str | None = None  # run whose averaged weights training begins with; None: random
 
     widths: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)  # the first is the full width
@@ -51,55 +53,25 @@ class TrainConfig(Settings):
     # Share of the images that a network with a null class sees as of that (arXiv 2207.12598)
     label_dropout: float = 0.1
 
-    optimizer: str = "adam"  # "adam" or "adamw"
-    lr: float = 4e-4  # after warm-up
-    warmup_steps: int = 100  # linear from lr / warmup_steps
-    lr_final: float = 1.0  # factor on lr that half a cosine reaches after the last step; 1: none
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    grad_clip: float | None = 1.0  # largest norm of the summed gradients; None: no clip
-    ema_decay: float = 0.9999  # of the averaged weights
-    ema_ramp: bool = True  # decay at step n is at most (1 + n) / (10 + n), for short runs
     # More averages, by the deviation of each one's profile over the training (arXiv 2312.02696)
     ema_lengths: tuple[float, ...] = ()
 
-    autocast: str = "none"  # "none" or "bf16"
     accumulate_grad: bool = False  # let the network add into the prefix of p.grad itself
-    workers: int = 0  # loader processes; 0: this one. The batches are the same
-    max_bad_steps: int = 5  # non-finite steps in a row before training stops
     # (step, steps until then, lr) where a run was given more steps: see `extended`
     extensions: tuple[tuple[int, int, float], ...] = ()
 
-    log_every: int = 10  # steps a row of log.jsonl averages
-    sample_every: int = 500  # steps between sample grids; 0: only at the end
-    checkpoint_every: int = 500
-    keep: int = 2  # checkpoints kept
-
     def __post_init__(self) -> None:
-        for name in (
-            "steps",
-            "batch_size",
-            "micro_batches",
-            "checkpoint_every",
-            "keep",
-            "log_every",
-            "max_bad_steps",
-        ):
-            self._check_int(name, 1)
-        for name in ("seed", "middle_widths", "warmup_steps", "workers", "sample_every"):
-            self._check_int(name, 0)
+        super().__post_init__()
+        self._check_int("micro_batches", 1)
+        self._check_int("middle_widths", 0)
         start = self.start_from
         self._check("start_from", start is None or isinstance(start, str), "None or a run folder")
         self._check("micro_batches", self.micro_batches <= self.batch_size, "at most batch_size")
         self._check_widths()
-        self._check("lr", is_number(self.lr, 0) and self.lr > 0, "a number > 0")
-        self._check("lr_final", is_number(self.lr_final, 0, 1), "a number from 0 to 1")
-        self._check("weight_decay", is_number(self.weight_decay, 0), "a number >= 0")
         self._check("distill_weight", is_number(self.distill_weight, 0), "a number >= 0")
         self._check("augment", is_number(self.augment, 0, 1), "a number from 0 to 1")
         self._check("label_dropout", is_number(self.label_dropout, 0, 1), "a number from 0 to 1")
         self._check("min_snr_gamma", is_number(self.min_snr_gamma, 1e-3), "a number > 0")
-        self._check("ema_decay", is_number(self.ema_decay, 0, 1), "a number from 0 to 1")
         lengths = self.ema_lengths
         lengths_ok = isinstance(lengths, tuple) and all(
             is_number(length, LEAST_EMA_LENGTH, GREATEST_EMA_LENGTH) for length in lengths
@@ -107,13 +79,6 @@ class TrainConfig(Settings):
         need = f"numbers from {LEAST_EMA_LENGTH} to {GREATEST_EMA_LENGTH} that differ in 6 digits"
         different = lengths_ok and len({f"{length:g}" for length in lengths}) == len(lengths)
         self._check("ema_lengths", different, need)
-        clip_ok = self.grad_clip is None or (is_number(self.grad_clip, 0) and self.grad_clip > 0)
-        self._check("grad_clip", clip_ok, "None or a number > 0")
-        pair = isinstance(self.betas, tuple) and len(self.betas) == 2
-        betas_ok = pair and all(is_number(beta, 0, 0.99999) for beta in self.betas)
-        self._check("betas", betas_ok, "two numbers in [0, 1)")
-        self._check_choice("optimizer", ("adam", "adamw"))
-        self._check_choice("autocast", ("none", "bf16"))
         self._check_choice("loss_weighting", LOSS_WEIGHTINGS)
         self._check_choice("noise_levels", ("uniform", "log_normal"))
         for name in ("p2_gamma", "variance_weight"):
@@ -177,28 +142,21 @@ class TrainConfig(Settings):
         return dict(zip(self.widths, weights, strict=False)).get(width, 1.0)
 
     def lr_at(self, step: int) -> float:
-        """Learning rate of a step: linear warm-up, then constant or half a cosine to `lr_final`.
+        """Learning rate of a step, as of `LoopConfig` where the run has no extensions.
 
-        The cosine reaches `lr * lr_final` after the last step, at `step = steps`, as torch's
-        CosineAnnealingLR over the steps after the warm-up does: a last step at 0 would do nothing.
         Each extension begins another half cosine at its own rate, which stays where that is below
         `lr * lr_final`: no rate rises after the warm-up but where an extension begins.
 
         Args:
             step: 0-based.
         """
-        if step < self.warmup_steps:
-            return self.lr * (step + 1) / self.warmup_steps
         first, high, last = self.warmup_steps, self.lr, self.steps
         for start, steps_before, lr in self.extensions:
             if step < start:
                 last = steps_before
                 break
             first, high = max(start, self.warmup_steps), lr
-        done = (step - first) / max(1, last - first)
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-        final = min(1.0, self.lr_final * (self.lr / high))
-        return high * (final + (1 - final) * cosine)
+        return self._rate(step, first, high, last)
 
     def extended(self, step: int, steps: int, lr: float | None = None) -> TrainConfig:
         """Return these settings with more steps, of a run that has done `step` steps.
@@ -221,9 +179,9 @@ class TrainConfig(Settings):
     @property
     def falls(self) -> bool:
         """Whether a rate depends on the number of steps."""
-        return self.lr_final < 1 or any(lr > self.lr for _, _, lr in self.extensions)
+        return super().falls or any(lr > self.lr for _, _, lr in self.extensions)
 
-    def continues(self, saved: TrainConfig, step: int) -> bool:
+    def continues(self, saved: Self, step: int) -> bool:
         """Whether a checkpoint of `saved` after `step` steps leads to these steps and rates.
 
         More or fewer steps change no rate where it does not fall; otherwise an extension from that
@@ -236,11 +194,7 @@ class TrainConfig(Settings):
         if later:
             same = later[0][1] == saved.steps or not saved.falls
             return same and later[0][0] >= step
-        return self.steps == saved.steps or not self.falls
-
-    def ema_decay_at(self, step: int) -> float:
-        """Decay of the averaged weights after `step` (0-based)."""
-        return min(self.ema_decay, (1 + step) / (10 + step)) if self.ema_ramp else self.ema_decay
+        return super().continues(saved, step)
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ddsm_ext.io.weights import copy_tensors
-from ddsm_ext.training.config import TrainConfig
+from ddsm_ext.training.loop_config import LoopConfig
 
 
 class Ema:
@@ -93,13 +93,16 @@ class Averages:
 
     Args:
         net: network whose present weights start all of them.
-        config: decay of the first, and the lengths of the others.
+        config: decay of the first.
+        lengths: deviations of the others' profiles over the training.
     """
 
-    def __init__(self, net: nn.Module, config: TrainConfig) -> None:
+    def __init__(
+        self, net: nn.Module, config: LoopConfig, lengths: Sequence[float] = ()
+    ) -> None:
         self._config = config
         self.ema = Ema(net)
-        self._others = {length: Ema(net) for length in config.ema_lengths}
+        self._others = {length: Ema(net) for length in lengths}
 
     def update(self, net: nn.Module, step: int) -> None:
         """Move every average after `step` (0-based)."""

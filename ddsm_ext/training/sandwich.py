@@ -8,7 +8,6 @@ rule and in-place distillation; DDSM (arXiv 2310.03337) for its use in a diffusi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -19,10 +18,10 @@ from torch import Tensor, nn
 from ddsm_ext.diffusion.noise import generator
 from ddsm_ext.diffusion.prediction import Prediction, mse_per_image, prediction_named
 from ddsm_ext.diffusion.schedule import NoiseSchedule
-from ddsm_ext.settings import Refusal
 from ddsm_ext.training.batches import Stream
 from ddsm_ext.training.config import TrainConfig
 from ddsm_ext.training.losses import NoisyBatch, Objective, image_channels
+from ddsm_ext.training.optimizer import clipped_step, gradients_of
 from ddsm_ext.training.timesteps import ErrorTable, Timesteps, Weighted, usual_timesteps
 from ddsm_ext.training.tuning import Routing
 
@@ -35,6 +34,16 @@ class StepResult:
     grad_norm: float  # of the summed gradients, before the clip
     applied: bool  # False: something was not finite and no weight was changed
     stop_wanted: bool  # a rank was asked to stop
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What the log averages."""
+        losses = self.losses
+        return {
+            "loss": sum(losses.values()) / len(losses),
+            **{f"loss_w{width}": losses[width] for width in sorted(losses, reverse=True)},
+            "grad_norm": self.grad_norm,
+        }
 
 
 def widths_of_step(config: TrainConfig, step: int) -> list[float]:
@@ -175,15 +184,13 @@ class Sandwich:
         conditions = (self._kept(labels, step), augment)
         losses = self._backward(x0, conditions, step, seen)
         values = torch.stack([*losses.values()]).double()  # [widths]
-        gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
-        values, stop_wanted, seen = self._average(values, gradients, stop_wanted, seen)
-        norm = torch.nn.utils.get_total_norm(gradients)
-        *loss_values, grad_norm = [*values.tolist(), norm.item()]
-        applied = all(math.isfinite(value) for value in (*loss_values, grad_norm))
+        values, stop_wanted, seen = self._average(
+            values, gradients_of(self.net), stop_wanted, seen
+        )
+        loss_values, grad_norm, applied = clipped_step(
+            self.net, self.optimizer, config, step, values
+        )
         if applied:
-            if config.grad_clip is not None:
-                torch.nn.utils.clip_grads_with_norm_(self.net.parameters(), config.grad_clip, norm)
-            self._apply(step)
             if self.errors is not None and seen is not None:
                 self.errors.add(seen)
             if on_applied is not None:
@@ -321,16 +328,6 @@ class Sandwich:
             seen = head[count + 1 :].double().view(seen.shape).to(seen.device)
         return head[:count].double() / self.world_size, bool(head[count] > 0), seen
 
-    def _apply(self, step: int) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr_at(step)
-            for parameter in group["params"]:
-                # The fused kernel walks both memories side by side: they need one layout.
-                gradient = parameter.grad
-                if gradient is not None and gradient.stride() != parameter.stride():
-                    parameter.grad = torch.empty_like(parameter).copy_(gradient)
-        self.optimizer.step()
-
 
 def _buckets(tensors: Sequence[Tensor], most: int) -> Iterator[list[Tensor]]:
     """Tensors in order, at most so many values at a time, or one tensor that alone has more."""
@@ -343,18 +340,3 @@ def _buckets(tensors: Sequence[Tensor], most: int) -> Iterator[list[Tensor]]:
         bucket.append(tensor)
         held += tensor.numel()
     yield bucket
-
-
-def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Adam or AdamW over all parameters, with the fused kernel."""
-    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    parameters = [p for p in net.parameters() if p.requires_grad]
-    if not parameters:
-        raise Refusal("train: the network has no parameters; need at least one to train")
-    return kind(
-        parameters,
-        lr=config.lr,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )

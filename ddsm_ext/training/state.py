@@ -19,17 +19,17 @@ from ddsm_ext.io.checkpoint import Checkpoint, load_checkpoint, newest_complete,
 from ddsm_ext.io.files import parse_jsonl, read_bytes, to_json, write_atomic
 from ddsm_ext.io.weights import copy_tensors
 from ddsm_ext.settings import Refusal, completed, is_int, plain
-from ddsm_ext.training.config import TrainConfig
 from ddsm_ext.training.ema import Averages
+from ddsm_ext.training.loop_config import LoopConfig
 from ddsm_ext.training.timesteps import ErrorTable
 
 # Settings that may differ between the parts of one run: they change no weight of a given step.
-_FREE_SETTINGS = frozenset(
+FREE_SETTINGS = frozenset(
     ("workers", "log_every", "sample_every", "checkpoint_every", "keep", "max_bad_steps")
 )
 # Settings that weights belong to, which checkpoints of earlier versions do not name
 SETTINGS = ("model", "diffusion", "flips")
-# These may differ where one continues the other: `TrainConfig.continues`.
+# These may differ where one continues the other: `LoopConfig.continues`.
 _LENGTH_SETTINGS = frozenset(("steps", "extensions"))
 
 
@@ -102,7 +102,9 @@ def process_identity(schedule: NoiseSchedule, parameterisation: str) -> dict[str
     return {**schedule.identity(), "parameterisation": parameterisation}
 
 
-def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
+def check_identity(
+    saved: Mapping[str, Any], now: Mapping[str, Any], where: str, anew: str = LoopConfig.anew
+) -> None:
     """Refuse weights of other settings than those of now.
 
     Args:
@@ -110,6 +112,7 @@ def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], where: str)
             (checkpoints of earlier versions) of the settings of model and diffusion.
         now: name -> plain value or settings.
         where: what errors call the checkpoint.
+        anew: what they advise for other images.
 
     Raises:
         ValueError: one of them is another.
@@ -126,7 +129,7 @@ def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], where: str)
         if name == "data":
             raise Refusal(
                 f"{where}: was trained on other images (SHA-256 {str(found)[:12]}..., now "
-                f"{str(value)[:12]}...); need the same ones, or a new run (--new)"
+                f"{str(value)[:12]}...); need the same ones, or {anew}"
             )
         if isinstance(found, dict) and isinstance(value, dict):
             key = next(k for k in {**found, **value} if found.get(k) != value.get(k))
@@ -144,7 +147,7 @@ class Snapshot:
     net: nn.Module
     averages: Averages
     optimizer: torch.optim.Optimizer
-    config: TrainConfig
+    config: LoopConfig
     identity: dict[str, Any]  # data digest, settings of the weights: must agree on resume
     errors: ErrorTable | None = None  # what `t_importance` draws by
 
@@ -218,25 +221,26 @@ class Snapshot:
         for group in ("model", *self.averages.tensors, "optim", *errors):
             if group not in checkpoint.tensors:
                 raise Refusal(f"{checkpoint.path}: holds no {group}; need a training checkpoint")
-        check_identity(saved.get("identity", {}), self.identity, str(checkpoint.path))
+        where = str(checkpoint.path)
+        check_identity(saved.get("identity", {}), self.identity, where, self.config.anew)
         settings = completed(saved.get("train", {}), self.config)
         for name, value in self.config.to_dict().items():
             found = settings.get(name)
-            if name not in _FREE_SETTINGS | _LENGTH_SETTINGS and found != value:
+            if name not in FREE_SETTINGS | _LENGTH_SETTINGS and found != value:
                 raise Refusal(
                     f"{checkpoint.path}: was trained with {name}={found!r}, now it is {value!r}; "
-                    "need the same to resume, or a new run"
+                    f"need the same to resume, or {self.config.anew}"
                 )
-        self._check_length(checkpoint, TrainConfig.from_dict(settings))
+        self._check_length(checkpoint, type(self.config).from_dict(settings))
 
-    def _check_length(self, checkpoint: Checkpoint, before: TrainConfig) -> None:
+    def _check_length(self, checkpoint: Checkpoint, before: LoopConfig) -> None:
         now = self.config
         if now.continues(before, checkpoint.step):
             return
         raise Refusal(
             f"{checkpoint.path}: was trained with steps={before.steps} and a rate that falls to "
             f"the last (lr_final {now.lr_final:g}), now steps is {now.steps}; need the same to "
-            f"resume, or `--extend {now.steps}` (Run.extend), which records where the rate restarts"
+            f"resume, or {now.longer.format(steps=now.steps)}"
         )
 
 

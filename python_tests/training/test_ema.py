@@ -61,7 +61,7 @@ def test_an_average_has_the_deviation_that_its_length_says(length: float) -> Non
     """The weight of each step is what the average has of weights that are 1 in that step alone."""
     count = 400
     net = torch.nn.Linear(count, 1, bias=False)
-    averages = Averages(net, TrainConfig(ema_lengths=(length,)))
+    averages = Averages(net, TrainConfig(), (length,))
     for step in range(count):
         with torch.no_grad():
             net.weight.zero_()

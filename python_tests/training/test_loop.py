@@ -25,7 +25,8 @@ from ddsm_ext.diffusion.config import DiffusionConfig
 from ddsm_ext.diffusion.schedule import make_schedule
 from ddsm_ext.io.checkpoint import list_checkpoints, load_checkpoint, newest_complete
 from ddsm_ext.io.files import read_jsonl
-from ddsm_ext.training.loop import NonFiniteError, train
+from ddsm_ext.training.loop import train
+from ddsm_ext.training.session import NonFiniteError
 
 
 def test_loss_falls_and_files_are_written(tmp_path):

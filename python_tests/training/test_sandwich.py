@@ -17,12 +17,8 @@ from training.toy_net import ToyNet
 from ddsm_ext.diffusion.config import DiffusionConfig
 from ddsm_ext.diffusion.schedule import make_schedule
 from ddsm_ext.training.config import TrainConfig
-from ddsm_ext.training.sandwich import (
-    Sandwich,
-    draw,
-    make_optimizer,
-    widths_of_step,
-)
+from ddsm_ext.training.optimizer import make_optimizer
+from ddsm_ext.training.sandwich import Sandwich, draw, widths_of_step
 from ddsm_ext.training.timesteps import ErrorTable, Uniform, Weighted
 
 ALL = Uniform(1000)
@@ -346,7 +342,8 @@ torch.set_num_threads(1)
 dist.init_process_group("gloo")
 from training.toy_net import SCHEDULE, ToyNet
 from ddsm_ext.training.config import TrainConfig
-from ddsm_ext.training.sandwich import Sandwich, make_optimizer
+from ddsm_ext.training.optimizer import make_optimizer
+from ddsm_ext.training.sandwich import Sandwich
 X0 = torch.linspace(-1, 0.9, 150).view(6, 1, 5, 5)
 config, rank = TrainConfig(widths=(1.0, 0.5), warmup_steps=0, grad_clip=None), dist.get_rank()
 ends = []

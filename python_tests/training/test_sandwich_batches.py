@@ -12,7 +12,8 @@ from training.toy_net import ToyNet
 from ddsm_ext.diffusion.config import DiffusionConfig
 from ddsm_ext.diffusion.schedule import make_schedule
 from ddsm_ext.training.config import TrainConfig
-from ddsm_ext.training.sandwich import Sandwich, make_optimizer, widths_of_step
+from ddsm_ext.training.optimizer import make_optimizer
+from ddsm_ext.training.sandwich import Sandwich, widths_of_step
 
 SCHEDULE = make_schedule(DiffusionConfig())
 X0 = torch.rand(6, 1, 5, 5, generator=torch.Generator().manual_seed(0)) * 2 - 1

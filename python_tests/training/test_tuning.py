@@ -15,7 +15,8 @@ from ddsm_ext.diffusion import DiffusionConfig, make_schedule
 from ddsm_ext.io.checkpoint import load_checkpoint, newest_complete
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.training.config import TrainConfig, TuneConfig
-from ddsm_ext.training.sandwich import Sandwich, draw, make_optimizer
+from ddsm_ext.training.optimizer import make_optimizer
+from ddsm_ext.training.sandwich import Sandwich, draw
 from ddsm_ext.training.timesteps import LogNormal
 from ddsm_ext.training.tuning import Routing
 
