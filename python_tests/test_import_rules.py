@@ -26,6 +26,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "_library": (),
     "_locks": (),
     "_fixed_weights": (),
+    "_optional": (),
     "ops": ("_library", "_locks", "_fixed_weights"),
     "graph": (),
     "runtime": ("graph", "_library", "_locks", "_fixed_weights", "ops"),
@@ -35,8 +36,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "io": (),
     "diffusion": (),
     "sampling": ("_fixed_weights", "diffusion", "io.document", "io.files"),
-    "data": ("io.files",),
-    "eval": ("data.pixels", "io.digest", "io.document", "io.files", "io.weights"),
+    "data": ("_optional", "io"),
+    "eval": ("_optional", "data.pixels", "io.digest", "io.document", "io.files", "io.weights"),
     # sampling.strategy: which width a noise level has, in a run that is tuned for a strategy
     "training": ("data", "diffusion", "io", "sampling.strategy"),
     "search": ("io.digest", "io.document", "io.files", "io.lock", "io.typed", "sampling"),
@@ -54,9 +55,9 @@ ALWAYS = ("_lazy", "settings", "width", "intervals")
 TORCH_FREE = ("", "_lazy", "_locks", "_fixed_weights", "settings", "width", "machine", "intervals",
               "graph",
               "graph.graph", "graph.config", "graph.slicing", "graph.count", "models.unet",
-              "models.adm", "data.config", "training.config", "diffusion.config",
+              "models.adm", "data.config", "data.latents", "training.config", "diffusion.config",
               "sampling.config", "sampling.samplers", "search.config", "run.config", "run.folder",
-              "cli.main")  # fmt: skip
+              "run.latents", "_optional", "cli.main")  # fmt: skip
 
 # The exception's class may be named, to catch what torch.load raises; nothing may be unpickled.
 PICKLERS = ("pickle", "cPickle", "dill", "joblib", "cloudpickle")

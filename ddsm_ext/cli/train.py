@@ -72,11 +72,11 @@ def run(args: argparse.Namespace) -> int:
         from ddsm_ext.cli.dry_run import training_text
 
         if args.extend is not None:
-            from ddsm_ext.run.compose import load_images
             from ddsm_ext.run.features import with_features
+            from ddsm_ext.run.images import load_images, real_images
             from ddsm_ext.run.training import extended, run_to_extend
 
-            made = with_features(config, load_images(config))
+            made = with_features(config, real_images(config, load_images(config)))
             config = extended(run_to_extend(args.root, name, made), args.extend)
         print(training_text(config))
         return 0

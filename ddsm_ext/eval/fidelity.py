@@ -6,13 +6,13 @@ import functools
 import importlib
 import importlib.util
 import logging
-import sys
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ddsm_ext._optional import import_torchvision
 from ddsm_ext.io.files import one_line
 from ddsm_ext.settings import MissingLibrary
 
@@ -89,35 +89,16 @@ def torch_fidelity_is_there() -> bool:
 
 
 def import_torch_fidelity() -> ModuleType:
-    """Import torch-fidelity, also beside a CPU torch with a CUDA build of torchvision.
-
-    That pair fails on import with `operator torchvision::nms does not exist`, because
-    torchvision's own library cannot load. No metric needs the operators, so declaring their schemas
-    lets the import pass.
+    """Import torch-fidelity; no metric needs the operators that `import_torchvision` is about.
 
     Raises:
         ImportError: torch-fidelity is not installed or does not import.
     """
     try:
-        _import_torchvision()
+        import_torchvision()
         return importlib.import_module("torch_fidelity")
     except (ImportError, RuntimeError) as error:
         raise MissingLibrary(
             f"torch_fidelity: it does not import ({one_line(error)}); need the extra: "
             "pip install 'ddsm_ext[metrics]'"
         ) from error
-
-
-def _import_torchvision() -> None:
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
-            raise
-        schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        torch.library.define("torchvision::nms", schema)
-        torch.library.define("torchvision::qnms", schema)
-        # The failed import left its submodules behind.
-        for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        importlib.import_module("torchvision")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ddsm_ext.run.config import RunConfig
+from ddsm_ext.run.latents import data_of
 from ddsm_ext.settings import MissingLibrary, Refusal
 
 
@@ -26,21 +27,21 @@ def features_for(config: RunConfig, dataset: Any) -> str:
     if config.eval.features != "auto":
         return str(config.eval.features)
     # by the source: a folder may be called digits too
-    if config.data.source == "digits" and dataset.shape == (1, 8, 8):
+    if data_of(config, dataset).source == "digits" and dataset.shape == (1, 8, 8):
         return "digits-classifier"
     from ddsm_ext.eval.classifier import LEAST_IMAGES
 
-    if _classes(dataset) >= 2 and len(dataset) >= LEAST_IMAGES:
+    if dataset.class_count >= 2 and len(dataset) >= LEAST_IMAGES:
         return "classifier"
     return "efficientnet-lite0:reduction_5" + ("@128" if dataset.shape[1] <= 32 else "")
 
 
 def with_features(config: RunConfig, dataset: Any) -> RunConfig:
-    """Return a configuration with its features in full, after one image has gone through them.
+    """Return a configuration with its features in full, after a black image has gone through them.
 
     Args:
         config: its eval section names features, and perhaps reference statistics of them.
-        dataset: the images of the run.
+        dataset: the images of the run, or those that its latents are of.
 
     Raises:
         ImportError: the features need a package that is not installed.
@@ -76,7 +77,7 @@ def check_labelled(dataset: Any) -> None:
     """
     from ddsm_ext.eval.classifier import LEAST_IMAGES
 
-    count = _classes(dataset)
+    count = dataset.class_count
     others = "or eval.features=efficientnet-lite0, classifier:<file> or inception:<file>"
     if count < 2:
         raise Refusal(
@@ -104,7 +105,7 @@ def check_comparable(dataset: Any) -> None:
 
 
 def _tried(name: str, dataset: Any) -> Any:
-    """The extractor of a name, after one image has gone through it."""
+    """The extractor of a name, after a black image has gone through it."""
     from ddsm_ext.eval.features import make_extractor
 
     try:
@@ -115,7 +116,7 @@ def _tried(name: str, dataset: Any) -> Any:
             f"or what it is made of: {error}"
         ) from error
     try:
-        extractor(dataset.images[:1])
+        extractor(np.zeros((1, *dataset.shape), np.uint8))
     except Refusal as error:
         why = str(error).removeprefix(f"{name}: ")
         raise Refusal(f"eval.features is {name}: {why}, or eval.features=auto") from error
@@ -136,7 +137,3 @@ def _promised(dataset: Any, statistics: Any) -> Any:
         dim=ClassifierConfig.features,
         digest=statistics.digest if own else "untrained",
     )
-
-
-def _classes(dataset: Any) -> int:
-    return 0 if dataset.labels is None else len(np.unique(dataset.labels))

@@ -23,7 +23,8 @@ from torch import nn
 
 from ddsm_ext.data.dataset import ImageDataset
 from ddsm_ext.data.images import save_png
-from ddsm_ext.data.pixels import from_uint8
+from ddsm_ext.data.latent_dataset import LatentDataset
+from ddsm_ext.data.pixels import from_data
 from ddsm_ext.diffusion.noise import generator
 from ddsm_ext.diffusion.prediction import Prediction, prediction_named
 from ddsm_ext.diffusion.schedule import NoiseSchedule
@@ -114,7 +115,7 @@ class _Run:
     def take_step(self, batch: Batch, stop_wanted: bool) -> StepResult:
         """One step on a batch; raises after too many non-finite ones."""
         state, step = self.state, self.state.step
-        images, told = from_uint8(batch.images, self.device), None
+        images, told = from_data(batch.images, self.device), None
         if self.config.augment:
             stream = generator(self.config.seed, Stream.AUGMENT, self.rank, step)
             images, told = augment(images, self.config.augment, stream, flips=self.flips)
@@ -218,7 +219,7 @@ def _due(step: int, every: int) -> bool:
 
 def train(
     net: nn.Module,
-    dataset: ImageDataset,
+    dataset: ImageDataset | LatentDataset,
     schedule: NoiseSchedule,
     config: TrainConfig,
     run_dir: str | Path,
@@ -245,7 +246,7 @@ def train(
     Args:
         net: called as (x [N, C, H, W], t [N], width) -> [N, C, H, W], with labels as
             (x, t, width, y [N] int64); moved to `device`.
-        dataset: images uint8 [N, C, H, W], and their classes where the network takes labels.
+        dataset: images or latents, and their classes where the network takes labels.
         run_dir: run folder; gets log.jsonl, checkpoints/ and samples/.
         parameterisation: what the network predicts and is given, as `Sandwich` has it.
         device: where to train.
