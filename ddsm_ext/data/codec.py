@@ -107,9 +107,9 @@ class Codec:
         digest = _digest(name, settings, folder / WEIGHTS_FILE)
         if expected is not None and expected.digest != digest:
             raise Refusal(
-                f"{folder}: holds another autoencoder (SHA-256 {digest[:12]}...) than the latents "
-                f"are of ({str(expected.digest)[:12]}...); need that one, or codec.folder, where "
-                "it lies now"
+                f"{folder}: holds another autoencoder, or a damaged one (SHA-256 {digest[:12]}...; "
+                f"the latents are of {str(expected.digest)[:12]}...); need theirs, or "
+                "codec.folder, where it lies now"
             )
         network = _network(import_diffusers(what), name, settings, folder)
         kind = CLASSES[name]
@@ -183,16 +183,19 @@ class Codec:
             images: floating point [N, c, h, w].
         """
         config, network = self.config, cast(Any, self.network)
-        made = []
-        for part in images.split(config.batch_size):
-            z = (part.float() / config.scale + config.shift).contiguous(
-                memory_format=torch.channels_last
-            )
-            made.append(to_uint8(network.decode(z).sample).cpu())
-        if made:
-            return torch.cat(made)
-        side = tuple(size * config.factor for size in images.shape[2:])
-        return torch.empty((0, config.image_channels or 1, *side), dtype=torch.uint8, device="cpu")
+        n, _, *sides = images.shape
+        size = (n, config.image_channels or 1, *(side * config.factor for side in sides))
+        made = torch.empty(size, dtype=torch.uint8, device="cpu")  # [N, C, H, W]
+        for start in range(0, n, config.batch_size):
+            rows = slice(start, start + config.batch_size)
+            z = images[rows].float() / config.scale + config.shift
+            z = z.contiguous(memory_format=torch.channels_last)
+            made[rows] = to_uint8(network.decode(z).sample).cpu()
+        return made
+
+    def settings_for(self, image_size: int) -> CodecConfig:
+        """Return the section codec of a run of latents of images of so many pixels a side."""
+        return replace(self.config, decode_macs=self.macs(image_size)[1])
 
     def macs(self, image_size: int) -> tuple[int, int]:
         """Return the MACs of encoding an image, and of decoding one, attention's products included.
@@ -275,6 +278,9 @@ def _digest(name: str, settings: Mapping[str, Any], weights: Path) -> str:
     what = f"autoencoder's {WEIGHTS_FILE}, a file without pickles"
     with naming(weights, need), open_regular(weights, what) as file:
         content = hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
+    index = weights.with_name(weights.name + ".index.json")
+    if index.exists():  # which diffusers would follow to other files
+        raise Refusal(f"{index}: names files of weights; need all in {WEIGHTS_FILE}, without it")
     computed = {key: value for key, value in settings.items() if key not in _BESIDE}
     return json_digest({"class": name, "settings": computed, "weights": content})
 

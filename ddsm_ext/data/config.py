@@ -55,6 +55,8 @@ class DataConfig(Settings):
 
 
 KINDS = ("pixels", "kl", "vq")
+# Settings of a codec that say where things lie and how many run together: they decide no weight.
+CODEC_PLACES = ("folder", "images", "batch_size")
 
 
 @dataclass(frozen=True)

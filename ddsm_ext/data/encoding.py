@@ -72,7 +72,7 @@ def planned(stream: ImageStream, codec: Codec, options: EncodeOptions) -> Latent
     )
     shards = -(-len(stream) // options.shard_images)
     return LatentManifest(
-        codec=replace(codec.config, decode_macs=codec.macs(size)[1]),
+        codec=codec.settings_for(size),
         images=images,
         shape=codec.latent_shape(image_shape),
         dtype=cast(Any, options.dtype),
@@ -204,14 +204,14 @@ def _shards(
         if len(waiting) == options.batch_size or last:
             made.append(_encoded(np.stack(waiting), codec, manifest))
             waiting = []
+            if last:
+                arrays: dict[str, NDArray[Any]] = {LATENTS: np.concatenate(made)}
+                if stream.labels is not None:
+                    arrays[LABELS] = stream.labels[rows.start : rows.stop]
+                made = []
+                yield number, arrays
             if stopped():
                 return
-        if last:
-            arrays: dict[str, NDArray[Any]] = {LATENTS: np.concatenate(made)}
-            if stream.labels is not None:
-                arrays[LABELS] = stream.labels[rows.start : rows.stop]
-            made = []
-            yield number, arrays
 
 
 def _encoded(
@@ -221,7 +221,8 @@ def _encoded(
     pixels = torch.from_numpy(images)
     turned = [pixels, pixels.flip(3)] if manifest.flips else [pixels]
     moments = torch.stack([codec.encode(each).cpu() for each in turned], dim=1)
-    found = moments.numpy().astype(manifest.dtype)
+    with np.errstate(over="ignore"):
+        found = moments.numpy().astype(manifest.dtype)
     if not np.isfinite(found).all():
         raise Refusal(
             f"{codec.config.folder}: latents of an image are not finite in {manifest.dtype}; need "

@@ -148,12 +148,15 @@ def decoder_of(config: RunConfig, device: torch.device) -> Decoder:
 
 
 def check_sampler(config: RunConfig) -> None:
-    """Refuse a sampler that does not serve the process, or its number of steps.
+    """Refuse a sampler that does not serve the process, or its number of steps, and latents that
+    nothing decodes.
 
     Raises:
+        ImportError, FileNotFoundError: as of `decoder_of`.
         ValueError: naming what does not fit.
     """
     evaluations(make_schedule(config.diffusion), config.sampler)
+    decoder_of(config, torch.device("cpu"))
 
 
 def weights_digest(network: Any) -> str:

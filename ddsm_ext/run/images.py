@@ -76,7 +76,7 @@ def real_images(config: RunConfig, dataset: Any, run: Path | None = None) -> Any
         return dataset
     from ddsm_ext.data.streamed_images import StreamedImages
 
-    if run is not None and config.data == config_of(run).data:
+    if run is not None and (run / ENCODED_FILE).exists() and config.data == config_of(run).data:
         manifest = LatentManifest.load(run / ENCODED_FILE)
     else:
         manifest = LatentManifest.of_archive(config.data.source)

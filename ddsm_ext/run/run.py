@@ -104,7 +104,7 @@ class Run:
             device, progress: as of `Run`.
 
         Raises:
-            ImportError: the features need a package that is not installed.
+            ImportError: features or latents need a package that is not installed.
             ValueError: the name has other characters, there is no run to extend, or device, images,
                 features, weights or sampler cannot be used.
             FileNotFoundError: the images, the features' file or the weights are missing.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +45,15 @@ def save_autoencoder(folder: Path, kind: str = "kl", channels: int = 1, seed: in
     return folder
 
 
-@lru_cache
-def formula_state(config: str) -> dict[str, torch.Tensor]:
-    """Weights of the goldens by the formula in their README."""
+def formula_network(config: str) -> Any:
+    """The autoencoder of a golden file, in float64, by the formula in the goldens' README."""
     settings = json.loads(config)
     network = getattr(DIFFUSERS, settings["_class_name"]).from_config(settings)
-    for k, (_, p) in enumerate(sorted(network.named_parameters())):
+    for k, (name, p) in enumerate(sorted(network.named_parameters())):
         i = np.arange(p.numel(), dtype=np.float64)
         v = torch.from_numpy(np.sin(0.7 * i * (1 + 0.001 * (k % 17)) + k)).view(p.shape)
         if p.ndim > 1:
-            v = v * (2 / p[0].numel()) ** 0.5
-        p.data = v
+            p.data = v * (2.0 / p[0].numel()) ** 0.5
+        else:
+            p.data = 1.0 + 0.2 * v if name.endswith("weight") else 0.1 * v
     return network
