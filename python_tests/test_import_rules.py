@@ -37,7 +37,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "io": (),
     "diffusion": (),
     "sampling": ("_fixed_weights", "diffusion", "io.document", "io.files"),
-    "data": ("io.files",),
+    "data": ("_optional", "io"),
     "eval": ("_optional", "data.pixels", "io.digest", "io.document", "io.files", "io.weights"),
     # sampling.strategy: which width a noise level has, in a run that is tuned for a strategy
     "training": ("data", "diffusion", "io", "sampling.strategy"),
@@ -55,10 +55,10 @@ ALWAYS = ("_lazy", "settings", "width", "intervals")
 # Areas that load no torch, directly or through what they import at module level.
 TORCH_FREE = ("", "_lazy", "_locks", "_fixed_weights", "_optional", "settings", "width", "machine",
               "intervals", "graph", "graph.graph", "graph.config", "graph.slicing", "graph.count",
-              "models.unet", "models.adm", "data.config", "training.loop_config",
+              "models.unet", "models.adm", "data.config", "data.latents", "training.loop_config",
               "training.config", "training.autoencoder_config", "diffusion.config",
               "sampling.config", "sampling.samplers", "search.config", "run.config", "run.folder",
-              "cli.main")  # fmt: skip
+              "run.latents", "cli.main")  # fmt: skip
 
 # The exception's class may be named, to catch what torch.load raises; nothing may be unpickled.
 PICKLERS = ("pickle", "cPickle", "dill", "joblib", "cloudpickle")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ddsm_ext.cli.console import table
 from ddsm_ext.graph import count
@@ -20,6 +21,9 @@ from ddsm_ext.run.strategies import ScorePlan
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.search.cost import share_of_paper
 
+if TYPE_CHECKING:
+    from ddsm_ext.run.encoding import Encoding
+
 
 def training_text(config: RunConfig) -> str:
     """Return what `ddsm train`, or `tune`, would do: configuration, sizes, estimate of its time."""
@@ -29,7 +33,7 @@ def training_text(config: RunConfig) -> str:
         [
             _model(config, ("model", "diffusion", "data", "train", *tuned)),
             _memory(takes),
-            f"{_time(takes)}, for {train.steps} steps of {train.batch_size} images",
+            f"{time_line(takes.seconds)}, for {train.steps} steps of {train.batch_size} images",
         ]
     )
 
@@ -42,10 +46,11 @@ def sampling_text(config: RunConfig, strategy: Strategy, images: int, batch: int
     return "\n".join(
         [
             _model(config, ("model", "diffusion", "sampler")),
+            *_decoder(config, takes.macs / images),
             f"runs of the network: {len(takes.run_widths)} ({used})",
             f"million MACs an image: {takes.macs / images / 1e6:.5g}",
             _memory(takes),
-            f"{_time(takes)}, for {images} images",
+            f"{time_line(takes.seconds)}, for {images} images",
         ]
     )
 
@@ -65,8 +70,29 @@ def search_text(config: RunConfig) -> str:
         [
             _model(config, ("model", "diffusion", "sampler", "search", "eval")),
             f"method {search.method}: {scored}",
+            *_decoder(config, estimate_sampling(config, 1.0, 1, 1).macs),
             _memory(takes),
-            _time(takes),
+            time_line(takes.seconds),
+        ]
+    )
+
+
+def encoding_text(encoding: Encoding) -> str:
+    """Return what `ddsm encode` would do."""
+    manifest, n_bytes, seconds = encoding.estimate()
+    images, codec = manifest.images, encoding.codec
+    side, latent = images.config.image_size or 0, "x".join(map(str, manifest.shape))
+    encode, decode = codec.macs(side)
+    turned = ", and of the mirrored ones" if manifest.flips else ""
+    settings = {"data": images.config.to_dict(), "codec": manifest.codec.to_dict()}
+    return "\n".join(
+        [
+            json.dumps(settings, indent=2),
+            f"{images.count:,} images of {images.config.channels}x{side}x{side}: latents of "
+            f"{latent}{turned}",
+            f"million MACs an image: {encode / 1e6:.5g} to encode, {decode / 1e6:.5g} to decode",
+            f"disk: about {_size(n_bytes)}",
+            time_line(seconds),
         ]
     )
 
@@ -86,12 +112,23 @@ def time_line(seconds: float) -> str:
 
 def memory_line(n_bytes: float) -> str:
     """The line that says how much memory work takes."""
-    text = f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
-    return f"memory: about {text}"
+    return f"memory: about {_size(n_bytes)}"
 
 
-def _time(takes: Estimate) -> str:
-    return time_line(takes.seconds)
+def _size(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
+
+
+def _decoder(config: RunConfig, image_macs: float) -> list[str]:
+    """The line that says what decoding costs, beside the MACs of an image; none of pixels."""
+    macs = config.codec.decode_macs
+    if not macs:
+        return []
+    steps, share = macs / count.macs(config.model, 1.0), macs / image_macs
+    return [
+        f"decoder: {macs / 1e6:.5g} million MACs an image, as {steps:.2g} steps of the full width; "
+        f"{100 * share:.1f} % of an image's"
+    ]
 
 
 def _memory(takes: Estimate) -> str:
@@ -122,10 +159,11 @@ def scoring_text(config: RunConfig, plan: ScorePlan) -> str:
     return "\n".join(
         [
             _model(config, ("model", "diffusion", "sampler", "eval")),
+            *_decoder(config, takes.macs / (plan.images_each * len(plan.named))),
             _samples(plan),
             f"strategies: {', '.join(plan.named)}",
             _memory(takes),
-            _time(takes),
+            time_line(takes.seconds),
         ]
     )
 
@@ -141,7 +179,7 @@ def scoring_line(config: RunConfig, plan: ScorePlan, *, timed: bool) -> str:
     if not timed:
         return _samples(plan)
     takes = estimate_scores(config, plan.named.values(), plan.images_each)
-    return f"{_samples(plan)}; {_time(takes)}"
+    return f"{_samples(plan)}; {time_line(takes.seconds)}"
 
 
 def _samples(plan: ScorePlan) -> str:

@@ -27,6 +27,7 @@ Command = Callable[[argparse.Namespace], int]
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart", "train, search, sample, score and report on small real images"),
     "checks": ("checks", "versions, libraries, processor or GPU, and a self-test of every op"),
+    "encode": ("encode", "write latents of images once, for a network that is trained on them"),
     "train": ("train", "train one network that works at every width"),
     "search": ("search", "search the width of each denoising step; writes the Pareto front"),
     "tune": ("tune", "fine-tune a run for its strategy, or for a width"),

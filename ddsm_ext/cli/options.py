@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ddsm_ext.data.latents import is_latent_archive
 from ddsm_ext.run.config import SECTIONS, RunConfig, changed, parse_setting
 from ddsm_ext.sampling.samplers import SAMPLERS
 from ddsm_ext.settings import LARGEST_INT, Refusal, did_you_mean, shown
@@ -183,6 +184,8 @@ def preset_for(command: str, changes: dict[str, Any]) -> str | None:
     source = changes.get("data", {}).get("source", "digits")
     if source == "digits":
         return "digits"
+    if is_latent_archive(source):  # which says it
+        return None
     if not {"image_size", "image_channels"} <= set(changes.get("model", {})):
         sizes = ", ".join(f"{n} {c.image_size}x{c.image_size}" for n, c in PRESETS.items())
         raise Refusal(

@@ -2,6 +2,7 @@
 
     ddsm train                                   the 8x8 digits that come with scikit-learn
     ddsm train --preset cifar10 --data PATH      a folder, ZIP or CIFAR-10 archive of images
+    ddsm train --preset NAME --data latents/     latents that ddsm encode made
     ddsm train --preset digits --set train.steps=5000
     ddsm train --preset digits --extend 3000     give the run of that command more steps
 
@@ -29,8 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     options.add_set_argument(parser, "one setting, e.g. train.steps=2000 (repeatable)")
     parser.add_argument(
-        "--data", metavar="PATH", help="folder, ZIP or CIFAR-10 archive of images; with --preset"
-    )
+        "--data", metavar="PATH",
+        help="folder, ZIP or CIFAR-10 archive of images, or latents; with --preset",
+    )  # fmt: skip
     parser.add_argument(
         "--root", default="runs", metavar="FOLDER", help="where run folders go (default: runs)"
     )
@@ -72,11 +74,11 @@ def run(args: argparse.Namespace) -> int:
         from ddsm_ext.cli.dry_run import training_text
 
         if args.extend is not None:
-            from ddsm_ext.run.compose import load_images
             from ddsm_ext.run.features import with_features
+            from ddsm_ext.run.images import load_images, real_images
             from ddsm_ext.run.training import extended, run_to_extend
 
-            made = with_features(config, load_images(config))
+            made = with_features(config, real_images(config, load_images(config)))
             config = extended(run_to_extend(args.root, name, made), args.extend)
         print(training_text(config))
         return 0

@@ -10,22 +10,26 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from PIL import Image
+from torch import Generator, Tensor
 
 from ddsm_ext.data.cifar import is_cifar10, is_cifar10_name, read_cifar10
 from ddsm_ext.data.config import DataConfig
 from ddsm_ext.data.entries import ReadLimits, folder_entries
+from ddsm_ext.data.fitting import Stack
 from ddsm_ext.data.images import is_image_name
+from ddsm_ext.data.latents import is_latent_archive
 from ddsm_ext.data.layout import TABLE, Layout
 from ddsm_ext.data.sample_archive import is_sample_archive, read_sample_archive
 from ddsm_ext.data.source import PassedOver, list_source, read_images
+from ddsm_ext.data.splits import chosen_indices
 from ddsm_ext.io.files import naming, open_regular, parse_json, write_atomic
 from ddsm_ext.settings import Refusal
 
@@ -51,35 +55,41 @@ class ImageDataset:
         """One image, uint8 [C, H, W]."""
         return self.images[index]
 
+    def batch(self, indices: Tensor, mirrored: Tensor | None, noise: Generator) -> Tensor:
+        """Images of a training step, uint8 [B, C, H, W].
+
+        Args:
+            indices: int64 [B].
+            mirrored: which of them are flipped from left to right, bool [B]; None: none.
+            noise: what latents are drawn by.
+        """
+        images = torch.from_numpy(self.images)[indices]
+        if mirrored is None:
+            return images
+        return torch.where(mirrored[:, None, None, None], images.flip(3), images)
+
+    def pictures(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Some of the images, uint8 [n, C, H, W]."""
+        return self.images[indices]
+
+    def batches(self, size: int) -> Iterator[NDArray[np.uint8]]:
+        """All images, uint8 [n, C, H, W], n up to `size`."""
+        yield from (self.images[at : at + size] for at in range(0, len(self), size))
+
+    def whole(self) -> ImageDataset:
+        """The set with all its images in memory."""
+        return self
+
+    @property
+    def class_count(self) -> int:
+        """How many classes there are images of; 0: they have none."""
+        return 0 if self.labels is None else len(np.unique(self.labels))
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of every image."""
         _, channels, height, width = self.images.shape
         return channels, height, width
-
-
-def split_indices(
-    count: int, held_out: float, seed: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Sorted indices of the (training, held-out) parts of `count` images.
-
-    Args:
-        count: images in all.
-        held_out: fraction in the second part, 0 < held_out < 1.
-        seed: which images are held out.
-
-    Raises:
-        ValueError: the fraction is out of range, or there are fewer than two images.
-    """
-    if not 0 < held_out < 1 or count < 2:
-        raise Refusal(
-            f"split: held_out is {held_out} of {count} images; need 0 < held_out < 1 and 2 images"
-        )
-    out_count = min(count - 1, max(1, round(held_out * count)))
-    # Each image is ranked by a hash of (seed, index): no generator whose stream could change.
-    ranks = [hashlib.sha256(f"{seed},{index}".encode()).digest() for index in range(count)]
-    order = np.array(sorted(range(count), key=ranks.__getitem__), dtype=np.int64)  # [N]
-    return np.sort(order[out_count:]), np.sort(order[:out_count])
 
 
 def _digest(images: NDArray[np.uint8], labels: NDArray[np.int64] | None) -> str:
@@ -118,16 +128,8 @@ def load_dataset(
     for note in raw.notes:
         warnings.warn(f"{config.source}: {note}", stacklevel=2)
     images, labels = raw.images, raw.labels
-    if config.held_out and not raw.has_test_part and config.split != "all":
-        kept, out = split_indices(len(images), config.held_out, config.split_seed)
-        chosen = kept if config.split == "train" else out
-        images, labels = images[chosen], None if labels is None else labels[chosen]
-    elif config.split == "test" and not raw.has_test_part:
-        raise Refusal(
-            f"{config.source}: has no test part of its own; need held_out > 0 for split 'test'"
-        )
-    if config.limit is not None and config.limit < len(images):
-        _, chosen = split_indices(len(images), config.limit / len(images), config.split_seed)
+    chosen = chosen_indices(config, len(images), raw.has_test_part)
+    if chosen is not None:
         images, labels = images[chosen], None if labels is None else labels[chosen]
     images = np.ascontiguousarray(images)
     digest = _digest(images, labels)
@@ -143,19 +145,24 @@ def load_dataset(
     )
 
 
+def set_name(source: str) -> str:
+    """Return what the set of a source is called: its file or folder."""
+    path = Path(source)
+    name = path.name if path.name not in ("", "..") else path.resolve().name or str(path)
+    if not path.is_dir():
+        name = name.split(".tar")[0] if ".tar" in name else (path.stem or name)
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def _read_or_cached(
     config: DataConfig, progress: Callable[[int, int], None] | None
 ) -> tuple[_RawImages, str]:
     if config.source == "digits":
         return _read_digits(config), "digits"
-    path = Path(config.source)
-    name = path.name if path.name not in ("", "..") else path.resolve().name or str(path)
-    if not path.is_dir():
-        name = name.split(".tar")[0] if ".tar" in name else (path.stem or name)
-    name = name.encode("utf-8", "backslashreplace").decode("utf-8")
+    name = set_name(config.source)
     if config.cache is None:
         return _read_path(config, progress), name
-    file = Path(config.cache) / f"{_source_digest(config)}.safetensors"
+    file = Path(config.cache) / f"{source_digest(config)}.safetensors"
     raw = _RawImages.load(file)
     if raw is None:
         raw = _read_path(config, progress)
@@ -222,13 +229,15 @@ def _sha256(arrays: dict[str, NDArray[Any]], about: str) -> str:
     return digest.hexdigest()
 
 
-def _source_digest(config: DataConfig) -> str:
+def source_digest(config: DataConfig) -> str:
     """SHA-256 of the source's files and of the settings that decide the decoded pixels.
 
     Raises:
         FileNotFoundError: no such file or folder.
     """
-    path = _existing(config.source)
+    if config.source == "digits":
+        return hashlib.sha256(b"digits").hexdigest()
+    path = source_path(config.source)
     # source and cache are paths; held_out, limit and their seed choose later; flip is of training
     later = ("source", "cache", "held_out", "limit", "split_seed", "flip")
     settings = {key: value for key, value in config.to_dict().items() if key not in later}
@@ -251,7 +260,12 @@ def _decides(name: str) -> bool:
     return is_image_name(name) or is_table or is_cifar10_name(name)
 
 
-def _existing(source: str) -> Path:
+def source_path(source: str) -> Path:
+    """Return the path of a source.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+    """
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(
@@ -261,71 +275,13 @@ def _existing(source: str) -> Path:
     return path
 
 
-def _fit(pixels: NDArray[np.uint8], size: int | None, channels: int | None) -> NDArray[np.uint8]:
-    """Crop to the central square, resize, and convert the channels of one image.
-
-    Args:
-        pixels: uint8 [H, W, 1 or 3].
-        size: pixels a side of the result; None keeps height and width.
-        channels: 1 or 3; None keeps them.
-
-    Returns:
-        uint8 [C, H, W].
-    """
-    height, width, depth = pixels.shape
-    if size is not None and (height, width) != (size, size):
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        square = pixels[top : top + side, left : left + side]
-        image = Image.fromarray(square[:, :, 0] if depth == 1 else np.ascontiguousarray(square))
-        kernel = Image.Resampling.LANCZOS if side > size else Image.Resampling.BICUBIC
-        pixels = np.asarray(image.resize((size, size), kernel)).reshape(size, size, depth)
-    if channels == 1 and depth == 3:
-        pixels = np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))[:, :, None]
-    elif channels == 3 and depth == 1:
-        pixels = pixels.repeat(3, axis=2)
-    return pixels.transpose(2, 0, 1)  # [C, H, W]
-
-
-class _Stack:
-    """Grows one flat buffer image by image, so that nothing is held twice."""
-
-    def __init__(self, source: str, config: DataConfig) -> None:
-        self._source, self._config = source, config
-        self._data = bytearray()
-        self._shape: tuple[int, ...] | None = None
-        self._first = ""
-
-    def add(self, pixels: NDArray[np.uint8], name: str) -> None:
-        image = _fit(pixels, self._config.image_size, self._config.channels)
-        if self._shape is None:
-            self._shape, self._first = image.shape, name
-        if image.shape != self._shape:
-            raise Refusal(
-                f"{self._source}: {name} is {list(image.shape)}, {self._first} is "
-                f"{list(self._shape)} (channels, height, width); need equal images, or image_size "
-                "and channels set"
-            )
-        self._data += image.tobytes()
-
-    def array(self) -> NDArray[np.uint8]:
-        if self._shape is None:
-            raise Refusal(f"{self._source}: no image in this split; need at least one")
-        channels, height, width = self._shape
-        if height != width:
-            raise Refusal(
-                f"{self._source}: images are {height}x{width}; need squares, or image_size set"
-            )
-        return np.frombuffer(self._data, np.uint8).reshape(-1, channels, height, width)
-
-
 def _read_digits(config: DataConfig) -> _RawImages:
     """The 1797 grey 8x8 digits of scikit-learn (UCI, Alpaydin & Kaynak 1998), 0..16 to 0..255."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     grey = np.rint(digits.images * (255.0 / 16.0)).astype(np.uint8)  # [1797, 8, 8]
-    stack = _Stack("digits", config)
+    stack = Stack("digits", config)
     for index, image in enumerate(grey):
         stack.add(image[:, :, None], f"digit {index}")
     labels = digits.target.astype(np.int64)
@@ -345,8 +301,10 @@ def _read_path(
         FileNotFoundError: no such file or folder.
         ValueError: damaged, hostile, unequal or no images.
     """
-    path = _existing(config.source)
+    path = source_path(config.source)
     limits = replace(ReadLimits(), max_pixels=config.max_pixels)
+    if is_latent_archive(path):
+        raise Refusal(f"{path}: holds latents of images; need the images themselves")
     if is_sample_archive(path):
         return _read_samples(path, config, limits)
     if is_cifar10(path):
@@ -354,7 +312,7 @@ def _read_path(
     listing = list_source(path, limits)
     layout = Layout(str(path), listing.images, listing.tables)
     part = layout.part(config.split)
-    stack, found = _Stack(str(path), config), []
+    stack, found = Stack(str(path), config), []
     passed_over = PassedOver(config.skip_damaged)
     images = read_images(
         path,
@@ -381,7 +339,7 @@ def _read_path(
 
 def _read_samples(path: Path, config: DataConfig, limits: ReadLimits) -> _RawImages:
     samples = read_sample_archive(path, limits)
-    stack = _Stack(str(path), config)
+    stack = Stack(str(path), config)
     for index, pixels in enumerate(samples.images):
         stack.add(pixels, f"image {index}")
     labels = samples.labels
@@ -392,7 +350,7 @@ def _read_samples(path: Path, config: DataConfig, limits: ReadLimits) -> _RawIma
 
 def _read_cifar(path: Path, config: DataConfig) -> _RawImages:
     cifar = read_cifar10(path, config.split)
-    stack = _Stack(str(path), config)
+    stack = Stack(str(path), config)
     for index, pixels in enumerate(cifar.pixels):
         stack.add(pixels, f"image {index}")
     return _RawImages(stack.array(), cifar.labels, cifar.class_names, has_test_part=True)

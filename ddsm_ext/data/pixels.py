@@ -28,6 +28,19 @@ def from_uint8(
     return images.to(device, non_blocking=True).to(dtype).div_(127.5).sub_(1.0)
 
 
+def from_data(images: Tensor, device: torch.device | str | None = None) -> Tensor:
+    """Return the images of a data set as a network has them: pixels in [-1, 1], latents as they
+    are.
+
+    Args:
+        images: uint8 pixels, or floating-point latents.
+        device: where the result lives; None keeps the images'.
+    """
+    if images.dtype == torch.uint8:
+        return from_uint8(images, device)
+    return images.to(device, non_blocking=True)
+
+
 def to_uint8(images: Tensor) -> Tensor:
     """Map images from [-1, 1] to uint8 0 .. 255: round((x + 1) · 127.5).
 

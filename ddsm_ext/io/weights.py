@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import pickle
 import re
+import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from ddsm_ext.io.files import naming, one_line, open_regular, read_bytes, read_json
+from ddsm_ext.io.files import (
+    naming,
+    one_line,
+    open_regular,
+    parse_json,
+    read_bytes,
+    read_json,
+)
 from ddsm_ext.settings import Refusal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 INDEX_ENDING = ".safetensors.index.json"
+_LARGEST_HEADER = 100_000_000  # bytes, as the format limits it
+_DTYPE_BYTES = {
+    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2,
+    "U16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
 
 
 def parse_safetensors(data: bytes, name: str) -> dict[str, Tensor]:
@@ -186,3 +200,47 @@ def copy_tensors(source: Mapping[str, Tensor], target: Mapping[str, Tensor], wha
     with torch.no_grad():
         for name, tensor in target.items():
             tensor.copy_(source[name])
+
+
+class Place(NamedTuple):
+    """Where a tensor lies in a safetensors file."""
+
+    dtype: str  # as the file says it, e.g. "F32"
+    shape: tuple[int, ...]
+    start: int  # bytes from the begin of the file
+    stop: int
+
+
+def tensor_places(file: BinaryIO, name: str) -> tuple[dict[str, Place], dict[str, str]]:
+    """Where the tensors of a safetensors file lie, and its metadata; no tensor is read.
+
+    Args:
+        file: the file, at its begin.
+        name: says in errors where it came from.
+
+    Raises:
+        ValueError: it is none, or is cut off.
+    """
+    need = "need a whole safetensors file"
+    size = file.seek(0, 2)
+    file.seek(0)
+    (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\xff"))
+    if length > min(_LARGEST_HEADER, size - 8):
+        raise Refusal(f"{name}: has no header of a safetensors file; {need}")
+    header = parse_json(file.read(length), name, "header of a safetensors file")
+    places, metadata = {}, {}
+    try:
+        for key, row in header.items():
+            if key == "__metadata__":
+                metadata = {str(k): str(v) for k, v in row.items()}
+                continue
+            start, stop = (8 + length + int(offset) for offset in row["data_offsets"])
+            shape = tuple(int(side) for side in row["shape"])
+            width = _DTYPE_BYTES[row["dtype"]]
+            fits = stop - start == math.prod(shape) * width and 8 + length <= start and stop <= size
+            if min((*shape, 0)) < 0 or not fits:
+                raise ValueError
+            places[key] = Place(row["dtype"], shape, start, stop)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise Refusal(f"{name}: its header is not that of its tensors; {need}") from None
+    return places, metadata

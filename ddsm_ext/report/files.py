@@ -63,6 +63,17 @@ class DataKeys(Row):
 
 
 @dataclass(frozen=True)
+class CodecKeys(Row):
+    """What the report says of a config's section codec."""
+
+    partial: ClassVar[bool] = True
+
+    kind: str = "pixels"
+    factor: Count = 1
+    image_channels: Count | None = None
+
+
+@dataclass(frozen=True)
 class TrainKeys(Row):
     """What the report says of a config's section train."""
 
@@ -97,6 +108,7 @@ class Config(Row):
 
     model: ModelKeys = field(default_factory=ModelKeys)
     data: DataKeys = field(default_factory=DataKeys)
+    codec: CodecKeys = field(default_factory=CodecKeys)
     train: TrainKeys = field(default_factory=TrainKeys)
     tune: TuneKeys = field(default_factory=TuneKeys)
 

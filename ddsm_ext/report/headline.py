@@ -7,8 +7,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from ddsm_ext.report.comparison import Comparison, Line, best_constant, compare, lines_of
+from ddsm_ext.report.records import DecodingCost
 
 _UNSCORED = "ddsm eval scores it"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Shares of MACs and time that a strategy saves beside the full width."""
+
+    macs: float
+    time: float
+
+    @property
+    def realised(self) -> float:
+        """Time saved over MACs saved."""
+        return self.time / self.macs
 
 
 @dataclass(frozen=True)
@@ -23,6 +37,8 @@ class Headline:
             less; None where none of these is scored.
         constant_cost: what that width costs, as a share of the full width's cost.
         missing_constant: why there is none.
+        of_steps: MACs and time saved of the steps alone, without decoding; None of pixels, or where
+            one of these is not known.
     """
 
     macs_saved: float | None
@@ -31,6 +47,7 @@ class Headline:
     against_constant: Comparison | None
     constant_cost: float | None = None
     missing_constant: str = _UNSCORED
+    of_steps: Saved | None = None
 
     @property
     def realised_saving(self) -> float | None:
@@ -73,12 +90,15 @@ def _quality(
     return name, found.words, remark
 
 
-def headline(metrics: Mapping[str, Any], unit: str = "macs") -> Headline | None:
+def headline(
+    metrics: Mapping[str, Any], unit: str = "macs", decoding: DecodingCost | None = None
+) -> Headline | None:
     """Work out the headline from the content of metrics.json.
 
     Args:
         metrics: parsed metrics.json.
         unit: what the search counted as cost, "macs" or "ms".
+        decoding: what of each image's cost is decoding; None: nothing.
 
     Returns:
         the figures; None when the full width or the strategy has no score yet.
@@ -89,19 +109,19 @@ def headline(metrics: Mapping[str, Any], unit: str = "macs") -> Headline | None:
     if full is None or chosen is None:
         return None
     timing = metrics.get("timing", {}).get("ms_per_image", {})
+    times = full.ms, chosen.ms
     if timing:  # measured side by side, which counts more than times minutes apart
-        time_saved: float | None = 1.0 - float(timing["strategy"]) / float(timing["full"])
-    else:
-        time_saved = _saved(full, chosen, "ms")
+        times = float(timing["full"]), float(timing["strategy"])
     constant = best_constant(chosen, lines, unit)
     narrower = any(line.kind == "width" and line.cost(unit) for line in lines)
     return Headline(
-        macs_saved=_saved(full, chosen, "macs"),
-        time_saved=time_saved,
+        macs_saved=_saved(full.macs, chosen.macs),
+        time_saved=_saved(*times),
         against_full=compare(chosen, full),
         against_constant=None if constant is None else compare(chosen, constant),
         constant_cost=_share(full, constant, unit) if constant else None,
         missing_constant="no narrower width costs as much" if narrower else _UNSCORED,
+        of_steps=None if decoding is None else _of_steps(full, chosen, times, decoding),
     )
 
 
@@ -110,6 +130,15 @@ def _share(full: Line, line: Line, unit: str) -> float | None:
     return None if not whole or not part else part / whole
 
 
-def _saved(full: Line, chosen: Line, unit: str) -> float | None:
-    share = _share(full, chosen, unit)
-    return None if share is None else 1.0 - share
+def _saved(full: float | None, chosen: float | None, beside: float = 0.0) -> float | None:
+    """Share of a cost that is saved, without what of both is `beside` the steps."""
+    if not full or not chosen or full <= beside:
+        return None
+    return 1.0 - (chosen - beside) / (full - beside)
+
+
+def _of_steps(
+    full: Line, chosen: Line, times: tuple[float | None, float | None], decoding: DecodingCost
+) -> Saved | None:
+    macs, time = _saved(full.macs, chosen.macs, decoding.macs), _saved(*times, decoding.ms)
+    return Saved(macs, time) if macs and time is not None else None

@@ -158,13 +158,22 @@ class WidthCost(Row):
 
 
 @dataclass(frozen=True)
+class DecodingCost(Row):
+    """MACs and time of decoding an image of latents."""
+
+    macs: Positive
+    ms: Positive
+
+
+@dataclass(frozen=True)
 class Costs(TypedDocument):
-    """search/costs.json: what a step costs at each width.
+    """search/costs.json: what a step costs at each width, and what comes beside the steps.
 
     Args:
         rows: of each width.
         batch_size, threads: how the times were taken.
         overhead_ms: of each time, the sampler's own work; None from an earlier version.
+        decoding: of an image; None: the network makes pixels.
     """
 
     what: ClassVar[str] = "file of costs"
@@ -173,6 +182,7 @@ class Costs(TypedDocument):
     batch_size: Count
     threads: Count
     overhead_ms: Amount | None = None
+    decoding: DecodingCost | None = None
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,8 @@ def _intro(run: RunFiles) -> dict[str, Any]:
 
 def _headline_of(run: RunFiles) -> Headline | None:
     unit = run.front.cost_unit if run.front else "macs"
-    return headline(run.metrics.to_dict(), unit) if run.metrics else None
+    decoding = run.costs.decoding if run.costs else None
+    return headline(run.metrics.to_dict(), unit, decoding) if run.metrics else None
 
 
 def _cards(run: RunFiles) -> dict[str, Any]:
@@ -182,7 +183,10 @@ def _costs(run: RunFiles) -> dict[str, Any]:
         [row.macs for row in costs.rows],
         [row.ms for row in costs.rows],
     )
-    return {"costs": costs, "figure": figure, "headline": _headline_of(run)}
+    decoding, own = costs and costs.decoding, [x for x in _lines(run) if x.kind == "strategy"]
+    share = decoding.macs / own[0].macs if decoding and own and own[0].macs else None
+    decoder = {"decoding": decoding, "share": share}
+    return {"costs": costs, "figure": figure, "headline": _headline_of(run), **decoder}
 
 
 def _training(run: RunFiles) -> dict[str, Any]:
@@ -234,7 +238,7 @@ def _configuration(run: RunFiles) -> dict[str, Any]:
 
 SECTIONS: dict[str, Section] = {
     "intro": Section(_intro, ("config",)),
-    "cards": Section(_cards, ("metrics", "front")),
+    "cards": Section(_cards, ("metrics", "front", "costs")),
     "samples": Section(_samples, ("samples",), "Samples"),
     "quality": Section(_quality, ("metrics",), "Quality"),
     "strategy": Section(_strategy, ("steps",), "Chosen width of each step"),

@@ -1,9 +1,8 @@
-"""Device, network, images and sampler of a run's configuration, and how far their work is."""
+"""Device, network and sampler of a run's configuration, and how far their work is."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,20 +12,18 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ddsm_ext.data.pixels import to_uint8
+from ddsm_ext.data.codec import Codec, Decoder, PixelCodec
+from ddsm_ext.diffusion.noise import normal
 from ddsm_ext.diffusion.prediction import prediction_of
 from ddsm_ext.diffusion.schedule import NoiseSchedule, make_schedule
 from ddsm_ext.graph.count import macs
 from ddsm_ext.run.classes import labels_of
 from ddsm_ext.run.config import RunConfig
-from ddsm_ext.run.folder import config_of
 from ddsm_ext.sampling.config import SamplerConfig
 from ddsm_ext.sampling.images import sample
 from ddsm_ext.sampling.levels import evaluations
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal, check_choice, shown
-
-log = logging.getLogger(__name__)
 
 OVERHEAD_STEPS = 20  # of the sampler whose own work is timed
 # (what is being done, units done, units in all or None where unknown, name of a unit, remark)
@@ -88,7 +85,13 @@ def weights_identity(config: RunConfig) -> dict[str, Any]:
     from ddsm_ext.training.state import process_identity
 
     process = process_identity(make_schedule(config.diffusion), config.diffusion.parameterisation)
-    return {**process, "model": config.model, "diffusion": config.diffusion}
+    return {**process, **weights_settings(config)}
+
+
+def weights_settings(config: RunConfig) -> dict[str, Any]:
+    """Return the sections among these."""
+    codec = {"codec": config.codec.identity} if config.codec.of_latents else {}
+    return {"model": config.model, "diffusion": config.diffusion, **codec}
 
 
 def load_network(
@@ -130,42 +133,30 @@ def load_network(
     return network.to(device, dtype).eval()
 
 
-def check_sampler(config: RunConfig) -> None:
-    """Refuse a sampler that does not serve the process, or its number of steps.
+def decoder_of(config: RunConfig, device: torch.device) -> Decoder:
+    """Return what makes images of those of a run's network.
 
     Raises:
+        ImportError: it decodes latents, and diffusers is not installed.
+        FileNotFoundError: the autoencoder is gone.
+        ValueError: it is another one, or damaged.
+    """
+    codec = config.codec
+    if not codec.of_latents:
+        return PixelCodec()
+    return Codec.load(str(codec.folder), device, expected=codec, what="a run of latents")
+
+
+def check_sampler(config: RunConfig) -> None:
+    """Refuse a sampler that does not serve the process, or its number of steps, and latents that
+    nothing decodes.
+
+    Raises:
+        ImportError, FileNotFoundError: as of `decoder_of`.
         ValueError: naming what does not fit.
     """
     evaluations(make_schedule(config.diffusion), config.sampler)
-
-
-def load_images(config: RunConfig, progress: Progress | None = None) -> Any:
-    """Return the run's data set at the model's image size and channels."""
-    from ddsm_ext.data.dataset import load_dataset
-
-    model = config.model
-    size = {"image_size": model.image_size, "channels": model.image_channels}
-    told = counter(progress, "reading images", "image")
-    return load_dataset(replace(config.data, **size), told)
-
-
-def images_of(run: Path, config: RunConfig, progress: Progress | None = None) -> Any:
-    """Return a run's images as `load_images` does; says so where they changed since training."""
-    from ddsm_ext.io.checkpoint import load_newest
-
-    dataset = load_images(config, progress)
-    if config.data != config_of(run).data:
-        return dataset  # the user's own choice
-    newest = load_newest(run, (), on_damage=lambda _: None)
-    if newest is None:
-        return dataset
-    trained = newest.state.get("identity", {}).get("data")
-    if trained is not None and trained != dataset.digest:
-        log.warning(
-            "%s: the images of %s are not those that it was trained on (SHA-256 %.12s, then %.12s)",
-            run, dataset.name, dataset.digest, trained,
-        )  # fmt: skip
-    return dataset
+    decoder_of(config, torch.device("cpu"))
 
 
 def weights_digest(network: Any) -> str:
@@ -188,6 +179,7 @@ class Sampler:
         device: where the network is.
         batch_size: images that run together.
         progress: told how far long work is; None for silence.
+        decoder: makes images of the network's.
     """
 
     network: Any
@@ -195,6 +187,7 @@ class Sampler:
     device: torch.device
     batch_size: int
     progress: Progress | None = None
+    decoder: Decoder = field(default_factory=PixelCodec)
     schedule: NoiseSchedule = field(init=False)
 
     def __post_init__(self) -> None:
@@ -213,11 +206,12 @@ class Sampler:
         """Return the sampler of a run's newest checkpoint, in the dtype of `sampler.dtype`."""
         dtype = getattr(torch, config.sampler.dtype)
         network = load_network(run, config, device, weights, dtype)
-        return cls(network, config, device, batch_size, progress)
+        decoder = decoder_of(config, device)
+        return cls(network, config, device, batch_size, progress, decoder)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an image."""
+        """(C, H, W) of an image of the network."""
         model = self.config.model
         return (model.image_channels, model.image_size, model.image_size)
 
@@ -242,8 +236,36 @@ class Sampler:
         seeds: list[int],
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """Return float images [N, C, H, W], one a seed, not clipped to [-1, 1]."""
+        """Return float images [N, C, H, W], one a seed, not clipped to [-1, 1]; or latents."""
         return self._sample(self.network, self.config.sampler, strategy, seeds, progress)
+
+    def pictures(
+        self,
+        strategy: Strategy | float,
+        seeds: list[int],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Return uint8 images [N, C, H, W] on the CPU, one a seed; each batch is decoded as it is
+        done."""
+        settings, finish = self.config.sampler, self.decoder.decode
+        return self._sample(self.network, settings, strategy, seeds, progress, finish)
+
+    def features(
+        self, strategy: Strategy | float, seeds: list[int], extractor: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Return features [N, D] on the CPU of `pictures`, of which no more than a batch is held.
+
+        Args:
+            strategy: width by noise level.
+            seeds: of the images.
+            extractor: uint8 [n, C, H, W] -> features [n, D].
+        """
+
+        def finish(images: Tensor) -> Tensor:
+            return extractor(self.decoder.decode(images)).cpu()
+
+        settings = self.config.sampler
+        return self._sample(self.network, settings, strategy, seeds, finish=finish)
 
     def _sample(
         self,
@@ -252,6 +274,7 @@ class Sampler:
         strategy: Strategy | float,
         seeds: list[int],
         progress: Callable[[int, int], None] | None = None,
+        finish: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         return sample(
             network,
@@ -267,19 +290,32 @@ class Sampler:
             device=self.device,
             dtype=self.dtype,
             progress=progress,
+            finish=finish,
         )
 
     def timed_images(
         self, strategy: Strategy | float, seeds: list[int], title: str
     ) -> tuple[Tensor, float]:
-        """Return uint8 images [N, C, H, W] and the ms an image that they took."""
+        """Return uint8 images [N, C, H, W] and the ms an image that they took, decoded."""
         if len(seeds) > 1:
-            self.images(strategy, seeds[:1])  # first calls allocate and choose kernels
+            self.pictures(strategy, seeds[:1])  # first calls allocate and choose kernels
         started = time.perf_counter()
-        images = self.images(strategy, seeds, counter(self.progress, title, "step"))
-        self.finish()
+        images = self.pictures(strategy, seeds, counter(self.progress, title, "step"))
         seconds = time.perf_counter() - started
-        return to_uint8(images).cpu(), 1e3 * seconds / len(seeds)
+        return images, 1e3 * seconds / len(seeds)
+
+    def decode_ms(self, rounds: int = 3) -> float:
+        """Return the ms that decoding an image takes: the least of some rounds; 0 of pixels."""
+        codec = self.config.codec
+        if not codec.of_latents:
+            return 0.0
+        latents = normal(range(codec.batch_size), 0, self.shape, device=self.device)
+        times = []
+        for _ in range(rounds + 1):  # the first one warms up
+            started = time.perf_counter()
+            self.decoder.decode(latents)  # to the CPU, which waits for it
+            times.append(time.perf_counter() - started)
+        return 1e3 * min(times[1:]) / codec.batch_size
 
     def overhead_ms(self, rounds: int = 3) -> float:
         """Return the ms of an image and evaluation that the sampler takes itself: the least of some
@@ -306,8 +342,8 @@ class Sampler:
             torch.cuda.synchronize(self.device)
 
     def macs_per_image(self, strategy: Strategy | float) -> int:
-        """Return the MACs of one image over all steps of the sampler."""
+        """Return the MACs of one image over all steps of the sampler, decoding included."""
         steps = evaluations(self.schedule, self.config.sampler, strategy)
         runs = [width for step in steps for width in step.widths]
         each = {width: macs(self.config.model, width) for width in {*runs}}
-        return sum(each[width] for width in runs)
+        return sum(each[width] for width in runs) + self.config.codec.decode_macs

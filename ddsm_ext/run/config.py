@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Self
 
+from ddsm_ext.run.latents import check_latents, with_latents
 from ddsm_ext.run.presets import RUN_PRESETS
 from ddsm_ext.run.values import hints_of, parse_setting_as, settings_from
 from ddsm_ext.settings import (
@@ -29,6 +30,7 @@ SECTIONS: dict[str, tuple[str, str]] = {
     "model": ("ddsm_ext.models.families", "FAMILIES"),  # by the setting "family"
     "diffusion": ("ddsm_ext.diffusion.config", "DiffusionConfig"),
     "data": ("ddsm_ext.data.config", "DataConfig"),
+    "codec": ("ddsm_ext.data.config", "CodecConfig"),
     "train": ("ddsm_ext.training.config", "TrainConfig"),
     "tune": ("ddsm_ext.training.config", "TuneConfig"),
     "sampler": ("ddsm_ext.sampling.config", "SamplerConfig"),
@@ -44,6 +46,7 @@ LIMITS: dict[str, dict[str, int]] = {
         "steps": 10**9, "batch_size": 2**20, "workers": 256, "middle_widths": 1000, "widths": 100,
         "keep": 10**6, "extensions": 10_000,
     },
+    "codec": {"batch_size": 2**16},
     "tune": {"widths": 100_000, "cuts": 100_000},
     "sampler": {"steps": 100_000},
     "search": {
@@ -111,12 +114,14 @@ class RunConfig(Settings):
 
     Raises:
         ValueError: the images are brought to another size or other channels than the network's, or
-            sampled in classes that it does not know, or guided as it cannot be.
+            sampled in classes that it does not know, or guided as it cannot be; or a setting is for
+            pixels alone, and they are latents.
     """
 
     model: Any
     diffusion: Any
     data: Any
+    codec: Any
     train: Any
     tune: Any
     sampler: Any
@@ -130,6 +135,8 @@ class RunConfig(Settings):
                 raise Refusal(
                     f"data.{key} is {given} with model.{of_model} {need}; need {need}, or none"
                 )
+        if self.codec.of_latents:
+            check_latents(self)
         chosen, known = self.sampler.classes, self.model.label_count
         if chosen and max(chosen) >= known:
             need = f"labels below {known}" if known else "none, as the network takes no labels"
@@ -193,13 +200,15 @@ class RunConfig(Settings):
             if not isinstance(values[name], dict):
                 got = shown(values[name])
                 raise TypeRefusal(f"{where}: {name} is {got}; need an object of keys")
-        sections = {"model": _section("model", values.get("model", {}), where)}
-        widths = list(sections["model"].widths)
+        first = {name: _section(name, values.get(name, {}), where) for name in ("model", "codec")}
+        widths, sections = list(first["model"].widths), {**first}
         for name in SECTIONS:
             section = dict(values.get(name, {}))
             if name in ("train", "search"):
                 section.setdefault("widths", widths)
-            if name != "model":
+            if name == "sampler" and first["codec"].of_latents:
+                section.setdefault("clip_denoised", False)
+            if name not in first:
                 sections[name] = _section(name, section, where)
         for width in {*(w for name in ("train", "tune", "search") for w in sections[name].widths)}:
             sections["model"].check_width(width)
@@ -290,8 +299,8 @@ def configure(
         if not isinstance(more, dict):
             raise TypeRefusal(f"{file}: holds a {type(more).__name__}; need an object of sections")
         values = _laid_over(values, more)
-        RunConfig.from_dict(values, str(file))
-    return RunConfig.from_dict(_laid_over(values, sections), where)
+        RunConfig.from_dict(with_latents(values), str(file))
+    return RunConfig.from_dict(with_latents(_laid_over(values, sections)), where)
 
 
 def changed(config: RunConfig, changes: Mapping[str, Any], where: str = "changes") -> RunConfig:
@@ -303,12 +312,16 @@ def changed(config: RunConfig, changes: Mapping[str, Any], where: str = "changes
         where: what errors call the changes.
 
     Raises:
-        ValueError: the changes concern the network or the diffusion process, which belong to the
-            weights, or are refused by a section.
+        ValueError: the changes concern the network, the diffusion process or the autoencoder, which
+            belong to the weights, or are refused by a section.
     """
     after = RunConfig.from_dict(_laid_over(config.to_dict(), changes), where)
-    for section in ("model", "diffusion"):
-        if getattr(config, section) != getattr(after, section):
+    for section, old, new in (
+        ("model", config.model, after.model),
+        ("diffusion", config.diffusion, after.diffusion),
+        ("codec", config.codec.identity, after.codec.identity),
+    ):
+        if old != new:
             raise Refusal(
                 f"{where}: {section} is not the one which the weights of the run were trained "
                 "with; need a new training"

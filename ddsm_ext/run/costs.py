@@ -320,7 +320,7 @@ def estimate_sampling(
         batch: images that run together.
     """
     widths = _run_widths(config, strategy)
-    macs = sum(count.macs(config.model, width) for width in widths)
+    macs = sum(count.macs(config.model, width) for width in widths) + config.codec.decode_macs
     return _estimate(config, macs * images, images_at_once(config, batch), widths)
 
 
@@ -329,7 +329,7 @@ def estimate_search(config: RunConfig) -> Estimate:
     widths, batch = _run_widths(config, 1.0), config.eval.batch_size
     full = count.macs(config.model, 1.0)
     samples = config.search.most_scored_samples() if config.scores_searched else 0
-    scores = SEARCHED_SHARE * full * len(widths) * samples
+    scores = (SEARCHED_SHARE * full * len(widths) + config.codec.decode_macs) * samples
     each = sum(count.macs(config.model, width) for width in config.search.widths)
     errors = each * LEVELS * config.eval.sensitivity_images
     times = each * (TIMED_ROUNDS + WARMUP_ROUNDS) * batch
@@ -346,8 +346,8 @@ def estimate_scores(config: RunConfig, strategies: Iterable[Strategy], images: i
         images: samples of each.
     """
     macs = sum(
-        count.macs(config.model, width)
+        sum(count.macs(config.model, width) for width in _run_widths(config, strategy))
+        + config.codec.decode_macs
         for strategy in strategies
-        for width in _run_widths(config, strategy)
     )
     return _estimate(config, macs * images, images_at_once(config, config.eval.batch_size))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ddsm_ext.run.config import RunConfig
+from ddsm_ext.run.latents import data_of
 from ddsm_ext.settings import MissingLibrary, Refusal
 
 
@@ -27,8 +28,8 @@ def features_for(config: RunConfig, dataset: Any) -> str:
         return str(config.eval.features)
     from ddsm_ext.eval.classifier import LEAST_IMAGES
 
-    stock = stock_features(config.data.source, dataset.shape)
-    known = stock == "digits-classifier" or _classes(dataset) < 2 or len(dataset) < LEAST_IMAGES
+    stock = stock_features(data_of(config, dataset).source, dataset.shape)
+    known = stock == "digits-classifier" or dataset.class_count < 2 or len(dataset) < LEAST_IMAGES
     return stock if known else "classifier"
 
 
@@ -45,11 +46,11 @@ def stock_features(source: str, shape: tuple[int, int, int]) -> str:
 
 
 def with_features(config: RunConfig, dataset: Any) -> RunConfig:
-    """Return a configuration with its features in full, after one image has gone through them.
+    """Return a configuration with its features in full, after a black image has gone through them.
 
     Args:
         config: its eval section names features, and perhaps reference statistics of them.
-        dataset: the images of the run.
+        dataset: the images of the run, or those that its latents are of.
 
     Raises:
         ImportError: the features need a package that is not installed.
@@ -85,7 +86,7 @@ def check_labelled(dataset: Any) -> None:
     """
     from ddsm_ext.eval.classifier import LEAST_IMAGES
 
-    count = _classes(dataset)
+    count = dataset.class_count
     others = "or eval.features=efficientnet-lite0, classifier:<file> or inception:<file>"
     if count < 2:
         raise Refusal(
@@ -113,7 +114,7 @@ def check_comparable(dataset: Any) -> None:
 
 
 def _tried(name: str, dataset: Any) -> Any:
-    """The extractor of a name, after one image has gone through it."""
+    """The extractor of a name, after a black image has gone through it."""
     from ddsm_ext.eval.features import make_extractor
 
     try:
@@ -124,7 +125,7 @@ def _tried(name: str, dataset: Any) -> Any:
             f"or what it is made of: {error}"
         ) from error
     try:
-        extractor(dataset.images[:1])
+        extractor(np.zeros((1, *dataset.shape), np.uint8))
     except Refusal as error:
         why = str(error).removeprefix(f"{name}: ")
         raise Refusal(f"eval.features is {name}: {why}, or eval.features=auto") from error
@@ -145,7 +146,3 @@ def _promised(dataset: Any, statistics: Any) -> Any:
         dim=ClassifierConfig.features,
         digest=statistics.digest if own else "untrained",
     )
-
-
-def _classes(dataset: Any) -> int:
-    return 0 if dataset.labels is None else len(np.unique(dataset.labels))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ddsm_ext.data.config import CODEC_PLACES
 from ddsm_ext.io.digest import sealed, unsealed
 from ddsm_ext.io.files import (
     locked,
@@ -174,6 +175,14 @@ def _with_steps_of(wanted: Any, saved: Any) -> Any:
     return {**saved, "train": {**train, "steps": steps, "extensions": []}}
 
 
+def _with_places_of(wanted: Any, saved: Any) -> Any:
+    """A saved config with the places of the wanted one: an autoencoder may have been moved."""
+    if "codec" not in saved or "codec" not in wanted:
+        return saved
+    places = {name: wanted["codec"][name] for name in CODEC_PLACES}
+    return {**saved, "codec": {**saved["codec"], **places}}
+
+
 def find_resumable(
     root: str | Path,
     config: Settings | Mapping[str, Any],
@@ -206,7 +215,7 @@ def find_resumable(
         with contextlib.suppress(ValueError, LookupError, TypeError):
             if "method" not in saved.get("search", {"method": None}) and "search" in wanted:
                 saved = {**saved, "search": wanted["search"]}  # it was searched by other rules
-            saved = _as_read(completed(saved, config))
+            saved = _with_places_of(wanted, _as_read(completed(saved, config)))
             if shorter:
                 saved = _with_steps_of(wanted, saved)
             if saved is not None and wanted in _readings(saved):

@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 
-from ddsm_ext.run.compose import Progress, counter, load_images
+from ddsm_ext.run.compose import Progress, counter
 from ddsm_ext.run.config import RunConfig
 from ddsm_ext.run.features import check_comparable
+from ddsm_ext.run.images import load_pixels
+from ddsm_ext.run.latents import data_of
 from ddsm_ext.settings import Refusal
 
 BATCH = 512  # images whose features are computed together
@@ -35,7 +37,7 @@ def reference_for(
     Args:
         config: of the run.
         extractor: images -> features.
-        dataset: the run's images.
+        dataset: the images that samples are compared with.
         folder: the run folder, where statistics are kept for the next command; None keeps none.
         progress: told how far it is; None for silence.
 
@@ -67,7 +69,7 @@ def held_out_for(
     Args:
         config: of the run.
         extractor: images -> features.
-        dataset: the run's images.
+        dataset: the images that samples are compared with.
         folder: as of `reference_for`.
         progress: as of `reference_for`.
 
@@ -80,8 +82,8 @@ def held_out_for(
     if not dataset.has_held_out or len(dataset) < LEAST_IMAGES:
         return None
     try:
-        test = replace(config, data=replace(config.data, split="test"))
-        other = load_images(test, progress)
+        test = replace(data_of(config, dataset), split="test")
+        other = load_pixels(config, test, progress)
     except Refusal as error:  # such as CIFAR-10 without its test batch
         log.info("no distance to held-out images: %s", error)
         return None
@@ -112,9 +114,11 @@ def _statistics(
     told = counter(progress, f"features of {dataset.name}", "image")
 
     def batches() -> Any:
-        for start in range(0, len(dataset), BATCH):
-            yield torch.from_numpy(dataset.images[start : start + BATCH])
-            told(min(start + BATCH, len(dataset)), len(dataset))
+        done = 0
+        for images in dataset.batches(BATCH):
+            yield torch.from_numpy(images)
+            done += len(images)
+            told(done, len(dataset))
 
     statistics = reference_statistics(batches(), extractor)
     if file is not None:

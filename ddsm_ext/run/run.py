@@ -13,20 +13,12 @@ import torch
 from ddsm_ext.io.checkpoint import list_checkpoints
 from ddsm_ext.io.lock import RunLock, output_lock
 from ddsm_ext.report.page import build_report
-from ddsm_ext.run.classes import save_classes
-from ddsm_ext.run.compose import (
-    Progress,
-    Sampler,
-    check_sampler,
-    choose_device,
-    images_of,
-    load_images,
-    load_network,
-)
+from ddsm_ext.run.compose import Progress, Sampler, check_sampler, choose_device, load_network
 from ddsm_ext.run.config import RunConfig, changed, with_budget
 from ddsm_ext.run.exporting import export_to, export_width
 from ddsm_ext.run.features import with_features
 from ddsm_ext.run.folder import config_of, create_run, resolve_run, root_of
+from ddsm_ext.run.images import images_of, keep_images, load_images, real_images
 from ddsm_ext.run.metrics import load_metrics
 from ddsm_ext.run.sampling import Samples, write_samples
 from ddsm_ext.run.scoring import Scorer, score_strategies
@@ -112,14 +104,14 @@ class Run:
             device, progress: as of `Run`.
 
         Raises:
-            ImportError: the features need a package that is not installed.
+            ImportError: features or latents need a package that is not installed.
             ValueError: the name has other characters, there is no run to extend, or device, images,
                 features, weights or sampler cannot be used.
             FileNotFoundError: the images, the features' file or the weights are missing.
         """
         device, dataset = choose_device(device), load_images(config, progress)
         check_labels(dataset, config.model.label_count)
-        config = with_features(config, dataset)
+        config = with_features(config, real_images(config, dataset))
         if extend is None:
             folder = None if new else find_run(root, name, config, dataset)
         else:
@@ -130,7 +122,7 @@ class Run:
             check_sampler(config)
             if config.train.start_from is not None or config.tune.strategy is not None:
                 network_to_begin_with(Path(root), config, torch.device("cpu"))
-            folder = create_run(root, name, config.to_dict(), partial(save_classes, dataset))
+            folder = create_run(root, name, config.to_dict(), partial(keep_images, dataset))
         else:
             config = as_extended(folder, config)
         run = cls(folder, config, device, progress, resumed)
@@ -166,8 +158,14 @@ class Run:
 
     @cached_property
     def dataset(self) -> Any:
-        """The run's images; says so where they are not those that it was trained on."""
+        """The run's images, or latents; says so where it was trained on others."""
         return images_of(self.folder, self.config, self.progress)
+
+    @cached_property
+    def images(self) -> Any:
+        """What samples are compared with: the run's images, or those that its latents are of."""
+        of_latents = self.config.codec.of_latents
+        return real_images(self.config, None if of_latents else self.dataset, self.folder)
 
     @property
     def strategy(self) -> Strategy:
@@ -328,7 +326,7 @@ class Run:
         if self._scorer is None or self._scorer[0] != key:
             with RunLock(self.folder):  # a classifier and the reference are kept there
                 made = Scorer.for_run(
-                    self.folder, self.config, self._device, self.dataset, self.progress
+                    self.folder, self.config, self._device, self.images, self.progress
                 )
             self._scorer = (key, made)
         return self._scorer[1]

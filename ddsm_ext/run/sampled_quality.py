@@ -7,7 +7,6 @@ import math
 
 import numpy as np
 
-from ddsm_ext.data.pixels import to_uint8
 from ddsm_ext.intervals import jackknife
 from ddsm_ext.run.scoring import Scorer
 from ddsm_ext.sampling.strategy import Strategy
@@ -83,5 +82,4 @@ class SampledQuality:
     def features(self, strategy: Strategy, samples: range) -> np.ndarray:
         """Features of some samples, [n, D] float32."""
         seeds = [self.first_seed + i for i in samples]
-        images = to_uint8(self.scorer.sampler.images(strategy, seeds)).cpu()
-        return np.asarray(self.scorer.extractor(images).cpu())
+        return np.asarray(self.scorer.sampler.features(strategy, seeds, self.scorer.extractor))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
@@ -18,12 +18,13 @@ from torch import Tensor
 from ddsm_ext.bench.timing import interleaved
 from ddsm_ext.data.config import DataConfig
 from ddsm_ext.data.images import image_grid, save_png
-from ddsm_ext.data.pixels import to_uint8
 from ddsm_ext.report.records import Picture, Pictures
 from ddsm_ext.run.classes import class_names
-from ddsm_ext.run.compose import Progress, Sampler, counter, load_images, weights_digest
+from ddsm_ext.run.compose import Progress, Sampler, counter, weights_digest
 from ddsm_ext.run.config import RunConfig
 from ddsm_ext.run.features import check_labelled, features_for
+from ddsm_ext.run.images import load_pixels
+from ddsm_ext.run.latents import data_of
 from ddsm_ext.run.metrics import save_row, save_timing, saved_row, seeds_text
 from ddsm_ext.run.references import held_out_for, reference_for
 from ddsm_ext.run.strategies import ScorePlan
@@ -48,7 +49,7 @@ class Scorer:
         sampler: what makes the samples.
         extractor: images -> features.
         reference: statistics of the real images.
-        dataset: the run's images.
+        dataset: the images that samples are compared with: the run's, or those of its latents.
         reference_name: name of the real images, to print beside a score.
         folder: of the run, keeps statistics that take long; None keeps none.
     """
@@ -233,11 +234,12 @@ def score_folder(scorer: Scorer, path: str) -> dict[str, Any]:
     """
     config = scorer.sampler.config
     reading = ("background", "skip_damaged", "max_pixels")
-    how = {name: getattr(config.data, name) for name in reading}
+    own = data_of(config, scorer.dataset)
+    how = {name: getattr(own, name) for name in reading}
     # of the full path, as a folder called digits is not the digits of scikit-learn
     source = os.path.abspath(path)
     data = DataConfig(source=source, split="all", **how)
-    dataset = load_images(replace(config, data=data), scorer.sampler.progress)
+    dataset = load_pixels(config, data, scorer.sampler.progress)
     if len(dataset) < 2:
         raise Refusal(f"{path}: holds {len(dataset)} image; need at least 2 to score")
     images = torch.from_numpy(dataset.images)  # [N, C, H, W]
@@ -299,7 +301,7 @@ def make_extractor_for(config: RunConfig, run: Path, dataset: Any) -> Any:
     path = run / CLASSIFIER_FILE
     if not path.exists():
         log.info("training the classifier whose features score the samples")
-        make_classifier(dataset, path)
+        make_classifier(dataset.whole(), path)
     return make_extractor(f"classifier:{path}")
 
 
@@ -310,15 +312,15 @@ def write_comparison(
     folder = run / "samples" / "compare"
     seeds = list(range(COLUMNS))
     real = np.random.default_rng(0).choice(len(dataset), COLUMNS, replace=len(dataset) < COLUMNS)
-    pictures = {"real images": dataset.images[np.sort(real)]}
+    pictures = {"real images": dataset.pictures(np.sort(real))}
     rows_of_classes = _class_rows(run, sampler, strategies)
     told = counter(sampler.progress, "samples side by side", "row")
     total = len(strategies) + len(rows_of_classes)
     for label, strategy in strategies.items():
-        pictures[label] = to_uint8(sampler.images(strategy, seeds)).cpu().numpy()
+        pictures[label] = sampler.pictures(strategy, seeds).numpy()
         told(len(pictures) - 1, total)
     for label, (strategy, of_class) in rows_of_classes.items():
-        pictures[label] = to_uint8(sampler.images(strategy, of_class)).cpu().numpy()
+        pictures[label] = sampler.pictures(strategy, of_class).numpy()
         told(len(pictures) - 1, total)
     earlier = {path.name for path in folder.glob("row-*.png")}
     free = (name for number in count() if (name := f"row-{number}.png") not in earlier)
@@ -354,6 +356,8 @@ def interleaved_ms(
 ) -> dict[str, Any]:
     """Measure the ms an image of each strategy, taking turns so that all meet the same machine.
 
+    Decoding counts; `pictures` are on the CPU, which waits for them.
+
     Args:
         sampler: what makes the samples.
         strategies: name -> strategy.
@@ -365,11 +369,10 @@ def interleaved_ms(
     seeds = list(range(images))
 
     def run(strategy: Strategy) -> None:
-        sampler.images(strategy, seeds)
-        sampler.finish()
+        sampler.pictures(strategy, seeds)
 
     for strategy in strategies.values():  # a few images warm up
-        sampler.images(strategy, seeds[:8])
+        sampler.pictures(strategy, seeds[:8])
     calls = {name: partial(run, strategy) for name, strategy in strategies.items()}
     told = counter(sampler.progress, "timing", "turn")
     times = interleaved(calls, rounds=TURNS, warmup_rounds=0, progress=told)

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddsm_ext.data.pixels import from_uint8
-from ddsm_ext.diffusion.noise import normal
+from ddsm_ext.data.pixels import from_data
+from ddsm_ext.diffusion.noise import generator, normal
 from ddsm_ext.diffusion.prediction import network_input, prediction_of
 from ddsm_ext.diffusion.schedule import add_noise
 from ddsm_ext.graph.count import macs
 from ddsm_ext.io.files import one_line
-from ddsm_ext.report.records import Costs, WidthCost
+from ddsm_ext.report.records import Costs, DecodingCost, WidthCost
 from ddsm_ext.run.compose import Sampler, counter, weights_digest
 from ddsm_ext.run.costs import conditions, macs_table, measure_ms
 from ddsm_ext.run.sampled_quality import BLOCKS, SampledQuality
@@ -54,8 +54,9 @@ def measure_costs(run: Path, sampler: Sampler, widths: Sequence[float]) -> CostT
     """Return the ms of one image and step at each width, as the sampler runs them.
 
     A cost is the network's step and the sampler's own work on it, which is timed by itself, with a
-    network that returns its input. Times measured before for this run, under the same conditions,
-    are taken again: a search in ms continues only with the costs that it began with.
+    network that returns its input; beside them is the decoding of an image of latents. Times
+    measured before for this run, under the same conditions, are taken again: a search in ms
+    continues only with the costs that it began with.
 
     Raises:
         ValueError: the file of these times is damaged.
@@ -78,6 +79,8 @@ def measure_costs(run: Path, sampler: Sampler, widths: Sequence[float]) -> CostT
         network=f"ch {config.model.ch}, image {config.model.image_size}",
     )
     where["sampler"] = config.sampler.kind  # whose own work is part of each cost
+    if config.codec.of_latents:
+        where["decoder"] = f"{config.codec.digest}, {config.codec.batch_size} images"
     own, *others = (folder / COST_TABLE_FILE for folder in search_folders(run))
     for path in (own, *others):
         if not path.exists():
@@ -97,7 +100,7 @@ def measure_costs(run: Path, sampler: Sampler, widths: Sequence[float]) -> CostT
     table = measure_ms(run_step, widths, batch=batch, conditions=where, progress=told)
     overhead = sampler.overhead_ms()
     costs = {width: ms + overhead for width, ms in table.costs.items()}
-    measured = replace(table, costs=costs, overhead=overhead)
+    measured = replace(table, costs=costs, overhead=overhead, decoding=sampler.decode_ms())
     if not own.exists():  # a budget that is refused is tried again with the same costs
         measured.save(own)
     return measured
@@ -116,7 +119,8 @@ def save_costs(folder: Path, in_macs: CostTable, ms: CostTable) -> None:
         bound = (1 - ms.costs[width] / full_ms) / saved if saved > 0 else None
         rows.append(WidthCost(width, cost, ms.costs[width], bound))
     where = ms.conditions
-    costs = Costs(tuple(rows), where["batch"], where["threads"], ms.overhead)
+    decoding = DecodingCost(in_macs.decoding, ms.decoding) if in_macs.decoding else None
+    costs = Costs(tuple(rows), where["batch"], where["threads"], ms.overhead, decoding)
     costs.save(folder / "costs.json")
 
 
@@ -150,6 +154,7 @@ def sensitivity_of(
         "model": plain(config.model),
         "data": {**plain(config.data), "digest": dataset.digest},
         "diffusion": plain(config.diffusion),
+        **({"codec": config.codec.identity} if config.codec.of_latents else {}),
         "images": config.eval.sensitivity_images,
         "first_seed": SEARCH_FIRST_SEED,
         "order": "permuted",  # earlier files took the first images of the data set
@@ -170,7 +175,8 @@ def sensitivity_of(
         return known
     order = np.random.default_rng(SEARCH_FIRST_SEED).permutation(len(dataset))
     chosen = np.sort(order[: config.eval.sensitivity_images])
-    images = from_uint8(torch.from_numpy(dataset.images[chosen]), sampler.device)  # [N, C, H, W]
+    drawn = dataset.batch(torch.from_numpy(chosen), None, generator(SEARCH_FIRST_SEED))
+    images = from_data(drawn, sampler.device)  # [N, C, H, W]
     labels = None
     check_labels(dataset, config.model.label_count, "search")
     if config.model.label_count:
@@ -229,6 +235,7 @@ def search_run(
     log_snrs = [step.log_snr for step in steps]
     weak = sampler.config.sampler.guidance_widths
     in_macs = macs_table(sampler.config.model, settings.widths)
+    in_macs = replace(in_macs, decoding=float(sampler.config.codec.decode_macs))
     ms = measure_costs(run, sampler, sorted({*settings.widths, *weak}, reverse=True))
     searched = ms.of_widths(settings.widths)
     if settings.cost == "ms":
@@ -238,9 +245,10 @@ def search_run(
     in_ms = settings.cost == "ms"
     weak_cost = ms.cost_of if in_ms else weak_macs
     runs, fixed = _guidance_runs(steps, weak_cost if weak else None, ms.overhead if in_ms else 0.0)
+    fixed += table.decoding
     space = StrategySpace(log_snrs, settings.widths, settings.segments, runs)
     cost = StepCost(table.costs, space, fixed)
-    check_budget(settings, cost)
+    check_budget(settings, cost, table.decoding)
     folder = run / "search"
     if quality is not None:
         known = search_identity(settings, table, log_snrs, identity, runs, fixed)

@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 
 from ddsm_ext.data.images import image_grid
-from ddsm_ext.data.pixels import to_uint8
 from ddsm_ext.diffusion.prediction import prediction_of
 from ddsm_ext.diffusion.schedule import make_schedule
 from ddsm_ext.io.checkpoint import checkpoint_path, load_newest, newest_complete, step_of
@@ -23,10 +22,12 @@ from ddsm_ext.run.compose import (
     Sampler,
     build_network,
     counter,
+    decoder_of,
     load_network,
     weights_digest,
+    weights_settings,
 )
-from ddsm_ext.run.config import RunConfig, merge
+from ddsm_ext.run.config import RunConfig, changed, merge
 from ddsm_ext.run.folder import change_config, config_of, find_resumable, root_of
 from ddsm_ext.run.strategies import own_strategy
 from ddsm_ext.sampling.strategy import Strategy
@@ -39,16 +40,20 @@ from ddsm_ext.training.state import check_identity
 log = logging.getLogger(__name__)
 
 TUNED = "-tune"  # ends the name of a tuned run
+# Images of a grid of samples; decoded ones are larger, and each takes as much as some steps.
+GRID_IMAGES, GRID_LATENTS = 64, 16
 
 
 def train_run(
     folder: Path, config: RunConfig, device: torch.device, dataset: Any, progress: Progress | None
 ) -> TrainResult:
     """Train a run to its last step, or until Ctrl-C, which saves; the result says which."""
+    decoder = decoder_of(config, device)  # what is missing of it is refused before any work
+    seeds = list(range(GRID_LATENTS if config.codec.of_latents else GRID_IMAGES))
 
     def sample_grid(net: Any, width: float) -> NDArray[np.uint8]:
-        images = Sampler(net, config, device, 64).images(width, list(range(64)))
-        return image_grid(np.asarray(to_uint8(images).cpu()).transpose(0, 2, 3, 1))
+        sampler = Sampler(net, config, device, len(seeds), decoder=decoder)
+        return image_grid(sampler.pictures(width, seeds).numpy().transpose(0, 2, 3, 1))
 
     told = counter(progress, "training", "step")
 
@@ -69,7 +74,7 @@ def train_run(
         sample_grid=sample_grid,
         progress=tell,
         tune=config.tune,
-        settings={"model": config.model, "diffusion": config.diffusion},
+        settings=weights_settings(config),
         label_count=config.model.label_count,
         null_label=config.model.null_label,
         origin=origin_network(root_of(folder), config, device) if taught and tuned else None,
@@ -270,6 +275,7 @@ def tuned_config(
     for section in ("model", "diffusion"):
         if section in changes:
             raise Refusal(f"{where}: {section} belongs to the weights of {origin}; need none")
+    changed(config, {"codec": _keys(changes, "codec")}, where)  # not the autoencoder, either
     newest = newest_complete(origin)
     if newest is None:
         raise FileNotFoundError(f"{origin}: has no whole checkpoint; need ddsm train first")

@@ -54,6 +54,7 @@ def sample(
     dtype: torch.dtype = torch.float32,
     progress: Progress | None = None,
     callback: Callback | None = None,
+    finish: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Draw one image per seed; an image depends on its seed, not on its batch.
 
@@ -91,10 +92,12 @@ def sample(
             tensor that it returns replaces x0 (guidance), None leaves it. It may turn gradients on.
             Weights and modules are taken as they were at the begin: a callback that edits them says
             `ddsm_ext.weights_changed(net)`.
+        finish: called with each batch of images [n, C, H, W] when it is done; what it returns, [n,
+            ...], is kept in its place, such as decoded latents, or features. None keeps the images.
 
     Returns:
-        [N, C, H, W] float32 on `device`. Nothing is clipped but x0, by `sampler.clip_denoised`;
-        `to_uint8` clips pixels.
+        [N, C, H, W] float32 on `device`, or what `finish` made of them. Nothing is clipped but x0,
+        by `sampler.clip_denoised`; `to_uint8` clips pixels.
 
     Raises:
         ValueError: an argument does not fit, or the network's output has another shape or is not
@@ -120,8 +123,7 @@ def sample(
     if progress is not None:
         total = len(batches) * len(dry_run(method, levels, strategy, guidance))
         told = _telling(progress, total)
-    # Made outside inference mode, so that the caller may use the images under autograd.
-    images = torch.empty((len(seeds), *shape), dtype=torch.float32, device=device)  # [N, C, H, W]
+    done = _Done(len(seeds), shape, device, finish)
     with mode, _eval_mode(net), fixed_weights():
         for start in batches:
             rows = slice(start, start + batch_size)
@@ -146,8 +148,8 @@ def sample(
             noise = _noise(own_seeds, shape, image_dtype, len(levels) - 2)
             x = method(denoiser, x, levels, noise.__next__)
             denoiser.check()
-            images[rows] = _check_result(x, images[rows])
-    return images
+            done.take(rows, _check_result(x, (len(own_seeds), *shape)))
+    return done.kept
 
 
 def _check_arguments(
@@ -183,11 +185,43 @@ def _check_labels(labels: Tensor | Sequence[int] | None, images: int) -> Tensor 
     return tensor.to(torch.int64)
 
 
-def _check_result(x: Tensor, images: Tensor) -> Tensor:
+class _Done:
+    """What is kept of the images that are done.
+
+    Args:
+        count: images in all.
+        shape: of one.
+        device: where they are made.
+        finish: as of `sample`.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        shape: tuple[int, int, int],
+        device: torch.device,
+        finish: Callable[[Tensor], Tensor] | None,
+    ) -> None:
+        # Made outside inference mode, so that the caller may use it under autograd.
+        self.kept = torch.empty((count, *shape), dtype=torch.float32, device=device)
+        self._finish, self._begun = finish, finish is None
+
+    def take(self, rows: slice, images: Tensor) -> None:
+        """Keep a batch of images [n, C, H, W], or what is made of them."""
+        found = images if self._finish is None else self._finish(images)
+        if not self._begun:
+            with torch.inference_mode(False):
+                size = (len(self.kept), *found.shape[1:])
+                self.kept = torch.empty(size, dtype=found.dtype, device=found.device)
+            self._begun = True
+        self.kept[rows] = found
+
+
+def _check_result(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """What a sampler returned, if it is images: a function of the user's may return anything."""
-    if not isinstance(x, Tensor) or x.shape != images.shape:
+    if not isinstance(x, Tensor) or x.shape != shape:
         got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise Refusal(f"sample: the sampler returned {got}; need images {tuple(images.shape)}")
+        raise Refusal(f"sample: the sampler returned {got}; need images {tuple(shape)}")
     if not bool(torch.isfinite(x).all()):
         raise Refusal("sample: the sampler's images are not finite; need finite values")
     return x

@@ -59,16 +59,18 @@ class CostTable(Document):
         spread: width -> min, median and interquartile range of the network's step in ms, and the
             rounds; empty for MACs.
         overhead: ms of each cost that no width saves: the sampler's own work on a step.
+        decoding: cost of decoding an image of latents, which comes once, beside its steps.
     """
 
     what: ClassVar[str] = "cost table"
-    file_keys: ClassVar[tuple[str, ...]] = ("unit", "conditions", "overhead", "rows")
+    file_keys: ClassVar[tuple[str, ...]] = ("unit", "conditions", "overhead", "decoding", "rows")
 
     unit: str
     costs: dict[float, float]
     conditions: dict[str, Any] = field(default_factory=dict)
     spread: dict[float, dict[str, float]] = field(default_factory=dict)
     overhead: float = 0.0
+    decoding: float = 0.0
 
     def __post_init__(self) -> None:
         if self.unit not in COSTS:
@@ -84,6 +86,8 @@ class CostTable(Document):
             raise Refusal(
                 f"cost table: overhead is {self.overhead:g}; need 0 or more, below every cost"
             )
+        if not 0 <= self.decoding < math.inf:
+            raise Refusal(f"cost table: decoding is {self.decoding:g}; need 0 or more")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the table as its file has it: a row a width."""
@@ -95,14 +99,15 @@ class CostTable(Document):
             "unit": self.unit,
             "conditions": self.conditions,
             "overhead": self.overhead,
+            "decoding": self.decoding,
             "rows": rows,
         }
 
     @classmethod
     def from_content(cls, content: Any, source: str) -> Self:
-        """Read a file's content; one from before overhead was measured has none."""
+        """Read a file's content; one from before overhead and decoding were measured has none."""
         if isinstance(content, dict):
-            content = {"overhead": 0.0, **content}
+            content = {"overhead": 0.0, "decoding": 0.0, **content}
         return super().from_content(content, source)
 
     @classmethod
@@ -119,6 +124,7 @@ class CostTable(Document):
             conditions=read(dict[str, Any], values["conditions"], "conditions"),
             spread={row.width: row.spread for row in rows if row.spread},
             overhead=read(Amount, values["overhead"], "overhead"),
+            decoding=read(Amount, values["decoding"], "decoding"),
         )
 
     def of_widths(self, widths: Sequence[float]) -> CostTable:
@@ -172,7 +178,8 @@ class StepCost:
     Args:
         table: width -> cost of one image and step, in MACs or ms; positive, finite.
         space: the strategies and steps.
-        fixed: cost of an image that no strategy changes, as of a weak model that guides.
+        fixed: cost of an image that no strategy changes, as of a weak model that guides, or of
+            decoding.
 
     Raises:
         ValueError: the table lacks a width or holds a cost that is not positive and finite.
@@ -232,8 +239,13 @@ def budget_cost(config: SearchConfig, cost: StepCost) -> float | None:
     return config.budget_ms if fraction is None else fraction * cost.full
 
 
-def check_budget(config: SearchConfig, cost: StepCost) -> None:
+def check_budget(config: SearchConfig, cost: StepCost, decoding: float = 0.0) -> None:
     """Refuse a budget that no strategy meets.
+
+    Args:
+        config: of the search.
+        cost: of the strategies.
+        decoding: what of an image's cost is decoding.
 
     Raises:
         ValueError: the budget is below the cheapest strategy.
@@ -242,8 +254,10 @@ def check_budget(config: SearchConfig, cost: StepCost) -> None:
     cheapest = cost.cheapest
     if budget is not None and budget < cheapest * (1 - BUDGET_TOLERANCE):
         unit = "MACs" if config.cost == "macs" else "ms"
+        share = decoding / cost.full
+        decoder = f"decoding alone takes {decoding:.6g} ({share:.4g}), " if decoding else ""
         raise Refusal(
             f"search: the budget is {budget:.6g} {unit} an image ({budget / cost.full:.4g} of the "
-            f"full width's), the cheapest strategy costs {rounded_up(cheapest)} "
+            f"full width's), {decoder}the cheapest strategy costs {rounded_up(cheapest)} "
             f"({rounded_up(cheapest / cost.full)}); need at least that"
         )

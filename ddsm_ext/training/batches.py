@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ddsm_ext.data.dataset import ImageDataset
+from ddsm_ext.data.latent_dataset import LatentDataset
 from ddsm_ext.diffusion.noise import generator
 from ddsm_ext.settings import Refusal
 
@@ -29,6 +30,7 @@ class Stream(IntEnum):
     ROUTE = 6  # (step): width of a step that a strategy decides, the same on every rank
     LABEL = 7  # (rank, step): which images the network sees without their class
     AUGMENT = 8  # (rank, step): how images are augmented
+    LATENT = 9  # (rank, step): the noise by which the latents of a KL autoencoder are drawn
 
 
 @functools.lru_cache(maxsize=4)
@@ -70,7 +72,7 @@ def batch_indices(
 class Batch(NamedTuple):
     """Images of a step, and the class of each."""
 
-    images: Tensor  # uint8 [B, C, H, W]
+    images: Tensor  # [B, C, H, W]: uint8 pixels, or float32 latents
     labels: Tensor | None = None  # int64 [B]; None: the network takes none
 
 
@@ -78,7 +80,7 @@ class Batch(NamedTuple):
 class StepBatches(Dataset[Batch]):
     """Batch of a step by its number, so that any loader process makes the same one."""
 
-    dataset: ImageDataset
+    dataset: ImageDataset | LatentDataset
     batch_size: int  # images a step and rank
     seed: int
     rank: int = 0
@@ -95,12 +97,13 @@ class StepBatches(Dataset[Batch]):
             rank=self.rank,
             world_size=self.world_size,
         )
-        images = torch.from_numpy(self.dataset.images)[indices]  # [B, C, H, W]
+        mirrored = None
         if self.dataset.flips:
             stream = generator(self.seed, Stream.FLIP, self.rank, step)
-            draws = torch.rand(len(images), generator=stream, dtype=torch.float32, device="cpu")
+            draws = torch.rand(len(indices), generator=stream, dtype=torch.float32, device="cpu")
             mirrored = draws < 0.5  # [B]
-            images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+        noise = generator(self.seed, Stream.LATENT, self.rank, step)
+        images = self.dataset.batch(indices, mirrored, noise)
         known = self.dataset.labels if self.labelled else None
         return Batch(images, None if known is None else torch.from_numpy(known)[indices])
 
@@ -127,7 +130,9 @@ def step_loader(batches: StepBatches, first: int, last: int, workers: int) -> It
     return iter(loader)
 
 
-def check_labels(dataset: ImageDataset, label_count: int, what: str = "train") -> None:
+def check_labels(
+    dataset: ImageDataset | LatentDataset, label_count: int, what: str = "train"
+) -> None:
     """Refuse a data set whose classes are not those of a network of `label_count` classes.
 
     Args:

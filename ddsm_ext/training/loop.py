@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ddsm_ext.data.dataset import ImageDataset
-from ddsm_ext.data.pixels import from_uint8
+from ddsm_ext.data.latent_dataset import LatentDataset
+from ddsm_ext.data.pixels import from_data
 from ddsm_ext.diffusion.noise import generator
 from ddsm_ext.diffusion.prediction import Prediction, prediction_named
 from ddsm_ext.diffusion.schedule import NoiseSchedule
@@ -48,7 +49,7 @@ class _Step:
 
     def __call__(self, batch: Batch, step: int, stop_wanted: bool) -> StepResult:
         sandwich, config = self.sandwich, self.sandwich.config
-        images, told = from_uint8(batch.images, self.device), None
+        images, told = from_data(batch.images, self.device), None
         if config.augment:
             stream = generator(config.seed, Stream.AUGMENT, sandwich.rank, step)
             images, told = augment(images, config.augment, stream, flips=self.flips)
@@ -64,7 +65,7 @@ class _Step:
 
 def train(
     net: nn.Module,
-    dataset: ImageDataset,
+    dataset: ImageDataset | LatentDataset,
     schedule: NoiseSchedule,
     config: TrainConfig,
     run_dir: str | Path,
@@ -91,7 +92,7 @@ def train(
     Args:
         net: called as (x [N, C, H, W], t [N], width) -> [N, C, H, W], with labels as
             (x, t, width, y [N] int64); moved to `device`.
-        dataset: images uint8 [N, C, H, W], and their classes where the network takes labels.
+        dataset: images or latents, and their classes where the network takes labels.
         run_dir: run folder; gets log.jsonl, checkpoints/ and samples/.
         parameterisation: what the network predicts and is given, as `Sandwich` has it.
         device: where to train.

@@ -28,7 +28,7 @@ FREE_SETTINGS = frozenset(
     ("workers", "log_every", "sample_every", "checkpoint_every", "keep", "max_bad_steps")
 )
 # Settings that weights belong to, which checkpoints of earlier versions do not name
-SETTINGS = ("model", "diffusion", "flips")
+SETTINGS = ("model", "diffusion", "flips", "codec")
 # These may differ where one continues the other: `LoopConfig.continues`.
 _LENGTH_SETTINGS = frozenset(("steps", "extensions"))
 

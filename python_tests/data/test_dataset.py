@@ -18,8 +18,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from ddsm_ext.data.config import DataConfig
-from ddsm_ext.data.dataset import ImageDataset, load_dataset, split_indices
+from ddsm_ext.data.dataset import ImageDataset, load_dataset
 from ddsm_ext.data.images import save_png
+from ddsm_ext.data.splits import split_indices
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "cifar10-jpeg.tar.xz"
 

@@ -18,7 +18,7 @@ from ddsm_ext.eval.distances import frechet_distance, squared_mmd
 from ddsm_ext.eval.metrics import reference_statistics
 from ddsm_ext.eval.statistics import save_statistics
 from ddsm_ext.run import RunConfig, configure
-from ddsm_ext.run.compose import load_images
+from ddsm_ext.run.images import load_images
 from ddsm_ext.run.references import LEAST_IMAGES, held_out_for, reference_for
 from ddsm_ext.run.scoring import Scorer, score_folder
 
