@@ -205,7 +205,7 @@ def self_test(device: Any, cases: Cases) -> list[tuple[str, str, float]]:
 
 def op_cases() -> Cases:
     """Return the ops of the package."""
-    from ddsm_ext.ops import attention, conv2d, group_norm, linear
+    from ddsm_ext.ops import activation, activation_ref, attention, conv2d, group_norm, linear
 
     return {
         "sliced_conv2d": (
@@ -220,6 +220,7 @@ def op_cases() -> Cases:
             [(5, 24), (64, 48), (64,)],
             {"c_out": 40},
         ),
+        "activation": (activation, activation_ref, [(2, 9, 80)], {"kind": "geglu"}),
         "sliced_group_norm": (
             group_norm.sliced_group_norm,
             group_norm.sliced_group_norm_ref,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -178,35 +177,30 @@ class Layers(Passes):
                 blocks and no shift, and leaves c_out channels.
             gate: float32 [N, channels of the result] to multiply that with.
             residual: output-like tensor to add, or one of half its size to enlarge first.
-            shortcut: sources of the output's size and a 1x1 convolution to add; or a residual.
+            shortcut: sources of the output's size and a 1x1 convolution to add; or a residual, an
+                activation or a gate.
             scale: factor on the result with all that is added.
             moments: whether a norm will read the output.
 
         Raises:
             ValueError: an odd height or width is to be halved, a residual of another size added, or
-                geglu asked for of other weights.
+                what cannot be is activated.
         """
-        glu = activation == "geglu"
-        if glu:
-            _check_glu(conv, shift)
+        activated = _check_activated(conv, activation, gate, shift, shortcut)
         residual = self.conv2d(*shortcut, c_out) if shortcut else residual
         if conv.filters:
             sources, norm = self.filtered(sources, norm, up=conv.resample == "up"), None
             conv = replace(conv, resample=None)
         shape, algorithm = plan_conv2d(
-            self.images, self.dtype, sources, conv, c_out, self._choose,
-            activated=activation is not None or gate is not None,
-        )  # fmt: skip
-        size = (shape.fields["out_height"], shape.fields["out_width"])
-        if residual is not None:
-            residual = self._residual(residual, size, algorithm)
-        images, norm = self._images(sources, conv, algorithm, norm)
-        block_pixels = _library.native.conv2d_moment_pixels(shape.sketch(), algorithm)
-        result = replace(
-            self.activation(c_out if glu else conv.parts * c_out, *size),
-            moments=self.moments_buffer(math.prod(size), block_pixels, c_out) if moments else None,
-            block_pixels=block_pixels,
+            self.images, self.dtype, sources, conv, c_out, self._choose, activated=activated
         )
+        size = (shape.fields["out_height"], shape.fields["out_width"])
+        residual = self._residual(residual, size, algorithm)
+        images, norm = self._images(sources, conv, algorithm, norm)
+        glu = activation == "geglu"
+        result = self.activation(c_out if glu else conv.parts * c_out, *size)
+        if moments:
+            result = self._with_moments(result, shape, algorithm)
         self.program.add(
             "Conv2dForwardArgs",
             shape=shape,
@@ -227,9 +221,17 @@ class Layers(Passes):
         )
         return result
 
-    def _residual(self, x: Activation, size: tuple[int, int], algorithm: int) -> Activation:
-        """Return x as a kernel adds it to an output of this size."""
-        if (x.height, x.width) == size:
+    def _with_moments(self, y: Activation, shape: Struct, algorithm: int) -> Activation:
+        """Return a convolution's result with a buffer for its moments."""
+        block_pixels = _library.native.conv2d_moment_pixels(shape.sketch(), algorithm)
+        moments = self.moments_buffer(y.pixels, block_pixels, y.c)
+        return replace(y, moments=moments, block_pixels=block_pixels)
+
+    def _residual(
+        self, x: Activation | None, size: tuple[int, int], algorithm: int
+    ) -> Activation | None:
+        """Return x, if there is one, as a kernel adds it to an output of this size."""
+        if x is None or (x.height, x.width) == size:
             return x
         if x.resampled("up") != size:
             raise Refusal(
@@ -290,12 +292,18 @@ class Layers(Passes):
         return y
 
 
-def _check_glu(conv: ConvWeight, shift: Buffer | None) -> None:
-    """Refuse what geglu is not computed of."""
-    if len(conv.weights) > 1 or conv.parts != 2:
+def _check_activated(
+    conv: ConvWeight, activation: str | None, gate: Buffer | None, shift: object, shortcut: object
+) -> bool:
+    """Return whether there is an activation or a gate; refuse what it is not computed of."""
+    activated = activation is not None or gate is not None
+    if activated and shortcut is not None:
+        raise Refusal("Layers.conv2d: a shortcut beside an activation or a gate; need a residual")
+    if activation == "geglu" and (len(conv.weights) > 1 or conv.parts != 2):
         raise Refusal(
             f"Layers.conv2d: geglu of {len(conv.weights)} weights with {conv.parts} blocks; need "
             "one weight of 2 blocks"
         )
-    if shift is not None:
+    if activation == "geglu" and shift is not None:
         raise Refusal("Layers.conv2d: geglu beside a shift; need no shift")
+    return activated

@@ -78,7 +78,7 @@ class Linear:
     """Weight, bias and active outputs of a linear layer."""
 
     weight: Tensor
-    bias: Tensor | None
+    bias: Tensor
     c_out: int
 
 

@@ -241,8 +241,8 @@ BAD = (
     ({"x": torch.ones(2, 11).int()}, "x has dtype torch.int32"),
     ({"x": torch.ones(2, 11).double()}, "x has dtype torch.float64, weight torch.float32"),
     ({"x": 3}, "x is int, need a torch.Tensor"),
-    ({"weight": torch.ones(20, 20, 1)}, "weight has shape"),
-    ({"bias": torch.ones(19)}, "bias has 19 elements, weight has 20 output channels"),
+    ({"weight": torch.ones(20, 1, 1, 1)}, "weight has shape .*; need 2 or 3 dimensions"),
+    ({"bias": torch.ones(19)}, r"bias has shape \[19\], weight \[20, 20\]; need \[20\]"),
     ({"bias": torch.ones(20).double()}, "bias is torch.float64"),
     ({"accumulate_grad": 1}, "accumulate_grad is 1, need True or False"),
 )

@@ -338,8 +338,8 @@ def test_a_call_of_no_source_or_three_is_refused_by_name(count: int):
     ))  # fmt: skip
     fields = dict.fromkeys(
         ("weight_dtype", "kernel", "algo", "panels", "c_out_max", "c_in_max", "bias", "norm",
-         "shift", "residual", "residual_scale", "gain", "y", "y_dtype", "c_out", "parts",
-         "moments"), 0
+         "shift", "activation", "gate", "residual", "residual_scale", "gain", "y", "y_dtype",
+         "c_out", "parts", "moments"), 0
     )  # fmt: skip
     call = {**fields, "shape": shape, "sources": [image] * count, "norm_silu": False}
     with pytest.raises(ValueError, match=f"^Conv2dForwardArgs: has {count} sources; need 1 or 2$"):
