@@ -14,8 +14,8 @@ import torch
 from ddsm_ext._optional import import_diffusers
 from ddsm_ext.data.config import DataConfig
 from ddsm_ext.data.dataset import ImageDataset, load_dataset
-from ddsm_ext.data.splits import split_indices
 from ddsm_ext.data.images import save_png
+from ddsm_ext.data.splits import split_indices
 from ddsm_ext.io.document import Document
 from ddsm_ext.io.files import append_jsonl, read_bytes, read_log
 from ddsm_ext.io.folder import write_folder
