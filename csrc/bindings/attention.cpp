@@ -1,4 +1,5 @@
-// sliced_attention and its backward on the CPU: checks, allocates, fills Args, calls the kernels.
+// sliced_attention, packed_attention and their backwards on the CPU: checks, allocates, fills Args,
+// calls the kernels.
 #include "ddsm/attention.h"
 
 #include <torch/csrc/stable/library.h>
@@ -12,13 +13,23 @@ namespace {
 using namespace ddsm::binding;
 using ddsm::AttentionArgs;
 
-AttentionArgs cpu_args(const char* op, const Tensor& q, const Tensor& k, const Tensor& v,
-                       std::optional<double> scale) {
-  AttentionArgs args = attention_args(op, q, k, v, scale);
+// Calls the kernel with what only the CPU's have: slots and scratch.
+void run(const char* op, AttentionArgs& args, const Tensor& like,
+         int64_t (*scratch_bytes)(const AttentionArgs&), void (*kernel)(const AttentionArgs&)) {
   STD_TORCH_CHECK(args.dtype != ddsm::DType::kFloat16, op,
                   ": q is float16; the CPU kernel needs float32, bfloat16 or float64");
   args.slots = ddsm::attention_slots(args);
-  return args;
+  Tensor scratch = empty_scratch(scratch_bytes(args), like);
+  args.scratch = scratch.mutable_data_ptr();
+  kernel(args);
+}
+
+void run_forward(const char* op, AttentionArgs& args, const Tensor& q) {
+  run(op, args, q, ddsm::attention_forward_scratch_bytes, ddsm::attention_forward);
+}
+
+void run_backward(const char* op, AttentionArgs& args, const Tensor& q) {
+  run(op, args, q, ddsm::attention_backward_scratch_bytes, ddsm::attention_backward);
 }
 
 std::tuple<Tensor, Tensor> sliced_attention(const Tensor& q_any, const Tensor& k_any,
@@ -27,12 +38,10 @@ std::tuple<Tensor, Tensor> sliced_attention(const Tensor& q_any, const Tensor& k
   check_attention(op, q_any, k_any, v_any);
   const Tensor q = adjacent(q_any), k = adjacent(k_any), v = adjacent(v_any);
   Tensor out = empty_by_position(q), lse = empty_lse(q);
-  AttentionArgs args = cpu_args(op, q, k, v, scale);
+  AttentionArgs args = attention_args(op, q, k, v, scale);
   args.out = strided(out);
   args.lse = lse.mutable_data_ptr();
-  Tensor scratch = empty_scratch(ddsm::attention_forward_scratch_bytes(args), q);
-  args.scratch = scratch.mutable_data_ptr();
-  ddsm::attention_forward(args);
+  run_forward(op, args, q);
   return {out, lse};
 }
 
@@ -43,12 +52,33 @@ std::tuple<Tensor, Tensor, Tensor> sliced_attention_backward(
   check_attention(op, q_any, k_any, v_any);
   check_backward(op, grad_out_any, q_any, out_any, lse);
   const AttentionBackward t(grad_out_any, q_any, k_any, v_any, out_any, lse);
-  AttentionArgs args = cpu_args(op, t.q, t.k, t.v, scale);
+  AttentionArgs args = attention_args(op, t.q, t.k, t.v, scale);
   t.fill(args);
-  Tensor scratch = empty_scratch(ddsm::attention_backward_scratch_bytes(args), t.q);
-  args.scratch = scratch.mutable_data_ptr();
-  ddsm::attention_backward(args);
+  run_backward(op, args, t.q);
   return {t.grad_q, t.grad_k, t.grad_v};
+}
+
+std::tuple<Tensor, Tensor> packed_attention(const Tensor& q, const std::optional<Tensor>& kv,
+                                            int64_t heads, std::optional<double> scale) {
+  const char* op = "packed_attention";
+  const Packed t(op, q, kv, heads);
+  Tensor out = t.empty_out(), lse = t.empty_lse();
+  AttentionArgs args = t.args(op, scale);
+  args.out = Packed::block(args, out, 0);
+  args.lse = lse.mutable_data_ptr();
+  run_forward(op, args, t.q);
+  return {out, lse};
+}
+
+std::tuple<Tensor, Tensor> packed_attention_backward(
+    const Tensor& grad_out, const Tensor& q, const std::optional<Tensor>& kv, const Tensor& out,
+    const Tensor& lse, int64_t heads, std::optional<double> scale) {
+  const char* op = "packed_attention_backward";
+  const PackedBackward t(op, grad_out, q, kv, out, lse, heads);
+  AttentionArgs args = t.args(op, scale);
+  t.fill(args);
+  run_backward(op, args, t.q);
+  return t.gradients();
 }
 
 }  // namespace
@@ -56,4 +86,6 @@ std::tuple<Tensor, Tensor, Tensor> sliced_attention_backward(
 STABLE_TORCH_LIBRARY_IMPL(ddsm_ext, CPU, m) {
   m.impl("sliced_attention", TORCH_BOX(&sliced_attention));
   m.impl("sliced_attention_backward", TORCH_BOX(&sliced_attention_backward));
+  m.impl("packed_attention", TORCH_BOX(&packed_attention));
+  m.impl("packed_attention_backward", TORCH_BOX(&packed_attention_backward));
 }

@@ -1,7 +1,9 @@
-// What the CPU and the CUDA binding of sliced_attention share: checks, outputs, Args.
+// What the CPU and the CUDA binding of sliced_attention and packed_attention share: checks, outputs,
+// Args.
 #pragma once
 
 #include <cmath>
+#include <tuple>
 
 #include "ddsm/attention.h"
 #include "tensor.h"
@@ -114,6 +116,151 @@ struct AttentionBackward {
     args.grad_q = strided(grad_q);
     args.grad_k = strided(grad_k);
     args.grad_v = strided(grad_v);
+  }
+};
+
+// ---- packed_attention --------------------------------------------------------------------------
+
+// The tensor itself where its columns are adjacent in memory, else one contiguous copy.
+inline Tensor adjacent_columns(const Tensor& tensor) {
+  const int64_t last = tensor.dim() - 1;
+  if (tensor.size(last) <= 1 || tensor.stride(last) == 1) return tensor;
+  return torch::stable::contiguous(tensor);
+}
+
+inline Tensor empty_like_contiguous(const Tensor& tensor) {
+  const std::vector<int64_t> sizes = sizes_of(tensor);
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t d = sizes.size() - 1; d > 0; --d) strides[d - 1] = strides[d] * sizes[d];
+  return empty_strided(tensor, tensor.scalar_type(), sizes.data(), strides.data(), tensor.dim());
+}
+
+// Queries, keys and values side by side: all in q [N, T, 3, heads * d], or queries in
+// q [N, T_q, heads * d] beside keys and values in kv [N, T_k, 2, heads * d].
+struct Packed {
+  Tensor q;
+  std::optional<Tensor> kv;
+  int64_t heads;
+
+  Packed(const char* op, const Tensor& q_any, const std::optional<Tensor>& kv_any, int64_t count)
+      : q(adjacent_columns(checked(op, q_any, kv_any, count))), heads(count) {
+    if (kv_any.has_value()) kv = adjacent_columns(*kv_any);
+  }
+
+  int64_t columns() const { return q.size(q.dim() - 1); }
+
+  // Of dtype, sizes and inputs.
+  AttentionArgs args(const char* op, std::optional<double> scale) const {
+    AttentionArgs args{};
+    args.dtype = dtype_of(q, op);
+    args.n = q.size(0);
+    args.heads = heads;
+    args.t_q = q.size(1);
+    args.t_k = kv.has_value() ? kv->size(1) : args.t_q;
+    args.d = columns() / heads;
+    args.scale = scale.has_value() ? *scale : 1 / std::sqrt(static_cast<double>(args.d));
+    place(args, q, kv, args.q, args.k, args.v);
+    return args;
+  }
+
+  // Where q, k and v, or what lies as they do, are.
+  static void place(const AttentionArgs& args, const Tensor& q, const std::optional<Tensor>& kv,
+                    AttentionTensor& queries, AttentionTensor& keys, AttentionTensor& values) {
+    queries = block(args, q, 0);
+    keys = kv.has_value() ? block(args, *kv, 0) : block(args, q, 1);
+    values = kv.has_value() ? block(args, *kv, 1) : block(args, q, 2);
+  }
+
+  // A block of heads * d columns; without blocks a tensor is one.
+  static AttentionTensor block(const AttentionArgs& args, const Tensor& tensor, int64_t index) {
+    const int64_t bytes = args.dtype == DType::kFloat64 ? 8 : args.dtype == DType::kFloat32 ? 4 : 2;
+    const int64_t offset = tensor.dim() == 4 ? index * stride_of(tensor, 2) * bytes : 0;
+    return {static_cast<char*>(const_cast<void*>(tensor.const_data_ptr())) + offset,
+            stride_of(tensor, 0), args.d, stride_of(tensor, 1)};
+  }
+
+  // [N, T_q, heads * d]
+  Tensor empty_out() const {
+    const int64_t sizes[3] = {q.size(0), q.size(1), columns()};
+    const int64_t strides[3] = {sizes[1] * sizes[2], sizes[2], 1};
+    return empty_strided(q, q.scalar_type(), sizes, strides, 3);
+  }
+  // [N, heads, T_q]
+  Tensor empty_lse() const {
+    const int64_t sizes[3] = {q.size(0), heads, q.size(1)};
+    const int64_t strides[3] = {sizes[1] * sizes[2], sizes[2], 1};
+    return empty_strided(q, statistics_type(q), sizes, strides, 3);
+  }
+
+ private:
+  // q, which the others are checked beside.
+  static const Tensor& checked(const char* op, const Tensor& q, const std::optional<Tensor>& kv,
+                               int64_t heads) {
+    const int64_t dimensions = kv.has_value() ? 3 : 4;
+    STD_TORCH_CHECK(q.dim() == dimensions && (kv.has_value() || q.size(2) == 3), op,
+                    ": q has shape ", list_text(sizes_of(q)),
+                    "; need [N, T, 3, heads * d], or [N, T, heads * d] beside kv");
+    const int64_t columns = q.size(dimensions - 1);
+    STD_TORCH_CHECK(heads >= 1 && columns >= 1 && columns % heads == 0, op, ": heads is ", heads,
+                    ", q has ", columns, " columns; need 1 or more columns of each head");
+    check_elements(op, "q", q);
+    const int64_t keys = kv.has_value() && kv->dim() > 1 ? kv->size(1) : q.size(1);
+    STD_TORCH_CHECK(keys >= 1, op, ": there are no keys; need at least 1");
+    if (!kv.has_value()) return q;
+    check_same_device(op, q, *kv);
+    STD_TORCH_CHECK(kv->dim() == 4 && kv->scalar_type() == q.scalar_type() &&
+                        kv->size(0) == q.size(0) && kv->size(2) == 2 && kv->size(3) == columns,
+                    op, ": kv has shape ", list_text(sizes_of(*kv)), "; need [", q.size(0),
+                    ", T, 2, ", columns, "] and q's dtype");
+    check_elements(op, "kv", *kv);
+    return q;
+  }
+};
+
+// The tensors of a backward call: inputs with adjacent columns, new gradients where they lie.
+struct PackedBackward : Packed {
+  Tensor grad_out, out, lse, grad_q;
+  std::optional<Tensor> grad_kv;
+
+  PackedBackward(const char* op, const Tensor& grad_out_any, const Tensor& q_any,
+                 const std::optional<Tensor>& kv_any, const Tensor& out_any,
+                 const Tensor& statistics, int64_t count)
+      : Packed(op, q_any, kv_any, count),
+        grad_out(checked_rows(op, grad_out_any, "grad_out")),
+        out(checked_rows(op, out_any, "out")),
+        lse(statistics),
+        grad_q(empty_like_contiguous(q)) {
+    STD_TORCH_CHECK(lse.dim() == 3 && lse.is_contiguous() && lse.size(0) == q.size(0) &&
+                        lse.size(1) == heads && lse.size(2) == q.size(1) &&
+                        lse.scalar_type() == statistics_type(q) && same_device(lse, q),
+                    op, ": lse is not what the forward gave");
+    if (kv.has_value()) grad_kv = empty_like_contiguous(*kv);
+  }
+
+  // Beside what a forward call has.
+  void fill(AttentionArgs& args) const {
+    args.grad_out = block(args, grad_out, 0);
+    args.out = block(args, out, 0);
+    args.lse = const_cast<void*>(lse.const_data_ptr());
+    place(args, grad_q, grad_kv, args.grad_q, args.grad_k, args.grad_v);
+  }
+
+  // That of kv has no elements where there is none.
+  std::tuple<Tensor, Tensor> gradients() const {
+    if (grad_kv.has_value()) return {grad_q, *grad_kv};
+    const int64_t size = 0, stride = 1;
+    return {grad_q, empty_strided(q, q.scalar_type(), &size, &stride, 1)};
+  }
+
+ private:
+  // [N, T_q, heads * d] of q's kind, with adjacent columns.
+  Tensor checked_rows(const char* op, const Tensor& tensor, const char* name) const {
+    STD_TORCH_CHECK(tensor.dim() == 3 && tensor.scalar_type() == q.scalar_type() &&
+                        same_device(tensor, q) && tensor.size(0) == q.size(0) &&
+                        tensor.size(1) == q.size(1) && tensor.size(2) == columns(),
+                    op, ": ", name, " does not match q; need the same dtype and device, and its ",
+                    "images, positions and columns");
+    return adjacent_columns(tensor);
   }
 };
 

@@ -1,5 +1,5 @@
-// sliced_attention and its backward on CUDA: checks, allocates, fills Args, launches on torch's
-// current stream.
+// sliced_attention, packed_attention and their backwards on CUDA: checks, allocates, fills Args,
+// launches on torch's current stream.
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
@@ -14,12 +14,21 @@ using namespace ddsm::binding;
 using ddsm::AttentionArgs;
 using DeviceGuard = torch::stable::accelerator::DeviceGuard;
 
-AttentionArgs cuda_args(const char* op, const Tensor& q, const Tensor& k, const Tensor& v,
-                        std::optional<double> scale) {
-  const AttentionArgs args = attention_args(op, q, k, v, scale);
+void check_type(const char* op, const AttentionArgs& args) {
   STD_TORCH_CHECK(args.dtype != ddsm::DType::kFloat64, op,
                   ": q is float64; the CUDA kernel needs float32, bfloat16 or float16");
-  return args;
+}
+
+void run_forward(const char* op, AttentionArgs& args, const Tensor& q) {
+  check_type(op, args);
+  check_launch(op, ddsm::attention_forward_cuda(args, stream_of(q)));
+}
+
+void run_backward(const char* op, AttentionArgs& args, const Tensor& q) {
+  check_type(op, args);
+  Tensor scratch = empty_scratch(ddsm::attention_backward_cuda_scratch_bytes(args), q);
+  args.scratch = scratch.mutable_data_ptr();
+  check_launch(op, ddsm::attention_backward_cuda(args, stream_of(q)));
 }
 
 std::tuple<Tensor, Tensor> sliced_attention(const Tensor& q_any, const Tensor& k_any,
@@ -29,10 +38,10 @@ std::tuple<Tensor, Tensor> sliced_attention(const Tensor& q_any, const Tensor& k
   const DeviceGuard guard(q_any.get_device_index());
   const Tensor q = adjacent(q_any), k = adjacent(k_any), v = adjacent(v_any);
   Tensor out = empty_by_position(q), lse = empty_lse(q);
-  AttentionArgs args = cuda_args(op, q, k, v, scale);
+  AttentionArgs args = attention_args(op, q, k, v, scale);
   args.out = strided(out);
   args.lse = lse.mutable_data_ptr();
-  check_launch(op, ddsm::attention_forward_cuda(args, stream_of(q)));
+  run_forward(op, args, q);
   return {out, lse};
 }
 
@@ -44,12 +53,35 @@ std::tuple<Tensor, Tensor, Tensor> sliced_attention_backward(
   check_backward(op, grad_out_any, q_any, out_any, lse);
   const DeviceGuard guard(q_any.get_device_index());
   const AttentionBackward t(grad_out_any, q_any, k_any, v_any, out_any, lse);
-  AttentionArgs args = cuda_args(op, t.q, t.k, t.v, scale);
+  AttentionArgs args = attention_args(op, t.q, t.k, t.v, scale);
   t.fill(args);
-  Tensor scratch = empty_scratch(ddsm::attention_backward_cuda_scratch_bytes(args), t.q);
-  args.scratch = scratch.mutable_data_ptr();
-  check_launch(op, ddsm::attention_backward_cuda(args, stream_of(t.q)));
+  run_backward(op, args, t.q);
   return {t.grad_q, t.grad_k, t.grad_v};
+}
+
+std::tuple<Tensor, Tensor> packed_attention(const Tensor& q, const std::optional<Tensor>& kv,
+                                            int64_t heads, std::optional<double> scale) {
+  const char* op = "packed_attention";
+  const DeviceGuard guard(q.get_device_index());
+  const Packed t(op, q, kv, heads);
+  Tensor out = t.empty_out(), lse = t.empty_lse();
+  AttentionArgs args = t.args(op, scale);
+  args.out = Packed::block(args, out, 0);
+  args.lse = lse.mutable_data_ptr();
+  run_forward(op, args, t.q);
+  return {out, lse};
+}
+
+std::tuple<Tensor, Tensor> packed_attention_backward(
+    const Tensor& grad_out, const Tensor& q, const std::optional<Tensor>& kv, const Tensor& out,
+    const Tensor& lse, int64_t heads, std::optional<double> scale) {
+  const char* op = "packed_attention_backward";
+  const DeviceGuard guard(q.get_device_index());
+  const PackedBackward t(op, grad_out, q, kv, out, lse, heads);
+  AttentionArgs args = t.args(op, scale);
+  t.fill(args);
+  run_backward(op, args, t.q);
+  return t.gradients();
 }
 
 }  // namespace
@@ -57,4 +89,6 @@ std::tuple<Tensor, Tensor, Tensor> sliced_attention_backward(
 STABLE_TORCH_LIBRARY_IMPL(ddsm_ext, CUDA, m) {
   m.impl("sliced_attention", TORCH_BOX(&sliced_attention));
   m.impl("sliced_attention_backward", TORCH_BOX(&sliced_attention_backward));
+  m.impl("packed_attention", TORCH_BOX(&packed_attention));
+  m.impl("packed_attention_backward", TORCH_BOX(&packed_attention_backward));
 }

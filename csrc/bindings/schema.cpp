@@ -101,4 +101,11 @@ STABLE_TORCH_LIBRARY(ddsm_ext, m) {
   m.def(
       "sliced_attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, "
       "Tensor lse, float? scale) -> (Tensor, Tensor, Tensor)");
+  // Queries, keys and values side by side in q [N, T, 3, heads * d]; or q [N, T_q, heads * d] and
+  // kv [N, T_k, 2, heads * d]. The gradients lie as they do; that of kv is empty where it is.
+  m.def(
+      "packed_attention(Tensor q, Tensor? kv, SymInt heads, float? scale) -> (Tensor, Tensor)");
+  m.def(
+      "packed_attention_backward(Tensor grad_out, Tensor q, Tensor? kv, Tensor out, Tensor lse, "
+      "SymInt heads, float? scale) -> (Tensor, Tensor)");
 }

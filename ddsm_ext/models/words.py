@@ -12,6 +12,7 @@ from ddsm_ext.graph.node import Node, Scope, Values
 from ddsm_ext.models.block import Block, any_weight, pixels_of, tokens_of, two_sources
 from ddsm_ext.models.dense import added
 from ddsm_ext.ops.attention import sliced_attention
+from ddsm_ext.ops.packed_attention import packed_attention
 from ddsm_ext.ops.resample import resample
 from ddsm_ext.runtime.inputs import embed_node, in_blocks
 
@@ -119,15 +120,21 @@ class SlimmableWords:
 
     def attention(self, node: Node, value: Values) -> Tensor:
         """Self-attention."""
-        qkv = value[node.reads[0].index]
-        parts = qkv if node.reads[0].parts else qkv.chunk(3, 1)
-        return _attended(node, self.counts[node.index], *parts)
+        qkv, heads = value[node.reads[0].index], self._heads(node)
+        if node.reads[0].parts:
+            return _attended(heads, *qkv)
+        return pixels_of(packed_attention(tokens_of(qkv).unflatten(2, (3, -1)), heads), qkv)
 
     def cross_attention(self, node: Node, value: Values) -> Tensor:
         """Attention to a context."""
         assert node.context is not None
         q, kv = _alike(value[node.reads[0].index], value[node.context.index])
-        return _attended(node, self.counts[node.index], q, *kv.chunk(2, 1))
+        context = tokens_of(kv).unflatten(2, (2, -1))  # [N, T, 2, c]
+        return pixels_of(packed_attention(tokens_of(q), self._heads(node), context), q)
+
+    def _heads(self, node: Node) -> int:
+        c = self.counts[node.index]
+        return c // (node.out.head or c)
 
     def resample(self, node: Node, value: Values) -> Tensor:
         """Enlarge or halve."""
@@ -146,11 +153,10 @@ class SlimmableWords:
         return y if x2 is None else (y, F.dropout(x2, node.p, self.owner.training))
 
 
-def _attended(node: Node, c: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of [N, c, H, W] each; k and v may have other pixels."""
-    heads = c // (node.out.head or c)
+def _attended(heads: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of [N, c, H, W] each."""
     # Views, as the memory of a channels_last tensor is [N, H, W, C].
-    rows = (tokens_of(part).unflatten(2, (heads, c // heads)) for part in (q, k, v))
+    rows = (tokens_of(part).unflatten(2, (heads, -1)) for part in (q, k, v))
     y = sliced_attention(*(row.transpose(1, 2) for row in rows)).transpose(1, 2)  # [N, T, heads, d]
     return pixels_of(y.flatten(2), q)  # no copy: the op's memory order
 

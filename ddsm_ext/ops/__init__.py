@@ -5,6 +5,7 @@ from ddsm_ext._lazy import attach
 # Functions that are called like their modules: loaded here, as a module that is imported later
 # would take the name.
 from ddsm_ext.ops.activation import activation as activation
+from ddsm_ext.ops.packed_attention import packed_attention as packed_attention
 from ddsm_ext.ops.resample import resample as resample
 
 __getattr__, __dir__, __all__ = attach(
@@ -13,6 +14,8 @@ __getattr__, __dir__, __all__ = attach(
         "activation": "activation",
         "activation_ref": "activation",
         "embed_time": "embedding",
+        "packed_attention": "packed_attention",
+        "packed_attention_ref": "packed_attention",
         "resample": "resample",
         "resample_ref": "resample",
         "sinusoidal_embedding": "embedding",

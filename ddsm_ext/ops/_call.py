@@ -192,6 +192,7 @@ _BACKWARD = {
     "sliced_layer_norm": ("sliced_layer_norm_backward",),
     "sliced_attention": ("sliced_attention_backward",),
     "sliced_activation": ("sliced_activation_backward",),
+    "packed_attention": ("packed_attention_backward",),
     "resample": (),
 }
 _DTYPES = {

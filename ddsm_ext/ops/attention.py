@@ -47,14 +47,19 @@ def _check(q: Any, k: Any, v: Any, scale: Any, backend: Any) -> None:
         raise Refusal(
             f"{_OP}: the head size is {q.shape[3]} and T_k {k.shape[2]}; need at least 1 of each"
         )
+    check_how(_OP, scale, backend)
+
+
+def check_how(op: str, scale: Any, backend: Any) -> None:
+    """Refuse a factor on the scores that is no number, and a backend that there is not."""
     if backend not in BACKENDS:
-        raise Refusal(f"{_OP}: backend is {backend!r}, need one of {', '.join(BACKENDS)}")
+        raise Refusal(f"{op}: backend is {backend!r}, need one of {', '.join(BACKENDS)}")
     if scale is None:
         return
     if isinstance(scale, bool) or not isinstance(scale, (int, float)):
-        raise TypeRefusal(f"{_OP}: scale is {scale!r}, need a float or None")
+        raise TypeRefusal(f"{op}: scale is {scale!r}, need a float or None")
     if not -float("inf") < scale < float("inf"):
-        raise Refusal(f"{_OP}: scale is {scale!r}, need a finite number")
+        raise Refusal(f"{op}: scale is {scale!r}, need a finite number")
 
 
 def sliced_attention_ref(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
@@ -62,8 +67,8 @@ def sliced_attention_ref(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None
     return scaled_dot_product_attention(q, k, v, scale=scale)
 
 
-def _by_products(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
-    """The same of operations that have derivatives of any kind, which torch's fused ones lack."""
+def by_products(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+    """Attend by operations that have derivatives of any kind, which torch's fused ones lack."""
     dtype = torch.promote_types(q.dtype, torch.float32)
     factor = q.shape[3] ** -0.5 if scale is None else scale
     scores = (q.to(dtype) * factor) @ k.to(dtype).transpose(-2, -1)  # [N, heads, T_q, T_k]
@@ -75,30 +80,45 @@ def _by_position(out: Tensor) -> Tensor:
     return out.transpose(1, 2).contiguous().transpose(1, 2)
 
 
-def _resolve_backend(backend: str, tensors: tuple[Tensor, ...], *, training: bool) -> str:
-    """Return "kernel" or "sdpa"."""
+def runs_kernel(
+    op: str, backend: str, d: int, tensors: Sequence[Tensor], *, training: bool
+) -> bool:
+    """True if a call takes this package's kernel, False if torch's operations.
+
+    Args:
+        op: name without namespace.
+        backend: as `sliced_attention`'s.
+        d: head size.
+        tensors: q and all others that are read.
+        training: a gradient will be wanted.
+
+    Raises:
+        ValueError: a kernel is asked for that there is not.
+    """
     q = tensors[0]
-    native = backend != "kernel" or runs_native(_OP, q, needs_grad=training, warn=False)
-    if not native and not in_transform(_OP):
+    native = backend != "kernel" or runs_native(op, q, needs_grad=training, warn=False)
+    if not native and not in_transform(op):
         where = q.device.type + why_no_library(q.device.type)
         raise Refusal(
-            f"{_OP}: backend is 'kernel', q is {q.dtype} on {where}, which has no kernel; "
+            f"{op}: backend is 'kernel', q is {q.dtype} on {where}, which has no kernel; "
             "need 'auto' or 'sdpa'"
         )
-    if backend != "auto":
-        return backend
-    if q.device.type != "cuda" or torch.compiler.is_compiling():
-        return "kernel"  # compiled: a choice by strides would guard them, a graph for every width
-    return choose_backend(
-        q.device.type,
-        q.dtype,
-        q.shape[3],
-        aligned=all(
+    # Compiled: a choice by strides would guard them, a graph for every width.
+    if backend == "auto" and q.device.type == "cuda" and not torch.compiler.is_compiling():
+        aligned = all(
             rows_are_aligned(t.shape, t.stride(), t.storage_offset(), t.element_size())
             for t in tensors
-        ),
-        repeatable=training,
-    )
+        )
+        backend = choose_backend("cuda", q.dtype, d, aligned=aligned, repeatable=training)
+    return backend != "sdpa" and runs_native(op, q, needs_grad=training)
+
+
+def by_torch(op: str, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+    """Attend by torch's operations; q, k, v and the result are those of `sliced_attention`."""
+    if in_transform(op):
+        return by_products(q, k, v, scale)
+    # Flash lays it out so already, and so does cuDNN for q of this layout.
+    return _by_position(sdpa(q, k, v, scale))
 
 
 def sliced_attention(
@@ -134,12 +154,8 @@ def sliced_attention(
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     scale = None if scale is None else float(scale)
     training = needs_grad(q, k, v)
-    backend = _resolve_backend(backend, (q, k, v), training=training)
-    if backend == "sdpa" or not runs_native(_OP, q, needs_grad=training):
-        if in_transform(_OP):
-            return _by_products(q, k, v, scale)
-        # Flash lays it out so already, and so does cuDNN for q of this layout.
-        return _by_position(sdpa(q, k, v, scale))
+    if not runs_kernel(_OP, backend, q.shape[3], (q, k, v), training=training):
+        return by_torch(_OP, q, k, v, scale)
     out, _ = _call(q, k, v, scale, needs_grad=training)
     return out
 
@@ -251,7 +267,7 @@ def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> dict[int, Tensor 
 
 def _replay(ctx: Any, saved: list[Any], grads: tuple[Tensor, ...]) -> Replayed:
     q, k, v, _out, _lse = saved
-    return (_by_products(q, k, v, ctx.scale),), {0: q, 1: k, 2: v}
+    return (by_products(q, k, v, ctx.scale),), {0: q, 1: k, 2: v}
 
 
 _call = differentiable(_OP, _save, _backward, replay=_replay)

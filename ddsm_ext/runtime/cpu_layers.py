@@ -259,29 +259,35 @@ class Layers(Passes):
 
     def attention(self, qkv: Activation, heads: int) -> Activation:
         """Attend over all pixels; qkv is [N, 3 c, height, width]: queries, keys, values."""
-        c, tokens = qkv.c // 3, qkv.pixels
-        y = self.activation(c, qkv.height, qkv.width)
-        d, row = c // heads, 3 * c
+        return self._attend(qkv, qkv, qkv.c // 3, heads)
 
-        def tensor(data: Buffer | Place, stride: int) -> Struct:
-            fields = {"n_stride": tokens * stride, "head_stride": d, "t_stride": stride}
-            return Struct("AttentionTensor", {"data": data, **fields})
+    def cross_attention(self, q: Activation, kv: Activation, heads: int) -> Activation:
+        """Attend to a context; q is [N, c, height, width], kv [N, 2 c, tokens, 1]: keys, values."""
+        return self._attend(q, kv, q.c, heads)
 
-        # [images, tokens, (q, k, v), heads, d]
-        q, k, v = (tensor(qkv.buffer.at(i * c * self.dtype.itemsize), row) for i in range(3))
+    def _attend(self, queries: Activation, others: Activation, c: int, heads: int) -> Activation:
+        """Attend; queries are the first c channels, keys and values the others' last 2 c."""
+        y = self.activation(c, queries.height, queries.width)
+        d = c // heads
+
+        def tensor(of: Activation, channel: int) -> Struct:
+            place = of.buffer.at(channel * self.dtype.itemsize)
+            fields = {"n_stride": of.pixels * of.c, "head_stride": d, "t_stride": of.c}
+            return Struct("AttentionTensor", {"data": place, **fields})
+
         fields = {
             "dtype": dtype_number(self.dtype),
             "n": self.images,
             "heads": heads,
-            "t_q": tokens,
-            "t_k": tokens,
+            "t_q": queries.pixels,
+            "t_k": others.pixels,
             "d": d,
             "scale": d**-0.5,
             "slots": 1,
-            "q": q,
-            "k": k,
-            "v": v,
-            "out": tensor(y.buffer, c),
+            "q": tensor(queries, 0),
+            "k": tensor(others, others.c - 2 * c),
+            "v": tensor(others, others.c - c),
+            "out": tensor(y, 0),
             "lse": None,  # only a backward reads it
             "scratch": None,
         }

@@ -195,13 +195,26 @@ class CudaLayers:
 
     def attention(self, qkv: Activation, heads: int) -> Activation:
         """Attend over all pixels; qkv is [N, 3 c, height, width]: queries, keys, values."""
-        n, c3, height, width = qkv.tensor.shape
-        c = c3 // 3
-        # A view, as the memory of a channels_last tensor is [N, H, W, C].
-        parts = qkv.tensor.permute(0, 2, 3, 1).view(n, height * width, 3, heads, c // heads)
-        q, k, v = parts.permute(2, 0, 3, 1, 4)  # [N, heads, T, d] each
-        y = sliced_attention(q, k, v).transpose(1, 2)  # [N, T, heads, d]
-        return Activation(y.reshape(n, height, width, c).permute(0, 3, 1, 2))
+        return _attended(qkv, *_heads_of(qkv, 3, heads))
+
+    def cross_attention(self, q: Activation, kv: Activation, heads: int) -> Activation:
+        """Attend to a context; q is [N, c, height, width], kv [N, 2 c, tokens, 1]: keys, values."""
+        return _attended(q, *_heads_of(q, 1, heads), *_heads_of(kv, 2, heads))
+
+
+def _heads_of(x: Activation, blocks: int, heads: int) -> Tensor:
+    """Return blocks of channels as [blocks, N, heads, T, d]."""
+    n, c, height, width = x.tensor.shape
+    # A view, as the memory of a channels_last tensor is [N, H, W, C].
+    rows = x.tensor.permute(0, 2, 3, 1)
+    parts = rows.view(n, height * width, blocks, heads, c // blocks // heads)
+    return parts.permute(2, 0, 3, 1, 4)
+
+
+def _attended(queries: Activation, q: Tensor, k: Tensor, v: Tensor) -> Activation:
+    """Attend; the result has the queries' pixels."""
+    y = sliced_attention(q, k, v).transpose(1, 2).flatten(2)  # [N, T, c]
+    return Activation(y.unflatten(1, queries.tensor.shape[2:]).permute(0, 3, 1, 2))
 
 
 def _inputs(

@@ -33,6 +33,14 @@ def test_lengths(dtype, t_q, t_k, d):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "d"), [(2, 40), (1, 64), (1, 160), (1, 192)])
+@pytest.mark.parametrize("t_k", [1, 77])
+def test_contexts(dtype, heads, d, t_k):
+    """One token and CLIP's 77, latent diffusion's head sizes, keys and values in one buffer."""
+    check(Case(dtype=dtype, n=2, heads=heads, t_q=20, t_k=t_k, d=d, layout="slices"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("d", [24, 61])
 def test_layouts(dtype, layout, d):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ddsm_ext.ops import (
     activation,
+    packed_attention,
     resample,
     sliced_attention,
     sliced_conv2d,
@@ -85,6 +86,12 @@ def _torchs_blocks(x: Tensor, w: Tensor, b: Tensor, gate: Tensor, residual: Tens
     return _torchs_glu(F.linear(x, w, b), gate, residual)
 
 
+def _torchs_packed(q: Tensor, kv: Tensor) -> Tensor:
+    parts = (q, kv[:, :, 0], kv[:, :, 1])
+    heads = (part.unflatten(2, (2, 3)).transpose(1, 2) for part in parts)
+    return _torchs_attention(*heads).transpose(1, 2).flatten(2)
+
+
 def _filter(x: Tensor) -> Tensor:
     row = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=x.dtype) / 8
     return torch.outer(row, row).expand(2, 1, 4, 4)
@@ -140,6 +147,16 @@ CASES = {
         lambda x: sliced_attention(x, x, x, scale=0.3),
         lambda x: _torchs_attention(x, x, x),
         ((1, 2, 5, 4),),
+    ),
+    "packed_attention": Case(
+        lambda x: packed_attention(x, 2, scale=0.3),
+        lambda x: _torchs_packed(x[:, :, 0], x[:, :, 1:]),
+        ((1, 5, 3, 6),),
+    ),
+    "packed_attention_to_others": Case(
+        lambda q, kv: packed_attention(q, 2, kv, scale=0.3),
+        _torchs_packed,
+        ((1, 5, 6), (1, 4, 2, 6)),
     ),
     "embedding": Case(lambda w: sliced_embedding(w, LABELS, 3), lambda w: w[LABELS, :3], ((4, 5),)),
     "enlarge": Case(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ddsm_ext._library import native
 from ddsm_ext.ops import (
     activation,
+    packed_attention,
     resample,
     sliced_attention,
     sliced_conv2d,
@@ -66,7 +67,7 @@ TENSORS = st.one_of(
     ),
     SCALARS,
 )
-TENSOR_NAMES = {"x", "x2", "weight", "bias", "q", "k", "v", "y", "scale", "shift"}
+TENSOR_NAMES = {"x", "x2", "weight", "bias", "q", "k", "v", "kv", "y", "scale", "shift"}
 TENSOR_NAMES |= {"z", "gate", "residual"}
 
 
@@ -281,8 +282,26 @@ def attention_arguments(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+@st.composite
+def packed_attention_arguments(draw: st.DrawFn) -> dict[str, Any]:
+    dtype, n, heads = draw(FITTING_DTYPES), draw(st.integers(0, 2)), draw(st.integers(1, 3))
+    t_k, columns, apart = (
+        draw(st.integers(1, 70)),
+        heads * draw(st.integers(1, 9)),
+        draw(st.booleans()),
+    )
+    size = (draw(st.integers(0, 9)), columns) if apart else (t_k, 3, columns)
+    return {
+        "q": ones(draw, n, *size, dtype=dtype),
+        "heads": heads,
+        "kv": ones(draw, n, t_k, 2, columns, dtype=dtype) if apart else None,
+        "scale": draw(st.none() | st.floats(-10, 10)),
+    }
+
+
 OPS: dict[str, tuple[Callable[..., Any], st.SearchStrategy[dict[str, Any]]]] = {
     "activation": (activation, activation_arguments()),
+    "packed_attention": (packed_attention, packed_attention_arguments()),
     "resample": (resample, resample_arguments()),
     "sliced_attention": (sliced_attention, attention_arguments()),
     "sliced_conv2d": (sliced_conv2d, conv2d_arguments()),

@@ -141,10 +141,20 @@ def attention_calls(a: dict[str, Any]) -> dict[str, list[Any]]:
     }
 
 
+def packed_attention_calls(a: dict[str, Any]) -> dict[str, list[Any]]:
+    given = [a[name] for name in ("q", "kv", "heads", "scale")]
+    out, lse = torch.ops.ddsm_ext.packed_attention(*given)
+    return {
+        "packed_attention": given,
+        "packed_attention_backward": [out, *given[:2], out, lse, *given[2:]],
+    }
+
+
 Calls = Callable[[dict[str, Any]], dict[str, list[Any]]]
 # Public op: the raw calls, forward and backward, made of arguments that fit it.
 CALLS: dict[str, Calls] = {
     "activation": activation_calls,
+    "packed_attention": packed_attention_calls,
     "resample": resample_calls,
     "sliced_attention": attention_calls,
     "sliced_conv2d": conv2d_calls,

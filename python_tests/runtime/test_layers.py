@@ -293,6 +293,22 @@ def test_attention(heads: int):
     check(ours, exact)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("heads", "tokens"), [(1, 77), (3, 1), (3, 5)])
+def test_cross_attention(isa: str, dtype: torch.dtype, heads: int, tokens: int):
+    """The context has any number of tokens, one below the other."""
+    generator, steps = seeded(11), Steps(dtype)
+    q = normal(generator, N, 48, 4, 6, dtype=dtype)
+    kv = normal(generator, N, 96, tokens, 1, dtype=dtype)
+    with forced_isa(isa):
+        ours = steps.run(steps.layers.cross_attention(steps.image(q), steps.image(kv), heads))
+    parts = [part.double().flatten(2).view(N, heads, 48 // heads, -1).mT
+             for part in (q, *kv.chunk(2, 1))]  # fmt: skip
+    exact = F.scaled_dot_product_attention(*parts).mT.reshape(N, 48, 4, 6)
+    check(ours, exact)
+
+
 def test_a_residual_of_another_size_is_refused():
     steps = Steps()
     x, residual = steps.image(torch.ones(N, 3, 8, 8)), steps.image(torch.ones(N, 4, 8, 4))

@@ -11,6 +11,7 @@ from ddsm_ext.ops.conv2d import sliced_conv2d, sliced_conv2d_ref
 from ddsm_ext.ops.group_norm import sliced_group_norm, sliced_group_norm_ref
 from ddsm_ext.ops.layer_norm import sliced_layer_norm, sliced_layer_norm_ref
 from ddsm_ext.ops.linear import sliced_linear, sliced_linear_ref
+from ddsm_ext.ops.packed_attention import packed_attention, packed_attention_ref
 
 
 def normal(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -181,6 +182,25 @@ def check_attention(dtype: torch.dtype) -> None:
             )
 
 
+def check_packed_attention(dtype: torch.dtype) -> None:
+    relative = 1e-5 if dtype == torch.float32 else tolerance(dtype)
+    for heads, tensors in (
+        (3, [normal(2, 20, 3, 3 * 16, dtype=dtype)]),
+        (2, [normal(1, 9, 3, 2 * 11 + 3, dtype=dtype)[..., :22]]),  # rows of wider ones
+        (2, [normal(2, 70, 2 * 40, dtype=dtype), normal(2, 77, 2, 2 * 40, dtype=dtype)]),
+        (1, [normal(2, 20, 160, dtype=dtype), normal(2, 1, 2, 160, dtype=dtype)]),
+    ):
+        for scale in (None, 0.3):
+            compare(
+                lambda *t, h=heads, s=scale: packed_attention(
+                    t[0], h, *t[1:], scale=s, backend="kernel"
+                ),
+                lambda *t, h=heads, s=scale: packed_attention_ref(t[0], h, *t[1:], scale=s),
+                tensors,
+                relative,
+            )
+
+
 def check_nothing_is_done_for_no_images() -> None:
     weight = torch.ones(8, 8, 3, 3, requires_grad=True)
     y = sliced_conv2d(torch.ones(0, 4, 5, 5), weight, None, 6, padding=1)
@@ -256,6 +276,7 @@ def check_all() -> None:
     check_a_choice_can_be_forced()
     for dtype in (torch.float32, torch.bfloat16):
         check_attention(dtype)
+        check_packed_attention(dtype)
     norms = (check_group_norm, check_modulated_group_norm, check_layer_norm)
     for check in (check_conv2d, check_linear, *norms):
         check(torch.float32, torch.float32)

@@ -96,6 +96,28 @@ def check_resampled_activations(device: torch.device, dtype: torch.dtype) -> Non
         check_close(y.tensor, resampled(x.double(), "up" if up else "down"), tolerance(dtype))
 
 
+def check_attention_to_a_context(device: torch.device, dtype: torch.dtype) -> None:
+    """One token and more, beside images that attend to themselves."""
+    run = CudaLayers()
+    for heads, tokens in ((1, 77), (3, 1)):
+        with device:
+            q, kv = normal(2, 48, 4, 6, dtype=dtype), normal(2, 96, tokens, 1, dtype=dtype)
+        last = torch.channels_last
+        context, image = (
+            Activation(x.contiguous(memory_format=last)) for x in (kv, torch.cat([q] * 3, 1))
+        )
+        to_context = run.cross_attention(
+            Activation(q.contiguous(memory_format=last)), context, heads
+        )
+        to_itself = run.attention(image, heads)
+        for y, others in ((to_context, kv.chunk(2, 1)), (to_itself, (q, q))):
+            parts = [part.double().flatten(2).view(2, heads, 48 // heads, -1).mT
+                     for part in (q, *others)]  # fmt: skip
+            exact = F.scaled_dot_product_attention(*parts).mT.reshape(q.shape)
+            check_close(y.tensor, exact, tolerance(dtype))
+            assert y.tensor.is_contiguous(memory_format=last)
+
+
 def check_labels(device: torch.device, dtype: torch.dtype) -> None:
     """A class's row, as wide as the widest network, added to a time embedding before SiLU."""
     with device:
@@ -139,3 +161,4 @@ def check_all_layers(device: torch.device) -> None:
         check_resampled_paths_beside(device, dtype)
         check_resampled_activations(device, dtype)
         check_labels(device, dtype)
+        check_attention_to_a_context(device, dtype)

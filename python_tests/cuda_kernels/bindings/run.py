@@ -59,7 +59,7 @@ def main() -> None:
     assert not faults, faults
     check_steps_on_hopper(ctypes.CDLL(sys.argv[1]))
     sliced = ("attention", "conv2d", "linear", "group_norm", "layer_norm")
-    for name in ("resample", *(f"sliced_{op}" for op in sliced)):
+    for name in ("packed_attention", "resample", *(f"sliced_{op}" for op in sliced)):
         check_random_raw_calls(name, 100)
 
 
