@@ -93,6 +93,8 @@ class ADMConfig(UShapeConfig):
     family: str = "adm"
 
     def __post_init__(self) -> None:
+        if self.attn_up is not None:
+            self._check_ints("attn_up", 0)
         self._check_u_shape()
         for name in ("heads", "num_classes", "context_channels"):
             self._check_int(name, 1, 10**6, optional=True)
@@ -107,11 +109,8 @@ class ADMConfig(UShapeConfig):
         for name in ("eps", "freq_shift"):
             self._check(name, is_number(getattr(self, name), 0), "a number >= 0")
         self._check_resampling()
-        if self.attn_up is not None:
-            self._check_ints("attn_up", 0)
-            levels = len(self.ch_mult)
-            fits = max(self.attn_up, default=0) < levels
-            self._check("attn_up", fits, f"levels from 0 to {levels - 1}")
+        levels, highest = len(self.ch_mult), max(self.attn_up or (), default=0)
+        self._check("attn_up", highest < levels, f"levels from 0 to {levels - 1}")
         without = self.null_class and self.num_classes is None
         self._check("null_class", not without, "False, as num_classes is None")
         self._check_choice("family", ("adm",))
@@ -134,7 +133,8 @@ class ADMConfig(UShapeConfig):
             object.__setattr__(self, "resample_blocks", tuple(value))
 
     def _attention_channels(self) -> set[int]:
-        up = {self.ch * self.ch_mult[level] for level in self.attn_up or ()}
+        levels = dict(enumerate(self.ch_mult))  # others are refused later
+        up = {self.ch * levels[level] for level in self.attn_up or () if level in levels}
         return super()._attention_channels() | up
 
     @property

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from compat.official_weights import formula_weights
-from compat.test_guided_diffusion import read, relative
+from compat.openai_goldens import read, relative
 from safetensors.torch import save_file
 from torch import Tensor
 

@@ -6,8 +6,8 @@ import json
 import math
 
 import pytest
+from compat.openai_goldens import read
 from compat.test_edm import NCSN
-from compat.test_guided_diffusion import read
 
 from ddsm_ext.compat.edm import edm_config, edm_state_dict_shapes
 from ddsm_ext.graph import layer_macs, macs, parameter_count
