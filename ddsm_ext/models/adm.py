@@ -265,10 +265,10 @@ PRESETS: dict[str, ADMConfig] = {
     ),
     # Dhariwal and Nichol's class-conditional ImageNet at 64x64: 295.90 M parameters, 109.68 G MACs.
     "adm-imagenet64": ADMConfig(image_size=64, num_classes=1000),
-    # A small network for latents of 32x32 photographs, of a size that two cores train in minutes.
+    # A small network for latents of 32x32 photographs, as `ddsm autoencoder` makes them by 2.
     "ldm2-cifar10": ADMConfig(
-        **_LATENT, image_size=16, ch=48, ch_mult=(1, 2), attn=(1,), num_res_blocks=1, groups=16,
-        head_channels=24,
+        **{**_LATENT, "image_channels": 4}, image_size=16, ch=48, ch_mult=(1, 2), attn=(1,),
+        num_res_blocks=1, groups=16, head_channels=24,
     ),
     # Rombach et al.'s latents of 256x256 images, 64x64 by a VQ-f4: 274.06 M parameters, 101.20 G
     # MACs. They have no AFHQ network; the paper of DDSM trained one of this kind.
