@@ -54,7 +54,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     network = getattr(module, "NETWORK", REFERENCE_CIFAR10)
     cases = []
     for width in WIDTHS:
-        shapes = (shape for shape, _ in heaviest_first(network, width, module.OP))
+        if hasattr(module, "shapes"):  # no network's
+            shapes = module.shapes(width)
+        else:
+            shapes = [shape for shape, _ in heaviest_first(network, width, module.OP)]
         wanted = list(filter(getattr(module, "wanted", None), shapes))
         for shape in wanted if config.getoption("--all-shapes") else wanted[:SHAPES_A_WIDTH]:
             for batch in config.getoption("--batch") or [8]:

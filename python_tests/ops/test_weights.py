@@ -53,6 +53,21 @@ def test_an_op_sees(edit: str, channels: int) -> None:
         check_conv(weight)
 
 
+@pytest.mark.parametrize(("shape", "turned"), [((4, 4), (0, 1)), ((3, 5, 5), (1, 2))])
+def test_a_weight_turned_in_its_memory_is_seen(
+    shape: tuple[int, ...], turned: tuple[int, int]
+) -> None:
+    """Address and shape stay: that of a linear layer, and of one of several blocks."""
+    for watch in (WatchedPlaces, WatchedWeights):
+        module = nn.Module()
+        module.weight = nn.Parameter(torch.arange(75.0)[: torch.Size(shape).numel()].view(shape))
+        watched = watch(module)
+        watched.changed()
+        assert not watched.changed()
+        module.weight.data = module.weight.data.transpose(*turned)
+        assert watched.changed()
+
+
 @pytest.mark.parametrize("channels", [64, 107, 256])
 def test_an_op_sees_what_is_written_through_a_view_that_is_kept(channels: int) -> None:
     weight = weight_of(channels)
