@@ -3,6 +3,7 @@
 #include "ddsm/linear.h"
 
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "gemm.h"
@@ -52,6 +53,7 @@ int64_t element_bytes(DType dtype) {
   return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
 }
 
+// `elements` behind data; null stays null.
 template <class T>
 T* advanced(T* data, int64_t elements, DType dtype) {
   using Bytes = std::conditional_t<std::is_const_v<T>, const char, char>;
@@ -98,6 +100,7 @@ void dot_blocks(const LinearForwardArgs& args) {
   dot_layers(blocks.data(), args.weight.blocks);
 }
 
+// What is not plain goes through the products in the compute type, few as they are.
 bool dot_forward(const LinearForwardArgs& args) {
   if (is_plain(args)) return dot_blocks(args), true;
   LinearForwardArgs products = args;

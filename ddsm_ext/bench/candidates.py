@@ -20,7 +20,7 @@ from ddsm_ext.settings import Refusal
 
 OPS = ("conv2d", "linear", "group_norm", "attention")
 # The kernels of a whole step: an op's are named after it.
-KERNELS = (*(f"sliced_{op}" for op in OPS), "resample")
+KERNELS = (*(f"sliced_{op}" for op in OPS), "sliced_activation", "resample")
 CANDIDATES = ("slicing", "dense_cl", "ours")
 # A group norm over two sources returns its two parts.
 Output = Tensor | tuple[Tensor, Tensor]

@@ -32,9 +32,9 @@ struct LinearForwardArgs {
   int64_t images = 1;              // of rows / images rows each
   const void* residual = nullptr;  // like y; null: zero
   // output
-  void* y;  // [rows, blocks * c_out (kGeglu, of 2 blocks: c_out)], rows y_row_stride apart
+  void* y;  // [rows, columns: blocks * c_out, but c_out for kGeglu, which takes 2 blocks]
   DType y_dtype;
-  int64_t y_row_stride;
+  int64_t y_row_stride;  // of the residual, too; with an activation or a gate, the columns
   int64_t c_out;  // of a block
 };
 
