@@ -261,10 +261,11 @@ def _decides(name: str) -> bool:
 
 
 def source_path(source: str) -> Path:
-    """Return the path of a source.
+    """Return the path of a source of images.
 
     Raises:
         FileNotFoundError: there is nothing.
+        ValueError: it holds latents.
     """
     path = Path(source)
     if not path.exists():
@@ -272,6 +273,8 @@ def source_path(source: str) -> Path:
             f"data source {source!r}: no such file or folder; need 'digits', an image folder, a "
             "ZIP, a tar, a binary CIFAR-10 archive, or a .npz of samples"
         )
+    if is_latent_archive(path):
+        raise Refusal(f"{path}: holds latents of images; need the images themselves")
     return path
 
 
@@ -303,8 +306,6 @@ def _read_path(
     """
     path = source_path(config.source)
     limits = replace(ReadLimits(), max_pixels=config.max_pixels)
-    if is_latent_archive(path):
-        raise Refusal(f"{path}: holds latents of images; need the images themselves")
     if is_sample_archive(path):
         return _read_samples(path, config, limits)
     if is_cifar10(path):

@@ -60,9 +60,8 @@ class ImageStream:
             FileNotFoundError: no such file or folder.
             ValueError: a damaged or hostile file, or an empty split.
         """
-        path = Path(config.source)
-        whole = config.source == "digits" or is_sample_archive(source_path(config.source))
-        if whole or is_cifar10(path):
+        digits, path = config.source == "digits", Path(config.source)
+        if digits or is_sample_archive(source_path(config.source)) or is_cifar10(path):
             held = load_dataset(config, progress)
             about = (held.labels, held.class_names, held.has_held_out)
             return cls(config, held.name, *about, held=held)

@@ -19,7 +19,7 @@ from ddsm_ext.io.files import (
     read_bytes,
     read_json,
 )
-from ddsm_ext.settings import Refusal
+from ddsm_ext.settings import Refusal, is_int
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -234,13 +234,14 @@ def tensor_places(file: BinaryIO, name: str) -> tuple[dict[str, Place], dict[str
             if key == "__metadata__":
                 metadata = {str(k): str(v) for k, v in row.items()}
                 continue
-            start, stop = (8 + length + int(offset) for offset in row["data_offsets"])
-            shape = tuple(int(side) for side in row["shape"])
-            width = _DTYPE_BYTES[row["dtype"]]
-            fits = stop - start == math.prod(shape) * width and 8 + length <= start and stop <= size
-            if min((*shape, 0)) < 0 or not fits:
+            first, last = row["data_offsets"]
+            dtype, shape = row["dtype"], tuple(row["shape"])
+            if not all(is_int(number, 0) for number in (first, last, *shape)):
                 raise ValueError
-            places[key] = Place(row["dtype"], shape, start, stop)
+            start, stop = 8 + length + first, 8 + length + last
+            if stop - start != math.prod(shape) * _DTYPE_BYTES[dtype] or stop > size:
+                raise ValueError
+            places[key] = Place(dtype, shape, start, stop)
     except (AttributeError, KeyError, TypeError, ValueError):
         raise Refusal(f"{name}: its header is not that of its tensors; {need}") from None
     return places, metadata

@@ -14,7 +14,7 @@ from ddsm_ext.report import figures
 from ddsm_ext.report.comparison import Line, beside_full, lines_of
 from ddsm_ext.report.files import Config, RunFiles
 from ddsm_ext.report.headline import Headline, headline
-from ddsm_ext.report.records import LogRow
+from ddsm_ext.report.records import DecodingCost, LogRow
 from ddsm_ext.report.scores import score_table
 from ddsm_ext.search.cost import share_of_paper
 from ddsm_ext.search.front import Front, FrontPoint
@@ -44,9 +44,8 @@ def _intro(run: RunFiles) -> dict[str, Any]:
     return {"config": run.config, "source": source, "searched": searched}
 
 
-def _headline_of(run: RunFiles) -> Headline | None:
+def _headline_of(run: RunFiles, decoding: DecodingCost | None = None) -> Headline | None:
     unit = run.front.cost_unit if run.front else "macs"
-    decoding = run.costs.decoding if run.costs else None
     return headline(run.metrics.to_dict(), unit, decoding) if run.metrics else None
 
 
@@ -183,10 +182,15 @@ def _costs(run: RunFiles) -> dict[str, Any]:
         [row.macs for row in costs.rows],
         [row.ms for row in costs.rows],
     )
-    decoding, own = costs and costs.decoding, [x for x in _lines(run) if x.kind == "strategy"]
-    share = decoding.macs / own[0].macs if decoding and own and own[0].macs else None
-    decoder = {"decoding": decoding, "share": share}
-    return {"costs": costs, "figure": figure, "headline": _headline_of(run), **decoder}
+    decoding = costs.decoding if costs else None
+    own = next((line.macs for line in _lines(run) if line.kind == "strategy"), None)
+    return {
+        "costs": costs,
+        "figure": figure,
+        "headline": _headline_of(run, decoding),
+        "decoding": decoding,
+        "decoder_share": decoding.macs / own if decoding and own else None,
+    }
 
 
 def _training(run: RunFiles) -> dict[str, Any]:
@@ -238,7 +242,7 @@ def _configuration(run: RunFiles) -> dict[str, Any]:
 
 SECTIONS: dict[str, Section] = {
     "intro": Section(_intro, ("config",)),
-    "cards": Section(_cards, ("metrics", "front", "costs")),
+    "cards": Section(_cards, ("metrics", "front")),
     "samples": Section(_samples, ("samples",), "Samples"),
     "quality": Section(_quality, ("metrics",), "Quality"),
     "strategy": Section(_strategy, ("steps",), "Chosen width of each step"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ddsm_ext.data.config import DataConfig
-from ddsm_ext.data.latents import LatentManifest
+from ddsm_ext.data.latents import LatentManifest, is_latent_archive
 from ddsm_ext.run.classes import save_classes
 from ddsm_ext.run.compose import Progress, counter
 from ddsm_ext.run.config import RunConfig
@@ -29,6 +29,11 @@ def load_images(config: RunConfig, progress: Progress | None = None) -> Any:
         ValueError: what is there is refused, or is not of the network's size, channels or codec.
     """
     if not config.codec.of_latents:
+        if is_latent_archive(config.data.source):
+            raise Refusal(
+                f"{config.data.source}: holds latents, codec.kind is 'pixels'; need the section "
+                "codec of its manifest, which configure() takes"
+            )
         return load_pixels(config, config.data, progress)
     from ddsm_ext.data.latent_dataset import LatentDataset
 

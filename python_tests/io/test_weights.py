@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ddsm_ext.io.weights import copy_tensors, load_file, load_shards
+from ddsm_ext.io.weights import copy_tensors, load_file, load_shards, tensor_places
 
 
 def test_an_index_of_another_library_is_joined(tmp_path: Path) -> None:
@@ -117,3 +117,43 @@ def test_files_of_weights_are_known_by_content(name: str, tmp_path: Path) -> Non
     for zipped in (True, False):
         torch.save(tensors, tmp_path / name, _use_new_zipfile_serialization=zipped)
         assert load_file(tmp_path / name)["a"].equal(tensors["a"])
+
+
+def test_where_tensors_lie(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([7], dtype=torch.int64)}
+    save_file(tensors, path, {"note": "x"})
+    data = path.read_bytes()
+    places, metadata = tensor_places(io.BytesIO(data), "a")
+    assert metadata == {"note": "x"}
+    assert {name: (p.dtype, p.shape) for name, p in places.items()} == {
+        "a": ("F32", (2, 3)), "b": ("I64", (1,)),
+    }  # fmt: skip
+    for name, place in places.items():
+        assert data[place.start : place.stop] == tensors[name].numpy().tobytes()
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        [],
+        {"a": 1},
+        {"a": {"dtype": "F32", "shape": [2]}},
+        {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F32", "shape": [2], "data_offsets": [-4, 4]}},
+        {"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}},
+        {"a": {"dtype": "F32", "shape": [-1, -2], "data_offsets": [0, 8]}},
+        {"a": {"dtype": "F33", "shape": [2], "data_offsets": [0, 8]}},
+        {"a": {"dtype": "F32", "shape": [10**9, 10**9], "data_offsets": [0, 8]}},
+        {"a": {"dtype": "F32", "shape": "2", "data_offsets": "08"}},
+        {"__metadata__": 3},
+    ],
+)
+def test_places_that_cannot_be_are_refused(header: Any) -> None:
+    text = json.dumps(header).encode()
+    data = len(text).to_bytes(8, "little") + text + bytes(8)
+    with pytest.raises(ValueError, match="evil: its header is not that of its tensors"):
+        tensor_places(io.BytesIO(data), "evil")
+    for cut in (0, 3, 8, len(text) + 4):
+        with pytest.raises(ValueError, match="evil"):
+            tensor_places(io.BytesIO(data[:cut]), "evil")

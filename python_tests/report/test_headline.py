@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ddsm_ext.report.headline import headline
+from ddsm_ext.report.records import DecodingCost
 
 
 def rows(
@@ -123,3 +124,19 @@ def test_unmeasured_time_is_said() -> None:
     assert result.time_saved is None
     assert result.realised_saving is None
     assert result.lines()[1][1] == "not measured"
+
+
+def test_saving_of_the_steps_alone_leaves_decoding_out() -> None:
+    """Of 100 and 40 MACs 20 are the decoder's, of 10 and 5 ms 2: 80 to 20 and 8 to 3 are left."""
+    metrics = {"rows": [*FULL, *rows("strategy", [2.2, 3.1, 2.9], 40, 5)]}
+    result = headline(metrics, decoding=DecodingCost(20, 2))
+    assert result is not None
+    assert (result.macs_saved, result.time_saved) == (pytest.approx(0.6), pytest.approx(0.5))
+    assert result.of_steps is not None
+    assert result.of_steps.macs == pytest.approx(1 - 20 / 80)
+    assert result.of_steps.time == pytest.approx(1 - 3 / 8)
+    assert result.of_steps.realised == pytest.approx((1 - 3 / 8) / (1 - 20 / 80))
+    pixels, slower = headline(metrics), headline(metrics, decoding=DecodingCost(20, 12))
+    assert pixels is not None
+    assert slower is not None
+    assert pixels.of_steps is slower.of_steps is None

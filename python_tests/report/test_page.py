@@ -261,3 +261,16 @@ def test_one_thread_is_one(tmp_path: Path) -> None:
     assert "in batches of 256, 2 threads." in text_of(run)
     change(run, "search/costs.json", threads=1)
     assert "in batches of 256, 1 thread." in text_of(run)
+
+
+def test_what_decoding_takes_is_said(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert "Decoder:" not in text_of(run)
+    change(run, "search/costs.json", decoding={"macs": 30_500_000, "ms": 1.5})
+    codec = {"kind": "kl", "factor": 8, "image_channels": 3, "scale": 0.2}
+    change(run, "config.json", codec=codec)
+    text = text_of(run)
+    assert "(latents of 1x8x8, images of 64x64, colour)" in text
+    assert "Decoder: 30.5 million MACs and 1.5 ms an image, which no width saves; " in text
+    assert "% of the strategy's MACs." in text
+    assert "Of the steps alone, without the decoder, it saves" in text

@@ -118,13 +118,13 @@ def test_one_seed_is_computed_once(run: Run) -> None:
     sampler = Sampler.for_run(run.folder, run.config, choose_device("cpu"), 4, None)
     seen: list[int] = []
     sampler.progress = lambda title, done, *_: seen.append(done)
-    started = sampler.images
+    started = sampler.pictures
 
     def counted(*args: Any) -> torch.Tensor:
         seen.append(0)
         return started(*args)
 
-    sampler.images = counted  # type: ignore[method-assign]
+    sampler.pictures = counted  # type: ignore[method-assign]
     sampler.timed_images(run.strategy, [7], "one")
     assert seen.count(0) == 1
     assert max(seen) == 3

@@ -301,3 +301,20 @@ def test_cosine_schedule_samples_too() -> None:
     images = sample(net, COSINE, 1.0, *full(32, kind="ddim", steps=100))
     assert images.mean().item() == pytest.approx(MEAN, abs=0.01)
     assert images.std().item() == pytest.approx(SPREAD, rel=0.1)
+
+
+def test_what_is_made_of_each_batch_is_kept() -> None:
+    """In the order of the seeds, outside of inference mode."""
+    sizes = []
+
+    def finish(images: Tensor) -> Tensor:
+        sizes.append(len(images))
+        return to_uint8(images).flatten(1)[:, :5]
+
+    settings = full(7, kind="ddim", steps=3)
+    net = GaussianData(SCHEDULE)
+    images = sample(net, SCHEDULE, 1.0, *settings, batch_size=3)
+    found = sample(net, SCHEDULE, 1.0, *settings, batch_size=3, finish=finish)
+    assert sizes == [3, 3, 1]
+    assert torch.equal(found, to_uint8(images).flatten(1)[:, :5])
+    assert not found.is_inference()

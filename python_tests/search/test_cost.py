@@ -79,6 +79,20 @@ def test_budget_is_a_fraction_or_ms():
         check_budget(SearchConfig(objectives=ms, budget_ms=40.0), cost)
 
 
+def test_a_budget_below_what_decoding_takes_names_it():
+    """20 steps of 100 and decoding that costs 500: 2500 in all, 2000 of which widths save."""
+    table, decoding = {1.0: 100.0, 0.5: 25.0}, 500.0
+    cost = StepCost(table, StrategySpace(log_snrs(20), (1.0, 0.5), 4), decoding)
+    assert (cost.full, cost.cheapest) == (2500.0, 1000.0)
+    sentence = (
+        r"budget is 250 MACs an image \(0\.1 of the full width's\), decoding alone takes 500 "
+        r"\(0\.2\), the cheapest strategy costs 1000 \(0\.4\); need at least that"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        check_budget(SearchConfig(budget_macs=0.1), cost, decoding)
+    check_budget(SearchConfig(budget_macs=0.4), cost, decoding)
+
+
 @pytest.mark.parametrize(
     ("settings", "group"),
     [
@@ -119,6 +133,17 @@ def test_another_machine_or_configuration_is_refused_by_name(tmp_path, name, val
     found = CostTable.load(path)
     found.check_conditions(where)
     assert found == table
+
+
+def test_decoding_is_kept_in_the_file(tmp_path):
+    path = tmp_path / "cost_table.json"
+    table = CostTable("ms", {1.0: 2.0, 0.5: 1.0}, dict(WHERE), overhead=0.5, decoding=7.0)
+    table.save(path)
+    assert CostTable.load(path) == table
+    assert table.of_widths([1.0]).decoding == 7.0
+    for bad in (-1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match=r"decoding is .*; need 0 or more"):
+            CostTable("ms", {1.0: 2.0}, decoding=bad)
 
 
 def test_damaged_files_are_refused_by_name(tmp_path):
