@@ -183,6 +183,15 @@ def _norm(arguments: Sequence[Any], _: Any) -> tuple[Any, ...]:
     return "group_norm_apply", what, nbytes, 0, clocks
 
 
+def _layer_norm(arguments: Sequence[Any], _: Any) -> tuple[Any, ...]:
+    x, weight, _, _, scale, shift = arguments[:6]
+    _, *tokens, c = x["shape"]
+    rows = (2 * c if weight else 0) + _numel(scale) + _numel(shift)
+    nbytes = NUMBER_BYTES * (2 * _numel(x) + rows)
+    what = f"{c} of {math.prod(tokens)} tokens"
+    return "layer_norm", what, nbytes, 0, START_CLOCKS
+
+
 def _resample(arguments: Sequence[Any], _: Any) -> tuple[Any, ...]:
     x, up, _, _, *more = arguments
     taps, _, residual = more or (2, False, None)
@@ -232,6 +241,7 @@ _COSTS = {
     "sliced_attention": _attention,
     "sliced_conv2d_fused": _conv2d,
     "sliced_group_norm_apply": _norm,
+    "sliced_layer_norm_apply": _layer_norm,
     "sliced_linear_fused": _linear,
 }
 

@@ -20,7 +20,9 @@ inline Tensor empty_dense(const Tensor& like, ScalarType dtype, const std::vecto
                        static_cast<int64_t>(sizes.size()));
 }
 
-inline Tensor empty_rows_of(const Tensor& x) { return empty_dense(x, x.scalar_type(), sizes_of(x)); }
+inline Tensor empty_rows_of(const Tensor& x) {
+  return empty_dense(x, x.scalar_type(), sizes_of(x));
+}
 
 // Statistics of the rows of x.
 inline Tensor empty_row_statistics(const Tensor& x) {
@@ -29,27 +31,19 @@ inline Tensor empty_row_statistics(const Tensor& x) {
   return empty_dense(x, statistics_type(x), sizes);
 }
 
-// x [N, ..., c] as the kernels read it, [images, rows, c] of adjacent channels: x itself where the
-// rows of an image are evenly spaced, else a contiguous copy.
+// x [N, ..., c] as the kernels read it, rows of adjacent channels: x itself where those of an image
+// are evenly spaced, else a contiguous copy.
 struct ImageRows {
   Tensor tensor;
-  int64_t images, rows, c, image_stride, row_stride;
+  int64_t rows = 1;  // of an image
+  int64_t image_stride, row_stride;
 
   explicit ImageRows(const Tensor& x)
       : tensor(row_stride_of(x) >= 0 ? x : torch::stable::contiguous(x)),
-        images(x.size(0)),
-        rows(1),
-        c(x.size(x.dim() - 1)),
         image_stride(stride_of(tensor, 0)),
         row_stride(row_stride_of(tensor)) {
     for (int64_t d = 1; d < x.dim() - 1; ++d) rows *= x.size(d);
-    // What one image, or one row, says of its stride means nothing.
-    if (rows <= 1) row_stride = image_stride;
-    if (images <= 1) image_stride = rows * row_stride;
   }
-
-  // True if the rows of all images are evenly spaced.
-  bool is_even() const { return image_stride == rows * row_stride; }
 
  private:
   // Elements between the rows of an image, -1 where there is no such number.
@@ -80,23 +74,21 @@ struct LayerNormCall {
                 const std::optional<Tensor>& bias_any, const std::optional<Tensor>& scale,
                 const std::optional<Tensor>& shift,
                 const std::optional<Tensor>& grad_y_any = std::nullopt)
-      : x(checked(op, x_any, weight_any, bias_any)), modulation(op, scale, shift, x_any, x.c) {
-    if (grad_y_any.has_value()) grad_y.emplace(checked_grad_y(op, *grad_y_any, x_any));
+      : x(checked(op, x_any, weight_any, bias_any)),
+        modulation(op, scale, shift, x_any, x_any.size(x_any.dim() - 1)) {
     args.dtype = args.param_dtype = args.modulation_dtype = dtype_of(x_any, op);
-    args.images = x.images;
-    args.rows = x.rows;
-    args.channels = x.c;
-    // Where nothing differs between images, they are one.
-    if (!modulation.scale.has_value() && x.is_even() && (!grad_y || grad_y->is_even())) {
-      args.rows *= args.images;
-      args.images = args.images > 0 ? 1 : 0;
-    }
+    const bool apart = modulation.scale.has_value();  // images differ
+    args.images = apart ? x_any.size(0) : 1;
+    args.rows = apart ? x.rows : x_any.size(0) * x.rows;
+    args.channels = x_any.size(x_any.dim() - 1);
+    args.run = x.rows;
     args.x = x.tensor.const_data_ptr();
-    args.x_image_stride = x.image_stride;
+    args.x_run_stride = x.image_stride;
     args.x_row_stride = x.row_stride;
-    if (grad_y) {
+    if (grad_y_any.has_value()) {
+      grad_y.emplace(checked_grad_y(op, *grad_y_any, x_any));
       args.grad_y = grad_y->tensor.const_data_ptr();
-      args.grad_y_image_stride = grad_y->image_stride;
+      args.grad_y_run_stride = grad_y->image_stride;
       args.grad_y_row_stride = grad_y->row_stride;
     }
     if (weight_any.has_value()) {

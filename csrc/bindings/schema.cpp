@@ -84,7 +84,7 @@ STABLE_TORCH_LIBRARY(ddsm_ext, m) {
       "bool silu, Tensor(a!)? grad_weight, Tensor(b!)? grad_bias, Tensor? scale=None, "
       "Tensor? shift=None, Tensor(c!)? grad_scale=None, Tensor(d!)? grad_shift=None) "
       "-> (Tensor, Tensor)");
-  // Of x [N, ..., c], with scale and shift [N, c]: y = affine * (1 + scale) + shift; both or neither.
+  // Of x [N, ..., c]; scale and shift [N, c]: y = affine * (1 + scale) + shift; both or neither.
   m.def(
       "sliced_layer_norm(Tensor x, Tensor? weight, Tensor? bias, float eps, Tensor? scale=None, "
       "Tensor? shift=None) -> (Tensor, Tensor, Tensor)");

@@ -213,9 +213,9 @@ void bind_layer_norm(py::module_& m) {
              args.param_dtype = dtype_of(param_dtype);
              args.modulation_dtype = DType::kFloat32;
              args.images = images;
-             args.rows = rows;
+             args.rows = args.run = rows;
              args.channels = args.x_row_stride = args.modulation_stride = channels;
-             args.x_image_stride = rows * channels;
+             args.x_run_stride = rows * channels;
              args.x = pointer(x);
              args.weight = pointer(weight);
              args.bias = pointer(bias);

@@ -9,6 +9,11 @@ namespace ddsm::DDSM_ISA {
 // Pixels whose mean the sums of a block are taken around.
 constexpr int64_t kShiftRows = 8;
 
+template <int N>
+struct Number {
+  static constexpr int kValue = N;
+};
+
 // Calls body(Number<vectors>, channel) so that [0, c) is covered by vectors: strips of Strip
 // vectors, then single ones, the last of which overlaps its neighbour. c is at least one vector.
 template <int Strip, class C, class Body>

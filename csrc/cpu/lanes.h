@@ -20,12 +20,6 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
-// A number that a generic lambda's argument carries to the compiler.
-template <int N>
-struct Number {
-  static constexpr int kValue = N;
-};
-
 struct Bf16 {
   uint16_t bits;
 };

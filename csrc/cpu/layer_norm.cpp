@@ -39,8 +39,7 @@ int64_t layer_norm_scratch_bytes(const LayerNormArgs& args) {
 void layer_norm_forward(const LayerNormArgs& args) {
   if (args.images == 0 || args.rows == 0) return;
   prepare(args);
-  parallel_for(0, args.images * ceil_div(args.rows, kLayerNormRows),
-               kGrainElements / (kLayerNormRows * args.channels) + 1,
+  parallel_for(0, args.images * args.rows, kGrainElements / args.channels + 1,
                [&](int64_t begin, int64_t end) {
                  DDSM_CALL_VARIANT(layer_norm_forward_range, args, begin, end);
                });

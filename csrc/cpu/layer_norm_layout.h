@@ -8,9 +8,6 @@
 
 namespace ddsm {
 
-// Rows that are worked on side by side: enough for their sums not to wait for each other.
-constexpr int64_t kLayerNormRows = 4;
-
 // Rows whose per-channel sums the backward takes in the compute type before they are merged in
 // double. Fixed, so that results do not depend on the number of threads.
 constexpr int64_t kLayerNormBlockRows = 32;

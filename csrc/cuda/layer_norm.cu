@@ -16,17 +16,17 @@ int64_t parts_of(const LayerNormArgs& args) { return blocks_of(args.rows, kPartR
 bool takes_packs(const LayerNormArgs& args, int64_t pack, bool backward) {
   const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
   // The stride of a dimension of one says nothing.
-  const auto apart = [&](int64_t image_stride, int64_t row_stride) {
-    return (args.images == 1 || image_stride % pack == 0) &&
-           (args.rows == 1 || row_stride % pack == 0);
+  const auto apart = [&](int64_t run_stride, int64_t row_stride) {
+    return (args.images * args.rows == args.run || run_stride % pack == 0) &&
+           (args.run == 1 || row_stride % pack == 0);
   };
   const bool taken = args.channels % pack == 0 && aligned(args.x) &&
-                     apart(args.x_image_stride, args.x_row_stride) && aligned(args.weight) &&
+                     apart(args.x_run_stride, args.x_row_stride) && aligned(args.weight) &&
                      aligned(args.bias) && aligned(args.scale) && aligned(args.shift) &&
                      (args.images == 1 || args.modulation_stride % pack == 0);
   if (!backward) return taken && aligned(args.y);
   return taken && aligned(args.grad_y) && aligned(args.grad_x) &&
-         apart(args.grad_y_image_stride, args.grad_y_row_stride);
+         apart(args.grad_y_run_stride, args.grad_y_row_stride);
 }
 
 template <class T>
@@ -35,9 +35,9 @@ LayerNormParams<T> params_of(const LayerNormArgs& args, int64_t pack, bool backw
   p.x = static_cast<const T*>(args.x);
   p.grad_y = static_cast<const T*>(args.grad_y);
   p.out = static_cast<T*>(backward ? args.grad_x : args.y);
-  p.x_image_stride = args.x_image_stride;
+  p.x_run_stride = args.x_run_stride;
   p.x_row_stride = args.x_row_stride;
-  p.grad_image_stride = args.grad_y_image_stride;
+  p.grad_run_stride = args.grad_y_run_stride;
   p.grad_row_stride = args.grad_y_row_stride;
   p.weight = args.weight;
   p.bias = args.bias;
@@ -61,6 +61,7 @@ LayerNormParams<T> params_of(const LayerNormArgs& args, int64_t pack, bool backw
   while (p.lanes < 32 && p.lanes < packs) p.lanes *= 2;
   p.sum_items = static_cast<int32_t>(args.images * parts_of(args) * packs);
   p.rows = Divider(args.rows);
+  p.run = Divider(args.run);
   p.parts = Divider(parts_of(args));
   p.packs = Divider(packs);
   p.wide_params = args.param_dtype == DType::kFloat32;

@@ -6,9 +6,9 @@
 //   layer_norm_grad_params (8 channels)       dL/dgamma and dL/dbeta
 //   layer_norm_grad_modulation (image, 8 channels)  dL/dscale and dL/dshift
 //
-// A warp, or of narrow rows an equal part of one, has a row. Each of its lanes takes every `lanes`-th
-// pack of V channels (16 bytes; V = 1 where memory is not aligned) and keeps up to kHeld of them in
-// registers; kHeld = 0: rows that may be longer are read again for every pass.
+// A warp, or of narrow rows an equal part of one, has a row. Each of its lanes takes every
+// `lanes`-th pack of V channels (16 bytes; V = 1 where memory is not aligned) and keeps up to kHeld
+// of them in registers; kHeld = 0: rows that may be longer are read again for every pass.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +31,7 @@ template <class T>
 struct LayerNormParams {
   const T *x, *grad_y;
   T* out;  // y or grad_x
-  int64_t x_image_stride, x_row_stride, grad_image_stride, grad_row_stride;
+  int64_t x_run_stride, x_row_stride, grad_run_stride, grad_row_stride;
   const void *weight, *bias;  // of float if wide_params, else of T; null: 1 and 0
   const T *scale, *shift;     // null: none
   int64_t modulation_stride;  // between images
@@ -43,14 +43,31 @@ struct LayerNormParams {
   float inverse_c;
   int32_t c, all_rows, lanes;  // all_rows: of all images; lanes: that share a row, a power of 2
   int32_t images, sum_items;   // sum_items: threads that layer_norm_grad_sums needs
-  Divider rows, parts, packs;  // of an image, of an image, of a row
+  Divider rows, parts;  // of an image
+  Divider run, packs;   // rows of a run, packs of a row
   bool wide_params;
 };
+
+// Row `row` of all images.
+template <class T>
+DDSM_DEVICE const T* row_at(const LayerNormParams<T>& p, const T* data, int64_t run_stride,
+                            int64_t row_stride, int32_t row) {
+  const int32_t run = p.run.quotient(row);
+  return data + run * run_stride + (row - run * static_cast<int32_t>(p.run.divisor)) * row_stride;
+}
+template <class T>
+DDSM_DEVICE const T* x_row(const LayerNormParams<T>& p, int32_t row) {
+  return row_at(p, p.x, p.x_run_stride, p.x_row_stride, row);
+}
+template <class T>
+DDSM_DEVICE const T* grad_y_row(const LayerNormParams<T>& p, int32_t row) {
+  return row_at(p, p.grad_y, p.grad_run_stride, p.grad_row_stride, row);
+}
 
 // The row of a thread and its place among those that share it. A row that is not there has no
 // channels, but its lanes take part in the warp's sums.
 struct RowPlace {
-  int32_t row, image, row_of_image, lane, c;
+  int32_t row, image, lane, c;
 
   template <class T>
   static DDSM_DEVICE RowPlace of(const LayerNormParams<T>& p) {
@@ -58,9 +75,8 @@ struct RowPlace {
     const int64_t first = int64_t(ptx::block_index()) * (kLayerNormThreads / p.lanes);
     const int64_t row = first + thread / p.lanes;
     const bool there = row < p.all_rows;
-    const int32_t index = there ? static_cast<int32_t>(row) : 0, image = p.rows.quotient(index);
-    return {index, image, index - image * static_cast<int32_t>(p.rows.divisor), thread % p.lanes,
-            there ? p.c : 0};
+    const int32_t index = there ? static_cast<int32_t>(row) : 0;
+    return {index, p.rows.quotient(index), thread % p.lanes, there ? p.c : 0};
   }
 };
 
@@ -172,8 +188,7 @@ layer_norm_kernel(const LayerNormParams<T> p) {
   ptx::wait_for_kernel_before();
   ptx::allow_kernel_after();
   const RowPlace place = RowPlace::of(p);
-  const T* x = p.x + place.image * p.x_image_stride + place.row_of_image * p.x_row_stride;
-  const LanePacks<T, V, kHeld, 1> packs({x}, place, p.lanes);
+  const LanePacks<T, V, kHeld, 1> packs({x_row(p, place.row)}, place, p.lanes);
   float sum = 0.0f;
   packs.for_each([&](int32_t, const float (&values)[1][V]) {
 #pragma unroll
@@ -218,10 +233,8 @@ template <class T, int V, int kHeld>
 DDSM_KERNEL(kLayerNormThreads, 4)
 layer_norm_grad_kernel(const LayerNormParams<T> p) {
   const RowPlace place = RowPlace::of(p);
-  const T* x = p.x + place.image * p.x_image_stride + place.row_of_image * p.x_row_stride;
-  const T* grad_y =
-      p.grad_y + place.image * p.grad_image_stride + place.row_of_image * p.grad_row_stride;
-  const LanePacks<T, V, kHeld, 2> packs({x, grad_y}, place, p.lanes);
+  const LanePacks<T, V, kHeld, 2> packs({x_row(p, place.row), grad_y_row(p, place.row)}, place,
+                                        p.lanes);
   const float mean = ptx::load_global(p.mean + place.row);
   const float rstd = ptx::load_global(p.rstd + place.row);
   float sum = 0.0f, slope = 0.0f;
@@ -260,18 +273,15 @@ layer_norm_grad_sums_kernel(const LayerNormParams<T> p) {
   const int32_t channel = (item - part * static_cast<int32_t>(p.packs.divisor)) * V;
   const int32_t first = (part - image * static_cast<int32_t>(p.parts.divisor)) * kPartRows;
   const auto rows = static_cast<int32_t>(p.rows.divisor);
+  const int32_t begin = image * rows + first;
   const int32_t count = rows - first < kPartRows ? rows - first : kPartRows;
-  const T* x = p.x + image * p.x_image_stride + first * p.x_row_stride + channel;
-  const T* grad_y = p.grad_y + image * p.grad_image_stride + first * p.grad_row_stride + channel;
-  const int64_t row = int64_t(image) * rows + first;
   ChannelSums sums[V] = {};
 #pragma unroll 4
-  for (int32_t r = 0; r < count; ++r) {
+  for (int32_t row = begin; row < begin + count; ++row) {
     float values[V], grad[V];
-    widen<T>(load<T, V>(x + r * p.x_row_stride), values);
-    widen<T>(load<T, V>(grad_y + r * p.grad_row_stride), grad);
-    const float mean = ptx::load_global(p.mean + row + r);
-    const float rstd = ptx::load_global(p.rstd + row + r);
+    widen<T>(load<T, V>(x_row(p, row) + channel), values);
+    widen<T>(load<T, V>(grad_y_row(p, row) + channel), grad);
+    const float mean = ptx::load_global(p.mean + row), rstd = ptx::load_global(p.rstd + row);
 #pragma unroll
     for (int i = 0; i < V; ++i) {
       sums[i].grad += grad[i];

@@ -13,12 +13,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddsm_ext.graph.shapes import AttentionShape, ConvShape, LinearShape, NormShape, Shape
+from ddsm_ext.graph.shapes import (
+    AttentionShape,
+    ConvShape,
+    LayerNormShape,
+    LinearShape,
+    NormShape,
+    Shape,
+)
 from ddsm_ext.models.dense import resampled
-from ddsm_ext.ops import sliced_attention, sliced_conv2d, sliced_group_norm, sliced_linear
+from ddsm_ext.ops import (
+    sliced_attention,
+    sliced_conv2d,
+    sliced_group_norm,
+    sliced_layer_norm,
+    sliced_linear,
+)
 from ddsm_ext.settings import Refusal
 
-OPS = ("conv2d", "linear", "group_norm", "attention")
+OPS = ("conv2d", "linear", "group_norm", "layer_norm", "attention")
 # The kernels of a whole step: an op's are named after it.
 KERNELS = (*(f"sliced_{op}" for op in OPS), "sliced_activation", "resample")
 CANDIDATES = ("slicing", "dense_cl", "ours")
@@ -130,6 +143,28 @@ def _group_norm(shape: NormShape, batch: int, normal: Callable[..., Tensor]) -> 
     }
 
 
+def _layer_norm(
+    shape: LayerNormShape, batch: int, normal: Callable[..., Tensor]
+) -> dict[str, Call]:
+    c = shape.c
+    weight, bias = normal(shape.c_max), normal(shape.c_max)
+    x = normal(batch, shape.rows, c)
+    dense_weight, dense_bias = weight[:c].contiguous(), bias[:c].contiguous()
+    scale, shift = normal(2, batch, c) if shape.modulated else (None, None)  # [N, c] each
+
+    def norm(w: Tensor, b: Tensor) -> Tensor:
+        y = F.layer_norm(x, (c,), w, b)
+        if scale is None or shift is None:
+            return y
+        return y * (1 + scale[:, None]) + shift[:, None]
+
+    return {
+        "slicing": lambda: norm(weight[:c], bias[:c]),
+        "dense_cl": lambda: norm(dense_weight, dense_bias),
+        "ours": lambda: sliced_layer_norm(x, weight, bias, scale=scale, shift=shift),
+    }
+
+
 def _attention(shape: AttentionShape, batch: int, normal: Callable[..., Tensor]) -> dict[str, Call]:
     size = (batch, shape.tokens, shape.heads, shape.head_size)
     q, k, v = (normal(*size).transpose(1, 2) for _ in range(3))  # [N, heads, T, d]
@@ -149,6 +184,7 @@ _MAKERS: dict[type[Shape], Callable[..., dict[str, Call]]] = {
     ConvShape: _conv2d,
     LinearShape: _linear,
     NormShape: _group_norm,
+    LayerNormShape: _layer_norm,
     AttentionShape: _attention,
 }
 

@@ -163,7 +163,8 @@ def _measure(
         limit_ms: float | None = roof_ms(macs, roof, moved)
         columns |= _rates(columns, macs, moved)
     else:
-        limit_ms = None if op == "group_norm" else roof_ms(macs, roof)  # memory limits a norm
+        # Memory limits a norm.
+        limit_ms = None if op in ("group_norm", "layer_norm") else roof_ms(macs, roof)
     return {
         "op": op,
         "width": job.width,

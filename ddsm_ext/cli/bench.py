@@ -24,7 +24,7 @@ from ddsm_ext.cli.console import say, told
 from ddsm_ext.run.config import LIMITS
 from ddsm_ext.settings import Refusal, did_you_mean
 
-OPS = ("conv2d", "linear", "group_norm", "attention")
+OPS = ("conv2d", "linear", "group_norm", "layer_norm", "attention")
 CANDIDATES = "slicing,dense_cl,ours"
 DTYPES = ("float32", "bfloat16", "tf32")
 

@@ -205,7 +205,15 @@ def self_test(device: Any, cases: Cases) -> list[tuple[str, str, float]]:
 
 def op_cases() -> Cases:
     """Return the ops of the package."""
-    from ddsm_ext.ops import activation, activation_ref, attention, conv2d, group_norm, linear
+    from ddsm_ext.ops import (
+        activation,
+        activation_ref,
+        attention,
+        conv2d,
+        group_norm,
+        layer_norm,
+        linear,
+    )
 
     return {
         "sliced_conv2d": (
@@ -226,6 +234,12 @@ def op_cases() -> Cases:
             group_norm.sliced_group_norm_ref,
             [(2, 24, 7, 7), (48,), (48,)],
             {"groups": 6, "silu": True},
+        ),
+        "sliced_layer_norm": (
+            layer_norm.sliced_layer_norm,
+            layer_norm.sliced_layer_norm_ref,
+            [(2, 49, 24), (48,), (48,)],
+            {},
         ),
         "sliced_attention": (
             attention.sliced_attention,

@@ -28,6 +28,23 @@ ADM = ADMConfig(
     head_channels=16,
     num_classes=5,
 )
+# Transformers, which labels are a context of.
+LDM = ADMConfig(
+    image_size=8,
+    ch=32,
+    ch_mult=(1, 2),
+    attn=(1,),
+    num_res_blocks=1,
+    dropout=0.0,
+    groups=16,
+    head_channels=16,
+    scale_shift=False,
+    resample_blocks=False,
+    learned_sigma=False,
+    context_channels=24,
+    num_classes=5,
+    null_class=True,
+)
 # Sums times a factor, filters, a ring, random frequencies, labels added to them.
 NCSN = SongUNetConfig(
     image_size=8,

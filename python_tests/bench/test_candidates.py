@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bench.scripts import ROOT, load
-from bench.small_network import ADM, NCSN, SMALL
+from bench.small_network import ADM, LDM, NCSN, SMALL
 
 from ddsm_ext.bench.candidates import (
     CANDIDATES,
@@ -18,7 +18,7 @@ from ddsm_ext.bench.candidates import (
     relative_error,
 )
 from ddsm_ext.bench.conditions import DTYPES, TOLERANCE
-from ddsm_ext.graph.shapes import OPS, ConvShape, NormShape, op_shapes
+from ddsm_ext.graph.shapes import OPS, ConvShape, LayerNormShape, NormShape, op_shapes
 
 # The ops that no table of `ddsm bench` has are compared by their benchmark alone.
 ALONE = {
@@ -30,10 +30,11 @@ ALONE = {
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("op", OPS)
 def test_candidates_agree_at_every_shape(op: str, dtype: str) -> None:
-    shapes = {
-        s for c in (SMALL, ADM, NCSN) for width in (1.0, 0.5) for s in op_shapes(c, width, op)
-    }
+    networks = (LDM,) if op == "layer_norm" else (SMALL, ADM, NCSN)
+    shapes = {s for c in networks for width in (1.0, 0.5) for s in op_shapes(c, width, op)}
     assert shapes
+    if op == "layer_norm":  # what none of these networks has
+        shapes |= {LayerNormShape(24, 32, 9, modulated=True)}
     for shape in shapes:
         with torch.no_grad():
             calls = ALONE.get(op, candidates)(shape, 2, DTYPES[dtype])

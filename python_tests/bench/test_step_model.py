@@ -162,6 +162,15 @@ def test_halved_norms_and_resampling() -> None:
     numbers = 2 * 256 * 32
     assert halved.nbytes == 2 * (numbers + numbers // 4 + 2 * 32 + 2 * 64) + 8 * 2 * 4 * 32
     assert halved.what == "32 at 16x16, halved"
+    tokens = tensor(2, 16, 16, 32)
+    for given, rows in (
+        ((None, None, row, row), 2 * 64),
+        ((tensor(48), tensor(48), None, None), 2 * 32),
+    ):
+        arguments = [tokens, *given[:2], 1e-5, *given[2:], True]
+        found = cost_of(call("sliced_layer_norm_apply", arguments, "layer_norm"))
+        assert found.nbytes == 2 * (2 * numbers + rows)
+        assert found.what == "32 of 256 tokens"
     for up, written in ((True, 4 * numbers), (False, numbers // 4)):
         found = cost_of(call("resample", [x, up, 1.0, True], f"resample_{'up' if up else 'down'}"))
         assert found.nbytes == 2 * (numbers + written)

@@ -18,9 +18,9 @@ def test_checks_pass_here_and_name_every_op(capsys: pytest.CaptureFixture[str]) 
     assert main(["checks", "--device", "cpu"]) == 0
     text = capsys.readouterr().out
     assert f"torch               {torch.__version__}" in text
-    ops = ("sliced_conv2d", "sliced_linear", "activation", "sliced_group_norm", "sliced_attention")
-    for op in ops:
-        assert text.count(op) == 2  # float32 and bfloat16
+    sliced = ("conv2d", "linear", "group_norm", "layer_norm", "attention")
+    for op in ("activation", *(f"sliced_{op}" for op in sliced)):
+        assert text.count(f"{op} ") == 2  # float32 and bfloat16
     assert "all checks passed" in text
 
 

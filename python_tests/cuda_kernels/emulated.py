@@ -192,11 +192,11 @@ class GroupNormMoments(ctypes.Structure):
 class LayerNormArgs(ctypes.Structure):
     _fields_ = [
         *((name, c_int32) for name in ("dtype", "param_dtype", "modulation_dtype")),
-        *((name, c_int64) for name in ("images", "rows", "channels")),
+        *((name, c_int64) for name in ("images", "rows", "channels", "run")),
         ("x", c_void_p),
-        *((name, c_int64) for name in ("x_image_stride", "x_row_stride")),
+        *((name, c_int64) for name in ("x_run_stride", "x_row_stride")),
         ("grad_y", c_void_p),
-        *((name, c_int64) for name in ("grad_y_image_stride", "grad_y_row_stride")),
+        *((name, c_int64) for name in ("grad_y_run_stride", "grad_y_row_stride")),
         *((name, c_void_p) for name in ("weight", "bias")),
         ("eps", ctypes.c_double),
         *((name, c_void_p) for name in ("scale", "shift")),

@@ -66,11 +66,12 @@ class Case:
             dtype=number,
             param_dtype=emulated.DTYPES[params],
             modulation_dtype=number,
-            images=n,
-            rows=rows,
+            images=1 if self.scale is None else n,
+            rows=n * rows if self.scale is None else rows,
             channels=c,
+            run=rows,
             x=self.x.data_ptr(),
-            x_image_stride=self.x.stride(0),
+            x_run_stride=self.x.stride(0),
             x_row_stride=self.x.stride(1),
             eps=EPS,
             mean=self.mean.data_ptr(),
@@ -78,7 +79,7 @@ class Case:
         )
         if backward:
             args.grad_y, args.grad_x = self.grad_y.data_ptr(), out.data_ptr()
-            args.grad_y_image_stride, args.grad_y_row_stride, _ = self.grad_y.stride()
+            args.grad_y_run_stride, args.grad_y_row_stride, _ = self.grad_y.stride()
         else:
             args.y = out.data_ptr()
         if self.weight is not None:

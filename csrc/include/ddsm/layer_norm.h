@@ -15,12 +15,14 @@ struct LayerNormArgs {
   DType dtype;             // of x, y and their gradients; on the CPU float32, bfloat16, float64
   DType param_dtype;       // of weight, bias and their gradients: dtype or float32
   DType modulation_dtype;  // of scale, shift and their gradients: dtype; on the CPU or float32
-  int64_t images, rows, channels;  // rows: of an image
-  // inputs; channels are adjacent
+  int64_t images, rows, channels;  // rows: of an image; without scale and shift all are of one
+  // inputs; channels are adjacent, row r of all images lies at r / run * run stride + r % run * row
+  // stride
+  int64_t run;
   const void* x;  // [images, rows, channels]
-  int64_t x_image_stride, x_row_stride;
+  int64_t x_run_stride, x_row_stride;
   const void* grad_y;  // as x; backward only
-  int64_t grad_y_image_stride, grad_y_row_stride;
+  int64_t grad_y_run_stride, grad_y_row_stride;
   const void* weight;  // gamma, of which only `channels` are read; null: 1
   const void* bias;    // beta; null where weight is
   double eps;          // forward only

@@ -1,6 +1,7 @@
 """What blocks of other families add, beside float64.
 
-Scale-shift norms, resampling, filters, factors, rings, padding, class labels, frequencies.
+Scale-shift norms, layer norms, resampling, filters, factors, rings, padding, class labels,
+frequencies.
 """
 
 from __future__ import annotations
@@ -97,6 +98,33 @@ def halved_norm(shape: NormShape, dtype: torch.dtype) -> Row:
         return [torch.cat(parts, 1)]
 
     return compare(f"{shape} {dtype}, halved", call, [exact], 2 * TOLERANCE[dtype])
+
+
+def layer_norm(c: int, affine: bool, dtype: torch.dtype) -> Row:
+    """Both directions of a transformer's norm, with a scale and a shift, and that of a step."""
+    n, tokens = 3, 70
+    x, grad_y = normal(n, tokens, c, dtype=dtype), normal(n, tokens, c, dtype=dtype)
+    params = [normal(c + 8, dtype=dtype) for _ in range(2)] if affine else []
+    film = normal(n, 2 * c, dtype=dtype).chunk(2, dim=1)
+    leaves = [t.double().requires_grad_() for t in (x, *params, *film)]
+    gamma, beta = (p[:c] for p in leaves[1:3]) if affine else (None, None)
+    scale, shift = (t[:, None] for t in leaves[-2:])
+    y = F.layer_norm(leaves[0], (c,), gamma, beta) * (1 + scale) + shift
+    exact = [y.detach(), y.detach(), *torch.autograd.grad(y, leaves, grad_y.double())]
+    ops, given = torch.ops.ddsm_ext, [*params, None, None][:2]
+
+    def call() -> Sequence[Tensor]:
+        y, mean, rstd = ops.sliced_layer_norm(x, *given, 1e-5, *film)
+        grads = [torch.zeros_like(p) for p in params]
+        rows = [torch.full((n, c), torch.nan, dtype=dtype, device=x.device) for _ in film]
+        grad_x = ops.sliced_layer_norm_backward(
+            grad_y, x, *given, mean, rstd, *[*grads, None, None][:2], *film, *rows
+        )
+        of_step = _fused.layer_norm(x, *given, eps=1e-5, scale=film[0], shift=film[1])
+        return [y, of_step, grad_x, *grads, *rows]
+
+    what = f"layer norm of {c} channels {dtype}{', with parameters' * affine}"
+    return compare(what, call, exact, 2 * TOLERANCE[dtype])
 
 
 def resampled(c: int, up: bool, dtype: torch.dtype) -> Row:
@@ -200,6 +228,7 @@ def modulated_rows() -> list[Row]:
         for row in (
             *(norm(shape, dtype) for shape in SHAPES),
             *(halved_norm(shape, dtype) for shape in SHAPES),
+            *(layer_norm(c, affine, dtype) for c in (64, 21, 1152) for affine in (False, True)),
             *(resampled(c, up, dtype) for c in (64, 21) for up in (False, True)),
             *(labelled(rows, dtype) for rows in (1, 9, 70)),
             *(filtered(c, up, ring, dtype) for c in (64, 21) for up, ring in WAYS),

@@ -13,7 +13,13 @@ from ops import op_checks
 from ops.product_samples import Samples, conv2d_samples, linear_samples
 from torch import Tensor
 
-from ddsm_ext.ops import sliced_attention, sliced_conv2d, sliced_group_norm, sliced_linear
+from ddsm_ext.ops import (
+    sliced_attention,
+    sliced_conv2d,
+    sliced_group_norm,
+    sliced_layer_norm,
+    sliced_linear,
+)
 from ddsm_ext.ops._call import runs_native
 
 pytestmark = needs_device
@@ -38,6 +44,14 @@ def test_opcheck_of_group_norm() -> None:
         parameters = [normal(16, dtype=torch.bfloat16).requires_grad_() for _ in range(2)]
         arguments = (x, x2, *parameters, 4, 8, 1e-5, True)
         op_checks.check_ops({"sliced_group_norm": [arguments]})
+
+
+def test_opcheck_of_layer_norm() -> None:
+    x = normal(2, 5, 8, dtype=torch.bfloat16)
+    parameters = [normal(16, dtype=torch.bfloat16).requires_grad_() for _ in range(2)]
+    film = [normal(2, 8, dtype=torch.bfloat16).requires_grad_() for _ in range(2)]
+    calls = [(x, *parameters, 1e-5, *film), (x, None, None, 1e-5, None, None)]
+    op_checks.check_ops({"sliced_layer_norm": calls})
 
 
 def test_opcheck_of_attention() -> None:
@@ -75,6 +89,11 @@ def test_group_norm_compiles_for_all_widths() -> None:
 
     calls = [(leaf(2, c, 4, 4), weight, bias, c // 4) for c in range(8, 96, 8)]
     assert op_checks.compiled_graphs(layer, calls, backward=True) <= 2
+
+
+def test_layer_norm_compiles_for_all_widths() -> None:
+    calls = [(leaf(2, 6, c), leaf(96), leaf(96)) for c in range(8, 96, 8)]
+    assert op_checks.compiled_graphs(sliced_layer_norm, calls, backward=True) <= 2
 
 
 def test_attention_compiles_for_all_head_sizes() -> None:

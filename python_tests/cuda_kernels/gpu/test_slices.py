@@ -9,7 +9,7 @@ from cuda_kernels.gpu.layer_calls import normal
 from ops.op_checks import as_layout, check_outside_unchanged, poisoned
 from torch import Tensor
 
-from ddsm_ext.ops import sliced_conv2d, sliced_group_norm, sliced_linear
+from ddsm_ext.ops import sliced_conv2d, sliced_group_norm, sliced_layer_norm, sliced_linear
 
 pytestmark = needs_device
 DTYPES = (torch.float32, torch.bfloat16)
@@ -77,6 +77,17 @@ def test_group_norm(dtype, channels, groups):
     weight, bias = (parameter(dtype, keep, 96) for _ in range(2))
     x = image(channels, dtype)
     y = sliced_group_norm(x, weight, bias, groups, silu=True, accumulate_grad=True)
+    check(y, [x], [(weight, keep), (bias, keep)])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels", [64, 21])
+def test_layer_norm(dtype, channels):
+    keep = (slice(0, channels),)
+    weight, bias = (parameter(dtype, keep, 96) for _ in range(2))
+    x = poisoned(normal(3, 40, 96, dtype=dtype), slice(None), slice(None), *keep)[..., :channels]
+    x = x.detach().requires_grad_()
+    y = sliced_layer_norm(x, weight, bias, accumulate_grad=True)
     check(y, [x], [(weight, keep), (bias, keep)])
 
 
