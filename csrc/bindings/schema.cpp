@@ -20,15 +20,17 @@ STABLE_TORCH_LIBRARY(ddsm_ext, m) {
       "sliced_conv2d_grad_weight(Tensor grad_y, Tensor x, Tensor? x2, SymInt c_in2_offset, "
       "SymInt stride, SymInt padding, bool upsample, Tensor(a!) grad_weight, "
       "Tensor(b!)? grad_bias, int algo=0, bool tf32=False) -> ()");
-  // Bias, time shift, residual, a 1x1 shortcut (none, or weight, bias, x and perhaps x2), all times
-  // gain, and the moments of y in one launch; weights of one shape side by side. tickets: zeros
-  // that no other launch uses at the same time. overlaps: the kernel before writes no weights. CUDA
-  // only, without autograd: for steps of a network.
+  // Bias, time shift, a 1x1 shortcut (none, or weight, bias, x and perhaps x2), the activation of
+  // that number, a gate, residual, all times gain, and the moments of y in one launch; weights of
+  // one shape side by side, all with a bias or none. tickets: zeros that no other launch uses at
+  // the same time. overlaps: the kernel before writes no weights. CUDA only, without autograd: for
+  // steps of a network.
   m.def(
       "sliced_conv2d_fused(Tensor x, Tensor? x2, Tensor[] weights, Tensor[] biases, int c_out, "
       "int c_in2_offset, int stride, int padding, bool upsample, Tensor? shift, "
       "Tensor? residual, Tensor[] shortcut, int shortcut_c_in2_offset, bool moments, "
-      "Tensor? tickets, bool overlaps, bool tf32, float gain=1.0) -> (Tensor, Tensor)");
+      "Tensor? tickets, bool overlaps, bool tf32, float gain=1.0, int activation=0, "
+      "Tensor? gate=None) -> (Tensor, Tensor)");
   // residual + gate * the activation of the product with a weight [c_out_max, c_in_max], or of those
   // with [B, c_out_max, c_in_max], side by side. activation: the number of an Activation.
   m.def(
