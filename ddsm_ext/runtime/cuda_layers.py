@@ -118,19 +118,23 @@ class CudaLayers:
         shortcut: tuple[tuple[Activation, ...], ConvWeight] | None = None,
         scale: float = 1.0,
         moments: bool = False,
+        activation: str | None = None,
+        gate: Tensor | None = None,
     ) -> Activation:
         """Convolve ("same" padding) one source or the unjoined concat of two, or their norm.
 
         A residual of half the output's size is enlarged first; sources of a shortcut have the
-        output's size. scale: factor on the result with all that is added.
+        output's size. scale: factor on the result with all that is added. activation: of the sum
+        with shift and shortcut, "gelu", "gelu_tanh", or of two weights or blocks "geglu". gate:
+        [N, channels], times that, before the residual is added.
         """
         inputs = _inputs(sources, conv, norm)
         if residual is not None and residual.tensor.shape[2:] != _size(inputs[0], conv):
             residual = self.resample(residual, up=True)
         y, found = conv2d_fused(
             inputs,
-            conv.weights,
-            conv.biases,
+            _blocks(conv.weights, 3),
+            _blocks(conv.biases, 2),
             c_out,
             c_in2_offset=_second_offset(sources, conv.skip_offset),
             stride=conv.stride,
@@ -143,6 +147,8 @@ class CudaLayers:
             moments=moments,
             tickets=self._tickets,
             overlaps=True,
+            activation=activation,
+            gate=gate,
         )
         return Activation(y, found)
 
@@ -176,6 +182,16 @@ class CudaLayers:
         q, k, v = parts.permute(2, 0, 3, 1, 4)  # [N, heads, T, d] each
         y = sliced_attention(q, k, v).transpose(1, 2)  # [N, T, heads, d]
         return Activation(y.reshape(n, height, width, c).permute(0, 3, 1, 2))
+
+
+def _blocks(parameters: Sequence[Tensor | None], dims: int) -> list[Tensor]:
+    """Return the parameters that are there; of each with so many dimensions, its blocks."""
+    given = [parameter for parameter in parameters if parameter is not None]
+    return [
+        block
+        for parameter in given
+        for block in (parameter.unbind() if parameter.dim() == dims else (parameter,))
+    ]
 
 
 def _inputs(

@@ -168,7 +168,7 @@ PLANTED = (
     (KERNELS, "activate(Activation::kGelu, gate_half, slope);",
      "activate(Activation::kGeluTanh, gate_half, slope);", "not close"),
     (KERNELS, "grad[i] * value[i] * slope[i]", "grad[i] * slope[i]", "not close"),
-    (KERNELS, "  ptx::sync_threads();\n", "", "no barrier is between"),
+    (KERNELS, "  ptx::sync_threads();\n", "", "no barrier is between|nobody wrote"),
     (KERNELS, "first_column + thread >= p.columns) return;", "false) return;",
      "another thread of the launch|out of bounds"),
     (KERNELS, "(strip + 1) * p.strip_rows < rows ? (strip + 1) * p.strip_rows : rows;",
@@ -177,8 +177,6 @@ PLANTED = (
     (KERNELS, "strip < p.strips.divisor; ++strip", "strip + 1 < p.strips.divisor; ++strip",
      "not close"),
     ("activation.cu", "args.columns % pack == 0 && ", "", "not aligned|out of bounds"),
-    ("activation.cu", "fits(args.gate, args.images, args.gate_stride) &&\n", "true &&\n",
-     "not aligned"),
 )  # fmt: skip
 
 
@@ -188,4 +186,4 @@ def test_a_planted_fault_is_found(tmp_path, file, line, mistake, finding):
     with pytest.raises((RuntimeError, AssertionError), match=finding):
         check(Call(kind="geglu", n=3, rows=70, c=264), library)
         check(Call(kind="gelu_tanh", rows=3, c=20, layout="sliced"), library)
-        check(Call(rows=3, c=13), library)
+        check(Call(n=1, rows=1, c=13), library)
