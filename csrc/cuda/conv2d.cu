@@ -363,23 +363,21 @@ const char* clear_tickets(const ConvParams& p, const GemmProblem& problem, const
 // Null, or why several weights cannot be.
 const char* refusal_of_parts(const Conv2dCudaGradXArgs& args) {
   const Conv2dShape& s = args.shape;
-  const bool one_pixel = args.weight.kernel == 1 && s.stride == 1 && s.scale == 1 && s.width == 1;
-  return args.parts == 1 || one_pixel ? nullptr
-                                      : "several weights of images wider than a pixel";
+  const bool pixels = args.weight.kernel == 1 && s.stride == 1 && s.scale == 1 && s.width == 1;
+  return args.parts == 1 || pixels ? nullptr : "several weights beside rows of several pixels";
 }
 const char* refusal_of_parts(const Conv2dCudaForwardArgs& args) {
-  if (args.parts < 1 || args.parts > kConvParts) return "there are not 1 to 3 weights";
-  if (args.activation != Activation::kGeglu) return nullptr;
-  return args.parts == 2 && !args.shift && !args.shortcut.x.data
+  const bool fits = args.parts == 2 && !args.shift && !args.shortcut.x.data;
+  return args.activation != Activation::kGeglu || fits
              ? nullptr
              : "GEGLU needs two weights and neither a shift nor a shortcut";
 }
 
 const char* grad_x_of_class(const Conv2dCudaGradXArgs& args, const PixelClass& pixels,
                             void* stream) {
+  if (const char* reason = refusal_of_parts(args)) return reason;
   const GemmProblem problem = problem_of(args, pixels);
   if (problem.m == 0) return nullptr;
-  if (const char* reason = refusal_of_parts(args)) return reason;
   const GemmChoice choice = choice_of(problem, args.options);
   if (const char* error = check(problem, choice)) return error;
   const Conv2dShape& shape = args.shape;
@@ -429,9 +427,9 @@ int64_t conv2d_grad_weight_cuda_workspace_bytes(const Conv2dCudaGradWeightArgs& 
 }
 
 const char* conv2d_forward_cuda(const Conv2dCudaForwardArgs& args, void* stream) {
+  if (const char* reason = refusal_of_parts(args)) return reason;
   const GemmProblem problem = problem_of(args);
   if (problem.m == 0) return nullptr;
-  if (const char* reason = refusal_of_parts(args)) return reason;
   const bool head = !head_refusal(args);
   const GemmChoice choice =
       head ? GemmChoice{kPlainTile, 1} : choice_of(problem, args.options);

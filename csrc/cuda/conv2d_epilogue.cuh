@@ -149,14 +149,12 @@ DDSM_DEVICE Pack<T, V> load_of_image(const void* rows, int64_t stride, int64_t i
   return load_pack<T, V>(static_cast<const T*>(rows) + image * stride + n, count, false);
 }
 
-// What becomes of sums of V columns from n on by activation and gate.
 template <class T, int V>
-DDSM_DEVICE void activate_and_gate(const ConvParams& p, float (&value)[V], int64_t image,
-                                   int32_t n) {
+DDSM_DEVICE void multiply_by_gate(const ConvParams& p, float (&value)[V], int32_t m, int32_t n) {
   const EpilogueParams& e = p.epilogue;
-  activate(e.activation, value);
   if (!e.gate) return;
-  const auto gate = load_of_image<T, V>(e.gate, e.gate_stride, image, n, p.n - n);
+  const auto gate =
+      load_of_image<T, V>(e.gate, e.gate_stride, p.rows.at(m).image, n, p.n - n);
 #pragma unroll
   for (int i = 0; i < V; ++i) value[i] *= to_float(gate.lane[i]);
 }
@@ -202,10 +200,11 @@ DDSM_DEVICE void finish_tile(const ConvParams& p, int32_t m0, int32_t n0) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) value[i + j] *= gelu(four.lane[j] + gate_half_bias[i + j]);
       }
+    } else if constexpr (is_activated(kKind)) {
+      activate(e.activation, value);
     }
     if constexpr (is_activated(kKind)) {
-      const int64_t image = p.rows.at(static_cast<int32_t>(m)).image;
-      activate_and_gate<T>(p, value, image, n);
+      multiply_by_gate<T>(p, value, static_cast<int32_t>(m), n);
     }
     if (e.residual) {
       const T* residual = static_cast<const T*>(e.residual) + m * e.residual_stride + n;

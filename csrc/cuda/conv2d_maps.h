@@ -14,12 +14,14 @@ struct ConvGeometry {
   int64_t images, height, width;          // of images that are read
   int64_t out_height, out_width;          // of those that are written
   int64_t kernel, stride, padding, scale;
-  // Side by side. Gradient: of images one pixel wide, whose channels lie side by side in grad_y;
-  // it is read as an image of so many pixels a row, of which x has one.
+  // Forward: side by side, GEGLU's two as well. Gradient: whose channels lie side by side in grad_y,
+  // which is then read as an image of so many pixels a row, while x has one.
   int64_t weights;
 
   // That y has the columns of, side by side.
   int64_t parts() const { return geglu() || gradient() ? 1 : weights; }
+  // Tensor maps of the weights that the first source meets.
+  int64_t weight_maps() const { return gradient() ? 1 : weights; }
   bool gradient() const { return kind == ConvKind::kGradient; }
   bool geglu() const { return kind == ConvKind::kGeglu; }
 
@@ -130,9 +132,10 @@ inline ConvMaps conv_maps(const ConvOperands& o, int64_t c_out, const ConvGeomet
     const int64_t out = g.gradient() ? source.channels : c_out;
     maps.weight[i] = weight_map(o.weight[0], source.weight_channel, in, out, g, size.n);
   }
-  for (int32_t part = 0; g.weights > 1 && !g.gradient() && part < g.weights; ++part) {
+  const auto* first = static_cast<const char*>(maps.weight[0].data);
+  for (int32_t part = 0; part < g.weight_maps(); ++part) {
     maps.weight[part] = maps.weight[0];
-    maps.weight[part].data = static_cast<const char*>(o.weight[0].data) + o.parts.offset[part] * 2;
+    maps.weight[part].data = first + o.parts.offset[part] * 2;
   }
   const ConvGeometry pointwise = g.pointwise();
   for (int32_t i = kFirstShortcut; i < kFirstShortcut + o.shortcut_count; ++i) {
@@ -194,7 +197,7 @@ inline const char* hopper_refusal(const ConvOperands& o, int64_t c_out, const Co
     if (const char* reason = refusal(maps.image[i])) return reason;
     if (const char* reason = refusal(maps.weight[i])) return reason;
   }
-  for (int32_t part = 1; !g.gradient() && part < g.weights; ++part) {
+  for (int32_t part = 1; part < g.weight_maps(); ++part) {
     if (const char* reason = refusal(maps.weight[part])) return reason;
   }
   return nullptr;

@@ -1,8 +1,9 @@
 // From a warpgroup's sums in registers to what the sm_90a convolution stores. Everything here is of
 // one warpgroup; the other one multiplies meanwhile.
 //
-//   begin   before the products: bias, shift and residual are asked for
-//   finish  after them: sums of other splits, terms, rounding, y by a bulk copy, moments
+//   begin   before the products: bias, shift, gate and residual are asked for
+//   finish  after them: sums of other splits, terms, activation and gate, rounding, y by a bulk
+//           copy, moments
 #pragma once
 
 #include "conv2d_epilogue.cuh"
@@ -234,8 +235,8 @@ struct HopperEpilogue {
         value[j] *= gelu(tile.sums[half][at + kGateHalf + j] + pair.gate_half.lane[j]);
       }
     }
+    if constexpr (kActivated && !kGeglu) activate(p.conv.epilogue.activation, value);
     if constexpr (kActivated) {
-      activate(p.conv.epilogue.activation, value);
 #pragma unroll
       for (int j = 0; j < 2; ++j) value[j] *= pair.gate.lane[j];
     }

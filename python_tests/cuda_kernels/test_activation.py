@@ -6,24 +6,13 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from cuda_kernels import emulated
+from cuda_kernels.activation_cases import KINDS, activated
 from cuda_kernels.emulated import faulty_library
 from ops.op_checks import as_layout, normal, seeded
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-KINDS = (None, "gelu", "gelu_tanh", "geglu")  # in the order of their numbers
-
-
-def activated(z: Tensor, kind: str | None) -> Tensor:
-    """act(z), z [N, ..., columns] in fp64."""
-    if kind == "geglu":
-        value, half = z.chunk(2, dim=-1)
-        return value * F.gelu(half)
-    if kind is None:
-        return z
-    return F.gelu(z, approximate="tanh" if kind == "gelu_tanh" else "none")
 
 
 @dataclass(frozen=True)
@@ -49,6 +38,11 @@ class Call:
         columns = 2 * self.c if self.kind == "geglu" else self.c
         wide = self.tensor(generator, self.n, self.rows, columns)
         return wide.mul_(self.scale)  # [N rows, columns]
+
+    def activated(self, z: Tensor) -> Tensor:
+        """Of z in fp64."""
+        value, half = z.chunk(2, dim=-1) if self.kind == "geglu" else (z, z)
+        return activated(self.kind, value, half)
 
     def args(self, z: Tensor, gate: Tensor | None) -> emulated.ActivationArgs:
         args = emulated.ActivationArgs(
@@ -80,7 +74,7 @@ def forward(call: Call, library: object = None) -> tuple[Tensor, Tensor]:
     y = torch.full((call.n * call.rows, call.c), torch.nan, dtype=call.dtype)
     args = call.args(z, gate)
     args.y = y.data_ptr()
-    exact = activated(z.double(), call.kind)
+    exact = call.activated(z.double())
     if gate is not None:
         exact = exact * gate.double().repeat_interleave(call.rows, 0)
     if residual is not None:
@@ -101,7 +95,7 @@ def backward(call: Call, library: object = None) -> list[tuple[Tensor, Tensor]]:
     args.grad_y, args.grad_y_stride = grad_y.data_ptr(), grad_y.stride(0)
     args.grad_z = grad_z.data_ptr()
     leaves = [z.double().requires_grad_()]
-    y = activated(leaves[0], call.kind)
+    y = call.activated(leaves[0])
     if gate is not None:
         args.grad_gate = grad_gate.data_ptr()
         leaves.append(gate.double().requires_grad_())
@@ -160,6 +154,13 @@ def test_an_image_without_rows_has_a_gradient_of_its_gate():
     assert forward(call)[0].numel() == 0
 
 
+def check_several(library: object) -> None:
+    """Strips of an image, columns one by one of wider rows and of one row."""
+    check(Call(kind="geglu", n=3, rows=70, c=264), library)
+    check(Call(kind="gelu_tanh", rows=3, c=20, layout="sliced"), library)
+    check(Call(n=1, rows=1, c=13), library)
+
+
 KERNELS = "activation_kernels.cuh"
 PLANTED = (
     (KERNELS, "  if (index >= rows * p.packs.divisor) return;\n", "", "out of bounds"),
@@ -184,6 +185,4 @@ PLANTED = (
 def test_a_planted_fault_is_found(tmp_path, file, line, mistake, finding):
     library = faulty_library(tmp_path, file, line, mistake, "activation")
     with pytest.raises((RuntimeError, AssertionError), match=finding):
-        check(Call(kind="geglu", n=3, rows=70, c=264), library)
-        check(Call(kind="gelu_tanh", rows=3, c=20, layout="sliced"), library)
-        check(Call(n=1, rows=1, c=13), library)
+        check_several(library)

@@ -6,13 +6,15 @@ no GPU takes part.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 from cuda_kernels import conv2d_fused_cases, emulated
+from cuda_kernels.activation_cases import KINDS, activated
 from cuda_kernels.conv2d_cases import DTYPES, Case, check_rounded, run_grad_x
-from cuda_kernels.conv2d_fused_cases import ACTIVATIONS, BOTH, HOPPER, PORTABLE, Fused, check, run
+from cuda_kernels.conv2d_fused_cases import BOTH, HOPPER, PORTABLE, Fused, check, run
 from ops.op_checks import normal, seeded
 
 SPLIT = tuple(tile for tile in BOTH if tile != 10)
@@ -29,7 +31,7 @@ def tiles_of(activation: str | None) -> tuple[int, ...]:
     return WIDE if activation == "geglu" else BOTH
 
 
-ON_TILES = [(activation, tile) for activation in ACTIVATIONS for tile in tiles_of(activation)]
+ON_TILES = [(activation, tile) for activation in KINDS for tile in tiles_of(activation)]
 
 
 @pytest.mark.parametrize(("activation", "tile"), ON_TILES)
@@ -43,18 +45,18 @@ def test_an_activation_a_gate_and_a_residual(activation, tile):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", KINDS)
 @pytest.mark.parametrize("splits", [1, 3])
 def test_any_type_and_image(dtype, activation, splits):
     """Elements one by one, images that end within a tile, weights of float32 beside 16 bits."""
-    case = Case(dtype=dtype, tile=3, splits=splits, n=7, c=43, c_out=19, kernel=3, height=3, width=5,
+    case = Case(dtype=dtype, tile=3, splits=splits, n=7, c=43, c_out=19, height=3, width=5,
                 sliced=True, weight_dtype=torch.float32)  # fmt: skip
     shift = activation != "geglu"
     check(Fused(case, shift=shift, activation=activation, gate=True, bias=True, residual="sliced"))
     check(Fused(replace(case, c=16, c_out=24), activation=activation, gate=True))
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", KINDS)
 def test_full_precision(activation):
     case = Case(dtype=torch.float32, ieee=True, c=20, c_out=24, kernel=1, n=3, height=5)
     check(Fused(case, activation=activation, gate=True, bias=True, residual="channels_last"))
@@ -94,6 +96,31 @@ def test_geglu_of_two_sources_takes_the_portable_path():
     check(Fused(Case(c=24, c2=16, c_out=24, height=8, width=8), activation="geglu", gate=True))
 
 
+def test_the_head_kernel_has_no_activation():
+    """A window of few channels, which it serves without one."""
+    case = Case(c=3, c_out=24, n=3, height=8, width=8)
+    for more, kernel in (
+        ({}, "conv_head"),
+        ({"activation": "gelu"}, "conv"),
+        ({"gate": True}, "conv"),
+    ):
+        emulated.take_launches()
+        check(Fused(case, **more))
+        assert [name for name, _ in emulated.launches()] == [kernel]
+
+
+@pytest.mark.parametrize("tile", [0, 1])
+def test_the_choice_knows_the_columns_of_both_blocks(capfd, monkeypatch, tile):
+    monkeypatch.setenv("DDSM_PRINT_CHOICES", "1")
+    case = Case(tile=tile, splits=1, c=64, c_out=72, kernel=1, n=1, height=8, width=8)
+    check(Fused(case, activation="geglu"))
+    path = "sm_90a path" if tile == 0 else r"sm_80 path \(its tile was forced\)"
+    found = re.search(
+        rf"m=64 n=144 k_steps=(1|2) x1: \d+x(\d+), 1 splits, {path}", capfd.readouterr().err
+    )
+    assert int(found.group(2)) >= 64
+
+
 REFUSED = (
     ({"gate": True}, "the sm_90a path needs images of a multiple of 64 pixels for a gate"),
     ({"activation": "gelu", "shift": True}, "of 64 pixels for a shift before an activation"),
@@ -131,11 +158,10 @@ def test_weights_side_by_side_in_wider_rows(parts, tile):
     for i, weight in enumerate(weights[1:]):
         args.further[i].weight = weight.data_ptr()
     emulated.call("conv2d_forward", args, [x, *weights, gate], [rows])
-    call = Fused(case, activation="gelu")
     product = case.joined(x, None)
     sums = [case.convolve(product, case.product_input(case.slice(w))) for w in weights]
-    exact = call.activated(torch.cat(sums, 1), None) * gate.double()[:, :, None, None]
-    check_rounded(y, exact)
+    joined = torch.cat(sums, 1)
+    check_rounded(y, activated("gelu", joined, joined) * gate.double()[:, :, None, None])
     assert rows.isnan().sum() == rows[..., :24].numel()
 
 

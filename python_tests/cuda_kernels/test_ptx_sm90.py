@@ -96,6 +96,17 @@ def test_im2col_with_a_stride_is_what_unfold_gathers(size, r, s):
     assert rows[len(expected) :].eq(0).all()  # past the last image
 
 
+@pytest.mark.parametrize("place", [0, 2, 3])
+def test_im2col_of_one_place_a_row(place):
+    """A box that is narrower than it is high, as weights side by side have it."""
+    map_ = tensor_map(x := numbered(2), pixels=16, lower=0, step=1)
+    map_.upper_w = -3
+    rows = land("land_im2col", x, map_, 16, (0, 0, 1, 0), place, 0)
+    expected = x[:, :, place].reshape(8, 64)[1:]  # [pixels from row 1 on, C]
+    assert rows[:7].equal(expected)
+    assert rows[7:].eq(0).all()
+
+
 def test_a_corner_outside_of_the_box_is_found():
     map_ = tensor_map(x := numbered(1), pixels=16, lower=0, upper=-1, step=1)
     with pytest.raises(RuntimeError, match="corner is outside of the pixel box"):

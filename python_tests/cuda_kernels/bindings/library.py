@@ -16,7 +16,15 @@ from cuda_kernels import emulated
 import ddsm_ext
 
 HERE = Path(__file__).parent
-OPS = ("activation", "attention", "conv2d", "group_norm", "linear", "resample", "sinusoidal_embedding")
+OPS = (
+    "activation",
+    "attention",
+    "conv2d",
+    "group_norm",
+    "linear",
+    "resample",
+    "sinusoidal_embedding",
+)
 
 
 def build(folder: Path) -> Path:

@@ -131,8 +131,8 @@ def linear_gradients(tokens: Tokens, dtype: torch.dtype) -> Row:
 
 def fused(tokens: Tokens, dtype: torch.dtype) -> Row:
     """As a step has it: a 1x1 convolution of images, and the norm by the moments it leaves."""
-    x, (weight, bias) = normal(tokens.n, tokens.c, tokens.t, 2, dtype=dtype), tokens.parameters(dtype)
-    c = tokens.columns()
+    c, (weight, bias) = tokens.columns(), tokens.parameters(dtype)
+    x = normal(tokens.n, tokens.c, tokens.t, 2, dtype=dtype)
     gate, residual = normal(tokens.n, c, dtype=dtype), normal(tokens.n, c, tokens.t, 2, dtype=dtype)
     gamma, beta = normal(c, dtype=dtype), normal(c, dtype=dtype)
     z = F.linear(x.double().permute(0, 2, 3, 1), *tokens.active(weight, bias))
