@@ -88,6 +88,10 @@ def _families() -> list[Stage]:
         _family("grad-weight", "gradients of weight and bias"),
         _family("group-norm", "GroupNorm and its gradients"),
         _family("modulated", "norms with scale and shift, halved norms, resampling, labels"),
+        _family("activated", "linear layers of blocks, activations and gates, in stores and alone",
+                proves_sm90a=True),
+        _family("activated-sm80", "the same without the sm_90a path", "activated",
+                environment=SM80),
         _family("attention", "attention and its gradients"),
         _family("linear", "linear layers and their gradients"),
     ]  # fmt: skip

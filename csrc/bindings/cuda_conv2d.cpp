@@ -5,6 +5,7 @@
 #include <tuple>
 #include <vector>
 
+#include "activation_args.h"
 #include "conv2d_args.h"
 #include "cuda_conv2d_args.h"
 #include "ddsm/group_norm_cuda.h"
@@ -27,7 +28,8 @@ void force_choice(const char* op, const std::optional<Tensor>& panels, int64_t a
   options.splits = static_cast<int32_t>(algo / 100);
 }
 
-// The arguments that every forward call has, checked; the tensors keep the memory they point to.
+// The arguments that every forward call has, of one weight until more are added, checked; the
+// tensors keep the memory they point to.
 struct Forward {
   ddsm::Conv2dCudaForwardArgs args;
   Tensor source, source2;
@@ -57,12 +59,13 @@ Forward forward_of(const char* op, const Tensor& x, const std::optional<Tensor>&
 }
 
 Tensor empty_output(const Tensor& x, const ddsm::Conv2dCudaForwardArgs& args) {
-  const int64_t channels = args.parts * args.c_out;
-  return empty_nhwc(x, x.size(0), channels, args.shape.out_height, args.shape.out_width);
+  const int64_t parts = args.activation == ddsm::Activation::kGeglu ? 1 : args.parts;
+  return empty_nhwc(x, x.size(0), parts * args.c_out, args.shape.out_height, args.shape.out_width);
 }
 
 void run_forward(const char* op, ddsm::Conv2dCudaForwardArgs& args, const Tensor& x, Tensor& y) {
   args.y = y.mutable_data_ptr();
+  args.y_stride = y.size(1);
   run_conv2d(op, args, x, ddsm::conv2d_forward_cuda_workspace_bytes, ddsm::conv2d_forward_cuda);
 }
 
@@ -84,12 +87,16 @@ Tensor sliced_conv2d(const Tensor& x, const std::optional<Tensor>& x2, const Ten
   return y;
 }
 
-// Weights that are read as one, each with a bias.
+// Weights that are read as one, each or none with a bias.
 void check_parts(const char* op, const std::vector<Tensor>& weights,
-                 const std::vector<Tensor>& biases) {
+                 const std::vector<Tensor>& biases, ddsm::Activation activation) {
   const size_t count = weights.size();
-  STD_TORCH_CHECK((count == 1 || count == 3) && biases.size() == count, op, ": ", count,
-                  " weights and ", biases.size(), " biases; need 1 or 3 of each");
+  STD_TORCH_CHECK(count >= 1 && count <= ddsm::kConvParts &&
+                      (biases.empty() || biases.size() == count),
+                  op, ": ", count, " weights and ", biases.size(), " biases; need 1 to ",
+                  ddsm::kConvParts, " of each, or no biases");
+  STD_TORCH_CHECK(activation != ddsm::Activation::kGeglu || count == 2, op, ": ", count,
+                  " weights; geglu needs 2");
   for (size_t i = 0; i < count; ++i) {
     bool same = weights[i].dim() == 4 && weights[i].scalar_type() == weights[0].scalar_type();
     for (int64_t d = 0; same && d < 4; ++d) {
@@ -98,7 +105,19 @@ void check_parts(const char* op, const std::vector<Tensor>& weights,
     }
     STD_TORCH_CHECK(same, op, ": the weights differ in shape, strides or dtype; need equal ones");
     check_same_device(op, weights[0], weights[i]);
-    check_dense_bias(op, biases[i], weights[i]);
+    if (!biases.empty()) check_dense_bias(op, biases[i], weights[i]);
+  }
+}
+
+void add_parts(const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
+               ddsm::Conv2dCudaForwardArgs& args) {
+  const auto bias = [&](size_t i) {
+    return biases.empty() ? nullptr : biases[i].const_data_ptr();
+  };
+  args.bias = bias(0);
+  args.parts = static_cast<int64_t>(weights.size());
+  for (size_t i = 1; i < weights.size(); ++i) {
+    args.further[i - 1] = {weights[i].const_data_ptr(), bias(i)};
   }
 }
 
@@ -117,9 +136,18 @@ Tensor add_residual(const char* op, const Tensor& residual, const Tensor& x, con
 
 void add_shift(const char* op, const Tensor& shift, const Tensor& x, const Tensor& y,
                ddsm::Conv2dCudaForwardArgs& args) {
-  check_shift(op, shift, x, y.size(0), y.size(1));
+  STD_TORCH_CHECK(args.activation != ddsm::Activation::kGeglu, op,
+                  ": a shift beside geglu; need none");
+  check_image_rows(op, "shift", shift, x, y.size(0), y.size(1));
   args.shift = shift.const_data_ptr();
   args.shift_stride = shift.stride(0);
+}
+
+void add_gate(const char* op, const Tensor& gate, const Tensor& x, const Tensor& y,
+              ddsm::Conv2dCudaForwardArgs& args) {
+  check_image_rows(op, "gate", gate, x, y.size(0), y.size(1));
+  args.gate = gate.const_data_ptr();
+  args.gate_stride = gate.stride(0);
 }
 
 // Checks weight, bias, x and perhaps x2 of a shortcut; the result keeps the memory that is read.
@@ -184,20 +212,20 @@ std::tuple<Tensor, Tensor> sliced_conv2d_fused(
     int64_t padding, bool upsample, const std::optional<Tensor>& shift,
     const std::optional<Tensor>& residual, const std::vector<Tensor>& shortcut,
     int64_t shortcut_c_in2_offset, bool with_moments, const std::optional<Tensor>& tickets,
-    bool overlaps, bool tf32, double gain, bool pad_end) {
+    bool overlaps, bool tf32, double gain, bool pad_end, int64_t activation,
+    const std::optional<Tensor>& gate) {
   const char* op = "sliced_conv2d_fused";
-  check_parts(op, weights, biases);
+  const ddsm::Activation kind = activation_of(op, activation);
+  check_parts(op, weights, biases, kind);
   const DeviceGuard guard(x.get_device_index());
   Forward forward = forward_of(op, x, x2, weights[0], c_out, c_in2_offset, stride, padding,
                                upsample, tf32, pad_end);
   ddsm::Conv2dCudaForwardArgs& args = forward.args;
-  args.bias = biases[0].const_data_ptr();
-  args.parts = static_cast<int64_t>(weights.size());
-  for (size_t i = 1; i < weights.size(); ++i) {
-    args.further[i - 1] = {weights[i].const_data_ptr(), biases[i].const_data_ptr()};
-  }
+  args.activation = kind;
+  add_parts(weights, biases, args);
   Tensor y = empty_output(x, args);
   if (shift.has_value()) add_shift(op, *shift, x, y, args);
+  if (gate.has_value()) add_gate(op, *gate, x, y, args);
   std::vector<Tensor> shortcut_rows = add_shortcut(op, shortcut, shortcut_c_in2_offset, y, args);
   add_tickets(op, tickets, x, args);
   args.options.overlaps = overlaps;

@@ -21,14 +21,15 @@ inline void check_dense_bias(const char* op, const Tensor& bias, const Tensor& w
   STD_TORCH_CHECK(bias.is_contiguous(), op, ": a bias is not contiguous");
 }
 
-// What is added to every pixel of an image, or to a row of a matrix: of x's dtype, any row stride.
-inline void check_shift(const char* op, const Tensor& shift, const Tensor& x, int64_t rows,
-                        int64_t columns) {
-  check_same_device(op, x, shift);
-  STD_TORCH_CHECK(shift.dim() == 2 && shift.scalar_type() == x.scalar_type() &&
-                      shift.size(0) == rows && shift.size(1) == columns &&
-                      (columns == 1 || shift.stride(1) == 1),
-                  op, ": shift is not [", rows, ", ", columns,
+// A shift or a gate of every pixel of an image, or a shift of a row of a matrix: of x's dtype, any
+// row stride.
+inline void check_image_rows(const char* op, const char* name, const Tensor& values,
+                             const Tensor& x, int64_t rows, int64_t columns) {
+  check_same_device(op, x, values);
+  STD_TORCH_CHECK(values.dim() == 2 && values.scalar_type() == x.scalar_type() &&
+                      values.size(0) == rows && values.size(1) == columns &&
+                      (columns == 1 || values.stride(1) == 1),
+                  op, ": ", name, " is not [", rows, ", ", columns,
                   "] of x's dtype with adjacent columns");
 }
 

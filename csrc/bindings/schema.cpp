@@ -21,16 +21,17 @@ STABLE_TORCH_LIBRARY(ddsm_ext, m) {
       "sliced_conv2d_grad_weight(Tensor grad_y, Tensor x, Tensor? x2, SymInt c_in2_offset, "
       "SymInt stride, SymInt padding, bool upsample, Tensor(a!) grad_weight, "
       "Tensor(b!)? grad_bias, int algo=0, bool tf32=False, bool pad_end=False) -> ()");
-  // Bias, time shift, residual, a 1x1 shortcut (none, or weight, bias, x and perhaps x2), all times
-  // gain, and the moments of y in one launch; weights of one shape side by side. tickets: zeros
-  // that no other launch uses at the same time. overlaps: the kernel before writes no weights. CUDA
-  // only, without autograd: for steps of a network.
+  // Bias, time shift, a 1x1 shortcut (none, or weight, bias, x and perhaps x2), the activation of
+  // that number, a gate, residual, all times gain, and the moments of y in one launch; weights of
+  // one shape side by side, all with a bias or none. tickets: zeros that no other launch uses at
+  // the same time. overlaps: the kernel before writes no weights. CUDA only, without autograd: for
+  // steps of a network.
   m.def(
       "sliced_conv2d_fused(Tensor x, Tensor? x2, Tensor[] weights, Tensor[] biases, int c_out, "
       "int c_in2_offset, int stride, int padding, bool upsample, Tensor? shift, "
       "Tensor? residual, Tensor[] shortcut, int shortcut_c_in2_offset, bool moments, "
-      "Tensor? tickets, bool overlaps, bool tf32, float gain=1.0, bool pad_end=False) "
-      "-> (Tensor, Tensor)");
+      "Tensor? tickets, bool overlaps, bool tf32, float gain=1.0, bool pad_end=False, "
+      "int activation=0, Tensor? gate=None) -> (Tensor, Tensor)");
   // residual + gate * the activation of the product with a weight [c_out_max, c_in_max], or of those
   // with [B, c_out_max, c_in_max], side by side. activation: the number of an Activation.
   m.def(
@@ -48,8 +49,8 @@ STABLE_TORCH_LIBRARY(ddsm_ext, m) {
   m.def(
       "sliced_activation_backward(Tensor grad_y, Tensor z, int activation, Tensor? gate, "
       "Tensor(a!)? grad_gate) -> Tensor");
-  // Weights side by side, each with a bias and its count of outputs, whose columns of the result
-  // begin at multiples of 8; act is SiLU or nothing. shift: of one weight's outputs, added before
+  // Weights side by side, each with its count of outputs, whose columns of the result begin at
+  // multiples of 8, and all with a bias or none; act is SiLU or nothing. shift: of one weight's outputs, added before
   // act. CUDA only, without autograd.
   m.def(
       "sliced_linear_fused(Tensor x, Tensor[] weights, Tensor[] biases, int[] c_out, "

@@ -112,14 +112,28 @@ ConvOperands operands_of(const Conv2dCudaForwardArgs& args) {
   return operands;
 }
 
+// grad_y with the channels of several parts as an image of so many pixels a row.
+ImageSize size_of_grad_y(const Conv2dCudaGradXArgs& args) {
+  const Conv2dShape& s = args.shape;
+  return {s.images, s.out_height, args.parts > 1 ? args.parts : s.out_width};
+}
+
 ConvOperands operands_of(const Conv2dCudaGradXArgs& args) {
   const DType dtype = args.options.dtype;
   ConvOperands operands{};
   Conv2dImage grad_y = args.grad_y;
+  Conv2dWeight weight = args.weight;
   grad_y.weight_offset = args.c_in_offset;
+  if (args.parts > 1) {
+    grad_y.w_stride = grad_y.channels;
+    weight.s_stride = args.part_stride;
+  }
   operands.source_count =
-      add_sources(operands, 0, grad_y, {}, args.weight, size_of_y(args.shape), dtype);
+      add_sources(operands, 0, grad_y, {}, weight, size_of_grad_y(args), dtype);
   operands.parts.columns = Divider(args.c_in);
+  if (args.parts > 1) {
+    operands.weight[0].vector &= args.part_stride % (16 / element_bytes(weight.dtype)) == 0;
+  }
   return operands;
 }
 
@@ -127,34 +141,47 @@ int64_t out_pixels(const Conv2dShape& shape) {
   return shape.images * shape.out_height * shape.out_width;
 }
 
+ConvKind kind_of(const Conv2dCudaForwardArgs& args) {
+  if (args.activation == Activation::kGeglu) return ConvKind::kGeglu;
+  const bool plain = args.activation == Activation::kNone && !args.gate;
+  return plain ? ConvKind::kForward : ConvKind::kActivated;
+}
+
 ConvGeometry geometry_of(const Conv2dCudaForwardArgs& args) {
   const Conv2dShape& s = args.shape;
-  return {math_of(args.options), false,    s.images,  s.height, s.width, s.out_height, s.out_width,
-          args.weight.kernel,    s.stride, s.padding, s.scale,  args.parts, s.padding_end};
+  return {math_of(args.options), kind_of(args), s.images,  s.height,
+          s.width,               s.out_height,  s.out_width, args.weight.kernel,
+          s.stride,              s.padding,     s.scale,   args.parts,
+          s.padding_end};
 }
 
 ConvGeometry geometry_of(const Conv2dCudaGradXArgs& args) {
   const Conv2dShape& s = args.shape;
-  return {math_of(args.options), true,     s.images,  s.out_height, s.out_width, s.height, s.width,
-          args.weight.kernel,    s.stride, s.padding, s.scale,      1,           s.padding_end};
+  const ImageSize grad_y = size_of_grad_y(args);
+  return {math_of(args.options), ConvKind::kGradient, s.images, grad_y.height,
+          grad_y.width,          s.height,            s.width,  args.weight.kernel,
+          s.stride,              s.padding,           s.scale,  args.parts,
+          s.padding_end};
 }
 
 // A product of m rows with `taps` taps of the operands' channels, on the path that serves it.
 GemmProblem problem_of(const char* name, const ConvOperands& operands, const ConvGeometry& geometry,
-                       int64_t m, int64_t taps, bool shift_and_residual,
+                       int64_t m, int64_t taps, const ConvTerms& terms,
                        const Conv2dCudaOptions& options) {
   GemmProblem problem{};
   problem.name = name;
   problem.math = geometry.math;
   problem.m = m;
-  problem.parts = geometry.weights;
-  problem.n = problem.parts * static_cast<int64_t>(operands.parts.columns.divisor);
+  problem.parts = geometry.parts();
+  const int64_t blocks = geometry.geglu() ? geometry.weights : problem.parts;
+  problem.n = blocks * static_cast<int64_t>(operands.parts.columns.divisor);
   problem.batches = 1;
   problem.aligned = operands.aligned();
   problem.multiprocessors = multiprocessors();
-  problem.gradient = geometry.gradient;
+  problem.gradient = geometry.gradient();
+  problem.geglu = geometry.geglu();
   problem.hopper_refusal = hopper_refusal(operands, operands.parts.columns.divisor, geometry,
-                                          shift_and_residual, has_sm90a());
+                                          terms, has_sm90a());
   problem.hopper = takes_hopper(problem.hopper_refusal, options.tile);
   if (problem.hopper) {
     problem.batches = geometry.phases();
@@ -173,8 +200,10 @@ GemmProblem problem_of(const char* name, const ConvOperands& operands, const Con
 
 GemmProblem problem_of(const Conv2dCudaForwardArgs& args) {
   const int64_t taps = int64_t(args.weight.kernel) * args.weight.kernel;
+  const ConvTerms terms{args.shift != nullptr, args.residual != nullptr, args.gate != nullptr,
+                        args.activation != Activation::kNone};
   return problem_of("sliced_conv2d", operands_of(args), geometry_of(args), out_pixels(args.shape),
-                    taps, args.shift && args.residual, args.options);
+                    taps, terms, args.options);
 }
 
 // The classes of pixels whose gradients are one convolution each.
@@ -190,6 +219,7 @@ PixelClass pixel_class(const Conv2dShape& shape, int32_t index) {
 
 TapMap taps_of(const Conv2dCudaGradXArgs& args, const PixelClass& pixels) {
   const int32_t kernel = args.weight.kernel;
+  if (args.parts > 1) return part_taps(args.parts);
   if (pixels.every > 1) return class_taps(pixels, kernel, args.shape.padding);
   return gradient_taps(kernel, args.shape.padding, args.shape.scale);
 }
@@ -200,7 +230,7 @@ GemmProblem problem_of(const Conv2dCudaGradXArgs& args, const PixelClass& pixels
   const int64_t m = shape.images * pixels.count(shape.height, pixels.first_h) *
                     pixels.count(shape.width, pixels.first_w);
   return problem_of("sliced_conv2d_grad_x", operands_of(args), geometry_of(args), m,
-                    taps_of(args, pixels).count(), false, args.options);
+                    taps_of(args, pixels).count(), {}, args.options);
 }
 
 GemmProblem problem_of(const Conv2dCudaGradWeightArgs& args) {
@@ -270,39 +300,41 @@ PixelMap pixel_map(int64_t height, int64_t width) {
   return {Divider(height * width), Divider(width)};
 }
 
+// Calls launch(an object of the type that stands for a way to multiply).
+template <class Launch>
+const char* with_math(Math math, const Launch& launch) {
+  switch (math) {
+    case Math::kBFloat16:
+      return launch(TensorCores<BFloat16>{});
+    case Math::kFloat16:
+      return launch(TensorCores<Float16>{});
+    case Math::kTf32:
+      return launch(TensorCores<float>{});
+    case Math::kIeee:
+      return launch(FmaUnits{});
+  }
+  return "unknown way to multiply";
+}
+
 const char* run_conv(const ConvParams& params, const GemmProblem& problem,
                      const ConvGeometry& geometry, int32_t tile, void* stream) {
   if (problem.hopper) {
     return run_conv_sm90(params, geometry, tile, problem.multiprocessors, stream);
   }
-  const bool aligned = problem.aligned, gradient = geometry.gradient;
-  switch (problem.math) {
-    case Math::kBFloat16:
-      return launch_conv<TensorCores<BFloat16>>(params, tile, gradient, aligned, stream);
-    case Math::kFloat16:
-      return launch_conv<TensorCores<Float16>>(params, tile, gradient, aligned, stream);
-    case Math::kTf32:
-      return launch_conv<TensorCores<float>>(params, tile, gradient, aligned, stream);
-    case Math::kIeee:
-      return launch_conv<FmaUnits>(params, tile, gradient, aligned, stream);
-  }
-  return "unknown way to multiply";
+  return with_math(problem.math, [&](auto math) {
+    using MathKind = decltype(math);
+    return is_activated(geometry.kind)
+               ? launch_conv_activated<MathKind>(params, tile, problem.geglu, problem.aligned,
+                                                 stream)
+               : launch_conv<MathKind>(params, tile, problem.gradient, problem.aligned, stream);
+  });
 }
 
 const char* run_grad_weight(const GradWeightParams& params, const GemmProblem& problem,
                             int32_t tile, void* stream) {
-  const bool aligned = problem.aligned;
-  switch (problem.math) {
-    case Math::kBFloat16:
-      return launch_grad_weight<TensorCores<BFloat16>>(params, tile, aligned, stream);
-    case Math::kFloat16:
-      return launch_grad_weight<TensorCores<Float16>>(params, tile, aligned, stream);
-    case Math::kTf32:
-      return launch_grad_weight<TensorCores<float>>(params, tile, aligned, stream);
-    case Math::kIeee:
-      return launch_grad_weight<FmaUnits>(params, tile, aligned, stream);
-  }
-  return "unknown way to multiply";
+  return with_math(problem.math, [&](auto math) {
+    return launch_grad_weight<decltype(math)>(params, tile, problem.aligned, stream);
+  });
 }
 
 // What both directions share.
@@ -311,7 +343,7 @@ ConvParams conv_params(const ConvOperands& operands, const GemmProblem& problem,
   ConvParams p{};
   static_cast<ConvOperands&>(p) = operands;
   p.m = static_cast<int32_t>(problem.m);
-  p.n = static_cast<int32_t>(problem.n);
+  p.n = static_cast<int32_t>(problem.geglu ? problem.n / 2 : problem.n);
   p.steps = static_cast<int32_t>(problem.k_steps);
   p.splits = choice.splits;
   p.partial = static_cast<float*>(options.workspace);
@@ -330,8 +362,22 @@ const char* clear_tickets(const ConvParams& p, const GemmProblem& problem, const
   return clear(p.tickets, tiles_of(problem, choice.tile) * sizeof(unsigned), stream);
 }
 
+// Null, or why several weights cannot be.
+const char* refusal_of_parts(const Conv2dCudaGradXArgs& args) {
+  const Conv2dShape& s = args.shape;
+  const bool pixels = args.weight.kernel == 1 && s.stride == 1 && s.scale == 1 && s.width == 1;
+  return args.parts == 1 || pixels ? nullptr : "several weights beside rows of several pixels";
+}
+const char* refusal_of_parts(const Conv2dCudaForwardArgs& args) {
+  const bool fits = args.parts == 2 && !args.shift && !args.shortcut.x.data;
+  return args.activation != Activation::kGeglu || fits
+             ? nullptr
+             : "GEGLU needs two weights and neither a shift nor a shortcut";
+}
+
 const char* grad_x_of_class(const Conv2dCudaGradXArgs& args, const PixelClass& pixels,
                             void* stream) {
+  if (const char* reason = refusal_of_parts(args)) return reason;
   const GemmProblem problem = problem_of(args, pixels);
   if (problem.m == 0) return nullptr;
   const GemmChoice choice = choice_of(problem, args.options);
@@ -344,10 +390,11 @@ const char* grad_x_of_class(const Conv2dCudaGradXArgs& args, const PixelClass& p
   // A class's taps already meet the right rows of grad_y, as if at stride 1.
   const int64_t stride = pixels.every > 1 ? 1 : shape.stride;
   p.h = gradient_axis(shape.out_height, stride, shape.scale);
-  p.w = gradient_axis(shape.out_width, stride, shape.scale);
+  p.w = gradient_axis(size_of_grad_y(args).width, stride, shape.scale);
   p.rows = pixel_map(pixels.count(shape.height, pixels.first_h),
                      pixels.count(shape.width, pixels.first_w));
   p.epilogue.y = args.grad_x;
+  p.epilogue.y_stride = args.c_in;
   p.epilogue.pixels = shape.height * shape.width;
   p.epilogue.pixel_class = pixels;
   p.epilogue.vector = is_aligned(args.grad_x) && args.c_in % lanes == 0;
@@ -382,6 +429,7 @@ int64_t conv2d_grad_weight_cuda_workspace_bytes(const Conv2dCudaGradWeightArgs& 
 }
 
 const char* conv2d_forward_cuda(const Conv2dCudaForwardArgs& args, void* stream) {
+  if (const char* reason = refusal_of_parts(args)) return reason;
   const GemmProblem problem = problem_of(args);
   if (problem.m == 0) return nullptr;
   const bool head = !head_refusal(args);
@@ -400,6 +448,10 @@ const char* conv2d_forward_cuda(const Conv2dCudaForwardArgs& args, void* stream)
                    : pixel_map(shape.out_height, shape.out_width);
   EpilogueParams& e = p.epilogue;
   e.y = args.y;
+  e.y_stride = args.y_stride;
+  e.activation = args.activation;
+  e.gate = args.gate;
+  e.gate_stride = args.gate_stride;
   e.shift = args.shift;
   e.residual = args.residual;
   e.shortcut_bias = args.shortcut.bias;
@@ -410,7 +462,7 @@ const char* conv2d_forward_cuda(const Conv2dCudaForwardArgs& args, void* stream)
   e.moments = static_cast<Moments*>(args.moments);
   e.pixels = shape.out_height * shape.out_width;
   e.bias_wide = args.weight.dtype != args.options.dtype;
-  e.vector = is_aligned(args.y) && problem.n % lanes == 0 &&
+  e.vector = is_aligned(args.y) && p.n % lanes == 0 && args.y_stride % lanes == 0 &&
              (!args.residual || (is_aligned(args.residual) && args.residual_stride % lanes == 0));
   if (head) return run_conv_head(p, args, problem.math, stream);
   return run_conv(p, problem, geometry_of(args), choice.tile, stream);

@@ -1,6 +1,7 @@
 // From a block's sums in shared memory to what the convolution kernels store.
 #pragma once
 
+#include "activation.cuh"
 #include "conv2d_params.h"
 #include "gemm_tile.cuh"
 
@@ -47,17 +48,18 @@ DDSM_DEVICE void store_pack(T* target, const Pack<T, V>& pack, int count, bool v
   }
 }
 
-// Moments of the block's rounded outputs, which lie in shared memory as float.
-template <class Tile>
+// Moments of the block's rounded outputs, kColumns of them a row, which lie in shared memory as
+// float.
+template <class Tile, int kColumns>
 DDSM_DEVICE void store_moments(const ConvParams& p, int32_t m0, int32_t n0) {
   const EpilogueParams& e = p.epilogue;
   const int64_t blocks = moment_blocks(e.pixels);  // of the one class
   constexpr int kRows = static_cast<int>(kMomentPixels);
-  for (int item = ptx::thread_index(); item < Tile::kN * (Tile::kM / kRows);
+  for (int item = ptx::thread_index(); item < kColumns * (Tile::kM / kRows);
        item += Tile::kThreads) {
-    const int32_t n = n0 + item % Tile::kN;
+    const int32_t n = n0 + item % kColumns;
     if (n >= p.n) continue;
-    const int first = item / Tile::kN * kRows;
+    const int first = item / kColumns * kRows;
     const int32_t left = p.m - (m0 + first);
     const int end = first + (left < kRows ? left : kRows);
     for (int row = first; row < end;) {
@@ -65,12 +67,12 @@ DDSM_DEVICE void store_moments(const ConvParams& p, int32_t m0, int32_t n0) {
       const int64_t rest = (image + 1) * e.pixels - (m0 + row);
       const int stop = rest < end - row ? row + static_cast<int>(rest) : end;
       // Deviations from the first value: data, so the squares cannot cancel badly.
-      const float shift = ptx::load_shared<float>(Tile::out_address(row, item % Tile::kN));
+      const float shift = ptx::load_shared<float>(Tile::out_address(row, item % kColumns));
       float sum = 0, square = 0;
       const float count = static_cast<float>(stop - row);
       const int64_t block = (m0 + row) / kMomentPixels - image * e.pixels / kMomentPixels;
       for (; row < stop; ++row) {
-        const float d = ptx::load_shared<float>(Tile::out_address(row, item % Tile::kN)) - shift;
+        const float d = ptx::load_shared<float>(Tile::out_address(row, item % kColumns)) - shift;
         sum += d;
         square += d * d;
       }
@@ -125,6 +127,13 @@ DDSM_DEVICE float bias_of(const ConvParams& p, int32_t column) {
   return shortcut ? own + load_number<T>(shortcut, column, wide) : own;
 }
 
+// Of GEGLU's gate half.
+template <class T>
+DDSM_DEVICE float gate_half_bias_of(const ConvParams& p, int32_t column) {
+  const void* bias = p.parts.bias_of(1);
+  return bias && column < p.n ? load_number<T>(bias, column, p.epilogue.bias_wide) : 0.0f;
+}
+
 // Row m's pixel, counted over all images of y.
 DDSM_DEVICE int64_t pixel_of(const ConvParams& p, int32_t m) {
   const EpilogueParams& e = p.epilogue;
@@ -133,18 +142,40 @@ DDSM_DEVICE int64_t pixel_of(const ConvParams& p, int32_t m) {
   return at.image * e.pixels + e.pixel_class.place(at.h, at.w);
 }
 
+// V numbers of image `image` that all its pixels have: a row of a shift or a gate.
+template <class T, int V>
+DDSM_DEVICE Pack<T, V> load_of_image(const void* rows, int64_t stride, int64_t image, int32_t n,
+                                     int count) {
+  return load_pack<T, V>(static_cast<const T*>(rows) + image * stride + n, count, false);
+}
+
+template <class T, int V>
+DDSM_DEVICE void multiply_by_gate(const ConvParams& p, float (&value)[V], int32_t m, int32_t n) {
+  const EpilogueParams& e = p.epilogue;
+  if (!e.gate) return;
+  const auto gate =
+      load_of_image<T, V>(e.gate, e.gate_stride, p.rows.at(m).image, n, p.n - n);
+#pragma unroll
+  for (int i = 0; i < V; ++i) value[i] *= to_float(gate.lane[i]);
+}
+
 // Stores the block's outputs y[m0.., n0..] from the sums in shared memory.
-template <class Tile>
+template <class Tile, ConvKind kKind = ConvKind::kForward>
 DDSM_DEVICE void finish_tile(const ConvParams& p, int32_t m0, int32_t n0) {
   using T = typename Tile::Element;
-  constexpr int V = 16 / sizeof(T), kPerRow = Tile::kN / V;
+  constexpr int kColumns = columns_of_y(kKind, Tile::kN);
+  constexpr int V = 16 / sizeof(T), kPerRow = kColumns / V;
   static_assert(Tile::kThreads % kPerRow == 0);  // a thread keeps its columns
+  constexpr bool kGeglu = kKind == ConvKind::kGeglu;
   const EpilogueParams& e = p.epilogue;
   const int column = ptx::thread_index() % kPerRow * V;
   const int32_t n = n0 + column;
-  float bias[V];
+  float bias[V], gate_half_bias[V];
 #pragma unroll
-  for (int i = 0; i < V; ++i) bias[i] = bias_of<T>(p, n + i);
+  for (int i = 0; i < V; ++i) {
+    bias[i] = bias_of<T>(p, n + i);
+    if constexpr (kGeglu) gate_half_bias[i] = gate_half_bias_of<T>(p, n + i);
+  }
   for (int row = ptx::thread_index() / kPerRow; row < Tile::kM; row += Tile::kThreads / kPerRow) {
     const int64_t m = m0 + row;
     if (m >= p.m || n >= p.n) continue;
@@ -157,10 +188,23 @@ DDSM_DEVICE void finish_tile(const ConvParams& p, int32_t m0, int32_t n0) {
     }
     if (e.shift) {
       const int64_t image = p.rows.at(static_cast<int32_t>(m)).image;
-      const T* shift = static_cast<const T*>(e.shift) + image * e.shift_stride + n;
-      const auto pack = load_pack<T, V>(shift, p.n - n, false);
+      const auto pack = load_of_image<T, V>(e.shift, e.shift_stride, image, n, p.n - n);
 #pragma unroll
       for (int i = 0; i < V; ++i) value[i] += to_float(pack.lane[i]);
+    }
+    if constexpr (kGeglu) {
+#pragma unroll
+      for (int i = 0; i < V; i += 4) {
+        const auto four =
+            ptx::load_shared<Pack<float, 4>>(Tile::out_address(row, kColumns + column + i));
+#pragma unroll
+        for (int j = 0; j < 4; ++j) value[i + j] *= gelu(four.lane[j] + gate_half_bias[i + j]);
+      }
+    } else if constexpr (is_activated(kKind)) {
+      activate(e.activation, value);
+    }
+    if constexpr (is_activated(kKind)) {
+      multiply_by_gate<T>(p, value, static_cast<int32_t>(m), n);
     }
     if (e.residual) {
       const T* residual = static_cast<const T*>(e.residual) + m * e.residual_stride + n;
@@ -172,7 +216,7 @@ DDSM_DEVICE void finish_tile(const ConvParams& p, int32_t m0, int32_t n0) {
 #pragma unroll
     for (int i = 0; i < V; ++i) from_float(value[i] * e.gain, &out.lane[i]);
     const int64_t pixel = pixel_of(p, static_cast<int32_t>(m));
-    store_pack(static_cast<T*>(e.y) + pixel * p.n + n, out, p.n - n, e.vector);
+    store_pack(static_cast<T*>(e.y) + pixel * e.y_stride + n, out, p.n - n, e.vector);
     if (e.moments) {
 #pragma unroll
       for (int i = 0; i < V; ++i) {
@@ -182,7 +226,7 @@ DDSM_DEVICE void finish_tile(const ConvParams& p, int32_t m0, int32_t n0) {
   }
   if (e.moments) {
     Tile::sync();
-    store_moments<Tile>(p, m0, n0);
+    store_moments<Tile, kColumns>(p, m0, n0);
   }
 }
 

@@ -232,6 +232,7 @@ const char* head_refusal(const Conv2dCudaForwardArgs& args) {
   const int64_t kernel = args.weight.kernel, c = args.x.channels;
   if (args.options.tile > 0 || args.options.splits > 0) return "its tile or splits were forced";
   if (args.x2.data || args.parts > 1 || args.shortcut.x.data) return "several weights";
+  if (args.activation != Activation::kNone || args.gate) return "an activation or a gate";
   if (kernel < 2 || kernel * kernel * c > kMostDepth) return "its window is too small or large";
   if (s.stride != 1 || s.scale != 1 || s.out_height != s.height || s.out_width != s.width) {
     return "its output is of another size";

@@ -99,11 +99,12 @@ DDSM_DEVICE KCursor cursor_at(const ConvParams& params, int32_t step, int step_c
 
 // Loads A (pixels, gathered) and B (weights: rows n in the forward, rows k in the gradient of x).
 // What stays the same from step to step is kept: the loop has few instructions beside the products.
-template <class Tile, bool kGradient, bool kAligned>
+template <class Tile, ConvKind kKind, bool kAligned>
 struct ConvLoader {
   using A = typename Tile::A;
   using B = typename Tile::B;
   using T = typename Tile::Element;
+  static constexpr bool kGradient = kKind == ConvKind::kGradient;
   static constexpr int kThreads = Tile::kThreads;
   static constexpr int kChunksA = A::kLines * A::kChunks / kThreads;  // of a thread
   static constexpr int kChunksB = B::kLines * B::kChunks / kThreads;
@@ -136,9 +137,14 @@ struct ConvLoader {
         in_weight[i] = line * weight.out_stride + (n0 + along) * weight.in_stride;
       } else {
         const PartMap& parts = params.parts;
-        const int32_t part = parts.part(n0 + line), o = parts.channel(n0 + line, part);
+        int32_t n = n0 + line, part = parts.part(n), o = parts.channel(n, part);
+        if constexpr (kKind == ConvKind::kGeglu) {
+          constexpr int kColumns = columns_of_y(kKind, Tile::kN);
+          part = line / kColumns;
+          n = o = n0 + line % kColumns;
+        }
         const int64_t offset = parts.offset_of(part) + along * weight.in_stride;
-        in_weight[i] = n0 + line < params.n ? offset + o * weight.out_stride : -1;
+        in_weight[i] = n < params.n ? offset + o * weight.out_stride : -1;
       }
     }
   }

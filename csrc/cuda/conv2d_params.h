@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "ddsm/activation.h"
 #include "index_maps.h"
 #include "moments.h"
 #include "tile_choice.h"
@@ -17,8 +18,6 @@ struct ImageView {
   bool vector;             // every pixel starts at a multiple of 16 bytes
   int64_t weight_channel;  // that its first channel meets
 };
-
-constexpr int32_t kMostParts = 3;
 
 struct WeightView {
   void* data;
@@ -45,8 +44,8 @@ struct PixelMap {
 // Weights side by side, each with its own memory: `columns` of y belong to each.
 struct PartMap {
   Divider columns;
-  int64_t offset[kMostParts];    // from WeightView::data
-  const void* bias[kMostParts];  // null: zero
+  int64_t offset[kConvParts];    // from WeightView::data
+  const void* bias[kConvParts];  // null: zero
 
   DDSM_HOST_DEVICE int32_t part(int32_t column) const { return columns.quotient(column); }
   // The output channel of its weight that a column of part `part` is.
@@ -62,11 +61,25 @@ struct PartMap {
   }
 };
 
+// What a kernel computes: y, perhaps with an activation or a gate, of one block of columns or, by
+// GEGLU, of two; or the gradient of x.
+enum class ConvKind { kForward, kActivated, kGeglu, kGradient };
+
+DDSM_HOST_DEVICE constexpr bool is_activated(ConvKind kind) {
+  return kind == ConvKind::kActivated || kind == ConvKind::kGeglu;
+}
+// Columns of y in a tile of so many columns of the product. By GEGLU the first half are values, the
+// second half the gate halves of the same columns: a thread has both.
+DDSM_HOST_DEVICE constexpr int columns_of_y(ConvKind kind, int columns) {
+  return kind == ConvKind::kGeglu ? columns / 2 : columns;
+}
+
 // What becomes of a sum before it is stored; conv2d_cuda.h has the formula.
 struct EpilogueParams {
   void* y;  // [m, n], or the pixels of `pixel_class` in [images, pixels, n]
-  const void *shift, *residual, *shortcut_bias;
-  int64_t shift_stride, residual_stride;
+  const void *shift, *residual, *shortcut_bias, *gate;
+  int64_t y_stride, shift_stride, residual_stride, gate_stride;
+  Activation activation;
   Moments* moments;  // [images, classes, moment_blocks(pixels of a class), n]
   int64_t pixels;    // of an image of y
   PixelClass pixel_class;
@@ -99,7 +112,7 @@ struct ConvParams : ConvOperands {
   TapMap taps;
   GatherAxis h, w;
   PixelMap rows;
-  int32_t m, n, steps, splits;
+  int32_t m, n, steps, splits;  // n: columns of y
   EpilogueParams epilogue;
   float* partial;     // [tiles of y, splits, tile] if splits > 1
   unsigned* tickets;  // [tiles of y]: splits that have come
@@ -131,10 +144,14 @@ DDSM_HOST_DEVICE inline int32_t split_begin(int32_t steps, int32_t split, int32_
 // Pixels that one block sums for the bias gradient.
 constexpr int64_t kBiasPixels = 1024;
 
-// Launches of one way to multiply, instantiated in conv2d_*.cu and conv2d_grad_weight_*.cu.
+// Launches of one way to multiply, instantiated in conv2d_*.cu, conv2d_activated_*.cu and
+// conv2d_grad_weight_*.cu.
 template <class MathKind>
 const char* launch_conv(const ConvParams& params, int32_t tile, bool gradient, bool aligned,
                         void* stream);
+template <class MathKind>
+const char* launch_conv_activated(const ConvParams& params, int32_t tile, bool geglu, bool aligned,
+                                  void* stream);
 template <class MathKind>
 const char* launch_grad_weight(const GradWeightParams& params, int32_t tile, bool aligned,
                                void* stream);

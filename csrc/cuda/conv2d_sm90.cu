@@ -46,7 +46,7 @@ const char* encode(const TensorMapSpec& spec, TensorMap* map) {
   CUresult result;
   if (spec.im2col) {
     const int lower[2] = {static_cast<int>(spec.lower), static_cast<int>(spec.lower)};
-    const int upper[2] = {static_cast<int>(spec.upper), static_cast<int>(spec.upper)};
+    const int upper[2] = {static_cast<int>(spec.upper_w), static_cast<int>(spec.upper_h)};
     result = im2col(map, type, 4, data, size, strides, lower, upper, row,
                     static_cast<cuuint32_t>(spec.pixels), element_strides,
                     CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
@@ -130,14 +130,14 @@ const char* run_conv_sm90(const ConvParams& params, const ConvGeometry& geometry
   }
   p.conv = params;
   p.stall = stall_memory();
-  p.parts = static_cast<int32_t>(geometry.weights);
+  p.parts = static_cast<int32_t>(geometry.parts());
   p.phases = static_cast<int32_t>(geometry.phases());
   const EpilogueParams& e = params.epilogue;
   const GemmTile& size = kTiles[tile];
   // A box may not reach over into the next part, nor lie in every second pixel.
   p.copies_y = e.vector && p.phases == 1 && (p.parts == 1 || c_out % size.n == 0);
   p.copies_residual = e.residual && p.copies_y;
-  const TensorMapSpec y = rows_map(e.y, params.n, params.m, params.n, geometry, size);
+  const TensorMapSpec y = rows_map(e.y, e.y_stride, params.m, params.n, geometry, size);
   const TensorMapSpec residual =
       rows_map(e.residual, e.residual_stride, params.m, params.n, geometry, size);
   if (p.copies_y) {
@@ -147,9 +147,14 @@ const char* run_conv_sm90(const ConvParams& params, const ConvGeometry& geometry
     if (const char* error = encode(residual, &p.residual)) return error;
   }
   p.corner = static_cast<int32_t>(geometry.lower());
-  const auto launch_conv = geometry.math == Math::kFloat16 ? launch_conv_sm90<Float16>
-                                                           : launch_conv_sm90<BFloat16>;
-  return launch_conv(p, tile, geometry.gradient, multiprocessors, stream);
+  const bool half_floats = geometry.math == Math::kFloat16;
+  if (is_activated(geometry.kind)) {
+    const auto launch_conv = half_floats ? launch_conv_sm90_activated<Float16>
+                                         : launch_conv_sm90_activated<BFloat16>;
+    return launch_conv(p, tile, geometry.geglu(), multiprocessors, stream);
+  }
+  const auto launch_conv = half_floats ? launch_conv_sm90<Float16> : launch_conv_sm90<BFloat16>;
+  return launch_conv(p, tile, geometry.gradient(), multiprocessors, stream);
 }
 
 }  // namespace ddsm

@@ -43,6 +43,10 @@ struct HopperConvParams {
 template <class T>
 const char* launch_conv_sm90(const HopperConvParams& params, int32_t tile, bool gradient,
                              int32_t multiprocessors, void* stream);
+// In conv2d_sm90_activated_*.cu.
+template <class T>
+const char* launch_conv_sm90_activated(const HopperConvParams& params, int32_t tile, bool geglu,
+                                       int32_t multiprocessors, void* stream);
 
 // Encodes the tensor maps and launches one of them (conv2d_sm90.cu).
 const char* run_conv_sm90(const ConvParams& params, const ConvGeometry& geometry, int32_t tile,

@@ -1,8 +1,9 @@
 // From a warpgroup's sums in registers to what the sm_90a convolution stores. Everything here is of
 // one warpgroup; the other one multiplies meanwhile.
 //
-//   begin   before the products: bias, shift and residual are asked for
-//   finish  after them: sums of other splits, terms, rounding, y by a bulk copy, moments
+//   begin   before the products: bias, shift, gate and residual are asked for
+//   finish  after them: sums of other splits, terms, activation and gate, rounding, y by a bulk
+//           copy, moments
 #pragma once
 
 #include "conv2d_epilogue.cuh"
@@ -15,6 +16,10 @@ struct HopperEpilogue {
   using T = typename Tile::Element;
   static constexpr int kChunk = 8;  // columns of 16 bytes
   static constexpr int kTerms = (Tile::kHalves * Tile::kN + ptx::kWarpgroup - 1) / ptx::kWarpgroup;
+  static constexpr bool kActivated = is_activated(Tile::kKind);
+  static constexpr bool kGeglu = Tile::kKind == ConvKind::kGeglu;
+  static constexpr int kGates =
+      (Tile::kHalves * Tile::kColumns + ptx::kWarpgroup - 1) / ptx::kWarpgroup;
 
   const HopperConvParams& p;
   int warpgroup, thread;      // in the block, in the warpgroup
@@ -24,6 +29,7 @@ struct HopperEpilogue {
     T bias, shortcut_bias, shift;
   };
   Term terms[kTerms];
+  T gates[kGates];
 
   DDSM_DEVICE HopperEpilogue(const HopperConvParams& params, int of_block)
       : p(params), warpgroup(of_block), thread(ptx::thread_index() % ptx::kWarpgroup) {}
@@ -55,13 +61,17 @@ struct HopperEpilogue {
     }
 #pragma unroll
     for (int i = 0; i < kTerms; ++i) terms[i] = term_of(work, thread + i * ptx::kWarpgroup);
+    if constexpr (kActivated) {
+#pragma unroll
+      for (int i = 0; i < kGates; ++i) gates[i] = gate_of(work, thread + i * ptx::kWarpgroup);
+    }
   }
 
   DDSM_DEVICE void load_residual(const TileWork& work) const {
     const uint32_t mbarrier = Tile::residual(warpgroup);
     ptx::mbarrier_arrive_expect(mbarrier, Tile::kOutBytes);
 #pragma unroll
-    for (int column = 0; column < Tile::kN; column += Tile::kOutColumns) {
+    for (int column = 0; column < Tile::kColumns; column += Tile::kOutColumns) {
       ptx::copy_tiled(p.residual, Tile::out_address(warpgroup, 0, column), mbarrier,
                       {first_column(work) + column, work.m0, 0, 0});
     }
@@ -69,12 +79,13 @@ struct HopperEpilogue {
 
   // What the item-th term, a column of a half, is the sum of. Weights here are of the images' type.
   DDSM_DEVICE Term term_of(const TileWork& work, int item) const {
-    const int half = item / Tile::kN, column = item % Tile::kN;
+    const int half = item / Tile::kN, block = item % Tile::kN / Tile::kColumns;  // GEGLU's
+    const int column = item % Tile::kColumns;
     const EpilogueParams& e = p.conv.epilogue;
     const int32_t m = work.m0 + half * 64, n = first_column(work) + column;
     Term term{};
     if (half >= Tile::kHalves || column >= columns_left(work)) return term;
-    const void* bias = p.conv.parts.bias_of(work.part);
+    const void* bias = p.conv.parts.bias_of(work.part + block);
     if (bias) term.bias = ptx::load_global(static_cast<const T*>(bias) + work.column + column);
     if (e.shortcut_bias) {
       term.shortcut_bias = ptx::load_global(static_cast<const T*>(e.shortcut_bias) + n);
@@ -84,6 +95,18 @@ struct HopperEpilogue {
       term.shift = ptx::load_global(static_cast<const T*>(e.shift) + image * e.shift_stride + n);
     }
     return term;
+  }
+
+  // What the item-th product by a gate, of a column of y and a half, has.
+  DDSM_DEVICE T gate_of(const TileWork& work, int item) const {
+    const int half = item / Tile::kColumns, column = item % Tile::kColumns;
+    const EpilogueParams& e = p.conv.epilogue;
+    const int32_t m = work.m0 + half * 64;
+    if (!e.gate || half >= Tile::kHalves || column >= columns_left(work) || m >= p.conv.m) {
+      return T{};
+    }
+    return ptx::load_global(static_cast<const T*>(e.gate) +
+                            p.conv.rows.at(m).image * e.gate_stride + first_column(work) + column);
   }
 
   DDSM_DEVICE void finish(Tile& tile, const TileWork& work) {
@@ -100,6 +123,7 @@ struct HopperEpilogue {
         ptx::store_shared(Tile::term_address(warpgroup, item / Tile::kN, item % Tile::kN), sum);
       }
     }
+    if constexpr (kActivated) store_gates();
     sync();  // the terms are there; the copies out and moments of the tile before are done with
     if (p.copies_residual) {
       ptx::mbarrier_wait(Tile::residual(warpgroup), residual_parity, p.stall, kResidual, warpgroup);
@@ -118,6 +142,17 @@ struct HopperEpilogue {
     }
     if (p.conv.epilogue.moments) store_moments(work);
     sync();  // before anything is written there again
+  }
+
+  DDSM_DEVICE void store_gates() const {
+#pragma unroll
+    for (int i = 0; i < kGates; ++i) {
+      const int item = thread + i * ptx::kWarpgroup;
+      if (item >= Tile::kHalves * Tile::kColumns) continue;
+      ptx::store_shared(
+          Tile::gate_address(warpgroup, item / Tile::kColumns, item % Tile::kColumns),
+          p.conv.epilogue.gate ? to_float(gates[i]) : 1.0f);
+    }
   }
 
   // See conv2d_epilogue.cuh; the sums stay where they are, in each thread's order.
@@ -173,6 +208,41 @@ struct HopperEpilogue {
     return true;
   }
 
+  // What a pair of y's columns is made of beside the sums.
+  struct PairTerms {
+    Pack<float, 2> sum, gate_half, gate;  // the last two: where there is an activation or a gate
+  };
+  DDSM_DEVICE PairTerms terms_of_pair(uint32_t terms_begin, int half, int column) const {
+    const auto load = [&](int place) {
+      return ptx::load_shared<Pack<float, 2>>(terms_begin + place * 4);
+    };
+    PairTerms pair{load(half * Tile::kN + column), {}, {}};
+    if constexpr (kGeglu) pair.gate_half = load(half * Tile::kN + Tile::kColumns + column);
+    if constexpr (kActivated) {
+      pair.gate = load(Tile::kHalves * Tile::kN + half * Tile::kColumns + column);
+    }
+    return pair;
+  }
+  // A pair of outputs from the sums at `at` on, before residual and gain.
+  DDSM_DEVICE Pack<float, 2> outputs(const Tile& tile, int half, int at,
+                                     const PairTerms& pair) const {
+    float value[2];
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      value[j] = tile.sums[half][at + j] + pair.sum.lane[j];
+      if constexpr (kGeglu) {
+        constexpr int kGateHalf = Tile::kN / 4;  // sums from a column to its gate half
+        value[j] *= gelu(tile.sums[half][at + kGateHalf + j] + pair.gate_half.lane[j]);
+      }
+    }
+    if constexpr (kActivated && !kGeglu) activate(p.conv.epilogue.activation, value);
+    if constexpr (kActivated) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) value[j] *= pair.gate.lane[j];
+    }
+    return {value[0], value[1]};
+  }
+
   // The sums with all terms, times gain, rounded, over the residual's place.
   DDSM_DEVICE void round(const Tile& tile) const {
     const bool adds = p.copies_residual || adds_rows();
@@ -193,8 +263,8 @@ struct HopperEpilogue {
 #pragma unroll
     for (int half = 0; half < Tile::kHalves; ++half) {
 #pragma unroll
-      for (int begin = 0; begin < Tile::kN / 8; begin += kTogether) {
-        Pack<float, 2> term[kTogether];
+      for (int begin = 0; begin < Tile::kColumns / 8; begin += kTogether) {
+        PairTerms term[kTogether];
         Pack<T, 2> residual[kTogether][2];
         const auto address = [&](int i, int rows) {
           const int chunk = begin + i;
@@ -203,8 +273,7 @@ struct HopperEpilogue {
         };
 #pragma unroll
         for (int i = 0; i < kTogether; ++i) {
-          term[i] = ptx::load_shared<Pack<float, 2>>(terms_begin +
-                                                     (half * Tile::kN + (begin + i) * 8) * 4);
+          term[i] = terms_of_pair(terms_begin, half, (begin + i) * 8);
 #pragma unroll
           for (int rows = 0; rows < 2; ++rows) {
             residual[i][rows] = {};
@@ -216,10 +285,9 @@ struct HopperEpilogue {
 #pragma unroll
           for (int rows = 0; rows < 2; ++rows) {
             const int at = (begin + i) * 4 + rows * 2;
-            const float first = tile.sums[half][at] + term[i].lane[0] +
-                                to_float(residual[i][rows].lane[0]);
-            const float second = tile.sums[half][at + 1] + term[i].lane[1] +
-                                 to_float(residual[i][rows].lane[1]);
+            const auto value = outputs(tile, half, at, term[i]);
+            const float first = value.lane[0] + to_float(residual[i][rows].lane[0]);
+            const float second = value.lane[1] + to_float(residual[i][rows].lane[1]);
             ptx::store_shared(address(i, rows), pair_of(first * gain, second * gain, T{}));
           }
         }
@@ -231,7 +299,7 @@ struct HopperEpilogue {
   // column, how many columns of the part lie there), the last one below 1 where m is none either.
   template <int V, class Visit>
   DDSM_DEVICE void for_chunks(const TileWork& work, const Visit& visit) const {
-    constexpr int kPerRow = Tile::kN / V;
+    constexpr int kPerRow = Tile::kColumns / V;
     const int column = thread % kPerRow * V;
     const int32_t left = columns_left(work) - column;
     for (int row = thread / kPerRow; row < Tile::kM; row += ptx::kWarpgroup / kPerRow) {
@@ -264,7 +332,7 @@ struct HopperEpilogue {
 
   DDSM_DEVICE void copy_y(const TileWork& work) const {
 #pragma unroll
-    for (int column = 0; column < Tile::kN; column += Tile::kOutColumns) {
+    for (int column = 0; column < Tile::kColumns; column += Tile::kOutColumns) {
       if (column >= columns_left(work)) break;
       ptx::copy_out(p.y, Tile::out_address(warpgroup, 0, column),
                     {first_column(work) + column, work.m0, 0, 0});
@@ -277,13 +345,13 @@ struct HopperEpilogue {
       if (left <= 0) return;
       const auto pack =
           ptx::load_shared<Pack<T, kChunk>>(Tile::out_address(warpgroup, row, column));
-      T* y = static_cast<T*>(p.conv.epilogue.y) + pixel(work, m) * p.conv.n;
+      T* y = static_cast<T*>(p.conv.epilogue.y) + pixel(work, m) * p.conv.epilogue.y_stride;
       store_pack(y + first_column(work) + column, pack, left, p.conv.epilogue.vector);
     });
   }
 
   // Of a half's 64 rows a pair of columns is the work of kLanes lanes, which add up in one order.
-  static constexpr int kPairs = Tile::kN / 4, kLanes = 32 / kPairs;  // pairs: of a warp
+  static constexpr int kPairs = Tile::kColumns / 4, kLanes = 32 / kPairs;  // pairs: of a warp
 
   // The i-th of a lane's rows: in 8 rows those that the lanes read at a time meet different banks.
   static DDSM_DEVICE int row_of(int lane, int i) {

@@ -31,6 +31,12 @@ DDSM_DEVICE void load_weights(const HopperConvParams& p, const KCursor& cursor,
       ptx::copy_tiled(weight, target + panel * Tile::kPanelBytes, full,
                       {work.column + panel * Tile::kStep, tap.s, tap.r, cursor.channel});
     }
+  } else if constexpr (Tile::kKind == ConvKind::kGeglu) {
+#pragma unroll
+    for (int block = 0; block < 2; ++block) {
+      ptx::copy_tiled(p.weight[block], target + block * Tile::kColumns * kHopperStepBytes, full,
+                      {cursor.channel, tap.s, tap.r, work.column});
+    }
   } else {
     ptx::copy_tiled(weight, target, full, {cursor.channel, tap.s, tap.r, work.column});
   }
@@ -166,9 +172,11 @@ DDSM_DEVICE void prepare_barriers() {
   ptx::mbarrier_init_fence();
 }
 
+template <class Tile>
 DDSM_DEVICE void prefetch_maps(const HopperConvParams& p) {
   for (int i = 0; i < p.conv.source_count; ++i) ptx::prefetch(p.image[i]);
-  const int weights = p.parts > 1 ? p.parts : p.conv.source_count;
+  const int parts = Tile::kKind == ConvKind::kGeglu ? 2 : p.parts;
+  const int weights = parts > 1 ? parts : p.conv.source_count;
   for (int i = 0; i < weights; ++i) ptx::prefetch(p.weight[i]);
 }
 
@@ -183,7 +191,7 @@ conv_sm90_kernel(const DDSM_GRID_CONSTANT HopperConvParams p) {
   const int warp = ptx::uniform(ptx::thread_index() / 32);
   if (warp == 0 && ptx::elect_one()) {
     prepare_barriers<Tile>();
-    prefetch_maps(p);
+    prefetch_maps<Tile>(p);
   }
   ptx::sync_threads();
   // 3 warpgroups of 168 registers a thread at most: 40 + 2 * 232 fit in the same 65536.
@@ -197,27 +205,31 @@ conv_sm90_kernel(const DDSM_GRID_CONSTANT HopperConvParams p) {
 #endif
 }
 
-template <int kTile, class T, bool kGradient>
+template <int kTile, class T, ConvKind kKind>
 const char* launch_hopper_tile(const HopperConvParams& p, int32_t multiprocessors, void* stream) {
-  using Tile = HopperTile<kTile, T, kGradient>;
+  using Tile = HopperTile<kTile, T, kKind>;
   HopperConvParams params = p;
-  params.order = TileOrder(p.conv, p.parts, p.phases, Tile::kRows, Tile::kN);
+  params.order = TileOrder(p.conv, p.parts, p.phases, Tile::kRows, Tile::kColumns);
   const int32_t works = params.order.works;
   const LaunchShape shape{works < multiprocessors ? works : multiprocessors, 1, kHopperThreads,
                           Tile::kSharedBytes, p.conv.overlaps};
   return launch("conv_sm90", conv_sm90_kernel<Tile>, shape, stream, params);
 }
 
-template <class T, int kTile = kPortableTiles>
-const char* launch_hopper(const HopperConvParams& p, int32_t tile, bool gradient,
-                          int32_t multiprocessors, void* stream) {
+constexpr bool serves(int32_t tile, ConvKind kind) {
+  if (kind == ConvKind::kGradient) return serves_gradient(tile);
+  return kind != ConvKind::kGeglu || serves_geglu(tile);
+}
+
+template <class T, ConvKind kKind, int kTile = kPortableTiles>
+const char* launch_hopper(const HopperConvParams& p, int32_t tile, int32_t multiprocessors,
+                          void* stream) {
   if constexpr (kTile < kTileCount) {
     if (tile != kTile) {
-      return launch_hopper<T, kTile + 1>(p, tile, gradient, multiprocessors, stream);
+      return launch_hopper<T, kKind, kTile + 1>(p, tile, multiprocessors, stream);
     }
-    if (!gradient) return launch_hopper_tile<kTile, T, false>(p, multiprocessors, stream);
-    if constexpr (serves_gradient(kTile)) {
-      return launch_hopper_tile<kTile, T, true>(p, multiprocessors, stream);
+    if constexpr (serves(kTile, kKind)) {
+      return launch_hopper_tile<kTile, T, kKind>(p, multiprocessors, stream);
     }
   }
   return "no kernel for this tile";
@@ -226,7 +238,17 @@ const char* launch_hopper(const HopperConvParams& p, int32_t tile, bool gradient
 template <class T>
 const char* launch_conv_sm90(const HopperConvParams& params, int32_t tile, bool gradient,
                              int32_t multiprocessors, void* stream) {
-  return launch_hopper<T>(params, tile, gradient, multiprocessors, stream);
+  const auto launch_kind = gradient ? launch_hopper<T, ConvKind::kGradient>
+                                    : launch_hopper<T, ConvKind::kForward>;
+  return launch_kind(params, tile, multiprocessors, stream);
+}
+
+template <class T>
+const char* launch_conv_sm90_activated(const HopperConvParams& params, int32_t tile, bool geglu,
+                                       int32_t multiprocessors, void* stream) {
+  const auto launch_kind = geglu ? launch_hopper<T, ConvKind::kGeglu>
+                                 : launch_hopper<T, ConvKind::kActivated>;
+  return launch_kind(params, tile, multiprocessors, stream);
 }
 
 }  // namespace ddsm

@@ -23,14 +23,16 @@ struct RingPlace {
   }
 };
 
-template <int kTile, class T, bool kGradientOfX>
+template <int kTile, class T, ConvKind kKindOfConv>
 struct HopperTile {
   using Element = T;
-  static constexpr bool kGradient = kGradientOfX;
+  static constexpr ConvKind kKind = kKindOfConv;
+  static constexpr bool kGradient = kKind == ConvKind::kGradient;
   // Whether both warpgroups take one tile, so that the weights of a step serve twice the rows.
   static constexpr bool kShared = is_shared_tile(kTile);
   static constexpr int kOwners = kShared ? kConsumers : 1;
   static constexpr int kRows = kTiles[kTile].m, kN = kTiles[kTile].n;
+  static constexpr int kColumns = columns_of_y(kKind, kN);
   static constexpr int kM = kRows / kOwners;  // rows of a warpgroup
   static constexpr int kHalves = kM / 64;  // wgmma takes 64 rows
   static constexpr int kStep = static_cast<int>(kBoxElements);
@@ -48,10 +50,13 @@ struct HopperTile {
 
   // A warpgroup's outputs (its residual before) as rows of at most 64 columns, in boxes of kM rows,
   // permuted as a bulk copy has them: the 8 rows and 4 words that a warp stores meet all 32 banks.
-  static constexpr int kOutColumns = kN < 64 ? kN : 64, kOutRowBytes = kOutColumns * 2;
-  static constexpr int kOutBoxBytes = kM * kOutRowBytes, kOutBytes = kM * kN * 2;
-  // Bias and shift of each half.
-  static constexpr int kTermsBytes = kHalves * kN * 4;
+  static constexpr int kOutColumns = kColumns < 64 ? kColumns : 64;
+  static constexpr int kOutRowBytes = kOutColumns * 2;
+  static constexpr int kOutBoxBytes = kM * kOutRowBytes, kOutBytes = kM * kColumns * 2;
+  // Bias and shift of each half, and behind them the gates.
+  static constexpr int kSumTermsBytes = kHalves * kN * 4;
+  static constexpr int kTermsBytes =
+      kSumTermsBytes + (is_activated(kKind) ? kHalves * kColumns * 4 : 0);
   static constexpr int kBarrierBytes = 8 * 2 * (kMostHopperStages + kConsumers);
   static constexpr int kTicketBytes = 4 * kConsumers;
   static constexpr int kRoom =
@@ -81,6 +86,9 @@ struct HopperTile {
   }
   static DDSM_DEVICE uint32_t term_address(int warpgroup, int half, int column) {
     return kTermsBegin + warpgroup * kTermsBytes + (half * kN + column) * 4;
+  }
+  static DDSM_DEVICE uint32_t gate_address(int warpgroup, int half, int column) {
+    return kTermsBegin + warpgroup * kTermsBytes + kSumTermsBytes + (half * kColumns + column) * 4;
   }
 
   // Element i: row warp * 16 + lane / 4 + i / 2 % 2 * 8 of its half, column i / 4 * 8 +
@@ -147,7 +155,7 @@ DDSM_DEVICE TileWork work_at(const HopperConvParams& p, int32_t index) {
   TileWork work{(row - phase * static_cast<int32_t>(order.rows.divisor)) * Tile::kRows,
                 phase,
                 part,
-                (column - part * static_cast<int32_t>(order.of_part.divisor)) * Tile::kN,
+                (column - part * static_cast<int32_t>(order.of_part.divisor)) * Tile::kColumns,
                 tile,
                 split,
                 0,

@@ -56,6 +56,7 @@ DDSM_DEVICE float linear_result(const LinearParams& p, float sum) {
 
 template <class W>
 DDSM_DEVICE float linear_bias(const LinearPart& part, int32_t output) {
+  if (!part.bias) return 0.0f;
   return to_float(ptx::load_global(static_cast<const W*>(part.bias) + output));
 }
 

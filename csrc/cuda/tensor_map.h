@@ -34,7 +34,8 @@ struct TensorMapSpec {
   int64_t row;              // elements of dimension 0 that a box holds: 64 or 32, the swizzle's
   int64_t box[3];           // tiled: of dimensions 1, 2, 3
   int64_t pixels;           // im2col
-  int64_t lower, upper;     // im2col: of W and of H
+  int64_t lower;            // im2col: of W and of H
+  int64_t upper_w, upper_h;  // im2col
   int64_t step;             // im2col: of W and of H
   bool constant;            // no kernel of the stream writes the memory
 };
@@ -61,10 +62,11 @@ inline const char* refusal(const TensorMapSpec& t) {
     }
     return nullptr;
   }
-  if (t.lower < -128 || t.lower > 127 || t.upper < -128 || t.upper > 127) {
+  const auto is_corner = [](int64_t place) { return place >= -128 && place <= 127; };
+  if (!is_corner(t.lower) || !is_corner(t.upper_w) || !is_corner(t.upper_h)) {
     return "a tensor map needs corners of the pixel box of -128 to 127";
   }
-  if (t.size[1] + t.upper <= t.lower || t.size[2] + t.upper <= t.lower) {
+  if (t.size[1] + t.upper_w <= t.lower || t.size[2] + t.upper_h <= t.lower) {
     return "a tensor map needs a pixel box with pixels";
   }
   if (t.pixels < 1 || t.pixels > 1024) return "a tensor map needs columns of 1 to 1024 pixels";

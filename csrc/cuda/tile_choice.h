@@ -39,11 +39,13 @@ struct GemmProblem {
   Math math;
   int64_t m, n, k_steps;  // k_steps: of kStepBytes each, every tap and source rounded up
   int64_t k_padding;      // of their elements, those that round up
-  int64_t parts;          // weights side by side, each n / parts columns
+  int64_t parts;          // weights side by side, each n / parts columns; GEGLU: 1, whose n counts
+                          // the columns of both blocks
   int64_t batches;        // products of this size: 1, the taps of a weight gradient, or the classes
                           // of pixels of an enlarged image
   bool aligned;           // every operand comes in chunks of 16 bytes, by cp.async
   bool gradient;          // of x
+  bool geglu;             // a tile of y has half as many columns as the product
   int32_t multiprocessors;
   bool hopper;                 // takes the sm_90a path: k_steps are of kHopperStepBytes
   const char* hopper_refusal;  // null, or why that path cannot serve
@@ -62,10 +64,15 @@ constexpr bool is_shared_tile(int32_t tile) { return kTiles[tile].m > 128; }
 // across K there, in panels of 64 columns, of which no source is known to take half.
 constexpr bool serves_gradient(int32_t tile) { return kTiles[tile].n >= 64; }
 
+// Whether the tile of the sm_90a path has a kernel for GEGLU: y's rows there, half as wide, are
+// those of a swizzle.
+constexpr bool serves_geglu(int32_t tile) { return kTiles[tile].n >= 64; }
+
 // True if there are kernels for the tile.
 inline bool has_tile(const GemmProblem& problem, int32_t tile) {
   if (problem.hopper || tile >= kPortableTiles) {
-    return problem.hopper && is_hopper_tile(tile) && (!problem.gradient || serves_gradient(tile));
+    return problem.hopper && is_hopper_tile(tile) &&
+           (!problem.gradient || serves_gradient(tile)) && (!problem.geglu || serves_geglu(tile));
   }
   return tile == kPlainTile || (problem.math != Math::kIeee && problem.aligned);
 }

@@ -316,7 +316,7 @@ class Graph:
             for other in self.readers[node.reads[0]]
             if other.op == node.op
             and other.operands == node.operands == node.reads
-            and other.silu == node.silu
+            and (other.silu, other.bias) == (node.silu, node.bias)
         )
 
     def keep_sizes(self) -> None:

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ddsm_ext import _library
 from ddsm_ext.ops._call import conv_tf32, is_tf32, matmul_tf32
+from ddsm_ext.ops.activation import activation_number
 from ddsm_ext.ops.conv2d import flops
 
 _OPS = (
@@ -44,7 +45,7 @@ class Shortcut:
 
     Attributes:
         sources: x [N, c_in, H, W] and perhaps x2 [N, c_in2, H, W], of the output's H and W.
-        weight: [c_out_max, c_in_max, 1, 1]; bias: [c_out_max].
+        weight: [c_out_max, c_in_max, 1, 1] or [c_out_max, c_in_max]; bias: [c_out_max].
         c_in2_offset: first weight input channel of x2.
     """
 
@@ -55,7 +56,7 @@ class Shortcut:
 
     def tensors(self) -> list[Tensor]:
         """As the op takes them."""
-        return [self.weight, self.bias, *self.sources]
+        return [_as_window(self.weight), self.bias, *self.sources]
 
 
 def make_tickets(device: torch.device) -> Tensor:
@@ -136,7 +137,7 @@ def linear_fused(
     Args:
         x: [N, c].
         weights: [c_out_max, c or more] each, of x's dtype or float32.
-        biases: [c_out_max] each.
+        biases: [c_out_max] each, or none of any weight.
         c_out: active outputs of each weight.
         shift: [N, c_out] of x's dtype added before SiLU, any row stride; beside one weight only.
         silu: apply SiLU to the results.
@@ -152,10 +153,15 @@ def linear_fused(
     return tuple(joined[:, begin : begin + c] for begin, c in zip(begins, c_out, strict=False))
 
 
+def _as_window(weight: Tensor) -> Tensor:
+    """A weight [c_out_max, c_in_max] as that of a 1x1 convolution, another as it is."""
+    return weight[:, :, None, None] if weight.dim() == 2 else weight
+
+
 def conv2d_fused(
     sources: Sequence[Tensor],
     weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
     c_out: int,
     *,
     c_in2_offset: int = 0,
@@ -170,35 +176,40 @@ def conv2d_fused(
     moments: bool = False,
     tickets: Tensor | None = None,
     overlaps: bool = False,
+    activation: str | None = None,
+    gate: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Convolve, add bias, shift, residual and shortcut, multiply, take the result's moments.
+    """y = (residual + gate * act(convolution + bias + shift + shortcut)) * scale, and its moments.
 
     Args:
         sources: x [N, c_in, H, W] and perhaps x2 [N, c_in2, H, W].
-        weights: one, or three of one shape and layout [c_out_max, c_in_max, k, k] whose outputs
-            lie side by side.
-        biases: [c_out_max] for each weight.
+        weights: one to three of one shape and layout [c_out_max, c_in_max, k, k] whose outputs
+            lie side by side; [c_out_max, c_in_max] is that of a 1x1 convolution.
+        biases: [c_out_max] for each weight; None for all: they have none.
         c_out: active output channels of each weight.
         c_in2_offset: first weight input channel of x2.
         stride: 1 or 2.
         upsample: enlarge the sources 2x (nearest neighbour) first.
-        shift: [N, channels of y] added to every pixel.
+        shift: [N, channels of y] added to every pixel, not beside "geglu".
         residual: [N, channels of y, H_out, W_out] added to the result.
-        shortcut: a 1x1 convolution of further sources, added to the result; beside one weight only.
+        shortcut: a 1x1 convolution of further sources, added to the sum; beside one weight only.
         scale: factor on the result with all that is added.
         ring: convolve one pixel around the image, too.
         pad_end: have one row and column of zeros less before the sources.
         moments: whether `group_norm_apply` will read the result.
         tickets: `make_tickets`'s, which no other launch uses then; None: cleared memory.
         overlaps: the kernel may begin while the one before it ends, which writes no weights.
+        activation: as of `ops.activation`; "geglu" takes two weights, value and gate half.
+        gate: [N, channels of y] of x's dtype, any row stride.
 
     Returns:
-        y [N, c_out of all weights, H_out, W_out], channels_last, and its moments: bytes of a layout
-        that belongs to the kernels, or None.
+        y [N, c_out of all weights, H_out, W_out] (after "geglu" of one), channels_last, and its
+        moments: bytes of a layout that belongs to the kernels, or None.
     """
+    weights = [_as_window(weight) for weight in weights]
     x, x2 = sources[0], sources[1] if len(sources) > 1 else None
     y, found = torch.ops.ddsm_ext.sliced_conv2d_fused(
-        *(x, x2, weights, biases),
+        *(x, x2, weights, [bias for bias in biases if bias is not None]),
         c_out,
         c_in2_offset,
         stride,
@@ -213,7 +224,9 @@ def conv2d_fused(
         overlaps,
         conv_tf32(x),
         scale,
-        pad_end=pad_end,
+        pad_end,
+        activation_number("conv2d_fused", activation),
+        gate,
     )
     return y, found if moments else None
 

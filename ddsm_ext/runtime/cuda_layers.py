@@ -73,7 +73,7 @@ class CudaLayers:
         return linear_fused(
             x,
             [linear.weight for linear in linears],
-            [linear.bias for linear in linears],
+            [linear.bias for linear in linears if linear.bias is not None],
             [linear.c_out for linear in linears],
             shift=shift,
             silu=silu,
@@ -125,19 +125,23 @@ class CudaLayers:
         shortcut: tuple[tuple[Activation, ...], ConvWeight] | None = None,
         scale: float = 1.0,
         moments: bool = False,
+        activation: str | None = None,
+        gate: Tensor | None = None,
     ) -> Activation:
         """Convolve ("same" padding) one source or the unjoined concat of two, or their norm.
 
         A residual of half the output's size is enlarged first; sources of a shortcut have the
-        output's size. scale: factor on the result with all that is added.
+        output's size. scale: factor on the result with all that is added. activation: of the sum
+        with shift and shortcut, "gelu", "gelu_tanh", or of two weights or blocks "geglu". gate:
+        [N, channels], times that, before the residual is added.
         """
         inputs = _inputs(sources, conv, norm)
         if residual is not None and residual.tensor.shape[2:] != _size(inputs[0], conv):
             residual = self.resample(residual, up=True)
         y, found = conv2d_fused(
             inputs,
-            conv.weights,
-            conv.biases,
+            _blocks(conv.weights, 3),
+            _blocks(conv.biases, 2),
             c_out,
             c_in2_offset=_second_offset(sources, conv.skip_offset),
             stride=conv.stride,
@@ -151,6 +155,8 @@ class CudaLayers:
             moments=moments,
             tickets=self._tickets,
             overlaps=True,
+            activation=activation,
+            gate=gate,
         )
         return Activation(y, found)
 
@@ -217,6 +223,16 @@ def _attended(queries: Activation, q: Tensor, k: Tensor, v: Tensor) -> Activatio
     return Activation(y.unflatten(1, queries.tensor.shape[2:]).permute(0, 3, 1, 2))
 
 
+def _blocks(parameters: Sequence[Tensor | None], dims: int) -> list[Tensor]:
+    """Return the parameters that are there; of each with so many dimensions, its blocks."""
+    given = [parameter for parameter in parameters if parameter is not None]
+    return [
+        block
+        for parameter in given
+        for block in (parameter.unbind() if parameter.dim() == dims else (parameter,))
+    ]
+
+
 def _inputs(
     sources: tuple[Activation, ...], conv: ConvWeight, norm: Norm | None
 ) -> Sequence[Tensor]:
@@ -244,5 +260,6 @@ def _second_offset(sources: tuple[Activation, ...], skip_offset: int | None) -> 
 
 def _shortcut(sources: tuple[Activation, ...], conv: ConvWeight) -> Shortcut:
     (weight,), (bias,) = conv.weights, conv.biases
+    assert bias is not None  # a description's convolutions have one
     tensors = [source.tensor for source in sources]
     return Shortcut(tensors, weight, bias, _second_offset(sources, conv.skip_offset))

@@ -134,6 +134,7 @@ def forward_of(
         parts=1,
         gain=1.0,
         y=y.data_ptr(),
+        y_stride=case.c_out,
         c_out=case.c_out,
     )
     exact = case.convolve(case.joined(x, x2), case.product_input(case.slice(weight)))
@@ -164,6 +165,7 @@ def run_grad_x(case: Case, library: object = None) -> tuple[Tensor, Tensor]:
         shape=shape,
         grad_y=emulated.image(grad_y),
         weight=emulated.weight_of(weight),
+        parts=1,
         grad_x=grad_x.data_ptr(),
         c_in=c_in,
         c_in_offset=offset,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from cuda_kernels import emulated
+from cuda_kernels.activation_cases import KINDS, activated
 from cuda_kernels.conv2d_cases import Case, check_rounded, forward_of
 from ops.op_checks import as_layout, normal, seeded
 from torch import Tensor
@@ -17,13 +18,16 @@ BOTH = (*PORTABLE, *HOPPER)
 
 @dataclass(frozen=True)
 class Fused:
-    """A call: its convolution and what is added to it."""
+    """A call: its convolution, what is added to it, and what becomes of that."""
 
     conv: Case
     shift: bool = False
     residual: str | None = None  # its layout
     shortcut: tuple[int, int] = (0, 0)  # channels of its sources
     gain: float = 1.0
+    activation: str | None = None
+    gate: bool = False
+    bias: bool = False
     tickets: bool = False
     overlaps: bool = False
 
@@ -32,48 +36,111 @@ def blocks_of(pixels: int) -> int:
     return emulated.library().moment_blocks(pixels)
 
 
-def run(call: Fused, library: ctypes.CDLL | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Output, its moments, and the output of the reference."""
-    case, generator = call.conv, seeded(4)
-    args, reads, y, exact = forward_of(case, generator)
-    size = tuple(y.shape)
-    if call.shift:
-        shift = as_layout(normal(generator, *size[:2], dtype=case.dtype), "sliced")  # [N, c_out]
-        args.shift, args.shift_stride = shift.data_ptr(), shift.stride(0)
-        exact = exact + shift.double()[:, :, None, None]
-        reads.append(shift)
-    if call.residual:
-        residual = as_layout(normal(generator, *size, dtype=case.dtype), call.residual)
-        args.residual = residual.data_ptr()
-        args.residual_stride = residual.stride(0) // (size[2] * size[3])  # pixels evenly spaced
-        exact = exact + residual.double()
-        reads.append(residual)
-    if call.shortcut[0]:
-        c, c2 = call.shortcut
-        beside = replace(case, c=c, c2=c2, kernel=1, stride=1, upsample=False,
-                         height=size[2], width=size[3])  # fmt: skip
-        x3, x4 = beside.sources(generator)
-        weight3 = beside.weight(generator)
-        bias = normal(generator, weight3.size(0), dtype=weight3.dtype)
-        args.shortcut = emulated.Shortcut(
-            emulated.image(x3),
-            emulated.image(x4, beside.offset()),
-            emulated.weight_of(weight3),
+NOTHING = torch.zeros(1, dtype=torch.float64)  # of what is not added
+
+
+class Arguments:
+    """Those of one call, what it reads, and its reference as far as it is built."""
+
+    def __init__(self, call: Fused) -> None:
+        self.call, self.case, self.generator = call, call.conv, seeded(4)
+        self.args, self.reads, self.y, self.product = forward_of(self.case, self.generator)
+
+    def rows(self) -> Tensor:
+        """[N, channels of y] of wider rows, to be read."""
+        shape = self.y.shape[:2]
+        rows = as_layout(normal(self.generator, *shape, dtype=self.case.dtype), "sliced")
+        self.reads.append(rows)
+        return rows
+
+    def gate_half(self) -> Tensor:
+        """The product with a second weight."""
+        if self.call.activation != "geglu":
+            return NOTHING
+        weight = self.case.weight(self.generator)
+        self.args.parts, self.args.further[0].weight = 2, weight.data_ptr()
+        x = self.case.joined(self.reads[0], self.reads[1])
+        self.reads.append(weight)
+        return self.case.convolve(x, self.case.product_input(self.case.slice(weight)))
+
+    def biases(self) -> tuple[Tensor, Tensor]:
+        """Of both weights."""
+        if not self.call.bias:
+            return NOTHING, NOTHING
+        weight = self.reads[2]
+        biases = normal(self.generator, 2, weight.size(0), dtype=weight.dtype)
+        self.args.bias, self.args.further[0].bias = (bias.data_ptr() for bias in biases)
+        self.reads.append(biases)
+        first, second = biases.double()[:, : self.case.c_out, None, None]
+        return first, second
+
+    def shift(self) -> Tensor:
+        if not self.call.shift:
+            return NOTHING
+        shift = self.rows()
+        self.args.shift, self.args.shift_stride = shift.data_ptr(), shift.stride(0)
+        return shift.double()[:, :, None, None]
+
+    def shortcut(self) -> Tensor:
+        case, (c, c2), (height, width) = self.case, self.call.shortcut, self.y.shape[2:]
+        if not c:
+            return NOTHING
+        beside = replace(
+            case, c=c, c2=c2, kernel=1, stride=1, upsample=False, height=height, width=width
+        )
+        x, x2 = beside.sources(self.generator)
+        weight = beside.weight(self.generator)
+        bias = normal(self.generator, weight.size(0), dtype=weight.dtype)
+        self.args.shortcut = emulated.Shortcut(
+            emulated.image(x),
+            emulated.image(x2, beside.offset()),
+            emulated.weight_of(weight),
             bias.data_ptr(),
         )
-        part = beside.convolve(beside.joined(x3, x4), case.product_input(beside.slice(weight3)))
-        exact = exact + part + bias[: case.c_out].double()[:, None, None]
-        reads += [x3, x4, weight3, bias]
-    args.gain, exact = call.gain, call.gain * exact
+        self.reads += [x, x2, weight, bias]
+        part = beside.convolve(beside.joined(x, x2), case.product_input(beside.slice(weight)))
+        return part + bias[: case.c_out].double()[:, None, None]
+
+    def gate(self) -> Tensor:
+        if not self.call.gate:
+            return NOTHING + 1
+        gate = self.rows()
+        self.args.gate, self.args.gate_stride = gate.data_ptr(), gate.stride(0)
+        return gate.double()[:, :, None, None]
+
+    def residual(self) -> Tensor:
+        if not self.call.residual:
+            return NOTHING
+        values = normal(self.generator, *self.y.shape, dtype=self.case.dtype)
+        residual = as_layout(values, self.call.residual)
+        pixels = residual.size(2) * residual.size(3)
+        self.args.residual = residual.data_ptr()
+        self.args.residual_stride = residual.stride(0) // pixels  # they are evenly spaced
+        self.reads.append(residual)
+        return residual.double()
+
+    def exact(self) -> Tensor:
+        """The output of the reference."""
+        gate_half, (bias, half_bias) = self.gate_half(), self.biases()
+        sums = self.product + bias + self.shift() + self.shortcut()
+        y = activated(self.call.activation, sums, gate_half + half_bias)
+        return self.call.gain * (y * self.gate() + self.residual())
+
+
+def run(call: Fused, library: ctypes.CDLL | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, its moments, and the output of the reference."""
+    built = Arguments(call)
+    exact, args, y = built.exact(), built.args, built.y
+    args.gain, args.activation = call.gain, KINDS.index(call.activation)
     classes = emulated.library().conv2d_moment_classes(ctypes.byref(args))
-    blocks = blocks_of(size[2] * size[3] // classes)
-    moments = torch.full((case.n, classes, blocks, case.c_out, 2), torch.nan)
+    blocks = blocks_of(y.size(2) * y.size(3) // classes)
+    moments = torch.full((y.size(0), classes, blocks, y.size(1), 2), torch.nan)
     args.moments = moments.data_ptr()
     tickets = torch.zeros(4096, dtype=torch.int32)
     args.options.overlaps = call.overlaps
     if call.tickets:
         args.options.tickets = tickets.data_ptr()
-    emulated.call("conv2d_forward", args, reads, [y, moments, tickets], library)
+    emulated.call("conv2d_forward", args, built.reads, [y, moments, tickets], library)
     assert not tickets.any()  # as they were
     return y, moments, exact
 

@@ -22,12 +22,13 @@ ROOT = Path(__file__).resolve().parents[2]
 CUDA = ROOT / "csrc" / "cuda"
 TYPES = ("bf16", "fp16", "fp32")
 SOURCES = (
+    "activation.cu",
     "attention.cu",
     *(f"attention_{p}{t}.cu" for p in ("", "grad_") for t in TYPES),
     "group_norm.cu",
     "conv2d.cu",
-    *(f"conv2d_{p}{t}.cu" for p in ("", "grad_weight_") for t in TYPES),
-    *(f"conv2d_sm90_{t}.cu" for t in TYPES[:2]),
+    *(f"conv2d_{p}{t}.cu" for p in ("", "activated_", "grad_weight_") for t in TYPES),
+    *(f"conv2d_sm90_{p}{t}.cu" for p in ("", "activated_") for t in TYPES[:2]),
     "conv2d_sm90.cu",
     "conv2d_head.cu",
     "layer_norm.cu",
@@ -113,6 +114,7 @@ class Weight(ctypes.Structure):
         ("r_stride", c_int64),
         ("s_stride", c_int64),
         ("kernel", c_int32),
+        ("block_stride", c_int64),
     ]
 
 
@@ -135,12 +137,16 @@ class ForwardArgs(ctypes.Structure):
         ("parts", c_int64),
         ("further", Part * 2),
         ("shortcut", Shortcut),
+        ("activation", c_int32),
+        ("gate", c_void_p),
         ("shift", c_void_p),
         ("residual", c_void_p),
+        ("gate_stride", c_int64),
         ("shift_stride", c_int64),
         ("residual_stride", c_int64),
         ("gain", ctypes.c_float),
         ("y", c_void_p),
+        ("y_stride", c_int64),
         ("moments", c_void_p),
         ("c_out", c_int64),
     ]
@@ -226,6 +232,23 @@ class AttentionArgs(ctypes.Structure):
     ]
 
 
+class ActivationArgs(ctypes.Structure):
+    _fields_ = [
+        ("dtype", c_int32),
+        ("activation", c_int32),
+        *((name, c_int64) for name in ("images", "rows", "columns")),
+        ("z", c_void_p),
+        ("z_stride", c_int64),
+        ("gate", c_void_p),
+        ("gate_stride", c_int64),
+        ("residual", c_void_p),
+        ("residual_stride", c_int64),
+        ("grad_y", c_void_p),
+        ("grad_y_stride", c_int64),
+        *((name, c_void_p) for name in ("y", "grad_z", "grad_gate", "workspace")),
+    ]
+
+
 class LinearPart(ctypes.Structure):
     _fields_ = [
         ("weight", c_void_p),
@@ -288,6 +311,8 @@ class GradXArgs(ctypes.Structure):
         ("shape", Shape),
         ("grad_y", Image),
         ("weight", Weight),
+        ("parts", c_int64),
+        ("part_stride", c_int64),
         ("grad_x", c_void_p),
         ("c_in", c_int64),
         ("c_in_offset", c_int64),
@@ -353,7 +378,7 @@ def call(
     size.restype, run = c_int64, getattr(lib, name)
     run.restype = c_char_p
     workspace = torch.full((int(size(ctypes.byref(args))) // 4,), torch.nan)
-    # Arguments without options have a workspace of their own.
+    # Those of norms, attention and activations have no options, their workspace is their own.
     getattr(args, "options", args).workspace = workspace.data_ptr()
     inputs = [tensor for tensor in reads if tensor is not None]
     outputs = [tensor for tensor in (*writes, workspace) if tensor is not None]

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "../../csrc/cuda/emulator/simt.h"
+#include "ddsm/activation_cuda.h"
 #include "ddsm/attention_cuda.h"
 #include "ddsm/conv2d_cuda.h"
 #include "ddsm/group_norm_cuda.h"
@@ -44,6 +45,13 @@ const char* take_launches() {
 DDSM_ENTRY(conv2d_forward, Conv2dCudaForwardArgs)
 DDSM_ENTRY(conv2d_grad_x, Conv2dCudaGradXArgs)
 DDSM_ENTRY(conv2d_grad_weight, Conv2dCudaGradWeightArgs)
+DDSM_ENTRY(activation_backward, ActivationCudaArgs)
+
+int64_t activation_bytes(const ddsm::ActivationCudaArgs*) { return 0; }
+int64_t activation_args_bytes() { return sizeof(ddsm::ActivationCudaArgs); }
+const char* activation(const ddsm::ActivationCudaArgs* args) {
+  return ddsm::activation_cuda(*args, nullptr);
+}
 
 int64_t linear_fused_bytes(const ddsm::LinearFusedCudaArgs*) { return 0; }
 int64_t linear_fused_args_bytes() { return sizeof(ddsm::LinearFusedCudaArgs); }

@@ -33,6 +33,7 @@ SM90A = (
     "PREEXIT",
 )
 INSTRUCTIONS = {
+    "activation": ("MUFU.EX2", "MUFU.RCP", "LDG.E.128", "STG.E.128"),
     "attention": (),
     "attention_bf16": (*TENSOR_CORES, "MUFU.EX2"),
     "attention_fp16": (*TENSOR_CORES, "MUFU.EX2"),
@@ -40,6 +41,9 @@ INSTRUCTIONS = {
     "attention_grad_bf16": (*TENSOR_CORES, "MUFU.EX2"),
     "attention_grad_fp16": (*TENSOR_CORES, "MUFU.EX2"),
     "attention_grad_fp32": ("FFMA", "LDGSTS", "MUFU.EX2"),
+    "conv2d_activated_bf16": (*TENSOR_CORES, "MUFU.EX2", "MUFU.RCP"),
+    "conv2d_activated_fp16": (*TENSOR_CORES, "MUFU.EX2", "MUFU.RCP"),
+    "conv2d_activated_fp32": (*TENSOR_CORES, "FFMA", "MUFU.EX2", "MUFU.RCP"),
     "conv2d_bf16": TENSOR_CORES,
     "conv2d_fp16": TENSOR_CORES,
     "conv2d_fp32": (*TENSOR_CORES, "FFMA"),
@@ -57,6 +61,8 @@ INSTRUCTIONS = {
     # On sm_90a; on others their kernels only trap.
     "conv2d_sm90_bf16": SM90A,
     "conv2d_sm90_fp16": SM90A,
+    "conv2d_sm90_activated_bf16": SM90A,
+    "conv2d_sm90_activated_fp16": SM90A,
 }
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
 needs_disassembler = pytest.mark.skipif(

@@ -196,6 +196,7 @@ def check_three_weights(case: Case) -> None:
         parts=3,
         gain=1.0,
         y=y.data_ptr(),
+        y_stride=3 * c_out,
         c_out=c_out,
     )
     args.further[0] = emulated.Part(weights[1].data_ptr(), None)

@@ -33,6 +33,7 @@ def test_ops_beside_fp64_references():
         for check in (
             checks.check_conv2d,
             checks.check_linear,
+            checks.check_activated_linear,
             checks.check_group_norm,
             checks.check_modulated_group_norm,
             checks.check_layer_norm,

@@ -23,19 +23,20 @@ class TensorMap(ctypes.Structure):
         ("box", c_int64 * 3),
         ("pixels", c_int64),
         ("lower", c_int64),
-        ("upper", c_int64),
+        ("upper_w", c_int64),
+        ("upper_h", c_int64),
         ("step", c_int64),
         ("constant", c_bool),
     ]
 
 
-def tensor_map(x: Tensor, **more: object) -> TensorMap:
-    """x [N, H, W, C] with adjacent channels."""
+def tensor_map(x: Tensor, *, upper: int = 0, **more: object) -> TensorMap:
+    """x [N, H, W, C] with adjacent channels; `upper`: of both W and H."""
     n, h, w, c = x.shape
     strides = [2 * s for s in x.stride()[2::-1]]
-    return TensorMap(
-        x.data_ptr(), False, "pixels" in more, (c, w, h, n), tuple(strides), 64, **more
-    )
+    im2col = "pixels" in more
+    more |= {"upper_w": upper, "upper_h": upper}
+    return TensorMap(x.data_ptr(), False, im2col, (c, w, h, n), tuple(strides), 64, **more)
 
 
 def land(name: str, x: Tensor, map_: TensorMap, rows: int, at: tuple[int, ...], *offsets: int):
@@ -93,6 +94,17 @@ def test_im2col_with_a_stride_is_what_unfold_gathers(size, r, s):
     expected = taps.reshape(3, 72, 9, -1)[:, 8:, r * 3 + s].transpose(1, 2).reshape(-1, 64)
     assert rows[: len(expected)].float().equal(expected)
     assert rows[len(expected) :].eq(0).all()  # past the last image
+
+
+@pytest.mark.parametrize("place", [0, 2, 3])
+def test_im2col_of_one_place_a_row(place):
+    """A box that is narrower than it is high, as weights side by side have it."""
+    map_ = tensor_map(x := numbered(2), pixels=16, lower=0, step=1)
+    map_.upper_w = -3
+    rows = land("land_im2col", x, map_, 16, (0, 0, 1, 0), place, 0)
+    expected = x[:, :, place].reshape(8, 64)[1:]  # [pixels from row 1 on, C]
+    assert rows[:7].equal(expected)
+    assert rows[7:].eq(0).all()
 
 
 def test_a_corner_outside_of_the_box_is_found():
@@ -177,8 +189,10 @@ REFUSED = (
     ({"row": 16}, "rows as long as the swizzle"),
     ({"im2col": False, "box": (1, 1, 257)}, "boxes of 1 to 256 elements a side"),
     ({"lower": -129}, "corners of the pixel box of -128 to 127"),
-    ({"upper": 128}, "corners of the pixel box of -128 to 127"),
-    ({"lower": 0, "upper": -4}, "a pixel box with pixels"),
+    ({"upper_w": 128}, "corners of the pixel box of -128 to 127"),
+    ({"upper_h": -129}, "corners of the pixel box of -128 to 127"),
+    ({"lower": 0, "upper_w": -4}, "a pixel box with pixels"),
+    ({"lower": 0, "upper_h": -4}, "a pixel box with pixels"),
     ({"pixels": 1025}, "columns of 1 to 1024 pixels"),
     ({"step": 9}, "a traversal stride of 1 to 8"),
 )

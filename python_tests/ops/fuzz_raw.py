@@ -40,8 +40,9 @@ def conv2d_calls(a: dict[str, Any]) -> dict[str, list[Any]]:
     shift = y[:, :, 0, 0].contiguous()
     corner = weight[:, :, :1, :1].contiguous()
     shortcut = [corner, biases[0], y[:, : corner.shape[1]]]
-    # shift, residual, shortcut and its c_in2_offset, moments, tickets, overlaps, tf32, gain
-    wanted = [shift, y, shortcut, 0, True, None, False, False, 0.5, a["pad_end"]]
+    # shift, residual, shortcut and its c_in2_offset, moments, tickets, overlaps, tf32, gain,
+    # pad_end, activation, gate
+    wanted = [shift, y, shortcut, 0, True, None, False, False, 0.5, a["pad_end"], 1, shift]
     return {
         "sliced_conv2d": forward,
         "sliced_conv2d_fused": [x, x2, [weight], biases, a["c_out"], offset, *window, *wanted],

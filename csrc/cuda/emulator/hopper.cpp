@@ -312,7 +312,7 @@ void copy_im2col(const TensorMapSpec& map, uint32_t target, uint32_t mbarrier,
                  const int32_t (&at)[4], uint32_t offset_w, uint32_t offset_h) {
   if (!map.im2col) throw Fault("a copy of im2col by a tiled tensor map");
   if (offset_w > 255 || offset_h > 255) throw Fault("im2col: an offset is not 0 to 255");
-  const int64_t end_w = map.size[1] + map.upper, end_h = map.size[2] + map.upper;
+  const int64_t end_w = map.size[1] + map.upper_w, end_h = map.size[2] + map.upper_h;
   int64_t w = at[1], h = at[2], n = at[3];
   if (w < map.lower || w >= end_w || h < map.lower || h >= end_h) {
     throw Fault("im2col: the filter's corner is outside of the pixel box");

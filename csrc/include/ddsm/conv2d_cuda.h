@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "ddsm/activation.h"
 #include "ddsm/conv2d.h"
 
 namespace ddsm {
@@ -29,6 +30,9 @@ struct Conv2dCudaOptions {
 // The most tiles of an output whose sums over K are split.
 constexpr int64_t kConvTickets = 4096;
 
+// The most weights side by side.
+constexpr int64_t kConvParts = 3;
+
 // A part after the first: a weight of Conv2dCudaForwardArgs::weight's dtype, sizes and strides, and
 // its bias.
 struct Conv2dCudaPart {
@@ -43,8 +47,9 @@ struct Conv2dCudaShortcut {
   const void* bias;  // as Conv2dCudaForwardArgs::bias
 };
 
-// y = gain (conv + bias + shortcut + shift + residual), rounded once. Parts (q, k and v of an
-// attention are three) read the same images; their outputs lie side by side.
+// y = gain (residual + gate act(conv + bias + shortcut + shift)), rounded once. Parts (q, k and v
+// of an attention are three) read the same images; their outputs lie side by side. By kGeglu two
+// parts, value and gate half, give the columns of one.
 struct Conv2dCudaForwardArgs {
   Conv2dCudaOptions options;
   // inputs
@@ -52,16 +57,19 @@ struct Conv2dCudaForwardArgs {
   Conv2dImage x, x2;
   Conv2dWeight weight;
   const void* bias;      // [c_out] of weight.dtype; null: zero
-  int64_t parts;         // weights side by side, 1 or 3
-  Conv2dCudaPart further[2];  // the parts after the first
+  int64_t parts;         // weights side by side; kGeglu: 2
+  Conv2dCudaPart further[kConvParts - 1];  // the parts after the first
   Conv2dCudaShortcut shortcut;  // none beside several parts
-  const void* shift;     // [images, channels of y], a time embedding; null: zero
+  Activation activation;
+  const void* gate;      // [images, channels of y]; null: one
+  const void* shift;     // [images, channels of y], a time embedding; null: zero. kGeglu: null
   const void* residual;  // [images, out_height, out_width, channels of y]; null: zero
-  int64_t shift_stride;  // between images
+  int64_t gate_stride, shift_stride;  // between images
   int64_t residual_stride;  // between pixels
   float gain = 1;
   // outputs
-  void* y;  // [images, out_height, out_width, parts * c_out] contiguous
+  void* y;  // [images, out_height, out_width, channels: parts * c_out, or by kGeglu c_out]
+  int64_t y_stride;  // between pixels
   // group_norm_cuda_moments_bytes of conv2d_forward_cuda_moment_classes classes, 16-byte aligned;
   // null: not wanted
   void* moments;
@@ -74,6 +82,10 @@ struct Conv2dCudaGradXArgs {
   Conv2dShape shape;
   Conv2dImage grad_y;  // channels: c_out
   Conv2dWeight weight;
+  // Several of a 1x1 convolution at stride 1 of images of one pixel a row: grad_y's pixels have the
+  // channels of each side by side, grad_x is the sum.
+  int64_t parts = 1;
+  int64_t part_stride;  // between their weights
   // output
   void* grad_x;  // [images, height, width, c_in] contiguous
   int64_t c_in, c_in_offset;

@@ -10,7 +10,7 @@ namespace ddsm {
 // One weight beside others, and where its outputs go.
 struct LinearCudaPart {
   const void* weight;  // [c_out or more, c or more]
-  const void* bias;    // [c_out or more] of the weight's dtype
+  const void* bias;    // [c_out or more] of the weight's dtype; null: zero
   int64_t out_stride, in_stride;  // of weight
   int64_t c_out;
   int64_t column;  // of y, where the part's outputs begin: a multiple of kLinearColumns

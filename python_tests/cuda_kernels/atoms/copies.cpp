@@ -64,7 +64,7 @@ const char* encode(const TensorMapSpec& spec, TensorMap* map) {
   CUresult result;
   if (spec.im2col) {
     const int lower[2] = {int(spec.lower), int(spec.lower)};
-    const int upper[2] = {int(spec.upper), int(spec.upper)};
+    const int upper[2] = {int(spec.upper_w), int(spec.upper_h)};
     result = reinterpret_cast<PFN_cuTensorMapEncodeIm2col_v12000>(found[1])(
         map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, data, size, strides, lower, upper, row,
         static_cast<cuuint32_t>(spec.pixels), steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
@@ -115,7 +115,8 @@ const char* land(const Images& images, TensorMapSpec more, const Copy& copy, Byt
   for (int d = 0; d < 3; ++d) spec.box[d] = more.box[d];
   spec.pixels = more.pixels;
   spec.lower = more.lower;
-  spec.upper = more.upper;
+  spec.upper_w = more.upper_w;
+  spec.upper_h = more.upper_h;
   spec.step = more.step;
   TensorMap map{};
   if (const char* error = encode(spec, &map)) return error;
@@ -131,7 +132,7 @@ const char* im2col(int n, int h, int w, uint32_t r, uint32_t s, Bytes* result) {
   TensorMapSpec more{};
   more.pixels = kPixels;
   more.lower = -(kKernel / 2);
-  more.upper = kKernel / 2 - (kKernel - 1);
+  more.upper_w = more.upper_h = kKernel / 2 - (kKernel - 1);
   more.step = kStride;
   const auto lower = static_cast<int32_t>(more.lower);
   const Copy copy{{0, w * kStride + lower, h * kStride + lower, n}, s, r, kPixels};

@@ -88,6 +88,27 @@ def check_linear(dtype: torch.dtype, weight_dtype: torch.dtype) -> None:
         )
 
 
+def check_activated_linear(dtype: torch.dtype, weight_dtype: torch.dtype) -> None:
+    """Layers of one block and of several, with what becomes of their results."""
+    relative = 1e-5 if dtype == torch.float32 else tolerance(dtype)
+    x = normal(3, 7, 32, dtype=dtype)[..., :19]
+    for blocks, kind in ((4, None), (3, "gelu"), (2, "gelu_tanh"), (2, "geglu")):
+        weight = normal(blocks, 24, 32, dtype=weight_dtype) / 4
+        c = 13 if kind == "geglu" else blocks * 13
+        tensors = [x, weight, normal(blocks, 24, dtype=weight_dtype)]
+        added = [normal(3, c, dtype=dtype), normal(3, 7, c, dtype=dtype)]
+        compare(
+            lambda x, w, b, g, r, k=kind: sliced_linear(
+                x, w, b, 13, activation=k, gate=g, residual=r
+            ),
+            lambda x, w, b, g, r, k=kind: sliced_linear_ref(
+                x, w, b, 13, activation=k, gate=g, residual=r
+            ),
+            [*tensors, *added],
+            2 * relative,
+        )
+
+
 def check_group_norm(dtype: torch.dtype, param_dtype: torch.dtype) -> None:
     relative = 1e-5 if dtype == torch.float32 else tolerance(dtype)
     for two in (False, True):
@@ -278,7 +299,7 @@ def check_all() -> None:
         check_attention(dtype)
         check_packed_attention(dtype)
     norms = (check_group_norm, check_modulated_group_norm, check_layer_norm)
-    for check in (check_conv2d, check_linear, *norms):
+    for check in (check_conv2d, check_linear, check_activated_linear, *norms):
         check(torch.float32, torch.float32)
         check(torch.bfloat16, torch.bfloat16)
         check(torch.bfloat16, torch.float32)

@@ -153,6 +153,26 @@ def check_layer_norms(device: torch.device, dtype: torch.dtype) -> None:
             check_close(y.tensor, exact.permute(0, 3, 1, 2), tolerance(dtype))
 
 
+def check_linear_weights(device: torch.device, dtype: torch.dtype) -> None:
+    """A linear layer's weight over pixels, whole and of blocks, without a bias."""
+    run = CudaLayers()
+    with device:
+        x, weight = normal(2, C, 6, 4, dtype=dtype), normal(3, 16, 24, dtype=dtype) / 4
+        corner, bias = normal(3 * C_OUT, C, dtype=dtype) / 4, normal(3 * C_OUT, dtype=dtype)
+    pixels, blocks = x.double().permute(0, 2, 3, 1), weight.double()[:, :C_OUT, :C]
+    for count in (1, 2, 3):
+        given = weight[0] if count == 1 else weight[:count]
+        conv = ConvWeight((given,), (None,))
+        exact = F.gelu(F.linear(pixels, blocks[:count].flatten(0, 1))).permute(0, 3, 1, 2)
+        y = run.conv2d((Activation(x),), conv, C_OUT, activation="gelu")
+        check_close(y.tensor, exact, 2 * tolerance(dtype))
+    shortcut = (Activation(x),), ConvWeight((corner,), (bias,))
+    y = run.conv2d((Activation(x),), ConvWeight((weight[0],), (None,)), C_OUT, shortcut=shortcut)
+    beside = F.linear(pixels, corner.double()[:C_OUT], bias.double()[:C_OUT])
+    exact = (F.linear(pixels, blocks[0]) + beside).permute(0, 3, 1, 2)
+    check_close(y.tensor, exact, 2 * tolerance(dtype))
+
+
 @torch.no_grad()
 def check_all_layers(device: torch.device) -> None:
     for dtype in (torch.float32, torch.bfloat16):
@@ -162,3 +182,4 @@ def check_all_layers(device: torch.device) -> None:
         check_resampled_activations(device, dtype)
         check_labels(device, dtype)
         check_attention_to_a_context(device, dtype)
+        check_linear_weights(device, dtype)

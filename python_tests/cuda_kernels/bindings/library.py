@@ -17,7 +17,8 @@ import ddsm_ext
 
 HERE = Path(__file__).parent
 OPS = (
-    "attention", "conv2d", "group_norm", "layer_norm", "linear", "resample", "sinusoidal_embedding",
+    "activation", "attention", "conv2d", "group_norm", "layer_norm", "linear", "resample",
+    "sinusoidal_embedding",
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from cuda_kernels.bindings import checks, layers, steps
-from cuda_kernels.gpu import families, modulated
+from cuda_kernels.gpu import families
 from hypothesis import assume
 from ops import fuzz_raw
 from runtime.recorder import Recorder
@@ -31,6 +31,11 @@ def check_random_raw_calls(name: str, examples: int) -> None:
     fuzz_raw.fuzz(name, examples, of_supported_types)
 
 
+def check_family(family: str) -> None:
+    faults = [row for row in families.rows_of(family, 0) if row["fault"]]
+    assert not faults, faults
+
+
 def check_steps_on_hopper(library: ctypes.CDLL) -> None:
     """Steps on the sm_90a path, whose launches overlap: each must have waited."""
     device, dtype = torch.device("cpu"), torch.bfloat16
@@ -42,6 +47,7 @@ def check_steps_on_hopper(library: ctypes.CDLL) -> None:
     steps.check_step("padded-at-the-end", 1.0, dtype, dtype, device)
     steps.check_step("ddpm++", 0.5, dtype, dtype, device)
     steps.check_step("ncsn++", 0.5, dtype, dtype, device)
+    check_family("activated")
     library.set_hopper(0)
 
 
@@ -54,9 +60,8 @@ def main() -> None:
     layers.check_all_layers(torch.device("cpu"))
     steps.check_all_steps(torch.device("cpu"))
     steps.check_captured_steps(torch.device("cpu"), Recorder)
-    rows = [*families.fused_rows(), *modulated.modulated_rows()]
-    faults = [row for row in rows if row["fault"]]
-    assert not faults, faults
+    for family in ("fused", "modulated", "activated"):
+        check_family(family)
     check_steps_on_hopper(ctypes.CDLL(sys.argv[1]))
     sliced = ("attention", "conv2d", "linear", "group_norm", "layer_norm")
     for name in ("packed_attention", "resample", *(f"sliced_{op}" for op in sliced)):

@@ -294,8 +294,9 @@ def check_fused_arguments(device: torch.device) -> None:
     with device:
         x, weight, bias = torch.ones(2, 8, 6, 5), torch.ones(16, 8, 1, 1), torch.ones(16)
     for weights, biases, message in (
-        ([weight, weight], [bias, bias], "2 weights and 2 biases; need 1 or 3 of each"),
+        ([weight] * 4, [bias] * 4, "4 weights and 4 biases; need 1 to 3 of each, or no biases"),
         ([weight] * 3, [bias], "3 weights and 1 biases"),
+        ([weight] * 3, [bias, None, bias], "3 weights and 2 biases"),
         ([weight, weight, weight[:8]], [bias] * 3, "the weights differ in shape"),
         ([weight, weight, weight.double()], [bias] * 3, "the weights differ in shape"),
         ([weight], [bias[:8]], "bias is not"),
@@ -313,6 +314,9 @@ def check_fused_arguments(device: torch.device) -> None:
         ({"shortcut": Shortcut([x], weight.bfloat16(), bias)}, "the shortcut's weight is not"),
         ({"shortcut": Shortcut([x], weight, bias[:3])}, "bias is not"),
         ({"tickets": torch.zeros(7, dtype=torch.int32, device=device)}, "tickets are not"),
+        ({"gate": x[:, :7, 0, 0]}, "gate is not"),
+        ({"gate": x[:, :, 0, 0].bfloat16()}, "gate is not"),
+        ({"activation": "geglu"}, "1 weights; geglu needs 2"),
     ):
         with pytest.raises(RuntimeError, match=message):
             conv2d_fused([x], [weight], [bias], 8, **more)

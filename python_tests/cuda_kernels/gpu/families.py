@@ -23,6 +23,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from cuda_kernels.gpu.activated import activated_rows
 from cuda_kernels.gpu.device import ON_GPU
 from cuda_kernels.gpu.layer_calls import OURS, REFERENCE, leaves_of, results
 from cuda_kernels.gpu.modulated import modulated_rows
@@ -247,15 +248,14 @@ def rows_of(family: str, algo: int) -> list[Row]:
     if family in products:
         every = range(1, portable_tiles() + 1) if ON_GPU else [0]
         return conv_rows(products[family], [algo] if algo else list(every))
-    if family in ("fused", "modulated"):
-        return fused_rows() if family == "fused" else modulated_rows()
-    return layer_rows(family)
+    beside = {"fused": fused_rows, "modulated": modulated_rows, "activated": activated_rows}
+    return beside[family]() if family in beside else layer_rows(family)
 
 
 def main() -> int:
     """Run one family."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    names = ("forward", "grad-x", "grad-weight", "fused", "modulated", *LAYERS)
+    names = ("forward", "grad-x", "grad-weight", "fused", "modulated", "activated", *LAYERS)
     parser.add_argument("family", choices=names)
     parser.add_argument("--algo", type=int, default=0)
     parser.add_argument("--json", type=Path)

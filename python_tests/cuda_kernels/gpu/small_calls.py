@@ -15,6 +15,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from bench.small_network import ADM, NCSN, SMALL
+from cuda_kernels.gpu.activated import activated_rows
 from cuda_kernels.gpu.device import DEVICE, ON_GPU
 from cuda_kernels.gpu.layer_calls import OURS, leaves_of, results
 from cuda_kernels.gpu.modulated import modulated_rows
@@ -57,7 +58,7 @@ def main() -> None:
                 calls += 1
     if ON_GPU:
         run_steps()
-        run_modulated()
+        run_rows()
     print(f"small_calls: {calls} calls, device {DEVICE}")
 
 
@@ -72,9 +73,9 @@ def run_steps() -> None:
                 raise SystemExit(f"small_calls: a step of {dtype} at width {width:g} is not finite")
 
 
-def run_modulated() -> None:
-    """Norms with scale and shift, halved norms, resampling and labels, beside float64."""
-    faults = [row["fault"] for row in modulated_rows() if row["fault"]]
+def run_rows() -> None:
+    """Norms with scale and shift, halved norms, resampling and labels; activations and blocks."""
+    faults = [row["fault"] for row in (*modulated_rows(), *activated_rows()) if row["fault"]]
     if faults:
         raise SystemExit(f"small_calls: {faults[0]}")
 
