@@ -5,6 +5,7 @@ Imports no torch.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -182,4 +183,4 @@ def shard_name(number: int) -> str:
 
 def is_latent_archive(path: str | Path) -> bool:
     """Whether a path is a folder of latents, whole or not."""
-    return (Path(path) / MANIFEST).is_file()
+    return os.path.isfile(os.path.join(path, MANIFEST))  # a text that no path can be is none
