@@ -50,8 +50,8 @@ STABLE_TORCH_LIBRARY(ddsm_ext, m) {
       "sliced_activation_backward(Tensor grad_y, Tensor z, int activation, Tensor? gate, "
       "Tensor(a!)? grad_gate) -> Tensor");
   // Weights side by side, each with its count of outputs, whose columns of the result begin at
-  // multiples of 8, and all with a bias or none; act is SiLU or nothing. shift: of one weight's outputs, added before
-  // act. CUDA only, without autograd.
+  // multiples of 8, and all with a bias or none; act is SiLU or nothing. shift: of one weight's
+  // outputs, added before act. CUDA only, without autograd.
   m.def(
       "sliced_linear_fused(Tensor x, Tensor[] weights, Tensor[] biases, int[] c_out, "
       "Tensor? shift, bool silu, bool overlaps, bool tf32) -> Tensor");

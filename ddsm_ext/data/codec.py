@@ -181,6 +181,9 @@ class Codec:
 
         Args:
             images: floating point [N, c, h, w].
+
+        Raises:
+            ValueError: an image is not finite.
         """
         config, network = self.config, cast(Any, self.network)
         n, _, *sides = images.shape
@@ -190,7 +193,10 @@ class Codec:
             rows = slice(start, start + config.batch_size)
             z = images[rows].float() / config.scale + config.shift
             z = z.contiguous(memory_format=torch.channels_last)
-            made[rows] = to_uint8(network.decode(z).sample).cpu()
+            decoded = network.decode(z).sample
+            if not bool(torch.isfinite(decoded).all()):
+                raise Refusal(f"{config.folder}: a decoded image is not finite; need finite ones")
+            made[rows] = to_uint8(decoded).cpu()
         return made
 
     def settings_for(self, image_size: int) -> CodecConfig:

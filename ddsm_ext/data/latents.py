@@ -183,4 +183,4 @@ def shard_name(number: int) -> str:
 
 def is_latent_archive(path: str | Path) -> bool:
     """Whether a path is a folder of latents, whole or not."""
-    return os.path.isfile(os.path.join(path, MANIFEST))  # False for no path at all, too
+    return os.path.isfile(os.path.join(path, MANIFEST))  # a text that no path can be is none

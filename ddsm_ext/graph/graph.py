@@ -55,8 +55,7 @@ class Graph:
             image: True for "x".
             tokens: of a context, as counts take them; a call may have any number.
         """
-        size = self.image_size if image else None
-        side = Side(channels, "fixed")
+        size, side = self.image_size if image else None, Side(channels, "fixed")
         self.inputs[name] = self.add("input", name, (), side, size, tokens=tokens)
         return self.inputs[name]
 
@@ -192,9 +191,9 @@ class Graph:
 
     def attention(self, name: str, qkv: Node) -> Node:
         """Self-attention over all pixels; `qkv`, of three parts or blocks, says what a head is."""
-        if qkv.results != 3:
-            raise Refusal(f"{name}: reads {qkv}; need a node of three parts")
-        return self.add("attention", name, (qkv,), qkv.out, qkv.size)
+        if qkv.results == 3:
+            return self.add("attention", name, (qkv,), qkv.out, qkv.size)
+        raise Refusal(f"{name}: reads {qkv}; need a node of three parts")
 
     def cross_attention(self, name: str, q: Node, kv: Node) -> Node:
         """Attention of all pixels to a context; `kv` has two blocks, `q` says what a head is."""

@@ -14,7 +14,7 @@ from ddsm_ext.run.compose import Progress, counter
 from ddsm_ext.run.config import RunConfig
 from ddsm_ext.run.folder import config_of
 from ddsm_ext.run.latents import image_shape
-from ddsm_ext.settings import Refusal
+from ddsm_ext.settings import Refusal, shown
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,12 @@ def load_images(config: RunConfig, progress: Progress | None = None) -> Any:
             raise Refusal(
                 f"{config.data.source}: holds latents, codec.kind is 'pixels'; need the section "
                 "codec of its manifest, which configure() takes"
+            )
+        if config.model.image_channels not in (1, 3):
+            raise Refusal(
+                f"data.source is {shown(config.data.source)}, the network takes "
+                f"{config.model.image_channels} channels, as latents have; need the folder of "
+                "latents that ddsm encode made"
             )
         return load_pixels(config, config.data, progress)
     from ddsm_ext.data.latent_dataset import LatentDataset

@@ -99,6 +99,8 @@ def test_decoding_in_batches(folder: Path) -> None:
     difference = parts.decode(latents).int() - whole.decode(latents).int()
     assert difference.abs().max() <= 1
     assert parts.decode(latents[:0]).shape == (0, 1, 8, 8)
+    with pytest.raises(Refusal, match="a decoded image is not finite"):
+        parts.decode(latents * torch.nan)
 
 
 def test_pixels_are_decoded_by_rounding() -> None:

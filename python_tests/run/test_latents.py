@@ -125,6 +125,13 @@ def test_latents_without_their_codec_are_refused(archive: Path, tmp_path: Path) 
         Run.create(tmp_path, "x", config)
 
 
+def test_a_network_of_latents_takes_no_images(tmp_path: Path) -> None:
+    model = {"image_size": 8, "image_channels": 4}
+    config = configure(None, **{**SECTIONS, "model": {**SECTIONS["model"], **model}})
+    with pytest.raises(Refusal, match="takes 4 channels, as latents have; need the folder of"):
+        Run.create(tmp_path, "x", config)
+
+
 def test_images_with_a_codec_are_refused(archive: Path, tmp_path: Path) -> None:
     config = settings(archive)
     with pytest.raises(FileNotFoundError, match=MANIFEST):
