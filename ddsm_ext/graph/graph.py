@@ -345,7 +345,7 @@ class Graph:
             TypeError, ValueError: the network cannot run at this width.
         """
         width = self.check_width(slicing, width)
-        active: dict[tuple[int, str, int | None], int] = {}  # few sides, many nodes
+        active: dict[Side, int] = {}  # few sides, many nodes
         counts: list[int] = []
         for node in self.nodes:
             if node.op == "norm":
@@ -354,10 +354,9 @@ class Graph:
                 counts.append(counts[node.reads[0].index])
             else:
                 out = node.out
-                side = (out.c_max, out.role, out.head)
-                if side not in active:
-                    active[side] = slicing.active(out.c_max, width, out.role, out.head)
-                counts.append(active[side])
+                if out not in active:
+                    active[out] = slicing.active(out.c_max, width, out.role, out.head)
+                counts.append(active[out])
         return tuple(counts)
 
     def check_width(self, slicing: Slicing, width: float) -> float:
