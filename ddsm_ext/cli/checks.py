@@ -206,6 +206,7 @@ def self_test(device: Any, cases: Cases) -> list[tuple[str, str, float]]:
 def op_cases() -> Cases:
     """Return the ops of the package."""
     from ddsm_ext.ops import activation, activation_ref, attention, conv2d, group_norm, linear
+    from ddsm_ext.ops.packed_attention import packed_attention, packed_attention_ref
 
     return {
         "sliced_conv2d": (
@@ -232,6 +233,12 @@ def op_cases() -> Cases:
             attention.sliced_attention_ref,
             [(2, 2, 16, 24)] * 3,
             {},
+        ),
+        "packed_attention": (
+            packed_attention,
+            packed_attention_ref,
+            [(2, 16, 3, 48)],
+            {"heads": 2},
         ),
     }
 

@@ -19,7 +19,7 @@ def test_checks_pass_here_and_name_every_op(capsys: pytest.CaptureFixture[str]) 
     text = capsys.readouterr().out
     assert f"torch               {torch.__version__}" in text
     ops = ("sliced_conv2d", "sliced_linear", "activation", "sliced_group_norm", "sliced_attention")
-    for op in ops:
+    for op in (*ops, "packed_attention"):
         assert text.count(op) == 2  # float32 and bfloat16
     assert "all checks passed" in text
 
