@@ -166,11 +166,14 @@ def _layer_norm(
 
 
 def _attention(shape: AttentionShape, batch: int, normal: Callable[..., Tensor]) -> dict[str, Call]:
-    size = (batch, shape.tokens, shape.heads, shape.head_size)
-    q, k, v = (normal(*size).transpose(1, 2) for _ in range(3))  # [N, heads, T, d]
+    keys = shape.tokens if shape.keys is None else shape.keys
+    q, k, v = (
+        normal(batch, count, shape.heads, shape.head_size).transpose(1, 2)
+        for count in (shape.tokens, keys, keys)
+    )  # [N, heads, T, d]
 
     def bmm() -> Tensor:
-        scores = torch.matmul(q, k.transpose(2, 3)) * shape.head_size**-0.5  # [N, heads, T, T]
+        scores = torch.matmul(q, k.transpose(2, 3)) * shape.head_size**-0.5  # [N, heads, T, keys]
         return torch.matmul(scores.softmax(dim=-1), v)
 
     return {

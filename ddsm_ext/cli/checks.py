@@ -214,6 +214,7 @@ def op_cases() -> Cases:
         layer_norm,
         linear,
     )
+    from ddsm_ext.ops.packed_attention import packed_attention, packed_attention_ref
 
     return {
         "sliced_conv2d": (
@@ -246,6 +247,12 @@ def op_cases() -> Cases:
             attention.sliced_attention_ref,
             [(2, 2, 16, 24)] * 3,
             {},
+        ),
+        "packed_attention": (
+            packed_attention,
+            packed_attention_ref,
+            [(2, 16, 3, 48)],
+            {"heads": 2},
         ),
     }
 

@@ -78,15 +78,9 @@ class Graph:
         )  # fmt: skip
 
     def embed(
-        self,
-        name: str,
-        y: Node,
-        rows: int,
-        c: int,
-        *,
-        shift: Node | None = None,
+        self, name: str, y: Node, rows: int, c: int, *, shift: Node | None = None,
         role: Role = "linear",
-    ) -> Node:
+    ) -> Node:  # fmt: skip
         """The rows of a table [rows, c] that labels name; `shift`: another embedding, added."""
         return self.add("embed", name, (y,), Side(c, role), None, rows=rows, shift=shift)
 

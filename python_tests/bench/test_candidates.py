@@ -18,7 +18,14 @@ from ddsm_ext.bench.candidates import (
     relative_error,
 )
 from ddsm_ext.bench.conditions import DTYPES, TOLERANCE
-from ddsm_ext.graph.shapes import OPS, ConvShape, LayerNormShape, NormShape, op_shapes
+from ddsm_ext.graph.shapes import (
+    OPS,
+    AttentionShape,
+    ConvShape,
+    LayerNormShape,
+    NormShape,
+    op_shapes,
+)
 
 # The ops that no table of `ddsm bench` has are compared by their benchmark alone.
 ALONE = {
@@ -52,6 +59,19 @@ def test_candidates_of_a_step_with_a_factor_agree(dtype: str) -> None:
         with torch.no_grad():
             calls = bench.candidates(shape, 2, DTYPES[dtype])
             outputs = {name: call() for name, call in calls.items()}
+        assert check_agreement(str(shape), outputs, TOLERANCE[dtype]) >= 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("keys", [None, 77, 1])
+def test_candidates_of_attention_agree(keys: int | None, dtype: str) -> None:
+    shape = AttentionShape(3, 20, 8, keys)
+    names = ("bench_packed_attention", "bench_packed_attention_training")
+    benches = [load(name, ROOT / "benchmarks" / f"{name}.py").candidates for name in names]
+    for make in (candidates, *benches):
+        with torch.no_grad():
+            outputs = {name: call() for name, call in make(shape, 2, DTYPES[dtype]).items()}
+        assert tuple(outputs) == CANDIDATES
         assert check_agreement(str(shape), outputs, TOLERANCE[dtype]) >= 0
 
 
@@ -92,5 +112,6 @@ def test_pytest_finds_the_benchmarks_of_the_ops() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider"]
     done = subprocess.run([*command, *files], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-    for op in (*OPS, "modulated_norm", "filter", "scaled_conv2d"):
+    more = ("modulated_norm", "filter", "scaled_conv2d", "packed_attention")
+    for op in (*OPS, *more, "packed_attention_training"):
         assert f"benchmarks/bench_{op}.py::test_{op}[" in done.stdout

@@ -19,7 +19,7 @@ def test_checks_pass_here_and_name_every_op(capsys: pytest.CaptureFixture[str]) 
     text = capsys.readouterr().out
     assert f"torch               {torch.__version__}" in text
     sliced = ("conv2d", "linear", "group_norm", "layer_norm", "attention")
-    for op in ("activation", *(f"sliced_{op}" for op in sliced)):
+    for op in ("activation", "packed_attention", *(f"sliced_{op}" for op in sliced)):
         assert text.count(f"{op} ") == 2  # float32 and bfloat16
     assert "all checks passed" in text
 

@@ -104,6 +104,7 @@ def test_an_overlapping_launch_waits():
         parts=1,
         gain=1.0,
         y=y.data_ptr(),
+        y_stride=8,
         c_out=8,
     )
     with emulated.hopper():

@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from ddsm_ext._library import native
 from ddsm_ext.ops import (
     activation,
+    packed_attention,
     resample,
     sliced_attention,
     sliced_conv2d,
@@ -59,6 +60,8 @@ TOO_LARGE: dict[str, Callable[[], Any]] = {
     "rows": lambda: sliced_linear(expanded(2**40, 1), expanded(2**40, 1), None, 2**40),
     "no images": lambda: sliced_attention(*[expanded(0, 2**30, 2**30, 2)] * 3),
     "heads": lambda: sliced_attention(*[expanded(2**40, 2**20, 1, 1)] * 3),
+    "side by side": lambda: packed_attention(expanded(2**40, 1, 3, 2), 1),
+    "context": lambda: packed_attention(torch.ones(1, 2, 2), 1, expanded(1, 2**40, 2, 2)),
     "normalised": lambda: sliced_group_norm(
         expanded(2**50, 8, 2, 2), torch.ones(8), torch.ones(8), 2
     ),

@@ -84,6 +84,8 @@ LAYERS: dict[str, tuple[Shape, ...]] = {
         AttentionShape(1, 256, 120),
         AttentionShape(4, 64, 32),
         AttentionShape(2, 20, 19),
+        AttentionShape(8, 256, 32, 77),
+        AttentionShape(2, 20, 19, 1),
     ),
     "linear": (
         LinearShape(128, 512, 128, 512),

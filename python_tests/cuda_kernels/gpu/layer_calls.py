@@ -16,6 +16,7 @@ from ddsm_ext.ops.attention import sliced_attention_ref
 from ddsm_ext.ops.conv2d import sliced_conv2d_ref
 from ddsm_ext.ops.group_norm import sliced_group_norm_ref
 from ddsm_ext.ops.linear import sliced_linear_ref
+from ddsm_ext.ops.packed_attention import packed_attention_ref
 
 Functions = Mapping[str, Callable[..., Any]]
 OURS: Functions = {
@@ -24,12 +25,14 @@ OURS: Functions = {
     "group_norm": ops.sliced_group_norm,
     # With gradients it is the kernel in any case, without them on a GPU mostly torch's.
     "attention": partial(ops.sliced_attention, backend="kernel" if ON_GPU else "auto"),
+    "context": partial(ops.packed_attention, backend="kernel" if ON_GPU else "auto"),
 }
 REFERENCE: Functions = {
     "conv2d": sliced_conv2d_ref,
     "linear": sliced_linear_ref,
     "group_norm": sliced_group_norm_ref,
     "attention": sliced_attention_ref,
+    "context": packed_attention_ref,
 }
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
@@ -63,6 +66,10 @@ def leaves_of(shape: Shape, batch: int, dtype: torch.dtype, layout: Any) -> list
             normal(batch, c, shape.size, shape.size, **options) for c in (shape.c, shape.c2) if c
         ]
         return [*sources, normal(shape.c_max, dtype=dtype), normal(shape.c_max, dtype=dtype)]
+    if shape.keys is not None:
+        c = shape.heads * shape.head_size
+        sizes = ((batch, shape.tokens, c), (batch, shape.keys, 2, c))
+        return [normal(*size, dtype=dtype) for size in sizes]
     by_position = (batch, shape.tokens, shape.heads, shape.head_size)
     return [normal(*by_position, dtype=dtype).transpose(1, 2) for _ in range(3)]
 
@@ -70,13 +77,20 @@ def leaves_of(shape: Shape, batch: int, dtype: torch.dtype, layout: Any) -> list
 def call(functions: Functions, shape: Shape, leaves: Sequence[Tensor]) -> Tensor:
     """Run a layer; two outputs are joined along the channels."""
     if isinstance(shape, AttentionShape):
+        if shape.keys is not None:
+            return functions["context"](leaves[0], shape.heads, leaves[1])
         return functions["attention"](*leaves)
     *sources, weight, bias = leaves
     x, x2 = sources[0], sources[1] if len(sources) > 1 else None
     if isinstance(shape, LinearShape):
         return functions["linear"](x, weight, bias, shape.c_out)
     if isinstance(shape, ConvShape):
-        options = {"stride": shape.stride, "padding": shape.kernel // 2, "upsample": shape.upsample}
+        options = {
+            "stride": shape.stride,
+            "padding": shape.kernel // 2 - shape.pad_end,
+            "upsample": shape.upsample,
+            "pad_end": shape.pad_end,
+        }
         return functions["conv2d"](x, weight, bias, shape.c_out, x2=x2, **options)
     y = functions["group_norm"](x, weight, bias, shape.groups, x2=x2, silu=shape.silu)
     return torch.cat(y, dim=1) if isinstance(y, tuple) else y
