@@ -209,7 +209,8 @@ def check_packed_attention(dtype: torch.dtype) -> None:
         (3, [normal(2, 20, 3, 3 * 16, dtype=dtype)]),
         (2, [normal(1, 9, 3, 2 * 11 + 3, dtype=dtype)[..., :22]]),  # rows of wider ones
         (2, [normal(2, 70, 2 * 40, dtype=dtype), normal(2, 77, 2, 2 * 40, dtype=dtype)]),
-        (1, [normal(2, 20, 160, dtype=dtype), normal(2, 1, 2, 160, dtype=dtype)]),
+        # of one key the gradients of q and k are zero, and no error is relative to them
+        (1, [normal(2, 20, 160, dtype=dtype), normal(2, 2, 2, 160, dtype=dtype)]),
     ):
         for scale in (None, 0.3):
             compare(
