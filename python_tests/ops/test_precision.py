@@ -140,8 +140,12 @@ def test_the_cpu_reads_float32_weights_as_they_are(op: str):
 def print_compiled_choices() -> None:
     """Print what traced calls of fake tensors on a GPU get for tf32."""
 
+    def tf32_of(node: torch.fx.Node) -> Any:
+        schema = getattr(node.target, "default", node.target)._schema
+        return node.args[[argument.name for argument in schema.arguments].index("tf32")]
+
     def backend(graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
-        print(*(n.args[-1] for n in graph.graph.nodes if "sliced" in str(n.target)))
+        print(*(tf32_of(n) for n in graph.graph.nodes if "sliced" in str(n.target)))
         return graph.forward
 
     for precision in ("tf32", "ieee"):
