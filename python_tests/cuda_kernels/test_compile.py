@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -139,6 +139,18 @@ def gencode(architecture: str) -> str:
     return f"-gencode=arch=compute_{number},code={code}"
 
 
+# Its own process starts the command: one started here would count our memory as its own, as Linux
+# keeps the largest of a process from before it became another program.
+MEASURE = """
+import resource, subprocess, sys
+log, *command = sys.argv[1:]
+code = subprocess.run(command, stdout=open(log, "w"), stderr=subprocess.STDOUT).returncode
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_utime + used.ru_stime, used.ru_maxrss)
+sys.exit(code)
+"""
+
+
 def compile_measured(source: Path, output: Path, log: Path) -> tuple[float, int]:
     """Compile one file; return the processor's seconds and the kilobytes of the largest process."""
     include = f"-I{emulated.ROOT / 'csrc' / 'include'}"
@@ -146,12 +158,11 @@ def compile_measured(source: Path, output: Path, log: Path) -> tuple[float, int]
     flags = ("-std=c++17", "-O3", "-DNDEBUG", "-Xcompiler=-fPIC", "-Xptxas=-v", "-t2", include)
     targets = [gencode(architecture) for architecture in architectures()]
     command = ["nvcc", *flags, *targets, "-c", str(source), "-o", str(output)]
-    with log.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0, log.read_text()[-4000:]
-    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss
+    measured = [sys.executable, "-S", "-c", MEASURE, str(log), *command]
+    done = subprocess.run(measured, stdout=subprocess.PIPE, text=True)
+    assert done.returncode == 0, log.read_text()[-4000:]
+    seconds, kilobytes = done.stdout.split()
+    return float(seconds), int(kilobytes)
 
 
 @pytest.fixture(scope="module")

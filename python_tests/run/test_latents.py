@@ -199,7 +199,6 @@ def test_search_scores_and_report(copied: Run) -> None:
     assert f"Decoder: {decode / 1e6:.4g} million MACs and" in text
     assert f"{100 * share:.1f} % of the strategy's MACs" in text or share == 0
     assert "images of 8x8, grey" in text
-    assert "Of the steps alone, without the decoder, it saves" in text
     row = copied.folder / "samples" / "compare" / "row-0.png"  # of real images
     assert read_image(row).shape == (8 + 2, 16 * 9 + 1, 1)
 
