@@ -119,13 +119,13 @@ bool winograd_grad_weight(const Conv2dGradWeightArgs& args) {
   return winograd_accumulate(problem, {args.grad_y, args.grad_weight});
 }
 
-void direct_moments(const Conv2dForwardArgs& args) {
+void direct_moments(const Conv2dForwardArgs& args, int64_t columns) {
   GroupNormMomentsArgs moments{};
   moments.x = args.y;
   moments.dtype = args.y_dtype;
   moments.images = args.shape.images;
   moments.pixels = args.shape.out_height * args.shape.out_width;
-  moments.channels = moments.x_pixel_stride = args.c_out;
+  moments.channels = moments.x_pixel_stride = columns;
   moments.block_pixels = kMomentPixels;
   moments.moments = args.moments;
   group_norm_moments(moments);
@@ -236,7 +236,7 @@ bool conv2d_forward(const Conv2dForwardArgs& args) {
                 panel_floats(args.panels.c_out_max, args.panels.c_in_max, glu);
     }
   }
-  if (args.moments) direct_moments(args);
+  if (args.moments) direct_moments(args, columns);
   return true;
 }
 

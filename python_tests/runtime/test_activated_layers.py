@@ -100,6 +100,19 @@ def test_after_norms_shifts_and_kernels_of_three(
     check(normed.view(N, *z.shape[2:], 24).permute(0, 3, 1, 2).to(dtype), expected)
 
 
+@pytest.mark.parametrize("kind", ["gelu", "geglu"])
+def test_moments_of_all_blocks(kind: str) -> None:
+    generator = seeded(7)
+    weight = parameter(generator, 2, C_OUT_MAX, C_IN_MAX, dtype=torch.float32)
+    x, steps = normal(generator, N, 33, 4, 4), Steps()
+    conv = ConvWeight((weight,), (None,))
+    y = steps.layers.conv2d((steps.image(x),), conv, 24, activation=kind, moments=True)
+    after = steps.layers.norm((y,), torch.ones(y.c), torch.zeros(y.c), 3)
+    ours = steps.run(steps.layers.joined((y,), after, torch.float32))
+    expected = torch.group_norm(exact(x, weight, None, 24, kind), 3, None, None, 1e-5)
+    check(ours.view(N, 4, 4, y.c).permute(0, 3, 1, 2), expected)
+
+
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_convolutions_without_a_bias(kernel: int) -> None:
     for dtype, algorithm in itertools.product(DTYPES, ("direct", "winograd_4x4")):
