@@ -1,5 +1,5 @@
-// What the CPU and the CUDA binding of sliced_attention and packed_attention share: checks, outputs,
-// Args.
+// What the CPU and the CUDA bindings of sliced_attention and packed_attention share: checks,
+// outputs, Args.
 #pragma once
 
 #include <cmath>
@@ -23,11 +23,15 @@ inline Tensor empty_by_position(const Tensor& like) {
   return empty_strided(like, like.scalar_type(), sizes, strides, 4);
 }
 
-// lse [n, heads, t_q] beside q.
-inline Tensor empty_lse(const Tensor& q) {
-  const int64_t sizes[3] = {q.size(0), q.size(1), q.size(2)};
-  const int64_t strides[3] = {sizes[1] * sizes[2], sizes[2], 1};
-  return empty_strided(q, statistics_type(q), sizes, strides, 3);
+// [a, b, c] of a type, on the device of `like`.
+inline Tensor empty_rows(const Tensor& like, ScalarType dtype, int64_t a, int64_t b, int64_t c) {
+  const int64_t sizes[3] = {a, b, c}, strides[3] = {b * c, c, 1};
+  return empty_strided(like, dtype, sizes, strides, 3);
+}
+
+// lse [n, heads, t_q] beside q [n, ...].
+inline Tensor empty_lse(const Tensor& q, int64_t heads, int64_t t_q) {
+  return empty_rows(q, statistics_type(q), q.size(0), heads, t_q);
 }
 
 inline AttentionTensor strided(const Tensor& tensor) {
@@ -64,28 +68,41 @@ inline void check_like(const char* op, const Tensor& tensor, const Tensor& q, co
                   " does not match q; need the same dtype, shape and device");
 }
 
+// That lse is `empty_lse`'s.
+inline void check_lse(const char* op, const Tensor& lse, const Tensor& q, int64_t heads,
+                      int64_t t_q) {
+  STD_TORCH_CHECK(lse.dim() == 3 && lse.is_contiguous() && lse.size(0) == q.size(0) &&
+                      lse.size(1) == heads && lse.size(2) == t_q &&
+                      lse.scalar_type() == statistics_type(q) && same_device(lse, q),
+                  op, ": lse is not what the forward gave");
+}
+
 // What the backward checks beyond check_attention.
 inline void check_backward(const char* op, const Tensor& grad_out, const Tensor& q,
                            const Tensor& out, const Tensor& lse) {
   check_like(op, grad_out, q, "grad_out");
   check_like(op, out, q, "out");
-  STD_TORCH_CHECK(lse.dim() == 3 && lse.is_contiguous() && lse.size(0) == q.size(0) &&
-                      lse.size(1) == q.size(1) && lse.size(2) == q.size(2) &&
-                      lse.scalar_type() == statistics_type(q) && same_device(lse, q),
-                  op, ": lse is not what the forward gave");
+  check_lse(op, lse, q, q.size(1), q.size(2));
 }
 
-// No scale stands for d^-0.5: computed here, so that torch.compile keeps d symbolic.
-inline AttentionArgs attention_args(const char* op, const Tensor& q, const Tensor& k,
-                                    const Tensor& v, std::optional<double> scale) {
+// Without q, k and v. No scale stands for d^-0.5: computed here, so that torch.compile keeps d
+// symbolic.
+inline AttentionArgs args_of_sizes(const char* op, const Tensor& q, int64_t heads, int64_t t_q,
+                                   int64_t t_k, int64_t d, std::optional<double> scale) {
   AttentionArgs args{};
   args.dtype = dtype_of(q, op);
   args.n = q.size(0);
-  args.heads = q.size(1);
-  args.t_q = q.size(2);
-  args.t_k = k.size(2);
-  args.d = q.size(3);
-  args.scale = scale.has_value() ? *scale : 1 / std::sqrt(static_cast<double>(args.d));
+  args.heads = heads;
+  args.t_q = t_q;
+  args.t_k = t_k;
+  args.d = d;
+  args.scale = scale.has_value() ? *scale : 1 / std::sqrt(static_cast<double>(d));
+  return args;
+}
+
+inline AttentionArgs attention_args(const char* op, const Tensor& q, const Tensor& k,
+                                    const Tensor& v, std::optional<double> scale) {
+  AttentionArgs args = args_of_sizes(op, q, q.size(1), q.size(2), k.size(2), q.size(3), scale);
   args.q = strided(q);
   args.k = strided(k);
   args.v = strided(v);
@@ -149,16 +166,10 @@ struct Packed {
 
   int64_t columns() const { return q.size(q.dim() - 1); }
 
-  // Of dtype, sizes and inputs.
+  // Of sizes and inputs.
   AttentionArgs args(const char* op, std::optional<double> scale) const {
-    AttentionArgs args{};
-    args.dtype = dtype_of(q, op);
-    args.n = q.size(0);
-    args.heads = heads;
-    args.t_q = q.size(1);
-    args.t_k = kv.has_value() ? kv->size(1) : args.t_q;
-    args.d = columns() / heads;
-    args.scale = scale.has_value() ? *scale : 1 / std::sqrt(static_cast<double>(args.d));
+    const int64_t t_q = q.size(1), t_k = kv.has_value() ? kv->size(1) : t_q;
+    AttentionArgs args = args_of_sizes(op, q, heads, t_q, t_k, columns() / heads, scale);
     place(args, q, kv, args.q, args.k, args.v);
     return args;
   }
@@ -181,15 +192,7 @@ struct Packed {
 
   // [N, T_q, heads * d]
   Tensor empty_out() const {
-    const int64_t sizes[3] = {q.size(0), q.size(1), columns()};
-    const int64_t strides[3] = {sizes[1] * sizes[2], sizes[2], 1};
-    return empty_strided(q, q.scalar_type(), sizes, strides, 3);
-  }
-  // [N, heads, T_q]
-  Tensor empty_lse() const {
-    const int64_t sizes[3] = {q.size(0), heads, q.size(1)};
-    const int64_t strides[3] = {sizes[1] * sizes[2], sizes[2], 1};
-    return empty_strided(q, statistics_type(q), sizes, strides, 3);
+    return empty_rows(q, q.scalar_type(), q.size(0), q.size(1), columns());
   }
 
  private:
@@ -204,14 +207,16 @@ struct Packed {
     STD_TORCH_CHECK(heads >= 1 && columns >= 1 && columns % heads == 0, op, ": heads is ", heads,
                     ", q has ", columns, " columns; need 1 or more columns of each head");
     check_elements(op, "q", q);
-    const int64_t keys = kv.has_value() && kv->dim() > 1 ? kv->size(1) : q.size(1);
-    STD_TORCH_CHECK(keys >= 1, op, ": there are no keys; need at least 1");
-    if (!kv.has_value()) return q;
+    if (!kv.has_value()) {
+      STD_TORCH_CHECK(q.size(1) >= 1, op, ": there are no keys; need at least 1");
+      return q;
+    }
     check_same_device(op, q, *kv);
     STD_TORCH_CHECK(kv->dim() == 4 && kv->scalar_type() == q.scalar_type() &&
-                        kv->size(0) == q.size(0) && kv->size(2) == 2 && kv->size(3) == columns,
+                        kv->size(0) == q.size(0) && kv->size(1) >= 1 && kv->size(2) == 2 &&
+                        kv->size(3) == columns,
                     op, ": kv has shape ", list_text(sizes_of(*kv)), "; need [", q.size(0),
-                    ", T, 2, ", columns, "] and q's dtype");
+                    ", T >= 1, 2, ", columns, "] and q's dtype");
     check_elements(op, "kv", *kv);
     return q;
   }
@@ -230,10 +235,7 @@ struct PackedBackward : Packed {
         out(checked_rows(op, out_any, "out")),
         lse(statistics),
         grad_q(empty_like_contiguous(q)) {
-    STD_TORCH_CHECK(lse.dim() == 3 && lse.is_contiguous() && lse.size(0) == q.size(0) &&
-                        lse.size(1) == heads && lse.size(2) == q.size(1) &&
-                        lse.scalar_type() == statistics_type(q) && same_device(lse, q),
-                    op, ": lse is not what the forward gave");
+    check_lse(op, lse, q, heads, q.size(1));
     if (kv.has_value()) grad_kv = empty_like_contiguous(*kv);
   }
 

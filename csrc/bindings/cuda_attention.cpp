@@ -37,7 +37,7 @@ std::tuple<Tensor, Tensor> sliced_attention(const Tensor& q_any, const Tensor& k
   check_attention(op, q_any, k_any, v_any);
   const DeviceGuard guard(q_any.get_device_index());
   const Tensor q = adjacent(q_any), k = adjacent(k_any), v = adjacent(v_any);
-  Tensor out = empty_by_position(q), lse = empty_lse(q);
+  Tensor out = empty_by_position(q), lse = empty_lse(q, q.size(1), q.size(2));
   AttentionArgs args = attention_args(op, q, k, v, scale);
   args.out = strided(out);
   args.lse = lse.mutable_data_ptr();
@@ -64,7 +64,7 @@ std::tuple<Tensor, Tensor> packed_attention(const Tensor& q, const std::optional
   const char* op = "packed_attention";
   const DeviceGuard guard(q.get_device_index());
   const Packed t(op, q, kv, heads);
-  Tensor out = t.empty_out(), lse = t.empty_lse();
+  Tensor out = t.empty_out(), lse = empty_lse(t.q, heads, t.q.size(1));
   AttentionArgs args = t.args(op, scale);
   args.out = Packed::block(args, out, 0);
   args.lse = lse.mutable_data_ptr();
