@@ -16,4 +16,9 @@ __getattr__, __dir__, __all__ = attach(
         "ops": "ops",
         "weights_changed": "ops",
     },
+    # Needs an extra; and what diffusers asks for beside a class of ours that it loads.
+    unlisted={
+        "ModelMixin": "compat.slimmable_unet2d",
+        "SlimmableUNet2D": "compat.slimmable_unet2d",
+    },
 )

@@ -12,8 +12,8 @@ import pytest
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-PAGES = ("adding-a-model", "adding-an-op", "adding-a-sampler", "samplers-and-guidance",
-         "latent-and-diffusers")  # fmt: skip
+PAGES = ("adding-a-model", "adding-an-op", "adding-a-sampler",
+         "samplers-and-guidance", "latent-and-diffusers")  # fmt: skip
 
 
 @pytest.mark.parametrize("page", PAGES)

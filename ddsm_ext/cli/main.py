@@ -37,8 +37,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "autoencoder": ("autoencoder", "train an autoencoder for latent diffusion on your images"),
     "report": ("report", "write report.html of a run folder"),
     "bench": ("bench", "time the ops, and the whole network at each width, on this machine"),
-    "convert": ("convert", "import checkpoints of DDSM or guided-diffusion, or a search result"),
-    "export": ("export", "write one width as a plain dense network"),
+    "convert": ("convert", "import weights of other code, or a search result"),
+    "export": ("export", "write the network, or one width of it, as other code has it"),
 }
 
 EXIT_USER_ERROR = 2

@@ -2,32 +2,94 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ddsm_ext.io.files import write_atomic, write_json
+from ddsm_ext.io.lock import output_lock
+from ddsm_ext.run.compose import load_network
 from ddsm_ext.run.config import RunConfig
+from ddsm_ext.run.onnx_file import export_onnx
+from ddsm_ext.run.pipelines import export_pipeline
+from ddsm_ext.run.strategies import read_strategy
+from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal, check_choice, plain
 
-CODES = ("guided-diffusion",)  # whose names weights can have
+# What a network can be written as -> the ending of the file, "" of a folder, and its options
+CODES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "state-dict": ("", ("width",)),
+    "guided-diffusion": (".safetensors", ()),
+    "diffusers": ("", ("width", "strategy", "autoencoder")),
+    "onnx": (".onnx", ("width",)),
+}
 
 
-def export_to(network: Any, code: str, file: Path) -> Path:
-    """Write the full width's weights as the code of others loads them; returns the file.
+def export_to(
+    run: Path,
+    config: RunConfig,
+    code: str,
+    out: str | Path | None = None,
+    *,
+    weights: str = "ema",
+    width: float | None = None,
+    strategy: Strategy | float | str | Path | None = None,
+    autoencoder: str | Path | None = None,
+) -> Path:
+    """Write a run's network as other code has it; returns the file or folder.
 
     Args:
-        network: the slimmable network.
-        code: one of CODES.
-        file: .safetensors to write; q, k and v lie as in guided-diffusion's legacy order.
+        run: the run folder.
+        config: its configuration.
+        code: one of CODES: "state-dict" (a folder, `export_width`), "guided-diffusion" (a file of
+            its names, with q, k and v in the legacy order), "diffusers" (a pipeline's folder,
+            `pipelines.export_pipeline`) or "onnx" (`onnx_file.export_onnx`).
+        out: what to write; None takes a place in the run.
+        weights: one of `weights_of(config)`.
+        width: one width alone; None: the full width, or all of them in a pipeline.
+        strategy: of a pipeline: a strategy, its file, or a width; None takes the run's.
+        autoencoder: of a pipeline: folder of the one that decodes what the network makes; None
+            takes the run's, if it is of latents.
 
     Raises:
-        ValueError: that code has no such network.
+        ImportError: a package of an extra is missing.
+        FileNotFoundError: the run has no whole checkpoint yet, or what is named is not there.
+        ValueError: that code has no such network, or an option is of no use for it.
     """
+    ending, options = CODES[check_choice("export: code", code, CODES)]
+    given = {"width": width, "strategy": strategy, "autoencoder": autoencoder}
+    for name, value in given.items():
+        if value is not None and name not in options:
+            raise Refusal(f"export: {name} is {value!r}; need none for {code}")
+    full = 1.0 if width is None else config.model.check_width(width)
+    place = run / "export" / f"{_named(code, width)}{ending}" if out is None else Path(out)
+    load = partial(load_network, run, config, torch.device("cpu"), weights)
+    with output_lock(run, out):
+        if code == "diffusers":
+            _, chosen = read_strategy(strategy, run, config)
+            return export_pipeline(
+                load, config, place, strategy=chosen, width=width, autoencoder=autoencoder
+            )
+        if code == "onnx":
+            return export_onnx(load, config, full, place)
+        if code == "state-dict":
+            return export_width(load(), config, full, place)
+        return _export_guided_diffusion(load(), place)
+
+
+def _named(code: str, width: float | None) -> str:
+    if code == "state-dict":
+        return f"width-{1.0 if width is None else width:g}"
+    return code if width is None else f"{code}-{width:g}"
+
+
+def _export_guided_diffusion(network: Any, file: Path) -> Path:
     from safetensors.torch import save
 
     from ddsm_ext.compat.guided_diffusion import to_guided_diffusion_state_dict
 
-    check_choice("export: code", code, CODES)
     state = to_guided_diffusion_state_dict(network)
     tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
     return write_atomic(file, save(tensors, metadata={"format": "pt"}))

@@ -72,13 +72,13 @@ def import_official(
     except Refusal as error:
         raise Refusal(f"{said_by}: {error}") from None
     network = load_official_ddsm(source, flags, group=group)
-    _check_changes(changes, where, "checkpoint")
+    check_changes(changes, where, "checkpoint")
     values = preset_values("cifar10")
     values["model"] = network.config.to_dict()
     values["diffusion"], values["sampler"] = diffusion.to_dict(), sampler.to_dict()
     config = RunConfig.from_dict(merge(values, changes), where)
     tensors = {key: tensor.contiguous() for key, tensor in network.state_dict().items()}
-    return _new_run(root, name, config, tensors, 0, source)
+    return new_run(root, name, config, tensors, 0, source)
 
 
 def import_guided_diffusion(
@@ -120,7 +120,7 @@ def import_guided_diffusion(
     text = "" if flags_file is None else read_text(flags_file)
     flags = parse_guided_diffusion_flags(text, source=said_by, code=code)
     network = load_guided_diffusion(source, flags.unet, group=group)
-    _check_changes(changes, where, "checkpoint")
+    check_changes(changes, where, "checkpoint")
     values = {
         "model": network.config.to_dict(),
         "diffusion": flags.diffusion.to_dict(),
@@ -129,7 +129,7 @@ def import_guided_diffusion(
     }
     config = RunConfig.from_dict(merge(values, changes), where)
     tensors = {key: tensor.float().contiguous() for key, tensor in network.state_dict().items()}
-    return _new_run(root, name or run_name(source), config, tensors, 0, source)
+    return new_run(root, name or run_name(source), config, tensors, 0, source)
 
 
 def import_edm(
@@ -170,7 +170,7 @@ def import_edm(
         network = load_edm(source, arguments, group=group)
     except TypeError as error:
         raise Refusal(f"{flags_file}: {error}") from None
-    _check_changes(changes, where, "checkpoint")
+    check_changes(changes, where, "checkpoint")
     sampler = {"kind": "heun", "spacing": "karras", "steps": 18, "clip_denoised": False}
     values = {
         "model": network.config.to_dict(),
@@ -182,7 +182,7 @@ def import_edm(
     }
     config = RunConfig.from_dict(merge(values, changes), where)
     tensors = {key: tensor.float().contiguous() for key, tensor in network.state_dict().items()}
-    return _new_run(root, name or run_name(source), config, tensors, 0, source)
+    return new_run(root, name or run_name(source), config, tensors, 0, source)
 
 
 def import_shards(
@@ -211,7 +211,7 @@ def import_shards(
     from ddsm_ext.io.weights import load_shards
     from ddsm_ext.models.network import SlimmableNetwork
 
-    _check_changes(changes or {}, "changes", "index")
+    check_changes(changes or {}, "changes", "index")
     tensors, about = load_shards(source)
     if "config" not in about:
         raise Refusal(f"{source}: its metadata hold no config; need one of a run of ddsm")
@@ -230,17 +230,18 @@ def import_shards(
     state = read_state_dict(str(source), tensors, shapes, wanted=group)
     floats = {key: tensor.float() for key, tensor in state.items()}
     name = name or run_name(str(source).removesuffix(INDEX_ENDING) + ".safetensors")
-    return _new_run(root, name, config, floats, step, source)
+    return new_run(root, name, config, floats, step, source)
 
 
-def _check_changes(changes: Mapping[str, Any], where: str, what: str) -> None:
+def check_changes(changes: Mapping[str, Any], where: str, what: str) -> None:
+    """Refuse changes of sections that what is imported decides; `what` it is, for the error."""
     for section in FIXED_SECTIONS:
         if section in changes:
             how = "its flag file" if what == "checkpoint" else "none"
             raise Refusal(f"{where}: {section} is what the {what} decides; need {how}")
 
 
-def _new_run(
+def new_run(
     root: str | Path,
     name: str,
     config: RunConfig,
@@ -248,6 +249,7 @@ def _new_run(
     step: int,
     source: str | Path,
 ) -> Path:
+    """Make a run of weights, which its network has after `step` steps; returns its folder."""
     from ddsm_ext.io.checkpoint import save_checkpoint
     from ddsm_ext.run.compose import weights_identity
 

@@ -15,7 +15,7 @@ from ddsm_ext.io.lock import RunLock, output_lock
 from ddsm_ext.report.page import build_report
 from ddsm_ext.run.compose import Progress, Sampler, check_sampler, choose_device, load_network
 from ddsm_ext.run.config import RunConfig, changed, with_budget
-from ddsm_ext.run.exporting import export_to, export_width
+from ddsm_ext.run.exporting import export_to
 from ddsm_ext.run.features import with_features
 from ddsm_ext.run.folder import config_of, create_run, resolve_run, root_of
 from ddsm_ext.run.images import images_of, keep_images, load_images, real_images
@@ -373,19 +373,17 @@ class Run:
 
         Args:
             width: the width.
-            weights: one of `weights_of(config)`.
-            out: folder to write; None takes one of the run.
+            weights, out: as of `export_to`.
         """
-        width = self.config.model.check_width(width)
-        folder = self.folder / "export" / f"width-{width:g}" if out is None else Path(out)
-        with output_lock(self.folder, out):
-            return export_width(self.network(weights), self.config, width, folder)
+        return self.export_to("state-dict", width=width, weights=weights, out=out)
 
-    def export_to(self, code: str, *, weights: str = "ema", out: str | Path | None = None) -> Path:
-        """Write the weights as other code (`exporting.CODES`) names them; returns the file."""
-        file = self.folder / "export" / f"{code}.safetensors" if out is None else Path(out)
-        with output_lock(self.folder, out):
-            return export_to(self.network(weights), code, file)
+    def export_to(self, code: str, *, out: str | Path | None = None, **how: Any) -> Path:
+        """Write the network as other code (`exporting.CODES`) has it; returns the file or folder.
+
+        Args:
+            code, out, how: see `exporting.export_to`.
+        """
+        return export_to(self.folder, self.config, code, out, **how)
 
     def _sampler(self, batch_size: int, weights: str = "ema") -> Sampler:
         return Sampler.for_run(

@@ -1,4 +1,4 @@
-"""Networks of guided-diffusion and latent-diffusion with the reference's outputs and gradients."""
+"""Networks of guided-diffusion and its kin with the references' outputs and gradients."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from compat.official_weights import formula_weights
 from torch import Tensor
 
 from ddsm_ext.compat import (
+    diffusers_state_dict_shapes,
     guided_diffusion_state_dict_shapes,
     latent_diffusion_state_dict_shapes,
+    load_diffusers,
     load_guided_diffusion,
     load_latent_diffusion,
 )
@@ -32,6 +34,8 @@ CASES: dict[str, tuple[float, ...]] = {
     "ldm_uncond": (1.0, 0.5),
     "ldm_crossattn": (1.0, 0.5),
     "ldm_fixedheads_updown": (1.0, 0.5),
+    "diffusers_ddpm_cifar10_family": (1.0, 0.75, 0.5, 0.25),
+    "diffusers_unet_resnet_updown": (1.0, 0.5),
 }
 
 
@@ -47,6 +51,8 @@ def shapes_of(name: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a case's parameters, as our code has them."""
     if name.startswith("ldm"):
         return latent_diffusion_state_dict_shapes(config)
+    if name.startswith("diffusers"):
+        return diffusers_state_dict_shapes(config)
     return guided_diffusion_state_dict_shapes(config)
 
 
@@ -55,6 +61,8 @@ def loaded(name: str) -> tuple[dict[str, Any], dict[str, Any], SlimmableNetwork]
     data = read(name)
     config = json.loads(str(data["config"]))
     state = formula_weights(shapes_of(name, config), torch.float64)
+    if name.startswith("diffusers"):
+        return data, config, load_diffusers(state, config)
     load = load_latent_diffusion if name.startswith("ldm") else load_guided_diffusion
     return data, config, load(state, config)
 
@@ -68,7 +76,8 @@ class Golden:
         self.net = copy.deepcopy(net).to(dtype)
         self.x = torch.from_numpy(self.data["x"]).to(dtype)
         self.t = torch.from_numpy(self.data["t"])
-        self.y = torch.from_numpy(self.data["y_labels"]) if "y_labels" in self.data else None
+        labels = self.data.get("y_labels", self.data.get("class_labels"))
+        self.y = None if labels is None else torch.from_numpy(labels)
         self.context = None
         if "context" in self.data:
             self.context = torch.from_numpy(self.data["context"]).to(dtype)

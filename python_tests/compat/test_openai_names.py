@@ -1,8 +1,9 @@
-"""U-Nets of guided-diffusion and latent-diffusion: the reference codes' outputs and gradients."""
+"""U-Nets of guided-diffusion and its kin: the reference codes' outputs and gradients."""
 
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import warnings
 
@@ -10,7 +11,11 @@ import pytest
 import torch
 from compat.openai_goldens import CASES, Golden, relative, shapes_of
 
-from ddsm_ext.compat import to_guided_diffusion_state_dict, to_latent_diffusion_state_dict
+from ddsm_ext.compat import (
+    to_diffusers_state_dict,
+    to_guided_diffusion_state_dict,
+    to_latent_diffusion_state_dict,
+)
 from ddsm_ext.graph import parameter_count
 from ddsm_ext.runtime.runner import StepRunner
 
@@ -50,15 +55,20 @@ def test_outputs_of_compiled_steps(name: str) -> None:
 def test_bfloat16_steps_err_no_more_than_the_modules(name: str) -> None:
     golden = Golden(name, torch.bfloat16)
     assert StepRunner(golden.net).reason_against(torch.bfloat16, golden.x.device) is None
-    for width in CASES[name]:
+    exact, ratios = copy.deepcopy(golden.net).double(), []
+    # These networks amplify rounding: of one image the better of two roundings is chance.
+    for width, flips in itertools.product(CASES[name], ((), (2,), (3,), (2, 3), (0,), (0, 2))):
+        x, rest = golden.x.flip(flips), (golden.t, width, golden.y)
+        context = golden.context
+        doubles = None if context is None else context.double()
         with torch.no_grad():
-            modules = golden.net.run_modules(
-                golden.x, golden.t, width, golden.y, context=golden.context
-            )
-            steps = golden(width)
-        errors = [(y.double() - golden.at("out", width)).norm() for y in (steps, modules)]
+            expected = exact.run_modules(x.double(), *rest, context=doubles)
+            modules = golden.net.run_modules(x, *rest, context=context)
+            steps = golden.net(x, *rest, context=context)
         assert steps.dtype == torch.bfloat16
-        assert errors[0] <= 1.25 * errors[1]
+        errors = [(y.double() - expected).norm() for y in (steps, modules)]
+        ratios.append(errors[0] / errors[1])
+    assert torch.stack(ratios).log().mean().exp() < 1.1
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -81,6 +91,8 @@ def reference_norms(golden: Golden) -> dict[str, float]:
     if golden.name.startswith("ldm"):
         state = to_latent_diffusion_state_dict(gradients)
         state = {name.removeprefix("model.diffusion_model."): g for name, g in state.items()}
+    elif golden.name.startswith("diffusers"):
+        state = to_diffusers_state_dict(gradients)
     else:
         order = golden.config["use_new_attention_order"]
         state = to_guided_diffusion_state_dict(gradients, use_new_attention_order=order)
@@ -105,7 +117,7 @@ def test_gradient_norms(name: str, dtype: torch.dtype, limit: float, accumulate:
         ours = reference_norms(golden)
         expected = dict(zip(names, golden.at("grad_norms", width).tolist(), strict=True))
         assert ours.keys() == expected.keys()
-        least = 1e-6 * max(expected.values())  # smaller ones are rounding's
+        least = 2e-6 * max(expected.values())  # smaller ones are rounding's
         for parameter, norm in expected.items():
             assert abs(ours[parameter] - norm) <= limit * max(norm, least), parameter
         if width == 1.0:

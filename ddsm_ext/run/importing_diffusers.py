@@ -1,0 +1,67 @@
+"""Runs made of a U-Net of diffusers, with the process and the sampler of its scheduler."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ddsm_ext.io.files import read_json
+from ddsm_ext.run.config import RunConfig, merge
+from ddsm_ext.run.diffusers_schedulers import read_scheduler
+from ddsm_ext.run.folder import run_name
+from ddsm_ext.run.importing import check_changes, new_run
+from ddsm_ext.run.latents import with_latents
+from ddsm_ext.run.strategies import keep_strategy
+from ddsm_ext.sampling.strategy import Strategy
+
+log = logging.getLogger(__name__)
+_FILE = "scheduler_config.json"
+
+
+def import_unet(
+    source: str | Path,
+    root: str | Path,
+    *,
+    name: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+    where: str = "changes",
+) -> Path:
+    """Make a run of a `UNet2DModel`, or of a `SlimmableUNet2D`, and return its folder.
+
+    A `UNet2DModel` is its full width; narrower ones want a training. diffusers is not needed.
+
+    Args:
+        source: folder of a pipeline or of a model, as `save_pretrained` writes them.
+        root: folder of runs; made when missing.
+        name: of the run; None takes the folder's.
+        changes: section -> key -> value of the run's configuration.
+        where: what errors call the changes.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or a file is missing.
+        ValueError: network, scheduler or changes are refused.
+    """
+    from ddsm_ext.compat.diffusers import load_diffusers, part_of
+    from ddsm_ext.compat.unet2d_config import SLIMMABLE
+
+    folder, changes = Path(source), changes or {}
+    network = load_diffusers(folder)
+    content = read_json(part_of(folder, "unet") / "config.json")
+    ours = content if content.get("_class_name") == SLIMMABLE else {}
+    check_changes(changes, where, "folder")
+    values = {"model": network.config.to_dict(), "data": {"source": "images"}}
+    file = part_of(folder, "scheduler") / _FILE
+    if file.is_file():
+        values["diffusion"], values["sampler"] = read_scheduler(read_json(file), str(file))
+    else:
+        log.warning("%s: has no %s; linear betas are taken", folder, _FILE)
+    if ours.get("schedule"):
+        values["diffusion"] = ours["schedule"]
+    config = RunConfig.from_dict(with_latents(merge(values, changes)), where)
+    tensors = {key: tensor.float().contiguous() for key, tensor in network.state_dict().items()}
+    run = new_run(root, name or run_name(folder), config, tensors, 0, source)
+    if ours.get("strategy"):
+        keep_strategy(run, config, Strategy.from_dict(ours["strategy"]))
+    return run

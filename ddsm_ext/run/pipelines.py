@@ -1,0 +1,157 @@
+"""A run as a folder that the stock pipelines of diffusers load: network, scheduler, autoencoder."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ddsm_ext._optional import import_diffusers
+from ddsm_ext.data.codec import Codec
+from ddsm_ext.io.files import sync_folder
+from ddsm_ext.run.config import RunConfig
+from ddsm_ext.run.diffusers_schedulers import Scheduler, scheduler_of
+from ddsm_ext.sampling.strategy import Strategy
+from ddsm_ext.settings import Refusal
+
+log = logging.getLogger(__name__)
+INDEX = "model_index.json"
+_SAME_TIMESTEP = 1.0  # another rounding
+
+
+def export_pipeline(
+    load: Callable[[], Any],
+    config: RunConfig,
+    folder: Path,
+    *,
+    strategy: Strategy,
+    width: float | None = None,
+    autoencoder: str | Path | None = None,
+) -> Path:
+    """Write a pipeline that samples with a network; returns its folder.
+
+    Args:
+        load: returns the slimmable network.
+        config: of its run.
+        folder: new, empty, or with a pipeline, which is replaced.
+        strategy: which width a noise level has.
+        width: write this width alone, as a `UNet2DModel`; None: all, as a `SlimmableUNet2D`.
+        autoencoder: folder of the one that decodes what the network makes; None takes the run's,
+            where it has one, and else the network makes images.
+
+    Raises:
+        ImportError: diffusers is not installed, or too old.
+        FileNotFoundError: there is no such autoencoder.
+        ValueError: diffusers has no such network, scheduler or pipeline, or the folder holds
+            something else.
+    """
+    diffusers = import_diffusers("ddsm export --to diffusers")
+    if folder.exists() and not (folder / INDEX).is_file() and any(folder.iterdir()):
+        raise Refusal(f"export: {folder} holds other files; need a new folder, or a pipeline's")
+    autoencoder = autoencoder or config.codec.folder
+    scheduler = scheduler_of(config, latents=autoencoder is not None)
+    parts = {"scheduler": _scheduler(diffusers, scheduler, config)}
+    if autoencoder is not None:
+        parts["vqvae"] = _autoencoder(config, autoencoder)
+    if width is None:
+        from ddsm_ext.compat.slimmable_unet2d import SlimmableUNet2D
+
+        parts["unet"] = SlimmableUNet2D.from_network(load(), strategy, config.diffusion)
+    else:
+        parts["unet"] = _plain(diffusers, load(), config, width)
+    pipeline = getattr(diffusers, scheduler.pipeline)(**parts)
+    _save(pipeline, folder)
+    for note in scheduler.notes:
+        log.warning("%s", note)
+    call = ", ".join(f"{name}={value!r}" for name, value in scheduler.call.items())
+    log.info('%s.from_pretrained("%s")(%s)', scheduler.pipeline, folder, call)
+    return folder
+
+
+def _scheduler(diffusers: Any, scheduler: Scheduler, config: RunConfig) -> Any:
+    """The scheduler; says so where it visits other timesteps than the run's sampler."""
+    from ddsm_ext.diffusion.schedule import make_schedule
+    from ddsm_ext.sampling.levels import noise_levels
+
+    made = getattr(diffusers, scheduler.name)(**scheduler.settings)
+    if config.diffusion.parameterisation in ("edm", "flow"):
+        return made
+    made.set_timesteps(scheduler.call["num_inference_steps"])
+    visited = made.timesteps.tolist()
+    if visited[:1] == visited[1:2]:
+        raise Refusal(
+            f"export: {scheduler.name} rounds its first two timesteps to {visited[0]:g} and loses "
+            f"count; need a sampler.spacing other than {config.sampler.spacing!r}"
+        )
+    theirs = list(dict.fromkeys(visited))  # Heun's names each twice
+    levels = noise_levels(make_schedule(config.diffusion), config.sampler)
+    ours = [level.t for level in levels[:-1]]
+    pairs = itertools.zip_longest(ours, theirs, fillvalue=-math.inf)
+    if any(abs(a - b) > _SAME_TIMESTEP for a, b in pairs):
+        texts = _text(theirs), _text(ours)
+        log.warning("%s visits the timesteps %s, the run's sampler %s", scheduler.name, *texts)
+    return type(made).from_config(made.config)
+
+
+def _text(timesteps: Sequence[float]) -> str:
+    """ "999, 949 ... 49" """
+    return f"{', '.join(f'{t:g}' for t in timesteps[:2])} ... {timesteps[-1]:g}"
+
+
+def _plain(diffusers: Any, network: Any, config: RunConfig, width: float) -> Any:
+    """One width as a `UNet2DModel`."""
+    from ddsm_ext.compat.unet2d_width import to_unet2d
+
+    diffusion = config.diffusion
+    scale = 1000 / diffusion.timesteps if diffusion.rescale_timesteps else 1.0
+    counted = diffusion.parameterisation in ("epsilon", "x0", "v")
+    timesteps = diffusion.timesteps if counted else None
+    settings, state = to_unet2d(network, width, timesteps=timesteps, time_scale=scale)
+    unet = diffusers.UNet2DModel(**settings)
+    unet.load_state_dict(state)
+    return unet.eval()
+
+
+def _autoencoder(config: RunConfig, folder: str | Path) -> Any:
+    """The autoencoder of a run's latents, with the scale that the pipeline takes off them."""
+    expected = config.codec if config.codec.of_latents else None
+    codec = Codec.load(folder, expected=expected, what="ddsm export --to diffusers")
+    if codec.latent_channels != config.model.image_channels:
+        raise Refusal(
+            f"export: {folder} decodes {codec.latent_channels} channels, the network makes "
+            f"{config.model.image_channels}; need the autoencoder that it was trained with"
+        )
+    if codec.config.shift:
+        raise Refusal(
+            f"export: the latents have a shift of {codec.config.shift:g}; need 0, as LDMPipeline "
+            "takes off none"
+        )
+    network: Any = codec.network
+    network.register_to_config(scaling_factor=codec.config.scale)
+    return network
+
+
+def _save(pipeline: Any, folder: Path) -> None:
+    """Write a pipeline's folder: all of it or nothing."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    mark = f"{os.getpid()}-{secrets.token_hex(4)}"
+    new, old = (folder.parent / f".{kind}-{folder.name}-{mark}" for kind in ("new", "old"))
+    try:
+        pipeline.save_pretrained(new)
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(new, folder)
+    except BaseException:
+        if old.exists() and not folder.exists():
+            os.rename(old, folder)
+        raise
+    finally:
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
+    sync_folder(folder.parent)
