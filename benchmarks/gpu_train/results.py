@@ -128,8 +128,8 @@ def paired(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         rows: rows of metrics.json.
 
     Returns:
-        per sampler: Fréchet distance and its difference to the full width's on the same seeds, mean
-        and standard deviation over the ranges (None for one range), MACs and ms an image.
+        per sampler: Fréchet distance and its difference to the full width's on the same seeds,
+        mean and standard deviation over the ranges (None for one range), MACs and ms an image.
     """
     by_label: dict[str, dict[str, dict[str, Any]]] = {}
     for row in rows:

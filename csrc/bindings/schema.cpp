@@ -32,8 +32,8 @@ STABLE_TORCH_LIBRARY(ddsm_ext, m) {
       "Tensor? residual, Tensor[] shortcut, int shortcut_c_in2_offset, bool moments, "
       "Tensor? tickets, bool overlaps, bool tf32, float gain=1.0, bool pad_end=False, "
       "int activation=0, Tensor? gate=None) -> (Tensor, Tensor)");
-  // residual + gate * the activation of the product with a weight [c_out_max, c_in_max], or of those
-  // with [B, c_out_max, c_in_max], side by side. activation: the number of an Activation.
+  // residual + gate * the activation of the product with a weight [c_out_max, c_in_max], or of
+  // those with [B, c_out_max, c_in_max], side by side. activation: the number of an Activation.
   m.def(
       "sliced_linear(Tensor x, Tensor weight, Tensor? bias, SymInt c_out, bool tf32=False, "
       "int activation=0, Tensor? gate=None, Tensor? residual=None) -> Tensor");

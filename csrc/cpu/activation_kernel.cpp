@@ -12,8 +12,8 @@ namespace {
 // Rows whose products with the activation are summed in the compute type before they are in double.
 constexpr int64_t kSumRows = 8;
 
-// Calls body(Number<vectors>, channel, lanes) so that [begin, end) is covered once: by four vectors,
-// by single ones, then by the first lanes of one.
+// Calls body(Number<vectors>, channel, lanes) so that [begin, end) is covered once: by four
+// vectors, by single ones, then by the first lanes of one.
 template <class C, class Body>
 inline void for_each_piece(int64_t begin, int64_t end, const Body& body) {
   constexpr int64_t kLanes = Lanes<C>::kCount;

@@ -1,5 +1,5 @@
-// Rows of pixels enlarged or halved (see ddsm/resample.h): by blocks of 2x2 pixels, or each pixel of
-// y a sum over the pixels of x that its filter meets.
+// Rows of pixels enlarged or halved (see ddsm/resample.h): by blocks of 2x2 pixels, or each pixel
+// of y a sum over the pixels of x that its filter meets.
 #include "ddsm/resample.h"
 
 #include "group_norm_strips.h"

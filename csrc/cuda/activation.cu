@@ -108,22 +108,11 @@ const char* with_types(const ActivationCudaArgs& args, const Run& run) {
     return args.activation == Activation::kGeglu ? run(element, pack, std::true_type{})
                                                  : run(element, pack, std::false_type{});
   };
-  const auto of_type = [&](auto element) {
+  return with_number(args.dtype, [&](auto element) {
     constexpr int kPack = 16 / sizeof element;
     return pack_of(args) == 1 ? of_pack(element, std::integral_constant<int, 1>{})
                               : of_pack(element, std::integral_constant<int, kPack>{});
-  };
-  switch (args.dtype) {
-    case DType::kFloat32:
-      return of_type(float{});
-    case DType::kBFloat16:
-      return of_type(BFloat16{});
-    case DType::kFloat16:
-      return of_type(Float16{});
-    case DType::kFloat64:
-      break;
-  }
-  return "no CUDA kernel for float64";
+  });
 }
 
 bool is_empty(const ActivationCudaArgs& args) {

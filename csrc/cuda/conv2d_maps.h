@@ -14,8 +14,8 @@ struct ConvGeometry {
   int64_t images, height, width;          // of images that are read
   int64_t out_height, out_width;          // of those that are written
   int64_t kernel, stride, padding, scale;
-  // Forward: side by side, GEGLU's two as well. Gradient: whose channels lie side by side in grad_y,
-  // which is then read as an image of so many pixels a row, while x has one.
+  // Forward: side by side, GEGLU's two as well. Gradient: whose channels lie side by side in
+  // grad_y, which is then read as an image of so many pixels a row, while x has one.
   int64_t weights;
   int64_t padding_end;
 

@@ -219,22 +219,11 @@ template <class Run>
 const char* with_types(const GroupNormArgs& args, bool backward, const Run& run) {
   if (args.n == 0 || args.pixels == 0) return nullptr;
   if (const char* reason = refusal(args)) return reason;
-  const auto of_type = [&](auto element) {
+  return with_number(args.dtype, [&](auto element) {
     constexpr int kPack = 16 / sizeof element;
     return takes_packs(args, backward) ? run(element, std::integral_constant<int, kPack>{})
                                        : run(element, std::integral_constant<int, 1>{});
-  };
-  switch (args.dtype) {
-    case DType::kFloat32:
-      return of_type(float{});
-    case DType::kBFloat16:
-      return of_type(BFloat16{});
-    case DType::kFloat16:
-      return of_type(Float16{});
-    case DType::kFloat64:
-      break;
-  }
-  return "no CUDA kernel for float64";
+  });
 }
 
 }  // namespace

@@ -119,7 +119,8 @@ DDSM_HOST_DEVICE inline int32_t swizzled_for_words(int32_t line, int32_t chunk, 
   return line * chunks + (chunk ^ (line & 3) << 1);
 }
 
-// The gradient of x of several 1x1 weights, whose channels are pixels of a row of grad_y: a tap each.
+// The gradient of x of several 1x1 weights, whose channels are pixels of a row of grad_y, a tap
+// each.
 inline TapMap part_taps(int64_t parts) {
   const auto count = static_cast<int32_t>(parts);
   return {{0, 0, 1}, {0, 0, count}, Divider(count), 1, 1, 1};

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "ddsm/types.h"
 #include "host_device.h"
 
 namespace ddsm {
@@ -19,6 +20,22 @@ struct BFloat16 {
 struct Float16 {
   uint16_t bits;
 };
+
+// Calls run with a number of the type that values have; returns what it does, or why there is none.
+template <class Run>
+const char* with_number(DType dtype, const Run& run) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return run(float{});
+    case DType::kBFloat16:
+      return run(BFloat16{});
+    case DType::kFloat16:
+      return run(Float16{});
+    case DType::kFloat64:
+      break;
+  }
+  return "no CUDA kernel for float64";
+}
 
 // V numbers as one memory access.
 template <class T, int V>

@@ -238,13 +238,6 @@ const char* run(const ResampleArgs& args, bool overlaps, void* stream) {
                  : launch("resample_down", resample_down_kernel<T, V>, shape, stream, p);
 }
 
-template <class T>
-const char* run(const ResampleArgs& args, bool overlaps, void* stream) {
-  constexpr int kPack = 16 / sizeof(T);
-  return takes_packs(args, kPack) ? run<T, kPack>(args, overlaps, stream)
-                                  : run<T, 1>(args, overlaps, stream);
-}
-
 }  // namespace
 
 const char* resample_cuda(const ResampleArgs& args, bool overlaps, void* stream) {
@@ -254,17 +247,12 @@ const char* resample_cuda(const ResampleArgs& args, bool overlaps, void* stream)
   if (!args.up && (args.height % 2 != 0 || args.width % 2 != 0)) {
     return "an odd height or width cannot be halved";
   }
-  switch (args.dtype) {
-    case DType::kFloat32:
-      return run<float>(args, overlaps, stream);
-    case DType::kBFloat16:
-      return run<BFloat16>(args, overlaps, stream);
-    case DType::kFloat16:
-      return run<Float16>(args, overlaps, stream);
-    case DType::kFloat64:
-      break;
-  }
-  return "no CUDA kernel for float64";
+  return with_number(args.dtype, [&](auto number) {
+    using T = decltype(number);
+    constexpr int kPack = 16 / sizeof(T);
+    return takes_packs(args, kPack) ? run<T, kPack>(args, overlaps, stream)
+                                    : run<T, 1>(args, overlaps, stream);
+  });
 }
 
 }  // namespace ddsm

@@ -283,24 +283,21 @@ class Graph:
 
     @cached_property
     def before_labels(self) -> frozenset[Node]:
-        """Images that no label, and nothing of one row an image, takes part in.
+        """Images that no label and no context takes part in.
 
         For several labels of each image they are computed once. What its readers compute on the
         way, a norm or a shortcut, is among them if all of these are.
         """
         found: set[Node] = set()
         for node in self.nodes:
-            reads = [*node.reads, *([] if node.residual is None else [node.residual])]
-            rows = (node.shift, node.modulate, node.context, node.gate)
-            apart = rows == (None,) * 4 and node.size is not None
-            is_x = node.op == "input" and node.name == "x"
-            if apart and (is_x or (reads and found.issuperset(reads))):
+            labels = node.op == "input" and node.name in ("y", "context")
+            if not labels and found.issuperset(node.operands):
                 found.add(node)
         for node in reversed(self.nodes):
             lazy = node.normed or self.is_shortcut(node) or self.is_enlarged_residual(node)
             if lazy and not found.issuperset(self.readers[node]):
                 found.discard(node)
-        return frozenset(found)
+        return frozenset(node for node in found if node.size is not None)
 
     def siblings(self, node: Node) -> tuple[Node, ...]:
         """The node and its like that read the same input and nothing else."""

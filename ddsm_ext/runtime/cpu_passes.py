@@ -97,6 +97,10 @@ class Passes:
             self._apply([place], x.height, x.width, None, False, self.dtype, self.dtype)
         return Activation(y, x.c, x.height, x.width)
 
+    def first_rows(self, rows: Buffer, count: int) -> Buffer:
+        """Return the rows of the first of `count` blocks, which begin where all do."""
+        return rows
+
     def moments(self, x: Activation) -> Activation:
         """Return x with its moments, which a norm of it needs and most producers leave."""
         if x.moments is not None:

@@ -199,6 +199,10 @@ class CudaLayers:
         """Return `count` blocks of x, each with all of its images, without moments."""
         return Activation(x.tensor.repeat(count, 1, 1, 1).contiguous(memory_format=channels_last))
 
+    def first_rows(self, rows: Tensor, count: int) -> Tensor:
+        """Return the rows of the first of `count` blocks."""
+        return rows[: len(rows) // count]
+
     def attention(self, qkv: Activation, heads: int) -> Activation:
         """Attend over all pixels; qkv is [N, 3 c, height, width]: queries, keys, values."""
         return _attended(qkv, *_heads_of(qkv, 3, heads))

@@ -61,6 +61,7 @@ class StepLayers(Protocol):
         self, x: Any, *, up: bool, taps: int, ring: bool, residual: Any, scale: float
     ) -> Any: ...
     def repeated(self, x: Any, count: int) -> Any: ...
+    def first_rows(self, rows: Any, count: int) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class StepWords:
         """A norm, which goes into the reading of its input."""
         layer = self._net.layer(node.name)
         sources = tuple(self._image(node, read, value) for read in node.reads)
-        scale, shift = value[node.modulate.index] if node.modulate else (None, None)
+        scale, shift = self._rows_of(node, node.modulate, value) or (None, None)
         norm = self._layers_of(node).norm(
             sources,
             layer.weight,
@@ -176,7 +177,7 @@ class StepWords:
             conv,
             self._counts[node.index],
             norm=norm,
-            shift=None if node.shift is None else value[node.shift.index],
+            shift=self._rows_of(node, node.shift, value),
             activation=None,
             gate=None,
             residual=residual if shortcut is None else None,
@@ -193,9 +194,9 @@ class StepWords:
             ConvWeight((layer.weight,), (layer.bias,)),
             self._counts[node.index],
             norm=None,
-            shift=None if node.shift is None else value[node.shift.index],
+            shift=self._rows_of(node, node.shift, value),
             activation=node.activation,
-            gate=None if node.gate is None else value[node.gate.index],
+            gate=self._rows_of(node, node.gate, value),
             residual=None if node.residual is None else self._image(node, node.residual, value),
             shortcut=None,
             scale=1.0,
@@ -239,8 +240,21 @@ class StepWords:
 
     def _layers_of(self, node: Node) -> StepLayers:
         """What computes a node: of one block of the images, or of all."""
-        before = self._once is not None and node in self._graph.before_labels
-        return self._once if before else self._layers  # type: ignore[return-value]
+        return self._once if self._is_once(node) else self._layers  # type: ignore[return-value]
+
+    def _is_once(self, node: Node) -> bool:
+        return self._once is not None and node in self._graph.before_labels
+
+    def _rows_of(self, reader: Node, node: Node | None, value: Values) -> Any:
+        """What a node takes of another that has one row an image: rows of one block, or of all."""
+        if node is None:
+            return None
+        rows, layers = value[node.index], self._layers_of(reader)
+        if not self._is_once(reader):
+            return rows
+        if node.parts:
+            return tuple(layers.first_rows(part, self._labels) for part in rows)
+        return layers.first_rows(rows, self._labels)
 
     def _image(self, reader: Node, node: Node, value: Values) -> Any:
         """What a node reads of another: repeated where that is of one block, and it of all."""

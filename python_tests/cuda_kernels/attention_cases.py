@@ -7,7 +7,7 @@ from ctypes import c_int, c_int64
 from dataclasses import dataclass
 
 import torch
-from cuda_kernels import emulated
+from cuda_kernels import emulated, structures
 from ops.op_checks import normal, seeded
 from torch import Tensor
 
@@ -59,8 +59,8 @@ class Case:
         memory = torch.full((self.n, t, self.heads, self.d), torch.nan, dtype=self.dtype)
         return memory.transpose(1, 2)
 
-    def args(self, **tensors: Tensor) -> emulated.AttentionArgs:
-        args = emulated.AttentionArgs(
+    def args(self, **tensors: Tensor) -> structures.AttentionArgs:
+        args = structures.AttentionArgs(
             dtype=emulated.DTYPES[self.dtype],
             n=self.n,
             heads=self.heads,
@@ -70,7 +70,7 @@ class Case:
             scale=self.factor(),
         )
         for name, tensor in tensors.items():
-            view = emulated.AttentionTensor(tensor.data_ptr(), *tensor.stride()[:3])
+            view = structures.AttentionTensor(tensor.data_ptr(), *tensor.stride()[:3])
             setattr(args, name, tensor.data_ptr() if name == "lse" else view)
         return args
 

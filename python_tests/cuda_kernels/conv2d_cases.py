@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from cuda_kernels import emulated
+from cuda_kernels import emulated, structures
 from ops.op_checks import as_layout, normal, seeded
 from torch import Tensor
 
@@ -37,7 +37,7 @@ class Case:
     tile: int = 0
     splits: int = 0
 
-    def options(self) -> emulated.Options:
+    def options(self) -> structures.Options:
         return emulated.options(self.dtype, ieee=self.ieee, tile=self.tile, splits=self.splits)
 
     def offset(self) -> int:
@@ -74,11 +74,11 @@ class Case:
     def padding(self) -> int:
         return self.kernel // 2 + self.ring - self.pad_end
 
-    def shape(self, x: Tensor) -> emulated.Shape:
+    def shape(self, x: Tensor) -> structures.Shape:
         window = (self.kernel, self.stride, self.padding, self.upsample)
         return emulated.shape_of(x, *window, self.pad_end)
 
-    def grad_y(self, generator: torch.Generator, shape: emulated.Shape) -> Tensor:
+    def grad_y(self, generator: torch.Generator, shape: structures.Shape) -> Tensor:
         size = (self.n, self.c_out, shape.out_height, shape.out_width)
         y = normal(generator, *size, dtype=self.dtype)
         return as_layout(y, "sliced" if self.sliced else "channels_last")
@@ -119,13 +119,13 @@ def check_rounded(got: Tensor, exact: Tensor) -> None:
 
 def forward_of(
     case: Case, generator: torch.Generator
-) -> tuple[emulated.ForwardArgs, list[Tensor | None], Tensor, Tensor]:
+) -> tuple[structures.ForwardArgs, list[Tensor | None], Tensor, Tensor]:
     """A call without a bias: arguments, what it reads, its output, that of the reference."""
     x, x2 = case.sources(generator)
     weight = case.weight(generator)
     shape = case.shape(x)
     y = case.out(case.c_out, shape.out_height, shape.out_width)
-    args = emulated.ForwardArgs(
+    args = structures.ForwardArgs(
         options=case.options(),
         shape=shape,
         x=emulated.image(x),
@@ -160,7 +160,7 @@ def run_grad_x(case: Case, library: object = None) -> tuple[Tensor, Tensor]:
     grad_y = case.grad_y(generator, shape)
     c_in, offset = (case.c2, case.offset()) if case.c2 else (case.c, 0)
     grad_x = case.out(c_in, case.height, case.width)
-    args = emulated.GradXArgs(
+    args = structures.GradXArgs(
         options=case.options(),
         shape=shape,
         grad_y=emulated.image(grad_y),
@@ -186,7 +186,7 @@ def run_grad_weight(case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grad = case.weight(generator)
     grad_bias = normal(generator, grad.size(0), dtype=grad.dtype)
     before, bias_before = grad.clone(), grad_bias.clone()
-    args = emulated.GradWeightArgs(
+    args = structures.GradWeightArgs(
         options=case.options(),
         shape=shape,
         grad_y=emulated.image(grad_y),

@@ -6,7 +6,7 @@ import ctypes
 from dataclasses import dataclass, replace
 
 import torch
-from cuda_kernels import emulated
+from cuda_kernels import emulated, structures
 from cuda_kernels.activation_cases import KINDS, activated
 from cuda_kernels.conv2d_cases import Case, check_rounded, forward_of
 from ops.op_checks import as_layout, normal, seeded
@@ -91,7 +91,7 @@ class Arguments:
         x, x2 = beside.sources(self.generator)
         weight = beside.weight(self.generator)
         bias = normal(self.generator, weight.size(0), dtype=weight.dtype)
-        self.args.shortcut = emulated.Shortcut(
+        self.args.shortcut = structures.Shortcut(
             emulated.image(x),
             emulated.image(x2, beside.offset()),
             emulated.weight_of(weight),

@@ -8,7 +8,7 @@ from ctypes import c_int64
 
 import torch
 import torch.nn.functional as F
-from cuda_kernels import emulated
+from cuda_kernels import emulated, structures
 from ops.op_checks import as_layout, normal, seeded
 from torch import Tensor
 
@@ -87,9 +87,9 @@ class Case:
             for x in like
         ]
 
-    def args(self, outputs: list[Tensor], *, backward: bool) -> emulated.GroupNormArgs:
+    def args(self, outputs: list[Tensor], *, backward: bool) -> structures.GroupNormArgs:
         n, height, width = self.size
-        args = emulated.GroupNormArgs(
+        args = structures.GroupNormArgs(
             dtype=emulated.DTYPES[self.x[0].dtype],
             param_dtype=emulated.DTYPES[self.weight.dtype],
             n=n,
@@ -107,7 +107,7 @@ class Case:
             args.scale, args.shift = self.scale.data_ptr(), self.shift.data_ptr()
             args.modulation_stride = self.modulation.stride(0)
         for i, (x, grad_y, out) in enumerate(zip(self.x, self.grad_y, outputs, strict=True)):
-            args.sources[i] = emulated.GroupNormSource(
+            args.sources[i] = structures.GroupNormSource(
                 c=x.size(1),
                 param_offset=self.offsets[i],
                 x=x.data_ptr(),
@@ -130,7 +130,7 @@ class Case:
     ) -> Tensor:
         """The output, its channels joined; moments: [N, classes, blocks, c, 2] of a source."""
         y = self.empty(down)
-        given = (emulated.GroupNormMoments * 2)()
+        given = (structures.GroupNormMoments * 2)()
         for place, of_source in zip(given, moments, strict=True):
             if of_source is not None:
                 place.data, place.classes = of_source.data_ptr(), of_source.size(1)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from cuda_kernels import emulated
+from cuda_kernels import emulated, structures
 from cuda_kernels.activation_cases import KINDS, activated
 from cuda_kernels.emulated import faulty_library
 from ops.op_checks import as_layout, normal, seeded
@@ -44,8 +44,8 @@ class Call:
         value, half = z.chunk(2, dim=-1) if self.kind == "geglu" else (z, z)
         return activated(self.kind, value, half)
 
-    def args(self, z: Tensor, gate: Tensor | None) -> emulated.ActivationArgs:
-        args = emulated.ActivationArgs(
+    def args(self, z: Tensor, gate: Tensor | None) -> structures.ActivationArgs:
+        args = structures.ActivationArgs(
             dtype=emulated.DTYPES[self.dtype],
             activation=KINDS.index(self.kind),
             images=self.n,

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cuda_kernels import conv2d_fused_cases, emulated
+from cuda_kernels import conv2d_fused_cases, emulated, structures
 from cuda_kernels.activation_cases import KINDS, activated
 from cuda_kernels.conv2d_cases import DTYPES, Case, check_rounded, run_grad_x
 from cuda_kernels.conv2d_fused_cases import BOTH, HOPPER, PORTABLE, Fused, check, run
@@ -149,7 +149,7 @@ def test_weights_side_by_side_in_wider_rows(parts, tile):
     gate = normal(generator, case.n, columns, dtype=case.dtype)
     rows = torch.full((case.n, 8, 8, columns + 24), torch.nan, dtype=case.dtype)
     y = rows.permute(0, 3, 1, 2)[:, 8 : 8 + columns]
-    args = emulated.ForwardArgs(
+    args = structures.ForwardArgs(
         options=case.options(), shape=case.shape(x), x=emulated.image(x),
         weight=emulated.weight_of(weights[0]), parts=parts, gain=1.0, y=y.data_ptr(),
         y_stride=y.stride(3), c_out=case.c_out, activation=1, gate=gate.data_ptr(),
@@ -175,9 +175,9 @@ def test_the_gradient_of_x_of_several_weights(tile, parts):
     grad_x = case.out(case.c, case.height, 1)
     image = emulated.image(grad_y[None, :, None].permute(0, 3, 1, 2))
     image.channels = case.c_out
-    args = emulated.GradXArgs(
+    args = structures.GradXArgs(
         options=case.options(),
-        shape=emulated.Shape(1, case.height, 1, case.height, 1, 1, 0, 1),
+        shape=structures.Shape(1, case.height, 1, case.height, 1, 1, 0, 1),
         grad_y=image,
         weight=emulated.weight_of(memory[0]),
         parts=parts,

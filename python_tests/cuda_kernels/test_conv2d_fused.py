@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cuda_kernels import emulated
+from cuda_kernels import emulated, structures
 from cuda_kernels.conv2d_cases import DTYPES, Case, check_rounded
 from cuda_kernels.conv2d_fused_cases import (
     BOTH,
@@ -187,7 +187,7 @@ def check_three_weights(case: Case) -> None:
     biases = [normal(generator, memory.size(1), dtype=case.dtype), None]
     biases.append(normal(generator, memory.size(1), dtype=case.dtype))
     y = case.out(3 * c_out, case.height, case.width)
-    args = emulated.ForwardArgs(
+    args = structures.ForwardArgs(
         options=case.options(),
         shape=case.shape(x),
         x=emulated.image(x),
@@ -199,8 +199,8 @@ def check_three_weights(case: Case) -> None:
         y_stride=3 * c_out,
         c_out=c_out,
     )
-    args.further[0] = emulated.Part(weights[1].data_ptr(), None)
-    args.further[1] = emulated.Part(weights[2].data_ptr(), biases[2].data_ptr())
+    args.further[0] = structures.Part(weights[1].data_ptr(), None)
+    args.further[1] = structures.Part(weights[2].data_ptr(), biases[2].data_ptr())
     emulated.call("conv2d_forward", args, [x, *weights, biases[0], biases[2]], [y])
     exact = []
     for weight, bias in zip(weights, biases, strict=True):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cuda_kernels import conv2d_fused_cases, emulated
+from cuda_kernels import conv2d_fused_cases, emulated, structures
 from cuda_kernels.conv2d_cases import DTYPES, Case, check_rounded, run_forward
 from cuda_kernels.conv2d_fused_cases import Fused
 from cuda_kernels.emulated import faulty_library
@@ -96,7 +96,7 @@ def test_repeatable():
 def test_an_overlapping_launch_waits():
     x = torch.ones(1, 3, 4, 4).to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
     weight, y = torch.ones(8, 3, 3, 3).to(x), torch.empty(1, 8, 4, 4).to(x)
-    args = emulated.ForwardArgs(
+    args = structures.ForwardArgs(
         options=emulated.options(x.dtype, overlaps=True),
         shape=emulated.shape_of(x, 3, 1, 1, False),
         x=emulated.image(x),

@@ -7,7 +7,7 @@ import ctypes
 import pytest
 import torch
 import torch.nn.functional as F
-from cuda_kernels import emulated
+from cuda_kernels import emulated, structures
 from cuda_kernels.emulated import faulty_library
 from ops.op_checks import FORWARD_RATIO, check_error, normal, seeded
 from torch import Tensor
@@ -58,11 +58,11 @@ class Case:
             self.scale, self.shift = self.wide[:, :c], self.wide[:, c : 2 * c]
         self.mean, self.rstd = (torch.full((n, rows), torch.nan) for _ in range(2))
 
-    def args(self, out: Tensor, *, backward: bool) -> emulated.LayerNormArgs:
+    def args(self, out: Tensor, *, backward: bool) -> structures.LayerNormArgs:
         n, rows, c = self.x.shape
         params = self.x.dtype if self.weight is None else self.weight.dtype
         number = emulated.DTYPES[self.x.dtype]
-        args = emulated.LayerNormArgs(
+        args = structures.LayerNormArgs(
             dtype=number,
             param_dtype=emulated.DTYPES[params],
             modulation_dtype=number,

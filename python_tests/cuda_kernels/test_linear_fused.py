@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 import torch.nn.functional as F
-from cuda_kernels import emulated
+from cuda_kernels import emulated, structures
 from cuda_kernels.emulated import faulty_library, launches
 from ops.op_checks import normal, seeded
 from torch import Tensor
@@ -61,12 +61,12 @@ class Tensors:
         self.y = torch.full((case.rows, self.columns[-1]), torch.nan, dtype=case.dtype)
 
 
-def arguments(case: Case, tensors: Tensors) -> emulated.LinearFusedArgs:
-    parts = (emulated.LinearPart * len(case.c_out))()
+def arguments(case: Case, tensors: Tensors) -> structures.LinearFusedArgs:
+    parts = (structures.LinearPart * len(case.c_out))()
     for i, (weight, bias) in enumerate(zip(tensors.weights, tensors.biases, strict=True)):
         place = (weight.data_ptr(), bias.data_ptr(), *weight.stride())
-        parts[i] = emulated.LinearPart(*place, case.c_out[i], tensors.columns[i])
-    args = emulated.LinearFusedArgs(
+        parts[i] = structures.LinearPart(*place, case.c_out[i], tensors.columns[i])
+    args = structures.LinearFusedArgs(
         dtype=emulated.DTYPES[case.dtype],
         weight_dtype=emulated.DTYPES[case.weight_dtype],
         ieee=case.ieee,

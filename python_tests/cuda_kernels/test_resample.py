@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from cuda_kernels import emulated
+from cuda_kernels import emulated, structures
 from cuda_kernels.emulated import faulty_library
 from ops.op_checks import as_layout, normal, seeded
 from torch import Tensor
@@ -29,7 +29,7 @@ def resample(
     size = [(2 * side if up else side // 2) + more for side in (h, w)]
     y = torch.full((n, c, *size), torch.nan, dtype=x.dtype)
     y = y.contiguous(memory_format=torch.channels_last)
-    args = emulated.ResampleArgs(
+    args = structures.ResampleArgs(
         x=x.data_ptr(),
         dtype=emulated.DTYPES[x.dtype],
         images=n,

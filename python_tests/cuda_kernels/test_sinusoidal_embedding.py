@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from cuda_kernels import emulated
+from cuda_kernels import emulated, structures
 from cuda_kernels.emulated import faulty_library
 from ops.op_checks import normal, seeded
 from torch import Tensor
@@ -31,7 +31,7 @@ def embed(
     frequencies: Tensor | None = None,
 ) -> Tensor:
     y = torch.full((len(t), dim), torch.nan, dtype=dtype)
-    args = emulated.SinusoidalArgs(
+    args = structures.SinusoidalArgs(
         dtype=emulated.DTYPES[dtype],
         table_dtype=emulated.DTYPES[dtype if table is None else table.dtype],
         t_type=T_TYPES.index(t.dtype),

@@ -35,6 +35,22 @@ CONFIGS: dict[str, tuple[NetworkConfig, set[str]]] = {
         SongUNetConfig(**SMALL, fourier=True, aux_residual=True, taps=4, time_mult=2),
         {"x", "head", "down.1.aux"},
     ),
+    # whose labels are a context that transformers attend to, from the first of its second level on
+    "ldm": (
+        dataclasses.replace(
+            ADM, ch=32, attn=(1,), scale_shift=False, resample_blocks=False, context_channels=24
+        ),
+        {
+            "x", "head", "down.0.norm1", "down.0.conv1", "down.0.norm2", "down.0.conv2",
+            "down.1.conv", "down.2.norm1", "down.2.conv1", "down.2.norm2", "down.2.conv2",
+            "down.2.shortcut",
+            *(f"down.2.attention.{name}" for name in ("norm", "project_in")),
+            *(
+                f"down.2.attention.blocks.0.{name}"
+                for name in ("norm1", "attn1.qkv", "attn1.products", "norm2", "attn2.q")
+            ),
+        },
+    ),
     "dhariwal-unet": (
         DhariwalUNetConfig(**SMALL), {"x", "head", "down.0.norm1", "down.0.conv1"}
     ),
@@ -95,9 +111,9 @@ def test_parts_of_a_block_are_refused(labels: int) -> None:
         net.export_subnet(0.5)(x, t, torch.zeros(6, dtype=torch.int64))
 
 
-def test_a_network_without_labels_has_nothing_apart() -> None:
+def test_without_labels_all_images_are_before_them() -> None:
     graph = UNetConfig(image_size=8, ch=32, ch_mult=(1,), attn=()).graph
-    assert {node.name for node in graph.before_labels} == {"x", "head"}
+    assert graph.before_labels == {node for node in graph.nodes if node.size is not None}
 
 
 def test_guidance_takes_both_labels_in_one_call() -> None:

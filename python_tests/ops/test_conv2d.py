@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
-import torch.nn.functional as F
 from ops import op_checks
-from ops.op_checks import FORWARD_RATIO, GRADIENT_RATIO, ISAS, normal, seeded
+from ops.conv2d_checks import check_case, check_results, exact_and_torch, ours, parameters
+from ops.op_checks import GRADIENT_RATIO, ISAS, normal, seeded
 from ops.product_samples import WINDOWS, conv2d_samples
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddsm_ext.ops.conv2d import sliced_conv2d, sliced_conv2d_ref
@@ -20,57 +17,6 @@ CHANNELS = (1, 3, 8, 59, 111, C_MAX)
 # (c_in, c_out): every count on either side of the full and of an odd one
 COUNTS = sorted({pair for c in CHANNELS for o in (59, C_MAX) for pair in ((c, o), (o, c))})
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
-
-
-def parameters(
-    generator: torch.Generator, c_out: int, c_in: int, kernel: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    weight = normal(generator, c_out, c_in, kernel, kernel) * (c_in * kernel**2) ** -0.5
-    return weight.to(dtype), normal(generator, c_out, dtype=dtype)
-
-
-def exact_and_torch(
-    tensors: tuple[Tensor | None, ...], c_out: int, grad_y: Tensor | None, **options: object
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Output and gradients of the plain-torch reference in fp64, and in the tensors' dtype."""
-    results = []
-    for dtype in (torch.float64, None):
-        leaves = [
-            None if t is None else t.detach().to(dtype or t.dtype).requires_grad_() for t in tensors
-        ]
-        x, x2, weight, bias = leaves
-        y = sliced_conv2d_ref(x, weight, bias, c_out, x2=x2, **options)
-        result = [y.detach()]
-        if grad_y is not None:
-            result += torch.autograd.grad(y, [t for t in leaves if t is not None], grad_y.to(y))
-        results.append(result)
-    return results[0], results[1]
-
-
-def ours(
-    tensors: tuple[Tensor | None, ...], c_out: int, grad_y: Tensor | None, **options: object
-) -> list[Tensor]:
-    leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
-    x, x2, weight, bias = leaves
-    y = sliced_conv2d(x, weight, bias, c_out, x2=x2, **options)
-    result = [y.detach()]
-    if grad_y is not None:
-        result += torch.autograd.grad(y, [t for t in leaves if t is not None], grad_y)
-    return result
-
-
-def check_results(mine: list[Tensor], torchs: list[Tensor], exact: list[Tensor]) -> None:
-    for index, result in enumerate(zip(mine, torchs, exact, strict=True)):
-        op_checks.check_error(*result, GRADIENT_RATIO if index else FORWARD_RATIO)
-
-
-def check_case(
-    tensors: tuple[Tensor | None, ...], c_out: int, generator: torch.Generator, **options: object
-) -> None:
-    shape = sliced_conv2d_ref(tensors[0], tensors[2], None, c_out, x2=tensors[1], **options).shape
-    grad_y = normal(generator, *shape, dtype=tensors[0].dtype)
-    exact, torchs = exact_and_torch(tensors, c_out, grad_y, **options)
-    check_results(ours(tensors, c_out, grad_y, **options), torchs, exact)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -127,36 +73,6 @@ def test_no_padding_and_no_bias():
     check_case((x, None, weight, None), 13, generator)
     check_case((x, None, weight, None), 13, generator, padding=2)
     check_case((x, None, weight, None), 13, generator, stride=2)
-
-
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_zeros_at_the_end(isa, dtype):
-    """Alone, or one more than before the image; of odd and even sizes."""
-    generator, results = seeded(16), []
-    for kernel, padding, stride in itertools.product((2, 3), (0, 1), (1, 2)):
-        weight, bias = parameters(generator, 40, 40, kernel, dtype)
-        x, x2 = (normal(generator, 2, c, 7, 6, dtype=dtype) for c in (19, 9))
-        options = {"stride": stride, "padding": padding, "c_in2_offset": 27, "pad_end": True}
-        shape = sliced_conv2d_ref(x, weight, None, 33, x2=x2, **options).shape
-        arguments = (x, x2, weight, bias), 33, normal(generator, *shape, dtype=dtype)
-        exact, torchs = exact_and_torch(*arguments, **options)
-        with op_checks.forced_isa(isa):
-            results.append((ours(*arguments, **options), torchs, exact))
-            if dtype == torch.float64:
-                check_case((x, x2, weight, bias), 33, generator, upsample=True, **options)
-    check_results(*(op_checks.pooled(cases) for cases in zip(*results, strict=True)))
-
-
-def test_zeros_at_the_end_alone_at_stride_2():
-    """As diffusers' UNet2DModel(downsample_padding=0) halves an image."""
-    generator = seeded(17)
-    weight, bias = parameters(generator, 24, 20, 3, torch.float64)
-    x = normal(generator, 2, 11, 8, 6, dtype=torch.float64)
-    y = sliced_conv2d(x, weight, bias, 13, stride=2, pad_end=True)
-    exact = F.conv2d(F.pad(x, (0, 1, 0, 1)), weight[:13, :11], bias[:13], stride=2)
-    assert y.shape == (2, 13, 4, 3)
-    torch.testing.assert_close(y, exact, rtol=1e-12, atol=1e-12)
 
 
 def test_larger_kernel():
