@@ -462,7 +462,8 @@ const char* conv2d_forward_cuda(const Conv2dCudaForwardArgs& args, void* stream)
   e.moments = static_cast<Moments*>(args.moments);
   e.pixels = shape.out_height * shape.out_width;
   e.bias_wide = args.weight.dtype != args.options.dtype;
-  e.vector = is_aligned(args.y) && p.n % lanes == 0 && args.y_stride % lanes == 0 &&
+  // Of each part: on sm_90a its columns begin a tile.
+  e.vector = is_aligned(args.y) && args.c_out % lanes == 0 && args.y_stride % lanes == 0 &&
              (!args.residual || (is_aligned(args.residual) && args.residual_stride % lanes == 0));
   if (head) return run_conv_head(p, args, problem.math, stream);
   return run_conv(p, problem, geometry_of(args), choice.tile, stream);

@@ -101,7 +101,9 @@ class SlimmableWords:
         x, residual = value[node.reads[0].index], None
         if node.residual is not None:
             x, residual = _alike(x, value[node.residual.index])
-        gate = None if node.gate is None else in_blocks(value[node.gate.index], len(x))
+        gate = None
+        if node.gate is not None:
+            gate = in_blocks(value[node.gate.index].to(x.dtype), len(x))
         y = self.owner.module_of(node)(
             tokens_of(x),
             self.counts[node.index],
@@ -110,7 +112,7 @@ class SlimmableWords:
             accumulate_grad=self.accumulate_grad,
         )
         if node.shift is not None:
-            y = _sum(y, value[node.shift.index][:, None])
+            y = _sum(y, value[node.shift.index].to(y.dtype)[:, None])
         return pixels_of(y, x)  # [N, blocks * c_out, H, W]
 
     def layer_norm(self, node: Node, value: Values) -> Tensor:
@@ -156,7 +158,9 @@ class SlimmableWords:
 def _attended(heads: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of [N, c, H, W] each."""
     # Views, as the memory of a channels_last tensor is [N, H, W, C].
-    rows = (tokens_of(part).unflatten(2, (heads, -1)) for part in (q, k, v))
+    n, c, height, width = q.shape
+    split = (n, height * width, heads, c // heads)
+    rows = (part.permute(0, 2, 3, 1).reshape(split) for part in (q, k, v))
     y = sliced_attention(*(row.transpose(1, 2) for row in rows)).transpose(1, 2)  # [N, T, heads, d]
     return pixels_of(y.flatten(2), q)  # no copy: the op's memory order
 

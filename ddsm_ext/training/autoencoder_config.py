@@ -8,7 +8,6 @@ from typing import ClassVar
 from ddsm_ext.settings import Refusal, is_int, is_number
 from ddsm_ext.training.loop_config import LoopConfig
 
-FACTORS = (2, 4, 8)  # pixels a side of a latent's
 _LARGEST_CHANNELS = 8192
 
 

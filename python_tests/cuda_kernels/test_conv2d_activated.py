@@ -140,9 +140,11 @@ def test_what_is_not_served_is_refused_by_name(more, reason):
 
 @pytest.mark.parametrize("parts", [2, 3])
 @pytest.mark.parametrize("tile", [0, *BOTH])
-def test_weights_side_by_side_in_wider_rows(parts, tile):
+@pytest.mark.parametrize("c_out", [40, 12])  # 12: two are packs of 8 numbers, one is none
+def test_weights_side_by_side_in_wider_rows(parts, tile, c_out):
     """As a linear layer of more blocks than a launch takes has them: what lies between stays."""
-    case, generator = Case(c=72, c_out=40, kernel=1, n=3, height=8, width=8, tile=tile), seeded(6)
+    case = Case(c=72, c_out=c_out, kernel=1, n=3, height=8, width=8, tile=tile)
+    generator = seeded(6)
     x, _ = case.sources(generator)
     weights = [case.weight(generator) for _ in range(parts)]
     columns = parts * case.c_out

@@ -126,3 +126,14 @@ def test_guidance_takes_both_labels_in_one_call() -> None:
     found = sample(net, *common, **how)
     expected = sample(lambda *given: net(*given), *common, **how)
     assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_bfloat16_images_beside_float32_weights(name: str) -> None:
+    net = random_network(CONFIGS[name][0])
+    x, t, y = given(1, 3)
+    with torch.no_grad():
+        found = net.run_modules(x.bfloat16(), t, 0.5, y)
+        expected = net.run_modules(x, t, 0.5, y)
+    assert found.dtype == torch.bfloat16
+    assert (found - expected).abs().max() <= 0.1 * expected.abs().max()
