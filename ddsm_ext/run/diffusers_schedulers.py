@@ -278,7 +278,6 @@ def _sampler(name: str, content: Mapping[str, Any], source: str) -> dict[str, An
     sampler["steps"] = steps
     if kind == "ddpm":
         usual = str(given("variance_type", "fixed_small")).removesuffix("_log")
-        usual = "learned_range" if usual == "learned" else usual
         sampler["variance"] = _key(_VARIANCES, usual, f"{source}: variance_type")
     switches = [ours for ours, there in _SIGMAS.items() if given(there)]
     usual = "leading" if kind in ("ddpm", "ddim") else "linspace"

@@ -15,7 +15,7 @@ from ddsm_ext.run.config import RunConfig
 from ddsm_ext.run.onnx_file import export_onnx
 from ddsm_ext.run.pipelines import export_pipeline
 from ddsm_ext.run.strategies import read_strategy
-from ddsm_ext.sampling.strategy import Strategy
+from ddsm_ext.sampling.strategy import Strategy, as_strategy
 from ddsm_ext.settings import Refusal, check_choice, plain
 
 # What a network can be written as -> the ending of the file, "" of a folder, and its options
@@ -63,12 +63,14 @@ def export_to(
     for name, value in given.items():
         if value is not None and name not in options:
             raise Refusal(f"export: {name} is {value!r}; need none for {code}")
+    if width is not None and strategy is not None:
+        raise Refusal(f"export: got width {width!r} and strategy {strategy!r}; need one of them")
     full = 1.0 if width is None else config.model.check_width(width)
     place = run / "export" / f"{_named(code, width)}{ending}" if out is None else Path(out)
     load = partial(load_network, run, config, torch.device("cpu"), weights)
     with output_lock(run, out):
         if code == "diffusers":
-            _, chosen = read_strategy(strategy, run, config)
+            chosen = as_strategy(full) if width else read_strategy(strategy, run, config)[1]
             return export_pipeline(
                 load, config, place, strategy=chosen, width=width, autoencoder=autoencoder
             )

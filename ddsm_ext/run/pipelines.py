@@ -70,7 +70,8 @@ def export_pipeline(
     for note in scheduler.notes:
         log.warning("%s", note)
     call = ", ".join(f"{name}={value!r}" for name, value in scheduler.call.items())
-    log.info('%s.from_pretrained("%s")(%s)', scheduler.pipeline, folder, call)
+    first = "import ddsm_ext; " if width is None else ""  # diffusers asks it for the class
+    log.info('%s%s.from_pretrained("%s")(%s)', first, scheduler.pipeline, folder, call)
     return folder
 
 

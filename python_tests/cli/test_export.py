@@ -36,7 +36,8 @@ def test_a_pipeline_with_a_strategy(
     assert main([*arguments, "--strategy", str(tmp_path / "s.json"), "--sampler", "ddpm"]) == 0
     told = capsys.readouterr()
     assert told.out == f"{out}\n"
-    assert f'DDPMPipeline.from_pretrained("{out}")(num_inference_steps=5)' in told.err
+    call = f'import ddsm_ext; DDPMPipeline.from_pretrained("{out}")(num_inference_steps=5)'
+    assert call in told.err
     settings = json.loads((out / "unet" / "config.json").read_text())
     assert settings["strategy"]["widths"] == [0.5, 1.0]
     assert settings["schedule"]["timesteps"] == 1000
@@ -64,6 +65,7 @@ def test_places_in_the_run(root: Path, capsys: pytest.CaptureFixture[str]) -> No
         ([], "need --width, or --to and other code's name"),
         (["--to", "onxx"], "--to is 'onxx'; need one of 'state-dict'"),
         (["--to", "guided-diffusion", "--width", "0.5"], "--width is of no use with --to guided"),
+        (["--to", "diffusers", "--width", "0.5", "--strategy", "1"], "got width 0.5 and strategy"),
         (["--to", "onnx", "--strategy", "0.5"], "--strategy is of no use with --to onnx"),
         (["--width", "0.5", "--sampler", "ddim"], "--sampler is of no use with --to state-dict"),
         (["--to", "onnx", "--out", "net.bin"], "need a name that ends in .onnx"),

@@ -115,6 +115,9 @@ def test_learned_variances() -> None:
             scheduler_of(config({"kind": kind}, learned_sigma=True), latents=False)
     _, sampler = read_scheduler({"variance_type": "learned_range"}, "s")
     assert sampler["variance"] == "learned"
+    # there another formula
+    with pytest.raises(ValueError, match=r"^s: variance_type is 'learned'; need one of"):
+        read_scheduler({"variance_type": "learned"}, "s")
 
 
 def test_notes_say_what_is_lost() -> None:

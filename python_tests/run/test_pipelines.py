@@ -213,7 +213,7 @@ def test_what_differs_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
         "DDIMScheduler visits the timesteps 999, 949 ... 49, the run's sampler 999, 946 ... 0"
     )
     how = "num_inference_steps=20, eta=0.5, use_clipped_model_output=True"
-    assert call == f'DDIMPipeline.from_pretrained("{folder}")({how})'
+    assert call == f'import ddsm_ext; DDIMPipeline.from_pretrained("{folder}")({how})'
     # the cosine schedule's first sigmas of Karras are all of the last timestep but one
     karras = config({"kind": "dpmpp_2m", "spacing": "karras", "steps": 20})
     with pytest.raises(ValueError, match=r"rounds its first two timesteps to 998 and loses count"):
