@@ -50,22 +50,7 @@ Tensor sliced_activation_backward(const Tensor& grad_y, const Tensor& z, int64_t
   args.activation = activation_of(op, activation);
   args.channels = activated_channels(op, z, args.activation);
   check_cpu_dtype(op, z);
-  std::vector<int64_t> sizes = sizes_of(z);
-  sizes.back() = args.channels;
-  check_same_device(op, z, grad_y);
-  STD_TORCH_CHECK(sizes_of(grad_y) == sizes && grad_y.scalar_type() == z.scalar_type(), op,
-                  ": grad_y is not ", list_text(sizes), " of z's dtype");
-  check_elements(op, "grad_y", grad_y);
-  check_gate(op, gate, grad_y);
-  if (grad_gate.has_value()) {
-    const std::vector<int64_t> wanted{sizes[0], args.channels};
-    check_same_device(op, z, *grad_gate);
-    STD_TORCH_CHECK(z.dim() >= 2 && sizes_of(*grad_gate) == wanted &&
-                        grad_gate->scalar_type() == statistics_type(z) &&
-                        grad_gate->is_contiguous(),
-                    op, ": grad_gate is not a contiguous ", list_text(wanted),
-                    " of float32, or float64 beside such a z");
-  }
+  check_activation_backward(op, grad_y, z, args.channels, gate, grad_gate);
   Tensor grad_z = empty_rows(op, z, z.size(z.dim() - 1));
   const int64_t images = images_of(z);
   if (images == 0) return grad_z;
@@ -80,7 +65,7 @@ Tensor sliced_activation_backward(const Tensor& grad_y, const Tensor& z, int64_t
   args.z_row_stride = from.stride;
   args.gate = gate.has_value() ? factors.const_data_ptr() : nullptr;
   args.grad_z = grad_z.mutable_data_ptr();
-  args.grad_gate = grad_gate.has_value() ? grad_gate->mutable_data_ptr() : nullptr;
+  args.grad_gate = grad_data_or_null(grad_gate);
   ddsm::activation_backward(args);
   return grad_z;
 }

@@ -49,6 +49,26 @@ inline void check_added(const char* op, const std::optional<Tensor>& residual, c
   check_elements(op, "residual", *residual);
 }
 
+// What a backward call reads beside z [N, ..., columns], and the gradient of gate that it adds to.
+inline void check_activation_backward(const char* op, const Tensor& grad_y, const Tensor& z,
+                                      int64_t channels, const std::optional<Tensor>& gate,
+                                      const std::optional<Tensor>& grad_gate) {
+  std::vector<int64_t> sizes = sizes_of(z);
+  sizes.back() = channels;
+  check_same_device(op, z, grad_y);
+  STD_TORCH_CHECK(sizes_of(grad_y) == sizes && grad_y.scalar_type() == z.scalar_type(), op,
+                  ": grad_y is not ", list_text(sizes), " of z's dtype");
+  check_elements(op, "grad_y", grad_y);
+  check_gate(op, gate, grad_y);
+  if (!grad_gate.has_value()) return;
+  const std::vector<int64_t> rows{sizes[0], channels};
+  check_same_device(op, z, *grad_gate);
+  STD_TORCH_CHECK(z.dim() >= 2 && sizes_of(*grad_gate) == rows && grad_gate->is_contiguous() &&
+                      grad_gate->scalar_type() == statistics_type(z),
+                  op, ": grad_gate is not a contiguous ", list_text(rows),
+                  " of float32, or float64 beside such a z");
+}
+
 // Images of a tensor [N, ..., c] whose rows are walked; [c] is one.
 inline int64_t images_of(const Tensor& y) { return y.dim() > 1 ? y.size(0) : 1; }
 

@@ -23,15 +23,9 @@ inline Tensor empty_by_position(const Tensor& like) {
   return empty_strided(like, like.scalar_type(), sizes, strides, 4);
 }
 
-// [a, b, c] of a type, on the device of `like`.
-inline Tensor empty_rows(const Tensor& like, ScalarType dtype, int64_t a, int64_t b, int64_t c) {
-  const int64_t sizes[3] = {a, b, c}, strides[3] = {b * c, c, 1};
-  return empty_strided(like, dtype, sizes, strides, 3);
-}
-
 // lse [n, heads, t_q] beside q [n, ...].
 inline Tensor empty_lse(const Tensor& q, int64_t heads, int64_t t_q) {
-  return empty_rows(q, statistics_type(q), q.size(0), heads, t_q);
+  return empty_contiguous(q, statistics_type(q), {q.size(0), heads, t_q});
 }
 
 inline AttentionTensor strided(const Tensor& tensor) {
@@ -145,13 +139,6 @@ inline Tensor adjacent_columns(const Tensor& tensor) {
   return torch::stable::contiguous(tensor);
 }
 
-inline Tensor empty_like_contiguous(const Tensor& tensor) {
-  const std::vector<int64_t> sizes = sizes_of(tensor);
-  std::vector<int64_t> strides(sizes.size(), 1);
-  for (size_t d = sizes.size() - 1; d > 0; --d) strides[d - 1] = strides[d] * sizes[d];
-  return empty_strided(tensor, tensor.scalar_type(), sizes.data(), strides.data(), tensor.dim());
-}
-
 // Queries, keys and values side by side: all in q [N, T, 3, heads * d], or queries in
 // q [N, T_q, heads * d] beside keys and values in kv [N, T_k, 2, heads * d].
 struct Packed {
@@ -184,15 +171,14 @@ struct Packed {
 
   // A block of heads * d columns; without blocks a tensor is one.
   static AttentionTensor block(const AttentionArgs& args, const Tensor& tensor, int64_t index) {
-    const int64_t bytes = args.dtype == DType::kFloat64 ? 8 : args.dtype == DType::kFloat32 ? 4 : 2;
-    const int64_t offset = tensor.dim() == 4 ? index * stride_of(tensor, 2) * bytes : 0;
-    return {static_cast<char*>(const_cast<void*>(tensor.const_data_ptr())) + offset,
+    const int64_t offset = tensor.dim() == 4 ? index * stride_of(tensor, 2) : 0;
+    return {advanced(const_cast<void*>(tensor.const_data_ptr()), offset, args.dtype),
             stride_of(tensor, 0), args.d, stride_of(tensor, 1)};
   }
 
   // [N, T_q, heads * d]
   Tensor empty_out() const {
-    return empty_rows(q, q.scalar_type(), q.size(0), q.size(1), columns());
+    return empty_contiguous(q, q.scalar_type(), {q.size(0), q.size(1), columns()});
   }
 
  private:
@@ -234,9 +220,9 @@ struct PackedBackward : Packed {
         grad_out(checked_rows(op, grad_out_any, "grad_out")),
         out(checked_rows(op, out_any, "out")),
         lse(statistics),
-        grad_q(empty_like_contiguous(q)) {
+        grad_q(empty_contiguous_like(q)) {
     check_lse(op, lse, q, heads, q.size(1));
-    if (kv.has_value()) grad_kv = empty_like_contiguous(*kv);
+    if (kv.has_value()) grad_kv = empty_contiguous_like(*kv);
   }
 
   // Beside what a forward call has.
@@ -250,8 +236,7 @@ struct PackedBackward : Packed {
   // That of kv has no elements where there is none.
   std::tuple<Tensor, Tensor> gradients() const {
     if (grad_kv.has_value()) return {grad_q, *grad_kv};
-    const int64_t size = 0, stride = 1;
-    return {grad_q, empty_strided(q, q.scalar_type(), &size, &stride, 1)};
+    return {grad_q, empty_contiguous(q, q.scalar_type(), {0})};
   }
 
  private:

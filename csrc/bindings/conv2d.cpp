@@ -61,7 +61,8 @@ Conv2dPanels panels_of(const char* op, const std::optional<Tensor>& panels, cons
                     " needs panels");
     return result;
   }
-  const bool regular = shape.scale == 1 || (shape.stride == 1 && shape.padding == 1);
+  const bool regular =
+      shape.scale == 1 || (shape.stride == 1 && shape.padding == weight.size(2) / 2);
   STD_TORCH_CHECK(algo != Conv2dAlgo::kDirect || (regular && !transposed), op,
                   ": no direct panels for this geometry");
   const int64_t scale = algo == Conv2dAlgo::kDirect ? shape.scale : 1;

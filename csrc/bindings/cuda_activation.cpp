@@ -47,32 +47,14 @@ Tensor sliced_activation(const Tensor& z, int64_t activation, const std::optiona
   return y;
 }
 
-float* grad_gate_data(const char* op, const std::optional<Tensor>& grad_gate, const Tensor& z,
-                      const ActivationCudaArgs& args) {
-  if (!grad_gate.has_value()) return nullptr;
-  check_same_device(op, z, *grad_gate);
-  STD_TORCH_CHECK(z.dim() >= 2 && grad_gate->dim() == 2 && grad_gate->size(0) == args.images &&
-                      grad_gate->size(1) == args.columns && grad_gate->is_contiguous() &&
-                      grad_gate->scalar_type() == ScalarType::Float,
-                  op, ": grad_gate is not a contiguous [", args.images, ", ", args.columns,
-                  "] of float32");
-  return static_cast<float*>(grad_gate->mutable_data_ptr());
-}
-
 Tensor sliced_activation_backward(const Tensor& grad_y, const Tensor& z, int64_t activation,
                                   const std::optional<Tensor>& gate,
                                   const std::optional<Tensor>& grad_gate) {
   const char* op = "sliced_activation_backward";
   const DeviceGuard guard(z.get_device_index());
   ActivationCudaArgs args = args_of(op, z, activation);
-  std::vector<int64_t> sizes = sizes_of(z);
-  sizes.back() = args.columns;
-  check_same_device(op, z, grad_y);
-  STD_TORCH_CHECK(sizes_of(grad_y) == sizes && grad_y.scalar_type() == z.scalar_type(), op,
-                  ": grad_y is not ", list_text(sizes), " of z's dtype");
-  check_elements(op, "grad_y", grad_y);
-  check_gate(op, gate, grad_y);
-  args.grad_gate = grad_gate_data(op, grad_gate, z, args);
+  check_activation_backward(op, grad_y, z, args.columns, gate, grad_gate);
+  args.grad_gate = static_cast<float*>(grad_data_or_null(grad_gate));
   Tensor grad_z = empty_rows(op, z, z.size(z.dim() - 1));
   const Rows from = rows_of(z), gradient = rows_of(grad_y), factors = rows_of(gate.value_or(z));
   args.z = from.tensor.const_data_ptr();

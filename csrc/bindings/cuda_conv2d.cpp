@@ -201,9 +201,7 @@ Tensor empty_moments(bool wanted, const Tensor& y, const ddsm::Conv2dCudaForward
   const int64_t pixels = args.shape.out_height * args.shape.out_width / classes;
   const int64_t block_bytes = 8 * y.size(1);
   const int64_t blocks = ddsm::group_norm_cuda_moments_bytes(1, pixels, y.size(1)) / block_bytes;
-  const int64_t sizes[4] = {y.size(0), classes, blocks, block_bytes};
-  const int64_t strides[4] = {classes * blocks * block_bytes, blocks * block_bytes, block_bytes, 1};
-  return empty_strided(y, ScalarType::Byte, sizes, strides, 4);
+  return empty_contiguous(y, ScalarType::Byte, {y.size(0), classes, blocks, block_bytes});
 }
 
 std::tuple<Tensor, Tensor> sliced_conv2d_fused(

@@ -21,7 +21,7 @@ void check_dtype(const char* op, const LayerNormCall& call) {
 Tensor run_forward(const char* op, LayerNormCall& call, const Tensor& x, double eps,
                    bool overlaps) {
   check_dtype(op, call);
-  Tensor y = empty_rows_of(x);
+  Tensor y = empty_contiguous_like(x);
   call.args.eps = eps;
   call.args.y = y.mutable_data_ptr();
   check_launch(op, ddsm::layer_norm_forward_cuda(call.args, overlaps, stream_of(x)));
@@ -62,7 +62,7 @@ Tensor sliced_layer_norm_backward(
   check_dtype(op, call);
   call.take_statistics(op, mean, rstd);
   call.take_gradients(op, grad_weight, grad_bias, grad_scale, grad_shift);
-  Tensor grad_x = empty_rows_of(x);
+  Tensor grad_x = empty_contiguous_like(x);
   call.args.grad_x = grad_x.mutable_data_ptr();
   Tensor scratch = empty_scratch(ddsm::layer_norm_cuda_scratch_bytes(call.args), x);
   call.args.scratch = scratch.mutable_data_ptr();

@@ -3,10 +3,8 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <type_traits>
 #include <vector>
 
-#include "activation_args.h"
 #include "cuda_conv2d_args.h"
 #include "ddsm/linear_fused_cuda.h"
 #include "linear_args.h"
@@ -14,18 +12,11 @@
 namespace {
 
 using namespace ddsm::binding;
+using ddsm::advanced;
 using ddsm::Conv2dImage;
 using ddsm::Conv2dShape;
 using ddsm::Conv2dWeight;
 using DeviceGuard = torch::stable::accelerator::DeviceGuard;
-
-// `elements` of a type behind `memory`; null stays null.
-template <class Void>
-Void* moved(Void* memory, int64_t elements, ddsm::DType dtype) {
-  using Byte = std::conditional_t<std::is_const_v<Void>, const char, char>;
-  const int64_t bytes = elements * (dtype == ddsm::DType::kFloat32 ? 4 : 2);
-  return memory ? static_cast<Byte*>(memory) + bytes : nullptr;
-}
 
 // A matrix, or so many of its columns, as images that are one pixel wide.
 Conv2dImage image_of(const Rows& rows, int64_t images, int64_t columns) {
@@ -54,31 +45,25 @@ void add_blocks(ddsm::Conv2dCudaForwardArgs& args, int64_t first, int64_t block_
                 int64_t c_out_max) {
   const ddsm::DType dtype = args.options.dtype, weight_dtype = args.weight.dtype;
   const void* const weight = args.weight.data;
-  args.weight.data = moved(args.weight.data, first * block_stride, weight_dtype);
+  args.weight.data = advanced(args.weight.data, first * block_stride, weight_dtype);
   for (int64_t i = 1; i < args.parts; ++i) {
-    args.further[i - 1] = {moved(weight, (first + i) * block_stride, weight_dtype),
-                           moved(args.bias, (first + i) * c_out_max, weight_dtype)};
+    args.further[i - 1] = {advanced(weight, (first + i) * block_stride, weight_dtype),
+                           advanced(args.bias, (first + i) * c_out_max, weight_dtype)};
   }
-  args.bias = moved(args.bias, first * c_out_max, weight_dtype);
-  args.gate = moved(args.gate, first * args.c_out, dtype);
-  args.residual = moved(args.residual, first * args.c_out, dtype);
-  args.y = moved(args.y, first * args.c_out, dtype);
+  args.bias = advanced(args.bias, first * c_out_max, weight_dtype);
+  args.gate = advanced(args.gate, first * args.c_out, dtype);
+  args.residual = advanced(args.residual, first * args.c_out, dtype);
+  args.y = advanced(args.y, first * args.c_out, dtype);
 }
 
 Tensor sliced_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                      int64_t c_out, bool tf32, int64_t activation,
                      const std::optional<Tensor>& gate, const std::optional<Tensor>& residual) {
   const char* op = "sliced_linear";
-  const WeightSizes sizes = weight_sizes(op, weight);
-  check_columns(op, x, weight, 1, sizes.c_in_max);
-  check_dtypes(op, x, weight);
-  check_block_bias(op, bias, weight);
-  check_count(op, "c_out", c_out, sizes.c_out_max);
   ddsm::Conv2dCudaForwardArgs args{};
   args.activation = activation_of(op, activation);
+  const WeightSizes sizes = check_linear(op, x, weight, bias, c_out, args.activation, check_dtypes);
   const bool glu = args.activation == ddsm::Activation::kGeglu;
-  STD_TORCH_CHECK(!glu || sizes.blocks == 2, op, ": weight has ", sizes.blocks,
-                  " blocks; geglu needs 2");
   const DeviceGuard guard(x.get_device_index());
   Tensor y = empty_rows(op, x, glu ? c_out : sizes.blocks * c_out);
   check_gate(op, gate, y);
@@ -201,18 +186,12 @@ Tensor sliced_linear_grad_x(const Tensor& grad_y, const Tensor& weight, int64_t 
 void sliced_linear_grad_weight(const Tensor& grad_y, const Tensor& x, const Tensor& grad_weight,
                                const std::optional<Tensor>& grad_bias, bool tf32) {
   const char* op = "sliced_linear_grad_weight";
-  const WeightSizes sizes = weight_sizes(op, grad_weight);
-  const int64_t c_out = check_columns(op, grad_y, grad_weight, sizes.blocks, sizes.c_out_max);
-  check_columns(op, x, grad_weight, 1, sizes.c_in_max);
-  check_dtypes(op, x, grad_weight);
-  check_block_bias(op, grad_bias, grad_weight);
-  STD_TORCH_CHECK(!grad_bias.has_value() || grad_bias->is_contiguous(), op,
-                  ": grad_bias is not contiguous");
-  check_written(op, "grad_weight", grad_weight);
-  check_same_rows(op, grad_y, x);
+  const WeightSizes sizes =
+      check_linear_grad_weight(op, grad_y, x, grad_weight, grad_bias, check_dtypes);
   if (grad_y.numel() == 0) return;
   const DeviceGuard guard(x.get_device_index());
   const Rows gradient = rows_of(grad_y), rows = rows_of(x);
+  const int64_t c_out = gradient.columns / sizes.blocks;
   ddsm::Conv2dCudaGradWeightArgs args{};
   args.options = options_of(op, x, tf32);
   args.shape = shape_of(rows, 1);
@@ -222,10 +201,10 @@ void sliced_linear_grad_weight(const Tensor& grad_y, const Tensor& x, const Tens
   args.grad_bias = grad_data_or_null(grad_bias);
   for (int64_t block = 0; block < sizes.blocks; ++block) {
     ddsm::Conv2dCudaGradWeightArgs part = args;
-    part.grad_y.data = moved(args.grad_y.data, block * c_out, args.options.dtype);
-    part.grad_weight.data = moved(args.grad_weight.data, block * block_stride_of(grad_weight),
+    part.grad_y.data = advanced(args.grad_y.data, block * c_out, args.options.dtype);
+    part.grad_weight.data = advanced(args.grad_weight.data, block * block_stride_of(grad_weight),
                                   args.grad_weight.dtype);
-    part.grad_bias = moved(args.grad_bias, block * sizes.c_out_max, args.grad_weight.dtype);
+    part.grad_bias = advanced(args.grad_bias, block * sizes.c_out_max, args.grad_weight.dtype);
     run_conv2d(op, part, x, ddsm::conv2d_grad_weight_cuda_workspace_bytes,
                ddsm::conv2d_grad_weight_cuda);
   }

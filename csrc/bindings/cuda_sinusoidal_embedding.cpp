@@ -33,9 +33,9 @@ Tensor sinusoidal_embedding(const Tensor& t, int64_t dim, bool halves,
   STD_TORCH_CHECK(t.dim() == 1, kOp, ": t has ", t.dim(), " dimensions, need 1");
   STD_TORCH_CHECK(dim >= 2 && dim % 2 == 0 && dim <= 1 << 20, kOp, ": dim is ", dim,
                   ", need an even number from 2 to 2^20");
-  const int64_t n = t.size(0), sizes[2] = {n, dim}, strides[2] = {dim, 1};
+  const int64_t n = t.size(0);
   const DeviceGuard guard(like.get_device_index());
-  Tensor y = empty_strided(like, like.scalar_type(), sizes, strides, 2);
+  Tensor y = empty_contiguous(like, like.scalar_type(), {n, dim});
   ddsm::SinusoidalCudaArgs args{};
   args.dtype = dtype_of(like, kOp);
   args.table_dtype = args.dtype;

@@ -58,8 +58,7 @@ inline GroupNormArgs group_norm_args(const char* op, const Tensor& x, const Tens
 
 // Statistics [N, groups] that belong to x.
 inline Tensor empty_statistics(const Tensor& x, int64_t groups) {
-  const int64_t sizes[2] = {x.size(0), groups}, strides[2] = {groups, 1};
-  return empty_strided(x, statistics_type(x), sizes, strides, 2);
+  return empty_contiguous(x, statistics_type(x), {x.size(0), groups});
 }
 
 // An output like a source; [0] for a source that is not there.
@@ -67,8 +66,7 @@ inline Tensor empty_source(const Tensor& like, const std::optional<Tensor>& of) 
   if (of.has_value()) {
     return empty_nhwc(like, of->size(0), of->size(1), of->size(2), of->size(3));
   }
-  const int64_t size = 0, stride = 1;
-  return empty_strided(like, like.scalar_type(), &size, &stride, 1);
+  return empty_contiguous(like, like.scalar_type(), {0});
 }
 
 inline void add_source(GroupNormArgs& args, const Tensor& x, int64_t param_offset) {

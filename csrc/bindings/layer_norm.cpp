@@ -22,7 +22,7 @@ std::tuple<Tensor, Tensor, Tensor> sliced_layer_norm(
   const char* op = "sliced_layer_norm";
   LayerNormCall call(op, x, weight, bias, scale, shift);
   check_dtype(op, call);
-  Tensor y = empty_rows_of(x), mean = empty_row_statistics(x), rstd = empty_row_statistics(x);
+  Tensor y = empty_contiguous_like(x), mean = empty_row_statistics(x), rstd = empty_row_statistics(x);
   call.args.eps = eps;
   call.args.y = y.mutable_data_ptr();
   call.args.mean = mean.mutable_data_ptr();
@@ -44,7 +44,7 @@ Tensor sliced_layer_norm_backward(
   check_dtype(op, call);
   call.take_statistics(op, mean, rstd);
   call.take_gradients(op, grad_weight, grad_bias, grad_scale, grad_shift);
-  Tensor grad_x = empty_rows_of(x);
+  Tensor grad_x = empty_contiguous_like(x);
   call.args.grad_x = grad_x.mutable_data_ptr();
   Tensor scratch = empty_scratch(ddsm::layer_norm_scratch_bytes(call.args), x);
   call.args.scratch = scratch.mutable_data_ptr();

@@ -8,27 +8,11 @@
 
 namespace ddsm::binding {
 
-// An uninitialised contiguous tensor on the device of `like`.
-inline Tensor empty_dense(const Tensor& like, ScalarType dtype, const std::vector<int64_t>& sizes) {
-  std::vector<int64_t> strides(sizes.size());
-  int64_t stride = 1;
-  for (size_t d = sizes.size(); d-- > 0;) {
-    strides[d] = stride;
-    stride *= sizes[d] > 0 ? sizes[d] : 1;
-  }
-  return empty_strided(like, dtype, sizes.data(), strides.data(),
-                       static_cast<int64_t>(sizes.size()));
-}
-
-inline Tensor empty_rows_of(const Tensor& x) {
-  return empty_dense(x, x.scalar_type(), sizes_of(x));
-}
-
 // Statistics of the rows of x.
 inline Tensor empty_row_statistics(const Tensor& x) {
   std::vector<int64_t> sizes = sizes_of(x);
   sizes.pop_back();
-  return empty_dense(x, statistics_type(x), sizes);
+  return empty_contiguous(x, statistics_type(x), sizes);
 }
 
 // x [N, ..., c] as the kernels read it, rows of adjacent channels: x itself where those of an image

@@ -3,7 +3,6 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "activation_args.h"
 #include "linear_args.h"
 
 namespace {
@@ -34,16 +33,11 @@ Tensor sliced_linear(const Tensor& x, const Tensor& weight, const std::optional<
                      int64_t c_out, bool /*tf32*/, int64_t activation,
                      const std::optional<Tensor>& gate, const std::optional<Tensor>& residual) {
   const char* op = "sliced_linear";
-  const WeightSizes sizes = weight_sizes(op, weight);
-  check_columns(op, x, weight, 1, sizes.c_in_max);
-  check_cpu_dtypes(op, x, weight);
-  check_block_bias(op, bias, weight);
-  check_count(op, "c_out", c_out, sizes.c_out_max);
   ddsm::LinearForwardArgs args{};
   args.activation = activation_of(op, activation);
+  const WeightSizes sizes =
+      check_linear(op, x, weight, bias, c_out, args.activation, check_cpu_dtypes);
   const bool glu = args.activation == Activation::kGeglu;
-  STD_TORCH_CHECK(!glu || sizes.blocks == 2, op, ": weight has ", sizes.blocks,
-                  " blocks; geglu needs 2");
   Tensor y = empty_rows(op, x, glu ? c_out : sizes.blocks * c_out);
   check_gate(op, gate, y);
   check_added(op, residual, y);
@@ -94,18 +88,13 @@ Tensor sliced_linear_grad_x(const Tensor& grad_y, const Tensor& weight, int64_t 
 void sliced_linear_grad_weight(const Tensor& grad_y, const Tensor& x, const Tensor& grad_weight,
                                const std::optional<Tensor>& grad_bias, bool /*tf32*/) {
   const char* op = "sliced_linear_grad_weight";
-  const WeightSizes sizes = weight_sizes(op, grad_weight);
-  ddsm::LinearGradWeightArgs args{};
-  args.c_out = check_columns(op, grad_y, grad_weight, sizes.blocks, sizes.c_out_max);
-  args.c_in = check_columns(op, x, grad_weight, 1, sizes.c_in_max);
-  check_cpu_dtypes(op, x, grad_weight);
-  check_same_rows(op, grad_y, x);
-  check_block_bias(op, grad_bias, grad_weight);
-  STD_TORCH_CHECK(!grad_bias.has_value() || grad_bias->is_contiguous(), op,
-                  ": grad_bias is not contiguous");
-  check_written(op, "grad_weight", grad_weight);
+  const WeightSizes sizes =
+      check_linear_grad_weight(op, grad_y, x, grad_weight, grad_bias, check_cpu_dtypes);
   if (grad_y.numel() == 0) return;
   const Rows gradient = wide_rows_of(grad_y), rows = wide_rows_of(x);
+  ddsm::LinearGradWeightArgs args{};
+  args.c_out = gradient.columns / sizes.blocks;
+  args.c_in = rows.columns;
   args.grad_z = gradient.tensor.const_data_ptr();
   args.x = rows.tensor.const_data_ptr();
   args.compute = dtype_of(rows.tensor, op);

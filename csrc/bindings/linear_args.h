@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "activation_args.h"
 #include "checks.h"
 
 namespace ddsm::binding {
@@ -53,11 +54,38 @@ inline void check_block_bias(const char* op, const std::optional<Tensor>& bias,
                   ": bias is not ", list_text(sizes), " of weight's dtype");
 }
 
-inline void check_same_rows(const char* op, const Tensor& grad_y, const Tensor& x) {
+using CheckDtypes = void (*)(const char* op, const Tensor& x, const Tensor& weight);
+
+inline WeightSizes check_linear(const char* op, const Tensor& x, const Tensor& weight,
+                                const std::optional<Tensor>& bias, int64_t c_out,
+                                Activation activation, CheckDtypes check_dtypes) {
+  const WeightSizes sizes = weight_sizes(op, weight);
+  check_columns(op, x, weight, 1, sizes.c_in_max);
+  check_dtypes(op, x, weight);
+  check_block_bias(op, bias, weight);
+  check_count(op, "c_out", c_out, sizes.c_out_max);
+  STD_TORCH_CHECK(activation != Activation::kGeglu || sizes.blocks == 2, op, ": weight has ",
+                  sizes.blocks, " blocks; geglu needs 2");
+  return sizes;
+}
+
+inline WeightSizes check_linear_grad_weight(const char* op, const Tensor& grad_y, const Tensor& x,
+                                            const Tensor& grad_weight,
+                                            const std::optional<Tensor>& grad_bias,
+                                            CheckDtypes check_dtypes) {
+  const WeightSizes sizes = weight_sizes(op, grad_weight);
+  check_columns(op, grad_y, grad_weight, sizes.blocks, sizes.c_out_max);
+  check_columns(op, x, grad_weight, 1, sizes.c_in_max);
+  check_dtypes(op, x, grad_weight);
   STD_TORCH_CHECK(grad_y.scalar_type() == x.scalar_type() &&
                       grad_y.numel() / grad_y.size(grad_y.dim() - 1) ==
                           x.numel() / x.size(x.dim() - 1),
                   op, ": grad_y and x differ in rows or dtype");
+  check_block_bias(op, grad_bias, grad_weight);
+  STD_TORCH_CHECK(!grad_bias.has_value() || grad_bias->is_contiguous(), op,
+                  ": grad_bias is not contiguous");
+  check_written(op, "grad_weight", grad_weight);
+  return sizes;
 }
 
 // Elements between neighbouring rows if x [..., c] is a matrix [rows, c] with adjacent columns,
@@ -91,15 +119,9 @@ inline Rows rows_of(const Tensor& x) {
 // Uninitialised contiguous [..., columns] beside x [..., c].
 inline Tensor empty_rows(const char* op, const Tensor& x, int64_t columns) {
   check_sizes(op, "the output", {x.numel() / x.size(x.dim() - 1), columns});
-  const int64_t dims = x.dim();
-  std::vector<int64_t> sizes(dims), strides(dims);
-  int64_t stride = 1;
-  for (int64_t d = dims - 1; d >= 0; --d) {
-    sizes[d] = d == dims - 1 ? columns : x.size(d);
-    strides[d] = stride;
-    stride *= sizes[d] > 0 ? sizes[d] : 1;
-  }
-  return empty_strided(x, x.scalar_type(), sizes.data(), strides.data(), dims);
+  std::vector<int64_t> sizes = sizes_of(x);
+  sizes.back() = columns;
+  return empty_contiguous(x, x.scalar_type(), sizes);
 }
 
 }  // namespace ddsm::binding

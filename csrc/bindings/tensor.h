@@ -166,10 +166,26 @@ inline Tensor empty_nhwc(const Tensor& like, int64_t n, int64_t c, int64_t h, in
   return empty_strided(like, like.scalar_type(), sizes, strides, 4);
 }
 
+// An uninitialised contiguous tensor on the device of `like`.
+inline Tensor empty_contiguous(const Tensor& like, ScalarType dtype,
+                               const std::vector<int64_t>& sizes) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t d = sizes.size(); d-- > 0;) {
+    strides[d] = stride;
+    stride *= sizes[d] > 0 ? sizes[d] : 1;
+  }
+  return empty_strided(like, dtype, sizes.data(), strides.data(),
+                       static_cast<int64_t>(sizes.size()));
+}
+
+inline Tensor empty_contiguous_like(const Tensor& x) {
+  return empty_contiguous(x, x.scalar_type(), sizes_of(x));
+}
+
 // `bytes` of uninitialised memory on the device of `like`.
 inline Tensor empty_scratch(int64_t bytes, const Tensor& like) {
-  const int64_t stride = 1;
-  return empty_strided(like, ScalarType::Byte, &bytes, &stride, 1);
+  return empty_contiguous(like, ScalarType::Byte, {bytes});
 }
 
 // The type of statistics of `like`: float64 for float64, else float32.

@@ -259,10 +259,7 @@ bool conv2d_grad_x(const Conv2dGradXArgs& args) {
   problem.n_sources = 1;
   problem.sources[0] = source_of(args.grad_y, shape.out_height, shape.out_width);
   const Conv2dWeight& weight = args.weight;
-  const int64_t element = weight.dtype == DType::kFloat64   ? 8
-                          : weight.dtype == DType::kFloat32 ? 4
-                                                            : 2;
-  problem.weight = {static_cast<char*>(weight.data) + args.c_in_offset * weight.in_stride * element,
+  problem.weight = {advanced(weight.data, args.c_in_offset * weight.in_stride, weight.dtype),
                     weight.in_stride, weight.out_stride, weight.r_stride, weight.s_stride,
                     weight.kernel,    weight.kernel * weight.kernel};
   problem.y = args.grad_x;

@@ -60,7 +60,9 @@ static inline void normal(const Vec<double> (&x)[Count], Vec<double> (&cdf)[Coun
     density[i] = x[i] * x[i] * -0.5;
   }
   exp(density);
-  for (int i = 0; i < Count; ++i) density[i] *= kInverseSqrt2Pi;
+  for (int i = 0; i < Count; ++i) {  // exp ends at the smallest normal number
+    density[i] = x[i] * x[i] > 1400.0 ? Vec<double>{} : density[i] * kInverseSqrt2Pi;
+  }
 }
 
 // x * Phi(x) of Count vectors in place, and its slope.
@@ -75,7 +77,8 @@ static inline void gelu(V (&x)[Count], V (&slope)[Count]) {
 }
 
 // x (1 + tanh(u / 2)) / 2 = x / (1 + exp(-u)) with u = sqrt(8 / pi) (x + 0.044715 x^3), and its
-// slope. Where |x| > 10 this is x or 0 for less of the cubic term, too, which then cannot overflow.
+// slope. Where |x| > 10 this is x or 0 for less of the cubic term, too, which then cannot overflow;
+// beyond 1000 either way numbers are taken as there, since exp ends at its largest and smallest.
 template <int Count, class V>
 static inline void gelu_tanh(V (&x)[Count], V (&slope)[Count]) {
   typedef decltype(x[0][0] + x[0][0]) C;
@@ -88,8 +91,10 @@ static inline void gelu_tanh(V (&x)[Count], V (&slope)[Count]) {
   exp(e);
   for (int i = 0; i < Count; ++i) {
     const V sigmoid = C(1) / (1 + e[i]);
-    x[i] = x[i] * sigmoid;
-    slope[i] = sigmoid + x[i] * (e[i] * sigmoid) * (square[i] * (3 * kCubic) + kLinear);
+    const V above = x[i] < C(-1000) ? broadcast(C(-1000)) : x[i];
+    const V within = above > C(1000) ? broadcast(C(1000)) : above;
+    x[i] = above * sigmoid;
+    slope[i] = sigmoid + within * sigmoid * (e[i] * sigmoid) * (square[i] * (3 * kCubic) + kLinear);
   }
 }
 

@@ -23,10 +23,6 @@ namespace {
 constexpr int64_t kGrainElements = 65536;
 constexpr int64_t kSiluGrainElements = 16384;
 
-int64_t element_bytes(DType dtype) {
-  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
-}
-
 // The forward's calls of the stages, with what they hand on in the scratch memory.
 struct Forward {
   GroupNormMomentsArgs moments[2] = {};

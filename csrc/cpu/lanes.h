@@ -341,13 +341,14 @@ static inline void exp(Vec<double> (&x)[Count]) {
   }
 }
 
-// x * sigmoid(x) in place; see exp.
+// x * sigmoid(x) in place. Below -1000 it is 0 as there, since exp ends at the largest number.
 template <int Count, class V>
 static inline void silu(V (&x)[Count]) {
+  const V low = V{} - 1000;
   V e[Count];
   for (int i = 0; i < Count; ++i) e[i] = -x[i];
   exp(e);
-  for (int i = 0; i < Count; ++i) x[i] = x[i] / (1 + e[i]);
+  for (int i = 0; i < Count; ++i) x[i] = (x[i] < low ? low : x[i]) / (1 + e[i]);
 }
 
 #if defined(__AVX512F__)

@@ -3,7 +3,6 @@
 #include "ddsm/linear.h"
 
 #include <algorithm>
-#include <type_traits>
 #include <vector>
 
 #include "gemm.h"
@@ -47,17 +46,6 @@ GemmArgs row_problem(const void* source, int64_t images, int64_t rows, int64_t d
                         0};
   problem.images = images;
   return problem;
-}
-
-int64_t element_bytes(DType dtype) {
-  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
-}
-
-// `elements` behind data; null stays null.
-template <class T>
-T* advanced(T* data, int64_t elements, DType dtype) {
-  using Bytes = std::conditional_t<std::is_const_v<T>, const char, char>;
-  return data ? static_cast<Bytes*>(data) + elements * element_bytes(dtype) : nullptr;
 }
 
 // Nothing but sums of products, bias and residual.

@@ -11,8 +11,6 @@
 namespace ddsm {
 namespace {
 
-int32_t element_bytes(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
-
 // Rows and blocks are counted in 32 bits, a block past the end included; offsets in 64.
 constexpr int64_t kMost = (int64_t(1) << 31) - 256;
 
@@ -74,7 +72,7 @@ const char* launch_pass(AttentionPass pass, AttentionParams params, const Attent
   const int64_t heads = args.n * args.heads;
   if (heads == 0 || params.rows == 0) return nullptr;
   const AttentionTile tile = choose_attention_tile(
-      {pass, element_bytes(args.dtype), aligned, heads, params.rows, args.d, multiprocessors()});
+      {pass, static_cast<int32_t>(element_bytes(args.dtype)), aligned, heads, params.rows, args.d, multiprocessors()});
   print_choice(pass, args, tile);
   const int64_t features = tile.slabs * kSlabBytes / element_bytes(args.dtype);
   const int64_t row_blocks = attention_row_blocks(params.rows, tile);

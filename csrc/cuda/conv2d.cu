@@ -13,8 +13,6 @@
 namespace ddsm {
 namespace {
 
-int64_t element_bytes(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
-
 bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
 Math math_of(const Conv2dCudaOptions& options) {

@@ -248,8 +248,7 @@ const char* group_norm_forward_cuda(const GroupNormArgs& args, const GroupNormMo
 
 const char* group_norm_backward_cuda(const GroupNormArgs& args, void* stream) {
   if (args.pixels == 0) {
-    const auto bytes = static_cast<size_t>(args.n * channels_of(args) *
-                                           (args.dtype == DType::kFloat32 ? 4 : 2));
+    const auto bytes = static_cast<size_t>(args.n * channels_of(args) * element_bytes(args.dtype));
     const char* error = args.grad_scale ? clear(args.grad_scale, bytes, stream) : nullptr;
     if (!error && args.grad_shift) error = clear(args.grad_shift, bytes, stream);
     return error;

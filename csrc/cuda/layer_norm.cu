@@ -151,8 +151,7 @@ const char* layer_norm_forward_cuda(const LayerNormArgs& args, bool overlaps, vo
 
 const char* layer_norm_backward_cuda(const LayerNormArgs& args, void* stream) {
   if (args.rows == 0) {
-    const auto bytes = static_cast<size_t>(args.images * args.channels *
-                                           (args.dtype == DType::kFloat32 ? 4 : 2));
+    const auto bytes = static_cast<size_t>(args.images * args.channels * element_bytes(args.dtype));
     const char* error = args.grad_scale ? clear(args.grad_scale, bytes, stream) : nullptr;
     if (!error && args.grad_shift) error = clear(args.grad_shift, bytes, stream);
     return error;

@@ -12,7 +12,6 @@ constexpr int64_t kFewRows = 16;
 constexpr int64_t kMostStride = (int64_t(1) << 31) - 1;
 
 bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
-int64_t bytes_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
 const char* refusal(const LinearFusedCudaArgs& args) {
   if (args.rows > kMostRows) return kTooManyRows;
@@ -29,7 +28,7 @@ const char* refusal(const LinearFusedCudaArgs& args) {
 }
 
 LinearPart part_of(const LinearCudaPart& part, DType weight_dtype) {
-  const int64_t lanes = 16 / bytes_of(weight_dtype);
+  const int64_t lanes = 16 / element_bytes(weight_dtype);
   const bool vector = is_aligned(part.weight) && part.in_stride == 1 &&
                       (part.out_stride % lanes == 0 || part.c_out == 1);
   return {part.weight,
@@ -44,7 +43,7 @@ LinearPart part_of(const LinearCudaPart& part, DType weight_dtype) {
 
 // Of parts [first, first + count).
 LinearParams params_of(const LinearFusedCudaArgs& args, int64_t first, int64_t count) {
-  const int64_t lanes = 16 / bytes_of(args.dtype);
+  const int64_t lanes = 16 / element_bytes(args.dtype);
   LinearParams p{};
   p.x = args.x;
   p.shift = args.shift;

@@ -104,17 +104,20 @@ def run(args: argparse.Namespace) -> int:
 
 def _kind(source: Path, code: str | None) -> str:
     """What is converted, a key of OPTIONS."""
+    check_choice("--from", code or "ddsm", CODES)
     if code == "diffusers":
         if not source.is_dir():
             raise FileNotFoundError(f"{source}: no such folder; need one of diffusers")
         return CODES[code]
+    if source.is_dir():
+        raise Refusal(f"{source}: is a folder; need a file, or --from diffusers for a folder of it")
     if not source.is_file():
         raise FileNotFoundError(f"{source}: no such file; need an official .pt or search.txt")
     if source.name.endswith(INDEX_ENDING):
         return "an index of weights"
     if source.suffix.lower() in STRATEGY_ENDINGS or _is_list(source):
         return "a search result"
-    return CODES[check_choice("--from", code or "ddsm", CODES)]
+    return CODES[code or "ddsm"]
 
 
 def _import(kind: str, source: Path, args: argparse.Namespace) -> Path:

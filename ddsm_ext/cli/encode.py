@@ -35,11 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scale", metavar="X|std",
         help="what a network's latents are multiplied by; std: 1 / their standard deviation "
-        "(default: the autoencoder's scaling_factor; VQModel: 1)",
+        "(default: what the archive has, at first the autoencoder's scaling_factor; VQModel: 1)",
     )  # fmt: skip
     parser.add_argument(
         "--shift", type=float, metavar="X",
-        help="what is subtracted before (default: its shift_factor; with --scale std the mean)",
+        help="what is subtracted before (default: what the archive has, at first the autoencoder's "
+        "shift_factor; with --scale std the mean)",
     )  # fmt: skip
     parser.add_argument(
         "--dtype", default="float32", metavar="TYPE", help="float32 (default) or float16"

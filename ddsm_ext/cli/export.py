@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     ending, known = CODES[check_choice("--to", code, CODES)]
     how = {"width": args.width, "strategy": args.strategy, "autoencoder": args.autoencoder}
     for name, value in {**how, "sampler": args.sampler}.items():
-        if value is not None and ("strategy" if name == "sampler" else name) not in known:
+        if value is not None and name not in known:
             raise Refusal(f"--{name} is of no use with --to {code}; need none")
     options.check_output("--out", args.out, folder=not ending, suffix=ending or None)
     folder = options.find_run(args)
@@ -64,7 +64,10 @@ def run(args: argparse.Namespace) -> int:
     check_choice("--weights", args.weights, weights_of(config))
     with told():
         out = Run(folder, config, "cpu").export_to(code, weights=args.weights, out=args.out, **how)
+    all_widths = code == "diffusers" and args.width is None
     width = 1.0 if args.width is None else args.width
-    say(f"width {width:g}: {parameter_count(config.model, width):,} parameters")
+    text = f"widths {', '.join(f'{w:g}' for w in config.model.widths)}"
+    count = parameter_count(config.model, width)
+    say(f"{text if all_widths else f'width {width:g}'}: {count:,} parameters")
     print(out)
     return 0

@@ -26,7 +26,7 @@ from ddsm_ext.compat.unet2d_config import (
 from ddsm_ext.compat.weights_file import network_of, open_weights, read_state_dict
 from ddsm_ext.graph.count import layers
 from ddsm_ext.io.files import read_json
-from ddsm_ext.io.weights import INDEX_ENDING, load_shards
+from ddsm_ext.io.weights import INDEX_ENDING, check_not_pickled, load_shards
 from ddsm_ext.models.adm import ADMConfig
 from ddsm_ext.models.network import SlimmableNetwork
 from ddsm_ext.models.unet import UNetConfig
@@ -196,11 +196,7 @@ def _weights(path: Path) -> Mapping[str, Any]:
     index, file = path / f"{_WEIGHTS}{INDEX_ENDING}", path / f"{_WEIGHTS}.safetensors"
     if index.is_file():
         return load_shards(index)[0]
-    if not file.is_file() and file.with_suffix(".bin").is_file():
-        raise Refusal(
-            f"{path}: holds its weights as a pickle; need {file.name}, as `save_pretrained` writes "
-            "it today"
-        )
+    check_not_pickled(file)
     return open_weights(file)
 
 

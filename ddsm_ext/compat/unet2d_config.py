@@ -54,7 +54,9 @@ _UP = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
 # Argument -> the values that `ADMConfig` expresses, and how errors say so.
 _CHOICES: dict[str, tuple[tuple[Any, ...], str]] = {
     "center_input_sample": ((False,), "False"),
-    "time_embedding_type": (("positional",), "'positional'"),
+    "time_embedding_type": (
+        ("positional",), "'positional', which a width below 1 that was exported has no more"
+    ),
     "flip_sin_to_cos": ((True, False), "True or False"),
     "mid_block_type": (("UNetMidBlock2D",), "'UNetMidBlock2D'"),
     "mid_block_scale_factor": ((1,), "1"),
@@ -148,6 +150,9 @@ def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
         raise TypeRefusal(
             f"{_SOURCE} is {type(config).__name__}; need a mapping of UNet2DModel's arguments"
         )
+    kind = config.get("_class_name", "UNet2DModel")
+    if kind != "UNet2DModel":
+        raise Refusal(f"{_SOURCE}: _class_name is {shown(kind)}; need 'UNet2DModel'")
     given = {k: v for k, v in config.items() if not str(k).startswith("_") and k not in _OF_EMA}
     check_keys(_SOURCE, given, DEFAULTS)
     values = {**DEFAULTS, **given}
@@ -160,12 +165,12 @@ def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
     size = values["sample_size"]
     if isinstance(size, list | tuple) and len(size) == 2 and size[0] == size[1]:
         values["sample_size"] = size[0]
-    for name, holds, need in _needs(values):
-        _need(name, values, holds, need)
     for name, (choices, need) in _CHOICES.items():
         found = [choice for choice in choices if choice == values[name]]
         _need(name, values, bool(found), need)
         values[name] = found[0]  # True of 1
+    for name, holds, need in _needs(values):
+        _need(name, values, holds, need)
     return values
 
 

@@ -22,7 +22,7 @@ from ddsm_ext.data.config import CodecConfig
 from ddsm_ext.data.pixels import from_uint8, to_uint8
 from ddsm_ext.io.digest import json_digest
 from ddsm_ext.io.files import naming, one_line, open_regular, parse_json, read_bytes
-from ddsm_ext.io.weights import tensor_places
+from ddsm_ext.io.weights import check_not_pickled, tensor_places
 from ddsm_ext.settings import Refusal, check_choice, check_keys, is_int, is_number, shown
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "diffusion_pytorch_model.safetensors"
@@ -38,6 +38,7 @@ _MOST = {
 }  # fmt: skip
 _MOST_LEVELS = 8
 _LARGEST_CONFIG = 1 << 20  # bytes
+_UNSAID_SCALE = 0.18215
 
 
 class Decoder(Protocol):
@@ -80,9 +81,9 @@ class Codec:
     ) -> Self:
         """Read an autoencoder's folder; no pickle, and nothing from a network.
 
-        The scale of a KL is its config's `scaling_factor`, its shift `shift_factor`. Latents of a
-        VQModel are not scaled, as those of latent diffusion were not (the 0.18215 that diffusers
-        writes for it is KL-f8's).
+        The scale is its config's `scaling_factor`, the shift of a KL `shift_factor`. Latents of a
+        VQModel whose factor is the 0.18215 that diffusers writes where nobody says it, that of
+        KL-f8, are not scaled, as those of latent diffusion were not.
 
         Args:
             folder: with config.json and diffusion_pytorch_model.safetensors.
@@ -98,9 +99,10 @@ class Codec:
         """
         folder = Path(folder)
         if not folder.is_dir():
+            moved = "" if expected is None else ", or codec.folder, where it lies now"
             raise FileNotFoundError(
                 f"{folder}: no such folder; need that of an autoencoder, with {CONFIG_FILE} and "
-                f"{WEIGHTS_FILE}, or codec.folder, where it lies now"
+                f"{WEIGHTS_FILE}{moved}"
             )
         content = read_bytes(folder / CONFIG_FILE, "config of an autoencoder")
         name, settings = _settings(content, folder / CONFIG_FILE)
@@ -114,11 +116,13 @@ class Codec:
         network = _network(import_diffusers(what), name, settings, folder)
         kind = CLASSES[name]
         scale, shift = settings.get("scaling_factor"), settings.get("shift_factor")
+        if kind == "vq" and scale in (None, _UNSAID_SCALE):
+            scale = 1.0
         config = CodecConfig(
             kind=kind,
             folder=str(folder.absolute()),
             digest=digest,
-            scale=float(scale or 0.18215) if kind == "kl" else 1.0,
+            scale=float(scale or _UNSAID_SCALE),
             shift=float(shift or 0.0) if kind == "kl" else 0.0,
             factor=2 ** (len(settings["block_out_channels"]) - 1),
             image_channels=settings["in_channels"],
@@ -128,7 +132,7 @@ class Codec:
         channels: int = settings["latent_channels"]
         if kind == "vq":
             channels = settings.get("vq_embed_dim") or channels
-        placed = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        placed = cast(Any, network).to(device, memory_format=torch.channels_last)
         return cls(placed.eval().requires_grad_(False), config, channels)
 
     @property
@@ -215,8 +219,9 @@ class Codec:
         from torch.utils.flop_counter import FlopCounterMode
 
         side, counted = image_size // self.config.factor, []
+        mine = cast(Any, self.network)
         with torch.device("meta"), torch.no_grad():
-            network = type(self.network).from_config(self.network.config)  # type: ignore[attr-defined]
+            network = type(mine).from_config(mine.config)
             x = torch.empty(1, self.config.image_channels or 1, image_size, image_size)
             z = torch.empty(1, self.latent_channels, side, side)
             for run, given in ((network.encode, x), (network.decode, z)):
@@ -280,6 +285,7 @@ def _settings(content: bytes, path: Path) -> tuple[str, dict[str, Any]]:
 
 def _digest(name: str, settings: Mapping[str, Any], weights: Path) -> str:
     """SHA-256 of what an autoencoder computes by: its class, settings and file of weights."""
+    check_not_pickled(weights)
     need = f"need an autoencoder's {WEIGHTS_FILE}, a file without pickles"
     what = f"autoencoder's {WEIGHTS_FILE}, a file without pickles"
     with naming(weights, need), open_regular(weights, what) as file:

@@ -13,14 +13,17 @@ from ddsm_ext.io.files import naming, sync_folder
 T = TypeVar("T")
 
 
-def write_folder(target: str | Path, temp: str | Path, fill: Callable[[Path], T]) -> T:
+def write_folder(
+    target: str | Path, temp: str | Path, fill: Callable[[Path], T], *, replace: bool = False
+) -> T:
     """Make a folder of files: readers see all of it or nothing.
 
     Args:
-        target: must not exist, or be an empty folder.
+        target: must not exist, or be an empty folder; or, with `replace`, a folder that makes way.
         temp: where it is filled, on the same file system; what an earlier process left there is
-            removed. Who calls holds a lock, so that no other process fills it.
+            removed. Who calls sees to it that no other process fills it: by a lock, or its name.
         fill: writes the files into the folder that it is given.
+        replace: put the new folder in the old one's place.
 
     Returns:
         what `fill` gives.
@@ -29,20 +32,27 @@ def write_folder(target: str | Path, temp: str | Path, fill: Callable[[Path], T]
         OSError: the disk is full or not writable, or `target` holds something.
     """
     target, temp = Path(target), Path(temp)
+    old = temp.with_name(f"{temp.name}-old")
     if temp.exists():
         shutil.rmtree(temp)
     temp.mkdir(parents=True)
     try:
         result = fill(temp)
-        for path in temp.iterdir():
-            _sync_file(path)
-        sync_folder(temp)
+        for folder, _, names in os.walk(temp):
+            for name in names:
+                _sync_file(Path(folder, name))
+            sync_folder(Path(folder))
         with naming(target, "need a place for a new folder"):
+            if replace and target.exists():
+                os.rename(target, old)
             os.rename(temp, target)
     except BaseException:
+        if old.exists() and not target.exists():
+            os.rename(old, target)
         shutil.rmtree(temp, ignore_errors=True)
         raise
     sync_folder(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
     return result
 
 

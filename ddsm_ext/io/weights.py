@@ -71,6 +71,15 @@ def load_file(path: Path) -> Mapping[str, Any]:
         return load_torch(file, str(path))
 
 
+def check_not_pickled(file: Path) -> None:
+    """Refuse weights that are there as a pickle (.bin) alone; `file` is where they would be."""
+    if not file.is_file() and file.with_suffix(".bin").is_file():
+        raise Refusal(
+            f"{file.parent}: holds its weights as a pickle; need {file.name}, as diffusers' "
+            "`save_pretrained` writes it today"
+        )
+
+
 def load_torch(source: BinaryIO, name: str) -> Mapping[str, Any]:
     """Content of a torch file of plain values, on the CPU.
 

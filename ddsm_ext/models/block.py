@@ -154,4 +154,5 @@ def tokens_of(x: Tensor) -> Tensor:
 
 def pixels_of(tokens: Tensor, like: Tensor) -> Tensor:
     """Return [N, H * W, C] as images of `like`'s height and width, channels_last: a view."""
-    return tokens.unflatten(1, like.shape[2:]).permute(0, 3, 1, 2)
+    n, _, c = tokens.shape
+    return tokens.view(n, *like.shape[2:], c).permute(0, 3, 1, 2)

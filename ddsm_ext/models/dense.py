@@ -14,6 +14,7 @@ from ddsm_ext.graph.count import Layer, c_in
 from ddsm_ext.graph.graph import Counts
 from ddsm_ext.graph.node import Node, Scope, Values
 from ddsm_ext.models.block import Block, any_weight, pixels_of, tokens_of
+from ddsm_ext.ops.activation import plain_activation
 from ddsm_ext.ops.resample import resample_ref
 from ddsm_ext.runtime.inputs import check_inputs, embed_node
 
@@ -102,7 +103,7 @@ class PlainWords:
         y = layer(tokens_of(x))  # [N, T, blocks * c_out]
         if node.shift is not None:
             y = y + value[node.shift.index][:, None]
-        y = activated(y, node.activation)
+        y = plain_activation(y, node.activation)
         if node.gate is not None:
             y = y * value[node.gate.index][:, None]
         y = pixels_of(y, x)
@@ -139,16 +140,6 @@ class PlainWords:
     def dropout(self, node: Node, value: Values) -> Tensor:
         """Dropout."""
         return F.dropout(value[node.reads[0].index], node.p, self._training)
-
-
-def activated(y: Tensor, activation: str | None) -> Tensor:
-    """Return an activation, as of `Node`, of [..., C]."""
-    if activation is None:
-        return y
-    if activation == "geglu":
-        values, gates = y.chunk(2, -1)
-        return values * F.gelu(gates)
-    return F.gelu(y, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
 def added(y: Tensor, residual: Tensor | None, scale: float) -> Tensor:

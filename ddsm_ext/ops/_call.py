@@ -162,6 +162,18 @@ def factor_beside(x: Tensor, parameter: Tensor | None) -> Tensor | None:
     return parameter.detach().to(x.dtype)
 
 
+def in_dtype_of(op: str, name: str, value: Tensor, x: Tensor) -> Tensor:
+    """Return what goes with x in x's dtype; refuse another one where autocast casts nothing, and
+    another device."""
+    if value.device != x.device:
+        raise Refusal(f"{op}: {name} is on {value.device}, x on {x.device}; need one device")
+    if value.dtype == x.dtype:
+        return value
+    if not torch.is_autocast_enabled(x.device.type):
+        raise TypeRefusal(f"{op}: {name} has dtype {value.dtype}, x {x.dtype}; need one dtype")
+    return value.to(x.dtype)
+
+
 def shape_text(value: Tensor) -> str:
     """Return a tensor's shape as `[2, 3]`."""
     return "[" + ", ".join(str(size) for size in value.shape) + "]"

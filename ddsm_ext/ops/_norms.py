@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ddsm_ext.ops._call import check_tensor, shape_text
+from ddsm_ext.ops._call import check_tensor, in_dtype_of, shape_text
 from ddsm_ext.settings import Refusal, TypeRefusal
 
 
@@ -44,10 +43,4 @@ def _checked(op: str, name: str, value: Any, x: Tensor, channels: int) -> Tensor
             f"{op}: {name} has shape {shape_text(value)}, the input {x.shape[0]} images and "
             f"{channels} channels; need [{x.shape[0]}, {channels}]"
         )
-    if value.device != x.device:
-        raise Refusal(f"{op}: {name} is on {value.device}, x on {x.device}; need one device")
-    if value.dtype != x.dtype:
-        if not torch.is_autocast_enabled(x.device.type):
-            raise TypeRefusal(f"{op}: {name} has dtype {value.dtype}, x {x.dtype}; need one dtype")
-        return value.to(x.dtype)
-    return value
+    return in_dtype_of(op, name, value, x)

@@ -60,7 +60,7 @@ def packed_weight(
     transposed: bool = False,
     glu: bool = False,
 ) -> Tensor:
-    """Return a convolution's weight as its kernels read it, packed now or kept from earlier.
+    """Return a convolution's or linear layer's weight as the kernels read it, packed now or before.
 
     Args:
         weight: as of `as_kernels`, float32 or bfloat16 on the CPU.

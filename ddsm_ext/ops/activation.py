@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ddsm_ext.ops._autograd import Replayed, differentiable, needs_grad, wants_grad
-from ddsm_ext.ops._call import check_tensor, runs_native, shape_text
+from ddsm_ext.ops._call import check_tensor, in_dtype_of, runs_native, shape_text
 from ddsm_ext.settings import Refusal, TypeRefusal
 
 _OP = "activation"
@@ -61,17 +61,22 @@ def activation_ref(
     z: Tensor, kind: str | None, *, gate: Tensor | None = None, residual: Tensor | None = None
 ) -> Tensor:
     """Plain-torch twin of `activation` (arguments and returns there, unchecked here)."""
-    y = z.to(torch.promote_types(z.dtype, torch.float32))
-    if kind == "geglu":
-        value, half = y.chunk(2, dim=-1)  # [N, ..., c] each
-        y = value * F.gelu(half)
-    elif kind is not None:
-        y = F.gelu(y, approximate="tanh" if kind == "gelu_tanh" else "none")
+    y = plain_activation(z.to(torch.promote_types(z.dtype, torch.float32)), kind)
     if gate is not None:
         y = gate.reshape(gate.shape[0], *[1] * (y.dim() - 2), gate.shape[1]) * y
     if residual is not None:
         y = residual + y
     return y.to(z.dtype).contiguous()
+
+
+def plain_activation(z: Tensor, kind: str | None) -> Tensor:
+    """Return torch's activation of [N, ..., columns] in its dtype."""
+    if kind is None:
+        return z
+    if kind == "geglu":
+        value, half = z.chunk(2, dim=-1)  # [N, ..., c] each
+        return value * F.gelu(half)
+    return F.gelu(z, approximate="tanh" if kind == "gelu_tanh" else "none")
 
 
 def activation_number(op: str, kind: Any) -> int:
@@ -93,23 +98,13 @@ def checked_factors(
         if len(shape) < 2 or tuple(gate.shape) != (shape[0], shape[-1]):
             need = f"[{shape[0]}, {shape[-1]}]" if len(shape) > 1 else "a result [N, ..., c]"
             raise Refusal(f"{op}: gate has shape {shape_text(gate)}; need {need}")
-        gate = _as_dtype(op, "gate", gate, x)
+        gate = in_dtype_of(op, "gate", gate, x)
     if residual is not None:
         check_tensor(op, "residual", residual)
         if tuple(residual.shape) != shape:
             raise Refusal(f"{op}: residual has shape {shape_text(residual)}; need {list(shape)}")
-        residual = _as_dtype(op, "residual", residual, x)
+        residual = in_dtype_of(op, "residual", residual, x)
     return gate, residual
-
-
-def _as_dtype(op: str, name: str, value: Tensor, x: Tensor) -> Tensor:
-    if value.device != x.device:
-        raise Refusal(f"{op}: {name} is on {value.device}, x on {x.device}; need one device")
-    if value.dtype == x.dtype:
-        return value
-    if not torch.is_autocast_enabled(x.device.type):
-        raise TypeRefusal(f"{op}: {name} has dtype {value.dtype}, x {x.dtype}; need one dtype")
-    return value.to(x.dtype)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -19,6 +19,7 @@ from ddsm_ext.diffusion.schedule import NoiseSchedule, make_schedule
 from ddsm_ext.graph.count import macs
 from ddsm_ext.run.classes import labels_of
 from ddsm_ext.run.config import RunConfig
+from ddsm_ext.run.latents import check_images
 from ddsm_ext.sampling.config import SamplerConfig
 from ddsm_ext.sampling.images import sample
 from ddsm_ext.sampling.levels import evaluations
@@ -156,6 +157,7 @@ def check_sampler(config: RunConfig) -> None:
         ValueError: naming what does not fit.
     """
     evaluations(make_schedule(config.diffusion), config.sampler)
+    check_images(config)
     decoder_of(config, torch.device("cpu"))
 
 

@@ -5,6 +5,7 @@ Nothing here imports diffusers.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,16 @@ _SIGMAS = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas
 _EDM_LEVELS = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5}
 _FLOW_LEVELS = {"sigma_min": 1e-3, "sigma_max": 1e3}  # shares of noise of .001 to .999
 _FEW_STEPS, _DDIM_STEPS = 20, 50
+# Settings of a scheduler that no sampler of ours has, and what they do nothing at
+_WITHOUT: dict[str, tuple[object, ...]] = {
+    "thresholding": (False,), "clip_sample_range": (1.0,), "use_lu_lambdas": (False,),
+    "use_beta_sigmas": (False,), "use_flow_sigmas": (False,), "shift": (1.0,),
+    "use_dynamic_shifting": (False,), "shift_terminal": (None,), "invert_sigmas": (False,),
+    "stochastic_sampling": (False,), "skip_prk_steps": (True,), "solver_p": (None,),
+    "disable_corrector": ([],), "predict_x0": (True,),
+    "algorithm_type": ("dpmsolver", "dpmsolver++"),
+}  # fmt: skip
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -123,6 +134,10 @@ def _euler(sampler: SamplerConfig) -> dict[str, Any]:
 
 
 def _heun(sampler: SamplerConfig) -> dict[str, Any]:
+    if sampler.final == "sigma_min":
+        raise Refusal(
+            "export: sampler.final is 'sigma_min', HeunDiscreteScheduler ends at 0; need 'zero'"
+        )
     return _spaced(sampler, sigmas=True)
 
 
@@ -220,11 +235,20 @@ def _notes(config: RunConfig, pipeline: str, settings: Mapping[str, Any]) -> lis
         notes.append(f"{pipeline} guides nothing; the run's sampler does")
     if sampler.clip_denoised and not settings.get("clip_sample"):
         notes.append("its scheduler does not clip predicted images; the run's sampler does")
+    if sampler.s_churn:
+        notes.append(f"{pipeline} adds no noise; the run's sampler does (sampler.s_churn)")
+    if sampler.restart_on_width_change:
+        notes.append(
+            "its scheduler goes on where the width changes; the run's sampler starts again there "
+            "(sampler.restart_on_width_change)"
+        )
     return notes
 
 
 def read_scheduler(content: Any, source: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the settings of the sections diffusion and sampler that a scheduler stands for.
+
+    What the sampler lacks of a scheduler is said.
 
     Args:
         content: of a scheduler_config.json.
@@ -236,12 +260,11 @@ def read_scheduler(content: Any, source: str) -> tuple[dict[str, Any], dict[str,
     if not isinstance(content, Mapping):
         raise TypeRefusal(f"{source}: holds {shown(content)}; need the settings of a scheduler")
     name, given = str(content.get("_class_name", "DDPMScheduler")), content.get
+    for key, without in _WITHOUT.items():
+        if given(key, without[0]) not in without:
+            log.warning("%s: %s is %s, which no sampler has here", source, key, shown(given(key)))
     if name.startswith("EDM"):
-        levels = {k: given(k, default) for k, default in _EDM_LEVELS.items()}
-        spacing = str(given("sigma_schedule", "karras"))
-        sampler = {"kind": "dpmpp_2m" if "DPM" in name else "euler", "spacing": spacing,
-                   "steps": _FEW_STEPS, "clip_denoised": False}  # fmt: skip
-        return {"schedule": "edm", "parameterisation": "edm", **levels}, sampler
+        return _edm_sections(name, content)
     if name.startswith("FlowMatch"):
         sampler = {"kind": "euler", "steps": _FEW_STEPS, "spacing": "karras",
                    "clip_denoised": False}  # fmt: skip
@@ -261,6 +284,24 @@ def read_scheduler(content: Any, source: str) -> tuple[dict[str, Any], dict[str,
     return diffusion, _sampler(name, content, source)
 
 
+def _edm_sections(name: str, content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    given, solver = content.get, "DPM" in name
+    levels = {key: given(key, default) for key, default in _EDM_LEVELS.items()}
+    sampler: dict[str, Any] = {
+        "kind": "dpm_multistep" if solver else "euler",
+        "spacing": given("sigma_schedule", "karras"),
+        "steps": _FEW_STEPS,
+        "clip_denoised": False,
+    }
+    if sampler["spacing"] == "karras":
+        sampler["rho"] = given("rho", 7.0)
+    if given("final_sigmas_type") == "sigma_min":
+        sampler["final"] = "sigma_min"
+    if solver:
+        sampler |= {"order": given("solver_order", 2), "variant": given("solver_type", "midpoint")}
+    return {"schedule": "edm", "parameterisation": "edm", **levels}, sampler
+
+
 def _key(names: Mapping[str, str], value: object, what: str) -> str:
     """Our name of theirs."""
     theirs = check_choice(what, value, names.values())
@@ -268,9 +309,11 @@ def _key(names: Mapping[str, str], value: object, what: str) -> str:
 
 
 def _sampler(name: str, content: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The sampler of a scheduler of betas; DDIM of one that we do not have."""
+    """The sampler of a scheduler of betas; DDIM, which is said, of one that we do not have."""
     kinds = {there: kind for kind, (there, _, _) in _KINDS.items() if kind != "dpmpp_2m"}
     kind, given = kinds.get(name, "ddim"), content.get
+    if name not in kinds:
+        log.warning("%s: no sampler here is %s; ddim is taken (--set sampler.kind)", source, name)
     sampler: dict[str, Any] = {"kind": kind, "clip_denoised": False}
     if kind in ("ddpm", "ddim"):
         sampler["clip_denoised"] = given("clip_sample", name in kinds)

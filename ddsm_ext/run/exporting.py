@@ -22,7 +22,7 @@ from ddsm_ext.settings import Refusal, check_choice, plain
 CODES: dict[str, tuple[str, tuple[str, ...]]] = {
     "state-dict": ("", ("width",)),
     "guided-diffusion": (".safetensors", ()),
-    "diffusers": ("", ("width", "strategy", "autoencoder")),
+    "diffusers": ("", ("width", "strategy", "sampler", "autoencoder")),
     "onnx": (".onnx", ("width",)),
 }
 

@@ -13,8 +13,8 @@ from ddsm_ext.run.classes import save_classes
 from ddsm_ext.run.compose import Progress, counter
 from ddsm_ext.run.config import RunConfig
 from ddsm_ext.run.folder import config_of
-from ddsm_ext.run.latents import image_shape
-from ddsm_ext.settings import Refusal, shown
+from ddsm_ext.run.latents import check_images, check_shape, image_shape
+from ddsm_ext.settings import Refusal
 
 log = logging.getLogger(__name__)
 
@@ -34,24 +34,14 @@ def load_images(config: RunConfig, progress: Progress | None = None) -> Any:
                 f"{config.data.source}: holds latents, codec.kind is 'pixels'; need the section "
                 "codec of its manifest, which configure() takes"
             )
-        if config.model.image_channels not in (1, 3):
-            raise Refusal(
-                f"data.source is {shown(config.data.source)}, the network takes "
-                f"{config.model.image_channels} channels, as latents have; need the folder of "
-                "latents that ddsm encode made"
-            )
+        check_images(config)
         return load_pixels(config, config.data, progress)
     from ddsm_ext.data.latent_dataset import LatentDataset
 
     told = counter(progress, "checking latents", "image")
     dataset = LatentDataset.load(config.data, config.codec, told)
-    model, (channels, side, _) = config.model, dataset.shape
-    if (model.image_channels, model.image_size) != (channels, side):
-        raise Refusal(
-            f"{config.data.source}: holds latents of {channels} channels and {side}x{side}, the "
-            f"network takes {model.image_channels} and {model.image_size}x{model.image_size}; need "
-            f"model.image_channels={channels} and model.image_size={side}"
-        )
+    model = config.model
+    check_shape(config.data.source, dataset.shape, model.image_channels, model.image_size)
     return dataset
 
 

@@ -15,6 +15,7 @@ from ddsm_ext.run.importing import check_changes, new_run
 from ddsm_ext.run.latents import with_latents
 from ddsm_ext.run.strategies import keep_strategy
 from ddsm_ext.sampling.strategy import Strategy
+from ddsm_ext.settings import MissingLibrary, Refusal
 
 log = logging.getLogger(__name__)
 _FILE = "scheduler_config.json"
@@ -30,7 +31,8 @@ def import_unet(
 ) -> Path:
     """Make a run of a `UNet2DModel`, or of a `SlimmableUNet2D`, and return its folder.
 
-    A `UNet2DModel` is its full width; narrower ones want a training. diffusers is not needed.
+    A `UNet2DModel` is its full width; narrower ones want a training. diffusers is needed for the
+    autoencoder of a pipeline of latents alone, and without it the run has none, which is said.
 
     Args:
         source: folder of a pipeline or of a model, as `save_pretrained` writes them.
@@ -41,7 +43,7 @@ def import_unet(
 
     Raises:
         FileNotFoundError: there is no such folder, or a file is missing.
-        ValueError: network, scheduler or changes are refused.
+        ValueError: network, scheduler, autoencoder or changes are refused.
     """
     from ddsm_ext.compat.diffusers import load_diffusers, part_of
     from ddsm_ext.compat.unet2d_config import SLIMMABLE
@@ -59,9 +61,31 @@ def import_unet(
         log.warning("%s: has no %s; linear betas are taken", folder, _FILE)
     if ours.get("schedule"):
         values["diffusion"] = ours["schedule"]
-    config = RunConfig.from_dict(with_latents(merge(values, changes)), where)
+    values = with_latents(merge(values, changes))
+    if "kind" not in values.get("codec", {}):  # which an archive of latents has
+        values = merge({"codec": _codec(folder / "vqvae", network.config)}, values)
+    config = RunConfig.from_dict(values, where)
     tensors = {key: tensor.float().contiguous() for key, tensor in network.state_dict().items()}
     run = new_run(root, name or run_name(folder), config, tensors, 0, source)
     if ours.get("strategy"):
         keep_strategy(run, config, Strategy.from_dict(ours["strategy"]))
     return run
+
+
+def _codec(folder: Path, model: Any) -> dict[str, Any]:
+    """The section codec by the autoencoder of a pipeline; empty where it has none."""
+    if not folder.is_dir():
+        return {}
+    from ddsm_ext.data.codec import Codec
+
+    try:
+        codec = Codec.load(folder, what="the autoencoder of a pipeline")
+    except MissingLibrary as error:
+        log.warning("%s; until then the run knows no autoencoder", error)
+        return {}
+    if codec.latent_channels != model.image_channels:
+        raise Refusal(
+            f"{folder}: decodes {codec.latent_channels} channels, the network makes "
+            f"{model.image_channels}; need the autoencoder that it was trained with"
+        )
+    return codec.settings_for(model.image_size * codec.config.factor).to_dict()

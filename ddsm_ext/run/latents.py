@@ -27,7 +27,8 @@ def with_latents(values: Mapping[str, Any]) -> dict[str, Any]:
         values: section -> key -> value; `data.source` may be an archive.
 
     Raises:
-        ValueError: the archive is damaged, or not whole.
+        ValueError: the archive is damaged, not whole, or of another shape than the network's
+            images.
     """
     sections = {name: values.get(name, {}) for name in ("data", "codec", "model")}
     if not all(isinstance(section, Mapping) for section in sections.values()):
@@ -37,11 +38,10 @@ def with_latents(values: Mapping[str, Any]) -> dict[str, Any]:
         return dict(values)
     manifest = LatentManifest.of_archive(os.fspath(source))
     channels, side, _ = manifest.shape
-    return {
-        **values,
-        "codec": {**manifest.codec.to_dict(), **sections["codec"]},
-        "model": {"image_size": side, "image_channels": channels, **sections["model"]},
-    }
+    model = {"image_size": side, "image_channels": channels, **sections["model"]}
+    check_shape(os.fspath(source), manifest.shape, model["image_channels"], model["image_size"])
+    codec = {**manifest.codec.to_dict(), **sections["codec"]}
+    return {**values, "codec": codec, "model": model}
 
 
 def check_latents(config: RunConfig) -> None:
@@ -64,6 +64,40 @@ def check_latents(config: RunConfig) -> None:
     ):  # fmt: skip
         if value not in allowed:
             raise Refusal(f"{name} is {shown(value)} {why}")
+
+
+def check_shape(source: str, shape: tuple[int, ...], channels: object, side: object) -> None:
+    """Refuse latents of another shape than a network's images.
+
+    Args:
+        source: of the latents.
+        shape: of a latent, (c, h, w).
+        channels, side: of the network's images.
+    """
+    if (channels, side) != shape[:2]:
+        raise Refusal(
+            f"{source}: holds latents of {shape[0]} channels and {shape[1]}x{shape[2]}, the "
+            f"network takes {shown(channels)} and {shown(side)}x{shown(side)}; need "
+            f"model.image_channels={shape[0]} and model.image_size={shape[1]}"
+        )
+
+
+def check_images(config: RunConfig, otherwise: str = "") -> None:
+    """Refuse a network of latents where no autoencoder is known.
+
+    Args:
+        config: of the run.
+        otherwise: what else would do, for the error.
+
+    Raises:
+        ValueError: its images have other than 1 or 3 channels, and nothing decodes them.
+    """
+    if image_shape(config)[0] not in (1, 3):
+        raise Refusal(
+            f"data.source is {shown(config.data.source)}, the network takes "
+            f"{config.model.image_channels} channels, as latents have; need the folder of "
+            f"latents that ddsm encode made{otherwise}"
+        )
 
 
 def image_shape(config: RunConfig) -> tuple[int, int, int]:

@@ -7,22 +7,23 @@ import logging
 import math
 import os
 import secrets
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ddsm_ext._optional import import_diffusers
 from ddsm_ext.data.codec import Codec
-from ddsm_ext.io.files import sync_folder
+from ddsm_ext.io.folder import write_folder
 from ddsm_ext.run.config import RunConfig
 from ddsm_ext.run.diffusers_schedulers import Scheduler, scheduler_of
+from ddsm_ext.run.latents import check_images
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal
 
 log = logging.getLogger(__name__)
 INDEX = "model_index.json"
 _SAME_TIMESTEP = 1.0  # another rounding
+_SAME_SIGMA = 1e-2  # of its size
 
 
 def export_pipeline(
@@ -43,7 +44,8 @@ def export_pipeline(
         strategy: which width a noise level has.
         width: write this width alone, as a `UNet2DModel`; None: all, as a `SlimmableUNet2D`.
         autoencoder: folder of the one that decodes what the network makes; None takes the run's,
-            where it has one, and else the network makes images.
+            where it has one, and else the network makes images. What LDMPipeline does not know of
+            its latents, a shift, is put into its weights.
 
     Raises:
         ImportError: diffusers is not installed, or too old.
@@ -55,10 +57,11 @@ def export_pipeline(
     if folder.exists() and not (folder / INDEX).is_file() and any(folder.iterdir()):
         raise Refusal(f"export: {folder} holds other files; need a new folder, or a pipeline's")
     autoencoder = autoencoder or config.codec.folder
+    if autoencoder is None:
+        check_images(config, ", or an autoencoder (ddsm export --autoencoder)")
     scheduler = scheduler_of(config, latents=autoencoder is not None)
-    parts = {"scheduler": _scheduler(diffusers, scheduler, config)}
-    if autoencoder is not None:
-        parts["vqvae"] = _autoencoder(config, autoencoder)
+    parts = {} if autoencoder is None else {"vqvae": _autoencoder(config, autoencoder)}
+    parts["scheduler"] = _scheduler(diffusers, scheduler, config)
     if width is None:
         from ddsm_ext.compat.slimmable_unet2d import SlimmableUNet2D
 
@@ -66,7 +69,8 @@ def export_pipeline(
     else:
         parts["unet"] = _plain(diffusers, load(), config, width)
     pipeline = getattr(diffusers, scheduler.pipeline)(**parts)
-    _save(pipeline, folder)
+    temp = folder.parent / f".new-{folder.name}-{os.getpid()}-{secrets.token_hex(4)}"
+    write_folder(folder, temp, pipeline.save_pretrained, replace=True)
     for note in scheduler.notes:
         log.warning("%s", note)
     call = ", ".join(f"{name}={value!r}" for name, value in scheduler.call.items())
@@ -76,14 +80,20 @@ def export_pipeline(
 
 
 def _scheduler(diffusers: Any, scheduler: Scheduler, config: RunConfig) -> Any:
-    """The scheduler; says so where it visits other timesteps than the run's sampler."""
+    """The scheduler; says so where it visits other noise levels than the run's sampler."""
     from ddsm_ext.diffusion.schedule import make_schedule
     from ddsm_ext.sampling.levels import noise_levels
 
     made = getattr(diffusers, scheduler.name)(**scheduler.settings)
-    if config.diffusion.parameterisation in ("edm", "flow"):
-        return made
     made.set_timesteps(scheduler.call["num_inference_steps"])
+    levels = noise_levels(make_schedule(config.diffusion), config.sampler)
+    row = config.diffusion.parameterisation
+    if row in ("edm", "flow"):
+        sigmas, theirs = [level.sigma for level in levels], made.sigmas.tolist()
+        ours = [sigma / (1 + sigma) for sigma in sigmas] if row == "flow" else sigmas
+        _compare(scheduler.name, "noise levels" if row == "edm" else "shares of noise",
+                 theirs[:-1], ours[:-1], lambda a: _SAME_SIGMA * a)  # fmt: skip
+        return type(made).from_config(made.config)
     visited = made.timesteps.tolist()
     if visited[:1] == visited[1:2]:
         raise Refusal(
@@ -91,18 +101,28 @@ def _scheduler(diffusers: Any, scheduler: Scheduler, config: RunConfig) -> Any:
             f"count; need a sampler.spacing other than {config.sampler.spacing!r}"
         )
     theirs = list(dict.fromkeys(visited))  # Heun's names each twice
-    levels = noise_levels(make_schedule(config.diffusion), config.sampler)
     ours = [level.t for level in levels[:-1]]
-    pairs = itertools.zip_longest(ours, theirs, fillvalue=-math.inf)
-    if any(abs(a - b) > _SAME_TIMESTEP for a, b in pairs):
-        texts = _text(theirs), _text(ours)
-        log.warning("%s visits the timesteps %s, the run's sampler %s", scheduler.name, *texts)
+    _compare(scheduler.name, "timesteps", theirs, ours, lambda _: _SAME_TIMESTEP)
     return type(made).from_config(made.config)
 
 
-def _text(timesteps: Sequence[float]) -> str:
+def _compare(
+    name: str,
+    what: str,
+    theirs: Sequence[float],
+    ours: Sequence[float],
+    most: Callable[[float], float],
+) -> None:
+    """Say so where they differ by more than `most` of one of ours."""
+    pairs = itertools.zip_longest(ours, theirs, fillvalue=-math.inf)
+    if any(abs(a - b) > most(a) for a, b in pairs):
+        texts = _text(theirs), _text(ours)
+        log.warning("%s visits the %s %s, the run's sampler %s", name, what, *texts)
+
+
+def _text(numbers: Sequence[float]) -> str:
     """ "999, 949 ... 49" """
-    return f"{', '.join(f'{t:g}' for t in timesteps[:2])} ... {timesteps[-1]:g}"
+    return f"{', '.join(f'{x:.4g}' for x in numbers[:2])} ... {numbers[-1]:.4g}"
 
 
 def _plain(diffusers: Any, network: Any, config: RunConfig, width: float) -> Any:
@@ -128,31 +148,24 @@ def _autoencoder(config: RunConfig, folder: str | Path) -> Any:
             f"export: {folder} decodes {codec.latent_channels} channels, the network makes "
             f"{config.model.image_channels}; need the autoencoder that it was trained with"
         )
-    if codec.config.shift:
-        raise Refusal(
-            f"export: the latents have a shift of {codec.config.shift:g}; need 0, as LDMPipeline "
-            "takes off none"
-        )
     network: Any = codec.network
+    if codec.config.shift:
+        _take_shift(network, codec)
+        network.register_to_config(shift_factor=None)
     network.register_to_config(scaling_factor=codec.config.scale)
     return network
 
 
-def _save(pipeline: Any, folder: Path) -> None:
-    """Write a pipeline's folder: all of it or nothing."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    mark = f"{os.getpid()}-{secrets.token_hex(4)}"
-    new, old = (folder.parent / f".{kind}-{folder.name}-{mark}" for kind in ("new", "old"))
-    try:
-        pipeline.save_pretrained(new)
-        if folder.exists():
-            os.rename(folder, old)
-        os.rename(new, folder)
-    except BaseException:
-        if old.exists() and not folder.exists():
-            os.rename(old, folder)
-        raise
-    finally:
-        for left in (new, old):
-            shutil.rmtree(left, ignore_errors=True)
-    sync_folder(folder.parent)
+def _take_shift(network: Any, codec: Codec) -> None:
+    """Move an autoencoder's latents by their shift, exactly, as LDMPipeline takes off none."""
+    before, after = (getattr(network, f"{when}quant_conv", None) for when in ("", "post_"))
+    if before is None or after is None or network.config.get("norm_type") == "spatial":
+        raise Refusal(
+            f"export: the latents have a shift of {codec.config.shift:g}; need 0, as LDMPipeline "
+            "takes off none and the autoencoder has no layers that could"
+        )
+    shift = codec.config.shift
+    before.bias.data[: codec.latent_channels] -= shift  # of a KL the means
+    after.bias.data += after.weight.sum(dim=(1, 2, 3)) * shift
+    if codec.config.kind == "vq":
+        network.quantize.embedding.weight.data -= shift

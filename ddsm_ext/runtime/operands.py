@@ -78,7 +78,7 @@ class Linear:
     """Weight, bias and active outputs of a linear layer."""
 
     weight: Tensor
-    bias: Tensor
+    bias: Tensor | None
     c_out: int
 
 

@@ -209,6 +209,20 @@ def test_opcheck() -> None:
     check_op(torch.ops.ddsm_ext.sliced_activation_backward.default, backward)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", ["gelu", "gelu_tanh"])
+def test_far_from_zero_it_is_zero_or_the_number(isa: str, dtype: torch.dtype, kind: str) -> None:
+    far = torch.finfo(dtype).max * torch.tensor([1e-30, 1e-10, 1e-3, 1.0], dtype=torch.float64)
+    z = torch.cat((far, -far)).to(dtype).requires_grad_()
+    with forced_isa(isa):
+        y = activation(z, kind)
+        (grad,) = torch.autograd.grad(y.sum(), z)
+    assert torch.equal(y[:4], z[:4])
+    assert y[4:].abs().max() < 1e-30
+    torch.testing.assert_close(grad, torch.tensor([1, 0]).repeat_interleave(4).to(dtype))
+
+
 def test_opcheck_of_one_sample() -> None:
     check_op(torch.ops.ddsm_ext.sliced_activation.default, samples()[-1:])
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 // Seen from the Python module, which is a library of its own.
 #define DDSM_EXPORT __attribute__((visibility("default")))
@@ -9,6 +10,17 @@
 namespace ddsm {
 
 enum class DType : int32_t { kFloat32, kBFloat16, kFloat16, kFloat64 };
+
+inline int64_t element_bytes(DType dtype) {
+  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
+}
+
+// `elements` of a type behind `memory`; null stays null.
+template <class Void>
+inline Void* advanced(Void* memory, int64_t elements, DType dtype) {
+  using Byte = std::conditional_t<std::is_const_v<Void>, const char, char>;
+  return memory ? static_cast<Byte*>(memory) + elements * element_bytes(dtype) : nullptr;
+}
 
 // Runs body(begin, end) over [begin, end) on torch's intra-op pool, in chunks of at least
 // `grain` items; body may run on the calling thread. Defined by the bindings, so that kernels
