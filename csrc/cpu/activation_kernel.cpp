@@ -23,6 +23,17 @@ inline void for_each_piece(int64_t begin, int64_t end, const Body& body) {
   if (i < end) body(Number<1>{}, i, end - i);
 }
 
+// Count vectors of both blocks of a row, `columns` apart, into the nearest cache: two streams of
+// some lengths escape a Zen 4's own prefetching (384 columns then took three times as long).
+template <int Count, int Write, class T>
+inline void prefetch_blocks(const T* row, int64_t columns) {
+  constexpr int64_t kBytes = Count * Lanes<Compute<T>>::kCount * sizeof(T);
+  for (int64_t byte = 0; byte < kBytes; byte += 64) {
+    __builtin_prefetch(reinterpret_cast<const char*>(row) + byte, Write);
+    __builtin_prefetch(reinterpret_cast<const char*>(row + columns) + byte, Write);
+  }
+}
+
 template <class T, class TY>
 void forward_rows(const ActivationArgs& args, int64_t begin, int64_t end) {
   using C = Compute<T>;
@@ -38,7 +49,10 @@ void forward_rows(const ActivationArgs& args, int64_t begin, int64_t end) {
       constexpr int kCount = decltype(count)::kValue;
       Vec<C> value[kCount], other[kCount] = {};
       load_strip(z + i, lanes, value);
-      if (glu) load_strip(z + args.channels + i, lanes, other);
+      if (glu) {
+        load_strip(z + args.channels + i, lanes, other);
+        prefetch_blocks<kCount, 0>(z + args.z_row_stride + i, args.channels);
+      }
       activate(args.activation, value, other);
       if (gate) {
         load_strip(gate + i, lanes, other);
@@ -74,6 +88,10 @@ inline void backward_strip(const ActivationBackwardArgs& args, int64_t row, int6
   const int64_t c = args.channels, columns = glu ? 2 * c : c;
   const T* z = static_cast<const T*>(args.z) + row * args.z_row_stride + i;
   T* grad_z = static_cast<T*>(args.grad_z) + row * columns + i;
+  if (glu) {
+    prefetch_blocks<Count, 0>(z + args.z_row_stride, c);
+    prefetch_blocks<Count, 1>(grad_z + columns, c);
+  }
   Vec<C> value[Count], bent[Count], slope[Count], grad[Count], other[Count];
   load_strip(z, lanes, value);
   load_strip(glu ? z + c : z, lanes, bent);

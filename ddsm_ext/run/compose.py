@@ -140,10 +140,11 @@ def decoder_of(config: RunConfig, device: torch.device) -> Decoder:
     Raises:
         ImportError: it decodes latents, and diffusers is not installed.
         FileNotFoundError: the autoencoder is gone.
-        ValueError: it is another one, or damaged.
+        ValueError: it is another one, or damaged, or latents have none.
     """
     codec = config.codec
     if not codec.of_latents:
+        check_images(config)
         return PixelCodec()
     return Codec.load(str(codec.folder), device, expected=codec, what="a run of latents")
 
@@ -157,7 +158,6 @@ def check_sampler(config: RunConfig) -> None:
         ValueError: naming what does not fit.
     """
     evaluations(make_schedule(config.diffusion), config.sampler)
-    check_images(config)
     decoder_of(config, torch.device("cpu"))
 
 

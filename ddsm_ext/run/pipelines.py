@@ -89,10 +89,9 @@ def _scheduler(diffusers: Any, scheduler: Scheduler, config: RunConfig) -> Any:
     levels = noise_levels(make_schedule(config.diffusion), config.sampler)
     row = config.diffusion.parameterisation
     if row in ("edm", "flow"):
-        sigmas, theirs = [level.sigma for level in levels], made.sigmas.tolist()
-        ours = [sigma / (1 + sigma) for sigma in sigmas] if row == "flow" else sigmas
-        _compare(scheduler.name, "noise levels" if row == "edm" else "shares of noise",
-                 theirs[:-1], ours[:-1], lambda a: _SAME_SIGMA * a)  # fmt: skip
+        what = "noise levels" if row == "edm" else "shares of noise"
+        ours, theirs = [level.sigma for level in levels[:-1]], made.sigmas.tolist()[:-1]
+        _compare(scheduler.name, what, theirs, ours, lambda sigma: _SAME_SIGMA * sigma)
         return type(made).from_config(made.config)
     visited = made.timesteps.tolist()
     if visited[:1] == visited[1:2]:

@@ -100,7 +100,9 @@ def test_what_convert_takes_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFi
     for arguments, message in (
         ([str(tmp_path / "none"), "--from", "diffusers"], "no such folder; need one of diffusers"),
         ([source, "--from", "diffusers", "--flags", "x"], "--flags is of no use for"),
-        ([source], "no such file; need an official .pt or search.txt"),
+        ([source], "unet: is a folder; need a file, or --from diffusers for a folder of it"),
+        ([source, "--from", "diffuser"], "--from is 'diffuser'; need one of 'ddsm', "),
+        ([str(tmp_path / "none")], "no such file; need an official .pt or search.txt"),
     ):
         assert main(["convert", *arguments]) == 2
         assert message in capsys.readouterr().err

@@ -166,6 +166,14 @@ def test_what_a_slimmable_unet_has_beside() -> None:
         ({"attention_head_dim": 24}, "head_channels is 24; need a divisor"),
         ({"norm_groups": 8}, "unknown key 'norm_groups'; did you mean norm_num_groups"),
         ({"freq_shift": -1}, "freq_shift is -1; need a number >= 0"),
+        (
+            {"_class_name": "UNet2DConditionModel", "cross_attention_dim": 8},
+            "_class_name is 'UNet2DConditionModel'; need 'UNet2DModel'",
+        ),
+        (
+            {"time_embedding_type": "learned", "time_embedding_dim": 64},
+            "time_embedding_type is 'learned'; need 'positional', which a width below 1 that was",
+        ),
     ],
 )
 def test_what_has_no_equal_is_refused(change: dict[str, Any], message: str) -> None:

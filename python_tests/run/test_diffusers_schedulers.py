@@ -94,6 +94,10 @@ def test_edm_and_flow() -> None:
     assert made.sigmas.tolist() == pytest.approx(sigmas, rel=1e-4)
     diffusion, sampler = read_scheduler({"_class_name": "EDMEulerScheduler", **EDM}, "s")
     assert configure(model=MODEL, diffusion=diffusion, sampler=sampler).diffusion == run.diffusion
+    given = {"_class_name": "EDMDPMSolverMultistepScheduler", "rho": 5.0, "solver_order": 3}
+    sampler = configure(model=MODEL, diffusion=diffusion, sampler=read_scheduler(given, "s")[1])
+    assert sampler.sampler.rho == 5.0
+    assert (sampler.sampler.kind, sampler.sampler.order) == ("dpm_multistep", 3)
     flow = config({"kind": "euler", "steps": 9}, {"parameterisation": "flow"})
     assert scheduler_of(flow, latents=False).pipeline == "DDPMPipeline"
     diffusion, sampler = read_scheduler({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "s")
@@ -132,6 +136,34 @@ def test_notes_say_what_is_lost() -> None:
     assert found.call == {"num_inference_steps": 9, "eta": 0.5}
     (note,) = found.notes
     assert note.startswith("DDIMPipeline passes no labels and makes images of no class")
+    stochastic = {"kind": "heun", "spacing": "karras", "s_churn": 4.0, "steps": 9}
+    (note,) = scheduler_of(config(stochastic), latents=True).notes
+    assert note == "LDMPipeline adds no noise; the run's sampler does (sampler.s_churn)"
+    again = {"kind": "dpmpp_2m", "restart_on_width_change": True, "steps": 9}
+    (note,) = scheduler_of(config(again), latents=False).notes
+    assert note.startswith("its scheduler goes on where the width changes; the run's sampler start")
+
+
+def test_what_no_sampler_has_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    for content, text in (
+        ({"_class_name": "PNDMScheduler"}, "s: no sampler here is PNDMScheduler; ddim is taken"),
+        ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"},
+         "s: algorithm_type is 'sde-dpmsolver++', which no sampler has here"),
+        ({"thresholding": True}, "s: thresholding is True, which no sampler has here"),
+        ({"clip_sample_range": 2.0}, "s: clip_sample_range is 2.0, which no sampler has here"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0},
+         "s: shift is 3.0, which no sampler has here"),
+    ):  # fmt: skip
+        caplog.clear()
+        read_scheduler(content, "s")
+        assert text in caplog.text
+    caplog.clear()
+    for name in ("DDPM", "DDIM", "DPMSolverMultistep", "UniPCMultistep", "EulerDiscrete",
+                 "HeunDiscrete", "EDMEuler", "EDMDPMSolverMultistep",
+                 "FlowMatchEulerDiscrete"):  # fmt: skip
+        scheduler = getattr(diffusers(), f"{name}Scheduler")()
+        read_scheduler({"_class_name": type(scheduler).__name__, **scheduler.config}, "s")
+    assert not caplog.text
 
 
 @pytest.mark.parametrize(
@@ -182,6 +214,7 @@ def test_notes_say_what_is_lost() -> None:
             False,
             "sampler.rho is 5.0; nee",
         ),
+        ({"kind": "heun", "final": "sigma_min"}, {}, True, "HeunDiscreteScheduler ends at 0; need"),
         ({"kind": "dpm_multistep", "form": "noise"}, {}, False, "'noise' with final 'zero'; need"),
         ({"kind": "unipc", "variant": "bh1"}, {}, True, "'bh1' with final 'zero'; need final 'si"),
     ],

@@ -20,17 +20,23 @@ from ddsm_ext.run import Run
 from ddsm_ext.run.importing_diffusers import import_unet
 from ddsm_ext.run.importing_latent_diffusion import import_latent_diffusion
 from ddsm_ext.sampling import Strategy
+from ddsm_ext.settings import MissingLibrary
 
 CONFIG = {**TINY, "_class_name": "UNet2DModel", "freq_shift": 1, "downsample_padding": 0}
 DDPM = {"_class_name": "DDPMScheduler", "variance_type": "fixed_large", "beta_end": 0.01}
 
 
-def folder_of(place: Path, scheduler: dict[str, Any] | None = DDPM, inner: str = "") -> Path:
+def folder_of(
+    place: Path,
+    scheduler: dict[str, Any] | None = DDPM,
+    inner: str = "",
+    config: dict[str, Any] = CONFIG,
+) -> Path:
     """A model's folder, or with `inner` a pipeline's; diffusers is not needed for it."""
     unet = place / inner
     unet.mkdir(parents=True)
-    (unet / "config.json").write_text(json.dumps(CONFIG))
-    state = formula_weights(diffusers_state_dict_shapes(CONFIG))
+    (unet / "config.json").write_text(json.dumps(config))
+    state = formula_weights(diffusers_state_dict_shapes(config))
     save_file(state, unet / "diffusion_pytorch_model.safetensors")
     if scheduler is not None:
         where = place / ("scheduler" if inner else "")
@@ -73,6 +79,53 @@ def test_an_exported_pipeline_becomes_the_run_that_it_was(tmp_path: Path) -> Non
     assert again.strategy == strategy
     states = [run.network().state_dict() for run in (first, again)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+LATENT = {"_class_name": "DDIMScheduler", "clip_sample": False}
+
+
+def test_a_pipeline_of_latents_brings_its_autoencoder(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "ldm", LATENT, inner="unet")
+    save_autoencoder(source / "vqvae", "vq", 3)
+    changes = {"sampler": {"steps": 3}, "codec": {"batch_size": 1}}
+    first = Run.open(tmp_path, import_unet(source, tmp_path / "runs", changes=changes))
+    codec = first.config.codec
+    assert (codec.kind, codec.factor, codec.scale, codec.batch_size) == ("vq", 2, 1.0, 1)
+    assert codec.decode_macs > 0
+    assert first.sample(range(2), 0.5).images.shape == (2, 16, 16, 3)
+    pipeline = first.export_to("diffusers", out=tmp_path / "p")
+    again = Run.open(tmp_path, import_unet(pipeline, tmp_path / "runs", name="again"))
+    assert again.config.codec.identity == codec.identity
+
+
+def test_an_autoencoder_of_other_latents_is_refused(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "ldm", LATENT, inner="unet")
+    save_autoencoder(source / "vqvae", "kl", 3)
+    with pytest.raises(ValueError, match=r"vqvae: decodes 2 channels, the network makes 3; need"):
+        import_unet(source, tmp_path / "runs")
+
+
+def test_an_autoencoder_without_diffusers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = folder_of(tmp_path / "ldm", LATENT, inner="unet")
+    save_autoencoder(source / "vqvae", "vq", 3)
+
+    def missing(what: str) -> None:
+        raise MissingLibrary(f"{what}: diffusers is not installed")
+
+    monkeypatch.setattr("ddsm_ext.data.codec.import_diffusers", missing)
+    run = Run.open(tmp_path, import_unet(source, tmp_path / "runs"))
+    assert "diffusers is not installed; until then the run knows no autoencoder" in caplog.text
+    assert not run.config.codec.of_latents
+
+
+def test_images_of_four_channels_are_not_sampled(tmp_path: Path) -> None:
+    """A network of latents whose autoencoder nobody named."""
+    config = {**CONFIG, "in_channels": 4, "out_channels": 4}
+    run = Run.open(tmp_path, import_unet(folder_of(tmp_path / "m", config=config), tmp_path / "r"))
+    with pytest.raises(ValueError, match=r"takes 4 channels, as latents have; need the folder of"):
+        run.sample(range(2), 0.5)
 
 
 def test_folders_and_changes_that_are_refused(tmp_path: Path) -> None:

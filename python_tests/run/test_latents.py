@@ -113,9 +113,15 @@ def test_what_latents_cannot_have(
 
 
 def test_a_network_of_another_size_is_refused(archive: Path, tmp_path: Path) -> None:
-    config = settings(archive, model={"image_size": 8})
-    with pytest.raises(Refusal, match=r"holds latents of \d channels and 4x4, the network takes"):
-        Run.create(tmp_path, "x", config)
+    """Also by a configuration that was put together by hand."""
+    right = settings(archive)
+    wrong = replace(right, model=replace(right.model, image_size=8))
+    for make in (
+        lambda: settings(archive, model={"image_size": 8}),
+        lambda: Run.create(tmp_path, "x", wrong),
+    ):
+        with pytest.raises(Refusal, match=r"holds latents of \d channels and 4x4, the network tak"):
+            make()
 
 
 def test_latents_without_their_codec_are_refused(archive: Path, tmp_path: Path) -> None:

@@ -141,27 +141,63 @@ def test_latents_are_decoded(kind: str, tmp_path: Path) -> None:
     model = {**ADM, "image_channels": channels}
     run = config(SAME["ddim"], model)
     place = save_autoencoder(tmp_path / "autoencoder", kind)
-    if kind == "kl":
-        settings = json.loads((place / "config.json").read_text())
-        with pytest.raises(ValueError, match=r"the latents have a shift of 0.1; need 0"):
-            written(run, tmp_path / "p", autoencoder=place)
-        (place / "config.json").write_text(json.dumps({**settings, "shift_factor": None}))
     if kind == "vq":
-        folder = written(run, tmp_path / "p", autoencoder=place)
+        folder, scale, shift = written(run, tmp_path / "p", autoencoder=place), 1.0, 0.0
     else:  # a run that was trained on latents knows their autoencoder, and its scale
-        known = {**Codec.load(place).config.to_dict(), "scale": 0.6}
+        known, scale, shift = {**Codec.load(place).config.to_dict(), "scale": 0.6}, 0.6, 0.1
         folder = written(config(SAME["ddim"], model, codec=known), tmp_path / "p")
     index = json.loads((folder / "model_index.json").read_text())
     assert index["_class_name"] == "LDMPipeline"
-    found = diffusers()
-    decoder = getattr(found, "VQModel" if kind == "vq" else "AutoencoderKL").from_pretrained(place)
-    scale = 1.0 if kind == "vq" else 0.6
     with torch.no_grad():
-        expected = decoder.decode(images_of_run(run) / scale).sample
+        expected = autoencoder_of(place).decode(images_of_run(run) / scale + shift).sample
     np.testing.assert_allclose(images_of_pipeline(folder, run), shown(expected), atol=2e-3)
     other = config(SAME["ddim"], {**ADM, "image_channels": 1})
     with pytest.raises(ValueError, match=r"decodes . channels, the network makes 1; need the auto"):
         written(other, tmp_path / "q", autoencoder=place)
+
+
+def autoencoder_of(folder: Path) -> Any:
+    name = json.loads((folder / "config.json").read_text())["_class_name"]
+    return getattr(diffusers(), name).from_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind", ["vq", "kl"])
+def test_a_shift_moves_into_the_autoencoder(kind: str, tmp_path: Path) -> None:
+    """Its latents are z - shift, both ways, and its images the same."""
+    place = save_autoencoder(tmp_path / "autoencoder", kind)
+    model = {**ADM, "image_channels": 3 if kind == "vq" else 2}
+    known = {**Codec.load(place).config.to_dict(), "scale": 1.7, "shift": -0.4}
+    folder = written(config(SAME["ddim"], model, codec=known), tmp_path / "p")
+    theirs, ours = autoencoder_of(place), autoencoder_of(folder / "vqvae")
+    assert ours.config.scaling_factor == 1.7
+    assert not ours.config.get("shift_factor")
+    x = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        given, found = theirs.encode(x), ours.encode(x)
+        z = given.latents if kind == "vq" else given.latent_dist.mean
+        moved = found.latents if kind == "vq" else found.latent_dist.mean
+        torch.testing.assert_close(moved, z + 0.4)
+        if kind == "kl":
+            torch.testing.assert_close(found.latent_dist.logvar, given.latent_dist.logvar)
+        torch.testing.assert_close(ours.decode(moved).sample, theirs.decode(z).sample)
+
+
+def test_latents_without_an_autoencoder_are_refused(tmp_path: Path) -> None:
+    run = config(SAME["ddim"], {**ADM, "image_channels": 4})
+    with pytest.raises(ValueError, match=r"4 channels, as latents have; need .*--autoencoder"):
+        written(run, tmp_path / "p")
+    assert not (tmp_path / "p").exists()
+
+
+def test_flow_says_that_its_levels_are_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = config({"kind": "euler", "spacing": "karras"}, diffusion={"parameterisation": "flow"})
+    written(run, tmp_path / "p")
+    assert (
+        "visits the shares of noise 1, 0.8573 ... 0.001, the run's sampler 1, 0.9999 ... 0.01"
+        in caplog.text
+    )
 
 
 def test_edm_in_a_pipeline_of_latents(tmp_path: Path) -> None:
