@@ -150,7 +150,6 @@ def _autoencoder(config: RunConfig, folder: str | Path) -> Any:
     network: Any = codec.network
     if codec.config.shift:
         _take_shift(network, codec)
-        network.register_to_config(shift_factor=None)
     network.register_to_config(scaling_factor=codec.config.scale)
     return network
 
@@ -168,3 +167,5 @@ def _take_shift(network: Any, codec: Codec) -> None:
     after.bias.data += after.weight.sum(dim=(1, 2, 3)) * shift
     if codec.config.kind == "vq":
         network.quantize.embedding.weight.data -= shift
+    else:
+        network.register_to_config(shift_factor=None)
