@@ -287,7 +287,7 @@ def _digest(name: str, settings: Mapping[str, Any], weights: Path) -> str:
     """SHA-256 of what an autoencoder computes by: its class, settings and file of weights."""
     check_not_pickled(weights)
     need = f"need an autoencoder's {WEIGHTS_FILE}, a file without pickles"
-    what = f"autoencoder's {WEIGHTS_FILE}, a file without pickles"
+    what = f"{WEIGHTS_FILE} of an autoencoder, a file without pickles"
     with naming(weights, need), open_regular(weights, what) as file:
         content = hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
     index = weights.with_name(weights.name + ".index.json")

@@ -46,13 +46,12 @@ def write_folder(
             if replace and target.exists():
                 os.rename(target, old)
             os.rename(temp, target)
-    except BaseException:
+        sync_folder(target.parent)
+    finally:
         if old.exists() and not target.exists():
             os.rename(old, target)
-        shutil.rmtree(temp, ignore_errors=True)
-        raise
-    sync_folder(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+        for left in (temp, old):
+            shutil.rmtree(left, ignore_errors=True)
     return result
 
 

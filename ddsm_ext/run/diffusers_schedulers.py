@@ -26,16 +26,17 @@ _SIGMAS = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas
 _EDM_LEVELS = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5}
 _FLOW_LEVELS = {"sigma_min": 1e-3, "sigma_max": 1e3}  # shares of noise of .001 to .999
 _FEW_STEPS, _DDIM_STEPS = 20, 50
+log = logging.getLogger(__name__)
 # Settings of a scheduler that no sampler of ours has, and what they do nothing at
 _WITHOUT: dict[str, tuple[object, ...]] = {
-    "thresholding": (False,), "clip_sample_range": (1.0,), "use_lu_lambdas": (False,),
+    "thresholding": (False,), "use_lu_lambdas": (False,),
     "use_beta_sigmas": (False,), "use_flow_sigmas": (False,), "shift": (1.0,),
     "use_dynamic_shifting": (False,), "shift_terminal": (None,), "invert_sigmas": (False,),
     "stochastic_sampling": (False,), "skip_prk_steps": (True,), "solver_p": (None,),
     "disable_corrector": ([],), "predict_x0": (True,),
-    "algorithm_type": ("dpmsolver", "dpmsolver++"),
+    "algorithm_type": ("dpmsolver", "dpmsolver++"), "timestep_type": ("discrete",),
+    "interpolation_type": ("linear",),
 }  # fmt: skip
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,16 @@ _KINDS: dict[str, tuple[str, Callable[[SamplerConfig], dict[str, Any]], bool]] =
 }
 
 
+# Schedulers that are read and not written
+_READ = {
+    "EulerAncestralDiscreteScheduler": "euler_ancestral",
+    "KDPM2DiscreteScheduler": "dpm_2",
+    "DPMSolverSinglestepScheduler": "dpm_singlestep",
+    **{there: kind for kind, (there, _, _) in _KINDS.items() if kind != "dpmpp_2m"},
+}
+_WITHOUT_BETAS = ("CMStochasticIterative", "KarrasVe", "ScoreSdeVe", "ScoreSdeVp")
+
+
 def _of_betas(config: RunConfig, latents: bool) -> tuple[str, dict[str, Any]]:
     sampler = config.sampler
     kinds = [kind for kind, (_, _, pixels) in _KINDS.items() if pixels or latents]
@@ -237,11 +248,6 @@ def _notes(config: RunConfig, pipeline: str, settings: Mapping[str, Any]) -> lis
         notes.append("its scheduler does not clip predicted images; the run's sampler does")
     if sampler.s_churn:
         notes.append(f"{pipeline} adds no noise; the run's sampler does (sampler.s_churn)")
-    if sampler.restart_on_width_change:
-        notes.append(
-            "its scheduler goes on where the width changes; the run's sampler starts again there "
-            "(sampler.restart_on_width_change)"
-        )
     return notes
 
 
@@ -260,15 +266,19 @@ def read_scheduler(content: Any, source: str) -> tuple[dict[str, Any], dict[str,
     if not isinstance(content, Mapping):
         raise TypeRefusal(f"{source}: holds {shown(content)}; need the settings of a scheduler")
     name, given = str(content.get("_class_name", "DDPMScheduler")), content.get
-    for key, without in _WITHOUT.items():
-        if given(key, without[0]) not in without:
-            log.warning("%s: %s is %s, which no sampler has here", source, key, shown(given(key)))
     if name.startswith("EDM"):
-        return _edm_sections(name, content)
+        _say_lost(content, source, _WITHOUT)
+        return _edm_sections(name, content, source)
     if name.startswith("FlowMatch"):
-        sampler = {"kind": "euler", "steps": _FEW_STEPS, "spacing": "karras",
-                   "clip_denoised": False}  # fmt: skip
+        _say_lost(content, source, _WITHOUT)
+        kind = "heun" if "Heun" in name else "euler"
+        log.warning("%s: %s has other steps; %s at karras levels is taken", source, name, kind)
+        sampler = {"kind": kind, "steps": _FEW_STEPS, "spacing": "karras", "clip_denoised": False}
         return {"schedule": "edm", "parameterisation": "flow", **_FLOW_LEVELS}, sampler
+    if name.removesuffix("Scheduler") in _WITHOUT_BETAS:
+        raise Refusal(f"{source}: {name} has no betas; need a scheduler of betas, EDM or FlowMatch")
+    clips = {"clip_sample_range": (1.0,)} if given("clip_sample", True) else {}
+    _say_lost(content, source, {**_WITHOUT, **clips, "sigma_min": (None,), "sigma_max": (None,)})
     for key, usual in (("trained_betas", None), ("rescale_betas_zero_snr", False)):
         if given(key, usual) != usual:
             raise Refusal(f"{source}: {key} is {shown(given(key))}; need {usual}")
@@ -284,8 +294,21 @@ def read_scheduler(content: Any, source: str) -> tuple[dict[str, Any], dict[str,
     return diffusion, _sampler(name, content, source)
 
 
-def _edm_sections(name: str, content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _say_lost(
+    content: Mapping[str, Any], source: str, without: Mapping[str, tuple[object, ...]]
+) -> None:
+    for key, usual in without.items():
+        value = content.get(key, usual[0])
+        if value not in usual:
+            log.warning("%s: %s is %s, which no sampler has here", source, key, shown(value))
+
+
+def _edm_sections(
+    name: str, content: Mapping[str, Any], source: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
     given, solver = content.get, "DPM" in name
+    predicted = given("prediction_type", "epsilon")
+    check_choice(f"{source}: prediction_type", predicted, ("epsilon",))
     levels = {key: given(key, default) for key, default in _EDM_LEVELS.items()}
     sampler: dict[str, Any] = {
         "kind": "dpm_multistep" if solver else "euler",
@@ -309,14 +332,13 @@ def _key(names: Mapping[str, str], value: object, what: str) -> str:
 
 
 def _sampler(name: str, content: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The sampler of a scheduler of betas; DDIM, which is said, of one that we do not have."""
-    kinds = {there: kind for kind, (there, _, _) in _KINDS.items() if kind != "dpmpp_2m"}
-    kind, given = kinds.get(name, "ddim"), content.get
-    if name not in kinds:
-        log.warning("%s: no sampler here is %s; ddim is taken (--set sampler.kind)", source, name)
+    """The sampler of a scheduler of betas; DDIM, which is said, of one that is not read."""
+    kind, given = _READ.get(name, "ddim"), content.get
+    if name not in _READ:
+        log.warning("%s: %s is not read; ddim is taken (sampler.kind)", source, name)
     sampler: dict[str, Any] = {"kind": kind, "clip_denoised": False}
     if kind in ("ddpm", "ddim"):
-        sampler["clip_denoised"] = given("clip_sample", name in kinds)
+        sampler["clip_denoised"] = given("clip_sample", name in _READ)
     steps = {"ddpm": None, "ddim": _DDIM_STEPS}.get(kind, _FEW_STEPS)
     sampler["steps"] = steps
     if kind == "ddpm":
@@ -327,13 +349,14 @@ def _sampler(name: str, content: Mapping[str, Any], source: str) -> dict[str, An
     sampler["spacing"] = switches[0] if switches else given("timestep_spacing", usual)
     if sampler["spacing"] == "leading":
         sampler["steps_offset"] = given("steps_offset", 0)
-    if kind == "ddim" and given("set_alpha_to_one", name in kinds) is False:
+    if kind == "ddim" and given("set_alpha_to_one", name in _READ) is False:
         sampler["final"] = "sigma_min"
     if given("final_sigmas_type") == "sigma_min":
         sampler["final"] = "sigma_min"
-    if kind in ("dpm_multistep", "unipc"):
+    if kind in ("dpm_multistep", "dpm_singlestep", "unipc"):
         sampler["order"] = given("solver_order", 2)
+    if kind in ("dpm_multistep", "unipc"):
         sampler["variant"] = given("solver_type")
-    if kind == "dpm_multistep" and given("algorithm_type") == "dpmsolver":
+    if kind.startswith("dpm_") and given("algorithm_type") == "dpmsolver":
         sampler["form"] = "noise"
     return sampler

@@ -36,6 +36,11 @@ def load_images(config: RunConfig, progress: Progress | None = None) -> Any:
             )
         check_images(config)
         return load_pixels(config, config.data, progress)
+    if not is_latent_archive(config.data.source):
+        raise FileNotFoundError(
+            f"{config.data.source}: holds no latents.json, the network takes latents; need "
+            "data.source, their folder, which ddsm encode made"
+        )
     from ddsm_ext.data.latent_dataset import LatentDataset
 
     told = counter(progress, "checking latents", "image")

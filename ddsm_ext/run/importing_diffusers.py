@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ddsm_ext.io.files import read_json
 from ddsm_ext.run.config import RunConfig, merge
@@ -32,7 +33,7 @@ def import_unet(
     """Make a run of a `UNet2DModel`, or of a `SlimmableUNet2D`, and return its folder.
 
     A `UNet2DModel` is its full width; narrower ones want a training. diffusers is needed for the
-    autoencoder of a pipeline of latents alone, and without it the run has none, which is said.
+    autoencoder of a pipeline of latents alone; codec.kind "pixels" leaves that out.
 
     Args:
         source: folder of a pipeline or of a model, as `save_pretrained` writes them.
@@ -43,6 +44,7 @@ def import_unet(
 
     Raises:
         FileNotFoundError: there is no such folder, or a file is missing.
+        ImportError: the pipeline has an autoencoder and diffusers is not installed.
         ValueError: network, scheduler, autoencoder or changes are refused.
     """
     from ddsm_ext.compat.diffusers import load_diffusers, part_of
@@ -61,9 +63,13 @@ def import_unet(
         log.warning("%s: has no %s; linear betas are taken", folder, _FILE)
     if ours.get("schedule"):
         values["diffusion"] = ours["schedule"]
-    values = with_latents(merge(values, changes))
-    if "kind" not in values.get("codec", {}):  # which an archive of latents has
-        values = merge({"codec": _codec(folder / "vqvae", network.config)}, values)
+    given = with_latents(changes).get("codec", {})  # of an archive of latents, or by hand
+    known = isinstance(given, Mapping) and "kind" in given
+    codec = {} if known else _codec(folder / "vqvae", network.config)
+    if codec and values.get("sampler", {}).get("clip_denoised"):
+        log.warning("%s: clip_sample is true; the latents of the run are not clipped", file)
+        values["sampler"]["clip_denoised"] = False
+    values = merge({**values, "codec": codec}, with_latents(merge(values, changes)))
     config = RunConfig.from_dict(values, where)
     tensors = {key: tensor.float().contiguous() for key, tensor in network.state_dict().items()}
     run = new_run(root, name or run_name(folder), config, tensors, 0, source)
@@ -73,19 +79,26 @@ def import_unet(
 
 
 def _codec(folder: Path, model: Any) -> dict[str, Any]:
-    """The section codec by the autoencoder of a pipeline; empty where it has none."""
+    """The section codec by the autoencoder of a pipeline; empty where it has none.
+
+    LDMPipeline takes off the scale that its config says, whatever the class, and no shift.
+    """
     if not folder.is_dir():
         return {}
     from ddsm_ext.data.codec import Codec
 
+    without = "or codec.kind=pixels, which leaves the autoencoder out"
     try:
         codec = Codec.load(folder, what="the autoencoder of a pipeline")
     except MissingLibrary as error:
-        log.warning("%s; until then the run knows no autoencoder", error)
-        return {}
+        raise MissingLibrary(f"{error}; {without}") from None
+    except (Refusal, FileNotFoundError) as error:
+        raise Refusal(f"{error}; {without}") from None
     if codec.latent_channels != model.image_channels:
         raise Refusal(
             f"{folder}: decodes {codec.latent_channels} channels, the network makes "
             f"{model.image_channels}; need the autoencoder that it was trained with"
         )
-    return codec.settings_for(model.image_size * codec.config.factor).to_dict()
+    found = codec.settings_for(model.image_size * codec.config.factor)
+    scale = float(cast(Any, codec.network).config.scaling_factor)
+    return replace(found, scale=scale, shift=0.0).to_dict()

@@ -59,6 +59,8 @@ def export_pipeline(
     autoencoder = autoencoder or config.codec.folder
     if autoencoder is None:
         check_images(config, ", or an autoencoder (ddsm export --autoencoder)")
+    elif Path(autoencoder).resolve().is_relative_to(folder.resolve()):
+        raise Refusal(f"export: {folder} holds the autoencoder {autoencoder}; need another folder")
     scheduler = scheduler_of(config, latents=autoencoder is not None)
     parts = {} if autoencoder is None else {"vqvae": _autoencoder(config, autoencoder)}
     parts["scheduler"] = _scheduler(diffusers, scheduler, config)
@@ -69,9 +71,16 @@ def export_pipeline(
     else:
         parts["unet"] = _plain(diffusers, load(), config, width)
     pipeline = getattr(diffusers, scheduler.pipeline)(**parts)
-    temp = folder.parent / f".new-{folder.name}-{os.getpid()}-{secrets.token_hex(4)}"
-    write_folder(folder, temp, pipeline.save_pretrained, replace=True)
-    for note in scheduler.notes:
+    place = folder.resolve()
+    temp = place.parent / f".new-{place.name}-{os.getpid()}-{secrets.token_hex(4)}"
+    write_folder(place, temp, pipeline.save_pretrained, replace=True)
+    notes = [*scheduler.notes]
+    if config.sampler.restart_on_width_change and width is None and len({*strategy.widths}) > 1:
+        notes.append(
+            "its scheduler goes on where the width changes; the run's sampler starts again there "
+            "(sampler.restart_on_width_change)"
+        )
+    for note in notes:
         log.warning("%s", note)
     call = ", ".join(f"{name}={value!r}" for name, value in scheduler.call.items())
     first = "import ddsm_ext; " if width is None else ""  # diffusers asks it for the class

@@ -61,6 +61,56 @@ def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def fill_deeply(folder: Path) -> None:
+    (folder / "inner").mkdir()
+    (folder / "inner" / "c.txt").write_text("three")
+
+
+def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    write_folder(target, tmp_path / "temp", fill)
+    write_folder(target, tmp_path / "temp", fill_deeply, replace=True)
+    assert [path.relative_to(target).as_posix() for path in sorted(target.rglob("*"))] == [
+        "inner", "inner/c.txt",
+    ]  # fmt: skip
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_the_old_folder_stays_where_the_new_one_cannot_come(
+    failing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, rename, calls = tmp_path / "out", os.rename, []
+
+    def broken(source: Path, to: Path) -> None:
+        calls.append(to)
+        if len(calls) == failing:
+            raise OSError(28, "No space left on device")
+        rename(source, to)
+
+    write_folder(target, tmp_path / "temp", fill)
+    monkeypatch.setattr(os, "rename", broken)
+    with pytest.raises(OSError, match="No space left"):
+        write_folder(target, tmp_path / "temp", fill_deeply, replace=True)
+    assert contents(target) == FILES
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_the_old_folder_goes_where_the_new_one_has_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(folder: Path) -> None:
+        if folder == tmp_path:
+            raise OSError(5, "Input/output error")
+
+    write_folder(tmp_path / "out", tmp_path / "temp", fill_deeply)
+    monkeypatch.setattr("ddsm_ext.io.folder.sync_folder", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        write_folder(tmp_path / "out", tmp_path / "temp", fill, replace=True)
+    assert contents(tmp_path / "out") == FILES
+    assert os.listdir(tmp_path) == ["out"]
+
+
 _KILLED = """
 import os, signal, sys
 from pathlib import Path

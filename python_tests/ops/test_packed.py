@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ddsm_ext.ops._packed import WINOGRAD_4X4, packed_bytes, packed_weight
+from ddsm_ext.ops._packed import DIRECT, WINOGRAD_4X4, packed_bytes, packed_weight
 from ddsm_ext.ops.conv2d import sliced_conv2d
 from ddsm_ext.training.ema import Ema
 
@@ -174,3 +174,19 @@ def test_several_threads_at_once():
     with ThreadPoolExecutor(4) as pool:
         for y in pool.map(lambda _: result(conv, x), range(16)):
             torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_panels_of_phases_are_for_one_padding(kernel: int) -> None:
+    weight, x = torch.randn(8, 4, kernel, kernel), torch.randn(1, 4, 6, 6)
+    panels = packed_weight(weight, DIRECT, upsample=True)
+
+    def convolved(padding: int, panels: Tensor | None) -> Tensor:
+        window = (1, padding, True)
+        return torch.ops.ddsm_ext.sliced_conv2d(
+            x, None, weight, None, 8, 4, *window, panels, DIRECT, False, False
+        )
+
+    torch.testing.assert_close(convolved(kernel // 2, panels), convolved(kernel // 2, None))
+    with pytest.raises(RuntimeError, match="no direct panels for this geometry"):
+        convolved(kernel // 2 - 1, panels)

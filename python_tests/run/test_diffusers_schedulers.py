@@ -139,14 +139,13 @@ def test_notes_say_what_is_lost() -> None:
     stochastic = {"kind": "heun", "spacing": "karras", "s_churn": 4.0, "steps": 9}
     (note,) = scheduler_of(config(stochastic), latents=True).notes
     assert note == "LDMPipeline adds no noise; the run's sampler does (sampler.s_churn)"
-    again = {"kind": "dpmpp_2m", "restart_on_width_change": True, "steps": 9}
-    (note,) = scheduler_of(config(again), latents=False).notes
-    assert note.startswith("its scheduler goes on where the width changes; the run's sampler start")
 
 
 def test_what_no_sampler_has_is_said(caplog: pytest.LogCaptureFixture) -> None:
     for content, text in (
-        ({"_class_name": "PNDMScheduler"}, "s: no sampler here is PNDMScheduler; ddim is taken"),
+        ({"_class_name": "PNDMScheduler"}, "s: PNDMScheduler is not read; ddim is taken"),
+        ({"_class_name": "EulerDiscreteScheduler", "sigma_max": 9.0}, "s: sigma_max is 9.0, which"),
+        ({"_class_name": "FlowMatchHeunDiscreteScheduler"}, "heun at karras levels is taken"),
         ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"},
          "s: algorithm_type is 'sde-dpmsolver++', which no sampler has here"),
         ({"thresholding": True}, "s: thresholding is True, which no sampler has here"),
@@ -158,11 +157,19 @@ def test_what_no_sampler_has_is_said(caplog: pytest.LogCaptureFixture) -> None:
         read_scheduler(content, "s")
         assert text in caplog.text
     caplog.clear()
-    for name in ("DDPM", "DDIM", "DPMSolverMultistep", "UniPCMultistep", "EulerDiscrete",
-                 "HeunDiscrete", "EDMEuler", "EDMDPMSolverMultistep",
-                 "FlowMatchEulerDiscrete"):  # fmt: skip
+    for name, kind in (
+        ("DDPM", "ddpm"), ("DDIM", "ddim"), ("DPMSolverMultistep", "dpm_multistep"),
+        ("UniPCMultistep", "unipc"), ("EulerDiscrete", "euler"), ("HeunDiscrete", "heun"),
+        ("EulerAncestralDiscrete", "euler_ancestral"), ("KDPM2Discrete", "dpm_2"),
+        ("DPMSolverSinglestep", "dpm_singlestep"), ("EDMEuler", "euler"),
+        ("EDMDPMSolverMultistep", "dpm_multistep"),
+    ):  # fmt: skip
         scheduler = getattr(diffusers(), f"{name}Scheduler")()
-        read_scheduler({"_class_name": type(scheduler).__name__, **scheduler.config}, "s")
+        content = {**scheduler.config, "_class_name": type(scheduler).__name__}
+        diffusion, sampler = read_scheduler(content, "s")
+        found = configure(model=MODEL, diffusion=diffusion, sampler=sampler).sampler
+        assert found.kind == kind
+    read_scheduler({"clip_sample": False, "clip_sample_range": 4.0}, "s")  # does nothing
     assert not caplog.text
 
 
@@ -231,6 +238,14 @@ def test_what_no_scheduler_does_is_refused(
     [
         ([], "s.json: holds .*; need the settings of a scheduler"),
         ({"beta_schedule": "sigmoid"}, "s.json: beta_schedule is 'sigmoid'; need one of 'linear'"),
+        (
+            {"_class_name": "ScoreSdeVeScheduler"},
+            "s.json: ScoreSdeVeScheduler has no betas; need a",
+        ),
+        (
+            {"_class_name": "EDMEulerScheduler", "prediction_type": "v_prediction"},
+            "s.json: prediction_type is 'v_prediction'; need",
+        ),
         ({"prediction_type": "flow"}, "s.json: prediction_type is 'flow'; need one of 'epsilon'"),
         ({"trained_betas": [0.1]}, r"s.json: trained_betas is \[0.1\]; need None"),
         ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr is True; need False"),

@@ -90,7 +90,7 @@ def test_a_pipeline_of_latents_brings_its_autoencoder(tmp_path: Path) -> None:
     changes = {"sampler": {"steps": 3}, "codec": {"batch_size": 1}}
     first = Run.open(tmp_path, import_unet(source, tmp_path / "runs", changes=changes))
     codec = first.config.codec
-    assert (codec.kind, codec.factor, codec.scale, codec.batch_size) == ("vq", 2, 1.0, 1)
+    assert (codec.kind, codec.factor, codec.scale, codec.batch_size) == ("vq", 2, 0.18215, 1)
     assert codec.decode_macs > 0
     assert first.sample(range(2), 0.5).images.shape == (2, 16, 16, 3)
     pipeline = first.export_to("diffusers", out=tmp_path / "p")
@@ -105,9 +105,27 @@ def test_an_autoencoder_of_other_latents_is_refused(tmp_path: Path) -> None:
         import_unet(source, tmp_path / "runs")
 
 
-def test_an_autoencoder_without_diffusers(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_clipping_and_scales_as_a_pipeline_has_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """LDMPipeline takes off the scale that is written, and no shift; latents are not clipped."""
+    source = folder_of(tmp_path / "ldm", {"_class_name": "DDIMScheduler"}, inner="unet")
+    file = save_autoencoder(source / "vqvae", "kl", 3) / "config.json"
+    (source / "unet").rename(tmp_path / "three")
+    folder_of(source, None, "unet", {**CONFIG, "in_channels": 2, "out_channels": 2})
+    run = Run.open(tmp_path, import_unet(source, tmp_path / "runs"))
+    assert json.loads(file.read_text())["shift_factor"] == 0.1
+    assert (run.config.codec.scale, run.config.codec.shift) == (0.7, 0.0)
+    assert not run.config.sampler.clip_denoised
+    assert "clip_sample is true; the latents of the run are not clipped" in caplog.text
+    (source / "model_index.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"ldm holds the autoencoder .*vqvae; need another folder"):
+        run.export_to("diffusers", out=source, strategy=1.0)
+    with pytest.raises(FileNotFoundError, match=r"images: holds no latents\.json, the network ta"):
+        run.train()
+
+
+def test_an_autoencoder_without_diffusers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = folder_of(tmp_path / "ldm", LATENT, inner="unet")
     save_autoencoder(source / "vqvae", "vq", 3)
 
@@ -115,8 +133,10 @@ def test_an_autoencoder_without_diffusers(
         raise MissingLibrary(f"{what}: diffusers is not installed")
 
     monkeypatch.setattr("ddsm_ext.data.codec.import_diffusers", missing)
-    run = Run.open(tmp_path, import_unet(source, tmp_path / "runs"))
-    assert "diffusers is not installed; until then the run knows no autoencoder" in caplog.text
+    with pytest.raises(ImportError, match=r"not installed; or codec.kind=pixels, which leaves the"):
+        import_unet(source, tmp_path / "runs")
+    left_out = {"codec": {"kind": "pixels"}}
+    run = Run.open(tmp_path, import_unet(source, tmp_path / "runs", changes=left_out))
     assert not run.config.codec.of_latents
 
 
@@ -132,6 +152,8 @@ def test_folders_and_changes_that_are_refused(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "m", {**DDPM, "beta_schedule": "sigmoid"})
     with pytest.raises(ValueError, match=r"scheduler_config.json: beta_schedule is 'sigmoid'"):
         import_unet(source, tmp_path / "runs")
+    with pytest.raises(TypeError, match="codec is 3; need"):
+        import_unet(folder_of(tmp_path / "n"), tmp_path / "runs", changes={"codec": 3})
     with pytest.raises(ValueError, match="changes: model is what the folder decides; need none"):
         import_unet(source, tmp_path / "runs", changes={"model": {"ch": 3}})
     with pytest.raises(FileNotFoundError, match="none does not exist"):
