@@ -22,7 +22,8 @@ std::tuple<Tensor, Tensor, Tensor> sliced_layer_norm(
   const char* op = "sliced_layer_norm";
   LayerNormCall call(op, x, weight, bias, scale, shift);
   check_dtype(op, call);
-  Tensor y = empty_contiguous_like(x), mean = empty_row_statistics(x), rstd = empty_row_statistics(x);
+  Tensor y = empty_contiguous_like(x);
+  Tensor mean = empty_row_statistics(x), rstd = empty_row_statistics(x);
   call.args.eps = eps;
   call.args.y = y.mutable_data_ptr();
   call.args.mean = mean.mutable_data_ptr();

@@ -71,10 +71,11 @@ const char* launch_pass(AttentionPass pass, AttentionParams params, const Attent
                        (pass != AttentionPass::kGradScores || params.rows1.vector);
   const int64_t heads = args.n * args.heads;
   if (heads == 0 || params.rows == 0) return nullptr;
+  const auto bytes = static_cast<int32_t>(element_bytes(args.dtype));
   const AttentionTile tile = choose_attention_tile(
-      {pass, static_cast<int32_t>(element_bytes(args.dtype)), aligned, heads, params.rows, args.d, multiprocessors()});
+      {pass, bytes, aligned, heads, params.rows, args.d, multiprocessors()});
   print_choice(pass, args, tile);
-  const int64_t features = tile.slabs * kSlabBytes / element_bytes(args.dtype);
+  const int64_t features = tile.slabs * kSlabBytes / bytes;
   const int64_t row_blocks = attention_row_blocks(params.rows, tile);
   const int64_t feature_blocks = (args.d + features - 1) / features;
   params.row_blocks = static_cast<int32_t>(row_blocks);
