@@ -100,5 +100,5 @@ def _codec(folder: Path, model: Any) -> dict[str, Any]:
             f"{model.image_channels}; need the autoencoder that it was trained with"
         )
     found = codec.settings_for(model.image_size * codec.config.factor)
-    scale = float(cast(Any, codec.network).config.scaling_factor)
-    return replace(found, scale=scale, shift=0.0).to_dict()
+    scale = cast(Any, codec.network).config.scaling_factor or found.scale
+    return replace(found, scale=float(scale), shift=0.0).to_dict()
