@@ -64,10 +64,9 @@ def run(args: argparse.Namespace) -> int:
     check_choice("--weights", args.weights, weights_of(config))
     with told():
         out = Run(folder, config, "cpu").export_to(code, weights=args.weights, out=args.out, **how)
-    all_widths = code == "diffusers" and args.width is None
     width = 1.0 if args.width is None else args.width
-    text = f"widths {', '.join(f'{w:g}' for w in config.model.widths)}"
-    count = parameter_count(config.model, width)
-    say(f"{text if all_widths else f'width {width:g}'}: {count:,} parameters")
+    slimmable = code == "diffusers" and args.width is None
+    widths = ", ".join(f"{w:g}" for w in (config.model.widths if slimmable else [width]))
+    say(f"width {widths}: {parameter_count(config.model, width):,} parameters")
     print(out)
     return 0

@@ -63,14 +63,15 @@ def import_unet(
         log.warning("%s: has no %s; linear betas are taken", folder, _FILE)
     if ours.get("schedule"):
         values["diffusion"] = ours["schedule"]
-    given = with_latents(changes).get("codec", {})  # of an archive of latents, or by hand
-    known = isinstance(given, Mapping) and "kind" in given
-    codec = {} if known else _codec(folder / "vqvae", network.config)
-    if codec and values.get("sampler", {}).get("clip_denoised"):
-        log.warning("%s: clip_sample is true; the latents of the run are not clipped", file)
-        values["sampler"]["clip_denoised"] = False
-    values = merge({**values, "codec": codec}, with_latents(merge(values, changes)))
-    config = RunConfig.from_dict(values, where)
+    codec = with_latents(merge(values, changes)).get("codec", {})
+    if isinstance(codec, Mapping):
+        if "kind" not in codec:  # neither of an archive of latents nor by hand
+            codec = values["codec"] = _codec(folder / "vqvae", network.config)
+        clips = values.get("sampler", {}).get("clip_denoised")
+        if clips and codec.get("kind", "pixels") != "pixels":
+            log.warning("%s: clip_sample is true; the latents of the run are not clipped", file)
+            values["sampler"]["clip_denoised"] = False
+    config = RunConfig.from_dict(with_latents(merge(values, changes)), where)
     tensors = {key: tensor.float().contiguous() for key, tensor in network.state_dict().items()}
     run = new_run(root, name or run_name(folder), config, tensors, 0, source)
     if ours.get("strategy"):

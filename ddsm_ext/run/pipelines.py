@@ -22,7 +22,7 @@ from ddsm_ext.settings import Refusal
 
 log = logging.getLogger(__name__)
 INDEX = "model_index.json"
-_SAME_TIMESTEP = 1.0  # another rounding
+_ROUNDING = 1.0  # of timesteps
 _SAME_SIGMA = 1e-2  # of its size
 
 
@@ -100,7 +100,7 @@ def _scheduler(diffusers: Any, scheduler: Scheduler, config: RunConfig) -> Any:
     if row in ("edm", "flow"):
         what = "noise levels" if row == "edm" else "shares of noise"
         ours, theirs = [level.sigma for level in levels[:-1]], made.sigmas.tolist()[:-1]
-        _compare(scheduler.name, what, theirs, ours, lambda sigma: _SAME_SIGMA * sigma)
+        _compare(scheduler.name, what, theirs, ours, rel_tol=_SAME_SIGMA)
         return type(made).from_config(made.config)
     visited = made.timesteps.tolist()
     if visited[:1] == visited[1:2]:
@@ -110,20 +110,16 @@ def _scheduler(diffusers: Any, scheduler: Scheduler, config: RunConfig) -> Any:
         )
     theirs = list(dict.fromkeys(visited))  # Heun's names each twice
     ours = [level.t for level in levels[:-1]]
-    _compare(scheduler.name, "timesteps", theirs, ours, lambda _: _SAME_TIMESTEP)
+    _compare(scheduler.name, "timesteps", theirs, ours, abs_tol=_ROUNDING)
     return type(made).from_config(made.config)
 
 
 def _compare(
-    name: str,
-    what: str,
-    theirs: Sequence[float],
-    ours: Sequence[float],
-    most: Callable[[float], float],
+    name: str, what: str, theirs: Sequence[float], ours: Sequence[float], **close: float
 ) -> None:
-    """Say so where they differ by more than `most` of one of ours."""
+    """Say so where some are not close, as of `math.isclose`."""
     pairs = itertools.zip_longest(ours, theirs, fillvalue=-math.inf)
-    if any(abs(a - b) > most(a) for a, b in pairs):
+    if not all(math.isclose(a, b, **close) for a, b in pairs):
         texts = _text(theirs), _text(ours)
         log.warning("%s visits the %s %s, the run's sampler %s", name, what, *texts)
 

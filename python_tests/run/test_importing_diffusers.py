@@ -16,7 +16,9 @@ from diffusers_there import diffusers
 from safetensors.torch import load_file, save_file
 
 from ddsm_ext.compat import diffusers_state_dict_shapes, latent_diffusion_state_dict_shapes
+from ddsm_ext.data import DataConfig
 from ddsm_ext.run import Run
+from ddsm_ext.run.encoding import EncodeOptions, Encoding
 from ddsm_ext.run.importing_diffusers import import_unet
 from ddsm_ext.run.importing_latent_diffusion import import_latent_diffusion
 from ddsm_ext.sampling import Strategy
@@ -123,6 +125,16 @@ def test_clipping_and_scales_as_a_pipeline_has_them(
         run.export_to("diffusers", out=source, strategy=1.0)
     with pytest.raises(FileNotFoundError, match=r"images: holds no latents\.json, the network ta"):
         run.train()
+
+
+def test_an_archive_of_latents_is_not_clipped_either(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "m", {"_class_name": "DDIMScheduler"})
+    place, digits = save_autoencoder(tmp_path / "vq", "vq"), DataConfig(image_size=16, limit=8)
+    Encoding.open(digits, place, EncodeOptions()).write(tmp_path / "latents")
+    changes = {"data": {"source": str(tmp_path / "latents")}}
+    run = Run.open(tmp_path, import_unet(source, tmp_path / "runs", changes=changes))
+    assert (run.config.codec.kind, run.config.codec.scale) == ("vq", 1.0)
+    assert not run.config.sampler.clip_denoised
 
 
 def test_an_autoencoder_without_diffusers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
