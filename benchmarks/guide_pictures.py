@@ -10,20 +10,19 @@ strategy; guidance.png a row a scale, at the full width. The 8x8 pixels are enla
 from __future__ import annotations
 
 import argparse
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image
+from published.pictures import rows_of_images, save_picture
 
 from ddsm_ext.diffusion import make_schedule
 from ddsm_ext.run import Run
 from ddsm_ext.sampling import SamplerConfig, evaluations
 
 SEEDS = range(80, 90)  # of the first 200 those in which guidance is seen well
+CLASSES = [str(seed % 10) for seed in SEEDS]
 # The first is as good as exact, of the flow that all follow but ddpm, which adds noise; the others
 # have 11 or 12 evaluations: Heun's method takes two a step, but one in the last.
 HEUN: dict[str, Any] = {"kind": "heun", "spacing": "karras", "sigma_max": 80.0}
@@ -70,36 +69,6 @@ def guidance_rows(run: Run) -> dict[str, NDArray[np.uint8]]:
     return rows
 
 
-def figure(rows: dict[str, NDArray[np.uint8]], parts: tuple[int, ...]) -> Figure:
-    """Rows of images below each other, classes above, more space between parts.
-
-    Args:
-        rows: text in the margin -> images [10, 8, 8, 1].
-        parts: rows of each part; their sum is all.
-    """
-    gap, side, margin = 0.12, 0.5, 1.45  # inches
-    width = margin + len(SEEDS) * side + 0.05
-    height = 0.3 + len(rows) * side + (len(parts) - 1) * gap + 0.05
-    made = Figure(figsize=(width, height))
-    starts = [sum(parts[:i]) for i in range(1, len(parts))]
-    top = 0.3  # of the row, from the figure's top
-    for index, (text, images) in enumerate(rows.items()):
-        top += gap if index in starts else 0.0
-        middle = 1 - (top + side / 2) / height
-        made.text((margin - 0.1) / width, middle, text, ha="right", va="center", fontsize=8)
-        for column, image in enumerate(images):
-            left, inner = margin + column * side, side - 0.04
-            box = (left / width, 1 - (top + inner) / height, inner / width, inner / height)
-            axes = made.add_axes(box)
-            axes.imshow(image[..., 0], cmap="gray", vmin=0, vmax=255, interpolation="bicubic")
-            axes.set_axis_off()
-            if index == 0:
-                axes.set_title(str(column), fontsize=9, pad=3)
-        top += side
-    made.text((margin - 0.1) / width, 1 - 0.2 / height, "class", ha="right", fontsize=9)
-    return made
-
-
 def main() -> None:
     """Sample and draw."""
     parser = argparse.ArgumentParser(
@@ -111,12 +80,10 @@ def main() -> None:
     run = Run.open(arguments.run.parent, arguments.run)
     parts = (1, *(len(SCALES) for _ in WEAK_MODELS))
     for name, made in (
-        ("samplers", figure(sampler_rows(run), (1, len(SAMPLERS) - 1))),
-        ("guidance", figure(guidance_rows(run), parts)),
+        ("samplers", rows_of_images(sampler_rows(run), CLASSES, (1, len(SAMPLERS) - 1))),
+        ("guidance", rows_of_images(guidance_rows(run), CLASSES, parts)),
     ):
-        drawing = io.BytesIO()
-        made.savefig(drawing, dpi=130)
-        Image.open(drawing).convert("L").save(arguments.out / f"{name}.png", optimize=True)
+        save_picture(made, arguments.out / f"{name}.png", "L")
 
 
 if __name__ == "__main__":

@@ -6,16 +6,22 @@ A seed is an image: the same run, sampler and seed give the same picture in any 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from ddsm_ext.cli import options
 from ddsm_ext.cli.console import say, told
 from ddsm_ext.run.config import LIMITS
-from ddsm_ext.settings import check_choice
+from ddsm_ext.settings import Refusal, check_choice
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `ddsm sample`."""
     options.add_run_argument(parser)
+    parser.add_argument(
+        "--demo", metavar="NAME",
+        help="take a small trained network of the package, which becomes a run: photographs, or "
+        "photographs-supernet, from which it is tuned",
+    )  # fmt: skip
     parser.add_argument("--seeds", default="0-63", help="e.g. 0-63 or 1,5,9 (default: 0-63)")
     parser.add_argument(
         "--strategy",
@@ -35,13 +41,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--dry-run", action="store_true", help="say what would be done, stop")
 
 
+def _find_run(args: argparse.Namespace) -> Path:
+    """The run folder that `--run` or `--demo` names; `--dry-run` makes none."""
+    if args.demo is None:
+        return options.find_run(args)
+    if args.run is not None:
+        raise Refusal(f"--demo is {args.demo}, --run is {args.run}; need one of them")
+    from ddsm_ext.run.demos import demo_folder, demo_names, demo_run
+
+    check_choice("--demo", args.demo, demo_names())
+    return demo_folder(args.demo) if args.dry_run else demo_run(args.root, args.demo)
+
+
 def run(args: argparse.Namespace) -> int:
     """Run `ddsm sample`."""
     seeds = options.parse_seeds(args.seeds)
     options.check_count("--batch-size", args.batch_size, LIMITS["eval"]["batch_size"])
     options.check_output("--out", args.out, folder=True)
     options.check_output("--npz", args.npz, suffix=".npz")
-    folder = options.find_run(args)
+    folder = _find_run(args)
     config = options.run_settings(folder, args)
 
     from ddsm_ext.run.compose import choose_device, weights_of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -248,8 +248,12 @@ def new_run(
     tensors: dict[str, Any],
     step: int,
     source: str | Path,
+    more: Callable[[Path], object] = lambda folder: None,
 ) -> Path:
-    """Make a run of weights, which its network has after `step` steps; returns its folder."""
+    """Make a run of weights, which its network has after `step` steps; returns its folder.
+
+    `more` writes what else the folder is to hold.
+    """
     from ddsm_ext.io.checkpoint import save_checkpoint
     from ddsm_ext.run.compose import weights_identity
 
@@ -257,6 +261,7 @@ def new_run(
 
     def fill(folder: Path) -> None:
         save_checkpoint(folder, step, {"model": tensors, "ema": tensors}, about)
+        more(folder)
 
     folder = create_run(root, name, config.to_dict(), fill)
     count, widths = sum(t.numel() for t in tensors.values()), config.model.widths

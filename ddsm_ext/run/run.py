@@ -15,6 +15,7 @@ from ddsm_ext.io.lock import RunLock, output_lock
 from ddsm_ext.report.page import build_report
 from ddsm_ext.run.compose import Progress, Sampler, check_sampler, choose_device, load_network
 from ddsm_ext.run.config import RunConfig, changed, with_budget
+from ddsm_ext.run.demos import demo_run
 from ddsm_ext.run.exporting import export_to
 from ddsm_ext.run.features import with_features
 from ddsm_ext.run.folder import config_of, create_run, resolve_run, root_of
@@ -155,6 +156,28 @@ class Run:
         folder = resolve_run(root, which)
         config = config_of(folder)
         return cls(folder, changed(config, changes or {}), device, progress)
+
+    @classmethod
+    def demo(
+        cls,
+        name: str = "photographs",
+        root: str | Path = "runs",
+        *,
+        device: torch.device | str | None = None,
+        progress: Progress | None = None,
+    ) -> Self:
+        """Return the run of a small trained network that comes with the package.
+
+        Args:
+            name: one of `ddsm_ext.run.demos.demo_names()`.
+            root: folder of runs, where it is made if it is not there.
+            device, progress: as of `Run`.
+
+        Raises:
+            ValueError: there is no such demo, or this machine has no such device.
+        """
+        folder = demo_run(root, name)
+        return cls(folder, config_of(folder), device, progress)
 
     @cached_property
     def dataset(self) -> Any:

@@ -21,6 +21,7 @@ from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.settings import Refusal
 
 SETTINGS_FILE = "samples.json"
+GRID_SIDE = 64  # pixels that a smaller image is enlarged to in a grid, by a whole factor
 
 
 @dataclass(frozen=True)
@@ -150,9 +151,10 @@ def write_samples(
 
 def _grid(pixels: NDArray[np.uint8], labels: NDArray[np.int64] | None) -> NDArray[np.uint8]:
     """All images [N, H, W, C] in a picture: a row a class, where all have as many of several."""
+    scale = max(1, GRID_SIDE // max(pixels.shape[1:3]))
     if labels is None:
-        return image_grid(pixels)
+        return image_grid(pixels, scale=scale)
     classes, counts = np.unique(labels, return_counts=True)
     if len(classes) < 2 or counts.min() < counts.max():
-        return image_grid(pixels)
-    return image_grid(pixels[np.argsort(labels, kind="stable")], int(counts[0]))
+        return image_grid(pixels, scale=scale)
+    return image_grid(pixels[np.argsort(labels, kind="stable")], int(counts[0]), scale=scale)

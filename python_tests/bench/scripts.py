@@ -22,6 +22,6 @@ def load(name: str, file: Path, folder: Path | None = None) -> ModuleType:
     return module
 
 
-for package in ("published", "gpu_suite", "gpu_train"):
+for package in ("published", "gpu_suite", "gpu_train", "step_aware"):
     folder = ROOT / "benchmarks" / package
     load(package, folder / "__init__.py", folder)

@@ -1,0 +1,116 @@
+"""Pictures and figure of the page: the same noise under each way, and cost against quality."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from published.pictures import rows_of_images, save_picture
+
+from ddsm_ext.intervals import mean_interval
+from ddsm_ext.report.comparison import Line
+from ddsm_ext.report.figures import _STYLE, ACCENT, ACCENT_2, FAINT, MUTED
+from ddsm_ext.run.classes import class_names
+from step_aware.presets import PRESETS
+from step_aware.study import Study
+from step_aware.tables import FULL, GENERAL, constant_beside, lines_of, strategy_name
+
+SEEDS = list(range(20))  # two of each of ten classes
+_SHORT = {"airplane": "plane", "automobile": "car"}
+
+
+def draw(study: Study, folder: Path) -> None:
+    """Write PRESET-samples.png and PRESET-front.png."""
+    features, own = study.preset.features, study.preset.budgets[-1]
+    name = next(name for name, preset in PRESETS.items() if preset is study.preset)
+    strategy = strategy_name(own)
+    constant = constant_beside(study.results, features[0], own)
+    assert constant is not None
+    rows = study.pictures(
+        [(GENERAL, each) for each in (FULL, strategy, constant)]
+        + [("tuned", each) for each in (strategy, constant)],
+        SEEDS,
+    )
+    count = study.run.config.model.label_count
+    titles = [""] * len(SEEDS)
+    if count:
+        names = class_names(study.run.folder, count)
+        titles = [_SHORT.get(names[seed % count], names[seed % count]) for seed in SEEDS]
+    picture = rows_of_images(rows, titles, (3, 2), side=0.45)
+    save_picture(picture, folder / f"{name}-samples.png", "RGB")
+    save_picture(
+        front_figure(study.results, features, study.preset.budgets),
+        folder / f"{name}-front.png",
+        "RGB",
+    )
+
+
+def front_figure(
+    results: Mapping[str, Any], features: Sequence[str], budgets: Sequence[float]
+) -> Figure:
+    """Return a panel for the front that a search found, and one for the scores in each features.
+
+    Args:
+        results: of a training seed.
+        features: the search ranked by the first.
+        budgets: of the strategies.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(4.2 * (1 + len(features)), 3.9), layout="constrained")
+        first, *others = figure.subplots(1, 1 + len(features), squeeze=False)[0]
+        _draw_front(first, results["fronts"][strategy_name(budgets[-1])])
+        for axes, name in zip(others, features, strict=True):
+            _draw_scores(axes, results, name)
+        for axes in (first, *others):
+            axes.set_xlabel("time of an image, % of the full width's")
+            axes.set_ylabel("Fréchet distance")
+            axes.legend()
+        return figure
+
+
+def _draw_front(axes: Axes, front: Mapping[str, Any]) -> None:
+    """The front of a search, on the search's own seeds."""
+    for key, label, style in (
+        ("constants", "constant widths", {"color": MUTED, "marker": "s"}),
+        ("points", "front of the search", {"color": ACCENT, "marker": "o"}),
+    ):
+        points = sorted((100 * p["cost_relative"], p["quality"]) for p in front[key])
+        axes.plot(*zip(*points, strict=True), ms=4, label=label, **style)
+    axes.set_title("the search, its own seeds")
+
+
+def _draw_scores(axes: Axes, results: Mapping[str, Any], features: str) -> None:
+    """Final scores with the general weights and with tuned ones."""
+    full_ms = results["strategies"][FULL]["ms"]
+    for tuned in (False, True):
+        lines = lines_of(results, features, tuned=tuned)
+        constants = [line for line in lines.values() if line.kind in ("width", "full")]
+        own = [line for line in lines.values() if line.kind == "strategy"]
+        style: dict[str, Any] = {"ls": "--" if tuned else "-", "ms": 4, "capsize": 2}
+        more = ", tuned" if tuned else ""
+        _draw_lines(axes, constants, full_ms, f"constant widths{more}", MUTED, "s", style)
+        colour = ACCENT_2 if tuned else ACCENT
+        _draw_lines(axes, own, full_ms, f"strategies{more}", colour, "o", style)
+    axes.set_title(features.partition(":")[0])
+
+
+def _draw_lines(
+    axes: Axes,
+    lines: Sequence[Line],
+    full_ms: float,
+    label: str,
+    colour: str,
+    marker: str,
+    style: Mapping[str, Any],
+) -> None:
+    ordered = sorted(lines, key=lambda line: line.ms or 0)
+    if not ordered:
+        return
+    x = [100 * (line.ms or 0) / full_ms for line in ordered]
+    found = [mean_interval(list(line.scores.values())) for line in ordered]
+    y, errors = [each.mean for each in found], [each.half_width for each in found]
+    axes.errorbar(x, y, errors, label=label, color=colour, marker=marker, ecolor=FAINT, **style)

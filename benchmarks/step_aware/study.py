@@ -1,0 +1,197 @@
+"""One training seed: its network is trained, searched, tuned, scored and timed, each once."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ddsm_ext.diffusion import make_schedule
+from ddsm_ext.io.files import read_json
+from ddsm_ext.report.comparison import best_constant
+from ddsm_ext.run import Run
+from ddsm_ext.run.compose import Sampler, choose_device
+from ddsm_ext.run.scoring import Scorer, interleaved_ms
+from ddsm_ext.sampling import evaluations
+from ddsm_ext.sampling.strategy import Strategy
+from ddsm_ext.search.history import COMPARISONS
+from step_aware.presets import Preset
+from step_aware.tables import GENERAL, lines_of, strategy_name
+
+
+@dataclass
+class Study:
+    """One training seed: its run, and what was measured of it so far.
+
+    Args:
+        preset: what is done.
+        run: of the general network.
+        results: of this seed, a part of the file.
+        save: writes the file.
+    """
+
+    preset: Preset
+    run: Run
+    results: dict[str, Any]
+    save: Callable[[], None]
+
+    def go(self) -> None:
+        """Do what is not there yet.
+
+        Raises:
+            KeyboardInterrupt: it was stopped.
+        """
+        self.train(self.run, GENERAL)
+        for budget in self.preset.budgets:
+            self.search(budget)
+        self.score(GENERAL, self.run, self.strategies)
+        for name, strategy in self.to_tune().items():
+            tuned = self.tuned(strategy)
+            self.train(tuned, name)
+            self.score(name, tuned, {name: strategy})
+        self.time()
+
+    @property
+    def strategies(self) -> dict[str, Strategy]:
+        """Name -> strategy of all that is compared."""
+        rows = self.results["strategies"]
+        return {name: Strategy(row["widths"], row["cuts"]) for name, row in rows.items()}
+
+    def tuned(self, strategy: Strategy) -> Run:
+        """The run that is tuned for a strategy, as far as it is."""
+        return self.run.tuning(strategy, train={"steps": self.preset.tune_steps})
+
+    def train(self, run: Run, name: str) -> None:
+        """Train a run to its end, and note how long all of it took."""
+        what = f"training, {name}"
+        if what in self.results.get("seconds", {}):
+            return
+        print(f"{what}: {run.folder}", flush=True)
+        if not run.train().finished:
+            raise KeyboardInterrupt
+        self._note(what, _training_seconds(run))
+
+    def search(self, budget: float) -> None:
+        """Search at a budget; the last one's search stays the run's own."""
+        name = strategy_name(budget)
+        if name in self.results.setdefault("strategies", {}):
+            return
+        print(f"search, {name}", flush=True)
+        start = time.monotonic()
+        chosen = self.run.search(budget_time=budget, **self.preset.search).strategy
+        folder = self.run.folder / "search"
+        self.results["costs"] = costs = read_json(folder / "costs.json")
+        self.results.setdefault("fronts", {})[name] = read_json(folder / "front.json")
+        found = {name: ("strategy", chosen)}
+        if budget == self.preset.budgets[-1]:
+            for label, file in COMPARISONS.items():
+                found[f"{name}, {label}"] = (label, Strategy.load(folder / file))
+            for width in (row["width"] for row in costs["rows"]):
+                constant = "full width" if width == 1.0 else f"width {width:g}"
+                kind = "full" if width == 1.0 else "width"
+                found[constant] = (kind, Strategy.constant(width))
+        rows = {label: self._row(*each) for label, each in found.items()}
+        self.results["strategies"] |= rows
+        self._note(f"search, {name}", time.monotonic() - start)
+
+    def to_tune(self) -> dict[str, Strategy]:
+        """Name -> strategy of what is tuned: each budget's, the constant beside it, full width."""
+        lines = lines_of(self.results, self.preset.features[0])
+        names = list[str]()
+        for budget in self.preset.budgets[::-1]:
+            own = lines[strategy_name(budget)]
+            other = best_constant(own, list(lines.values()), "ms")
+            names += [own.label, *([other.label] if other else [])]
+        return {name: self.strategies[name] for name in dict.fromkeys([*names, "full width"])}
+
+    def score(self, weights: str, run: Run, strategies: Mapping[str, Strategy]) -> None:
+        """Score strategies with a run's weights, range by range, in all features."""
+        settings = run.config.eval
+        rows = self.results.setdefault("scores", {}).setdefault(weights, {})
+        if all(len(rows.get(name, ())) == settings.ranges for name in strategies):
+            return
+        print(f"scores, {weights}", flush=True)
+        sampler = self._sampler(run)
+        for number in range(settings.ranges):
+            first = settings.first_seed + number * settings.images
+            seeds = list(range(first, first + settings.images))
+            for name, strategy in strategies.items():
+                if len(rows.setdefault(name, [])) > number:
+                    continue
+                start = time.monotonic()
+                images = sampler.pictures(strategy, seeds)
+                rows[name].append({
+                    features: scorer.distances(images) for features, scorer in self._scorers.items()
+                })  # fmt: skip
+                self._note(f"scores, {weights}", time.monotonic() - start)
+
+    def time(self) -> None:
+        """Time all in turns: whether the costs that a search reckons with are those of images."""
+        if "timing" in self.results:
+            return
+        print("timing", flush=True)
+        start, batch = time.monotonic(), self.run.config.eval.batch_size
+        self.results["timing"] = interleaved_ms(self._sampler(self.run), self.strategies, batch)
+        self._note("timing", time.monotonic() - start)
+
+    def pictures(self, names: Sequence[tuple[str, str]], seeds: list[int]) -> dict[str, Any]:
+        """Return text -> images [N, H, W, C] of (weights, strategy)."""
+        rows = {}
+        for weights, name in names:
+            strategy = self.strategies[name]
+            run = self.run if weights == GENERAL else self.tuned(strategy)
+            images = self._sampler(run).pictures(strategy, seeds)  # [N, C, H, W]
+            text = name if weights == GENERAL else f"{name},\ntuned"
+            rows[text] = images.permute(0, 2, 3, 1).numpy()
+        return rows
+
+    @cached_property
+    def _scorers(self) -> dict[str, Scorer]:
+        """Features -> what compares images in them with the real ones."""
+        start, found = time.monotonic(), {}
+        for features in self.preset.features:
+            changes = {"eval": {"features": features}}
+            run = Run.open(self.run.folder.parent, self.run.folder, changes, device=self.run.device)
+            run.dataset = self.run.dataset  # read once
+            found[features] = run.scorer()
+        self._note("features and references", time.monotonic() - start)
+        return found
+
+    def _sampler(self, run: Run) -> Sampler:
+        device, batch = choose_device(run.device), run.config.eval.batch_size
+        return Sampler.for_run(run.folder, run.config, device, batch, None)
+
+    def _row(self, kind: str, strategy: Strategy) -> dict[str, Any]:
+        """A strategy as the file has it; its costs are an image's, by the search's own table."""
+        config = self.run.config
+        steps = evaluations(make_schedule(config.diffusion), config.sampler, strategy)
+        widths = [width for step in steps for width in step.widths]
+        ms = {row["width"]: row["ms"] for row in self.results["costs"]["rows"]}
+        macs = {row["width"]: row["macs"] for row in self.results["costs"]["rows"]}
+        return {
+            "kind": kind,
+            "widths": list(strategy.widths),
+            "cuts": list(strategy.cuts),
+            "steps": widths,
+            "ms": sum(ms[width] for width in widths),
+            "macs": sum(macs[width] for width in widths),
+        }
+
+    def _note(self, what: str, seconds: float) -> None:
+        """Add to the time that something took, and save."""
+        known = self.results.setdefault("seconds", {})
+        known[what] = known.get(what, 0.0) + seconds
+        self.save()
+
+
+def _training_seconds(run: Run) -> float:
+    """How long a run's steps took, over all calls, by its log."""
+    last, seconds = 0, 0.0
+    for line in (run.folder / "log.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        seconds += (row["step"] - last) * run.config.train.batch_size / row["images_per_s"]
+        last = row["step"]
+    return seconds
