@@ -25,6 +25,7 @@ _SHORT = {"airplane": "plane", "automobile": "car"}
 
 def draw(study: Study, folder: Path) -> None:
     """Write PRESET-samples.png and PRESET-front.png."""
+    study.choose_sampler()
     features, own = study.preset.features, study.preset.budgets[-1]
     name = next(name for name, preset in PRESETS.items() if preset is study.preset)
     strategy = strategy_name(own)

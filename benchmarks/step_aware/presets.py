@@ -19,6 +19,7 @@ class Preset:
         sections: section -> key -> value.
         search: settings of each search, beside its budget.
         features: of the scores; a search ranks by the first.
+        samplers: of which the one is taken that is best at the full width.
         tune_steps: of each tuning.
         budgets: of time, as shares of the full width's; the last one's strategy is the run's own.
         threads: of the processor; None: as many as it has.
@@ -28,6 +29,7 @@ class Preset:
     sections: Mapping[str, Mapping[str, Any]]
     search: Mapping[str, Any]
     features: tuple[str, ...]
+    samplers: tuple[Mapping[str, Any], ...]
     tune_steps: int
     budgets: tuple[float, ...] = (0.25, 0.55, 0.4)
     threads: int | None = None
@@ -40,6 +42,19 @@ _TRAINED: dict[str, Any] = {
     "accumulate_grad": True,
     "widths": WIDTHS,
 }
+
+
+def _samplers(evaluations: int) -> tuple[dict[str, Any], ...]:
+    """Samplers of as many evaluations of the network."""
+    return (
+        {"kind": "ddim", "steps": evaluations, "eta": 1.0},
+        {"kind": "ddim", "steps": evaluations, "eta": 0.0},
+        {"kind": "dpmpp_2m", "steps": evaluations},
+        {"kind": "unipc", "steps": evaluations},
+        {"kind": "heun", "steps": (evaluations + 1) // 2, "spacing": "karras", "sigma_max": 80.0},
+    )
+
+
 _SEARCH: dict[str, Any] = {
     "widths": WIDTHS,
     "pool": 12,
@@ -74,6 +89,7 @@ PRESETS: dict[str, Preset] = {
         },
         _SEARCH,
         (_EFFICIENTNET, "classifier"),
+        _samplers(25),
         tune_steps=10_000,
     ),
     # The paper's network and its images at 32x32: for a GPU, where it takes hours.
@@ -92,6 +108,7 @@ PRESETS: dict[str, Preset] = {
         },
         _SEARCH,
         (_EFFICIENTNET, "classifier"),
+        _samplers(25),
         tune_steps=20_000,
     ),
     # Minutes a training: for claims over several of them.
@@ -104,6 +121,7 @@ PRESETS: dict[str, Preset] = {
         },
         {**_SEARCH, "samples": 256, "most_samples": 1024},
         ("digits-classifier",),
+        _samplers(20),
         tune_steps=2000,
         threads=1,
     ),
@@ -119,8 +137,9 @@ PRESETS: dict[str, Preset] = {
         {**_SEARCH, "pool": 4, "population": 2, "generations": 2, "samples": 128,
          "most_samples": 128, "finalists": 1, "final_samples": 128},
         ("digits-classifier",),
+        ({"kind": "ddim", "steps": 3}, {"kind": "dpmpp_2m", "steps": 3}),
         tune_steps=5,
-        budgets=(0.7, 0.85),
+        budgets=(0.6, 0.7),
         threads=1,
     ),
 }  # fmt: skip

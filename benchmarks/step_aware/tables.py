@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from tabulate import tabulate
@@ -56,10 +58,45 @@ def constant_beside(results: Results, features: str, budget: float) -> str | Non
     return found.label if found else None
 
 
-def difference(line: Line | None, other: Line | None) -> Interval | None:
-    """How much higher, which is worse, a line is than another on the same seeds."""
-    found = compare(line, other) if line and other else None
-    return found.interval if found else None
+@dataclass(frozen=True)
+class Claim:
+    """A budget's strategy in some features, the constant width beside it and the full width.
+
+    The full width has its general weights, the others these or their own.
+    """
+
+    own: Line
+    constant: Line
+    full: Line
+    full_ms: float
+
+    @property
+    def differences(self) -> dict[str, Interval]:
+        """How much higher, which is worse, the strategy is on the same seeds."""
+        pairs = {"constant": self.constant, "full width": self.full}
+        found = {name: compare(self.own, line) for name, line in pairs.items()}
+        return {name: each.interval for name, each in found.items() if each}
+
+
+def claim(
+    results: Results, features: Sequence[str], feature: str, budget: float, *, tuned: bool
+) -> Claim | None:
+    """Return a claim; None where it is not measured yet.
+
+    Args:
+        results: of a training seed.
+        features: all; tuned were the constants that are best in the first of them.
+        feature: that of the scores.
+        budget: of the strategy.
+        tuned: whether strategy and constant have weights of their own.
+    """
+    lines = lines_of(results, feature, tuned=tuned)
+    beside = constant_beside(results, features[0] if tuned else feature, budget)
+    own, constant = lines.get(strategy_name(budget)), lines.get(beside or "")
+    full = lines_of(results, feature).get(FULL)
+    if own is None or constant is None or full is None:
+        return None
+    return Claim(own, constant, full, results["strategies"][FULL]["ms"])
 
 
 def claims(content: Results, features: Sequence[str], budgets: Sequence[float]) -> str:
@@ -68,34 +105,48 @@ def claims(content: Results, features: Sequence[str], budgets: Sequence[float]) 
     head = ["weights", "seed", "features", "budget", "strategy", "time", "constant", "its time",
             "strategy - constant", "strategy - full width"]  # fmt: skip
     body = []
-    for tuned in (False, True):
-        for seed, results in content["seeds"].items():
-            for feature in features:
-                for budget in sorted(budgets):
-                    row = _claim(results, feature, budget, tuned)
-                    if row is not None:
-                        weights = "tuned" if tuned else "general"
-                        body.append([weights, seed, feature.partition(":")[0], *row])
+    for tuned, seed, feature, budget in product(
+        (False, True), content["seeds"], features, sorted(budgets)
+    ):
+        found = claim(content["seeds"][seed], features, feature, budget, tuned=tuned)
+        if found is not None:
+            body.append([
+                _weights(tuned), seed, _short(feature), _share(budget), f"{found.own.mean:.3f}",
+                _share((found.own.ms or 0) / found.full_ms),
+                f"{found.constant.label} {found.constant.mean:.3f}",
+                _share((found.constant.ms or 0) / found.full_ms),
+                *map(_verdict, found.differences.values()),
+            ])  # fmt: skip
     return tabulate(body, head, tablefmt="pipe", disable_numparse=True)
 
 
-def _claim(results: Results, features: str, budget: float, tuned: bool) -> list[str] | None:
-    """Cells: budget, strategy, time, constant, its time, the two differences."""
-    general, lines = lines_of(results, features), lines_of(results, features, tuned=tuned)
-    own = lines.get(strategy_name(budget))
-    constant = lines.get(constant_beside(results, features, budget) or "")
-    if own is None or constant is None or FULL not in general:
-        return None
-    full_ms = results["strategies"][FULL]["ms"]
-    against = [difference(own, constant), difference(own, general[FULL])]
-    return [
-        f"{100 * budget:.0f} %",
-        f"{own.mean:.3f}",
-        f"{100 * (own.ms or 0) / full_ms:.0f} %",
-        f"{constant.label} {constant.mean:.3f}",
-        f"{100 * (constant.ms or 0) / full_ms:.0f} %",
-        *("" if each is None else _verdict(each) for each in against),
-    ]
+def over_seeds(content: Results, features: Sequence[str], budgets: Sequence[float]) -> str:
+    """The strategies' differences over the training seeds, with Student's t over these."""
+    seeds = content["seeds"]
+    head = ["weights", "beside", "features", "budget", *(f"seed {seed}" for seed in seeds), "mean"]
+    body = []
+    for tuned, other, feature, budget in product(
+        (False, True), ("constant", "full width"), features, sorted(budgets)
+    ):
+        each = [claim(seeds[s], features, feature, budget, tuned=tuned) for s in seeds]
+        values = [found.differences[other].mean for found in each if found]
+        if len(values) == len(seeds) > 1:
+            shown = [f"{value:+.3f}" for value in values]
+            row = [_weights(tuned), other, _short(feature), _share(budget)]
+            body.append([*row, *shown, _verdict(mean_interval(values))])
+    return tabulate(body, head, tablefmt="pipe", disable_numparse=True)
+
+
+def _weights(tuned: bool) -> str:
+    return "tuned" if tuned else GENERAL
+
+
+def _short(features: str) -> str:
+    return features.partition(":")[0]
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.0f} %"
 
 
 def _verdict(interval: Interval) -> str:
@@ -106,9 +157,8 @@ def _verdict(interval: Interval) -> str:
 
 def every(content: Results, features: Sequence[str], budgets: Sequence[float]) -> str:
     """Whatever was scored, of all training seeds."""
-    short = [name.partition(":")[0] for name in features]
     head = ["seed", "weights", "widths", "time", "measured", "MACs"]
-    for name in short:
+    for name in map(_short, features):
         head += [name, f"{name}, held out"]
     body = []
     for seed, results in content["seeds"].items():
@@ -117,11 +167,10 @@ def every(content: Results, features: Sequence[str], budgets: Sequence[float]) -
         for tuned in (False, True):
             by_features = [lines_of(results, feature, tuned=tuned) for feature in features]
             for name, line in by_features[0].items():
-                measured = f"{100 * times[name] / times[FULL]:.0f} %" if times else ""
+                measured = _share(times[name] / times[FULL]) if times else ""
                 cells = [
-                    seed, "tuned" if tuned else "general", name,
-                    f"{100 * (line.ms or 0) / full['ms']:.0f} %", measured,
-                    f"{100 * (line.macs or 0) / full['macs']:.0f} %",
+                    seed, _weights(tuned), name, _share((line.ms or 0) / full["ms"]), measured,
+                    _share((line.macs or 0) / full["macs"]),
                 ]  # fmt: skip
                 for lines in by_features:
                     held_out = lines[name].more.get("frechet_held_out")
@@ -129,41 +178,6 @@ def every(content: Results, features: Sequence[str], budgets: Sequence[float]) -
                     cells += [spread.text(""), "" if held_out is None else f"{held_out:.3f}"]
                 body.append(cells)
     return tabulate(body, head, tablefmt="pipe", disable_numparse=True)
-
-
-def over_seeds(content: Results, features: Sequence[str], budgets: Sequence[float]) -> str:
-    """The strategies' differences over the training seeds, with Student's t over these."""
-    head = ["weights", "features", "budget", *(f"seed {seed}" for seed in content["seeds"]), "mean"]
-    body = []
-    for tuned in (False, True):
-        for feature in features:
-            for against in ("constant", "full width"):
-                for budget in sorted(budgets):
-                    values = [
-                        found.mean
-                        for results in content["seeds"].values()
-                        if (found := _against(results, feature, budget, tuned, against))
-                    ]
-                    if len(values) < len(content["seeds"]):
-                        continue
-                    weights = f"{'tuned' if tuned else 'general'}, beside {against}"
-                    shown = [f"{value:+.3f}" for value in values]
-                    mean = _verdict(mean_interval(values))
-                    name = feature.partition(":")[0]
-                    body.append([weights, name, f"{100 * budget:.0f} %", *shown, mean])
-    return tabulate(body, head, tablefmt="pipe", disable_numparse=True)
-
-
-def _against(
-    results: Results, features: str, budget: float, tuned: bool, against: str
-) -> Interval | None:
-    lines = lines_of(results, features, tuned=tuned)
-    general = lines_of(results, features)
-    if against == "full width":
-        other = general.get(FULL)
-    else:
-        other = lines.get(constant_beside(results, features, budget) or "")
-    return difference(lines.get(strategy_name(budget)), other)
 
 
 TABLES: dict[str, Callable[[Results, Sequence[str], Sequence[float]], str]] = {

@@ -117,3 +117,4 @@ def _print_headline(folder: Path, report: Path, seconds: float) -> None:
     print(f"\nreport: {report}   ({seconds / 60:.1f} min)")
     for name, figure, remark in result.lines():
         print(f"  {name:<15} {figure:<38} {remark}")
+    print("photographs, trained beforehand: ddsm sample --demo photographs")

@@ -1,4 +1,4 @@
-"""The tables of docs/method.md are those that the committed figures give."""
+"""The tables of docs/method.md and results.md are those that the committed figures give."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-TABLES = re.findall(
-    r"^<!-- table: python (.+?) -->\n((?:\|.*\n)+)", (ROOT / "docs/method.md").read_text(), re.M
-)
+PAGES = {name: (ROOT / f"docs/{name}.md").read_text() for name in ("method", "results")}
+FORM = re.compile(r"^<!-- table: python (.+?) -->\n((?:\|.*\n)+)", re.M)
+TABLES = [each for page in PAGES.values() for each in FORM.findall(page)]
 
 
-def test_the_page_has_tables() -> None:
-    assert TABLES
+def test_the_pages_have_tables() -> None:
+    assert all(FORM.search(page) for page in PAGES.values())
 
 
 @pytest.mark.parametrize(("command", "table"), TABLES, ids=[command for command, _ in TABLES])

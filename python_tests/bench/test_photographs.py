@@ -44,9 +44,9 @@ def test_it_goes_on_where_it_was_stopped_and_makes_nothing_twice(tmp_path: Path)
     content = read_json(tmp_path / "trial.json")
     assert read_json(tmp_path / "trial.json")["seeds"] == content["seeds"]
     results = content["seeds"]["0"]
-    names = {"strategy 70 %", "strategy 85 %", "full width"}
+    names = {"strategy 60 %", "strategy 70 %", "full width"}
     widths = {f"width {width:g}" for width in TRIAL.sections["model"]["widths"][1:]}
-    others = {"strategy 85 %, reverse", "strategy 85 %, two segments"}
+    others = {"strategy 70 %, reverse", "strategy 70 %, two segments"}
     searched = {f"width {row['width']:g}" for row in results["costs"]["rows"]} - {"width 1"}
     assert searched <= widths
     assert set(results["scores"]["general"]) == names | searched | others
@@ -61,11 +61,11 @@ def test_it_goes_on_where_it_was_stopped_and_makes_nothing_twice(tmp_path: Path)
     assert set(results["timing"]["ms_per_image"]) == set(results["strategies"])
     assert all(seconds > 0 for seconds in results["seconds"].values())
     # a tuned run's score is of its own weights
-    general, tuned = (results["scores"][w]["strategy 85 %"] for w in ("general", "strategy 85 %"))
+    general, tuned = (results["scores"][w]["strategy 70 %"] for w in ("general", "strategy 70 %"))
     assert general != tuned
 
     shown = call(*words, "--table", "claims").stdout
-    assert shown.count("\n") == 2 + 2 * 2
+    assert 2 < shown.count("\n") <= 2 + 2 * 2  # times decide which constants are beside
     drawn = call(*words, "--docs", str(tmp_path))
     assert drawn.returncode == 0, drawn.stderr
     for name in ("trial-samples.png", "trial-front.png"):
@@ -148,11 +148,12 @@ def test_a_claim_is_the_paired_interval_beside_the_best_constant_of_no_less_time
 
 def test_over_seeds_the_interval_is_of_the_trainings() -> None:
     shown = over_seeds({"seeds": {"0": RESULTS, "1": OTHER}}, ["f"], [0.4]).splitlines()
-    rows = {row.split("|")[1].strip(): [c.strip() for c in row.split("|")[4:-1]] for row in shown}
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in shown]
+    rows = {f"{row[0]}, {row[1]}": row[4:] for row in cells}
     first, second = np.mean([0.05, -0.1, 0.1]), np.mean([0.3, 0.1, 0.3])
     mean, half = t_interval([first, second])
-    assert rows["tuned, beside constant"][:2] == [f"{first:+.3f}", f"{second:+.3f}"]
-    assert rows["tuned, beside constant"][2] == f"{mean:+.1f} ± {half:.1f}"
+    assert rows["tuned, constant"][:2] == [f"{first:+.3f}", f"{second:+.3f}"]
+    assert rows["tuned, constant"][2] == f"{mean:+.1f} ± {half:.1f}"
 
 
 def test_a_table_of_what_was_not_measured_yet_is_empty() -> None:
