@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import groupby, product
 from typing import Any
 
 from tabulate import tabulate
@@ -163,11 +163,11 @@ def every(content: Results, features: Sequence[str], budgets: Sequence[float]) -
     body = []
     for seed, results in content["seeds"].items():
         full = results.get("strategies", {}).get(FULL)
-        times = results.get("timing", {}).get("ms_per_image", {})
+        taken = results.get("timing", {}).get("ms_per_image", {})
         for tuned in (False, True):
             by_features = [lines_of(results, feature, tuned=tuned) for feature in features]
             for name, line in by_features[0].items():
-                measured = _share(times[name] / times[FULL]) if times else ""
+                measured = _share(taken[name] / taken[FULL]) if taken else ""
                 cells = [
                     seed, _weights(tuned), name, _share((line.ms or 0) / full["ms"]), measured,
                     _share((line.macs or 0) / full["macs"]),
@@ -180,8 +180,34 @@ def every(content: Results, features: Sequence[str], budgets: Sequence[float]) -
     return tabulate(body, head, tablefmt="pipe", disable_numparse=True)
 
 
+def chosen_widths(content: Results, features: Sequence[str], budgets: Sequence[float]) -> str:
+    """The widths of each strategy's steps, from noise to image."""
+    body = []
+    for seed, results in content["seeds"].items():
+        for name, row in results.get("strategies", {}).items():
+            if row["kind"] not in ("width", "full"):
+                runs = [(width, len(list(steps))) for width, steps in groupby(row["steps"])]
+                shown = ", ".join(f"{count} at {width:g}" for width, count in runs)
+                share = _share(row["ms"] / results["strategies"][FULL]["ms"])
+                body.append([seed, name, share, shown])
+    head = ["seed", "strategy", "time", "steps at each width, from noise to image"]
+    return tabulate(body, head, tablefmt="pipe", disable_numparse=True)
+
+
+def times(content: Results, features: Sequence[str], budgets: Sequence[float]) -> str:
+    """How long what took, in minutes."""
+    body = []
+    for seed, results in content["seeds"].items():
+        seconds = results.get("seconds", {})
+        body += [[seed, what, f"{each / 60:.1f}"] for what, each in seconds.items()]
+        body.append([seed, "all", f"{sum(seconds.values()) / 60:.0f}"])
+    return tabulate(body, ["seed", "what", "minutes"], tablefmt="pipe", disable_numparse=True)
+
+
 TABLES: dict[str, Callable[[Results, Sequence[str], Sequence[float]], str]] = {
     "claims": claims,
-    "all": every,
     "seeds": over_seeds,
+    "all": every,
+    "widths": chosen_widths,
+    "times": times,
 }
