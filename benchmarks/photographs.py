@@ -6,14 +6,14 @@
     python benchmarks/photographs.py OUT --table                           # of what is there
 
 IMAGES is anything that `ddsm train --data` takes, with classes: a folder, a ZIP or tar of one, or
-the binary CIFAR-10. For each training seed: one network for all widths is trained; a strategy is
-searched at each budget of time; strategies and constant widths are scored on the same ranges of
-seeds in each of the features; each budget's strategy, the best constant width of no less time and
-the full width are tuned for the same number of steps, and scored likewise; all are timed in turns
-and drawn from the same noise. OUT/PRESET.json has every figure, OUT/runs the run folders.
+the binary CIFAR-10. For each training seed: one network for all widths is trained; strategies are
+searched at budgets of time, some of them those of constant widths; strategies and constant widths
+are scored on the same ranges of seeds in each of the features; each strategy, the best constant
+width of no less time beside it and the full width are tuned for the same number of steps, and
+scored likewise; all are timed in turns. OUT/PRESET.json has every figure, OUT/runs the run folders.
 
 Stop it at any moment, by Ctrl-C, a kill or `--minutes`: the same command goes on. 16x16 photographs
-take about three hours of two cores.
+take about four hours of two cores.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def main(words: Sequence[str]) -> int:
     path = arguments.out / f"{arguments.preset}.json"
     content: dict[str, Any] = read_json(path) if path.exists() else {}
     if arguments.table is not None:
-        print(TABLES[arguments.table](content, preset.features, preset.budgets))
+        print(TABLES[arguments.table](content, preset))
         return 0
     torch.set_num_threads(preset.threads or torch.get_num_threads())
     if arguments.minutes is not None:

@@ -16,7 +16,6 @@ from ddsm_ext.run.config import merge
 from ddsm_ext.run.demos import WEIGHTS_FILE
 from ddsm_ext.settings import plain
 from step_aware.study import Study
-from step_aware.tables import strategy_name
 
 _LARGEST = 8_000_000  # bytes of a file of weights
 # What a demo has of a run's search: the others say how it was found
@@ -27,7 +26,7 @@ _SEARCH = ("strategy.json", "steps.json", "front.json", "costs.json", "reverse.j
 def pack(study: Study, folder: Path) -> None:
     """Write the demos "photographs", tuned for its strategy, and "photographs-supernet"."""
     study.choose_sampler()
-    strategy = study.strategies[strategy_name(study.preset.budgets[-1])]
+    strategy = study.strategies[study.preset.targets[-1].name]
     for name, run in (
         ("photographs", study.tuned(strategy)),
         ("photographs-supernet", study.run),

@@ -15,9 +15,9 @@ from ddsm_ext.intervals import mean_interval
 from ddsm_ext.report.comparison import Line
 from ddsm_ext.report.figures import _STYLE, ACCENT, ACCENT_2, FAINT, MUTED
 from ddsm_ext.run.classes import class_names
-from step_aware.presets import PRESETS
+from step_aware.presets import PRESETS, Preset, short
 from step_aware.study import Study
-from step_aware.tables import FULL, GENERAL, constant_beside, lines_of, strategy_name
+from step_aware.tables import FULL, GENERAL, constant_beside, lines_of
 
 SEEDS = list(range(20))  # two of each of ten classes
 _SHORT = {"airplane": "plane", "automobile": "car"}
@@ -26,10 +26,9 @@ _SHORT = {"airplane": "plane", "automobile": "car"}
 def draw(study: Study, folder: Path) -> None:
     """Write PRESET-samples.png and PRESET-front.png."""
     study.choose_sampler()
-    features, own = study.preset.features, study.preset.budgets[-1]
     name = next(name for name, preset in PRESETS.items() if preset is study.preset)
-    strategy = strategy_name(own)
-    constant = constant_beside(study.results, features[0], own)
+    target = study.preset.targets[-1]
+    strategy, constant = target.name, constant_beside(study.results, target)
     assert constant is not None
     rows = study.pictures(
         [(GENERAL, each) for each in (FULL, strategy, constant)]
@@ -43,29 +42,20 @@ def draw(study: Study, folder: Path) -> None:
         titles = [_SHORT.get(names[seed % count], names[seed % count]) for seed in SEEDS]
     picture = rows_of_images(rows, titles, (3, 2), side=0.45)
     save_picture(picture, folder / f"{name}-samples.png", "RGB")
-    save_picture(
-        front_figure(study.results, features, study.preset.budgets),
-        folder / f"{name}-front.png",
-        "RGB",
-    )
+    front = front_figure(study.results, study.preset)
+    save_picture(front, folder / f"{name}-front.png", "RGB")
 
 
-def front_figure(
-    results: Mapping[str, Any], features: Sequence[str], budgets: Sequence[float]
-) -> Figure:
-    """Return a panel for the front that a search found, and one for the scores in each features.
-
-    Args:
-        results: of a training seed.
-        features: the search ranked by the first.
-        budgets: of the strategies.
-    """
+def front_figure(results: Mapping[str, Any], preset: Preset) -> Figure:
+    """Return a panel for the front that the last search found, and one for the scores in each
+    features, of a training seed."""
+    features = preset.features
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(4.2 * (1 + len(features)), 3.9), layout="constrained")
         first, *others = figure.subplots(1, 1 + len(features), squeeze=False)[0]
-        _draw_front(first, results["fronts"][strategy_name(budgets[-1])])
+        _draw_front(first, results["fronts"][preset.targets[-1].name])
         for axes, name in zip(others, features, strict=True):
-            _draw_scores(axes, results, name)
+            _draw_scores(axes, results, preset, name)
         for axes in (first, *others):
             axes.set_xlabel("time of an image, % of the full width's")
             axes.set_ylabel("Fréchet distance")
@@ -84,19 +74,21 @@ def _draw_front(axes: Axes, front: Mapping[str, Any]) -> None:
     axes.set_title("the search, its own seeds")
 
 
-def _draw_scores(axes: Axes, results: Mapping[str, Any], features: str) -> None:
+def _draw_scores(axes: Axes, results: Mapping[str, Any], preset: Preset, features: str) -> None:
     """Final scores with the general weights and with tuned ones."""
+    chosen = {target.name: target.features for target in preset.targets}
     full_ms = results["strategies"][FULL]["ms"]
     for tuned in (False, True):
         lines = lines_of(results, features, tuned=tuned)
         constants = [line for line in lines.values() if line.kind in ("width", "full")]
-        own = [line for line in lines.values() if line.kind == "strategy"]
         style: dict[str, Any] = {"ls": "--" if tuned else "-", "ms": 4, "capsize": 2}
         more = ", tuned" if tuned else ""
         _draw_lines(axes, constants, full_ms, f"constant widths{more}", MUTED, "s", style)
-        colour = ACCENT_2 if tuned else ACCENT
-        _draw_lines(axes, own, full_ms, f"strategies{more}", colour, "o", style)
-    axes.set_title(features.partition(":")[0])
+        for by, colour in zip(preset.features, (ACCENT, ACCENT_2), strict=False):
+            own = [line for name, line in lines.items() if chosen.get(name) == by]
+            label = f"strategies by {short(by)}{more}"
+            _draw_lines(axes, own, full_ms, label, colour, "o", style)
+    axes.set_title(f"scores by {short(features)}")
 
 
 def _draw_lines(

@@ -11,6 +11,23 @@ WIDTHS = (1.0, 0.75, 0.625, 0.5, 0.375, 0.25)
 
 
 @dataclass(frozen=True)
+class Target:
+    """What a strategy is searched for.
+
+    Args:
+        name: of the strategy.
+        features: by which the search ranks.
+        share: budget of time as a share of the full width's; None: the time of `width`.
+        width: a constant width that takes as much.
+    """
+
+    name: str
+    features: str
+    share: float | None = None
+    width: float | None = None
+
+
+@dataclass(frozen=True)
 class Preset:
     """What is trained, searched, tuned and scored.
 
@@ -18,10 +35,11 @@ class Preset:
         base: preset of the package that the sections are laid over.
         sections: section -> key -> value.
         search: settings of each search, beside its budget.
-        features: of the scores; a search ranks by the first.
+        features: of the scores; searches rank by the first, and by each for `as_widths`.
         samplers: of which the one is taken that is best at the full width.
         tune_steps: of each tuning.
         budgets: of time, as shares of the full width's; the last one's strategy is the run's own.
+        as_widths: constant widths whose times are budgets, too.
         threads: of the processor; None: as many as it has.
     """
 
@@ -32,7 +50,29 @@ class Preset:
     samplers: tuple[Mapping[str, Any], ...]
     tune_steps: int
     budgets: tuple[float, ...] = (0.25, 0.55, 0.4)
+    as_widths: tuple[float, ...] = (0.375, 0.5, 0.625)
     threads: int | None = None
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """What is searched, in this order."""
+        first = self.features[0]
+        shares = [Target(f"strategy {100 * s:.0f} %", first, share=s) for s in self.budgets]
+        equal = [
+            Target(f"strategy as width {width:g}{_by(features, first)}", features, width=width)
+            for features in self.features
+            for width in self.as_widths
+        ]
+        return (*shares[:-1], *equal, shares[-1])
+
+
+def short(features: str) -> str:
+    """A name of features without their layer and size."""
+    return features.partition(":")[0]
+
+
+def _by(features: str, first: str) -> str:
+    return "" if features == first else f", by {short(features)}"
 
 
 _EFFICIENTNET = "efficientnet-lite0:reduction_5@128"
@@ -140,6 +180,7 @@ PRESETS: dict[str, Preset] = {
         ({"kind": "ddim", "steps": 3}, {"kind": "dpmpp_2m", "steps": 3}),
         tune_steps=5,
         budgets=(0.6, 0.7),
+        as_widths=(0.5,),
         threads=1,
     ),
 }  # fmt: skip

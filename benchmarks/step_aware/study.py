@@ -11,15 +11,15 @@ from typing import Any
 
 from ddsm_ext.diffusion import make_schedule
 from ddsm_ext.io.files import read_json
-from ddsm_ext.report.comparison import best_constant
 from ddsm_ext.run import Run
 from ddsm_ext.run.compose import Sampler, choose_device
+from ddsm_ext.run.config import changed
 from ddsm_ext.run.scoring import Scorer, interleaved_ms
 from ddsm_ext.sampling import evaluations
 from ddsm_ext.sampling.strategy import Strategy
 from ddsm_ext.search.history import COMPARISONS
-from step_aware.presets import Preset
-from step_aware.tables import GENERAL, lines_of, strategy_name
+from step_aware.presets import Preset, Target
+from step_aware.tables import FULL, GENERAL, constant_beside
 
 SAMPLER_FIRST_SEED = 2_000_000  # a search takes those from 1,000,000 on, scores those from 0
 
@@ -48,8 +48,8 @@ class Study:
         """
         self.train(self.run, GENERAL)
         self.choose_sampler()
-        for budget in self.preset.budgets:
-            self.search(budget)
+        for target in self.preset.targets:
+            self.search(target)
         self.score(GENERAL, self.run, self.strategies)
         for name, strategy in self.to_tune().items():
             tuned = self.tuned(strategy)
@@ -91,38 +91,37 @@ class Study:
         best = min(tried, key=lambda row: row["frechet"])
         self.run.config = self._run({"sampler": best["sampler"]}).config
 
-    def search(self, budget: float) -> None:
-        """Search at a budget; the last one's search stays the run's own."""
-        name = strategy_name(budget)
-        if name in self.results.setdefault("strategies", {}):
+    def search(self, target: Target) -> None:
+        """Search for a target, unless its width saves no time; the last search is the run's own."""
+        name, rows = target.name, self.results.setdefault("strategies", {})
+        share = target.share
+        if name in rows or (share is None and (share := self._share(target.width)) is None):
             return
         print(f"search, {name}", flush=True)
         start = time.monotonic()
-        chosen = self.run.search(budget_time=budget, **self.preset.search).strategy
-        folder = self.run.folder / "search"
+        run = self._run({"eval": {"features": target.features}})
+        chosen = run.search(budget_time=share, **self.preset.search).strategy
+        folder = run.folder / "search"
         self.results["costs"] = costs = read_json(folder / "costs.json")
         self.results.setdefault("fronts", {})[name] = read_json(folder / "front.json")
         found = {name: ("strategy", chosen)}
-        if budget == self.preset.budgets[-1]:
+        if target == self.preset.targets[-1]:
             for label, file in COMPARISONS.items():
                 found[f"{name}, {label}"] = (label, Strategy.load(folder / file))
             for width in (row["width"] for row in costs["rows"]):
-                constant = "full width" if width == 1.0 else f"width {width:g}"
+                constant = FULL if width == 1.0 else f"width {width:g}"
                 kind = "full" if width == 1.0 else "width"
                 found[constant] = (kind, Strategy.constant(width))
-        rows = {label: self._row(*each) for label, each in found.items()}
-        self.results["strategies"] |= rows
+        rows |= {label: self._row(*each) for label, each in found.items()}
         self._note(f"search, {name}", time.monotonic() - start)
 
     def to_tune(self) -> dict[str, Strategy]:
-        """Name -> strategy of what is tuned: each budget's, the constant beside it, full width."""
-        lines = lines_of(self.results, self.preset.features[0])
+        """Name -> strategy of what is tuned: each target's, the constant beside it, full width."""
         names = list[str]()
-        for budget in self.preset.budgets[::-1]:
-            own = lines[strategy_name(budget)]
-            other = best_constant(own, list(lines.values()), "ms")
-            names += [own.label, *([other.label] if other else [])]
-        return {name: self.strategies[name] for name in dict.fromkeys([*names, "full width"])}
+        for target in self.preset.targets[::-1]:
+            beside = constant_beside(self.results, target)
+            names += [name for name in (target.name, beside) if name in self.strategies]
+        return {name: self.strategies[name] for name in dict.fromkeys([*names, FULL])}
 
     def score(self, weights: str, run: Run, strategies: Mapping[str, Strategy]) -> None:
         """Score strategies with a run's weights, range by range, in all features."""
@@ -170,16 +169,20 @@ class Study:
         """Features -> what compares images in them with the real ones."""
         start, found = time.monotonic(), {}
         for features in self.preset.features:
-            run = self._run({"eval": {"features": features}})
-            run.dataset = self.run.dataset  # read once
-            found[features] = run.scorer()
+            found[features] = self._run({"eval": {"features": features}}).scorer()
         self._note("features and references", time.monotonic() - start)
         return found
 
     def _run(self, changes: Mapping[str, Any]) -> Run:
         """The general run under other settings."""
-        folder = self.run.folder
-        return Run.open(folder.parent, folder, changes, device=self.run.device)
+        run = Run(self.run.folder, changed(self.run.config, changes), self.run.device)
+        run.dataset = self.run.dataset  # read once
+        return run
+
+    def _share(self, width: float | None) -> float | None:
+        """A width's time as a share of the full width's; None: it takes as much as a wider one."""
+        ms = {row["width"]: row["ms"] for row in self.results["costs"]["rows"]}
+        return ms[width] / ms[1.0] if width in ms else None
 
     def _sampler(self, run: Run) -> Sampler:
         device, batch = choose_device(run.device), run.config.eval.batch_size

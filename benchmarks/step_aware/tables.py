@@ -11,15 +11,11 @@ from tabulate import tabulate
 
 from ddsm_ext.intervals import Interval, mean_interval
 from ddsm_ext.report.comparison import Line, best_constant, compare
+from step_aware.presets import Preset, Target, short
 
 GENERAL = "general"  # weights that serve every width, as the sandwich rule trains them
 FULL = "full width"
 Results = Mapping[str, Any]
-
-
-def strategy_name(budget: float) -> str:
-    """What the strategy of a budget of time is called."""
-    return f"strategy {100 * budget:.0f} %"
 
 
 def lines_of(results: Results, features: str, *, tuned: bool = False) -> dict[str, Line]:
@@ -50,17 +46,18 @@ def _line(name: str, ranges: Sequence[Results], features: str, about: Results) -
     )
 
 
-def constant_beside(results: Results, features: str, budget: float) -> str | None:
-    """The best constant width of no less time than a budget's strategy, by the general weights."""
-    lines = lines_of(results, features)
-    own = lines.get(strategy_name(budget))
+def constant_beside(results: Results, target: Target) -> str | None:
+    """The best constant width of no less time than a target's strategy, by the general weights and
+    in the features that its search ranked by."""
+    lines = lines_of(results, target.features)
+    own = lines.get(target.name)
     found = own and best_constant(own, list(lines.values()), "ms")
     return found.label if found else None
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A budget's strategy in some features, the constant width beside it and the full width.
+    """A target's strategy in some features, the constant width beside it and the full width.
 
     The full width has its general weights, the others these or their own.
     """
@@ -68,85 +65,80 @@ class Claim:
     own: Line
     constant: Line
     full: Line
-    full_ms: float
 
     @property
     def differences(self) -> dict[str, Interval]:
         """How much higher, which is worse, the strategy is on the same seeds."""
-        pairs = {"constant": self.constant, "full width": self.full}
+        pairs = {"constant": self.constant, FULL: self.full}
         found = {name: compare(self.own, line) for name, line in pairs.items()}
         return {name: each.interval for name, each in found.items() if each}
 
 
-def claim(
-    results: Results, features: Sequence[str], feature: str, budget: float, *, tuned: bool
-) -> Claim | None:
+def claim(results: Results, target: Target, features: str, *, tuned: bool) -> Claim | None:
     """Return a claim; None where it is not measured yet.
 
     Args:
         results: of a training seed.
-        features: all; tuned were the constants that are best in the first of them.
-        feature: that of the scores.
-        budget: of the strategy.
+        target: of the strategy.
+        features: that score it.
         tuned: whether strategy and constant have weights of their own.
     """
-    lines = lines_of(results, feature, tuned=tuned)
-    beside = constant_beside(results, features[0] if tuned else feature, budget)
-    own, constant = lines.get(strategy_name(budget)), lines.get(beside or "")
-    full = lines_of(results, feature).get(FULL)
-    if own is None or constant is None or full is None:
-        return None
-    return Claim(own, constant, full, results["strategies"][FULL]["ms"])
+    lines = lines_of(results, features, tuned=tuned)
+    own, constant = lines.get(target.name), lines.get(constant_beside(results, target) or "")
+    full = lines_of(results, features).get(FULL)
+    return Claim(own, constant, full) if own and constant and full else None
 
 
-def claims(content: Results, features: Sequence[str], budgets: Sequence[float]) -> str:
+def claims(content: Results, preset: Preset) -> str:
     """Each training seed's strategies beside constant widths and the full width, first with the
     general weights, then each with weights that are tuned for it."""
-    head = ["weights", "seed", "features", "budget", "strategy", "time", "constant", "its time",
-            "strategy - constant", "strategy - full width"]  # fmt: skip
+    head = ["weights", "seed", "strategy", "time", "constant", "its time"]
+    for features in preset.features:
+        head += [short(features), "- constant", "- full width"]
     body = []
-    for tuned, seed, feature, budget in product(
-        (False, True), content["seeds"], features, sorted(budgets)
-    ):
-        found = claim(content["seeds"][seed], features, feature, budget, tuned=tuned)
-        if found is not None:
-            body.append([
-                _weights(tuned), seed, _short(feature), _share(budget), f"{found.own.mean:.3f}",
-                _share((found.own.ms or 0) / found.full_ms),
-                f"{found.constant.label} {found.constant.mean:.3f}",
-                _share((found.constant.ms or 0) / found.full_ms),
-                *map(_verdict, found.differences.values()),
-            ])  # fmt: skip
-    return tabulate(body, head, tablefmt="pipe", disable_numparse=True)
+    for tuned, seed, target in product((False, True), content["seeds"], preset.targets):
+        results = content["seeds"][seed]
+        found = [claim(results, target, each, tuned=tuned) for each in preset.features]
+        if found[0] is None:
+            continue
+        times = [_share(results, line.label) for line in (found[0].own, found[0].constant)]
+        row = [_weights(tuned), seed, target.name, times[0], found[0].constant.label, times[1]]
+        for each in found:
+            assert each is not None
+            row += [f"{each.own.mean:.3g}", *map(_verdict, each.differences.values())]
+        body.append(row)
+    return _table(body, head)
 
 
-def over_seeds(content: Results, features: Sequence[str], budgets: Sequence[float]) -> str:
+def over_seeds(content: Results, preset: Preset) -> str:
     """The strategies' differences over the training seeds, with Student's t over these."""
     seeds = content["seeds"]
-    head = ["weights", "beside", "features", "budget", *(f"seed {seed}" for seed in seeds), "mean"]
+    head = ["weights", "strategy", "beside", "features", *(f"seed {s}" for s in seeds), "mean"]
     body = []
-    for tuned, other, feature, budget in product(
-        (False, True), ("constant", "full width"), features, sorted(budgets)
+    for tuned, target, other, features in product(
+        (False, True), preset.targets, ("constant", FULL), preset.features
     ):
-        each = [claim(seeds[s], features, feature, budget, tuned=tuned) for s in seeds]
+        each = [claim(seeds[seed], target, features, tuned=tuned) for seed in seeds]
         values = [found.differences[other].mean for found in each if found]
         if len(values) == len(seeds) > 1:
             shown = [f"{value:+.3f}" for value in values]
-            row = [_weights(tuned), other, _short(feature), _share(budget)]
+            row = [_weights(tuned), target.name, other, short(features)]
             body.append([*row, *shown, _verdict(mean_interval(values))])
+    return _table(body, head)
+
+
+def _table(body: list[list[str]], head: list[str]) -> str:
     return tabulate(body, head, tablefmt="pipe", disable_numparse=True)
+
+
+def _share(results: Results, name: str, unit: str = "ms") -> str:
+    """What an image costs, as a share of the full width's."""
+    rows = results["strategies"]
+    return f"{100 * rows[name][unit] / rows[FULL][unit]:.0f} %"
 
 
 def _weights(tuned: bool) -> str:
     return "tuned" if tuned else GENERAL
-
-
-def _short(features: str) -> str:
-    return features.partition(":")[0]
-
-
-def _share(value: float) -> str:
-    return f"{100 * value:.0f} %"
 
 
 def _verdict(interval: Interval) -> str:
@@ -155,32 +147,28 @@ def _verdict(interval: Interval) -> str:
     return f"**{interval.text()}**" if interval.half_width and shown else interval.text()
 
 
-def every(content: Results, features: Sequence[str], budgets: Sequence[float]) -> str:
+def every(content: Results, preset: Preset) -> str:
     """Whatever was scored, of all training seeds."""
     head = ["seed", "weights", "widths", "time", "measured", "MACs"]
-    for name in map(_short, features):
+    for name in map(short, preset.features):
         head += [name, f"{name}, held out"]
     body = []
-    for seed, results in content["seeds"].items():
-        full = results.get("strategies", {}).get(FULL)
+    for (seed, results), tuned in product(content["seeds"].items(), (False, True)):
         taken = results.get("timing", {}).get("ms_per_image", {})
-        for tuned in (False, True):
-            by_features = [lines_of(results, feature, tuned=tuned) for feature in features]
-            for name, line in by_features[0].items():
-                measured = _share(taken[name] / taken[FULL]) if taken else ""
-                cells = [
-                    seed, _weights(tuned), name, _share((line.ms or 0) / full["ms"]), measured,
-                    _share((line.macs or 0) / full["macs"]),
-                ]  # fmt: skip
-                for lines in by_features:
-                    held_out = lines[name].more.get("frechet_held_out")
-                    spread = mean_interval(list(lines[name].scores.values()))
-                    cells += [spread.text(""), "" if held_out is None else f"{held_out:.3f}"]
-                body.append(cells)
-    return tabulate(body, head, tablefmt="pipe", disable_numparse=True)
+        by_features = [lines_of(results, features, tuned=tuned) for features in preset.features]
+        for name in by_features[0]:
+            measured = f"{100 * taken[name] / taken[FULL]:.0f} %" if taken else ""
+            costs = [_share(results, name), measured, _share(results, name, "macs")]
+            row = [seed, _weights(tuned), name, *costs]
+            for lines in by_features:
+                held_out = lines[name].more.get("frechet_held_out")
+                spread = mean_interval(list(lines[name].scores.values()))
+                row += [spread.text(""), "" if held_out is None else f"{held_out:.4g}"]
+            body.append(row)
+    return _table(body, head)
 
 
-def chosen_widths(content: Results, features: Sequence[str], budgets: Sequence[float]) -> str:
+def chosen_widths(content: Results, preset: Preset) -> str:
     """The widths of each strategy's steps, from noise to image."""
     body = []
     for seed, results in content["seeds"].items():
@@ -188,23 +176,21 @@ def chosen_widths(content: Results, features: Sequence[str], budgets: Sequence[f
             if row["kind"] not in ("width", "full"):
                 runs = [(width, len(list(steps))) for width, steps in groupby(row["steps"])]
                 shown = ", ".join(f"{count} at {width:g}" for width, count in runs)
-                share = _share(row["ms"] / results["strategies"][FULL]["ms"])
-                body.append([seed, name, share, shown])
-    head = ["seed", "strategy", "time", "steps at each width, from noise to image"]
-    return tabulate(body, head, tablefmt="pipe", disable_numparse=True)
+                body.append([seed, name, _share(results, name), shown])
+    return _table(body, ["seed", "strategy", "time", "steps at each width, from noise to image"])
 
 
-def times(content: Results, features: Sequence[str], budgets: Sequence[float]) -> str:
+def times(content: Results, preset: Preset) -> str:
     """How long what took, in minutes."""
     body = []
     for seed, results in content["seeds"].items():
         seconds = results.get("seconds", {})
         body += [[seed, what, f"{each / 60:.1f}"] for what, each in seconds.items()]
         body.append([seed, "all", f"{sum(seconds.values()) / 60:.0f}"])
-    return tabulate(body, ["seed", "what", "minutes"], tablefmt="pipe", disable_numparse=True)
+    return _table(body, ["seed", "what", "minutes"])
 
 
-TABLES: dict[str, Callable[[Results, Sequence[str], Sequence[float]], str]] = {
+TABLES: dict[str, Callable[[Results, Preset], str]] = {
     "claims": claims,
     "seeds": over_seeds,
     "all": every,

@@ -13,8 +13,8 @@ import pytest
 from bench.scripts import ROOT  # makes step_aware importable
 from PIL import Image
 from scipy import stats
-from step_aware.presets import PRESETS
-from step_aware.tables import claims, constant_beside, every, lines_of, over_seeds
+from step_aware.presets import PRESETS, Preset, Target
+from step_aware.tables import TABLES, claims, constant_beside, lines_of, over_seeds
 
 from ddsm_ext.io.files import read_json
 from ddsm_ext.run import configure
@@ -47,10 +47,11 @@ def test_it_goes_on_where_it_was_stopped_and_makes_nothing_twice(tmp_path: Path)
     names = {"strategy 60 %", "strategy 70 %", "full width"}
     widths = {f"width {width:g}" for width in TRIAL.sections["model"]["widths"][1:]}
     others = {"strategy 70 %, reverse", "strategy 70 %, two segments"}
+    equal = {"strategy as width 0.5"} & results["strategies"].keys()  # if that width saves time
     searched = {f"width {row['width']:g}" for row in results["costs"]["rows"]} - {"width 1"}
     assert searched <= widths
-    assert set(results["scores"]["general"]) == names | searched | others
-    assert names <= set(results["scores"])
+    assert set(results["scores"]["general"]) == names | searched | others | equal
+    assert names | equal <= set(results["scores"])
     for rows in results["scores"].values():
         for ranges in rows.values():
             assert [row["digits-classifier"]["images"] for row in ranges] == [128, 128]
@@ -58,6 +59,9 @@ def test_it_goes_on_where_it_was_stopped_and_makes_nothing_twice(tmp_path: Path)
         row = results["strategies"][name]
         share = row["ms"] / results["strategies"]["full width"]["ms"]
         assert share <= float(name.split()[1]) / 100 + 1e-9
+    for name in equal:
+        same = results["strategies"]["width 0.5"]["ms"]
+        assert results["strategies"][name]["ms"] <= same * (1 + 1e-9)
     assert set(results["timing"]["ms_per_image"]) == set(results["strategies"])
     assert all(seconds > 0 for seconds in results["seconds"].values())
     # a tuned run's score is of its own weights
@@ -65,7 +69,7 @@ def test_it_goes_on_where_it_was_stopped_and_makes_nothing_twice(tmp_path: Path)
     assert general != tuned
 
     shown = call(*words, "--table", "claims").stdout
-    assert 2 < shown.count("\n") <= 2 + 2 * 2  # times decide which constants are beside
+    assert 2 < shown.count("\n") <= 2 + 2 * 3  # times decide which constants are beside
     drawn = call(*words, "--docs", str(tmp_path))
     assert drawn.returncode == 0, drawn.stderr
     for name in ("trial-samples.png", "trial-front.png"):
@@ -106,6 +110,8 @@ def strategy(kind: str, ms: float) -> dict[str, Any]:
     return {"kind": kind, "widths": [1.0], "cuts": [], "ms": ms, "macs": 10 * ms}
 
 
+FORTY = Target("strategy 40 %", "f", share=0.4)
+STUDY = Preset("digits", {}, {}, ("f",), (), 1, budgets=(0.4,), as_widths=())
 RESULTS: dict[str, Any] = {
     "strategies": {
         "full width": strategy("full", 100.0),
@@ -134,22 +140,23 @@ def t_interval(values: list[float]) -> tuple[float, float]:
 
 
 def test_a_claim_is_the_paired_interval_beside_the_best_constant_of_no_less_time() -> None:
-    assert constant_beside(RESULTS, "f", 0.4) == "width 0.5"
-    shown = claims({"seeds": {"0": RESULTS}}, ["f"], [0.4]).splitlines()
+    assert STUDY.targets == (FORTY,)
+    assert constant_beside(RESULTS, FORTY) == "width 0.5"
+    shown = claims({"seeds": {"0": RESULTS}}, STUDY).splitlines()
     general, tuned = ([cell.strip() for cell in row.split("|")] for row in shown[2:])
     mean, half = t_interval([-0.5, -0.6, -0.4])
-    assert general[5:10] == ["1.733", "39 %", "width 0.5 2.233", "42 %",
-                             f"**{mean:.2f} ± {half:.2f}**"]  # fmt: skip
+    cells = ["strategy 40 %", "39 %", "width 0.5", "42 %", "1.73", f"**{mean:.2f} ± {half:.2f}**"]
+    assert general[3:9] == cells
     mean, half = t_interval([0.05, -0.1, 0.1])
-    assert tuned[9] == f"{mean:+.2f} ± {half:.2f}"  # holds 0: not bold
+    assert tuned[8] == f"{mean:+.2f} ± {half:.2f}"  # holds 0: not bold
     mean, half = t_interval([0.25, -0.2, 0.3])  # the full width keeps its general weights
-    assert tuned[10] == f"{mean:+.2f} ± {half:.2f}"
+    assert tuned[9] == f"{mean:+.2f} ± {half:.2f}"
 
 
 def test_over_seeds_the_interval_is_of_the_trainings() -> None:
-    shown = over_seeds({"seeds": {"0": RESULTS, "1": OTHER}}, ["f"], [0.4]).splitlines()
+    shown = over_seeds({"seeds": {"0": RESULTS, "1": OTHER}}, STUDY).splitlines()
     cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in shown]
-    rows = {f"{row[0]}, {row[1]}": row[4:] for row in cells}
+    rows = {f"{row[0]}, {row[2]}": row[4:] for row in cells}
     first, second = np.mean([0.05, -0.1, 0.1]), np.mean([0.3, 0.1, 0.3])
     mean, half = t_interval([first, second])
     assert rows["tuned, constant"][:2] == [f"{first:+.3f}", f"{second:+.3f}"]
@@ -158,6 +165,7 @@ def test_over_seeds_the_interval_is_of_the_trainings() -> None:
 
 def test_a_table_of_what_was_not_measured_yet_is_empty() -> None:
     half = {"strategies": {}, "scores": {}}
-    for make in (claims, every, over_seeds):
-        assert make({"seeds": {"0": half}}, ["f"], [0.4]).count("\n") <= 1
+    for name, make in TABLES.items():
+        rows = make({"seeds": {"0": half}}, STUDY).count("\n") - 1
+        assert rows <= (name == "times")  # of no minutes in all
     assert lines_of(half, "f") == {}
