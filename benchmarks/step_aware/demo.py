@@ -26,7 +26,7 @@ _SEARCH = ("strategy.json", "steps.json", "front.json", "costs.json", "reverse.j
 def pack(study: Study, folder: Path) -> None:
     """Write the demos "photographs", tuned for its strategy, and "photographs-supernet"."""
     study.choose_sampler()
-    strategy = study.strategies[study.preset.targets[-1].name]
+    strategy = study.searched(study.preset.targets[-1])
     for name, run in (
         ("photographs", study.tuned(strategy)),
         ("photographs-supernet", study.run),

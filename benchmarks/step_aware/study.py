@@ -94,14 +94,12 @@ class Study:
     def search(self, target: Target) -> None:
         """Search for a target, unless its width saves no time; the last search is the run's own."""
         name, rows = target.name, self.results.setdefault("strategies", {})
-        share = target.share
-        if name in rows or (share is None and (share := self._share(target.width)) is None):
+        if name in rows or (target.share is None and target.width not in self._ms):
             return
         print(f"search, {name}", flush=True)
         start = time.monotonic()
-        run = self._run({"eval": {"features": target.features}})
-        chosen = run.search(budget_time=share, **self.preset.search).strategy
-        folder = run.folder / "search"
+        chosen = self.searched(target)
+        folder = self.run.folder / "search"
         self.results["costs"] = costs = read_json(folder / "costs.json")
         self.results.setdefault("fronts", {})[name] = read_json(folder / "front.json")
         found = {name: ("strategy", chosen)}
@@ -114,6 +112,15 @@ class Study:
                 found[constant] = (kind, Strategy.constant(width))
         rows |= {label: self._row(*each) for label, each in found.items()}
         self._note(f"search, {name}", time.monotonic() - start)
+
+    def searched(self, target: Target) -> Strategy:
+        """The strategy of a target; its search becomes the run's own, and makes nothing twice."""
+        share = target.share
+        if share is None:
+            assert target.width is not None
+            share = self._ms[target.width] / self._ms[1.0]
+        run = self._run({"eval": {"features": target.features}})
+        return run.search(budget_time=share, **self.preset.search).strategy
 
     def to_tune(self) -> dict[str, Strategy]:
         """Name -> strategy of what is tuned: each target's, the constant beside it, full width."""
@@ -179,10 +186,10 @@ class Study:
         run.dataset = self.run.dataset  # read once
         return run
 
-    def _share(self, width: float | None) -> float | None:
-        """A width's time as a share of the full width's; None: it takes as much as a wider one."""
-        ms = {row["width"]: row["ms"] for row in self.results["costs"]["rows"]}
-        return ms[width] / ms[1.0] if width in ms else None
+    @property
+    def _ms(self) -> dict[float | None, float]:
+        """Time of a step at each width that takes less than the wider ones."""
+        return {row["width"]: row["ms"] for row in self.results["costs"]["rows"]}
 
     def _sampler(self, run: Run) -> Sampler:
         device, batch = choose_device(run.device), run.config.eval.batch_size
@@ -193,14 +200,13 @@ class Study:
         config = self.run.config
         steps = evaluations(make_schedule(config.diffusion), config.sampler, strategy)
         widths = [width for step in steps for width in step.widths]
-        ms = {row["width"]: row["ms"] for row in self.results["costs"]["rows"]}
         macs = {row["width"]: row["macs"] for row in self.results["costs"]["rows"]}
         return {
             "kind": kind,
             "widths": list(strategy.widths),
             "cuts": list(strategy.cuts),
             "steps": widths,
-            "ms": sum(ms[width] for width in widths),
+            "ms": sum(self._ms[width] for width in widths),
             "macs": sum(macs[width] for width in widths),
         }
 

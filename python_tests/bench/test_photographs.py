@@ -10,14 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from bench.scripts import ROOT  # makes step_aware importable
 from PIL import Image
 from scipy import stats
 from step_aware.presets import PRESETS, Preset, Target
 from step_aware.tables import TABLES, claims, constant_beside, lines_of, over_seeds
 
+from ddsm_ext.io.checkpoint import load_newest
 from ddsm_ext.io.files import read_json
-from ddsm_ext.run import configure
+from ddsm_ext.run import Run, configure, demos
+from ddsm_ext.run.folder import config_of
 
 TRIAL = PRESETS["trial"]
 
@@ -30,7 +33,9 @@ def call(*words: str) -> subprocess.CompletedProcess[str]:
                           text=True, check=False)  # fmt: skip
 
 
-def test_it_goes_on_where_it_was_stopped_and_makes_nothing_twice(tmp_path: Path) -> None:
+def test_it_goes_on_where_it_was_stopped_and_makes_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = [str(tmp_path), "--preset", "trial"]
     stops = 0
     while (done := call(*words, "--minutes", "0.15")).returncode == 130:
@@ -75,7 +80,21 @@ def test_it_goes_on_where_it_was_stopped_and_makes_nothing_twice(tmp_path: Path)
     for name in ("trial-samples.png", "trial-front.png"):
         with Image.open(tmp_path / name) as image:
             assert np.asarray(image).std() > 5
+    packed = call(*words, "--demo", str(tmp_path / "demos"))
+    assert packed.returncode == 0, packed.stderr
     assert (tmp_path / "trial.json").read_bytes() == before
+
+    monkeypatch.setattr(demos, "DEMOS", tmp_path / "demos")
+    made = Run.demo("photographs", tmp_path / "made")
+    (origin,) = (
+        folder for folder in (tmp_path / "runs").glob("*-tune")
+        if Run(folder, config_of(folder)).config.tune.strategy == made.strategy
+    )  # fmt: skip
+    theirs = load_newest(origin, ("ema",))
+    assert theirs is not None
+    own = made.network().state_dict()
+    assert all(torch.equal(own[k], v.bfloat16().float()) for k, v in theirs.tensors["ema"].items())
+    assert made.config.data.source == "digits"
 
 
 def test_other_settings_do_not_mix_with_figures_that_are_there(tmp_path: Path) -> None:
