@@ -17,6 +17,7 @@ from ddsm_ext.run.config import changed
 from ddsm_ext.run.scoring import Scorer, interleaved_ms
 from ddsm_ext.sampling import evaluations
 from ddsm_ext.sampling.strategy import Strategy
+from ddsm_ext.search.front import Front, FrontPoint
 from ddsm_ext.search.history import COMPARISONS
 from step_aware.presets import Preset, Target
 from step_aware.tables import FULL, GENERAL, constant_beside
@@ -94,14 +95,16 @@ class Study:
     def search(self, target: Target) -> None:
         """Search for a target, unless its width saves no time; the last search is the run's own."""
         name, rows = target.name, self.results.setdefault("strategies", {})
-        if name in rows or (target.share is None and target.width not in self._ms):
+        fronts = self.results.setdefault("fronts", {})
+        if name in fronts or (target.share is None and target.width not in self._ms):
             return
         print(f"search, {name}", flush=True)
         start = time.monotonic()
         chosen = self.searched(target)
         folder = self.run.folder / "search"
         self.results["costs"] = costs = read_json(folder / "costs.json")
-        self.results.setdefault("fronts", {})[name] = read_json(folder / "front.json")
+        front = Front.load(folder / "front.json")
+        fronts[name] = {"points": _places(front.points), "constants": _places(front.constants)}
         found = {name: ("strategy", chosen)}
         if target == self.preset.targets[-1]:
             for label, file in COMPARISONS.items():
@@ -215,6 +218,20 @@ class Study:
         known = self.results.setdefault("seconds", {})
         known[what] = known.get(what, 0.0) + seconds
         self.save()
+
+
+def _places(points: Sequence[FrontPoint]) -> list[dict[str, Any]]:
+    """Where strategies lie on a front, by the search's own samples."""
+    return [
+        {
+            "widths": list(point.strategy.widths),
+            "cuts": list(point.strategy.cuts),
+            "cost_relative": point.cost_relative,
+            "quality": point.quality,
+            "samples": point.samples,
+        }
+        for point in points
+    ]
 
 
 def _training_seconds(run: Run) -> float:
