@@ -28,19 +28,17 @@ def draw(study: Study, folder: Path) -> None:
     study.choose_sampler()
     name = next(name for name, preset in PRESETS.items() if preset is study.preset)
     target = study.preset.targets[-1]
-    strategy, constant = target.name, constant_beside(study.results, target)
-    assert constant is not None
-    rows = study.pictures(
-        [(GENERAL, each) for each in (FULL, strategy, constant)]
-        + [("tuned", each) for each in (strategy, constant)],
-        SEEDS,
-    )
+    beside = constant_beside(study.results, target)
+    compared = [target.name, *([beside] if beside else [])]
+    names = [(GENERAL, each) for each in (FULL, *compared)]
+    tuned = [("tuned", each) for each in compared]
+    rows = study.pictures([*names, *tuned], SEEDS)
     count = study.run.config.model.label_count
     titles = [""] * len(SEEDS)
     if count:
         names = class_names(study.run.folder, count)
         titles = [_SHORT.get(names[seed % count], names[seed % count]) for seed in SEEDS]
-    picture = rows_of_images(rows, titles, (3, 2), side=0.45)
+    picture = rows_of_images(rows, titles, (len(names), len(tuned)), side=0.45)
     save_picture(picture, folder / f"{name}-samples.png", "RGB")
     front = front_figure(study.results, study.preset)
     save_picture(front, folder / f"{name}-front.png", "RGB")
