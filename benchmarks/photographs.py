@@ -3,7 +3,7 @@
     python benchmarks/photographs.py OUT --data cifar10.tar.xz             # 16x16 photographs
     python benchmarks/photographs.py OUT --data cifar10.tar.xz --preset cifar10 --device cuda
     python benchmarks/photographs.py OUT --preset digits --seeds 0 1 2     # several trainings
-    python benchmarks/photographs.py OUT --table                           # of what is there
+    python benchmarks/photographs.py OUT --table claims                    # of what is there
 
 IMAGES is anything that `ddsm train --data` takes, with classes: a folder, a ZIP or tar of one, or
 the binary CIFAR-10. For each training seed: one network for all widths is trained; strategies are
@@ -13,7 +13,7 @@ width of no less time beside it and the full width are tuned for the same number
 scored likewise; all are timed in turns. OUT/PRESET.json has every figure, OUT/runs the run folders.
 
 Stop it at any moment, by Ctrl-C, a kill or `--minutes`: the same command goes on. 16x16 photographs
-take about four hours of two cores.
+take hours of two cores: `--table times` says how many.
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ def draw(study: Study, folder: Path) -> None:
     count = study.run.config.model.label_count
     titles = [""] * len(SEEDS)
     if count:
-        names = class_names(study.run.folder, count)
-        titles = [_SHORT.get(names[seed % count], names[seed % count]) for seed in SEEDS]
+        classes = class_names(study.run.folder, count)
+        titles = [_SHORT.get(classes[seed % count], classes[seed % count]) for seed in SEEDS]
     picture = rows_of_images(rows, titles, (len(names), len(tuned)), side=0.45)
     save_picture(picture, folder / f"{name}-samples.png", "RGB")
     front = front_figure(study.results, study.preset)

@@ -158,26 +158,12 @@ class Run:
         return cls(folder, changed(config, changes or {}), device, progress)
 
     @classmethod
-    def demo(
-        cls,
-        name: str = "photographs",
-        root: str | Path = "runs",
-        *,
-        device: torch.device | str | None = None,
-        progress: Progress | None = None,
-    ) -> Self:
-        """Return the run of a small trained network that comes with the package.
+    def demo(cls, name: str = "photographs", root: str | Path = "runs", **how: Any) -> Self:
+        """Return the run of a demo (`demos.demo_names()`), made under `root` where it is not there.
 
-        Args:
-            name: one of `ddsm_ext.run.demos.demo_names()`.
-            root: folder of runs, where it is made if it is not there.
-            device, progress: as of `Run`.
-
-        Raises:
-            ValueError: there is no such demo, or this machine has no such device.
+        An unknown name is a ValueError; `how`: device and progress, as of `Run`.
         """
-        folder = demo_run(root, name)
-        return cls(folder, config_of(folder), device, progress)
+        return cls.open(root, demo_run(root, name), **how)
 
     @cached_property
     def dataset(self) -> Any:
@@ -391,14 +377,9 @@ class Run:
         with output_lock(self.folder, out):
             return build_report(self.folder, out)
 
-    def export(self, width: float, *, weights: str = "ema", out: str | Path | None = None) -> Path:
-        """Write one width as a plain dense network; returns its folder.
-
-        Args:
-            width: the width.
-            weights, out: as of `export_to`.
-        """
-        return self.export_to("state-dict", width=width, weights=weights, out=out)
+    def export(self, width: float, **how: Any) -> Path:
+        """Write one width as a plain dense network; returns its folder. `how`: see `export_to`."""
+        return self.export_to("state-dict", width=width, **how)
 
     def export_to(self, code: str, *, out: str | Path | None = None, **how: Any) -> Path:
         """Write the network as other code (`exporting.CODES`) has it; returns the file or folder.
