@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout  # of torch's own requirements
 from step_aware.demo import pack
 from step_aware.figures import draw
 from step_aware.presets import PRESETS
@@ -97,27 +98,35 @@ def study(arguments: argparse.Namespace, seed: int, content: dict[str, Any]) -> 
     return Study(preset, run, results, partial(write_json, path, content))
 
 
+def measure(arguments: argparse.Namespace, content: dict[str, Any]) -> None:
+    """Do for each training seed what is not there, or draw or pack what is."""
+    for seed in arguments.seeds:
+        each = study(arguments, seed, content)
+        if arguments.docs is not None:
+            draw(each, arguments.docs)
+        elif arguments.demo is not None:
+            pack(each, arguments.demo)
+        else:
+            each.go()
+
+
 def main(words: Sequence[str]) -> int:
-    """Measure what is not there; returns the exit code."""
+    """Measure what is not there, or show what is; returns the exit code."""
     arguments = parsed(words)
     preset = PRESETS[arguments.preset]
     path = arguments.out / f"{arguments.preset}.json"
-    content: dict[str, Any] = read_json(path) if path.exists() else {}
     if arguments.table is not None:
-        print(TABLES[arguments.table](content, preset))
+        print(TABLES[arguments.table](read_json(path) if path.exists() else {}, preset))
         return 0
     torch.set_num_threads(preset.threads or torch.get_num_threads())
     if arguments.minutes is not None:
         stop_after(arguments.minutes)
     try:
-        for seed in arguments.seeds:
-            each = study(arguments, seed, content)
-            if arguments.docs is not None:
-                draw(each, arguments.docs)
-            elif arguments.demo is not None:
-                pack(each, arguments.demo)
-            else:
-                each.go()
+        with FileLock(path.with_suffix(".lock"), timeout=0):
+            measure(arguments, read_json(path) if path.exists() else {})
+    except Timeout:
+        print(f"{path}: another process writes it; need another OUT", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         return 130

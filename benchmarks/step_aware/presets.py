@@ -105,18 +105,18 @@ _SEARCH: dict[str, Any] = {
     "finalists": 4,
     "final_samples": 2048,
 }
+# By class, as a network of this size draws things that can be told apart only then, and no
+# attention nor scales of the norms by time, so that two sets of its weights stay below 6 MB.
+_SMALL: dict[str, Any] = {
+    "ch": 48, "ch_mult": [1, 2], "attn": [], "attn_middle": False, "num_res_blocks": 1,
+    "groups": 8, "head_channels": None, "heads": 1, "dropout": 0.0, "scale_shift": False,
+    "resample_blocks": False, "num_classes": 10, "learned_sigma": False, "widths": WIDTHS,
+}  # fmt: skip
 PRESETS: dict[str, Preset] = {
-    # By class, as a network of this size draws things that can be told apart only then, and no
-    # attention nor scales of the norms by time, so that two sets of its weights stay below 6 MB.
     "photographs": Preset(
         "adm-cifar10",
         {
-            "model": {
-                "image_size": 16, "ch": 48, "ch_mult": [1, 2], "attn": [], "attn_middle": False,
-                "num_res_blocks": 1, "groups": 8, "head_channels": None, "heads": 1,
-                "dropout": 0.0, "scale_shift": False, "resample_blocks": False, "num_classes": 10,
-                "learned_sigma": False, "widths": WIDTHS,
-            },
+            "model": {**_SMALL, "image_size": 16},
             "diffusion": {"schedule": "cosine", "parameterisation": "v"},
             "data": {"image_size": 16},
             "train": {
@@ -167,12 +167,13 @@ PRESETS: dict[str, Preset] = {
     ),
     # Of the plan itself, in half a minute: no result.
     "trial": Preset(
-        "digits",
+        "adm-cifar10",
         {
-            "model": {"widths": WIDTHS},
-            "train": {**_TRAINED, "steps": 20, "checkpoint_every": 5},
+            "model": {**_SMALL, "image_size": 8, "image_channels": 1, "ch": 32},
+            "data": {"source": "digits", "split": "all"},
+            "train": {**_TRAINED, "steps": 20, "batch_size": 32, "checkpoint_every": 5},
             "sampler": {"steps": 3},
-            "eval": {"images": 128, "ranges": 2},
+            "eval": {"features": "digits-classifier", "images": 128, "ranges": 2},
         },
         {**_SEARCH, "pool": 4, "population": 2, "generations": 2, "samples": 128,
          "most_samples": 128, "finalists": 1, "final_samples": 128},

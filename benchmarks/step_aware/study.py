@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ddsm_ext.diffusion import make_schedule
 from ddsm_ext.io.files import read_json
 from ddsm_ext.run import Run
@@ -163,16 +166,11 @@ class Study:
         self.results["timing"] = interleaved_ms(self._sampler(self.run), self.strategies, batch)
         self._note("timing", time.monotonic() - start)
 
-    def pictures(self, names: Sequence[tuple[str, str]], seeds: list[int]) -> dict[str, Any]:
-        """Return text -> images [N, H, W, C] of (weights, strategy)."""
-        rows = {}
-        for weights, name in names:
-            strategy = self.strategies[name]
-            run = self.run if weights == GENERAL else self.tuned(strategy)
-            images = self._sampler(run).pictures(strategy, seeds)  # [N, C, H, W]
-            text = name if weights == GENERAL else f"{name},\ntuned"
-            rows[text] = images.permute(0, 2, 3, 1).numpy()
-        return rows
+    def pictures(self, name: str, seeds: list[int], *, tuned: bool = False) -> NDArray[np.uint8]:
+        """Return images [N, H, W, C] of a strategy, by the general weights or by its own."""
+        strategy = self.strategies[name]
+        run = self.tuned(strategy) if tuned else self.run
+        return self._sampler(run).pictures(strategy, seeds).permute(0, 2, 3, 1).numpy()
 
     @cached_property
     def _scorers(self) -> dict[str, Scorer]:

@@ -101,7 +101,7 @@ def claims(content: Results, preset: Preset) -> str:
         found = [claim(results, target, each, tuned=tuned) for each in preset.features]
         if found[0] is None:
             continue
-        times = [_share(results, line.label) for line in (found[0].own, found[0].constant)]
+        times = [percent(cost_share(results, x.label)) for x in (found[0].own, found[0].constant)]
         row = [_weights(tuned), seed, target.name, times[0], found[0].constant.label, times[1]]
         for each in found:
             assert each is not None
@@ -131,10 +131,15 @@ def _table(body: list[list[str]], head: list[str]) -> str:
     return tabulate(body, head, tablefmt="pipe", disable_numparse=True)
 
 
-def _share(results: Results, name: str, unit: str = "ms") -> str:
+def cost_share(results: Results, name: str, unit: str = "ms") -> float:
     """What an image costs, as a share of the full width's."""
     rows = results["strategies"]
-    return f"{100 * rows[name][unit] / rows[FULL][unit]:.0f} %"
+    return rows[name][unit] / rows[FULL][unit]
+
+
+def percent(share: float) -> str:
+    """Return the text of a share."""
+    return f"{100 * share:.0f} %"
 
 
 def _weights(tuned: bool) -> str:
@@ -157,9 +162,9 @@ def every(content: Results, preset: Preset) -> str:
         taken = results.get("timing", {}).get("ms_per_image", {})
         by_features = [lines_of(results, features, tuned=tuned) for features in preset.features]
         for name in by_features[0]:
-            measured = f"{100 * taken[name] / taken[FULL]:.0f} %" if taken else ""
-            costs = [_share(results, name), measured, _share(results, name, "macs")]
-            row = [seed, _weights(tuned), name, *costs]
+            measured = percent(taken[name] / taken[FULL]) if taken else ""
+            time, macs = (percent(cost_share(results, name, unit)) for unit in ("ms", "macs"))
+            row = [seed, _weights(tuned), name, time, measured, macs]
             for lines in by_features:
                 held_out = lines[name].more.get("frechet_held_out")
                 spread = mean_interval(list(lines[name].scores.values()))
@@ -176,7 +181,7 @@ def chosen_widths(content: Results, preset: Preset) -> str:
             if row["kind"] not in ("width", "full"):
                 runs = [(width, len(list(steps))) for width, steps in groupby(row["steps"])]
                 shown = ", ".join(f"{count} at {width:g}" for width, count in runs)
-                body.append([seed, name, _share(results, name), shown])
+                body.append([seed, name, percent(cost_share(results, name)), shown])
     return _table(body, ["seed", "strategy", "time", "steps at each width, from noise to image"])
 
 

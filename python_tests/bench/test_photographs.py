@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from bench.scripts import ROOT  # makes step_aware importable
+from filelock import FileLock
 from PIL import Image
 from scipy import stats
 from step_aware.presets import PRESETS, Preset, Target
@@ -102,6 +103,13 @@ def test_other_settings_do_not_mix_with_figures_that_are_there(tmp_path: Path) -
     refused = call(str(tmp_path), "--preset", "trial")
     assert refused.returncode == 1
     assert "has figures of other images or settings" in refused.stderr
+
+
+def test_two_processes_do_not_write_one_file(tmp_path: Path) -> None:
+    with FileLock(tmp_path / "trial.lock"):
+        refused = call(str(tmp_path), "--preset", "trial")
+    assert refused.returncode == 1
+    assert "another process writes it" in refused.stderr
 
 
 def test_photographs_want_images(tmp_path: Path) -> None:
