@@ -109,13 +109,13 @@ class Study:
         front = Front.load(folder / "front.json")
         fronts[name] = {"points": _places(front.points), "constants": _places(front.constants)}
         found = {name: ("strategy", chosen)}
+        for width in (row["width"] for row in costs["rows"]):
+            constant = FULL if width == 1.0 else f"width {width:g}"
+            kind = "full" if width == 1.0 else "width"
+            found[constant] = (kind, Strategy.constant(width))
         if target == self.preset.targets[-1]:
             for label, file in COMPARISONS.items():
                 found[f"{name}, {label}"] = (label, Strategy.load(folder / file))
-            for width in (row["width"] for row in costs["rows"]):
-                constant = FULL if width == 1.0 else f"width {width:g}"
-                kind = "full" if width == 1.0 else "width"
-                found[constant] = (kind, Strategy.constant(width))
         rows |= {label: self._row(*each) for label, each in found.items()}
         self._note(f"search, {name}", time.monotonic() - start)
 
