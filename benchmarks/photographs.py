@@ -46,6 +46,7 @@ from ddsm_ext.settings import plain
 
 def stop_after(minutes: float) -> None:
     """Interrupt this process, as Ctrl-C does, when so many minutes are over."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's `&` may ignore
     timer = threading.Timer(60 * minutes, os.kill, (os.getpid(), signal.SIGINT))
     timer.daemon = True
     timer.start()
