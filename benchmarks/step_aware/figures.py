@@ -66,7 +66,6 @@ def front_figure(results: Mapping[str, Any], preset: Preset) -> Figure:
         _draw_front(first, results["fronts"], preset)
         for axes, name in zip(others, features, strict=True):
             _draw_scores(axes, results, preset, name)
-        first.set_ylabel("Fréchet distance")
         shown = {}
         for axes in (first, *others):
             axes.set_xlabel("time of an image, % of the full width's")
@@ -89,6 +88,7 @@ def _draw_front(axes: Axes, fronts: Mapping[str, Any], preset: Preset) -> None:
         quality, cost = zip(*each, strict=True)
         axes.plot([100 * c for c in cost], quality, marker=marker, ms=4, color=colour, label=label)
     axes.set_title(f"searches by {short(first)}, their own seeds")
+    axes.set_ylabel("Fréchet distance, extrapolated")  # to infinitely many images
 
 
 def _draw_scores(axes: Axes, results: Mapping[str, Any], preset: Preset, features: str) -> None:
@@ -107,3 +107,4 @@ def _draw_scores(axes: Axes, results: Mapping[str, Any], preset: Preset, feature
                 x, y = zip(*points, strict=True)
                 axes.plot(x, y, dashes, marker=marker, ms=4, color=colour, label=label + more)
     axes.set_title(f"scores by {short(features)}")
+    axes.set_ylabel("Fréchet distance")
