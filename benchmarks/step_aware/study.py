@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -56,6 +56,8 @@ class Study:
             self.search(target)
         self.score(GENERAL, self.run, self.strategies)
         for name, strategy in self.to_tune().items():
+            if self._scored(name, [name]):
+                continue  # without asking for the run, which reads weights
             tuned = self.tuned(strategy)
             self.train(tuned, name)
             self.score(name, tuned, {name: strategy})
@@ -138,10 +140,10 @@ class Study:
 
     def score(self, weights: str, run: Run, strategies: Mapping[str, Strategy]) -> None:
         """Score strategies with a run's weights, range by range, in all features."""
+        if self._scored(weights, strategies):
+            return
         settings = run.config.eval
         rows = self.results.setdefault("scores", {}).setdefault(weights, {})
-        if all(len(rows.get(name, ())) == settings.ranges for name in strategies):
-            return
         print(f"scores, {weights}", flush=True)
         sampler = self._sampler(run)
         for number in range(settings.ranges):
@@ -156,6 +158,11 @@ class Study:
                     features: scorer.distances(images) for features, scorer in self._scorers.items()
                 })  # fmt: skip
                 self._note(f"scores, {weights}", time.monotonic() - start)
+
+    def _scored(self, weights: str, names: Iterable[str]) -> bool:
+        """Whether all ranges of strategies are scored with some weights."""
+        rows = self.results.get("scores", {}).get(weights, {})
+        return all(len(rows.get(name, ())) == self.run.config.eval.ranges for name in names)
 
     def time(self) -> None:
         """Time all in turns: whether the costs that a search reckons with are those of images."""
